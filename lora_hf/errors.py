@@ -1,0 +1,19 @@
+"""The one error that means "what you asked for cannot be done as written".
+
+Commands end with status 2 and print the message after `error: `; every other exception is a fault
+of the program or the machine and ends with status 1. A message names the field as the user wrote it,
+the value, what would do, and the nearest match.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in what the user wrote or gave: a config, a file, a name, a value."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest of `known`, or nothing where none is near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
