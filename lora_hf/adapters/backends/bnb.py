@@ -1,0 +1,46 @@
+"""bitsandbytes' `Linear4bit`: NF4 or FP4 blocks, optionally double-quantized (QLoRA, arXiv:2305.14314).
+
+bitsandbytes is imported inside the functions: a model that holds such a layer has loaded it already, and
+one that does not never needs it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_hf.adapters.functional import low_rank_product
+
+
+class Linear4bit:
+    """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) uint8 stands for W (out, in)."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
+        return low_rank_product(x, lora_A, lora_B, scaling, dropout)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        packed = self.layer.weight
+        return dequantize_4bit(packed.data, packed.quant_state).to(dtype)
+
+    def requantize(self, weight: Tensor) -> nn.Parameter:
+        """Quantize anew, with the stored weight's own block size, type and double quantization."""
+        from bitsandbytes.nn import Params4bit
+
+        old = self.layer.weight
+        fresh: Any = Params4bit(
+            weight.to(old.quant_state.dtype).cpu(),
+            requires_grad=False,
+            blocksize=old.blocksize,
+            compress_statistics=old.compress_statistics,
+            quant_type=old.quant_type,
+            quant_storage=old.quant_storage,
+        )
+        quantized: nn.Parameter = fresh.to(old.device)  # moving is what quantizes
+        return quantized

@@ -1,0 +1,213 @@
+"""Adapters on disk: PEFT's format both ways, equal bytes, and strict loading."""
+
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from conftest import MODELS, make_t5, randomize
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
+from lora_hf.adapters.files import checkpoint_fingerprint
+from lora_hf.adapters.inject import lora_layers
+from lora_hf.errors import UserError
+
+CONFIG = LoraConfig(r=4, lora_alpha=10)
+
+
+def logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def saved(directory: Path, config: LoraConfig = CONFIG, make=make_t5) -> nn.Module:
+    torch.manual_seed(5)
+    model = inject_adapters(make(), config)
+    randomize(model)
+    save_adapter(model, directory)
+    return model
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("init", [True, "gaussian"])
+def test_peft_reads_ours_with_the_same_logits(
+    kind: str, init: bool | str, tmp_path: Path, batch: dict
+) -> None:
+    make, targets = MODELS[kind]
+    ours = saved(
+        tmp_path, LoraConfig(r=4, lora_alpha=10, target_modules=targets, init_lora_weights=init), make
+    )
+    theirs = peft.PeftModel.from_pretrained(make(), tmp_path).eval()
+    torch.testing.assert_close(logits(theirs, batch), logits(ours, batch), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("as_regex", [False, True])
+def test_we_read_peft_s_with_the_same_logits(kind: str, as_regex: bool, tmp_path: Path, batch: dict) -> None:
+    make, targets = MODELS[kind]
+    names = rf".*({'|'.join(targets)})" if as_regex else list(targets)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=10, lora_dropout=0.1, target_modules=names, task_type="SEQ_2_SEQ_LM"
+    )
+    theirs = peft.get_peft_model(make(), config).eval()
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = load_adapter(make(), tmp_path)
+    torch.testing.assert_close(logits(ours, batch), logits(theirs, batch), rtol=0, atol=1e-5)
+
+
+def test_a_saved_adapter_loads_with_the_same_logits_and_frozen(tmp_path: Path, batch: dict) -> None:
+    model = saved(tmp_path)
+    again = load_adapter(make_t5(), tmp_path)
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert not any(p.requires_grad for p in again.parameters())
+    trainable = load_adapter(make_t5(), tmp_path, trainable=True)
+    assert sum(p.requires_grad for p in trainable.parameters()) == 2 * len(lora_layers(trainable))
+
+
+def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = make_t5()
+    before = torch.get_rng_state()
+    load_adapter(model, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_equal_adapters_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        saved(tmp_path / name)
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors", "lora_hf.json"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_keys_and_shapes_are_peft_s(tmp_path: Path) -> None:
+    saved(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    key = "base_model.model.decoder.block.0.layer.1.EncDecAttention.q"
+    assert tensors[f"{key}.lora_A.weight"].shape == (4, 32)
+    assert tensors[f"{key}.lora_B.weight"].shape == (24, 4)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q", "v"] and config["task_type"] == "SEQ_2_SEQ_LM"
+    assert config["lora_alpha"] == 10 and config["inference_mode"] is True
+
+
+def test_an_adapter_of_another_name_goes_to_its_own_folder(tmp_path: Path, batch: dict) -> None:
+    model = inject_adapters(make_t5(), CONFIG, "german")
+    randomize(model)
+    assert save_adapter(model, tmp_path, "german") == tmp_path / "german"
+    again = load_adapter(make_t5(), tmp_path / "german", "anything")
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    with pytest.raises(UserError, match=r"no adapter 'default' to save; the model has \['german'\]"):
+        save_adapter(model, tmp_path)
+
+
+def damage(directory: Path, change) -> None:
+    file = directory / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    (directory / "lora_hf.json").unlink()  # as a file from PEFT: no hash to notice by
+
+
+def test_missing_unexpected_and_misshaped_tensors_are_one_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    prefix = "base_model.model.encoder.block.0.layer.0.SelfAttention"
+
+    def change(tensors: dict) -> None:
+        del tensors[f"{prefix}.q.lora_A.weight"]
+        tensors[f"{prefix}.k.lora_A.weight"] = torch.zeros(4, 32)
+        tensors[f"{prefix}.v.lora_B.weight"] = torch.zeros(23, 4)
+
+    damage(tmp_path, change)
+    model = make_t5()
+    with pytest.raises(UserError) as error:
+        load_adapter(model, tmp_path)
+    message = str(error.value)
+    assert f"1 missing: {prefix}.q.lora_A.weight" in message
+    assert f"1 unexpected: {prefix}.k.lora_A.weight" in message
+    assert "(23, 4) here and (24, 4) in the model" in message
+    assert not lora_layers(model)
+
+
+def test_a_flipped_bit_is_noticed_by_the_manifest_s_hash(tmp_path: Path) -> None:
+    saved(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match="not the file that was saved"):
+        load_adapter(make_t5(), tmp_path)
+
+
+def test_a_truncated_file_is_a_clear_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "lora_hf.json").unlink()
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_adapter(make_t5(), tmp_path)
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UserError, match="only a pickle"):
+        load_adapter(make_t5(), tmp_path)
+
+
+def test_a_folder_that_is_no_adapter_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no adapter folder"):
+        load_adapter(make_t5(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"rank_pattern": {"q": 2}},
+        {"modules_to_save": ["shared"]},
+        {"layer_replication": [[0, 1]]},
+        {"bias": "all"},
+        {"init_lora_weights": "pissa"},
+        {"a_new_field": 3},
+    ],
+)
+def test_peft_fields_we_do_not_implement_are_refused_by_name(tmp_path: Path, fields: dict) -> None:
+    saved(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(UserError, match=f"not implemented here: {next(iter(fields))}="):
+        load_adapter(make_t5(), tmp_path)
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    model = inject_adapters(make_t5(), CONFIG)
+    model.base_fingerprint, model.name_or_path = "aaaa", "first/base"
+    save_adapter(model, tmp_path)
+    other = make_t5()
+    other.base_fingerprint, other.name_or_path = "bbbb", "other/base"
+    with pytest.raises(UserError, match="trained on first/base .*aaaa.* this base is other/base .*bbbb"):
+        load_adapter(other, tmp_path)
+
+
+def test_a_fingerprint_goes_by_weights_and_not_by_shards(tmp_path: Path) -> None:
+    model = make_t5()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    whole, shards = (sorted((tmp_path / n).glob("*.safetensors")) for n in ("whole", "shards"))
+    assert len(whole) == 1 < len(shards)
+    assert checkpoint_fingerprint(whole) == checkpoint_fingerprint(shards)
+    with torch.no_grad():
+        model.encoder.block[0].layer[0].SelfAttention.q.weight[0, 0] += 1
+    model.save_pretrained(tmp_path / "changed")
+    assert checkpoint_fingerprint((tmp_path / "changed").glob("*.safetensors")) != checkpoint_fingerprint(
+        whole
+    )
+    shutil.rmtree(tmp_path)

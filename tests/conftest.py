@@ -1,0 +1,104 @@
+"""Models built from configs, small enough to train in a test, with the shapes and quirks of the real ones."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+TOKENS = 96
+
+
+def shared_data(name: str) -> Path:
+    """A folder of real data beside the repository; the test is skipped where it is absent."""
+    folder = SHARED_DATA / name
+    if not folder.exists():
+        pytest.skip(f"real data not at hand: ../shared/data/{name}")
+    return folder
+
+
+T5_SHAPE = {
+    "vocab_size": TOKENS,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 3,  # heads * d_kv = 24 != d_model, as in FLAN-T5-small: in_features != out_features
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
+
+
+def untie_head(model: torch.nn.Module) -> None:
+    """Give lm_head a matrix of its own, as FLAN-T5's checkpoints have: T5 built from a config ties it."""
+    torch.manual_seed(7)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.05)
+    model.config.tie_word_embeddings = False
+
+
+def make_t5() -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(**T5_SHAPE))
+    untie_head(model)
+    return model.eval()
+
+
+def make_mt5() -> MT5ForConditionalGeneration:
+    torch.manual_seed(0)
+    return MT5ForConditionalGeneration(MT5Config(**T5_SHAPE)).eval()
+
+
+def make_bart() -> BartForConditionalGeneration:
+    torch.manual_seed(0)
+    shape = {
+        f"{side}_{what}": n
+        for side in ("encoder", "decoder")
+        for what, n in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 48))
+    }
+    config = BartConfig(vocab_size=TOKENS, d_model=32, max_position_embeddings=64, dropout=0.0, **shape)
+    return BartForConditionalGeneration(config).eval()
+
+
+MODELS = {
+    "t5": (make_t5, ("q", "v")),
+    "mt5": (make_mt5, ("q", "v")),
+    "bart": (make_bart, ("q_proj", "v_proj")),
+}
+
+
+@pytest.fixture
+def t5() -> T5ForConditionalGeneration:
+    return make_t5()
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Three rows of 11 input tokens and 7 labels, with padding in both."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, TOKENS, (3, 11), generator=generator)
+    labels = torch.randint(3, TOKENS, (3, 7), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, 8:], labels[1, 5:] = 0, -100
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+
+
+def randomize(model: torch.nn.Module, seed: int = 1) -> None:
+    """Give the adapters weights that do something: B starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
