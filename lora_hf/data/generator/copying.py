@@ -1,0 +1,48 @@
+"""Pure copying tasks on random words: the first thing a model has to learn.
+
+With the mixture alone a small model settles for frequent answers and hardly starts to look at its input.
+"""
+
+import random
+
+from lora_hf.data.generator.facts import KINDS
+from lora_hf.data.generator.names import draw_person
+from lora_hf.data.generator.template import fill
+
+_KINDS = ["person", "person", "person", "place", "time", "price", "number", "goods", "day", "thing"]
+
+
+def _words(rng: random.Random) -> list[str]:
+    return [KINDS[rng.choice(_KINDS)]("train", rng) for _ in range(rng.randint(4, 12))]
+
+
+def repeat_words(rng: random.Random) -> tuple[str, str]:
+    """Repeat a list of words, all of it."""
+    text = " ".join(_words(rng))
+    return f"[Repeat|Copy] the words.\n\n{text}\n\nWords: ", text
+
+
+def word_after(rng: random.Random) -> tuple[str, str]:
+    """Say which word comes after or before a given one."""
+    words = list(dict.fromkeys(_words(rng)))
+    place = rng.randrange(len(words) - 1)
+    known, wanted, side = rng.choice(((place, place + 1, "after"), (place + 1, place, "before")))
+    return f"[What|Which word] comes {side} {words[known]}?\n\n{', '.join(words)}\n\nWord: ", words[wanted]
+
+
+def word_of(rng: random.Random) -> tuple[str, str]:
+    """Say what a person has said, among lines that look like a dialogue."""
+    names = list({draw_person("train", rng): None for _ in range(rng.randint(2, 6))})
+    said = {name: " ".join(_words(rng)[:4]) for name in names}
+    name = rng.choice(names)
+    text = "\n".join(f"{name}: {words}" for name, words in said.items())
+    if rng.random() < 0.5:
+        ask = f"[What does {name} say?|Repeat the line of {name}.]"
+        return f"{ask}\n\n{text}\n\nLine: ", f"{name}: {said[name]}"
+    return f'[Who says|Who said] "{said[name]}"\n\n{text}\n\nName: ', name
+
+
+def make_copying_example(rng: random.Random) -> tuple[str, str]:
+    """Return a prompt and its answer for one of the copying tasks."""
+    prompt, answer = rng.choice((repeat_words, word_after, word_of))(rng)
+    return fill(prompt, {}, rng), answer

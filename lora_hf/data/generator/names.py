@@ -1,0 +1,64 @@
+"""Names of people and places, invented from syllables and dealt out once to the three splits.
+
+A model that has learnt the training names by heart knows none of the test names: it has to copy them. The
+syllables are shared, so that every name is made of pieces that training has seen.
+"""
+
+import random
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+PERSON_HEADS = (
+    "Al Be Bri Ca Da De Do El Fa Fi Ga Ge Ha Il Jo Ju Ka Ke La Li Lo Ma Me Mi Na Ni No Ol Pa Pe Ra Ri "
+    "Ro Sa Se Si So Ta Te Ti To Va Ve Vi Wi Ya Ze"
+).split()
+PERSON_TAILS = (
+    "bel dan dra lan len lia lin mar mel min mon na nar neth nia nor ra ran ren ric rin ris ro ron sa "
+    "san sha sol tha ven vin vor wen win"
+).split()
+PLACE_HEADS = (
+    "Bar Bel Bran Cal Cor Dal Dor Dun Esk Fal Fen Gal Glen Hol Kel Kin Lang Mal Mor Nor Pel Pen Quin "
+    "Ros Sel Stan Tal Tor Ul Wes Wil Yar"
+).split()
+PLACE_TAILS = (
+    "bury combe dale den don ford gate ham ley low mere mont ness port ridge stead ster ton wick wood worth"
+).split()
+PLACE_KINDS = (
+    "Cafe", "Park", "Hall", "Library", "Market", "Museum", "Theater", "Station", "Hotel", "Gardens",
+    "Bakery", "School",
+)  # fmt: skip
+
+_SHARES: dict[Split, tuple[float, float]] = {
+    "train": (0.0, 0.7),
+    "validation": (0.7, 0.85),
+    "test": (0.85, 1.0),
+}
+
+
+def _deal(heads: list[str], tails: list[str]) -> dict[Split, tuple[str, ...]]:
+    """Shuffle all heads x tails with a fixed seed and cut the deck into the shares of the splits."""
+    deck = sorted({head + tail for head in heads for tail in tails})
+    random.Random(0).shuffle(deck)
+    return {
+        split: tuple(deck[round(start * len(deck)) : round(end * len(deck))])
+        for split, (start, end) in _SHARES.items()
+    }
+
+
+PEOPLE = _deal(PERSON_HEADS, PERSON_TAILS)
+"""First names of each split; no name is in two of them."""
+
+PLACE_STEMS = _deal(PLACE_HEADS, PLACE_TAILS)
+"""First words of place names ("Torwick" in "Torwick Park") of each split; no stem is in two of them."""
+
+
+def draw_person(split: Split, rng: random.Random) -> str:
+    """Draw a first name of the split."""
+    return rng.choice(PEOPLE[split])
+
+
+def draw_place(split: Split, rng: random.Random) -> str:
+    """Draw a place of the split: an invented stem and a kind of place, such as "Torwick Park"."""
+    return f"{rng.choice(PLACE_STEMS[split])} {rng.choice(PLACE_KINDS)}"

@@ -1,0 +1,58 @@
+"""Sentence templates: `{slot}` is a fact, `[one|another]` is a choice of wording.
+
+`[Do you want|Would you like] to come to {activity}?` stands for two sentences. Choices do not nest.
+"""
+
+import itertools
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from lora_hf.data.generator.names import Split
+
+_CHOICE = re.compile(r"\[([^]]*)\]")
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """The same thing said in different words; each split has words of its own."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def of(self, split: Split) -> tuple[str, ...]:
+        """Return the templates of one split."""
+        templates: tuple[str, ...] = getattr(self, split)
+        return templates
+
+
+@cache
+def _parts(template: str) -> tuple[tuple[str, ...], ...]:
+    """Cut a template into its successive alternatives; plain text is an alternative of one."""
+    pieces = _CHOICE.split(template)  # plain text and choices by turns
+    return tuple(tuple(piece.split("|")) if i % 2 else (piece,) for i, piece in enumerate(pieces))
+
+
+def fill(template: str, facts: Mapping[str, str], rng: random.Random) -> str:
+    """Draw one wording of the template and put the facts into its slots.
+
+    Raises:
+        KeyError: the template has a slot that `facts` lacks.
+    """
+    text = "".join(part[0] if len(part) == 1 else rng.choice(part) for part in _parts(template))
+    return text.format_map(facts)
+
+
+def slots_of(template: str) -> tuple[str, ...]:
+    """Return the names of the template's slots in order of appearance."""
+    return tuple(_SLOT.findall(template))
+
+
+def expand(template: str) -> Iterator[str]:
+    """Yield every wording of the template, the slots still open."""
+    for choice in itertools.product(*_parts(template)):
+        yield "".join(choice)

@@ -1,0 +1,154 @@
+"""The embedded sample: what is disjoint, what is deterministic, what a summary may say."""
+
+import inspect
+import itertools
+import random
+import re
+import time
+
+import pytest
+
+from lora_hf.data.generator import dialogues, generate
+from lora_hf.data.generator.names import PEOPLE, PLACE_STEMS, SPLITS
+from lora_hf.data.generator.scenario import slots_of_turns
+from lora_hf.data.generator.scenarios import SCENARIOS
+from lora_hf.data.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS
+from lora_hf.data.generator.tasks import MIXTURE, make_example
+from lora_hf.data.generator.template import expand, fill, slots_of
+
+PAIRS = list(itertools.combinations(SPLITS, 2))
+ENDINGS = [(scenario, ending) for scenario in SCENARIOS for ending in scenario.endings]
+TURNS = list(dict.fromkeys(turn for scenario, ending in ENDINGS for turn in scenario.turns(ending)))
+
+
+def wordings(split):
+    """Every sentence of a split, its slots still open."""
+    templates = [template for turn in TURNS for template in turn.wordings.of(split)]
+    for stock in (GREETINGS, CHATTER, FAREWELLS):
+        templates += [template for exchange in stock[split] for template in exchange]
+    return {wording for template in templates for wording in expand(template)}
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_no_name_of_a_person_or_place_is_in_two_splits(one, other):
+    assert not set(PEOPLE[one]) & set(PEOPLE[other])
+    assert not set(PLACE_STEMS[one]) & set(PLACE_STEMS[other])
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_no_sentence_template_is_in_two_splits(one, other):
+    assert not wordings(one) & wordings(other)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_names_in_the_rows_are_the_splits_own(split):
+    foreign = {name for other in SPLITS if other != split for name in (*PEOPLE[other], *PLACE_STEMS[other])}
+    for row in generate(split, 300):
+        assert not foreign & set(re.findall(r"\w+", row["dialogue"] + " " + row["summary"]))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_are_a_pure_function_of_the_arguments(split):
+    assert generate(split, 20, seed=3) == generate(split, 20, seed=3)
+    assert generate(split, 20, seed=3) != generate(split, 20, seed=4)
+
+
+def test_the_first_rows_of_many_are_the_rows_of_few():
+    assert generate("train", 50)[:7] == generate("train", 7)
+
+
+def test_dialogues_can_start_anywhere():
+    assert dialogues("train", 3, start=4) == dialogues("train", 7)[4:]
+
+
+def test_rows_have_four_fields_and_ids_of_their_own():
+    rows = generate("validation", 200)
+    assert {tuple(row) for row in rows} == {("id", "dialogue", "summary", "topic")}
+    assert len({row["id"] for row in rows}) == len({row["dialogue"] for row in rows}) == 200
+
+
+def test_every_scenario_and_ending_turns_up():
+    assert {row["topic"] for row in generate("test", 200)} == {scenario.topic for scenario in SCENARIOS}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_fact_of_the_summary_is_said_by_the_speakers(split):
+    for made in dialogues(split, 500):
+        ending = next(e for _, e in ENDINGS if made.summary == e.summary.format_map(_Lenient(made.facts)))
+        for slot in slots_of(ending.summary):
+            assert made.facts[slot] in made.text, (slot, made.text)
+
+
+class _Lenient(dict):
+    def __missing__(self, key):
+        return "?"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_small_talk_never_gets_into_the_summary(split):
+    for made in dialogues(split, 500):
+        said = " ".join(line.text for line in made.lines if line.is_small_talk)
+        passing = set(re.findall(r"\$\d+|\d+:\d+|[A-Z]\w+ (?:Cafe|Park|Hall|Museum)", said))
+        assert not {thing for thing in passing if re.search(re.escape(thing) + r"\b", made.summary)}
+        names = {word for word in re.findall(r"\w+", said) if word in PEOPLE[split]}
+        assert not (names - set(made.facts.values())) & set(re.findall(r"\w+", made.summary))
+
+
+def test_dialogues_alternate_with_small_talk_often_but_not_always():
+    chatty = [any(line.is_small_talk for line in made.lines) for made in dialogues("train", 300)]
+    assert 0.6 < sum(chatty) / len(chatty) < 0.99
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=lambda turn: turn.wordings.train[0])
+def test_all_wordings_of_a_turn_state_the_same_facts(turn):
+    every = [wording for split in SPLITS for t in turn.wordings.of(split) for wording in expand(t)]
+    assert len({frozenset(slots_of(wording)) for wording in every}) == 1
+
+
+@pytest.mark.parametrize(("scenario", "ending"), ENDINGS, ids=lambda value: getattr(value, "summary", None))
+def test_summaries_and_questions_use_only_facts_that_are_said(scenario, ending):
+    known = {"a", "b", *slots_of_turns(scenario.turns(ending))}
+    assert set(slots_of(ending.summary)) <= known
+    for asked in (*scenario.questions, *ending.questions):
+        assert set(slots_of(" ".join(asked.asks) + asked.answer)) <= known
+
+
+@pytest.mark.parametrize("task", MIXTURE, ids=lambda task: task.__name__)
+def test_no_task_of_the_mixture_gives_the_summary_away(task):
+    rng = random.Random(0)
+    for made in dialogues("train", 200, seed=1):
+        asked = task(made, rng)
+        assert asked.answer
+        assert made.summary not in asked.answer
+        assert "ummar" not in asked.instruction + asked.cue
+
+
+def test_examples_of_the_mixture_have_the_shape_of_the_summary_prompt():
+    prompt, _ = make_example(dialogues("train", 1)[0], random.Random(0))
+    assert prompt.count("\n\n") == 2
+    assert prompt.endswith(": ")
+
+
+def test_a_choice_is_one_of_its_wordings_and_slots_are_filled():
+    drawn = {fill("[Hi|Hello], {x}!", {"x": "Mara"}, random.Random(i)) for i in range(20)}
+    assert drawn == {"Hi, Mara!", "Hello, Mara!"}
+
+
+def test_unknown_split_is_refused_with_its_name():
+    with pytest.raises(ValueError, match="split='dev'.*train"):
+        generate("dev", 1)
+
+
+def test_negative_number_is_refused():
+    with pytest.raises(ValueError, match="n=-1"):
+        generate("train", -1)
+
+
+def test_a_thousand_rows_take_less_than_a_second():
+    started = time.perf_counter()
+    generate("train", 1000)
+    assert time.perf_counter() - started < 1
+
+
+def test_generate_has_the_promised_signature():
+    assert list(inspect.signature(generate).parameters) == ["split", "n", "seed"]
