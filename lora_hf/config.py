@@ -1,0 +1,236 @@
+"""What a run is made of: the fields of the YAML, their defaults and their bounds.
+
+Models are frozen, forbid unknown keys and are strict: `true` is not the integer 1, and "8" is not 8. Two
+things are forgiven, because YAML readers disagree on them: `5e-4` or "5e-4" where a number is meant, and
+yes/no/on/off where true/false is meant. `training` is a plain dict here: its fields are those of
+`Seq2SeqTrainingArguments` and are checked by `config_training`, so that this module imports no torch.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from lora_hf.data.prompt import prompt_template
+
+Method = Literal["base", "full", "lora"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def _read_number(value: Any) -> Any:
+    is_number = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+    return float(value) if is_number else value
+
+
+def _read_integer(value: Any) -> Any:
+    """`1e3` is a float to YAML and a count to whoever wrote it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _whole(value: float) -> float:
+    """32, not 32.0, as PEFT writes it in adapter_config.json."""
+    return int(value) if float(value).is_integer() else value
+
+
+def _read_flag(value: Any) -> Any:
+    return _FLAGS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _read_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+T = TypeVar("T")
+Number = Annotated[float, BeforeValidator(_read_number), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_read_integer)]
+Flag = Annotated[bool, BeforeValidator(_read_flag)]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[Integer, Field(ge=1)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
+Items = Annotated[tuple[T, ...], BeforeValidator(_read_list)]
+
+
+class Section(BaseModel):
+    """A part of the YAML."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The base model and how it is stored."""
+
+    model_name_or_path: Text = "embedded"
+    """`embedded` (the tiny T5 in the package), a name on the Hub, or a folder."""
+    revision: Text | None = None
+    """Commit, tag or branch on the Hub; a commit makes the run repeatable."""
+    dtype: Dtype = "auto"
+    """Of the frozen weights. `auto`: bfloat16 on CUDA 8.0 and later, float32 elsewhere."""
+    load_in_4bit: Flag = False
+    """Store the base in 4 bits (QLoRA, arXiv:2305.14314): a quarter of the memory, a slower step."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """nf4 is the better one for weights that look normally distributed, as trained ones do."""
+    bnb_4bit_use_double_quant: Flag = True
+    """Quantize the scales too: 0.37 bit per weight less (QLoRA, section 3)."""
+    bnb_4bit_compute_dtype: Dtype = "auto"
+    """What 4-bit weights are unpacked to for the product; `auto` as in `dtype`."""
+
+
+class LoraSection(Section):
+    """The adapters: the fields of `lora_hf.adapters.config.LoraConfig`, names and defaults as PEFT's."""
+
+    r: Count = 8
+    """Rank: each adapted layer learns r * (in + out) numbers."""
+    lora_alpha: Annotated[
+        Number, Field(gt=0), AfterValidator(_whole), PlainSerializer(_whole, return_type=int | float)
+    ] = 8
+    """The update is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Rate of dropout on what enters the adapter, while training."""
+    target_modules: Items[str] | str = ("q", "v")
+    """Layer names (whole or a `.suffix`), or one regular expression that the full name matches."""
+    init_lora_weights: Literal[True, "gaussian"] = True
+    """How A starts: true is Kaiming-uniform, as PEFT; B is zero, so the start is the base model."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _check_targets(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        are_names = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)
+        if not names or not are_names:
+            raise ValueError("is not a list of layer names, such as [q, v], nor one regular expression")
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"is not a regular expression: {error}") from None
+        return value
+
+
+class DataConfig(Section):
+    """The dialogues, their summaries and the prompt around them."""
+
+    dataset_name: Text = "embedded"
+    """`embedded` (the package's sample), a Hub name, or a file or folder of jsonl, json, csv or parquet."""
+    dataset_revision: Text | None = None
+    """Commit, tag or branch on the Hub."""
+    dataset_config: Text | None = None
+    """The dataset's configuration, where it has several."""
+    dialogue_column: Text = "dialogue"
+    """What is summarized."""
+    summary_column: Text = "summary"
+    """The reference; rows with one id are several references of one dialogue."""
+    id_column: Text = "id"
+    """What tells dialogues apart."""
+    prompt: str = "summarize_dialogue"
+    """A shipped prompt's name, or a template that holds `{dialogue}`."""
+    max_source_length: Count = 512
+    """Tokens of the prompt with its dialogue; what is longer is cut. FLAN-T5 was trained at 512."""
+    max_target_length: Count = 128
+    """Tokens of a training summary; what is longer is cut."""
+    max_train_samples: Count | None = None
+    """Dialogues, not rows; null takes all."""
+    max_eval_samples: Count | None = None
+    """Dialogues of the validation split; null takes all."""
+    max_test_samples: Count | None = None
+    """Dialogues of the test split; null takes all."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: str) -> str:
+        prompt_template(value)
+        return value
+
+
+class GenerationConfig(Section):
+    """How summaries are written, the same for every arm."""
+
+    num_beams: Count = 1
+    """1 is greedy; more is slower and usually a little better."""
+    max_new_tokens: Count | None = None
+    """Longest summary in tokens; null: long enough for the references."""
+    batch_size: Count = 32
+    """Dialogues at once while scoring."""
+    length_penalty: Number = 1.0
+    """With beams: above 1 favors longer summaries."""
+    no_repeat_ngram_size: Annotated[Integer, Field(ge=0)] = 0
+    """Forbid to repeat any n-gram of this size; 0 allows it."""
+
+
+class ArmOverride(Section):
+    """What one arm of a comparison does differently."""
+
+    training: dict[str, Any] = {}
+    """Laid over the common `training`, key by key."""
+
+    _empty = field_validator("training", mode="before")(lambda value: {} if value is None else value)
+
+
+class RunConfig(Section):
+    """One run, or (with `seeds` and `arms`) one comparison."""
+
+    method: Method = "lora"
+    """base (no training), full fine-tuning, or lora."""
+    model: ModelConfig = ModelConfig()
+    lora: LoraSection = LoraSection()
+    data: DataConfig = DataConfig()
+    training: dict[str, Any] = {}
+    """Goes whole to `transformers.Seq2SeqTrainingArguments`, under its own names."""
+    generation: GenerationConfig = GenerationConfig()
+    arms: dict[Method, ArmOverride] = {}
+    """By method: what that arm of a comparison does differently."""
+    output_dir: Text = "runs/run"
+    """The run directory; runs/<name of the config> where a file does not say."""
+    seed: Seed = 42
+    """Of the order of the data, of dropout and of the adapters' start."""
+    seeds: Annotated[Items[Seed], Field(min_length=1)] | None = None
+    """For a comparison: every arm once for each of them."""
+    overwrite: Flag = False
+    """Compute again what a run directory holds from other inputs."""
+
+    @field_validator("model", "lora", "data", "training", "generation", "arms", mode="before")
+    @classmethod
+    def _allow_empty_section(cls, value: Any) -> Any:
+        """`lora:` with every key below it commented out is null to YAML and a section to whoever wrote it."""
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.method == "full" and self.model.load_in_4bit:
+            remedy = "cannot be trained in full (method='full'): use method: lora, or load_in_4bit: false"
+            raise PydanticCustomError("together", remedy, {"path": ("model", "load_in_4bit")})
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            raise PydanticCustomError("together", "names a seed twice", {"path": ("seeds",)})
+        return self
+
+    def for_arm(self, method: Method, seed: int, output_dir: str) -> "RunConfig":
+        """One arm of the comparison as a run of its own: its training merged, no arms and no seeds left.
+
+        The full arm of a 4-bit comparison trains dense weights, since 4-bit ones cannot be.
+        """
+        arm = self.arms.get(method, ArmOverride())
+        dense = self.model.model_copy(update={"load_in_4bit": False})
+        return self.model_copy(
+            update={
+                "method": method,
+                "model": dense if method == "full" else self.model,
+                "training": {**self.training, **arm.training},
+                "arms": {},
+                "output_dir": output_dir,
+                "seed": seed,
+                "seeds": None,
+            }
+        )

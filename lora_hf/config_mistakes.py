@@ -1,0 +1,184 @@
+"""What is wrong with a config, in words: the key as written, its value, what would do, the nearest name.
+
+Pydantic finds the mistakes; here each of its error types gets a short phrase that follows `key=value`.
+"""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from lora_hf.config import METHODS, RunConfig, Section
+
+KeyPath = tuple[str | int, ...]
+TRAINING = "training"
+
+
+class Mistake(NamedTuple):
+    """One mistake: where in the config, and what to say of it."""
+
+    path: KeyPath
+    text: str
+
+
+PHRASES = {
+    "int_type": "is not an integer",
+    "float_type": "is not a number",
+    "finite_number": "is not a finite number",
+    "bool_type": "is not true or false",
+    "string_type": "is not text",
+    "string_too_short": "is empty",
+    "too_short": "is empty",
+    "tuple_type": "is not a list",
+    "dict_type": "is not a section of keys",
+    "model_type": "is not a section of keys",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "is not {expected}",
+    "value_error": "{error}",
+}
+# What people write for what it is called here; too far apart in letters for the nearest name to find.
+OTHER_NAMES = {
+    "lr": "training.learning_rate",
+    "epochs": "training.num_train_epochs",
+    "evaluation_strategy": "training.eval_strategy",
+    "group_by_length": "training.train_sampling_strategy",
+    "warmup_ratio": "training.warmup_steps",
+    "overwrite_output_dir": "overwrite",
+    "no_cuda": "training.use_cpu",
+    "rank": "lora.r",
+    "torch_dtype": "model.dtype",
+    "quantization": "model.load_in_4bit",
+    "batch_size": "training.per_device_train_batch_size",
+}
+
+
+def dotted(path: KeyPath) -> str:
+    """`lora.r`, `seeds[1]`: a key as the command line writes it."""
+    name = ""
+    for part in path:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    return name
+
+
+def shown(value: Any) -> str:
+    """A value as the YAML would have it, on one line and not too long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (dict, list, tuple)):
+        plain = list(value) if isinstance(value, tuple) else value
+        text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False).strip()
+    else:
+        text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def wrong_value(path: KeyPath, value: Any, phrase: str) -> Mistake:
+    """`lora.r='eight' is not an integer`."""
+    return Mistake(path, f"{dotted(path)}={shown(value)} {phrase}")
+
+
+def near_choice(value: Any, choices: Sequence[str]) -> str:
+    """`; did you mean 'lora'?`, or nothing where no choice is near."""
+    if not isinstance(value, str) or not value:
+        return ""
+    longer = [choice for choice in choices if choice.startswith(value)]  # adam: adamw_torch
+    near = longer or get_close_matches(value, choices, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_key(path: KeyPath, value: Any) -> Mistake:
+    """`unknown key 'lora.alpha' (value 16); did you mean 'lora.lora_alpha'?`."""
+    text = f"unknown key {dotted(path)!r} (value {shown(value)})"
+    if isinstance(path[-1], str) and "." in path[-1]:
+        section, _, leaf = path[-1].rpartition(".")
+        return Mistake(path, f"{text}; in a file, keys are nested: `{section}: {{{leaf}: {shown(value)}}}`")
+    near = " or ".join(map(repr, _right_names(path)))
+    return Mistake(path, f"{text}; did you mean {near}?" if near else text)
+
+
+def mistakes_of(error: ValidationError, data: Any) -> list[Mistake]:
+    """Pydantic's errors over this data, one mistake for each key that has any."""
+    return list({mistake.path: mistake for mistake in (_mistake(e, data) for e in error.errors())}.values())
+
+
+def _value_at(data: Any, path: KeyPath) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _mistake(error: ErrorDetails, data: Any) -> Mistake:
+    path: KeyPath = error["loc"]
+    value, context = error["input"], error.get("ctx", {})
+    if error["type"] == "extra_forbidden":
+        return unknown_key(path, value)
+    if path and path[-1] == "[key]":  # of `arms`, or a key that is no text
+        return unknown_key(path[:-1], _value_at(data, path[:-1]))
+    if error["type"] == "together":  # two fields that do not go together; the error names the one to change
+        return wrong_value(context["path"], _value_at(data, context["path"]), error["msg"])
+    phrase = PHRASES.get(error["type"], error["msg"]).format(**context)
+    if error["type"] == "string_type" and isinstance(value, (int, float)):
+        phrase += f"; put it in quotes: {str(shown(value))!r}"
+    if error["type"] == "literal_error":
+        phrase = phrase.replace("True", "true") + near_choice(
+            value, re.findall(r"'([^']*)'", context["expected"])
+        )
+    return wrong_value(path, value, phrase)
+
+
+def section_fields(model: type[Section] = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of the models with its annotation: `{'lora.r': int, ...}`."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        fields[prefix + name] = field.annotation
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            fields |= section_fields(field.annotation, f"{prefix}{name}.")
+    return fields
+
+
+def _right_names(path: KeyPath) -> list[str]:
+    """Dotted names the user may have meant: the same key elsewhere, its other name, or a near one."""
+    leaf, section = str(path[-1]), dotted(path[:-1])
+    if path[0] == "arms" and len(path) <= 3:
+        keys = METHODS if len(path) == 2 else [TRAINING]
+        return [f"{section}.{key}" for key in get_close_matches(leaf, keys, n=1, cutoff=0.5)]
+    if leaf in OTHER_NAMES:
+        return [OTHER_NAMES[leaf]]
+    ours = list(section_fields())
+    return _same_leaf(leaf, ours) or _near_names(leaf, section, [*ours, *_training_names()])
+
+
+def _training_names() -> list[str]:
+    from lora_hf.config_training import ELSEWHERE, training_fields  # not above: it takes seconds
+
+    return [f"{TRAINING}.{name}" for name in training_fields() if name not in ELSEWHERE]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _same_leaf(leaf: str, names: list[str]) -> list[str]:
+    return [name for name in names if _leaf(name) == leaf]
+
+
+def _near_names(leaf: str, section: str, names: list[str]) -> list[str]:
+    """The same key in `training`, else one near in this section, one that has the word in it, or one near."""
+    if exact := _same_leaf(leaf, names):
+        return exact
+    home = TRAINING if section.endswith(f".{TRAINING}") else section  # arms.full.training has training's keys
+    siblings = {_leaf(name): _leaf(name) for name in names if name.rpartition(".")[0] == home}
+    # `lora.alfa` is nearer to alpha than to lora_alpha
+    siblings |= {name.removeprefix(f"{home}_"): name for name in siblings}
+    if near := get_close_matches(leaf, siblings, n=1, cutoff=0.5):
+        return [f"{section}.{siblings[near[0]]}" if section else siblings[near[0]]]
+    holding = [name for name in names if len(leaf) > 3 and f"_{leaf}_" in f"_{_leaf(name)}_"]
+    leaves = {_leaf(name): name for name in names}
+    return holding[:2] or [leaves[near] for near in get_close_matches(leaf, leaves, n=1, cutoff=0.8)]

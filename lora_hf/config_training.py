@@ -1,0 +1,175 @@
+"""Checks `training:` against the fields of `Seq2SeqTrainingArguments`: names, types, bounds, all together.
+
+Names and types come from the dataclass itself, so a newer Transformers brings its own. What it accepts in
+silence and fails on later (a batch size of 0), or what has its place elsewhere (`output_dir`), is below.
+"""
+
+import dataclasses
+import re
+import typing
+import warnings
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from lora_hf.config import Flag, Integer, Number
+from lora_hf.config_mistakes import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
+
+# What has a field of its own here would otherwise be said twice, and only one of the two would be heard.
+ELSEWHERE = {
+    "output_dir": "belongs at the top level: output_dir",
+    "seed": "belongs at the top level: seed (or seeds)",
+    "generation_max_length": "belongs to generation: max_new_tokens",
+    "generation_num_beams": "belongs to generation: num_beams",
+    "generation_config": "belongs to the section generation",
+    "resume_from_checkpoint": "is not needed: the same command again goes on with an interrupted run",
+    "hub_token": "would be copied into the run directory: run `hf auth login`, or set HF_TOKEN",
+}
+FP16 = (
+    "overflows in T5 (its feed-forward output passes 65504, and the loss becomes NaN); "
+    "use bf16: true on a GPU that has it, or float32"
+)
+# Inclusive bounds of what Transformers does not check when it is given.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "per_device_train_batch_size": (1, float("inf")),
+    "per_device_eval_batch_size": (1, float("inf")),
+    "gradient_accumulation_steps": (1, float("inf")),
+    "save_total_limit": (1, float("inf")),
+    "num_train_epochs": (0, float("inf")),
+    "max_steps": (-1, float("inf")),
+    "learning_rate": (0, float("inf")),
+    "weight_decay": (0, float("inf")),
+    "max_grad_norm": (0, float("inf")),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, float("inf")),
+    "label_smoothing_factor": (0, 1),
+    "dataloader_num_workers": (0, float("inf")),
+    "logging_steps": (0, float("inf")),
+    "eval_steps": (0, float("inf")),
+    "save_steps": (0, float("inf")),
+    "warmup_steps": (0, float("inf")),
+}
+# They set environment variables, process groups or global flags when given, or depend on this machine.
+_NOT_TRIED = """deepspeed fsdp fsdp_config accelerator_config parallelism_config tf32 use_cpu
+torch_compile torch_compile_backend torch_compile_mode""".split()
+_NOUNS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+    NoneType: "null",
+}
+_TYPES: dict[Any, Any] = {int: Integer, float: Number, bool: Flag}
+
+
+@cache
+def training_fields() -> dict[str, Any]:
+    """The settable fields of `Seq2SeqTrainingArguments` with their annotations."""
+    from transformers import Seq2SeqTrainingArguments  # here: it takes seconds
+
+    hints = typing.get_type_hints(Seq2SeqTrainingArguments)
+    return {
+        field.name: hints[field.name] for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init
+    }
+
+
+def check_training(
+    training: Mapping[Any, Any], path: KeyPath = ("training",)
+) -> tuple[dict[str, Any], list[Mistake]]:
+    """The section with numbers as numbers, and every key and value in it that is wrong."""
+    values: dict[str, Any] = {}
+    mistakes: list[Mistake] = []
+    for key, value in training.items():
+        try:
+            values[key] = _check(key, value)
+        except KeyError:
+            mistakes.append(unknown_key((*path, key), value))
+        except ValueError as error:
+            mistakes.append(wrong_value((*path, key), value, str(error)))
+    return values, mistakes
+
+
+def _check(key: str, value: Any) -> Any:
+    """The value in its field's type; the error's text follows `key=value`."""
+    if key in ELSEWHERE:
+        raise ValueError(ELSEWHERE[key])
+    value = _convert(value, training_fields()[key], _choices(key))
+    if key in ("fp16", "fp16_full_eval") and value:
+        raise ValueError(FP16)
+    low, high = BOUNDS.get(key, (float("-inf"), float("inf")))
+    if isinstance(value, (int, float)) and not low <= value <= high:
+        raise ValueError(f"must be at least {low:g}" if value < low else f"must be at most {high:g}")
+    return value
+
+
+def _choices(key: str) -> list[str]:
+    from transformers import Seq2SeqTrainingArguments
+
+    members = typing.get_args(training_fields()[key])
+    enums = [m for m in members if isinstance(m, type) and issubclass(m, Enum)]
+    metadata = next(f.metadata for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.name == key)
+    return [str(member.value) for enum in enums for member in enum] or list(metadata.get("choices", ()))
+
+
+def _convert(value: Any, annotation: Any, choices: list[str]) -> Any:
+    if choices:
+        if value not in choices:
+            few = len(choices) <= 16
+            listed = ", ".join(choices) if few else f"{len(choices)} names, such as {choices[0]}"
+            raise ValueError(f"is not one of {listed}{near_choice(value, choices)}")
+        return value
+    members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    known = [member for member in members if _plain(member) in _NOUNS]
+    for member in known:
+        checked = TypeAdapter(_TYPES.get(member, member), config=ConfigDict(strict=True))
+        try:
+            converted = checked.validate_python(value)
+        except ValidationError:
+            continue
+        return value if converted == value else converted  # 25 steps stay 25, not 25.0
+    if not known:  # a class of Transformers or accelerate's own: its construction will tell
+        return value
+    raise ValueError(f"is not {' or '.join(dict.fromkeys(_NOUNS[_plain(member)] for member in known))}")
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, UnionType)
+
+
+def _plain(annotation: Any) -> Any:
+    """`list` of `list[str]`."""
+    return typing.get_origin(annotation) or annotation
+
+
+def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -> list[Mistake]:
+    """What Transformers itself says of the settings together; no device is touched and nothing is written."""
+    from transformers import Seq2SeqTrainingArguments
+
+    class Trial(Seq2SeqTrainingArguments):
+        device = None  # type: ignore[assignment]  # setting it up would start process groups
+
+    settings = {key: value for key, value in training.items() if key not in _NOT_TRIED}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself will warn
+            Trial(output_dir="unused", use_cpu=True, **settings)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        return [_refusal(str(error), training, path)]
+    return []
+
+
+def _refusal(message: str, training: Mapping[str, Any], path: KeyPath) -> Mistake:
+    """Transformers' words (on one line, options and enums as a YAML has them), at the first key they name."""
+    message = re.sub(r"\b\w+Strategy\.([A-Z]+)", lambda match: match[1].lower(), " ".join(message.split()))
+    message = re.sub(r"--(?=\w)", "", message)
+    named = [key for key in training if re.search(rf"\b{key}\b", message)]
+    if not named:
+        return Mistake(path, f"{dotted(path)}: {message}")
+    return Mistake((*path, named[0]), f"{dotted((*path, named[0]))}={shown(training[named[0]])}: {message}")

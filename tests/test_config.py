@@ -1,0 +1,125 @@
+"""The fields: what is taken, what is refused, and how one arm of a comparison is made."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.config import METHODS, LoraSection, RunConfig, Section
+from lora_hf.data.prompt import PROMPTS, fill_prompt, prompt_template
+
+
+def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:
+    return [sub for sub in model.__subclasses__() if sub.__module__ == "lora_hf.config"]
+
+
+def test_every_section_is_frozen_and_forbids_unknown_keys() -> None:
+    assert len(sections()) == 6
+    for model in sections():
+        assert model.model_config["frozen"] and model.model_config["extra"] == "forbid"
+
+
+def test_every_field_has_its_doc() -> None:
+    undocumented = [
+        f"{m.__name__}.{n}" for m in sections() for n, f in m.model_fields.items() if not f.description
+    ]
+    assert undocumented == ["RunConfig.model", "RunConfig.lora", "RunConfig.data", "RunConfig.generation"]
+
+
+def test_the_lora_section_maps_one_to_one_onto_the_adapters_config() -> None:
+    ours, theirs = LoraSection().model_dump(), dataclasses.asdict(LoraConfig())
+    assert ours == {name: theirs[name] for name in ours}
+    assert LoraConfig(**LoraSection(r=4, lora_alpha=12, target_modules=["q", "wo"]).model_dump()).r == 4
+
+
+def test_a_whole_lora_alpha_stays_an_integer_as_peft_writes_it() -> None:
+    assert repr(LoraSection(lora_alpha=32.0).model_dump(mode="json")["lora_alpha"]) == "32"
+    assert LoraSection(lora_alpha="1.5").lora_alpha == 1.5
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        ({"lora": {"r": 1e3}}, 1000),
+        ({"lora": {"lora_dropout": "5e-2"}}, 0.05),
+        ({"model": {"load_in_4bit": "yes"}}, True),
+        ({"model": {"revision": None}}, None),
+        ({"lora": {"target_modules": ["q", "k"]}}, ("q", "k")),
+        ({"lora": {"target_modules": r".*\.(q|v)"}}, r".*\.(q|v)"),
+        ({"lora": {"init_lora_weights": "gaussian"}}, "gaussian"),
+        ({"data": {"prompt": "{dialogue} :"}}, "{dialogue} :"),
+    ],
+)
+def test_what_people_write_is_taken_for_what_it_means(data: dict[str, Any], value: Any) -> None:
+    ((section, fields),) = data.items()
+    (name,) = fields
+    assert getattr(getattr(RunConfig.model_validate(data), section), name) == value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"lora": {"r": True}},
+        {"lora": {"r": "8"}},
+        {"lora": {"r": 8.5}},
+        {"lora": {"lora_alpha": float("nan")}},
+        {"lora": {"lora_dropout": 1}},
+        {"lora": {"target_modules": ["q", 5]}},
+        {"lora": {"init_lora_weights": False}},
+        {"model": {"model_name_or_path": ""}},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"seeds": []},
+        {"seeds": [1, 1]},
+        {"generation": {"num_beams": 0}},
+        {"method": "full", "model": {"load_in_4bit": True}},
+    ],
+)
+def test_what_would_fail_later_is_refused_now(data: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RunConfig.model_validate(data)
+
+
+def test_a_section_whose_keys_are_all_commented_out_has_its_defaults() -> None:
+    names = ["model", "lora", "data", "training", "generation", "arms"]
+    assert RunConfig.model_validate(dict.fromkeys(names)) == RunConfig()
+
+
+def test_one_arm_of_a_comparison_is_a_run_with_its_own_training() -> None:
+    config = RunConfig.model_validate(
+        {
+            "training": {"learning_rate": 1e-3, "max_steps": 5},
+            "arms": {"full": {"training": {"learning_rate": 1e-4}}},
+            "seeds": [1, 2],
+        }
+    )
+    arm = config.for_arm("full", 2, "runs/x/full")
+    assert arm.training == {"learning_rate": 1e-4, "max_steps": 5}
+    assert (arm.method, arm.seed, arm.seeds, arm.arms, arm.output_dir) == ("full", 2, None, {}, "runs/x/full")
+    assert config.for_arm("lora", 1, "runs/x/lora").training == config.training
+    assert RunConfig.model_validate(arm.model_dump(mode="json")) == arm
+
+
+def test_the_full_arm_of_a_4bit_comparison_trains_dense_weights() -> None:
+    config = RunConfig.model_validate({"model": {"load_in_4bit": True}})
+    stored_in_4bit = {method: config.for_arm(method, 1, "x").model.load_in_4bit for method in METHODS}
+    assert stored_in_4bit == {"base": True, "full": False, "lora": True}
+
+
+def test_a_prompt_takes_a_dialogue_with_braces() -> None:
+    dialogue = "A: print({x}) {dialogue}?"
+    assert fill_prompt(prompt_template("plain"), dialogue) == dialogue
+    assert fill_prompt(prompt_template("{a} {dialogue}"), "B: {0}") == "{a} B: {0}"
+    assert all(template.count("{dialogue}") == 1 for template in PROMPTS.values())
+
+
+def test_the_config_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, lora_hf.config; print({'torch', 'transformers', 'datasets', 'yaml'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
