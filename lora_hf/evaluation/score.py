@@ -71,8 +71,9 @@ def render_table(scores: Scores) -> str:
         lines.append(
             f"{name.replace('rouge', 'ROUGE-'):<11}" + "".join(f"{cell:<32}" for cell in cells).rstrip()
         )
-    rows = f" in {scores['n_rows']} rows" if scores["n_rows"] != scores["n"] else ""
-    lines.append(f"{scores['n']} dialogues{rows}; in brackets the 95 % interval, bootstrap over dialogues")
+    n, n_rows = scores["n"], scores["n_rows"]
+    counted = f"{n} dialogues in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one dialogue"
+    lines.append(f"{counted}; in brackets the 95 % interval, bootstrap over dialogues")
     return "\n".join(lines)
 
 
