@@ -123,13 +123,12 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
         return unknown_key(path[:-1], _value_at(data, path[:-1]))
     if error["type"] == "together":  # two fields that do not go together; the error names the one to change
         return wrong_value(context["path"], _value_at(data, context["path"]), error["msg"])
-    phrase = PHRASES.get(error["type"], error["msg"]).format(**context)
+    phrase = PHRASES[error["type"]].format(**context) if error["type"] in PHRASES else error["msg"]
     if error["type"] == "string_type" and isinstance(value, (int, float)):
         phrase += f"; put it in quotes: {str(shown(value))!r}"
     if error["type"] == "literal_error":
-        phrase = phrase.replace("True", "true") + near_choice(
-            value, re.findall(r"'([^']*)'", context["expected"])
-        )
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        phrase = phrase.replace("True", "true") + near_choice(value, choices)
     return wrong_value(path, value, phrase)
 
 
