@@ -25,7 +25,7 @@ from lora_hf.data.generator.tasks import make_example
 
 SEED_OFFSET = 1_000_000  # so that the mixture's dialogues are not those that fine-tuning sees
 PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"  # words, single digits, punctuation, single spaces
-RATE, FINAL_RATE = 1e-2, 5e-4
+RATE, FINAL_RATE = 2e-2, 5e-4
 
 Example = tuple[str, str]
 Batch = dict[str, Tensor]
@@ -92,8 +92,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditiona
         eos_token_id=1,
     )
     model = T5ForConditionalGeneration(config)
-    # transformers ties the head of a T5 built from a config whatever the config says
-    model.lm_head.weight = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
+    # transformers ties the head of a T5 built from a config whatever the config says; this one only starts as the
+    # embedding, scaled to logits of size 1, because a head that can name what it reads learns to copy sooner
+    model.lm_head.weight = nn.Parameter(model.shared.weight.detach() * config.d_model**-0.5)
     model.config.tie_word_embeddings = False
     return model
 
@@ -130,9 +131,9 @@ def collate(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> Batc
     return {**batch, "labels": labels.input_ids.masked_fill(labels.attention_mask == 0, -100)}
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Return the learning rate: constant for the first half, then falling in a straight line."""
-    left = min(1.0, 2 * (1 - step / steps))
+def rate_at(step: int, copy_steps: int, steps: int) -> float:
+    """Return the learning rate: constant while copying is learnt, then falling in a straight line."""
+    left = min(1.0, (steps - step) / (steps - copy_steps))
     return FINAL_RATE + (RATE - FINAL_RATE) * left
 
 
@@ -144,7 +145,7 @@ def train(model: T5ForConditionalGeneration, stream: Iterator[Batch], steps: int
     model.train()
     losses, started = [], time.perf_counter()
     for step, batch in zip(range(steps), stream, strict=False):
-        optimizer.param_groups[0]["lr"] = rate_at(step, steps)
+        optimizer.param_groups[0]["lr"] = rate_at(step, ARGS.copy_steps, steps)
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
@@ -163,9 +164,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("lora_hf/assets/tiny_t5"))
-    parser.add_argument("--steps", type=int, default=2000, help="in all, copying included")
-    parser.add_argument("--copy-steps", type=int, default=600, help="of them, pure copying")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=4000, help="in all, copying included")
+    parser.add_argument("--copy-steps", type=int, default=1200, help="of them, pure copying")
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--vocab-size", type=int, default=1600)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--decoder-layers", type=int, default=2)

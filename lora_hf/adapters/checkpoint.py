@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.files import file_sha256, write_json
 from lora_hf.adapters.inject import adapter_configs, inject_adapters, lora_layers
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, peft_config, read_peft_config
 from lora_hf.adapters.targets import find_targets
 from lora_hf.errors import UserError
+from lora_hf.files import file_sha256, write_json
 
 MANIFEST_NAME = "lora_hf.json"
 PREFIX = "base_model.model."
@@ -39,8 +39,19 @@ def adapter_state(model: nn.Module, adapter_name: str = "default") -> dict[str, 
     return state
 
 
-def save_adapter(model: nn.Module, directory: str | Path, adapter_name: str = "default") -> Path:
+def save_adapter(
+    model: nn.Module,
+    directory: str | Path,
+    adapter_name: str = "default",
+    extra: dict[str, Any] | None = None,
+) -> Path:
     """Write an adapter; one not named `default` goes to a subfolder of its name, as PEFT does.
+
+    Args:
+        model: a model that carries it.
+        directory: where to.
+        adapter_name: which one.
+        extra: what else its users need, such as the prompt it was trained with; kept in the manifest.
 
     Returns:
         The folder that holds the files.
@@ -66,7 +77,7 @@ def save_adapter(model: nn.Module, directory: str | Path, adapter_name: str = "d
         "base_model_revision": getattr(getattr(model, "config", None), "_commit_hash", None),
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
-    write_json(folder / MANIFEST_NAME, manifest)
+    write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
     return folder
 
 

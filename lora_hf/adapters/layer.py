@@ -84,9 +84,9 @@ class LoraLayer(nn.Module):
         if self.merged:
             pristine, device = self._pristine.pop(), self.weight.device
             if pristine.device != device:
-                moved = pristine.to(device)  # a 4-bit Parameter stays one, a plain one becomes a tensor
+                moved: Tensor = pristine.to(device)  # a 4-bit Parameter stays one, a plain one does not
                 is_parameter = isinstance(moved, nn.Parameter)
-                pristine = moved if is_parameter else nn.Parameter(moved, requires_grad=False)
+                pristine = moved if is_parameter else nn.Parameter(moved, requires_grad=False)  # type: ignore
             self.base_layer.weight = pristine
             self.merged = ()
 

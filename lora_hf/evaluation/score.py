@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lora_hf.data.rows import Row, read_rows
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.rouge import ROUGE_NAMES, group_scores, rouge_per_pair
-from lora_hf.evaluation.rows import Row, read_rows
 from lora_hf.evaluation.significance import bootstrap_interval
 
 Scores = dict[str, Any]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.files import checkpoint_fingerprint
 from lora_hf.adapters.inject import lora_layers
 from lora_hf.errors import UserError
+from lora_hf.files import checkpoint_fingerprint
 
 CONFIG = LoraConfig(r=4, lora_alpha=10)
 

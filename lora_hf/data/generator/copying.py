@@ -13,7 +13,7 @@ _KINDS = ["person", "person", "person", "place", "time", "price", "number", "goo
 
 
 def _words(rng: random.Random) -> list[str]:
-    return [KINDS[rng.choice(_KINDS)]("train", rng) for _ in range(rng.randint(4, 12))]
+    return [KINDS[rng.choice(_KINDS)]("train", rng) for _ in range(rng.randint(3, 7))]
 
 
 def repeat_words(rng: random.Random) -> tuple[str, str]:
@@ -32,8 +32,8 @@ def word_after(rng: random.Random) -> tuple[str, str]:
 
 def word_of(rng: random.Random) -> tuple[str, str]:
     """Say what a person has said, among lines that look like a dialogue."""
-    names = list({draw_person("train", rng): None for _ in range(rng.randint(2, 6))})
-    said = {name: " ".join(_words(rng)[:4]) for name in names}
+    names = list({draw_person("train", rng): None for _ in range(rng.randint(2, 4))})
+    said = {name: " ".join(_words(rng)[:2]) for name in names}
     name = rng.choice(names)
     text = "\n".join(f"{name}: {words}" for name, words in said.items())
     if rng.random() < 0.5:

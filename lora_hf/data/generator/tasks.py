@@ -139,4 +139,5 @@ MIXTURE: dict[Callable[[Dialogue, random.Random], Task], float] = {
 def make_example(made: Dialogue, rng: random.Random) -> tuple[str, str]:
     """Return a prompt and its answer for a task drawn from the mixture."""
     task = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0](made, rng)
-    return f"{task.instruction}\n\n{task.text or made.text}\n\n{task.cue}", task.answer
+    lead = fill("[|||Read the following conversation. |About the following conversation: ]", {}, rng)
+    return f"{lead}{task.instruction}\n\n{task.text or made.text}\n\n{task.cue}", task.answer

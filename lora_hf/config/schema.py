@@ -3,7 +3,7 @@
 Models are frozen, forbid unknown keys and are strict: `true` is not the integer 1, and "8" is not 8. Two
 things are forgiven, because YAML readers disagree on them: `5e-4` or "5e-4" where a number is meant, and
 yes/no/on/off where true/false is meant. `training` is a plain dict here: its fields are those of
-`Seq2SeqTrainingArguments` and are checked by `config_training`, so that this module imports no torch.
+`Seq2SeqTrainingArguments` and are checked by `config.training`, so that this module imports no torch.
 """
 
 import re
@@ -132,9 +132,9 @@ class DataConfig(Section):
     dialogue_column: Text = "dialogue"
     """What is summarized."""
     summary_column: Text = "summary"
-    """The reference; rows with one id are several references of one dialogue."""
+    """The reference; rows with the same dialogue are several references of it."""
     id_column: Text = "id"
-    """What tells dialogues apart."""
+    """Copied to predictions.jsonl; the row's number where there is no such column."""
     prompt: str = "summarize_dialogue"
     """A shipped prompt's name, or a template that holds `{dialogue}`."""
     max_source_length: Count = 512
@@ -196,6 +196,8 @@ class RunConfig(Section):
     """The run directory; runs/<name of the config> where a file does not say."""
     seed: Seed = 42
     """Of the order of the data, of dropout and of the adapters' start."""
+    early_stopping_patience: Count | None = None
+    """Stop after so many evaluations without a better one; needs training.load_best_model_at_end."""
     seeds: Annotated[Items[Seed], Field(min_length=1)] | None = None
     """For a comparison: every arm once for each of them."""
     overwrite: Flag = False
@@ -212,6 +214,9 @@ class RunConfig(Section):
         if self.method == "full" and self.model.load_in_4bit:
             remedy = "cannot be trained in full (method='full'): use method: lora, or load_in_4bit: false"
             raise PydanticCustomError("together", remedy, {"path": ("model", "load_in_4bit")})
+        if self.early_stopping_patience and not self.training.get("load_best_model_at_end"):
+            remedy = "needs training.load_best_model_at_end: true, and an eval_strategy"
+            raise PydanticCustomError("together", remedy, {"path": ("early_stopping_patience",)})
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("together", "names a seed twice", {"path": ("seeds",)})
         return self

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from lora_hf.config import METHODS, RunConfig, Section
+from lora_hf.config.schema import METHODS, RunConfig, Section
 
 KeyPath = tuple[str | int, ...]
 TRAINING = "training"
@@ -155,7 +155,7 @@ def _right_names(path: KeyPath) -> list[str]:
 
 
 def _training_names() -> list[str]:
-    from lora_hf.config_training import ELSEWHERE, training_fields  # not above: it takes seconds
+    from lora_hf.config.training import ELSEWHERE, training_fields  # not above: it takes seconds
 
     return [f"{TRAINING}.{name}" for name in training_fields() if name not in ELSEWHERE]
 

@@ -1,4 +1,4 @@
-"""Read a file of saved predictions into rows, whatever wrote it.
+"""Read a file of dialogues or of saved predictions into rows, whatever wrote it.
 
 The readers are the standard library's and, for parquet, pyarrow's. pandas and datasets read the same
 formats, but guess types ("NA" becomes missing, "007" a number), fill short csv rows in silence and cannot

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lora_hf.config_mistakes import KeyPath, Mistake, dotted, shown
+from lora_hf.config.mistakes import KeyPath, Mistake, dotted, shown
 from lora_hf.errors import UserError
 
 MAX_BYTES = 1_000_000  # a thousand times the longest config; what is longer is some other file

@@ -10,10 +10,10 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from lora_hf.config import RunConfig
-from lora_hf.config_mistakes import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown
-from lora_hf.config_training import check_together, check_training
-from lora_hf.config_yaml import Document, read_document, read_value, write_value
+from lora_hf.config.document import Document, read_document, read_value, write_value
+from lora_hf.config.mistakes import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown
+from lora_hf.config.schema import RunConfig
+from lora_hf.config.training import check_together, check_training
 from lora_hf.errors import UserError
 
 NOT_INPUTS = ("output_dir", "overwrite")  # where and how a run is kept, not what it computes

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_hf.config import RunConfig
-from lora_hf.config_file import changed_fields, load_config, resolved_yaml, write_config
+from lora_hf.config.file import changed_fields, load_config, resolved_yaml, write_config
 from lora_hf.errors import UserError
 
 

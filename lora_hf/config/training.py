@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lora_hf.config import Flag, Integer, Number
-from lora_hf.config_mistakes import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
+from lora_hf.config.mistakes import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
+from lora_hf.config.schema import Flag, Integer, Number
 
 # What has a field of its own here would otherwise be said twice, and only one of the two would be heard.
 ELSEWHERE = {

@@ -1,0 +1,205 @@
+"""The commands. Only this module prints; what a verb needs is imported when it runs, so that --help is quick.
+
+Exit status: 0 done; 2 the user's mistake, with one message on standard error that begins `error: `; 130
+interrupted; 1 anything else.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from lora_hf.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fine-tune encoder-decoder models with LoRA, and compare base, full and LoRA in ROUGE.\n\n"
+    "--debug, anywhere, shows where an error came from.",
+)
+Config = Annotated[Path, typer.Option("--config", help="The YAML of a run, such as configs/quickstart.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", show_default=False)]
+Adapter = Annotated[str, typer.Option("--adapter", help="A folder, or USER/NAME on the Hub.")]
+Base = Annotated[str | None, typer.Option("--base", help="The base model, if not the one the adapter names.")]
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Run one arm: load, adapt, train, score.
+
+    [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
+    """
+    from lora_hf.config.file import load_config
+    from lora_hf.runs.arm import run_arm
+
+    run = load_config(config, overrides or [])
+    print_scores(run_arm(run.for_arm(run.method, run.seed, run.output_dir)))
+    print(f"results: {Path(run.output_dir) / 'results.json'}")
+
+
+@app.command()
+def compare(config: Config, overrides: Overrides = None) -> None:
+    """Run base, full fine-tuning and LoRA on the same data, then compare them.
+
+    [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
+    """
+    from rich.console import Console
+
+    from lora_hf.config.file import load_config
+    from lora_hf.reporting.table import comparison_terminal
+    from lora_hf.runs import compare as comparing
+
+    comparison = comparing.compare(config, overrides or [])
+    Console().print(comparison_terminal(comparison))
+    root = Path(load_config(config, overrides or []).output_dir)
+    print(f"report: {root / comparing.TABLE}, {root / comparing.PICTURE}, {root / comparing.COMPARISON}")
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A folder, or USER/NAME on the Hub; none: base.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for predictions.jsonl and results.json.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Score a saved adapter, or the base model, on the test split.
+
+    [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora/adapter[/dim]
+    """
+    from lora_hf.config.file import load_config
+    from lora_hf.evaluation.scoring import write_predictions
+    from lora_hf.files import write_json
+    from lora_hf.layout import PREDICTIONS, RESULTS
+    from lora_hf.runs import saved
+
+    if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {str(output)!r} exists and is not empty; choose another")
+    scores, rows = saved.evaluate(load_config(config, overrides or []), adapter)
+    if output:
+        write_predictions(output / PREDICTIONS, rows)
+        write_json(output / RESULTS, scores)
+    print(json.dumps(scores)) if as_json else print_scores(scores)
+
+
+@app.command()
+def predict(
+    file: Annotated[Path, typer.Argument(help="Dialogues: jsonl, json, csv, parquet, or one in a .txt.")],
+    adapter: Adapter,
+    output: Annotated[Path | None, typer.Option(help="A jsonl file; standard output if not given.")] = None,
+    base: Base = None,
+    dialogue_column: Annotated[str, typer.Option(help="The column that holds the dialogues.")] = "dialogue",
+) -> None:
+    """Summarize the dialogues of a file; no references are needed.
+
+    [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
+    """
+    from lora_hf.files import write_text
+    from lora_hf.runs import saved
+
+    lines = saved.as_lines(saved.predict(file, adapter, base, dialogue_column))
+    write_text(output, lines) if output else print(lines, end="")
+
+
+@app.command()
+def merge(
+    adapter: Adapter,
+    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    base: Base = None,
+    overwrite: Annotated[bool, typer.Option(help="Write into a folder that holds files.")] = False,
+) -> None:
+    """Fold an adapter into its base and write a plain Transformers folder.
+
+    [dim]lora-hf merge --adapter runs/quickstart/lora/adapter --output merged[/dim]
+    """
+    from lora_hf.runs import saved
+
+    difference = saved.merge(adapter, output, base, overwrite)
+    print(f"{output}: merged; its logits differ from the unmerged model's by at most {difference:.2g}")
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="Saved predictions: csv, jsonl, json or parquet.")],
+    prediction: Annotated[str, typer.Option(help="The column of predictions.")],
+    reference: Annotated[str, typer.Option(help="The column of references.")],
+    group: Annotated[str | None, typer.Option(help="Rows alike in this column are one dialogue.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="So many rows in turn are one dialogue.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """ROUGE of saved predictions, with 95 % intervals over dialogues.
+
+    [dim]lora-hf score saved.csv --prediction summary --reference human --group-size 3[/dim]
+    """
+    from lora_hf.evaluation.score import render_json, render_table, score_file
+
+    scores = score_file(file, prediction, reference, group, group_size)
+    print(render_json(scores) if as_json else render_table(scores))
+
+
+def print_scores(record: dict[str, Any]) -> None:
+    """ROUGE of one model, a line a measure."""
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
+        low, high = record[f"{name}_interval"]
+        print(f"{name:10} {record[name]:.4f}  [{low:.4f}, {high:.4f}]")
+    print(f"{record['n_examples']:,} dialogues, {record['mean_words']:.1f} words each")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and leave the process with its exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    words = [word for word in given if word != "--debug"]
+    sys.exit(run(words, debug=len(words) < len(given)))
+
+
+def run(words: list[str], debug: bool) -> int:
+    """The exit status of a command line.
+
+    Raises:
+        Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
+    """
+    _set_up_logging()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(words, standalone_mode=False)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "status"):  # an arm's process has said what there is to say
+            return 130 if error.status in (130, -signal.SIGINT, -signal.SIGTERM) else int(error.status)
+        if not isinstance(error, UserError) and not hasattr(error, "format_message"):
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _set_up_logging() -> None:
+    """Our lines on standard error; of the libraries', warnings, without bars for what takes a moment."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lora_hf").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _message(error: Any) -> str:
+    return str(error) if isinstance(error, UserError) else error.format_message()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

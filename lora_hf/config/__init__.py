@@ -1,0 +1,25 @@
+"""What a run is made of: the fields of the YAML, how it is read, and what is said of every mistake in it."""
+
+from lora_hf.config.schema import (
+    METHODS,
+    ArmOverride,
+    DataConfig,
+    Dtype,
+    GenerationConfig,
+    LoraSection,
+    Method,
+    ModelConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "METHODS",
+    "ArmOverride",
+    "DataConfig",
+    "Dtype",
+    "GenerationConfig",
+    "LoraSection",
+    "Method",
+    "ModelConfig",
+    "RunConfig",
+]

@@ -1,0 +1,53 @@
+"""All that one arm reads, from one config: the same for every arm of a comparison."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from lora_hf.config import RunConfig
+from lora_hf.data.examples import Example, data_fingerprint
+from lora_hf.data.load import load_split
+from lora_hf.data.tokenize import TokenizedDialogues, encode_sources, generation_length
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ArmData:
+    """Token ids to train and validate on, dialogues and their token ids to test on."""
+
+    train: TokenizedDialogues
+    validation: TokenizedDialogues
+    test: list[Example]
+    test_sources: list[list[int]]
+    max_new_tokens: int
+    fingerprint: str
+
+
+def load_data(config: RunConfig, tokenizer: Any) -> ArmData:
+    """Load, check and tokenize all splits, and say in the log what is cut.
+
+    Every arm reads all of them, the base too: the length of the summaries is chosen from the references of
+    training and validation, and must be the same for all.
+
+    Raises:
+        UserError: as `load_split`.
+    """
+    train, validation, test = (load_split(config.data, split) for split in ("train", "validation", "test"))
+    train_rows = TokenizedDialogues(train, tokenizer, config.data, "train")
+    validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
+    sources, cut = encode_sources([example.dialogue for example in test], tokenizer, config.data)
+    for line in (train_rows.truncation, validation_rows.truncation):
+        logger.info("%s", line)
+    logger.info(
+        "test: %s of %s dialogues are cut at %s tokens",
+        f"{cut:,}",
+        f"{len(test):,}",
+        config.data.max_source_length,
+    )
+    lengths = train_rows.target_lengths + validation_rows.target_lengths
+    max_new_tokens = config.generation.max_new_tokens or generation_length(
+        lengths, config.data.max_target_length
+    )
+    fingerprint = data_fingerprint([*train, *validation, *test])
+    return ArmData(train_rows, validation_rows, test, sources, max_new_tokens, fingerprint)

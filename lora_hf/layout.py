@@ -1,0 +1,16 @@
+"""The files of a run directory, by name; others read them, so the names are fixed."""
+
+CONFIG = "config.yaml"
+"""The resolved config: `--config` of it repeats the run."""
+INPUTS = "inputs.json"
+"""Hashes of what the config names: data and base model."""
+ADAPTER = "adapter"
+MODEL = "model"
+CHECKPOINTS = "checkpoints"
+TRAINED = "training.json"
+"""Written once the training stage is whole: seconds, steps, losses, the Trainer's log."""
+PREDICTIONS = "predictions.jsonl"
+RESULTS = "results.json"
+"""Written last: a run with this file is finished."""
+
+OWN = (CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS)

@@ -1,0 +1,165 @@
+"""The base model and its tokenizer: from the package, a folder or the Hub; dense or in 4 bits.
+
+Weights are read from safetensors only, and no remote code runs. `float16` is for scoring: T5's `wo`
+overflows in it (66,246 > 65,504 was met), the loss becomes NaN, and so training in it is refused.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from lora_hf.config import ModelConfig
+from lora_hf.errors import UserError
+from lora_hf.files import checkpoint_fingerprint
+
+EMBEDDED = "embedded"
+ASSETS = Path(__file__).parent / "assets" / "tiny_t5"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA 8.0 and later and float32 elsewhere; never float16 unasked."""
+    if name != "auto":
+        return DTYPES[name]
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def locate(name_or_path: str) -> str:
+    """What `from_pretrained` is given: the package's own model, a folder that exists, or a Hub name.
+
+    Raises:
+        UserError: it is written as a path, and no such folder is there.
+    """
+    if name_or_path == EMBEDDED:
+        return str(ASSETS)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
+        raise UserError(f"model.model_name_or_path={name_or_path!r}: no such folder")
+    return name_or_path
+
+
+@contextmanager
+def _as_user_error(name: str) -> Iterator[None]:
+    """transformers' errors about a name or a folder, as one message with the field and the remedy."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"model.model_name_or_path={name!r} cannot be loaded: {first} "
+            "(give a folder that holds config.json, tokenizer files and safetensors, or a name on the Hub "
+            f"that can be reached; {EMBEDDED!r} needs neither)"
+        ) from error
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: no such folder or Hub name, or one without a tokenizer.
+    """
+    with _as_user_error(config.model_name_or_path):
+        return AutoTokenizer.from_pretrained(locate(config.model_name_or_path), revision=_revision(config))
+
+
+def load_model(config: ModelConfig, device: torch.device, train_all: bool = False) -> Any:
+    """The base model on `device`, its head guarded, its checkpoint's fingerprint in `base_fingerprint`.
+
+    Args:
+        config: which model, and how its weights are stored.
+        device: where it goes.
+        train_all: every weight will train, so the weights are kept in float32 whatever `dtype` says.
+
+    Raises:
+        UserError: the model cannot be found or read, or `train_all` with 4-bit weights.
+    """
+    if train_all and config.load_in_4bit:
+        raise UserError("model.load_in_4bit=true: 4-bit weights cannot all be trained; use method lora")
+    name = locate(config.model_name_or_path)
+    dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": _revision(config)}
+    if config.load_in_4bit:
+        kwargs |= {"quantization_config": _four_bit(config, device), "device_map": {"": device}}
+    with _as_user_error(config.model_name_or_path), _quiet_loading():
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
+    if not config.load_in_4bit:
+        model.to(device)
+    guard_head(model)
+    model.base_fingerprint = _fingerprint(name, model)
+    model.name_or_path = config.model_name_or_path
+    return model.eval()
+
+
+def guard_head(model: Any) -> None:
+    """Keep an untied head untied, in memory and on disk.
+
+    FLAN-T5's checkpoints hold an `lm_head` of their own, but T5's config always says that it is tied, and any
+    later `tie_weights()`, which resizing, dispatching and wrapping may call, would replace it by `shared`.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        model.config.tie_word_embeddings = False
+
+
+def _revision(config: ModelConfig) -> str:
+    return config.revision or "main"
+
+
+def _four_bit(config: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=resolve_dtype(config.bnb_4bit_compute_dtype, device),
+    )
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No bar, and no warning about an untied head: it is how FLAN-T5 is, and `guard_head` sees to it."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # a line a shard for what takes a moment
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "tied weights mapping" not in record.getMessage()
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _fingerprint(name: str, model: Any) -> str | None:
+    """Of the files the weights came from; None where they are not at hand (a format of another kind)."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        commit = getattr(model.config, "_commit_hash", None)
+        folder = Path(
+            snapshot_download(name, revision=commit, allow_patterns=["*.safetensors"], local_files_only=True)
+        )
+    files = sorted(folder.glob("model*.safetensors"))
+    return checkpoint_fingerprint(files) if files else None

@@ -1,0 +1,113 @@
+"""The comparison as a table: one list of lines, for the terminal and for Markdown."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+ARMS = {"base": "base", "full": "full", "lora": "LoRA"}
+ROUGE_LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+Record = dict[str, Any]
+
+
+def comparison_lines(comparison: Record) -> list[list[str]]:
+    """A header, then one line a measure: its name, base, full, LoRA."""
+    arms = comparison["arms"]
+
+    def line(name: str, cell: Callable[[str, Record], str]) -> list[str]:
+        return [name, *(cell(method, arms[method]) for method in ARMS)]
+
+    references = f"words (people: {arms['base']['reference_words']:.1f})"
+    return [
+        ["", *ARMS.values()],
+        *_rouge_lines(comparison),
+        line("gain in ROUGE-1", lambda method, _: _gain(comparison["gains"], method)),
+        line(references, lambda _, arm: f"{arm['mean_words']:.1f}"),
+        line("weights trained", lambda _, arm: _weights(arm)),
+        line("on disk", lambda _, arm: _bytes(arm["bytes_on_disk"])),
+        line("learning rate", lambda _, arm: f"{arm['learning_rate']:g}" if "learning_rate" in arm else "–"),
+        line("training", lambda _, arm: _seconds(arm["train_seconds"])),
+        line("scoring", lambda _, arm: _seconds(arm["eval_seconds"])),
+        line("peak memory", lambda _, arm: f"{arm['peak_memory_mib']:,.0f} MiB"),
+    ]
+
+
+def _rouge_lines(comparison: Record) -> list[list[str]]:
+    arms, lines = comparison["arms"], []
+    for name, label in ROUGE_LABELS.items():
+        intervals = [comparison["intervals"][m][name] for m in ARMS]
+        lines.append([label, *(f"{arms[m][name]:.4f}" for m in ARMS)])
+        lines.append(["95 % interval", *(f"{low:.4f}–{high:.4f}" for low, high in intervals)])
+        if f"{name}_best" in arms["base"]:
+            lines.append(["best reference", *(f"{arms[m][f'{name}_best']:.4f}" for m in ARMS)])
+        if "spread" in arms["lora"]:
+            spreads = [arms[m].get("spread", {}).get(name) for m in ARMS]
+            lines.append(["deviation over seeds", *("–" if s is None else f"{s:.4f}" for s in spreads)])
+    return lines
+
+
+def comparison_notes(comparison: Record) -> list[str]:
+    """What stands below the table: trivial summaries, the paired test, how it was measured."""
+    trivial = ", ".join(f"{name} {scores['rouge1']:.4f}" for name, scores in comparison["trivial"].items())
+    test, arm = comparison["paired_test"], comparison["arms"]["lora"]
+    low, high = test["interval"]
+    seeds = f", means of {len(arm['seeds'])} seeds" if "seeds" in arm else ""
+    return [
+        f"ROUGE-1 of summaries that cost nothing: {trivial}.",
+        f"LoRA − full in ROUGE-1: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+        f"p = {test['p_value']:.2g}, paired by dialogue.",
+        f"{test['n']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues.",
+        f"{arm['base_model']} in {arm['dtype']} on {arm['device']}.",
+    ]
+
+
+def comparison_markdown(comparison: Record) -> str:
+    """The table, the notes and the samples as Markdown."""
+    header, *lines = comparison_lines(comparison)
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1), *lines]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    notes = "\n".join(f"- {note}" for note in comparison_notes(comparison))
+    samples = "\n\n".join(_sample(sample) for sample in comparison["samples"])
+    return f"# Base, full fine-tuning and LoRA\n\n{table}\n\n{notes}\n\n## Samples\n\n{samples}\n"
+
+
+def comparison_terminal(comparison: Record) -> Table:
+    """The table for a terminal, its notes as the caption."""
+    header, *lines = comparison_lines(comparison)
+    caption = "\n".join(comparison_notes(comparison))
+    table = Table(caption=caption, caption_justify="left", caption_style="", header_style="bold")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _sample(sample: Record) -> str:
+    quoted = sample["dialogue"].replace("\n", "\n> ")
+    written = "\n".join(f"- {label}: {sample[arm]}" for arm, label in ARMS.items())
+    return f"### {sample['id']}\n\n> {quoted}\n\n- reference: {sample['reference']}\n{written}"
+
+
+def _gain(gains: Record, method: str) -> str:
+    if method == "base":
+        return "–"
+    share = gains["lora_share_of_full"]
+    of_full = f" ({share:.0%} of full's)" if method == "lora" and share is not None else ""
+    return f"{gains[method]:+.4f}{of_full}"
+
+
+def _weights(arm: Record) -> str:
+    return f"{arm['trainable_parameters']:,} ({arm['trainable_parameters'] / arm['total_parameters']:.2%})"
+
+
+def _bytes(count: int) -> str:
+    for size, unit in UNITS:
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B" if count else "–"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds else "–"

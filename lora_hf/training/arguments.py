@@ -1,0 +1,57 @@
+"""`training:` of the YAML as `Seq2SeqTrainingArguments`, with the defaults this task needs."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments
+
+from lora_hf.config import RunConfig
+from lora_hf.errors import UserError
+
+FIELDS = {field.name for field in fields(Seq2SeqTrainingArguments)}
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs") if name in FIELDS
+)  # renamed in transformers 5.23, where the old name warns
+
+
+def training_arguments(
+    config: RunConfig, checkpoints: str, max_new_tokens: int, compute_dtype: torch.dtype
+) -> Seq2SeqTrainingArguments:
+    """The YAML's fields over these defaults: generation while evaluating, batches of like length.
+
+    Args:
+        config: one arm's config.
+        checkpoints: folder of the Trainer's checkpoints.
+        max_new_tokens: length of the summaries written at each evaluation.
+        compute_dtype: of the base model; bfloat16 turns on autocast, so that the loss is still float32.
+
+    Raises:
+        UserError: float16, in which T5 overflows, or a setting this machine does not support.
+    """
+    if compute_dtype == torch.float16:
+        raise UserError(
+            "model.dtype='float16' cannot train T5: its activations overflow and the loss becomes NaN; "
+            "use bfloat16, or float32"
+        )
+    defaults: dict[str, Any] = {
+        "predict_with_generate": True,
+        "report_to": "none",
+        "train_sampling_strategy": "group_by_length",
+        "per_device_eval_batch_size": config.generation.batch_size,
+        CHECKPOINTING: {"use_reentrant": False},  # a frozen base's input has no gradient
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "bf16": compute_dtype == torch.bfloat16,
+        "save_strategy": "epoch",
+        "logging_steps": 50,
+    }
+    try:
+        return Seq2SeqTrainingArguments(
+            output_dir=checkpoints,
+            seed=config.seed,
+            generation_max_length=max_new_tokens + 1,  # an encoder-decoder counts the start token
+            generation_num_beams=1,
+            **(defaults | config.training),
+        )
+    except ValueError as error:  # what this machine cannot do, such as bf16 without a device that has it
+        raise UserError(f"training: {error}") from error

@@ -1,0 +1,105 @@
+"""`LoraTrainer`: a Seq2SeqTrainer that knows adapters, counts tokens right and resumes exactly.
+
+Somebody with a Seq2SeqTrainer script changes two lines: `inject_adapters(model, LoraConfig(...))`, and the
+class's name. A model without adapters is trained whole, by the same code.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Seq2SeqTrainer
+
+from lora_hf.adapters.checkpoint import put_adapter_state, read_weights, save_adapter
+from lora_hf.adapters.inject import adapter_configs
+from lora_hf.data.sampler import EpochSampler
+
+
+class LoraTrainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer for a model with adapters.
+
+    - Checkpoints hold the adapters only, in PEFT's format; resuming and loading the best model read them.
+    - The loss is the mean over the label tokens of the whole step: of all accumulated batches and all
+      processes. The Trainer's own multiplies T5's by their number, because T5 takes `num_items_in_batch`
+      and does not use it (10.14 became 20.04 at an accumulation of 2).
+    - The batch order is a pure function of (data, seed, epoch), length grouping included.
+
+    Arguments are those of `transformers.Seq2SeqTrainer`.
+    """
+
+    loss_is_scaled_for_ga = True
+    model: Any
+
+    def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
+        # The Trainer refuses a quantized model that does not say that it carries adapters. The flag also
+        # sends `save_pretrained` to PEFT, so it is up only while the Trainer looks.
+        has_flag = bool(adapter_configs(model)) and getattr(model, "is_quantized", False)
+        if has_flag:
+            model._hf_peft_config_loaded = True
+        super().__init__(model, *args, **kwargs)
+        if has_flag:
+            model._hf_peft_config_loaded = False
+        self.model_accepts_loss_kwargs = True  # it is this class that takes num_items_in_batch
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The batch's share of the mean loss over the `num_items_in_batch` label tokens of the whole step."""
+        outputs = model(**inputs)
+        loss = self.label_smoother(outputs, inputs["labels"]) if self.label_smoother else outputs["loss"]
+        if num_items_in_batch is not None:
+            tokens = (inputs["labels"] != -100).sum()
+            share = tokens / num_items_in_batch * self.accelerator.num_processes  # DDP averages over them
+            loss = loss * share
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        strategy = str(getattr(self.args, "train_sampling_strategy", "random"))
+        if strategy not in ("random", "group_by_length") or not hasattr(dataset, "__len__"):
+            return super()._get_train_sampler(dataset)
+        grouped = strategy == "group_by_length"
+        lengths = [len(row["input_ids"]) for row in dataset] if grouped else None
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(len(dataset), seed, self.args.train_batch_size * self.args.world_size, lengths)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        names = adapter_configs(self.model)
+        if not names:
+            return super()._save(output_dir, state_dict)
+        for name in names:
+            save_adapter(self.model, output_dir or str(self.args.output_dir), name)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if adapter_configs(self.model):
+            self._load_adapters(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if adapter_configs(self.model) and best:
+            self._load_adapters(Path(best))
+        else:
+            super()._load_best_model()
+
+    def _load_adapters(self, checkpoint: Path) -> None:
+        for name in adapter_configs(self.model):
+            folder = checkpoint if name == "default" else checkpoint / name
+            put_adapter_state(self.model, read_weights(folder), name)
+
+
+def is_resumable(checkpoint: Path) -> bool:
+    """Whether a checkpoint folder is whole: the Trainer writes `trainer_state.json` near the end."""
+    return (checkpoint / "trainer_state.json").is_file() and (checkpoint / "rng_state.pth").is_file()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole `checkpoint-N` in a folder, or None."""
+    found = [c for c in folder.glob("checkpoint-*") if c.name[11:].isdigit() and is_resumable(c)]
+    return max(found, key=lambda c: int(c.name[11:]), default=None)

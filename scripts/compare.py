@@ -1,0 +1,7 @@
+"""`python scripts/compare.py --config configs/quickstart.yaml`: the same as `lora-hf compare`."""
+
+import sys
+
+from lora_hf.cli import main
+
+main(["compare", *sys.argv[1:]])

@@ -1,0 +1,7 @@
+"""`python scripts/evaluate.py --config configs/quickstart.yaml`: the same as `lora-hf evaluate`."""
+
+import sys
+
+from lora_hf.cli import main
+
+main(["evaluate", *sys.argv[1:]])
