@@ -1,0 +1,106 @@
+"""One arm, end to end: load, adapt, train, score, record. `method` is the only switch between the arms.
+
+Each stage leaves its result in the run directory, so that the same command goes on where it was: after the
+last checkpoint, or, once trained, at the scoring.
+"""
+
+import importlib.metadata
+import logging
+import platform
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from lora_hf import __version__
+from lora_hf.adapters import count_parameters
+from lora_hf.files import write_json
+from lora_hf.config import RunConfig
+from lora_hf.data.arm import ArmData, load_data
+from lora_hf.evaluation.scoring import score_model, write_predictions
+from lora_hf.training.fit import adapt, fit, load_trained
+from lora_hf.modeling import load_model, load_tokenizer, pick_device
+from lora_hf.layout import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
+from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "evaluate", "rouge_score")
+logger = logging.getLogger(__name__)
+
+
+def run_arm(config: RunConfig) -> dict[str, Any]:
+    """Run one arm and return its record, which is also in `results.json`.
+
+    Raises:
+        UserError: a mistake in the config, the data, the model or the output directory.
+        Interrupted: told to stop; a checkpoint is saved.
+    """
+    run = RunDirectory(config)
+    run.claim()
+    device = pick_device()
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config, tokenizer)
+    model = load_model(config.model, device, train_all=config.method == "full")
+    run.claim_inputs({"data": data.fingerprint, "model": model.base_fingerprint})
+    if (record := run.results()) is not None:
+        logger.info("%s: finished before with the same inputs; left as it is", run.path)
+        return record
+    set_seed(config.seed)
+    if config.method != "base" and (run / TRAINED).is_file():
+        model = load_trained(config, run.path, model, device)
+    elif config.method != "base":
+        adapt(config, model)
+        write_json(run / TRAINED, fit(config, run.path, model, tokenizer, data))
+    scores, rows = score_model(
+        config.generation, model, tokenizer, data.test, data.test_sources, data.max_new_tokens
+    )
+    write_predictions(run / PREDICTIONS, rows)
+    record = _record(config, run, model, data) | scores
+    record["peak_memory_mib"] = round(peak_memory_mib(device), 1)
+    write_json(run / RESULTS, record)
+    return record
+
+
+def _record(config: RunConfig, run: RunDirectory, model: Any, data: ArmData) -> dict[str, Any]:
+    """What is known of an arm beside its scores."""
+    trained = read_record(run / TRAINED) or {
+        "train_seconds": 0.0,
+        "trainable_parameters": 0,
+        "total_parameters": count_parameters(model)[1],
+    }
+    return trained | {
+        "method": config.method,
+        "seed": config.seed,
+        "bytes_on_disk": folder_bytes(run / ADAPTER) + folder_bytes(run / MODEL),
+        "max_new_tokens": data.max_new_tokens,
+        "truncation": [str(rows.truncation) for rows in (data.train, data.validation)],
+        "base_model": config.model.model_name_or_path,
+        "base_fingerprint": model.base_fingerprint,
+        "data_fingerprint": data.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": device_name(model.device),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of Python and of every package that a score can depend on."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"lora_hf": __version__, "python": platform.python_version()} | installed
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's architecture and number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: the CUDA allocator's on a GPU, else resident memory, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

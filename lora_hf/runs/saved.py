@@ -1,0 +1,134 @@
+"""Use a saved adapter: score it, write summaries with it, merge it into a plain model."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_hf.adapters import load_adapter, merge_and_unload
+from lora_hf.adapters.checkpoint import read_manifest
+from lora_hf.adapters.peft_format import read_peft_config
+from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
+from lora_hf.data.arm import load_data
+from lora_hf.data.load import load_split, read_file
+from lora_hf.data.tokenize import encode_sources
+from lora_hf.errors import UserError
+from lora_hf.evaluation.scoring import score_model, summarize
+from lora_hf.modeling import load_model, load_tokenizer, pick_device
+
+NEW_TOKENS = 128
+"""Length of a summary where neither the config nor the adapter's manifest says one."""
+logger = logging.getLogger(__name__)
+
+
+def find_adapter(name: str) -> Path:
+    """A folder, or the local copy of an adapter on the Hub.
+
+    Raises:
+        UserError: neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise UserError(f"--adapter {name!r}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the Hub's client raises a dozen kinds; all mean that there is no adapter
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--adapter {name!r} is no folder and cannot be had from the Hub: {first}") from error
+
+
+def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score an adapter, or the base model where none is given, on the config's test split.
+
+    Returns:
+        The scores and the rows of predictions.jsonl.
+
+    Raises:
+        UserError: a mistake in the config, the data or the adapter.
+    """
+    folder = find_adapter(adapter) if adapter else None
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, pick_device())
+    if folder:
+        load_adapter(model, folder)
+    max_new_tokens = config.generation.max_new_tokens or (folder and read_manifest(folder).get("max_new_tokens"))
+    if not max_new_tokens:
+        max_new_tokens = load_data(config, tokenizer).max_new_tokens
+    test = load_split(config.data, "test")
+    sources, _ = encode_sources([example.dialogue for example in test], tokenizer, config.data)
+    scores, rows = score_model(config.generation, model, tokenizer, test, sources, max_new_tokens)
+    return {"adapter": adapter, "seed": config.seed, "max_new_tokens": max_new_tokens} | scores, rows
+
+
+def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    """The model an adapter was trained on with the adapter on it, the tokenizer, and the manifest."""
+    folder = find_adapter(adapter)
+    _, raw = read_peft_config(folder)
+    manifest = read_manifest(folder)
+    name = base or raw.get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{folder} does not name its base model; give it with --base")
+    revision = None if base else manifest.get("base_model_revision")
+    config = ModelConfig(model_name_or_path=name, revision=revision)
+    model = load_adapter(load_model(config, pick_device()), folder)
+    return model, load_tokenizer(config), manifest
+
+
+def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) -> list[dict[str, str]]:
+    """Summaries of a file's dialogues, with the prompt and the lengths the adapter was trained with.
+
+    Args:
+        file: jsonl, json, csv or parquet, or a .txt that holds one dialogue.
+        adapter: a folder, or a name on the Hub.
+        base: the base model, or None for the one the adapter names.
+        dialogue_column: where the dialogues are.
+
+    Returns:
+        Rows of `id`, `dialogue`, `prediction`, in the file's order.
+    """
+    model, tokenizer, manifest = load_with_base(adapter, base)
+    known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
+    if not known:
+        logger.info("%s does not say its prompt: 'summarize_dialogue' is used", adapter)
+    config = DataConfig(dialogue_column=dialogue_column, **known)
+    examples = read_file(file, config)
+    sources, _ = encode_sources([example.dialogue for example in examples], tokenizer, config)
+    length = manifest.get("max_new_tokens", NEW_TOKENS)
+    written = summarize(GenerationConfig(), model, tokenizer, sources, length)
+    return [
+        {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}
+        for example, prediction in zip(examples, written, strict=True)
+    ]
+
+
+def merge(adapter: str, output: Path, base: str | None, overwrite: bool) -> float:
+    """Write the base with the adapter folded in, as a plain Transformers folder with its tokenizer.
+
+    Returns:
+        The largest difference between the merged and the unmerged model's logits on a sample sentence.
+
+    Raises:
+        UserError: the output folder holds files and `overwrite` is not set.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
+        raise UserError(f"--output {str(output)!r} exists and is not empty; choose another, or add --overwrite")
+    model, tokenizer, manifest = load_with_base(adapter, base)
+    ids = tokenizer("A: Shall we meet at noon?\nB: Yes.", return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        unmerged = model(**ids, labels=ids["input_ids"]).logits
+        merge_and_unload(model)
+        difference = (model(**ids, labels=ids["input_ids"]).logits - unmerged).abs().max().item()
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return float(difference)
+
+
+def as_lines(rows: list[dict[str, str]]) -> str:
+    """One JSON object a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
