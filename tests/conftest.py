@@ -45,7 +45,7 @@ T5_SHAPE = {
 def untie_head(model: torch.nn.Module) -> None:
     """Give lm_head a matrix of its own, as FLAN-T5's checkpoints have: T5 built from a config ties it."""
     torch.manual_seed(7)
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.05)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.3)
     model.config.tie_word_embeddings = False
 
 
