@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.files import checkpoint_fingerprint
@@ -102,6 +103,7 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
         model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
     if not config.load_in_4bit:
         model.to(device)
+    keep_differentiable(model)
     guard_head(model)
     model.base_fingerprint = _fingerprint(name, model)
     model.name_or_path = config.model_name_or_path

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.methods import METHODS
@@ -54,6 +55,7 @@ def inject_adapters(model: Model, config: LoraConfig, adapter_name: str = "defau
         raise RuntimeError("adapters are merged into the model; call unmerge_adapters first")
     targets = find_targets(model, config)
     model.requires_grad_(False)
+    keep_differentiable(model)
     for name, module in targets.items():
         layer = module if isinstance(module, LoraLayer) else LoraLayer(module)
         layer.adapters[adapter_name] = METHODS["lora"](config, layer.base, layer.weight.device)

@@ -12,6 +12,28 @@ from torch import Tensor, nn
 from lora_hf.adapters.functional import low_rank_product
 
 
+def keep_differentiable(model: nn.Module) -> None:
+    """Stop 4-bit layers from repacking themselves for inference, and undo it where it has happened.
+
+    On processors with AVX512-BF16, bitsandbytes 0.50 rewrites a layer's weight at its first forward in
+    evaluation mode, for good, to a layout whose product has no gradient: after one evaluation, training
+    goes on with no gradient below that layer and no error. The layout also rounds the scales to bfloat16,
+    so that undoing it is not exact: call this before the first forward. It refuses sizes that 32 (out) or
+    the block size (in) does not divide.
+    """
+    for layer in model.modules():
+        if not hasattr(layer, "support_avx512bf16_for_cpu"):
+            continue
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        weight: Any = layer.weight
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+            weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(
+                weight.data, weight.quant_state
+            )
+
+
 class Linear4bit:
     """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) uint8 stands for W (out, in)."""
 
