@@ -64,6 +64,19 @@ def compare(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def reproduce(overrides: Overrides = None) -> None:
+    """Run the published comparison again: FLAN-T5-base on DialogSum, from the Hub.
+
+    [dim]lora-hf reproduce training.per_device_train_batch_size=32[/dim]
+    """
+    from rich.console import Console
+
+    from lora_hf.runs.reproduce import reproduce as run_published
+
+    Console().print(run_published(overrides or []))
+
+
+@app.command()
 def evaluate(
     config: Config,
     overrides: Overrides = None,
@@ -191,8 +204,10 @@ def run(words: list[str], debug: bool) -> int:
 
 def _set_up_logging() -> None:
     """Our lines on standard error; of the libraries', warnings, without bars for what takes a moment."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lora_hf").setLevel(logging.INFO)
+    ours = logging.getLogger("lora_hf")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    ours.handlers = [logging.StreamHandler(sys.stderr)]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 

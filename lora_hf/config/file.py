@@ -16,6 +16,7 @@ from lora_hf.config.schema import RunConfig
 from lora_hf.config.training import check_together, check_training
 from lora_hf.errors import UserError
 
+SHIPPED = Path(__file__).parents[1] / "configs"
 NOT_INPUTS = ("output_dir", "overwrite")  # where and how a run is kept, not what it computes
 COMMAND_LINE = 10**9  # a line past every file's: the command line is told last
 
@@ -23,10 +24,13 @@ COMMAND_LINE = 10**9  # a line past every file's: the command line is told last
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a YAML file and the overrides after it describe.
 
+    A config that comes with the package is found by its name (`quickstart`, `configs/quickstart.yaml`) from
+    any folder.
+
     Raises:
         UserError: with every mistake in it, one a line: `FILE:LINE: lora.r='eight' is not an integer`.
     """
-    path = Path(path)
+    path = _find(Path(path))
     document = read_document(path)
     for override in overrides:
         _override(document, override)
@@ -40,6 +44,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if mistakes:
         raise UserError("\n".join(_told(path, document, mistakes)))
     return config
+
+
+def _find(path: Path) -> Path:
+    """The file as given, or the shipped one of that name."""
+    shipped = (SHIPPED / path.name).with_suffix(".yaml")
+    is_name = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
+    return shipped if is_name and not path.exists() and shipped.is_file() else path
 
 
 def resolved_yaml(config: RunConfig) -> str:

@@ -1,0 +1,46 @@
+# make quickstart and make test each work alone, in a fresh clone, on a machine with Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a process: two test processes on two cores would otherwise wait for each other's threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: quickstart test test-full lint format types reproduce clean
+
+quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
+	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
+
+test: lint types                   ## what a change must pass
+	$(PYTEST) -m "not slow and not gpu"
+
+test-full: .venv/.installed-test   ## what takes minutes: the quickstart's figures, the notebook, the wheel
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed-test
+	$(BIN)/mypy
+
+format: .venv/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on DialogSum, from the Hub
+	$(BIN)/python scripts/reproduce.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-test: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ .venv/.installed
