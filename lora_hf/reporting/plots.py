@@ -41,9 +41,10 @@ def _draw_arm(axes: Axes, comparison: dict[str, Any], method: str, shift: float)
     share = arm["trainable_parameters"] / arm["total_parameters"]
     label = ARMS[method] + (f" ({share:.1%} of the weights)" if method == "lora" else "")
     places = [number + shift for number in range(len(SHOWN))]
-    bars = axes.bar(places, values, WIDTH * 0.94, color=COLORS[method], label=label)
+    axes.bar(places, values, WIDTH * 0.94, color=COLORS[method], label=label)
     axes.errorbar(places, values, [below, above], fmt="none", ecolor="#333333", capsize=3, linewidth=1)
-    axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=8, fontsize=9)
+    for place, value, rise in zip(places, values, above, strict=True):
+        axes.annotate(f"{value:.3f}", (place, value + rise), (0, 4), textcoords="offset points", ha="center")
 
 
 def _draw_trivial(axes: Axes, trivial: dict[str, dict[str, float]]) -> None:

@@ -30,9 +30,9 @@ def check_hub(model: str, dataset: str) -> None:
         except Exception as error:  # the client raises a dozen kinds; all mean that it cannot be had
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"the published comparison needs the {kind} {name} from the Hugging Face Hub, and there is no "
-                f"getting it here: {first} Without a network, `make quickstart` compares the same arms on "
-                "the embedded model."
+                f"the published comparison needs the {kind} {name} from the Hugging Face Hub, and cannot get "
+                f"it here: {first} Without a network, `make quickstart` compares the same arms on the "
+                "embedded model."
             ) from error
 
 
