@@ -14,14 +14,14 @@ from transformers import set_seed
 
 from lora_hf import __version__
 from lora_hf.adapters import count_parameters
-from lora_hf.files import write_json
 from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData, load_data
 from lora_hf.evaluation.scoring import score_model, write_predictions
-from lora_hf.training.fit import adapt, fit, load_trained
-from lora_hf.modeling import load_model, load_tokenizer, pick_device
+from lora_hf.files import write_json
 from lora_hf.layout import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
+from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
+from lora_hf.training.fit import adapt, fit, load_trained
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "evaluate", "rouge_score")
 logger = logging.getLogger(__name__)

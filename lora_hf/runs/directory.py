@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lora_hf.files import write_json, write_text
 from lora_hf.config import RunConfig
 from lora_hf.config.document import read_document
 from lora_hf.config.file import changed_fields, resolved_yaml
 from lora_hf.errors import UserError
+from lora_hf.files import write_json, write_text
 from lora_hf.layout import CONFIG, INPUTS, OWN, PREDICTIONS, RESULTS
 
 SILENT = (

@@ -57,7 +57,8 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
     model = load_model(config.model, pick_device())
     if folder:
         load_adapter(model, folder)
-    max_new_tokens = config.generation.max_new_tokens or (folder and read_manifest(folder).get("max_new_tokens"))
+    trained_with = read_manifest(folder).get("max_new_tokens") if folder else None
+    max_new_tokens = config.generation.max_new_tokens or trained_with
     if not max_new_tokens:
         max_new_tokens = load_data(config, tokenizer).max_new_tokens
     test = load_split(config.data, "test")
@@ -117,7 +118,7 @@ def merge(adapter: str, output: Path, base: str | None, overwrite: bool) -> floa
         UserError: the output folder holds files and `overwrite` is not set.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
-        raise UserError(f"--output {str(output)!r} exists and is not empty; choose another, or add --overwrite")
+        raise UserError(f"--output {str(output)!r} is not empty; choose another, or add --overwrite")
     model, tokenizer, manifest = load_with_base(adapter, base)
     ids = tokenizer("A: Shall we meet at noon?\nB: Yes.", return_tensors="pt").to(model.device)
     with torch.no_grad():

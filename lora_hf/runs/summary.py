@@ -43,7 +43,10 @@ def summarize_arms(
 
 def dialogue_scores(runs: Sequence[Rows]) -> Scores:
     """Each dialogue's ROUGE, the mean over its references and then over the seeds' runs."""
-    scored = [score_dialogues([r["prediction"] for r in rows], [r["references"] for r in rows]) for rows in runs]
+    scored = [
+        score_dialogues([row["prediction"] for row in rows], [row["references"] for row in rows])
+        for rows in runs
+    ]
     return {
         name: [mean(values) for values in zip(*(s.mean[name] for s in scored), strict=True)]
         for name in ROUGE_NAMES
