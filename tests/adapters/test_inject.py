@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import MODELS, make_t5, randomize
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
 
 from lora_hf import (
     LoraConfig,
@@ -19,6 +18,7 @@ from lora_hf import (
 )
 from lora_hf.adapters.inject import lora_layers
 from lora_hf.errors import UserError
+from lora_hf.shapes import random_flan_t5
 
 CONFIG = LoraConfig(r=4, lora_alpha=10)
 
@@ -51,23 +51,18 @@ def test_all_three_kinds_of_attention_get_adapters_and_only_they_train(t5: nn.Mo
     assert all(("lora_A" in n or "lora_B" in n) == p.requires_grad for n, p in t5.named_parameters())
 
 
-def test_flan_t5_base_at_r_32_trains_3538944_of_251116800_weights() -> None:
+@pytest.mark.parametrize(
+    ("shape", "r", "total", "trained"),
+    [("small", 8, 76_961_152, 344_064), ("base", 32, 247_577_856, 3_538_944)],
+)
+def test_flan_t5_has_its_known_number_of_weights_and_of_trained_ones(
+    shape: str, r: int, total: int, trained: int
+) -> None:
     with torch.device("meta"):
-        model = T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=32128,
-                d_model=768,
-                d_kv=64,
-                d_ff=2048,
-                num_layers=12,
-                num_heads=12,
-                feed_forward_proj="gated-gelu",
-            )
-        )
-        model.lm_head.weight = nn.Parameter(torch.empty(32128, 768))
-    assert count_parameters(model)[1] == 247_577_856
-    inject_adapters(model, LoraConfig(r=32, lora_alpha=32))
-    assert count_parameters(model) == (3_538_944, 251_116_800)
+        model = random_flan_t5(shape)
+    assert count_parameters(model)[1] == total
+    inject_adapters(model, LoraConfig(r=r, lora_alpha=32))
+    assert count_parameters(model) == (trained, total + trained)  # base: 3,538,944 of 251,116,800
 
 
 def test_the_textbook_layer_goes_from_32768_to_4608_weights() -> None:
