@@ -1,0 +1,77 @@
+"""One grid of learning rates for both arms that train, judged on the validation split."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_hf.config import Method
+from lora_hf.errors import UserError
+from lora_hf.files import write_text
+from lora_hf.layout import TRAINED
+from lora_hf.runs.compare import run_process
+from lora_hf.runs.directory import read_record
+
+ARMS: tuple[Method, ...] = ("full", "lora")
+Scores = dict[Method, dict[float, float]]
+
+
+def learning_rate_grid(
+    config_file: str, rates: Sequence[float], output: Path, overrides: Sequence[str]
+) -> Scores:
+    """Train each arm at each rate and read its last ROUGE-1 on the validation split.
+
+    Args:
+        config_file: the config whose rates are to be chosen; its test split is not looked at.
+        rates: the grid, the same for both arms.
+        output: folder of the runs and of `learning_rates.md`; what is done there is not done again.
+        overrides: `key.sub=value`, for all runs.
+
+    Returns:
+        By arm, by rate: ROUGE-1 in 0 to 1.
+
+    Raises:
+        UserError: a run logged no `eval_rouge1`.
+    """
+    scores: Scores = {arm: {} for arm in ARMS}
+    for arm in ARMS:
+        for rate in rates:
+            run = output / f"{arm}-{rate:g}"
+            own = [
+                f"method={arm}",
+                f"output_dir={run}",
+                f"training.learning_rate={rate:g}",
+                "data.max_test_samples=1",
+            ]
+            own += [f"arms.{arm}.training.learning_rate={rate:g}", *evaluate_at_end()]
+            run_process([sys.executable, "-m", "lora_hf", "train", "--config", config_file, *overrides, *own])
+            scores[arm][rate] = last_rouge(run)
+    write_text(output / "learning_rates.md", grid_markdown(scores))
+    return scores
+
+
+def evaluate_at_end() -> list[str]:
+    """Overrides that evaluate once, at the last step."""
+    return ["training.eval_strategy=steps", "training.eval_steps=0.999"]
+
+
+def last_rouge(run: Path) -> float:
+    """The last `eval_rouge1` of a run's log."""
+    log = (read_record(run / TRAINED) or {}).get("log", [])
+    values = [entry["eval_rouge1"] for entry in log if "eval_rouge1" in entry]
+    if not values:
+        raise UserError(f"{run} logged no eval_rouge1: set training.eval_strategy")
+    return float(values[-1])
+
+
+def grid_markdown(scores: Scores) -> str:
+    """A table of rates by arms, the best of each in bold."""
+    rates = list(next(iter(scores.values())))
+    best = {arm: max(by_rate, key=lambda rate: by_rate[rate]) for arm, by_rate in scores.items()}
+
+    def cell(arm: Method, rate: float) -> str:
+        mark = "**" if best[arm] == rate else ""
+        return f"{mark}{scores[arm][rate]:.4f}{mark}"
+
+    header = "| learning rate | " + " | ".join(scores) + " |\n| ---: |" + " ---: |" * len(scores)
+    lines = [f"| {rate:g} | " + " | ".join(cell(arm, rate) for arm in scores) + " |" for rate in rates]
+    return "\n".join([header, *lines]) + "\n"
