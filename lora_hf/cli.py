@@ -9,13 +9,14 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from lora_hf.errors import UserError
+from lora_hf.errors import ArmFailed, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -186,20 +187,46 @@ def run(words: list[str], debug: bool) -> int:
     _set_up_logging()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(words, standalone_mode=False)
+        _invoke(words)
+        sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ArmFailed as failure:
+        return _status_of(failure)
     except Exception as error:
-        if debug:
-            raise
-        if hasattr(error, "status"):  # an arm's process has said what there is to say
-            return 130 if error.status in (130, -signal.SIGINT, -signal.SIGTERM) else int(error.status)
         if not isinstance(error, UserError) and not hasattr(error, "format_message"):
             raise
+        if debug:
+            traceback.print_exception(error)
         print(f"error: {_message(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _invoke(words: list[str]) -> None:
+    """What `app(words)` does, without its handling of Ctrl-C, which drops what the exception says."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("lora-hf", list(words)) as context:
+            command.invoke(context)
+    except typer.Exit:  # after --help
+        pass
+
+
+def _status_of(failure: ArmFailed) -> int:
+    """The child's own status; it has said what there is to say, unless a signal ended it."""
+    if failure.status in (130, -signal.SIGINT, -signal.SIGTERM):
+        return 130
+    if failure.status > 0:
+        return failure.status
+    name = signal.Signals(-failure.status).name
+    cause = "; often memory ran out: try a smaller per_device_train_batch_size" if name == "SIGKILL" else ""
+    print(f"the arm's process was ended by {name}{cause}", file=sys.stderr)
+    return 1
 
 
 def _set_up_logging() -> None:
@@ -213,7 +240,9 @@ def _set_up_logging() -> None:
 
 
 def _message(error: Any) -> str:
-    return str(error) if isinstance(error, UserError) else error.format_message()
+    if isinstance(error, UserError):
+        return str(error)
+    return error.format_message() or "no command is given"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

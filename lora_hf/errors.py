@@ -1,6 +1,6 @@
-"""The one error that means "what you asked for cannot be done as written".
+"""The one error that means "what you asked for cannot be done as written", and the one of a run elsewhere.
 
-Commands end with status 2 and print the message after `error: `; every other exception is a fault
+Commands end with status 2 and print a UserError's message after `error: `; every other exception is a fault
 of the program or the machine and ends with status 1. A message names the field as the user wrote it,
 the value, what would do, and the nearest match.
 """
@@ -11,6 +11,14 @@ from difflib import get_close_matches
 
 class UserError(ValueError):
     """A mistake in what the user wrote or gave: a config, a file, a name, a value."""
+
+
+class ArmFailed(Exception):
+    """A run in a process of its own ended with another status than 0; it has said why itself, if it could."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"an arm ended with status {status}")
+        self.status = status
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

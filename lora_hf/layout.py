@@ -14,3 +14,4 @@ RESULTS = "results.json"
 """Written last: a run with this file is finished."""
 
 OWN = (CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS)
+"""In the order in which a run writes them."""

@@ -7,7 +7,7 @@ from typing import Any
 from lora_hf.config import RunConfig
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.load import load_split
-from lora_hf.data.tokenize import TokenizedDialogues, encode_sources, generation_length
+from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +36,14 @@ def load_data(config: RunConfig, tokenizer: Any) -> ArmData:
     train, validation, test = (load_split(config.data, split) for split in ("train", "validation", "test"))
     train_rows = TokenizedDialogues(train, tokenizer, config.data, "train")
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
-    sources, cut = encode_sources([example.dialogue for example in test], tokenizer, config.data)
-    for line in (train_rows.truncation, validation_rows.truncation):
+    sources = encode_sources([example.dialogue for example in test], tokenizer, config.data)
+    limit = config.data.max_source_length
+    cut_in_test = Truncation("test", len(test), sources.cut, sources.long, limit)
+    for line in (train_rows.truncation, validation_rows.truncation, cut_in_test):
         logger.info("%s", line)
-    logger.info(
-        "test: %s of %s dialogues are cut at %s tokens",
-        f"{cut:,}",
-        f"{len(test):,}",
-        config.data.max_source_length,
-    )
     lengths = train_rows.target_lengths + validation_rows.target_lengths
-    max_new_tokens = config.generation.max_new_tokens or generation_length(
-        lengths, config.data.max_target_length
-    )
-    fingerprint = data_fingerprint([*train, *validation, *test])
-    return ArmData(train_rows, validation_rows, test, sources, max_new_tokens, fingerprint)
+    chosen = generation_length(lengths, config.data.max_target_length)
+    max_new_tokens = config.generation.max_new_tokens or chosen
+    logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
+    fingerprint = data_fingerprint(train, validation, test)
+    return ArmData(train_rows, validation_rows, test, sources.ids, max_new_tokens, fingerprint)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lora_hf.config import DataConfig
-from lora_hf.data.examples import Example, group_rows
-from lora_hf.data.rows import READERS, read_rows
+from lora_hf.data.examples import Example, check_rows, dialogues_of, group_rows
+from lora_hf.data.rows import READERS, read_rows, read_utf8
 from lora_hf.errors import UserError
 
 Split = Literal["train", "validation", "test"]
@@ -17,7 +17,7 @@ EMBEDDED_ROWS: dict[Split, int] = {"train": 10_000, "validation": 500, "test": 5
 logger = logging.getLogger(__name__)
 
 
-def load_split(config: DataConfig, split: Split, with_references: bool = True) -> list[Example]:
+def load_split(config: DataConfig, split: Split) -> list[Example]:
     """The dialogues of a split, in the order of the source, at most `max_<split>_samples` of them.
 
     Raises:
@@ -28,18 +28,30 @@ def load_split(config: DataConfig, split: Split, with_references: bool = True) -
         "validation": config.max_eval_samples,
         "test": config.max_test_samples,
     }
-    rows = _rows(config, split, limits[split])
-    examples = group_rows(rows, config, f"{config.dataset_name} [{split}]", with_references)
-    return examples[: limits[split]]
+    columns = {"data.dialogue_column": config.dialogue_column, "data.summary_column": config.summary_column}
+    file = Path(config.dataset_name).expanduser()
+    if file.is_file():
+        rows = read_rows(file)
+        check_rows(rows, columns, config.dataset_name)
+        rows = _slice(rows, config, split)
+    else:
+        rows = _rows(config, split, limits[split])
+        check_rows(rows, columns, f"{config.dataset_name} [{split}]")
+    return group_rows(rows, config)[: limits[split]]
 
 
 def read_file(file: Path, config: DataConfig) -> list[Example]:
-    """The dialogues of one file, references not needed: what `predict` reads.
+    """The dialogues of one file, a row each, references not needed: what `predict` reads.
 
     Raises:
-        UserError: as `load_split`.
+        UserError: no such file or column, or a row without text.
     """
-    return group_rows(read_rows(file), config, str(file), with_references=False)
+    if file.suffix.lower() == ".txt" and file.is_file():
+        rows = [{config.dialogue_column: read_utf8(file).strip()}]
+    else:
+        rows = read_rows(file)
+    check_rows(rows, {"--dialogue-column": config.dialogue_column}, str(file))
+    return dialogues_of(rows, config)
 
 
 def _rows(config: DataConfig, split: Split, limit: int | None) -> list[dict[str, Any]]:
@@ -50,15 +62,14 @@ def _rows(config: DataConfig, split: Split, limit: int | None) -> list[dict[str,
     path = Path(config.dataset_name).expanduser()
     if path.is_dir():
         return read_rows(_split_file(path, split))
-    if path.is_file():
-        return _slice(read_rows(path), config, split)
-    if path.suffix in READERS or path.is_absolute() or config.dataset_name.startswith((".", "~")):
+    is_path = path.is_absolute() or config.dataset_name.startswith((".", "~"))
+    if is_path or path.suffix.lower() in READERS or len(path.parts) > 2:
         raise UserError(f"data.dataset_name={config.dataset_name!r}: no such file or folder")
     return _read_hub(config, split)
 
 
 def _split_file(folder: Path, split: Split) -> Path:
-    files = sorted(f for f in folder.iterdir() if f.suffix in READERS)
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in READERS)
     chosen = [f for f in files if f.stem == split]
     if len(chosen) != 1:
         raise UserError(
@@ -72,11 +83,18 @@ def _slice(rows: list[dict[str, Any]], config: DataConfig, split: Split) -> list
     """A file without splits: a hash of each dialogue sends 80 % to train, 10 % to each other split."""
 
     def home(row: dict[str, Any]) -> Split:
-        digest = sha256(str(row.get(config.dialogue_column)).encode()).digest()[0] % 10
+        digest = sha256(row[config.dialogue_column].encode()).digest()[0] % 10
         return "test" if digest == 9 else "validation" if digest == 8 else "train"
 
-    logger.info("%s is one file: split 80/10/10 by a hash of the dialogue", config.dataset_name)
-    return [row for row in rows if home(row) == split]
+    chosen = [row for row in rows if home(row) == split]
+    logger.info("%s [%s]: %s of %s rows", config.dataset_name, split, f"{len(chosen):,}", f"{len(rows):,}")
+    if not chosen:
+        raise UserError(
+            f"data.dataset_name={config.dataset_name!r} is one file, split 80/10/10 by a hash of the "
+            f"dialogue, and none of its {len(rows)} rows falls to {split}; give more rows, or a folder "
+            f"with a file for each of {', '.join(SPLITS)}"
+        )
+    return chosen
 
 
 def _read_hub(config: DataConfig, split: Split) -> list[dict[str, Any]]:

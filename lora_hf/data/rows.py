@@ -8,7 +8,8 @@ holds: text, in a csv.
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,33 @@ def read_rows(path: str | Path) -> list[Row]:
         raise UserError(
             f"{path}: cannot read files ending in {path.suffix!r}; known are {', '.join(READERS)}"
         )
-    try:
+    with _readable(path):
         rows = reader(path)
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    return rows
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, without the mark that Windows puts before it.
+
+    Raises:
+        UserError: not UTF-8, or not readable.
+    """
+    with _readable(path):
+        return path.read_text(encoding="utf-8-sig")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
         ) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    if not rows:
-        raise UserError(f"{path} has no rows")
-    return rows
 
 
 def _read_csv(path: Path) -> list[Row]:

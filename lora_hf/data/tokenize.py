@@ -2,16 +2,27 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
 from lora_hf.config import DataConfig
-from lora_hf.data.load import Example
+from lora_hf.data.examples import Example
 from lora_hf.data.prompt import PLACE, fill_prompt, prompt_template
+from lora_hf.errors import UserError
 
 GENERATION_MARGIN = 1.25
 """Generated summaries may be this much longer than the longest reference seen."""
+
+
+class Sources(NamedTuple):
+    """Dialogues in their prompt as token ids, and how many had to be cut."""
+
+    ids: list[list[int]]
+    cut: int
+    """With the prompt around them they were too long."""
+    long: int
+    """They are too long by themselves, their end token counted: no other prompt would save them."""
 
 
 @dataclass(frozen=True)
@@ -21,26 +32,28 @@ class Truncation:
     split: str
     n: int
     cut_sources: int
-    cut_targets: int
+    long_dialogues: int
     max_source_length: int
-    max_target_length: int
+    cut_targets: int | None = None
+    max_target_length: int | None = None
 
     def __str__(self) -> str:
-        sources = f"{self.cut_sources:,} of {self.n:,} dialogues are cut at {self.max_source_length} tokens"
-        targets = f"{self.cut_targets:,} summaries at {self.max_target_length}"
-        return f"{self.split}: {sources}, {targets}"
+        text = f"{self.split}: {self.cut_sources:,} of {self.n:,} dialogues are cut at "
+        text += f"{self.max_source_length} tokens"
+        if self.long_dialogues < self.cut_sources:
+            text += f", prompt included ({self.long_dialogues:,} of {self.n:,} without it)"
+        if self.cut_targets is None:
+            return text
+        return f"{text}, {self.cut_targets:,} summaries at {self.max_target_length}"
 
 
 class TokenizedDialogues(Dataset):
-    """Rows of `input_ids`, `attention_mask` and `labels`, one for each (dialogue, reference).
-
-    The prompt's own end ("Summary: ") is kept when a dialogue is too long: the dialogue's last tokens go.
-    """
+    """Rows of `input_ids`, `attention_mask` and `labels`, one for each (dialogue, reference)."""
 
     def __init__(self, examples: list[Example], tokenizer: Any, config: DataConfig, split: str) -> None:
         pairs = [(example.dialogue, reference) for example in examples for reference in example.references]
-        sources, cut_sources = encode_sources([p[0] for p in pairs], tokenizer, config)
-        targets = _encode([p[1] for p in pairs], tokenizer)
+        sources = encode_sources([dialogue for dialogue, _ in pairs], tokenizer, config)
+        targets = _encode([reference for _, reference in pairs], tokenizer)
         limit = config.max_target_length
         end = [tokenizer.eos_token_id]
         self.rows = [
@@ -49,12 +62,12 @@ class TokenizedDialogues(Dataset):
                 "attention_mask": [1] * len(source),
                 "labels": target if len(target) <= limit else target[: limit - 1] + end,
             }
-            for source, target in zip(sources, targets, strict=True)
+            for source, target in zip(sources.ids, targets, strict=True)
         ]
         self.target_lengths = [len(target) for target in targets]
         cut_targets = sum(length > limit for length in self.target_lengths)
         self.truncation = Truncation(
-            split, len(pairs), cut_sources, cut_targets, config.max_source_length, limit
+            split, len(pairs), sources.cut, sources.long, config.max_source_length, cut_targets, limit
         )
 
     def __len__(self) -> int:
@@ -64,18 +77,29 @@ class TokenizedDialogues(Dataset):
         return self.rows[index]
 
 
-def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> tuple[list[list[int]], int]:
-    """Token ids of each dialogue in its prompt, at most `max_source_length`, and how many were cut."""
-    template = prompt_template(config.prompt)
+def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> Sources:
+    """Token ids of each dialogue in its prompt, at most `max_source_length`.
+
+    What comes after the dialogue ("Summary: ") is kept when it is too long: the dialogue's last tokens go.
+
+    Raises:
+        UserError: the prompt alone fills `max_source_length`.
+    """
+    template, limit = prompt_template(config.prompt), config.max_source_length
+    prompt_length = len(_encode([fill_prompt(template, "")], tokenizer)[0])
+    if prompt_length >= limit:
+        raise UserError(
+            f"data.max_source_length={limit} leaves no room for a dialogue: the prompt alone has "
+            f"{prompt_length} tokens"
+        )
     ids = _encode([fill_prompt(template, dialogue) for dialogue in dialogues], tokenizer)
-    tail = tokenizer(template.split(PLACE)[-1]).input_ids
-    keep = max(config.max_source_length - len(tail), 0)
-    cut = [len(row) > config.max_source_length for row in ids]
-    shortened = [
-        (row[:keep] + tail)[-config.max_source_length :] if is_cut else row
-        for row, is_cut in zip(ids, cut, strict=True)
-    ]
-    return shortened, sum(cut)
+    after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
+    tail = [*after, tokenizer.eos_token_id]
+    cut = [number for number, row in enumerate(ids) if len(row) > limit]
+    for number in cut:
+        ids[number] = ids[number][: limit - len(tail)] + tail
+    alone = _encode([dialogues[number] for number in cut], tokenizer)
+    return Sources(ids, len(cut), sum(len(row) > limit for row in alone))
 
 
 def generation_length(target_lengths: list[int], limit: int) -> int:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lora_hf.reporting.table import ARMS, ROUGE_LABELS
 
@@ -16,8 +17,9 @@ DPI = 150
 
 def draw_comparison(comparison: dict[str, Any], file: Path) -> None:
     """Write a PNG, 1200 x 675 pixels: bars with 95 % intervals, dashed lines for trivial summaries."""
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")  # without pyplot: no window system is asked
+        axes = figure.subplots()
         for number, method in enumerate(ARMS):
             _draw_arm(axes, comparison, method, (number - 1) * WIDTH)
         _draw_trivial(axes, comparison["trivial"])
@@ -30,14 +32,14 @@ def draw_comparison(comparison: dict[str, Any], file: Path) -> None:
         )
         figure.legend(loc="outside lower center", ncols=len(ARMS) + 1, frameon=False)
         figure.savefig(file, dpi=DPI)
-        plt.close(figure)
 
 
 def _draw_arm(axes: Axes, comparison: dict[str, Any], method: str, shift: float) -> None:
+    """Bars with their intervals; an end that rounding puts on the bar's other side counts as the bar's."""
     arm, intervals = comparison["arms"][method], comparison["intervals"][method]
     values = [arm[name] for name in SHOWN]
-    below = [value - intervals[name][0] for name, value in zip(SHOWN, values, strict=True)]
-    above = [intervals[name][1] - value for name, value in zip(SHOWN, values, strict=True)]
+    below = [max(value - intervals[name][0], 0) for name, value in zip(SHOWN, values, strict=True)]
+    above = [max(intervals[name][1] - value, 0) for name, value in zip(SHOWN, values, strict=True)]
     share = arm["trainable_parameters"] / arm["total_parameters"]
     label = ARMS[method] + (f" ({share:.1%} of the weights)" if method == "lora" else "")
     places = [number + shift for number in range(len(SHOWN))]

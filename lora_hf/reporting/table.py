@@ -85,9 +85,10 @@ def comparison_terminal(comparison: Record) -> Table:
 
 
 def _sample(sample: Record) -> str:
-    quoted = sample["dialogue"].replace("\n", "\n> ")
-    written = "\n".join(f"- {label}: {sample[arm]}" for arm, label in ARMS.items())
-    return f"### {sample['id']}\n\n> {quoted}\n\n- reference: {sample['reference']}\n{written}"
+    quoted = "\n".join(f"> {line}  " for line in sample["dialogue"].split("\n"))  # two blanks: a new line
+    written = [("reference", sample["reference"]), *((label, sample[arm]) for arm, label in ARMS.items())]
+    items = "\n".join(f"- {label}: {' '.join(text.split())}" for label, text in written)
+    return f"### {sample['id']}\n\n{quoted}\n\n{items}"
 
 
 def _gain(gains: Record, method: str) -> str:
@@ -110,4 +111,4 @@ def _bytes(count: int) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds else "–"
+    return f"{seconds:,.{0 if seconds >= 10 else 1}f} s" if seconds else "–"

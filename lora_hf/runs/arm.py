@@ -7,13 +7,15 @@ last checkpoint, or, once trained, at the scoring.
 import importlib.metadata
 import logging
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
 from lora_hf import __version__
-from lora_hf.adapters import count_parameters
+from lora_hf.adapters import LoraConfig, count_parameters
+from lora_hf.adapters.targets import find_targets
 from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData, load_data
 from lora_hf.evaluation.scoring import score_model, write_predictions
@@ -35,12 +37,14 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
         Interrupted: told to stop; a checkpoint is saved.
     """
     run = RunDirectory(config)
-    run.claim()
+    run.check()
     device = pick_device()
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")
-    run.claim_inputs({"data": data.fingerprint, "model": model.base_fingerprint})
+    if config.method == "lora":
+        find_targets(model, LoraConfig(**config.lora.model_dump()))  # a typo must not clear the directory
+    run.claim({"data": data.fingerprint, "model": model.base_fingerprint})
     if (record := run.results()) is not None:
         logger.info("%s: finished before with the same inputs; left as it is", run.path)
         return record
@@ -96,9 +100,17 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held: the CUDA allocator's on a GPU, else resident memory, in MiB."""
+    """The most memory this process has held: the CUDA allocator's on a GPU, else resident memory, in MiB.
+
+    On Linux not by `getrusage`, whose figure begins at that of the process that started this one.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) / 2**10  # "  123456 kB"
     import resource
     import sys
 

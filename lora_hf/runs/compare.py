@@ -1,10 +1,11 @@
 """The comparison: base, full fine-tuning and LoRA on the same data and seeds.
 
 Each arm runs in a process of its own, by the command a person would type, so that its time and its peak
-memory are its own; this process imports no torch. An arm that is finished with the same inputs is left as it
+memory are its own. An arm that is finished with the same inputs is left as it
 is.
 """
 
+import json
 import logging
 import signal
 import subprocess
@@ -17,21 +18,15 @@ from typing import Any
 
 from lora_hf.config import METHODS, Method, RunConfig
 from lora_hf.config.file import load_config
-from lora_hf.errors import UserError
+from lora_hf.errors import ArmFailed, UserError
 from lora_hf.files import write_json, write_text
 from lora_hf.runs.directory import RunDirectory, read_predictions
 from lora_hf.runs.summary import summarize_arms
 
 COMPARISON, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
+ORDER: tuple[Method, ...] = ("base", "lora", "full")
+"""Of the runs: a target that matches nothing is found before the hours of full fine-tuning."""
 logger = logging.getLogger(__name__)
-
-
-class ArmFailed(Exception):
-    """An arm's process ended with another status than 0; it has said why itself."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"an arm ended with status {status}")
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ def plan_arms(config: RunConfig) -> list[Arm]:
     """Base once, for nothing in it is random; the others once a seed: `lora`, then `lora-seed-<n>`."""
     seeds = config.seeds or (config.seed,)
     arms = []
-    for method in METHODS:
+    for method in ORDER:
         for seed in seeds[:1] if method == "base" else seeds:
             name = method if seed == seeds[0] else f"{method}-seed-{seed}"
             arms.append(Arm(name, config.for_arm(method, seed, str(Path(config.output_dir) / name))))
@@ -100,7 +95,8 @@ def check_root(root: Path, arms: list[Arm], overwrite: bool) -> None:
 
 def arm_command(config_file: str | Path, overrides: Sequence[str], arm: Arm) -> list[str]:
     """The command that runs one arm by itself."""
-    own = [f"method={arm.config.method}", f"seed={arm.config.seed}", f"output_dir={arm.config.output_dir}"]
+    folder = json.dumps(arm.config.output_dir, ensure_ascii=False)  # quoted: it may hold " #" or ": "
+    own = [f"method={arm.config.method}", f"seed={arm.config.seed}", f"output_dir={folder}"]
     if arm.config.method == "full":
         own.append("model.load_in_4bit=false")
     return [sys.executable, "-m", "lora_hf", "train", "--config", str(config_file), *overrides, *own]

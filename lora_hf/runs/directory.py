@@ -41,7 +41,7 @@ def inputs_of(config: RunConfig) -> dict[str, Any]:
     if config.method != "lora":
         del fields["lora"]
     if config.method == "base":
-        del fields["training"], fields["seed"]
+        del fields["training"], fields["seed"], fields["early_stopping_patience"]
         return fields
     fields["training"] = {k: v for k, v in fields["training"].items() if not k.startswith(SILENT)}
     return fields
@@ -57,68 +57,93 @@ class RunDirectory:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def changes(self) -> list[str]:
-        """The fields in which the run that is here differs from this one: `lora.r: 8 -> 16`.
+    def check(self) -> None:
+        """See that the directory is free, or holds this run.
 
         Raises:
-            UserError: the directory holds files, and no run.
+            UserError: it is a file, holds other things, or a run with another config, and `overwrite` is not
+                set; or it cannot be read.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return []
-        stored = self / CONFIG
-        if not stored.is_file():
-            held = sorted(p.name for p in self.path.iterdir())[:5]
-            if self.config.overwrite:
-                return []
-            raise UserError(
-                f"output_dir={str(self.path)!r} holds {held} and no run; choose another output_dir, or add "
-                "overwrite=true to write beside them"
-            )
-        try:
-            old = RunConfig.model_validate(read_document(stored).data)
-        except ValueError as error:
-            return [f"{CONFIG} is not readable: {str(error).splitlines()[0]}"]
-        return changed_fields(inputs_of(old), inputs_of(self.config))
-
-    def check(self) -> None:
-        """Raise a UserError where a run with other inputs is here and `overwrite` is not set."""
-        if not self.path.is_dir() and self.path.exists():
+        if self.path.exists() and not self.path.is_dir():
             raise UserError(f"output_dir={str(self.path)!r} is a file")
-        self._refuse_or_clear(self.changes(), clear=False)
+        self._refuse(self._changed_config())
 
-    def claim(self) -> None:
-        """Make the directory this run's: keep what equal inputs made, clear what others made."""
-        self.check()
-        self._refuse_or_clear(self.changes(), clear=True)
+    def claim(self, fingerprints: dict[str, Any]) -> None:
+        """Make the directory this run's: keep what equal inputs made, clear what others made.
+
+        Called once data and model are loaded, so that a mistake in their names clears nothing.
+
+        Args:
+            fingerprints: hashes of what names in the config stand for, the data and the base model.
+
+        Raises:
+            UserError: as `check`, for the config and the fingerprints; or the directory cannot be written.
+        """
+        changed = self._changed_config() + self._changed_fingerprints(fingerprints)
+        self._refuse(changed)
         try:
-            write_text(self / CONFIG, resolved_yaml(self.config))
+            if changed:
+                self._clear(changed)
+            if self.results() is None:
+                # without `overwrite`, or whoever repeats the run from this file would overwrite unasked
+                write_text(self / CONFIG, resolved_yaml(self.config.model_copy(update={"overwrite": False})))
+                write_json(self / INPUTS, fingerprints)
         except OSError as error:
-            raise UserError(f"output_dir={str(self.path)!r} cannot be written: {error}") from None
-
-    def claim_inputs(self, fingerprints: dict[str, Any]) -> None:
-        """The same for what the names in the config stand for: the data's and the base model's hashes."""
-        file = self / INPUTS
-        if file.is_file():
-            old = json.loads(file.read_text(encoding="utf-8"))
-            self._refuse_or_clear(changed_fields(old, fingerprints), clear=True)
-            write_text(self / CONFIG, resolved_yaml(self.config))
-        write_json(file, fingerprints)
+            raise UserError(f"output_dir={str(self.path)!r} cannot be written: {error.strerror}") from error
 
     def results(self) -> dict[str, Any] | None:
         """The record of a finished run, or None."""
         return read_record(self / RESULTS)
 
-    def _refuse_or_clear(self, changed: list[str], clear: bool) -> None:
+    def _changed_config(self) -> list[str]:
+        """The fields in which the run that is here differs from this one: `lora.r: 8 -> 16`."""
+        held = self._held()
+        if CONFIG not in held:
+            self._refuse_strangers(held)
+            return []
+        try:
+            old = RunConfig.model_validate(read_document(self / CONFIG).data)
+        except ValueError as error:
+            return [f"{CONFIG} is not readable: {str(error).splitlines()[0]}"]
+        return changed_fields(inputs_of(old), inputs_of(self.config))
+
+    def _held(self) -> list[str]:
+        try:
+            return sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
+        except OSError as error:
+            raise UserError(f"output_dir={str(self.path)!r} cannot be read: {error.strerror}") from error
+
+    def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
+        old = read_record(self / INPUTS)
+        return [] if old is None else changed_fields(old, fingerprints)
+
+    def _refuse_strangers(self, held: list[str]) -> None:
+        """Files of somebody else: `overwrite` allows to write beside them, never in their place."""
+        ours = [name for name in held if name in OWN]
+        if ours:
+            raise UserError(
+                f"output_dir={str(self.path)!r} holds {ours} and no {CONFIG} that says what made them; "
+                "choose another output_dir, or move them away"
+            )
+        if held and not self.config.overwrite:
+            raise UserError(
+                f"output_dir={str(self.path)!r} holds {held[:5]} and no run; choose another output_dir, or "
+                "add overwrite=true to write beside them"
+            )
+
+    def _refuse(self, changed: list[str]) -> None:
         if changed and not self.config.overwrite:
             raise UserError(
                 f"output_dir={str(self.path)!r} holds a run with other inputs ({'; '.join(changed)}); "
                 "choose another output_dir, or add overwrite=true to compute it again"
             )
-        if changed and clear:
-            logger.info("%s: computed again, for %s", self.path, "; ".join(changed))
-            for name in OWN:
-                target = self / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def _clear(self, changed: list[str]) -> None:
+        """Remove what a run writes: the results first and the config last, so that a kill leaves no lie."""
+        logger.info("%s: computed again, for %s", self.path, "; ".join(changed))
+        for name in reversed(OWN):
+            target = self / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
 def read_record(file: Path) -> dict[str, Any] | None:

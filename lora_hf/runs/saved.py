@@ -13,7 +13,7 @@ from lora_hf.adapters.peft_format import read_peft_config
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
 from lora_hf.data.arm import load_data
 from lora_hf.data.load import load_split, read_file
-from lora_hf.data.tokenize import encode_sources
+from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.scoring import score_model, summarize
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
@@ -62,8 +62,8 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
     if not max_new_tokens:
         max_new_tokens = load_data(config, tokenizer).max_new_tokens
     test = load_split(config.data, "test")
-    sources, _ = encode_sources([example.dialogue for example in test], tokenizer, config.data)
-    scores, rows = score_model(config.generation, model, tokenizer, test, sources, max_new_tokens)
+    sources = encode_sources([example.dialogue for example in test], tokenizer, config.data)
+    scores, rows = score_model(config.generation, model, tokenizer, test, sources.ids, max_new_tokens)
     return {"adapter": adapter, "seed": config.seed, "max_new_tokens": max_new_tokens} | scores, rows
 
 
@@ -93,15 +93,18 @@ def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) ->
     Returns:
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
     """
+    examples = read_file(file, DataConfig(dialogue_column=dialogue_column))
     model, tokenizer, manifest = load_with_base(adapter, base)
     known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
     if not known:
         logger.info("%s does not say its prompt: 'summarize_dialogue' is used", adapter)
-    config = DataConfig(dialogue_column=dialogue_column, **known)
-    examples = read_file(file, config)
-    sources, _ = encode_sources([example.dialogue for example in examples], tokenizer, config)
+    config = DataConfig(**known)
+    sources = encode_sources([example.dialogue for example in examples], tokenizer, config)
+    if sources.cut:
+        limit = config.max_source_length
+        logger.warning("%s", Truncation(str(file), len(examples), sources.cut, sources.long, limit))
     length = manifest.get("max_new_tokens", NEW_TOKENS)
-    written = summarize(GenerationConfig(), model, tokenizer, sources, length)
+    written = summarize(GenerationConfig(), model, tokenizer, sources.ids, length)
     return [
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}
         for example, prediction in zip(examples, written, strict=True)

@@ -11,6 +11,9 @@ Rows = list[dict[str, Any]]
 Scores = dict[str, list[float]]
 TRIVIAL = {"first line": 1, "first three lines": 3}
 SAMPLES = 5
+BEST = [f"{name}_best" for name in ROUGE_NAMES]
+OF_ONE_RUN = (*(f"{name}_interval" for name in ROUGE_NAMES), "log", "steps", "train_loss", "best_metric")
+"""What has no mean; it stays with each run under `runs`."""
 MEANS = (*ROUGE_NAMES, "mean_words", "train_seconds", "eval_seconds", "peak_memory_mib")
 
 
@@ -58,8 +61,10 @@ def mean_record(runs: list[dict[str, Any]]) -> dict[str, Any]:
     if len(runs) == 1:
         return runs[0]
     means = {name: mean(run[name] for run in runs) for name in MEANS}
+    means |= {best: mean(run[best] for run in runs) for best in BEST if best in runs[0]}
     spread = {name: stdev(run[name] for run in runs) for name in ROUGE_NAMES}
-    return runs[0] | means | {"spread": spread, "seeds": [run["seed"] for run in runs], "runs": runs}
+    shared = {name: value for name, value in runs[0].items() if name not in OF_ONE_RUN}
+    return shared | means | {"spread": spread, "seeds": [run["seed"] for run in runs], "runs": runs}
 
 
 def trivial_record(rows: Rows, lines: int) -> dict[str, float]:
