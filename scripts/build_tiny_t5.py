@@ -80,8 +80,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditiona
         d_kv=32,
         d_ff=256,
         num_heads=4,
-        num_layers=ARGS.layers,
-        num_decoder_layers=ARGS.decoder_layers,
+        num_layers=2,
+        num_decoder_layers=2,
         relative_attention_num_buckets=32,
         relative_attention_max_distance=128,
         dropout_rate=0.0,
@@ -92,8 +92,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditiona
         eos_token_id=1,
     )
     model = T5ForConditionalGeneration(config)
-    # transformers ties the head of a T5 built from a config whatever the config says; this one only starts as the
-    # embedding, scaled to logits of size 1, because a head that can name what it reads learns to copy sooner
+    # transformers ties the head of a T5 built from a config whatever the config says; this one only starts as
+    # the embedding, scaled to logits of size 1: a head that can name what it reads learns to copy sooner
     model.lm_head.weight = nn.Parameter(model.shared.weight.detach() * config.d_model**-0.5)
     model.config.tie_word_embeddings = False
     return model
@@ -137,7 +137,7 @@ def rate_at(step: int, copy_steps: int, steps: int) -> float:
     return FINAL_RATE + (RATE - FINAL_RATE) * left
 
 
-def train(model: T5ForConditionalGeneration, stream: Iterator[Batch], steps: int) -> None:
+def train(model: T5ForConditionalGeneration, stream: Iterator[Batch], copy_steps: int, steps: int) -> None:
     """Train on `steps` batches of the stream, printing the mean loss of every hundred."""
     optimizer = Adafactor(
         model.parameters(), lr=RATE, scale_parameter=True, relative_step=False, warmup_init=False
@@ -145,7 +145,7 @@ def train(model: T5ForConditionalGeneration, stream: Iterator[Batch], steps: int
     model.train()
     losses, started = [], time.perf_counter()
     for step, batch in zip(range(steps), stream, strict=False):
-        optimizer.param_groups[0]["lr"] = rate_at(step, ARGS.copy_steps, steps)
+        optimizer.param_groups[0]["lr"] = rate_at(step, copy_steps, steps)
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
@@ -154,8 +154,6 @@ def train(model: T5ForConditionalGeneration, stream: Iterator[Batch], steps: int
         if (step + 1) % 100 == 0:
             mean, seconds = sum(losses[-100:]) / 100, time.perf_counter() - started
             print(f"step {step + 1:6d}  loss {mean:.4f}  {seconds:7.0f} s", flush=True)
-        if ARGS.save_every and (step + 1) % ARGS.save_every == 0:
-            model.save_pretrained(ARGS.output / f"step_{step + 1}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -164,32 +162,32 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("lora_hf/assets/tiny_t5"))
-    parser.add_argument("--steps", type=int, default=4000, help="in all, copying included")
+    parser.add_argument("--steps", type=int, default=3700, help="in all, copying included")
     parser.add_argument("--copy-steps", type=int, default=1200, help="of them, pure copying")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--vocab-size", type=int, default=1600)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--decoder-layers", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.copy_steps >= args.steps:
+        parser.error(f"--copy-steps {args.copy_steps} leaves none of --steps {args.steps} for the mixture")
+    return args
 
 
 def main() -> None:
     """Make the tokenizer and the model and save both."""
-    started = time.perf_counter()
-    torch.set_num_threads(ARGS.threads)
-    tokenizer = train_tokenizer(ARGS.vocab_size, ARGS.seed)
-    tokenizer.save_pretrained(ARGS.output)
-    model = make_model(tokenizer, ARGS.seed)
-    print(f"{len(tokenizer)} tokens, {sum(p.numel() for p in model.parameters()):,} weights", flush=True)
-    train(model, batches(tokenizer, ARGS.steps, ARGS.copy_steps, ARGS.batch_size, ARGS.seed), ARGS.steps)
+    args, started = parse_args(), time.perf_counter()
+    torch.set_num_threads(args.threads)
+    tokenizer = train_tokenizer(args.vocab_size, args.seed)
+    tokenizer.save_pretrained(args.output)
+    model = make_model(tokenizer, args.seed)
+    print(f"{len(tokenizer)} tokens, {model.num_parameters():,} weights", flush=True)
+    stream = batches(tokenizer, args.steps, args.copy_steps, args.batch_size, args.seed)
+    train(model, stream, args.copy_steps, args.steps)
     model.generation_config = GenerationConfig(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
-    model.save_pretrained(ARGS.output)
+    model.save_pretrained(args.output)
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":
-    ARGS = parse_args()
     main()
