@@ -39,9 +39,10 @@ def train(config: Config, overrides: Overrides = None) -> None:
     [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
     """
     from lora_hf.config.file import load_config
-    from lora_hf.runs.arm import run_arm
 
     run = load_config(config, overrides or [])
+    from lora_hf.runs.arm import run_arm  # after the config's mistakes: it takes seconds
+
     print_scores(run_arm(run.for_arm(run.method, run.seed, run.output_dir)))
     print(f"results: {Path(run.output_dir) / 'results.json'}")
 
@@ -52,15 +53,16 @@ def compare(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
     """
+    from lora_hf.config.file import load_config
+
+    root = Path(load_config(config, overrides or []).output_dir)
     from rich.console import Console
 
-    from lora_hf.config.file import load_config
     from lora_hf.reporting.table import comparison_terminal
     from lora_hf.runs import compare as comparing
 
     comparison = comparing.compare(config, overrides or [])
     Console().print(comparison_terminal(comparison))
-    root = Path(load_config(config, overrides or []).output_dir)
     print(f"report: {root / comparing.TABLE}, {root / comparing.PICTURE}, {root / comparing.COMPARISON}")
 
 
@@ -97,11 +99,13 @@ def evaluate(
     from lora_hf.evaluation.scoring import write_predictions
     from lora_hf.files import write_json
     from lora_hf.layout import PREDICTIONS, RESULTS
-    from lora_hf.runs import saved
 
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {str(output)!r} exists and is not empty; choose another")
-    scores, rows = saved.evaluate(load_config(config, overrides or []), adapter)
+    run = load_config(config, overrides or [])
+    from lora_hf.runs import saved
+
+    scores, rows = saved.evaluate(run, adapter)
     if output:
         write_predictions(output / PREDICTIONS, rows)
         write_json(output / RESULTS, scores)

@@ -33,7 +33,7 @@ def summarize_arms(
     """
     scores = {method: dialogue_scores(runs) for method, runs in rows.items()}
     first = rows["base"][0]
-    intervals = {m: {n: bootstrap_interval(s[n]) for n in ROUGE_NAMES} for m, s in scores.items()}
+    intervals = {m: {n: list(bootstrap_interval(s[n])) for n in ROUGE_NAMES} for m, s in scores.items()}
     return {
         "arms": {method: mean_record(runs) for method, runs in records.items()},
         "trivial": {name: trivial_record(first, lines) for name, lines in TRIVIAL.items()},

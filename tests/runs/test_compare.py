@@ -1,0 +1,262 @@
+"""The comparison: its plan, its arms' commands, reuse, refusal and overwriting, signals and statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_hf import cli
+from lora_hf.config import RunConfig
+from lora_hf.config.file import load_config
+from lora_hf.errors import ArmFailed, UserError
+from lora_hf.evaluation.rouge import ROUGE_NAMES
+from lora_hf.layout import CONFIG, RESULTS
+from lora_hf.runs import compare as comparing
+
+YAML = """
+method: lora
+lora: {r: 16, lora_alpha: 32}
+data: {max_train_samples: 40, max_eval_samples: 3, max_test_samples: 6, max_source_length: 128}
+generation: {max_new_tokens: 5}
+training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, disable_tqdm: true}
+arms: {full: {training: {learning_rate: 1.0e-4}}}
+"""
+RECORD = """method n_examples trainable_parameters total_parameters train_seconds eval_seconds
+peak_memory_mib seed versions bytes_on_disk mean_words reference_words""".split()
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(YAML + f"output_dir: {tmp_path / 'run'}\n")
+    return file
+
+
+@pytest.fixture
+def arms_in_this_process(monkeypatch):
+    """Arms run by the same command line, without the seconds that a process of their own takes to start."""
+    commands = []
+
+    def run_process(command):
+        assert command[:4] == [sys.executable, "-m", "lora_hf", "train"]
+        commands.append(command)
+        status = cli.run(command[3:], debug=False)
+        if status:
+            raise ArmFailed(status)
+
+    monkeypatch.setattr(comparing, "run_process", run_process)
+    before = signal.getsignal(signal.SIGTERM)
+    yield commands
+    signal.signal(signal.SIGTERM, before)
+
+
+def stamps(root):
+    return {p.parent.name: p.stat().st_mtime_ns for p in root.rglob(RESULTS)}
+
+
+def test_a_comparison_is_reused_refused_and_overwritten_arm_by_arm(config_file, arms_in_this_process):
+    root = config_file.parent / "run"
+    first = comparing.compare(config_file)
+    assert set(first["arms"]) == {"base", "full", "lora"}
+    for method, record in first["arms"].items():
+        assert record.keys() >= {*RECORD, *ROUGE_NAMES, *(f"{name}_interval" for name in ROUGE_NAMES)}
+        assert record == json.loads((root / method / RESULTS).read_text())
+        assert (record["method"], record["n_examples"], record["seed"]) == (method, 6, 42)
+    weights = {m: (r["trainable_parameters"], r["total_parameters"]) for m, r in first["arms"].items()}
+    assert weights["base"][0] == 0 and weights["full"][0] == weights["full"][1] == weights["base"][1]
+    assert weights["lora"][1] - weights["lora"][0] == weights["base"][1]
+    assert first["arms"]["base"]["bytes_on_disk"] == 0 < first["arms"]["lora"]["bytes_on_disk"]
+    assert first["arms"]["full"]["learning_rate"] == 1e-4 and first["arms"]["lora"]["learning_rate"] == 1e-3
+    assert json.loads((root / "comparison.json").read_text()) == first
+    assert (root / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| LoRA |" in (root / "comparison.md").read_text()
+
+    before = stamps(root)
+    assert comparing.compare(config_file) == first
+    assert stamps(root) == before and len(before) == 3
+
+    held = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    ran = len(arms_in_this_process)
+    with pytest.raises(UserError, match=r"run/lora' holds a run with other inputs \(lora.r: 16 -> 4\)"):
+        comparing.compare(config_file, ["lora.r=4"])
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == held
+    assert len(arms_in_this_process) == ran  # found before any arm ran
+
+    second = comparing.compare(config_file, ["lora.r=4", "overwrite=true"])
+    after = stamps(root)
+    assert [name for name in before if after[name] != before[name]] == ["lora"]
+    assert second["arms"]["lora"]["trainable_parameters"] * 4 == weights["lora"][0]
+    assert load_config(root / "lora" / CONFIG).lora.r == 4
+
+
+def test_a_mistake_in_an_arm_is_told_once_and_clears_nothing(config_file, arms_in_this_process, capsys):
+    root = config_file.parent / "run"
+    words = ["train", "--config", str(config_file), f"output_dir={root / 'lora'}"]
+    assert cli.run(words, debug=False) == 0
+    before = stamps(root)
+    capsys.readouterr()
+    changed = ["lora.target_modules=[q, query]", "overwrite=true"]
+    assert cli.run(["compare", "--config", str(config_file), *changed], debug=False) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert "'query'" in error and "'wi_0'" in error
+    assert stamps(root)["lora"] == before["lora"]
+    assert not (root / "full").exists()  # LoRA goes before the hours of full fine-tuning
+
+
+@pytest.mark.slow
+def test_the_script_runs_each_arm_in_a_process_of_its_own_and_reuses_them(config_file):
+    root = config_file.parent / "run"
+
+    def script(*overrides):
+        words = [sys.executable, "scripts/compare.py", "--config", str(config_file), *overrides]
+        return subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+
+    done = script()
+    assert done.returncode == 0, done.stderr
+    assert "ROUGE-Lsum" in done.stdout and f"report: {root}" in done.stdout.replace("\n", "")
+    held = {str(p.relative_to(root)) for p in root.glob("*/*")}
+    trained = {
+        "checkpoints",
+        "config.yaml",
+        "inputs.json",
+        "predictions.jsonl",
+        "results.json",
+        "training.json",
+    }
+    for arm, own in (("base", set()), ("full", {"model"}), ("lora", {"adapter"})):
+        names = trained - ({"checkpoints", "training.json"} if arm == "base" else set())
+        assert {name for name in held if name.startswith(arm)} == {f"{arm}/{name}" for name in names | own}
+    before = stamps(root)
+    assert script().returncode == 0
+    assert stamps(root) == before
+    refused = script("lora.r=4")
+    (error,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert refused.returncode == 2 and "lora.r: 16 -> 4" in error
+    assert stamps(root) == before
+    assert script("lora.r=4", "overwrite=true").returncode == 0
+    after = stamps(root)
+    assert [name for name in before if after[name] != before[name]] == ["lora"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(config_file):
+    root = config_file.parent / "run"
+    words = [sys.executable, "-m", "lora_hf", "compare", "--config", str(config_file)]
+    words += ["training.max_steps=200", "training.logging_steps=1"]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if "'loss'" in line:
+            break
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert child.returncode == 130 and "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("interrupted: stopped after")]) == 1
+    assert list((root / "lora" / "checkpoints").iterdir()) and not (root / "full").exists()
+    assert subprocess.run(words, capture_output=True).returncode == 0
+    record = json.loads((root / "comparison.json").read_text())["arms"]["lora"]
+    assert record["resumed_at_step"] > 0 and record["steps"] == 200
+
+
+def config_of(**fields):
+    return RunConfig.model_validate({"output_dir": "runs/x", **fields})
+
+
+def test_base_runs_once_and_the_others_once_a_seed():
+    arms = comparing.plan_arms(config_of(seeds=[3, 1]))
+    assert [(arm.name, arm.config.method, arm.config.seed) for arm in arms] == [
+        ("base", "base", 3),
+        ("lora", "lora", 3),
+        ("lora-seed-1", "lora", 1),
+        ("full", "full", 3),
+        ("full-seed-1", "full", 1),
+    ]
+    assert [arm.name for arm in comparing.plan_arms(config_of())] == ["base", "lora", "full"]
+
+
+@pytest.mark.parametrize("extra", ["", "seeds: [1, 2]\n", "model: {load_in_4bit: true}\n", "method: base\n"])
+def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
+    file = tmp_path / "c.yaml"
+    kept = YAML if "method" not in extra else YAML.replace("method: lora\n", "")
+    file.write_text(kept + extra)
+    overrides = ["lora.r=5", f"output_dir={tmp_path}/a: b", "arms.lora.training={warmup_steps: 1}"]
+    config = load_config(file, overrides)
+    for arm in comparing.plan_arms(config):
+        command = comparing.arm_command(file, overrides, arm)
+        assert command[:6] == [sys.executable, "-m", "lora_hf", "train", "--config", str(file)]
+        run = load_config(file, command[6:])
+        assert run.for_arm(run.method, run.seed, run.output_dir) == arm.config
+
+
+@pytest.mark.parametrize("folder", ["runs/a #1", "runs/x: y", "runs/[1]", "runs/ü 'q' \"p\"", "runs/1e3"])
+def test_no_folder_name_is_mistaken_for_yaml(tmp_path, folder):
+    file = tmp_path / "c.yaml"
+    file.write_text("method: lora\n")
+    arm = comparing.Arm("lora", config_of(output_dir=f"{folder}/lora"))
+    assert load_config(file, comparing.arm_command(file, (), arm)[6:]).output_dir == f"{folder}/lora"
+
+
+def test_a_folder_that_holds_something_else_than_a_comparison_is_refused(tmp_path):
+    arms = comparing.plan_arms(config_of(output_dir=str(tmp_path)))
+    for name in ("base", "lora", "lora-seed-9", "comparison.json"):
+        (tmp_path / name).mkdir()
+    comparing.check_root(tmp_path, arms, overwrite=False)
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"holds \['thesis.tex'\] and no comparison"):
+        comparing.check_root(tmp_path, arms, overwrite=False)
+    comparing.check_root(tmp_path, arms, overwrite=True)
+    with pytest.raises(UserError, match="is a file"):
+        comparing.check_root(tmp_path / "thesis.tex", arms, overwrite=True)
+
+
+@pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("raise SystemExit(1)", 1)])
+def test_the_status_of_an_arms_process_is_kept(code, status):
+    with pytest.raises(ArmFailed) as failed:
+        comparing.run_process([sys.executable, "-c", code])
+    assert failed.value.status == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_goes_to_the_arm_which_ends_in_its_own_time(tmp_path, number):
+    code = f"""
+import signal, sys, time, pathlib
+def stop(n, frame):
+    pathlib.Path({str(tmp_path / "got")!r}).write_text(str(n))
+    sys.exit(130)
+signal.signal({int(number)}, stop)
+pathlib.Path({str(tmp_path / "up")!r}).touch()
+time.sleep(30)
+"""
+
+    def interrupt():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(ArmFailed) as failed:
+        comparing.run_process([sys.executable, "-c", code])
+    assert failed.value.status == 130
+    assert (tmp_path / "got").read_text() == str(int(number))
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.slow
+def test_an_arms_peak_memory_does_not_begin_at_its_parents():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc: getrusage is all there is")
+    code = """
+import subprocess, sys
+held = b"x" * 2**30
+inner = "import torch; from lora_hf.runs.arm import peak_memory_mib as p; print(p(torch.device('cpu')))"
+print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=True).stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 100 < float(done.stdout) < 1000

@@ -1,0 +1,139 @@
+"""The order of the rooms, read from the syntax trees: who may import whom, and which libraries."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lora_hf"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Each room may import those of the lines before its own, and its own. `data.prompt` is words only, and config
+# checks names against it; `generator` is the standard library's alone.
+ORDER = [
+    {"errors", "files", "layout"},
+    {"adapters", "data.prompt", "data.generator"},
+    {"config"},
+    {"modeling", "data", "shapes"},
+    {"evaluation"},
+    {"training"},
+    {"reporting"},
+    {"runs"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+# Within adapters, the same.
+ADAPTERS = [
+    {"functional", "inits", "config"},
+    {"backends"},
+    {"methods"},
+    {"layer"},
+    {"targets", "peft_format"},
+    {"inject"},
+    {"checkpoint"},
+]
+
+
+def module(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module(file) for file in FILES}
+
+
+def imports(file, top_only=False):
+    """Modules a file imports, ours by their full name; inside functions too, but where `top_only`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in NAMES else str(node.module))
+    return found
+
+
+def room(name):
+    """`data.prompt` of lora_hf.data.prompt, `data` of lora_hf.data.load; None for the package itself."""
+    parts = name.split(".")[1:]
+    return next((r for r in (".".join(parts[:2]), parts[0]) if r in LEVEL), parts[0]) if parts else None
+
+
+def ours(file, **options):
+    return {name for name in imports(file, **options) if name.split(".")[0] == "lora_hf"}
+
+
+def libraries(file, **options):
+    tops = {name.split(".")[0] for name in imports(file, **options)}
+    return tops - {"lora_hf"} - set(sys.stdlib_module_names)
+
+
+def below(folder):
+    return [file for file in FILES if file.is_relative_to(PACKAGE / folder)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_a_room_imports_only_rooms_before_it(file):
+    if room(module(file)) in (None, "__main__"):
+        return  # the face of the package, which names what is inside
+    own = room(module(file))
+    assert own in LEVEL, f"{file}: a new room; give it its place in ORDER"
+    late = {name for name in ours(file) if room(name) not in (None, own) and LEVEL[room(name)] >= LEVEL[own]}
+    assert not late
+
+
+def test_the_adapters_are_torch_and_safetensors_and_import_in_one_direction():
+    level = {name: number for number, names in enumerate(ADAPTERS) for name in names}
+    for file in below("adapters"):
+        inside = bool(file.name == "bnb.py")
+        assert libraries(file, top_only=True) <= {"torch", "safetensors"}, file
+        assert libraries(file) <= {"torch", "safetensors"} | ({"bitsandbytes"} if inside else set()), file
+        own = module(file).split(".")[2:3]
+        if not own:
+            continue
+        for name in ours(file):
+            theirs = name.split(".")[1:3]
+            assert theirs[0] in ("adapters", "errors", "files"), f"{file}: {name}"
+            if theirs[0] == "adapters" and theirs[1] != own[0]:
+                assert level[theirs[1]] < level[own[0]], f"{file}: {name}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = {module(file): ours(file, top_only=True) - {module(file)} for file in FILES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
+
+
+def test_peft_is_a_reference_for_tests_and_never_imported():
+    assert not [file for file in FILES if "peft" in libraries(file)]
+
+
+def test_the_generator_and_the_prompts_need_nothing_but_python():
+    for file in [*below("data/generator"), PACKAGE / "data/prompt.py"]:
+        assert not libraries(file), file
+
+
+@pytest.mark.parametrize("folder", ["config", "cli.py", "__main__.py", "__init__.py", "reporting/table.py"])
+def test_what_every_command_imports_first_is_light(folder):
+    heavy = {"torch", "transformers", "datasets", "accelerate", "matplotlib", "numpy", "evaluate"}
+    for file in below(folder):
+        assert not libraries(file, top_only=True) & heavy, file
+
+
+def test_only_the_commands_print():
+    def prints(file):
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+
+    assert [module(file) for file in FILES if prints(file)] == ["lora_hf.cli"]
+
+
+def test_no_file_is_longer_than_250_lines():
+    lengths = {module(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {name: length for name, length in lengths.items() if length > 250} == {}

@@ -1,0 +1,267 @@
+"""The commands: what they print, exit statuses, one message for each mistake, and Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_hf import cli
+from lora_hf.evaluation.rouge import ROUGE_NAMES
+from lora_hf.files import checkpoint_fingerprint
+
+ROOT = Path(__file__).parents[1]
+FEW = """data.max_train_samples=40 data.max_eval_samples=3 data.max_test_samples=4 data.max_source_length=128
+generation.max_new_tokens=5 training.per_device_train_batch_size=4 training.disable_tqdm=true""".split()
+
+
+@pytest.fixture(autouse=True)
+def keep_the_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    file = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    file.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {max_steps: 2, learning_rate: 5.0e-2}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """A finished LoRA run."""
+    folder = tmp_path_factory.mktemp("runs") / "lora"
+    assert cli.run(["train", "--config", str(config), *FEW, f"output_dir={folder}"], debug=False) == 0
+    return folder
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Run a command that must fail as a user's mistake, and get the message."""
+
+    def run(*words):
+        assert cli.run([str(word) for word in words], debug=False) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        return line
+
+    return run
+
+
+def process(*words, **options):
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = """
+import sys, time
+from lora_hf.cli import run
+status = run(["--help"], debug=False)
+heavy = {"torch", "transformers", "datasets", "matplotlib", "numpy", "pydantic"} & set(sys.modules)
+print(status, sorted(heavy), time.process_time(), file=sys.stderr)
+"""
+    out, err = process("-c", code).communicate()
+    status, heavy, seconds = err.strip().split(" ", 2)
+    assert (status, heavy) == ("0", "[]")
+    assert float(seconds) < 1  # 0.25 s when nothing else runs
+    for verb in ("train", "compare", "evaluate", "predict", "merge", "score"):
+        assert f" {verb} " in out
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "--no-such-option"], ["train", "x=1"]])
+def test_a_command_line_that_is_none_is_one_error(mistake, words):
+    assert len(mistake(*words)) > len("error: ...")
+
+
+def test_a_config_that_is_not_there_is_one_error_and_debug_adds_its_traceback():
+    for more, tracebacks in (([], 0), (["--debug"], 1)):
+        child = process("scripts/train.py", "--config", "configs/quickstrt.yaml", *more)
+        out, err = child.communicate()
+        assert (child.returncode, out, err.count("Traceback")) == (2, "", tracebacks)
+        error = "error: configs/quickstrt.yaml: no such config; did you mean 'configs/quickstart.yaml'?"
+        assert err.splitlines()[-1] == error
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("lora.rnk=4", "unknown key 'lora.rnk'"),
+        ("lora.r=eight", "lora.r='eight' is not an integer"),
+        ("training.learning_rate=fast", "training.learning_rate='fast' is not a number"),
+        ("model.model_name_or_path=./no/model", "model.model_name_or_path='./no/model': no such folder"),
+        ("model.model_name_or_path=nobody/no-model", "model.model_name_or_path='nobody/no-model' cannot"),
+        ("lora.target_modules=[query]", "'query'] matched no"),
+        ("data.dialogue_column=talk", "data.dialogue_column='talk': embedded [train] has the columns"),
+        ("data.dataset_name=./rows.csv", "data.dataset_name='./rows.csv': no such file or folder"),
+        ("data.max_source_length=5", "data.max_source_length=5 leaves no room for a dialogue"),
+        ("output_dir=configs/quickstart.yaml", "output_dir='configs/quickstart.yaml' is a file"),
+        ("output_dir=docs", "output_dir='docs' holds ["),
+    ],
+)
+def test_each_mistake_in_a_run_is_one_error_that_names_it(
+    mistake, config, tmp_path, monkeypatch, override, told
+):
+    monkeypatch.chdir(tmp_path)
+    for file in ("configs/quickstart.yaml", "docs/thesis.tex"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("mine")
+    assert told in mistake("train", "--config", config, *FEW, "output_dir=run", override)
+    assert (tmp_path / "docs/thesis.tex").read_text() == "mine"
+    assert not (tmp_path / "run").exists()  # a mistake leaves nothing behind
+
+
+def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):
+    before = (trained / "results.json").stat().st_mtime_ns
+    error = mistake("train", "--config", config, *FEW, f"output_dir={trained}", "lora.r=2", "seed=1")
+    assert "(lora.r: 4 -> 2; seed: 42 -> 1)" in error and "overwrite=true" in error
+    assert (trained / "results.json").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_is_left_as_it_is(config, trained, capsys):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    assert cli.run(["train", "--config", str(config), *FEW, f"output_dir={trained}"], debug=False) == 0
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
+    assert "rouge1 " in capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trained, tmp_path, capsys):
+    words = ["evaluate", "--config", str(config), *FEW, "--json", "--output", str(tmp_path / "out")]
+    assert cli.run([*words, "--adapter", str(trained / "adapter")], debug=False) == 0
+    said = json.loads(capsys.readouterr().out)
+    record = json.loads((trained / "results.json").read_text())
+    assert {name: said[name] for name in ROUGE_NAMES} == {name: record[name] for name in ROUGE_NAMES}
+    written = [(folder / "predictions.jsonl").read_text() for folder in (trained, tmp_path / "out")]
+    assert written[0] == written[1]
+    assert cli.run(words, debug=False) == 2  # the folder is not empty now
+    assert cli.run(["evaluate", "--config", str(config), *FEW], debug=False) == 0  # the base
+
+
+def test_predict_gives_each_row_its_summary_also_where_dialogues_are_equal(trained, tmp_path, capsys):
+    talk = tmp_path / "talks.csv"
+    talk.write_text('id,talk\n7,"A: Hi"\n8,"A: Bye, now"\n9,"A: Hi"\n')
+    words = ["predict", str(talk), "--adapter", str(trained / "adapter"), "--dialogue-column", "talk"]
+    assert cli.run(words, debug=False) == 0
+    printed = capsys.readouterr().out
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert [(row["id"], row["dialogue"]) for row in rows] == [
+        ("7", "A: Hi"),
+        ("8", "A: Bye, now"),
+        ("9", "A: Hi"),
+    ]
+    assert rows[0]["prediction"] == rows[2]["prediction"]
+    assert cli.run([*words, "--output", str(tmp_path / "out.jsonl")], debug=False) == 0
+    assert (tmp_path / "out.jsonl").read_text() == printed
+    assert capsys.readouterr().out == ""
+
+
+def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistake):
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from lora_hf.runs.saved import load_with_base
+
+    merged = tmp_path / "merged"
+    words = ["merge", "--adapter", str(trained / "adapter"), "--output", str(merged)]
+    assert cli.run(words, debug=False) == 0
+    plain, tokenizer = (kind.from_pretrained(merged) for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    adapted, _, _ = load_with_base(str(trained / "adapter"), None)
+    ids = tokenizer("A: Shall we go?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        ours = adapted(input_ids=ids.to(adapted.device), labels=ids.to(adapted.device)).logits.cpu()
+        torch.testing.assert_close(plain(input_ids=ids, labels=ids).logits, ours, atol=1e-3, rtol=1e-3)
+    assert "is not empty; choose another, or add --overwrite" in mistake(*words)
+
+
+def test_mistakes_about_adapters_are_one_error_each(mistake, config, trained, tmp_path):
+    other = shutil.copytree(trained / "adapter", tmp_path / "other")
+    manifest = json.loads((other / "lora_hf.json").read_text())
+    (other / "lora_hf.json").write_text(json.dumps(manifest | {"base_fingerprint": "0" * 16}))
+    ours = checkpoint_fingerprint([ROOT / "lora_hf/assets/tiny_t5/model.safetensors"])
+    error = mistake("evaluate", "--config", config, *FEW, "--adapter", other)
+    assert "0" * 16 in error or ours in error
+    assert "no such folder" in mistake("evaluate", "--config", config, *FEW, "--adapter", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "adapter_config.json" in mistake(
+        "merge", "--adapter", tmp_path / "empty", "--output", tmp_path / "m"
+    )
+    assert "no such file" in mistake("predict", tmp_path / "none.csv", "--adapter", trained / "adapter")
+    (tmp_path / "talks.csv").write_text("talk\nA: Hi\n")
+    error = mistake("predict", tmp_path / "talks.csv", "--adapter", trained / "adapter")
+    assert error.startswith("error: --dialogue-column='dialogue': ") and "['talk']" in error
+
+
+def test_a_fault_of_the_program_is_not_told_as_the_users(monkeypatch):
+    from lora_hf.errors import ArmFailed
+
+    def fail(error):
+        monkeypatch.setattr(cli, "_invoke", lambda words: (_ for _ in ()).throw(error))
+        return cli.run(["train"], debug=False)
+
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError())
+    assert [fail(ArmFailed(status)) for status in (2, 1, 130, -2, -15, -9)] == [2, 1, 130, 130, 130, 1]
+
+
+def test_an_arm_that_the_system_killed_is_spoken_of(monkeypatch, capsys):
+    from lora_hf.errors import ArmFailed
+
+    monkeypatch.setattr(cli, "_invoke", lambda words: (_ for _ in ()).throw(ArmFailed(-9)))
+    assert cli.run(["compare"], debug=False) == 1
+    assert "ended by SIGKILL; often memory ran out" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_fault(tmp_path):
+    (tmp_path / "p.csv").write_text("made,human\na,a\n")
+    words = ["score", tmp_path / "p.csv", "--prediction", "made", "--reference", "human"]
+    child = process("-m", "lora_hf", *words)
+    child.stdout.close()
+    assert "Traceback" not in child.stderr.read()
+    assert child.wait() == 1
+
+
+def wait_for(child, text, seconds=120):
+    """The lines of standard output up to one that holds the text."""
+    start = time.monotonic()
+    for line in child.stdout:
+        if text in line:
+            return
+        assert time.monotonic() - start < seconds
+    pytest.fail(f"ended without {text!r}: {child.stderr.read()}")
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(config, tmp_path):
+    run = tmp_path / "run"
+    words = ["scripts/train.py", "--config", config, *FEW, f"output_dir={run}"]
+    words += ["training.max_steps=150", "training.logging_steps=1", "training.save_strategy='no'"]
+    child = process(*words)
+    wait_for(child, "'loss'")
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert child.returncode == 130, err
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 1 <= step < 150
+    told = f"interrupted: stopped after step {step}, saved; the same command goes on from there"
+    assert err.splitlines()[-1] == told and "Traceback" not in err
+    assert not (run / "results.json").exists()
+    again = process(*words)
+    _, err = again.communicate()
+    assert again.returncode == 0, err
+    record = json.loads((run / "results.json").read_text())
+    assert (record["resumed_at_step"], record["steps"]) == (step, 150)
