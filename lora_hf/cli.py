@@ -1,22 +1,16 @@
-"""The commands. Only this module prints; what a verb needs is imported when it runs, so that --help is quick.
-
-Exit status: 0 done; 2 the user's mistake, with one message on standard error that begins `error: `; 130
-interrupted; 1 anything else.
+"""The commands. What a verb needs is imported when it runs, after its config is read, so that --help and a
+mistake in a config are quick. What they print goes to standard output; `status` says what went wrong.
 """
 
 import json
-import logging
-import os
-import signal
 import sys
-import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from lora_hf.errors import ArmFailed, UserError
+from lora_hf.errors import UserError
+from lora_hf.status import exit_status
 
 app = typer.Typer(
     add_completion=False,
@@ -188,66 +182,4 @@ def run(words: list[str], debug: bool) -> int:
     Raises:
         Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
     """
-    _set_up_logging()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        _invoke(words)
-        sys.stdout.flush()
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ArmFailed as failure:
-        return _status_of(failure)
-    except Exception as error:
-        if not isinstance(error, UserError) and not hasattr(error, "format_message"):
-            raise
-        if debug:
-            traceback.print_exception(error)
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _invoke(words: list[str]) -> None:
-    """What `app(words)` does, without its handling of Ctrl-C, which drops what the exception says."""
-    command = typer.main.get_command(app)
-    try:
-        with command.make_context("lora-hf", list(words)) as context:
-            command.invoke(context)
-    except typer.Exit:  # after --help
-        pass
-
-
-def _status_of(failure: ArmFailed) -> int:
-    """The child's own status; it has said what there is to say, unless a signal ended it."""
-    if failure.status in (130, -signal.SIGINT, -signal.SIGTERM):
-        return 130
-    if failure.status > 0:
-        return failure.status
-    name = signal.Signals(-failure.status).name
-    cause = "; often memory ran out: try a smaller per_device_train_batch_size" if name == "SIGKILL" else ""
-    print(f"the arm's process was ended by {name}{cause}", file=sys.stderr)
-    return 1
-
-
-def _set_up_logging() -> None:
-    """Our lines on standard error; of the libraries', warnings, without bars for what takes a moment."""
-    ours = logging.getLogger("lora_hf")
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    ours.handlers = [logging.StreamHandler(sys.stderr)]
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-
-
-def _message(error: Any) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    return error.format_message() or "no command is given"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    return exit_status(typer.main.get_command(app), words, debug)

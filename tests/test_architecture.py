@@ -22,6 +22,7 @@ ORDER = [
     {"training"},
     {"reporting"},
     {"runs"},
+    {"status"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
@@ -119,19 +120,21 @@ def test_the_generator_and_the_prompts_need_nothing_but_python():
         assert not libraries(file), file
 
 
-@pytest.mark.parametrize("folder", ["config", "cli.py", "__main__.py", "__init__.py", "reporting/table.py"])
+@pytest.mark.parametrize(
+    "folder", ["config", "cli.py", "status.py", "__main__.py", "__init__.py", "reporting/table.py"]
+)
 def test_what_every_command_imports_first_is_light(folder):
     heavy = {"torch", "transformers", "datasets", "accelerate", "matplotlib", "numpy", "evaluate"}
     for file in below(folder):
         assert not libraries(file, top_only=True) & heavy, file
 
 
-def test_only_the_commands_print():
+def test_only_the_commands_and_how_they_end_print():
     def prints(file):
         calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
-    assert [module(file) for file in FILES if prints(file)] == ["lora_hf.cli"]
+    assert [module(file) for file in FILES if prints(file)] == ["lora_hf.cli", "lora_hf.status"]
 
 
 def test_no_file_is_longer_than_250_lines():

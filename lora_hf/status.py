@@ -1,0 +1,86 @@
+"""How a command ends: its exit status, and the one message on standard error that says why.
+
+0 done; 2 the user's mistake, with a message that begins `error: `; 130 interrupted; 1 anything else.
+"""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Any
+
+import typer
+
+from lora_hf.errors import ArmFailed, UserError
+
+
+def exit_status(command: Any, words: list[str], debug: bool) -> int:
+    """Run a command line and say how it ended.
+
+    Raises:
+        Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
+    """
+    _set_up_logging()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        invoke(command, words)
+        sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ArmFailed as failure:
+        return _status_of(failure)
+    except Exception as error:
+        if not isinstance(error, UserError) and not hasattr(error, "format_message"):
+            raise
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def invoke(command: Any, words: list[str]) -> None:
+    """What Typer's own call does, without its handling of Ctrl-C, which drops what the exception says."""
+    try:
+        with command.make_context("lora-hf", list(words)) as context:
+            command.invoke(context)
+    except typer.Exit:  # after --help
+        pass
+
+
+def _status_of(failure: ArmFailed) -> int:
+    """The child's own status; it has said what there is to say, unless a signal ended it."""
+    if failure.status in (130, -signal.SIGINT, -signal.SIGTERM):
+        return 130
+    if failure.status > 0:
+        return failure.status
+    name = signal.Signals(-failure.status).name
+    cause = "; often memory ran out: try a smaller per_device_train_batch_size" if name == "SIGKILL" else ""
+    print(f"the arm's process was ended by {name}{cause}", file=sys.stderr)
+    return 1
+
+
+def _set_up_logging() -> None:
+    """Our lines on standard error; of the libraries', warnings, without bars for what takes a moment."""
+    ours = logging.getLogger("lora_hf")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    ours.handlers = [logging.StreamHandler(sys.stderr)]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _message(error: Any) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return error.format_message() or "no command is given"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,99 @@
+"""Comparisons as a person starts them: real processes, each arm in its own. Minutes, not seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_hf.layout import RESULTS
+
+pytestmark = pytest.mark.slow
+YAML = """
+method: lora
+lora: {r: 16, lora_alpha: 32}
+data: {max_train_samples: 40, max_eval_samples: 3, max_test_samples: 6, max_source_length: 128}
+generation: {max_new_tokens: 5}
+training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, disable_tqdm: true}
+arms: {full: {training: {learning_rate: 1.0e-4}}}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(YAML + f"output_dir: {tmp_path / 'run'}\n")
+    return file
+
+
+def stamps(root):
+    return {p.parent.name: p.stat().st_mtime_ns for p in root.rglob(RESULTS)}
+
+
+def test_the_script_runs_each_arm_in_a_process_of_its_own_and_reuses_them(config_file):
+    root = config_file.parent / "run"
+
+    def script(*overrides):
+        words = [sys.executable, "scripts/compare.py", "--config", str(config_file), *overrides]
+        return subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+
+    done = script()
+    assert done.returncode == 0, done.stderr
+    assert "ROUGE-Lsum" in done.stdout and f"report: {root}" in done.stdout.replace("\n", "")
+    held = {str(p.relative_to(root)) for p in root.glob("*/*")}
+    trained = {
+        "checkpoints",
+        "config.yaml",
+        "inputs.json",
+        "predictions.jsonl",
+        "results.json",
+        "training.json",
+    }
+    for arm, own in (("base", set()), ("full", {"model"}), ("lora", {"adapter"})):
+        names = trained - ({"checkpoints", "training.json"} if arm == "base" else set())
+        assert {name for name in held if name.startswith(arm)} == {f"{arm}/{name}" for name in names | own}
+    before = stamps(root)
+    assert script().returncode == 0
+    assert stamps(root) == before
+    refused = script("lora.r=4")
+    (error,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert refused.returncode == 2 and "lora.r: 16 -> 4" in error
+    assert stamps(root) == before
+    assert script("lora.r=4", "overwrite=true").returncode == 0
+    after = stamps(root)
+    assert [name for name in before if after[name] != before[name]] == ["lora"]
+
+
+def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(config_file):
+    root = config_file.parent / "run"
+    words = [sys.executable, "-m", "lora_hf", "compare", "--config", str(config_file)]
+    words += ["training.max_steps=200", "training.logging_steps=1"]
+    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unbuffered)
+    for line in child.stdout:
+        if "'loss'" in line:
+            break
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert child.returncode == 130 and "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("interrupted: stopped after")]) == 1
+    assert list((root / "lora" / "checkpoints").iterdir()) and not (root / "full").exists()
+    assert subprocess.run(words, capture_output=True).returncode == 0
+    record = json.loads((root / "comparison.json").read_text())["arms"]["lora"]
+    assert record["resumed_at_step"] > 0 and record["steps"] == 200
+
+
+def test_an_arms_peak_memory_does_not_begin_at_its_parents():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc: getrusage is all there is")
+    code = """
+import subprocess, sys
+held = b"x" * 2**30
+inner = "import torch; from lora_hf.runs.arm import peak_memory_mib as p; print(p(torch.device('cpu')))"
+print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=True).stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 100 < float(done.stdout) < 1000
