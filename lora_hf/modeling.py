@@ -99,7 +99,7 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
     kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": _revision(config)}
     if config.load_in_4bit:
         kwargs |= {"quantization_config": _four_bit(config, device), "device_map": {"": device}}
-    with _as_user_error(config.model_name_or_path), _quiet_loading():
+    with _as_user_error(config.model_name_or_path), _quiet():
         model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
     if not config.load_in_4bit:
         model.to(device)
@@ -108,6 +108,13 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
     model.base_fingerprint = _fingerprint(name, model)
     model.name_or_path = config.model_name_or_path
     return model.eval()
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a plain Transformers folder: weights, config, tokenizer."""
+    with _quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def guard_head(model: Any) -> None:
@@ -135,7 +142,7 @@ def _four_bit(config: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """No bar, and no warning about an untied head: it is how FLAN-T5 is, and `guard_head` sees to it."""
     logger = logging.getLogger("transformers.modeling_utils")
     had_bars = transformers_logging.is_progress_bar_enabled()

@@ -1,5 +1,6 @@
 """The built wheel, outside the clone: the package, its model and its configs are in it."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,10 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
 def test_the_wheel_runs_a_shipped_config_outside_the_clone(tmp_path: Path) -> None:
     wheels, site, elsewhere = tmp_path / "wheels", tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
+    leave_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=leave_out)  # building leaves files behind
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "-w", wheels, ROOT], check=True)
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "-w", wheels, clone], check=True)
     wheel = next(wheels.glob("lora_hf-*.whl"))
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", site, wheel], check=True)
     where = run(sys.executable, "-c", "import lora_hf; print(lora_hf.__file__)", cwd=elsewhere, path=site)

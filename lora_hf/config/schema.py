@@ -88,6 +88,11 @@ class ModelConfig(Section):
     bnb_4bit_compute_dtype: Dtype = "auto"
     """What 4-bit weights are unpacked to for the product; `auto` as in `dtype`."""
 
+    @property
+    def storage(self) -> str:
+        """How the frozen weights are kept: `dense`, `nf4` or `fp4`."""
+        return self.bnb_4bit_quant_type if self.load_in_4bit else "dense"
+
 
 class LoraSection(Section):
     """The adapters: the fields of `lora_hf.adapters.config.LoraConfig`, names and defaults as PEFT's."""

@@ -81,6 +81,7 @@ def _record(config: RunConfig, run: RunDirectory, model: Any, data: ArmData) -> 
         "base_fingerprint": model.base_fingerprint,
         "data_fingerprint": data.fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "storage": config.model.storage,
         "device": device_name(model.device),
         "versions": versions(),
     }

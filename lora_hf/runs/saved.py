@@ -16,7 +16,7 @@ from lora_hf.data.load import load_split, read_file
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.scoring import score_model, summarize
-from lora_hf.modeling import load_model, load_tokenizer, pick_device
+from lora_hf.modeling import load_model, load_tokenizer, pick_device, save_model
 
 NEW_TOKENS = 128
 """Length of a summary where neither the config nor the adapter's manifest says one."""
@@ -128,8 +128,7 @@ def merge(adapter: str, output: Path, base: str | None, overwrite: bool) -> floa
         unmerged = model(**ids, labels=ids["input_ids"]).logits
         merge_and_unload(model)
         difference = (model(**ids, labels=ids["input_ids"]).logits - unmerged).abs().max().item()
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    save_model(model, tokenizer, output)
     return float(difference)
 
 

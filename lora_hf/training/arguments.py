@@ -8,6 +8,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from lora_hf.config import RunConfig
 from lora_hf.errors import UserError
+from lora_hf.modeling import pick_device
 
 FIELDS = {field.name for field in fields(Seq2SeqTrainingArguments)}
 CHECKPOINTING = next(
@@ -41,6 +42,7 @@ def training_arguments(
         "per_device_eval_batch_size": config.generation.batch_size,
         CHECKPOINTING: {"use_reentrant": False},  # a frozen base's input has no gradient
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": pick_device().type == "cpu",  # bfloat16 on a CPU is refused unless this is said
         "bf16": compute_dtype == torch.bfloat16,
         "save_strategy": "epoch",
         "logging_steps": 50,

@@ -12,7 +12,7 @@ from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData
 from lora_hf.evaluation.scoring import ValidationRouge
 from lora_hf.layout import ADAPTER, CHECKPOINTS, MODEL
-from lora_hf.modeling import load_model, resolve_dtype
+from lora_hf.modeling import load_model, resolve_dtype, save_model
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.interrupt import Interrupted, StopOnSignal
 from lora_hf.training.trainer import LoraTrainer, last_checkpoint
@@ -100,11 +100,15 @@ def _saved(trainer: LoraTrainer) -> str:
 def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData) -> None:
     """The adapter, with what `predict` must know to repeat the prompt; or the whole model and tokenizer."""
     if config.method == "lora":
-        prompt = {"prompt": config.data.prompt, "max_source_length": config.data.max_source_length}
-        save_adapter(model, run / ADAPTER, extra=prompt | {"max_new_tokens": data.max_new_tokens})
+        use = {
+            "prompt": config.data.prompt,
+            "max_source_length": config.data.max_source_length,
+            "max_new_tokens": data.max_new_tokens,
+            "base_storage": config.model.storage,
+        }
+        save_adapter(model, run / ADAPTER, extra=use)
         return
-    model.save_pretrained(run / MODEL)
-    tokenizer.save_pretrained(run / MODEL)
+    save_model(model, tokenizer, run / MODEL)
 
 
 def load_trained(config: RunConfig, run: Path, model: Any, device: torch.device) -> Any:
