@@ -13,6 +13,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "xxl": {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
 }
 """d_model, d_ff, layers of the encoder and of the decoder, and heads, as in the checkpoints' configs."""
+COMMON: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_kv": 64,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+    "tie_word_embeddings": False,  # T5 reads this as "do not scale the decoder's output", as v1.1 does not
+}
 
 
 def random_flan_t5(shape: str, seed: int = 0) -> Any:
@@ -23,14 +30,7 @@ def random_flan_t5(shape: str, seed: int = 0) -> Any:
         seed: of the weights.
     """
     torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=32128,
-        d_kv=64,
-        feed_forward_proj="gated-gelu",
-        decoder_start_token_id=0,
-        tie_word_embeddings=False,  # read as "do not scale the decoder's output", as T5 v1.1
-        **SHAPES[shape],
-    )
+    config = T5Config(**COMMON, **SHAPES[shape])
     model = T5ForConditionalGeneration(config)
     head = torch.empty_like(model.shared.weight).normal_(std=config.d_model**-0.5)
     model.lm_head.weight = torch.nn.Parameter(head)
