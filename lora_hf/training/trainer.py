@@ -34,7 +34,8 @@ class LoraTrainer(Seq2SeqTrainer):
     def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
         # The Trainer refuses a quantized model that does not say that it carries adapters. The flag also
         # sends `save_pretrained` to PEFT, so it is up only while the Trainer looks.
-        has_flag = bool(adapter_configs(model)) and getattr(model, "is_quantized", False)
+        is_quantized = getattr(model, "is_quantized", False)  # model is None where a model_init is given
+        has_flag = is_quantized and bool(adapter_configs(model))
         if has_flag:
             model._hf_peft_config_loaded = True
         super().__init__(model, *args, **kwargs)
