@@ -125,6 +125,7 @@ def test_predict_gives_each_row_its_summary_also_where_dialogues_are_equal(train
         ("9", "A: Hi"),
     ]
     assert rows[0]["prediction"] == rows[2]["prediction"]
+    words[3] = str(trained)  # the run directory will do
     assert cli.run([*words, "--output", str(tmp_path / "out.jsonl")], debug=False) == 0
     assert (tmp_path / "out.jsonl").read_text() == printed
     assert capsys.readouterr().out == ""

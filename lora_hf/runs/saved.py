@@ -16,6 +16,7 @@ from lora_hf.data.load import load_split, read_file
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.scoring import score_model, summarize
+from lora_hf.layout import ADAPTER
 from lora_hf.modeling import load_model, load_tokenizer, pick_device, save_model
 
 NEW_TOKENS = 128
@@ -24,12 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 def find_adapter(name: str) -> Path:
-    """A folder, or the local copy of an adapter on the Hub.
+    """A folder, or the adapter in a run directory, or the local copy of an adapter on the Hub.
 
     Raises:
         UserError: neither.
     """
     folder = Path(name).expanduser()
+    if (folder / ADAPTER).is_dir():  # a run's directory, given for the adapter in it
+        return folder / ADAPTER
     if folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
