@@ -85,7 +85,8 @@ def summarize(
     if config.num_beams == 1:
         del options["length_penalty"]
     columns = (TextColumn("summarizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(sources))
         return generate_summaries(
             model,
