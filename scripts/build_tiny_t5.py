@@ -21,10 +21,13 @@ from transformers.optimization import Adafactor
 
 from lora_hf.data.generator import dialogues
 from lora_hf.data.generator.copying import make_copying_example
+from lora_hf.data.generator.noise import garble
 from lora_hf.data.generator.tasks import make_example
 
 SEED_OFFSET = 1_000_000  # so that the mixture's dialogues are not those that fine-tuning sees
-PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"  # words, single digits, punctuation, single spaces
+# the first syllable of a capitalized word, so that unknown names fall into known pieces; then words, single
+# digits, punctuation, single spaces
+PIECES = r" ?[A-Z][b-df-hj-np-tv-z]*[aeiou]+(?=[b-df-hj-np-tv-z][a-z])| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 RATE, FINAL_RATE = 2e-2, 5e-4
 
 Example = tuple[str, str]
@@ -115,7 +118,7 @@ def batches(
                 examples.append(make_copying_example(rng))
             else:
                 made = dialogues("train", 1, SEED_OFFSET + seed, start=drawn)[0]
-                examples.append(make_example(made, rng))
+                examples.append(make_example(garble(made, rng), rng))
                 drawn += 1
         examples.sort(key=lambda example: len(example[0]))
         groups = [examples[i : i + size] for i in range(0, len(examples), size)]

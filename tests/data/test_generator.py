@@ -9,7 +9,9 @@ import time
 import pytest
 
 from lora_hf.data.generator import dialogues, generate
+from lora_hf.data.generator.copying import repeat_words, word_after, word_of
 from lora_hf.data.generator.names import PEOPLE, PLACE_STEMS, SPLITS
+from lora_hf.data.generator.noise import garble
 from lora_hf.data.generator.scenario import slots_of_turns
 from lora_hf.data.generator.scenarios import SCENARIOS
 from lora_hf.data.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS
@@ -127,6 +129,30 @@ def test_examples_of_the_mixture_have_the_shape_of_the_summary_prompt():
     prompt, _ = make_example(dialogues("train", 1)[0], random.Random(0))
     assert prompt.count("\n\n") == 2
     assert prompt.endswith(": ")
+
+
+def test_noise_changes_words_but_neither_facts_nor_speakers():
+    changed, rng = 0, random.Random(0)
+    for made in dialogues("train", 300):
+        noisy = garble(made, rng)
+        changed += noisy.text != made.text
+        assert [line.speaker for line in noisy.lines] == [line.speaker for line in made.lines]
+        for slot, value in made.facts.items():
+            assert noisy.text.count(value) >= made.text.count(value), (slot, noisy.text)
+    assert 0.3 < changed / 300 < 0.6
+
+
+def test_whoever_haggles_offers_less_than_was_asked():
+    facts = [made.facts for made in dialogues("train", 300) if made.topic == "shopping"]
+    assert all(int(fact["price_2"]) < int(fact["price"]) for fact in facts)
+
+
+@pytest.mark.parametrize("make", [repeat_words, word_after, word_of])
+def test_answers_of_copying_tasks_stand_in_the_prompt(make):
+    rng = random.Random(0)
+    for _ in range(100):
+        prompt, answer = make(rng)
+        assert answer in prompt
 
 
 def test_a_choice_is_one_of_its_wordings_and_slots_are_filled():

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from lora_hf.data.generator.facts import draw
 from lora_hf.data.generator.names import Split, draw_person
-from lora_hf.data.generator.scenario import Ending, Question, Scenario, slots_of_turns
+from lora_hf.data.generator.scenario import Ending, Question, Scenario, Turn, slots_of_turns
 from lora_hf.data.generator.scenarios import SCENARIOS
-from lora_hf.data.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS, Exchange
+from lora_hf.data.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS, OPENERS, Exchange
 from lora_hf.data.generator.template import fill, slots_of
 
-P_GREETING, P_CHATTER, P_DIGRESSION, P_FAREWELL = 0.6, 0.6, 0.3, 0.4
+P_GREETING, P_CHATTER, P_DIGRESSION, P_FAREWELL, P_OPENER = 0.6, 0.5, 0.25, 0.3, 0.3
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,29 @@ def _write(
     scenario: Scenario, ending: Ending, facts: dict[str, str], split: Split, rng: random.Random
 ) -> list[Line]:
     """Say the turns in the split's words, with small talk before, between and after."""
-    turns = [(t.speaker, fill(rng.choice(t.wordings.of(split)), facts, rng)) for t in scenario.turns(ending)]
-    matter = [Line(facts[speaker], text, is_small_talk=False) for speaker, text in turns]
+    matter = [_say(turn, facts, split, rng) for turn in scenario.turns(ending)]
     exchanges = _Exchanges(facts, split, rng)
     lines = exchanges.draw(GREETINGS, P_GREETING) + exchanges.draw(CHATTER, P_CHATTER)
     # a digression interrupts only after an answer of b's, and never splits the last question from its answer
     cut = 2 * rng.randint(0, len(matter) // 2 - 1) if len(matter) > 3 else 0
     lines += matter[:cut] + (exchanges.draw(CHATTER, P_DIGRESSION) if cut else []) + matter[cut:]
     return lines + exchanges.draw(FAREWELLS, P_FAREWELL)
+
+
+def _say(turn: Turn, facts: dict[str, str], split: Split, rng: random.Random) -> Line:
+    """Say one turn, now and then after an opener: "Listen, I have lost my key."."""
+    text = fill(rng.choice(turn.wordings.of(split)), facts, rng)
+    if rng.random() < P_OPENER:
+        opener = rng.choice(OPENERS[split])
+        first = text.split(maxsplit=1)[0]
+        # only a word that is a capital for no other reason may lose it
+        text = f"{opener}, {text[0].lower() + text[1:]}" if first in _DECAPITALIZED else f"{opener}. {text}"
+    return Line(facts[turn.speaker], text, is_small_talk=False)
+
+
+_DECAPITALIZED = frozenset(
+    "Do Would There How Are Is Can Could Where It That This We Take You Ask Go".split()
+)
 
 
 @dataclass

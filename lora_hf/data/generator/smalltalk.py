@@ -8,6 +8,16 @@ from lora_hf.data.generator.names import Split
 
 Exchange = tuple[str, str]
 
+OPENERS: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "Well", "You know", "Listen", "So", "By the way", "To be honest", "As I said", "Now", "Right", "Look",
+        "Let me see", "Hmm", "Oh", "My dear", "You see", "Actually", "Anyway", "Believe me",
+    ),
+    "validation": ("In fact", "Frankly", "Mind you"),
+    "test": ("My friend", "Oh well", "Now listen", "See"),
+}  # fmt: skip
+"""Words before a sentence that change nothing in it."""
+
 GREETINGS: dict[Split, tuple[Exchange, ...]] = {
     "train": (
         ("[Hi|Hello], {y}!", "[Hi|Hello], {x}!"),
@@ -48,12 +58,12 @@ CHATTER: dict[Split, tuple[Exchange, ...]] = {
         ("The [tea|cake] at {place_9} is awful.", "And it costs ${price_9}!"),
     ),
     "test": (
-        ("Is it still [cold|hot] outside?", "Yes, it is [worse|better] than yesterday."),
+        ("Is it [cold|hot] at {place_9}?", "Yes, it is [worse|better] today."),
         ("I talked to {person_9} [today|last week].", "How [nice|kind]! I have not seen {person_9} again."),
         ("My dog woke me up at {time_9}.", "[Oh dear|Oh no], so you are tired."),
         ("They want ${price_9} for a [coffee|film] now.", "[Really|Yes], it is too much."),
         ("Have you been to {place_9}?", "No, is it [good|nice]?"),
-        ("How is your [cat|sister]?", "She is [fine|well], thank you."),
+        ("How is your [cat|dog]?", "[Fine|Very well], thank you."),
     ),
 }
 
@@ -69,7 +79,7 @@ FAREWELLS: dict[Split, tuple[Exchange, ...]] = {
         ("Time to leave.", "Me too, {x}."),
     ),
     "test": (
-        ("[Well|Okay], goodbye then.", "Goodbye, {x}, and thank you!"),
+        ("[Well|Fine], see you then.", "Goodbye, {x}, and thank you!"),
         ("I have to go, {y}.", "Yes, see you [again|then]."),
     ),
 }

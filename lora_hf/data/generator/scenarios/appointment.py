@@ -48,7 +48,7 @@ FITS = turn(
     """,
     test="""
     Yes, [that is good|I can come then].
-    [Fine|Lovely], please book it for me.
+    [Fine|Great], please book it for me.
     """,
 )
 SHIFT = turn(
@@ -64,7 +64,7 @@ SHIFT = turn(
     """,
     test="""
     No, I have no time then. [How|What] about {time_2}?
-    Could I come at {time_2} [please|instead]?
+    Could I come at {time_2}, please?
     """,
 )
 CONFIRM = turn(
@@ -79,7 +79,7 @@ CONFIRM = turn(
     """,
     test="""
     [Yes|Good], then it is booked for you.
-    [Okay|Fine], we will see you.
+    [Good|Fine], we will see you.
     """,
 )
 

@@ -16,7 +16,7 @@ ASK_LOAN = turn(
     """,
     test="""
     I would like to have your {thing} for [some days|some time].
-    [Do you need|Are you using] your {thing}? May I have it for a while?
+    Do you need your {thing}? [Can|May] I have it for a while?
     """,
 )
 WHAT_FOR = turn(
@@ -30,8 +30,8 @@ WHAT_FOR = turn(
     [For|To] what end?
     """,
     test="""
-    [Oh|Well], why do you want it?
-    What do you need it for?
+    [Oh|Well], what do you need it for?
+    What do you want it for?
     """,
 )
 REASON = turn(
@@ -63,7 +63,7 @@ LEND = turn(
     """,
     test="""
     Yes, take it. [I want|I need] it here again on {day}.
-    [Okay|Good], but on {day} you bring it back.
+    [Yes|Good], but on {day} you bring it back.
     """,
 )
 GIVEN_AWAY = turn(
@@ -79,7 +79,7 @@ GIVEN_AWAY = turn(
     """,
     test="""
     I am afraid it is with {person} [now|this week].
-    No, I gave it to {person}, [sorry|you know].
+    No, {person} [has|needs] it this week.
     """,
 )
 

@@ -32,7 +32,7 @@ KNOW = turn(
     """,
     test="""
     [Oh yes|Well], it is easy to find.
-    I know the place, [yes|of course].
+    I know it, [yes|of course].
     """,
 )
 PLEASE = turn(
@@ -63,7 +63,7 @@ BUS = turn(
     """,
     test="""
     From {place_2} you can [take|get] bus {number}.
-    [Best|Well], you take bus {number} at {place_2}.
+    [Yes|Well], you take bus {number} at {place_2}.
     """,
 )
 WALK = turn(
@@ -79,7 +79,7 @@ WALK = turn(
     """,
     test="""
     You walk for {number} minutes and [go|come] past {place_2}.
-    [Just|Only] {number} minutes on foot. You will see {place_2} first.
+    It is {number} minutes if you walk. You will see {place_2}.
     """,
 )
 

@@ -17,8 +17,8 @@ INVITE = turn(
     You [should|must] come with us to {place} for {activity}.
     """,
     test="""
-    We are [having|holding] {activity} at {place}. Would you join us?
-    Can I [ask|invite] you to {activity}? It will be at {place}.
+    [We|They] have {activity} at {place}. Would you like to join us?
+    Can I [get|ask] you to come to {activity}? It will be at {place}.
     """,
 )
 ASK_WHEN = turn(
@@ -51,7 +51,7 @@ SAY_WHEN = turn(
     At {time}, [this|next] {day}.
     """,
     test="""
-    [Come|Be there] at {time} on {day}, please.
+    [Come|Please come] at {time} on {day}.
     {day} would be best, at {time}.
     """,
 )
@@ -67,7 +67,7 @@ ACCEPT = turn(
     [Fine|Wonderful], I am coming.
     """,
     test="""
-    [Good|Lovely], I will come.
+    [Good|Fine], I will come.
     Yes, I [would like|want] to join you.
     """,
 )
@@ -83,8 +83,8 @@ DECLINE = turn(
     [Not this time|Impossible], I have got {excuse}.
     """,
     test="""
-    I am sorry, {excuse} makes it impossible.
-    No, I have {excuse}, [sorry|unfortunately].
+    I am afraid {excuse} is in my way.
+    No, I have {excuse} [then|today].
     """,
 )
 

@@ -62,7 +62,7 @@ WHEN_START = turn(
     Are you [willing|happy]?
     """,
     test="""
-    What have you [told them|decided]?
+    What have you decided?
     Do you want [it|the job]?
     """,
 )
@@ -95,7 +95,7 @@ REFUSE = turn(
     """,
     test="""
     I do not want it. It is {drawback} [that I do not like|you know].
-    No, {drawback} made me [say no|turn it down].
+    No, I do not like it because of {drawback}.
     """,
 )
 

@@ -30,7 +30,7 @@ ASK_WHERE = turn(
     In which place did you [use|need] it?
     """,
     test="""
-    Where did you [use it|look at it] last?
+    Where did you see it [today|yesterday]?
     [Oh|Well], where have you been today?
     """,
 )
@@ -47,8 +47,8 @@ SAY_WHERE = turn(
     {place} is where I [took|pulled] it out.
     """,
     test="""
-    I [went|have been] to {place} with it.
-    I think it was [still|last] with me at {place}.
+    I have been to {place} with it.
+    I think it was with me at {place}.
     """,
 )
 FOUND = turn(
@@ -63,7 +63,7 @@ FOUND = turn(
     It [lay|was lying] there, so I kept it. {day} is when I can return it.
     """,
     test="""
-    I saw it there and [took it|picked it up]. On {day} you will have it back.
+    I saw it there and took it. On {day} you will have it back.
     [Well|Oh], it is with me. I can come on {day} and bring it.
     """,
 )
@@ -79,8 +79,8 @@ ASK_PERSON = turn(
     You [could|might] turn to {person}.
     """,
     test="""
-    I would ask {person}, who [knows|has] the place.
-    [Go and see|Talk to] {person} about it.
+    I would ask {person}, who [works|has been] there.
+    You [can|should] see {person} about it.
     """,
 )
 

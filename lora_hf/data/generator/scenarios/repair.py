@@ -15,7 +15,7 @@ BROKEN = turn(
     My {machine} gave up [this morning|last night].
     """,
     test="""
-    [Oh dear|Oh no], my {machine} has stopped. Can you help me?
+    [Oh dear|Oh no], my {machine} does not work. Can you help me?
     [Please|Could you] look at my {machine}, it is not good.
     """,
 )
@@ -78,7 +78,7 @@ AGREE = turn(
     """,
     test="""
     Yes, [please begin|do that].
-    [Lovely|Okay], I will pay for it.
+    [Good|Fine], I will pay for it.
     """,
 )
 TOO_DEAR = turn(
@@ -93,7 +93,7 @@ TOO_DEAR = turn(
     """,
     test="""
     No, I [want|need] a new one then.
-    It is too much for me, [sorry|so no].
+    It is too much for me, [my friend|I am afraid].
     """,
 )
 

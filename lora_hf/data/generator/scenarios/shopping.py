@@ -16,7 +16,7 @@ LOOK = turn(
     """,
     test="""
     [Can|May] I see {goods}? I want to buy one.
-    My sister [wants|needs] {goods}. Do you have one?
+    My [mother|brother] wants {goods}. Do you have one?
     """,
 )
 ASK_PRICE = turn(
@@ -32,7 +32,7 @@ ASK_PRICE = turn(
     [Sure|Right here]. I ask ${price} for it.
     """,
     test="""
-    [Here|Look], this one is yours for ${price}.
+    [Look|Yes], this one is yours for ${price}.
     We have one, and the price is ${price}.
     """,
 )
@@ -64,7 +64,7 @@ DEAL = turn(
     [Done|Okay], it belongs to you.
     """,
     test="""
-    [Yes|Okay], take it.
+    [Yes|Good], take it.
     You have a deal, [my friend|madam].
     """,
 )
