@@ -166,7 +166,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("lora_hf/assets/tiny_t5"))
     parser.add_argument("--steps", type=int, default=3700, help="in all, copying included")
-    parser.add_argument("--copy-steps", type=int, default=1200, help="of them, pure copying")
+    parser.add_argument("--copy-steps", type=int, default=1000, help="of them, pure copying")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--vocab-size", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
