@@ -8,7 +8,7 @@ import pytest
 from lora_hf.config import RunConfig
 from lora_hf.config.file import load_config, write_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SECTIONS = [
     "method",

@@ -270,7 +270,6 @@ def test_a_missing_config_names_the_nearest_one() -> None:
         Path("configs", name).write_text("seed: 1")
     expected = {
         "configs/quickstrt.yaml": "no such config; did you mean 'configs/quickstart.yaml'?",
-        "quickstart": "no such config; did you mean 'configs/quickstart.yaml'?",
         "configs/zzz": "no such config; folder 'configs' holds other.yaml, quickstart.yaml",
         "nowhere/zzz": "no such config; there is no folder 'nowhere'",
         "configs": "is a folder, not a config; it holds other.yaml, quickstart.yaml",

@@ -9,12 +9,12 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.config import METHODS, LoraSection, RunConfig, Section
+from lora_hf.config.schema import METHODS, LoraSection, RunConfig, Section
 from lora_hf.data.prompt import PROMPTS, fill_prompt, prompt_template
 
 
 def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:
-    return [sub for sub in model.__subclasses__() if sub.__module__ == "lora_hf.config"]
+    return [sub for sub in model.__subclasses__() if sub.__module__ == "lora_hf.config.schema"]
 
 
 def test_every_section_is_frozen_and_forbids_unknown_keys() -> None:
