@@ -31,6 +31,8 @@ _HOMES = dict.fromkeys(_ADAPTERS, "lora_hf.adapters") | {
     "LoraTrainer": "lora_hf.training",
 }
 
+__all__ = list(_HOMES)
+
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_hf.errors import UserError
 from lora_hf.status import exit_status
 
 app = typer.Typer(
@@ -91,11 +90,11 @@ def evaluate(
     """
     from lora_hf.config.file import load_config
     from lora_hf.evaluation.scoring import write_predictions
-    from lora_hf.files import write_json
+    from lora_hf.files import check_new, write_json
     from lora_hf.layout import PREDICTIONS, RESULTS
 
-    if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {str(output)!r} exists and is not empty; choose another")
+    if output:
+        check_new(output)
     run = load_config(config, overrides or [])
     from lora_hf.runs import saved
 
@@ -110,7 +109,7 @@ def evaluate(
 def predict(
     file: Annotated[Path, typer.Argument(help="Dialogues: jsonl, json, csv, parquet, or one in a .txt.")],
     adapter: Adapter,
-    output: Annotated[Path | None, typer.Option(help="A jsonl file; standard output if not given.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A new jsonl file; else standard output.")] = None,
     base: Base = None,
     dialogue_column: Annotated[str, typer.Option(help="The column that holds the dialogues.")] = "dialogue",
 ) -> None:
@@ -118,7 +117,10 @@ def predict(
 
     [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
     """
-    from lora_hf.files import write_text
+    from lora_hf.files import check_new, write_text
+
+    if output:
+        check_new(output)
     from lora_hf.runs import saved
 
     lines = saved.as_lines(saved.predict(file, adapter, base, dialogue_column))
@@ -128,9 +130,8 @@ def predict(
 @app.command()
 def merge(
     adapter: Adapter,
-    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    output: Annotated[Path, typer.Option(help="A new folder.")],
     base: Base = None,
-    overwrite: Annotated[bool, typer.Option(help="Write into a folder that holds files.")] = False,
 ) -> None:
     """Fold an adapter into its base and write a plain Transformers folder.
 
@@ -138,7 +139,7 @@ def merge(
     """
     from lora_hf.runs import saved
 
-    difference = saved.merge(adapter, output, base, overwrite)
+    difference = saved.merge(adapter, output, base)
     print(f"{output}: merged; its logits differ from the unmerged model's by at most {difference:.2g}")
 
 

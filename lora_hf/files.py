@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from lora_hf.errors import UserError
+
 PIECE = 4096  # bytes
 PIECES = 16
 
@@ -49,6 +51,17 @@ def file_sha256(file: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_new(output: Path) -> None:
+    """Refuse to write over what is there: the input itself, a base model, another run's results.
+
+    Raises:
+        UserError: a file, or a folder that is not empty.
+    """
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        what = "is a file" if output.is_file() else "is a folder that is not empty"
+        raise UserError(f"--output {str(output)!r} {what}; nothing is overwritten: choose another")
 
 
 def write_text(file: Path, text: str) -> None:

@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import those of the lines before its own, and its own. `data.prompt` is words only, and config
 # checks names against it; `generator` is the standard library's alone.
 ORDER = [
-    {"errors", "files", "layout"},
+    {"errors", "layout"},
+    {"files"},
     {"adapters", "data.prompt", "data.generator"},
     {"config"},
     {"modeling", "data", "shapes"},

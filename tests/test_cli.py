@@ -145,7 +145,14 @@ def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistak
     with torch.no_grad():
         ours = adapted(input_ids=ids.to(adapted.device), labels=ids.to(adapted.device)).logits.cpu()
         torch.testing.assert_close(plain(input_ids=ids, labels=ids).logits, ours, atol=1e-3, rtol=1e-3)
-    assert "is not empty; choose another, or add --overwrite" in mistake(*words)
+    assert "is a folder that is not empty; nothing is overwritten" in mistake(*words)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "is a file; nothing is overwritten" in mistake(*words[:-1], file)
+    talk = tmp_path / "talk.csv"
+    talk.write_text("dialogue\nA: Hi\n")
+    error = mistake("predict", talk, "--adapter", trained / "adapter", "--output", talk)
+    assert "nothing is overwritten" in error and talk.read_text() == "dialogue\nA: Hi\n"
 
 
 def test_mistakes_about_adapters_are_one_error_each(mistake, config, trained, tmp_path):

@@ -16,6 +16,7 @@ from lora_hf.data.load import load_split, read_file
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.scoring import score_model, summarize
+from lora_hf.files import check_new
 from lora_hf.layout import ADAPTER
 from lora_hf.modeling import load_model, load_tokenizer, pick_device, save_model
 
@@ -114,17 +115,16 @@ def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) ->
     ]
 
 
-def merge(adapter: str, output: Path, base: str | None, overwrite: bool) -> float:
+def merge(adapter: str, output: Path, base: str | None) -> float:
     """Write the base with the adapter folded in, as a plain Transformers folder with its tokenizer.
 
     Returns:
         The largest difference between the merged and the unmerged model's logits on a sample sentence.
 
     Raises:
-        UserError: the output folder holds files and `overwrite` is not set.
+        UserError: `output` is there already, and not an empty folder.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
-        raise UserError(f"--output {str(output)!r} is not empty; choose another, or add --overwrite")
+    check_new(output)
     model, tokenizer, manifest = load_with_base(adapter, base)
     ids = tokenizer("A: Shall we meet at noon?\nB: Yes.", return_tensors="pt").to(model.device)
     with torch.no_grad():
