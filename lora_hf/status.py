@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -47,11 +48,8 @@ def exit_status(command: Any, words: list[str], debug: bool) -> int:
 
 def invoke(command: Any, words: list[str]) -> None:
     """What Typer's own call does, without its handling of Ctrl-C, which drops what the exception says."""
-    try:
-        with command.make_context("lora-hf", list(words)) as context:
-            command.invoke(context)
-    except typer.Exit:  # after --help
-        pass
+    with suppress(typer.Exit), command.make_context("lora-hf", list(words)) as context:  # Exit: after --help
+        command.invoke(context)
 
 
 def _status_of(failure: ArmFailed) -> int:

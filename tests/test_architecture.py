@@ -109,7 +109,7 @@ def test_the_adapters_are_torch_and_safetensors_and_import_in_one_direction():
 
 def test_no_file_imports_itself_by_way_of_others():
     graph = {module(file): ours(file, top_only=True) - {module(file)} for file in FILES}
-    list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
+    assert set(TopologicalSorter(graph).static_order()) >= set(graph)  # a CycleError shows the cycle
 
 
 def test_peft_is_a_reference_for_tests_and_never_imported():

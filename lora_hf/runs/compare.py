@@ -1,8 +1,7 @@
 """The comparison: base, full fine-tuning and LoRA on the same data and seeds.
 
 Each arm runs in a process of its own, by the command a person would type, so that its time and its peak
-memory are its own. An arm that is finished with the same inputs is left as it
-is.
+memory are its own. An arm that is finished with the same inputs is left as it is.
 """
 
 import json

@@ -85,7 +85,7 @@ def _train(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> 
     except Interrupted as interrupted:
         if not interrupted.args:  # raised in an evaluation, between two whole steps
             trainer._save_checkpoint(trainer.model, trial=None)
-        raise Interrupted(interrupted.args or _saved(trainer)) from None
+        raise Interrupted(interrupted.args[0] if interrupted.args else _saved(trainer)) from None
     finally:
         stop.restore()
     if stop.received is not None:
