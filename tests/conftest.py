@@ -29,6 +29,19 @@ def shared_data(name: str) -> Path:
     return folder
 
 
+FEW = """data.max_train_samples=40 data.max_eval_samples=3 data.max_test_samples=4 data.max_source_length=128
+generation.max_new_tokens=5 training.per_device_train_batch_size=4 training.disable_tqdm=true""".split()
+"""Overrides of a run of the embedded model that takes seconds."""
+SMALL_COMPARISON = """
+method: lora
+lora: {r: 16, lora_alpha: 32}
+data: {max_train_samples: 40, max_eval_samples: 3, max_test_samples: 6, max_source_length: 128}
+generation: {max_new_tokens: 5}
+training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, disable_tqdm: true}
+arms: {full: {training: {learning_rate: 1.0e-4}}}
+"""
+"""The same as a config, with a rate for each arm."""
+
 T5_SHAPE = {
     "vocab_size": TOKENS,
     "d_model": 32,

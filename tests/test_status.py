@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import FEW
 
 from lora_hf import cli, status
 from lora_hf.errors import ArmFailed
 
 ROOT = Path(__file__).parents[1]
-FEW = """data.max_train_samples=40 data.max_eval_samples=3 data.max_test_samples=4 data.max_source_length=128
-generation.max_new_tokens=5 training.per_device_train_batch_size=4 training.disable_tqdm=true""".split()
 
 
 @pytest.fixture(autouse=True)

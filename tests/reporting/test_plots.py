@@ -63,7 +63,9 @@ def test_scores_at_the_ends_and_intervals_that_miss_them_by_rounding_are_drawn(d
         comparison["intervals"][method] = dict.fromkeys(SHOWN, [score + 1e-17, score + 1e-17])
         comparison["intervals"][method]["rouge2"] = [score + 1e-12, score - 1e-12]
     comparison["trivial"]["first line"] = dict.fromkeys(SHOWN, score)
-    drawn(comparison)
+    figure, _ = drawn(comparison)
+    bars = [patch for c in figure.axes[0].containers if hasattr(c, "patches") for patch in c.patches]
+    assert len(bars) == 9 and {bar.get_height() for bar in bars} == {score}
 
 
 def test_drawing_does_not_ask_for_a_window_system():

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from conftest import SMALL_COMPARISON
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
@@ -17,14 +18,6 @@ from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.layout import CONFIG, RESULTS
 from lora_hf.runs import compare as comparing
 
-YAML = """
-method: lora
-lora: {r: 16, lora_alpha: 32}
-data: {max_train_samples: 40, max_eval_samples: 3, max_test_samples: 6, max_source_length: 128}
-generation: {max_new_tokens: 5}
-training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, disable_tqdm: true}
-arms: {full: {training: {learning_rate: 1.0e-4}}}
-"""
 RECORD = """method n_examples trainable_parameters total_parameters train_seconds eval_seconds
 peak_memory_mib seed versions bytes_on_disk mean_words reference_words""".split()
 
@@ -32,7 +25,7 @@ peak_memory_mib seed versions bytes_on_disk mean_words reference_words""".split(
 @pytest.fixture
 def config_file(tmp_path):
     file = tmp_path / "tiny.yaml"
-    file.write_text(YAML + f"output_dir: {tmp_path / 'run'}\n")
+    file.write_text(SMALL_COMPARISON + f"output_dir: {tmp_path / 'run'}\n")
     return file
 
 
@@ -127,7 +120,7 @@ def test_base_runs_once_and_the_others_once_a_seed():
 @pytest.mark.parametrize("extra", ["", "seeds: [1, 2]\n", "model: {load_in_4bit: true}\n", "method: base\n"])
 def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
     file = tmp_path / "c.yaml"
-    kept = YAML if "method" not in extra else YAML.replace("method: lora\n", "")
+    kept = SMALL_COMPARISON if "method" not in extra else SMALL_COMPARISON.replace("method: lora\n", "")
     file.write_text(kept + extra)
     overrides = ["lora.r=5", f"output_dir={tmp_path}/a: b", "arms.lora.training={warmup_steps: 1}"]
     config = load_config(file, overrides)

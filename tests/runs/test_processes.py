@@ -8,24 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SMALL_COMPARISON
 
 from lora_hf.layout import RESULTS
 
 pytestmark = pytest.mark.slow
-YAML = """
-method: lora
-lora: {r: 16, lora_alpha: 32}
-data: {max_train_samples: 40, max_eval_samples: 3, max_test_samples: 6, max_source_length: 128}
-generation: {max_new_tokens: 5}
-training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, disable_tqdm: true}
-arms: {full: {training: {learning_rate: 1.0e-4}}}
-"""
 
 
 @pytest.fixture
 def config_file(tmp_path):
     file = tmp_path / "tiny.yaml"
-    file.write_text(YAML + f"output_dir: {tmp_path / 'run'}\n")
+    file.write_text(SMALL_COMPARISON + f"output_dir: {tmp_path / 'run'}\n")
     return file
 
 
