@@ -1,14 +1,19 @@
 """What one adapter is: the fields a person sets, under PEFT's names."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lora_hf.errors import UserError
+
+ALL_LINEAR = "all-linear"
+Spans = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Settings of one LoRA adapter (Hu et al., arXiv:2106.09685).
+    """Settings of one adapter (LoRA: Hu et al., arXiv:2106.09685, and its descendants).
 
     Args:
         r: rank of the update B A; each target trains r * (in_features + out_features) weights.
@@ -16,44 +21,124 @@ class LoraConfig:
         lora_dropout: probability with which an input element of A is zeroed in training.
         target_modules: names of the layers that get an adapter. A list matches whole names or their
             last parts (`q` matches `...SelfAttention.q`); a string is a regular expression that must
-            match the full name.
+            match the full name, or `all-linear`: every linear layer but the output head.
+        exclude_modules: names or one regular expression, as above, taken out of the targets.
+        layers_to_transform: of the model's stacked blocks, only those with these indices.
+        rank_pattern: layer name (or the end of one, or a regular expression) -> its own r.
+        alpha_pattern: the same -> its own lora_alpha.
+        modules_to_save: layers that are copied, trained whole and saved with the adapter.
+        use_rslora: scale by lora_alpha / sqrt(r) (arXiv:2312.03732).
+        use_dora: learn each output row's norm apart from its direction (arXiv:2402.09353).
+        use_qalora: one column of A per quantization group, so that merging is exact (arXiv:2309.14717).
+        qalora_group_size: inputs a group; None takes the store's own.
         init_lora_weights: True starts A with Kaiming's uniform distribution, `gaussian` with
-            a normal one of deviation 1/r; B starts at zero, so that the start is the identity.
+            a normal one of deviation 1/r, B at zero. `pissa` (arXiv:2404.02948), `pissa_niter_N` (by a
+            randomized SVD of N iterations), `olora` (arXiv:2406.01775) and `loftq` (arXiv:2310.08659) start
+            from the weight. The start is the base model, but with the last four on a quantized store.
+        loftq_iter: T, the alternations of LoftQ.
+        layer_replication: `{encoder: [[0, 4], [2, 6]]}`: the stack made of these blocks [start, end);
+            a bare list where the model has one stack (arXiv:2312.15166, as PEFT's).
 
     Raises:
-        UserError: a value outside its range.
+        UserError: a value outside its range, or fields that exclude each other.
     """
 
     r: int = 8
     lora_alpha: float = 8
     lora_dropout: float = 0.0
-    target_modules: tuple[str, ...] | str = field(default=("q", "v"))
+    target_modules: tuple[str, ...] | str = ("q", "v")
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    use_rslora: bool = False
+    use_dora: bool = False
+    use_qalora: bool = False
+    qalora_group_size: int | None = None
     init_lora_weights: bool | str = True
+    loftq_iter: int = 1
+    layer_replication: dict[str, Spans] | Spans | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target_modules, str):
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise UserError(f"lora.r={self.r!r} is not a whole number of at least 1")
-        if not 0 < self.lora_alpha < float("inf"):
-            raise UserError(f"lora.lora_alpha={self.lora_alpha!r} is not a finite number above 0")
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"):
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        for name, value in [("r", self.r), *_items("rank_pattern", self.rank_pattern)]:
+            _check_count(name, value)
+        for name, value in [("lora_alpha", self.lora_alpha), *_items("alpha_pattern", self.alpha_pattern)]:
+            if not 0 < value < float("inf"):
+                raise UserError(f"lora.{name}={value!r} is not a finite number above 0")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"lora.lora_dropout={self.lora_dropout!r} is not in [0, 1)")
-        if not self.target_modules:
+        if not self.target_modules and not self.modules_to_save:
             raise UserError("lora.target_modules is empty: name at least one layer, for example [q, v]")
-        self._check_pattern()
+        _check_count("loftq_iter", self.loftq_iter)
+        self._check_together()
+        self._check_patterns()
 
-    def _check_pattern(self) -> None:
-        if isinstance(self.target_modules, str):
-            try:
-                re.compile(self.target_modules)
-            except re.error as error:
+    def _check_together(self) -> None:
+        if self.use_dora and self.use_qalora:
+            raise UserError(
+                "lora.use_qalora=True and lora.use_dora=True exclude each other: a row's norm cannot be "
+                "folded into zero points; set one of them to false"
+            )
+        if self.qalora_group_size is not None:
+            _check_count("qalora_group_size", self.qalora_group_size)
+            if not self.use_qalora:
                 raise UserError(
-                    f"lora.target_modules={self.target_modules!r} is not a regular expression: {error}"
-                ) from None
+                    f"lora.qalora_group_size={self.qalora_group_size} has no effect without use_qalora: true"
+                )
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            if self.target_modules != ALL_LINEAR:
+                raise UserError(
+                    f"lora.layers_to_transform={list(self.layers_to_transform)} goes with a list of "
+                    f"target_modules or {ALL_LINEAR!r}; put the indices into {self.target_modules!r}"
+                )
 
-    def matches(self, module_name: str) -> list[str]:
-        """The entries of `target_modules` that match a module's dotted name."""
-        if isinstance(self.target_modules, str):
-            return [self.target_modules] if re.fullmatch(self.target_modules, module_name) else []
-        return [t for t in self.target_modules if module_name == t or module_name.endswith("." + t)]
+    def _check_patterns(self) -> None:
+        written = {"target_modules": self.target_modules, "exclude_modules": self.exclude_modules}
+        patterns = [(name, value) for name, value in written.items() if isinstance(value, str)]
+        patterns += [(n, key) for n in ("rank_pattern", "alpha_pattern") for key in getattr(self, n)]
+        for name, pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"lora.{name}={pattern!r} is not a regular expression: {error}") from None
+
+    @property
+    def method(self) -> str:
+        """The key of what these adapters add, in `METHODS`."""
+        return "dora" if self.use_dora else "qalora" if self.use_qalora else "lora"
+
+    def at(self, layer_name: str) -> "LoraConfig":
+        """The settings of one layer: its own rank and alpha, where a pattern names it."""
+        r = next((v for key, v in self.rank_pattern.items() if pattern_matches(key, layer_name)), self.r)
+        alphas = (v for key, v in self.alpha_pattern.items() if pattern_matches(key, layer_name))
+        return replace(self, r=r, lora_alpha=next(alphas, self.lora_alpha), rank_pattern={}, alpha_pattern={})
+
+
+def pattern_matches(key: str, layer_name: str) -> bool:
+    """Whether a key of `rank_pattern` or `alpha_pattern` names a layer: as a whole or as its last parts."""
+    return re.fullmatch(rf"(.*\.)?({key})", layer_name) is not None
+
+
+def name_matches(entries: tuple[str, ...] | str, layer_name: str) -> list[str]:
+    """The entries that match a dotted name: of a list those that end it, a string as a regular expression."""
+    if isinstance(entries, str):
+        return [entries] if re.fullmatch(entries, layer_name) else []
+    return [entry for entry in entries if layer_name == entry or layer_name.endswith("." + entry)]
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    return value if value is None or isinstance(value, str) else tuple(value)
+
+
+def _items(name: str, pattern: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"{name}[{key!r}]", value) for key, value in pattern.items())
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"lora.{name}={value!r} is not a whole number of at least 1")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from lora_hf.adapters.backends import is_supported, type_name
-from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.config import LoraConfig, name_matches
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.errors import UserError, did_you_mean
 
@@ -27,7 +27,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     unused = {config.target_modules} if isinstance(config.target_modules, str) else {*config.target_modules}
     for name, module in own_modules(model):
-        matched = config.matches(name)
+        matched = name_matches(config.target_modules, name)
         if matched:
             if not isinstance(module, LoraLayer) and not is_supported(module):
                 raise UserError(

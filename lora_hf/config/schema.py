@@ -6,68 +6,18 @@ yes/no/on/off where true/false is meant. `training` is a plain dict here: its fi
 `Seq2SeqTrainingArguments` and are checked by `config.training`, so that this module imports no torch.
 """
 
-import re
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Section, Seed, Text
+from lora_hf.config.lora import LoraSection
 from lora_hf.data.prompt import prompt_template
 
 Method = Literal["base", "full", "lora"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-_FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
-
-
-def _read_number(value: Any) -> Any:
-    is_number = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
-    return float(value) if is_number else value
-
-
-def _read_integer(value: Any) -> Any:
-    """`1e3` is a float to YAML and a count to whoever wrote it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _whole(value: float) -> float:
-    """32, not 32.0, as PEFT writes it in adapter_config.json."""
-    return int(value) if float(value).is_integer() else value
-
-
-def _read_flag(value: Any) -> Any:
-    return _FLAGS.get(value.lower(), value) if isinstance(value, str) else value
-
-
-def _read_list(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-T = TypeVar("T")
-Number = Annotated[float, BeforeValidator(_read_number), Field(allow_inf_nan=False)]
-Integer = Annotated[int, BeforeValidator(_read_integer)]
-Flag = Annotated[bool, BeforeValidator(_read_flag)]
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[Integer, Field(ge=1)]
-Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
-Items = Annotated[tuple[T, ...], BeforeValidator(_read_list)]
-
-
-class Section(BaseModel):
-    """A part of the YAML."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -92,37 +42,6 @@ class ModelConfig(Section):
     def storage(self) -> str:
         """How the frozen weights are kept: `dense`, `nf4` or `fp4`."""
         return self.bnb_4bit_quant_type if self.load_in_4bit else "dense"
-
-
-class LoraSection(Section):
-    """The adapters: the fields of `lora_hf.adapters.config.LoraConfig`, names and defaults as PEFT's."""
-
-    r: Count = 8
-    """Rank: each adapted layer learns r * (in + out) numbers."""
-    lora_alpha: Annotated[
-        Number, Field(gt=0), AfterValidator(_whole), PlainSerializer(_whole, return_type=int | float)
-    ] = 8
-    """The update is scaled by lora_alpha / r."""
-    lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Rate of dropout on what enters the adapter, while training."""
-    target_modules: Items[str] | str = ("q", "v")
-    """Layer names (whole or a `.suffix`), or one regular expression that the full name matches."""
-    init_lora_weights: Literal[True, "gaussian"] = True
-    """How A starts: true is Kaiming-uniform, as PEFT; B is zero, so the start is the base model."""
-
-    @field_validator("target_modules", mode="before")
-    @classmethod
-    def _check_targets(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else value
-        are_names = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)
-        if not names or not are_names:
-            raise ValueError("is not a list of layer names, such as [q, v], nor one regular expression")
-        if isinstance(value, str):
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
-        return value
 
 
 class DataConfig(Section):

@@ -65,7 +65,7 @@ MISTAKES = [
     ),
     (
         "lora: {init_lora_weights: gausian}",
-        "x.yaml:1: lora.init_lora_weights='gausian' is not true or 'gaussian'; did you mean 'gaussian'?",
+        "x.yaml:1: lora.init_lora_weights='gausian' is not true, 'gaussian', 'pissa', 'pissa_niter_4', 'pissa_niter_16', 'olora' or 'loftq'; did you mean 'gaussian'?",
     ),
     ("lora: 3", "x.yaml:1: lora=3 is not a section of keys"),
     ("training: [1]", "x.yaml:1: training=[1] is not a section of keys"),

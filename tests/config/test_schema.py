@@ -14,7 +14,7 @@ from lora_hf.data.prompt import PROMPTS, fill_prompt, prompt_template
 
 
 def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:
-    return [sub for sub in model.__subclasses__() if sub.__module__ == "lora_hf.config.schema"]
+    return [sub for sub in model.__subclasses__() if sub.__module__.startswith("lora_hf.config.")]
 
 
 def test_every_section_is_frozen_and_forbids_unknown_keys() -> None:

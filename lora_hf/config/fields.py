@@ -1,0 +1,43 @@
+"""The scalar types of the config's fields, and what a section is."""
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def _read_number(value: Any) -> Any:
+    is_number = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+    return float(value) if is_number else value
+
+
+def _read_integer(value: Any) -> Any:
+    """`1e3` is a float to YAML and a count to whoever wrote it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read_flag(value: Any) -> Any:
+    return _FLAGS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _read_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+T = TypeVar("T")
+Number = Annotated[float, BeforeValidator(_read_number), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_read_integer)]
+Flag = Annotated[bool, BeforeValidator(_read_flag)]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[Integer, Field(ge=1)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
+Items = Annotated[tuple[T, ...], BeforeValidator(_read_list)]
+
+
+class Section(BaseModel):
+    """A part of the YAML."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
