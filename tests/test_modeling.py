@@ -16,7 +16,7 @@ from transformers import (
 
 from lora_hf import LoraConfig, LoraTrainer, count_parameters, inject_adapters, load_adapter, save_adapter
 from lora_hf.adapters.backends.bnb import keep_differentiable
-from lora_hf.adapters.inject import lora_layers
+from lora_hf.adapters.carried import lora_layers
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.modeling import ASSETS, load_model, load_tokenizer, resolve_dtype

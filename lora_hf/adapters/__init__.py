@@ -1,22 +1,18 @@
 """The mathematics of adapters: torch and safetensors only."""
 
+from lora_hf.adapters.carried import count_parameters
 from lora_hf.adapters.checkpoint import load_adapter, save_adapter
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.inject import (
-    count_parameters,
-    delete_adapter,
-    disable_adapters,
-    inject_adapters,
-    merge_adapters,
-    merge_and_unload,
-    set_adapter,
-    unmerge_adapters,
-)
+from lora_hf.adapters.inject import delete_adapter, inject_adapters
 from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.merge import merge_adapters, merge_and_unload, unmerge_adapters
+from lora_hf.adapters.replicate import replicate_layers
+from lora_hf.adapters.switch import adapter_rows, disable_adapters, set_adapter
 
 __all__ = [
     "LoraConfig",
     "LoraLayer",
+    "adapter_rows",
     "count_parameters",
     "delete_adapter",
     "disable_adapters",
@@ -24,6 +20,7 @@ __all__ = [
     "load_adapter",
     "merge_adapters",
     "merge_and_unload",
+    "replicate_layers",
     "save_adapter",
     "set_adapter",
     "unmerge_adapters",

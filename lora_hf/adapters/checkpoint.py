@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lora_hf.adapters.carried import adapter_configs, lora_layers
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.inject import adapter_configs, inject_adapters, lora_layers
+from lora_hf.adapters.inject import inject_adapters
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, peft_config, read_peft_config
 from lora_hf.adapters.targets import find_targets

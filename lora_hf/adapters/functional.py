@@ -5,13 +5,16 @@ float32 whatever the base is, and cast to the activations' dtype at use: casting
 costs less than casting every activation up, and autograd returns their gradients in float32.
 """
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def lora_scaling(r: int, lora_alpha: float) -> float:
-    """s = alpha / r (arXiv:2106.09685, section 4.1)."""
-    return lora_alpha / r
+def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
+    """s = alpha / r (arXiv:2106.09685, section 4.1), or alpha / sqrt(r) (rsLoRA, arXiv:2312.03732, eq. 5)."""
+    return lora_alpha / (math.sqrt(r) if use_rslora else r)
 
 
 def low_rank_product(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
@@ -23,3 +26,14 @@ def low_rank_product(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, 
         x = F.dropout(x, dropout)
     middle = F.linear(x, lora_A.to(x.dtype)) * scaling  # (..., in) @ (in, r) -> (..., r)
     return F.linear(middle, lora_B.to(x.dtype))  # (..., r) @ (r, out) -> (..., out)
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """The Euclidean norm of each output row, (out, in) -> (out,)."""
+    return torch.linalg.vector_norm(weight, dim=1)
+
+
+def relative_error(approximation: Tensor, weight: Tensor) -> float:
+    """The Frobenius norm of the difference, as a share of the weight's."""
+    norm = torch.linalg.vector_norm(weight).item()
+    return torch.linalg.vector_norm(approximation - weight).item() / norm if norm else 0.0

@@ -4,86 +4,125 @@ The model keeps its class and its forward; only the targeted layers are wrapped.
 sees the signature it inspects, and a model without its adapters is the model that was loaded.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable
+from statistics import mean
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.carried import (
+    adapter_configs,
+    lora_layers,
+    refuse_merged,
+    replace_modules,
+    saved_modules,
+)
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
-from lora_hf.adapters.methods import METHODS
-from lora_hf.adapters.targets import find_targets
+from lora_hf.adapters.replicate import replicate_layers
+from lora_hf.adapters.saved import SavedModule
+from lora_hf.adapters.start import Start, draw_start
+from lora_hf.adapters.switch import set_adapter
+from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
+Originals = Callable[[str], Tensor]
+"""Layer name -> its W (out, in) before quantization."""
+DrawStart = Callable[[str, LoraConfig, LoraLayer], Start]
+logger = logging.getLogger(__name__)
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that carry adapters, by their dotted names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-
-
-def adapter_configs(model: nn.Module) -> dict[str, LoraConfig]:
-    """The adapters a model carries, by name; written by this module alone."""
-    if not hasattr(model, "lora_hf_adapters"):
-        model.lora_hf_adapters = {}  # type: ignore[assignment]
-    return model.lora_hf_adapters  # type: ignore[return-value]
-
-
-def inject_adapters(model: Model, config: LoraConfig, adapter_name: str = "default") -> Model:
+def inject_adapters(
+    model: Model,
+    config: LoraConfig,
+    adapter_name: str = "default",
+    *,
+    originals: Originals | None = None,
+    draw: DrawStart | None = None,
+) -> Model:
     """Wrap the targeted layers in place, freeze everything else, and return the model.
 
-    The start is the identity: the model's outputs are bit for bit what they were. The new adapter is the
+    The start is the identity: the model's outputs are bit for bit what they were (on a quantized base,
+    a start that reads the weights brings them nearer to the unquantized model's). The new adapter is the
     only active one, and the only one that trains.
 
     Args:
-        model: any module; its floating-point and 4-bit linear layers can be targets.
-        config: the adapter's rank, scale, dropout and targets.
+        model: any module.
+        config: the adapter's method, rank, scale, dropout and targets.
         adapter_name: its name, with which several can share one base.
+        originals: gives the weights before quantization, which some starts on a quantized base need; None
+            takes `model.original_weights` where there is one, else what the store holds.
+        draw: makes a layer's start in the place of `draw_start`; for adapters that are loaded.
 
     Raises:
-        UserError: a target that matches nothing, or an adapter of this name already there.
+        UserError: a target that matches nothing or cannot carry this adapter, or an adapter of this name
+            already there; the model is then as it was.
     """
     check_adapter_name(adapter_name)
     if adapter_name in adapter_configs(model):
         raise UserError(
             f"the model has an adapter {adapter_name!r} already; delete it or choose another name"
         )
-    if any(layer.merged for layer in lora_layers(model).values()):
-        raise RuntimeError("adapters are merged into the model; call unmerge_adapters first")
-    targets = find_targets(model, config)
-    model.requires_grad_(False)
+    refuse_merged(model)
+    if config.layer_replication:
+        replicate_layers(model, config.layer_replication)
+    targets, saved = find_targets(model, config), find_saved(model, config)
     keep_differentiable(model)
-    for name, module in targets.items():
-        layer = module if isinstance(module, LoraLayer) else LoraLayer(module)
-        layer.adapters[adapter_name] = METHODS["lora"](config, layer.base, layer.weight.device)
-        layer.train(module.training)
-        model.set_submodule(name, layer)
+    originals = originals or getattr(model, "original_weights", None)
+    starts = _draw_starts(targets, config, originals, draw)
+    model.requires_grad_(False)
+    for name, (layer, settings, start) in starts.items():
+        layer.add(adapter_name, settings, start)
+        layer.train(targets[name].training)
+    replace_modules(model, {id(targets[name]): layer for name, (layer, _, _) in starts.items()})
+    _add_saved(model, saved, adapter_name)
     adapter_configs(model)[adapter_name] = config
     set_adapter(model, adapter_name)
     return model
 
 
-def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make these adapters the active ones, and the only ones that train.
+def _draw_starts(
+    targets: dict[str, nn.Module], config: LoraConfig, originals: Originals | None, draw: DrawStart | None
+) -> dict[str, tuple[LoraLayer, LoraConfig, Start]]:
+    """Every layer's start, before anything of the model is changed: a start can be refused."""
+    starts = {}
+    for name, module in targets.items():
+        layer = module if isinstance(module, LoraLayer) else LoraLayer(module)
+        settings = config.at(name)
+        layer.activate({})  # the base as it was loaded
+        try:
+            if draw is not None:
+                start = draw(name, settings, layer)
+            else:
+                original = originals(name) if originals and layer.base.is_quantized else None
+                start = draw_start(settings, layer.base, original)
+        except UserError as error:
+            raise UserError(f"{error} (layer {name})") from None
+        starts[name] = layer, settings, start
+    _report({name: start.errors for name, (_, _, start) in starts.items() if start.errors}, config)
+    return starts
 
-    Raises:
-        UserError: the model has no adapter of one of the names.
-        RuntimeError: adapters are merged into the weights at the moment.
-    """
-    chosen = (names,) if isinstance(names, str) else tuple(names)
-    known = adapter_configs(model)
-    for name in chosen:
-        if name not in known:
-            raise UserError(f"no adapter {name!r} in the model; it has {sorted(known)}")
-    for layer in lora_layers(model).values():
-        if layer.merged:
-            raise RuntimeError(f"adapters {list(layer.merged)} are merged; call unmerge_adapters first")
-        layer.active = chosen
-        for name, method in layer.adapters.items():
-            method.requires_grad_(name in chosen)
+
+def _report(errors: dict[str, tuple[float, float]], config: LoraConfig) -> None:
+    if errors:
+        before, after = (mean(pair[i] for pair in errors.values()) for i in (0, 1))
+        logger.info(
+            "%s: mean relative error of %d weights %.4f before, %.4f after",
+            *(config.init_lora_weights, len(errors), before, after),
+        )
+
+
+def _add_saved(model: nn.Module, saved: dict[str, nn.Module], adapter_name: str) -> None:
+    wrappers = {
+        id(module): module if isinstance(module, SavedModule) else SavedModule(module)
+        for module in saved.values()
+    }
+    for wrapper in wrappers.values():
+        wrapper.add(adapter_name)
+    replace_modules(model, wrappers)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
@@ -95,67 +134,12 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     """
     if name not in adapter_configs(model):
         raise UserError(f"no adapter {name!r} to delete; the model has {sorted(adapter_configs(model))}")
-    for path, layer in lora_layers(model).items():
-        if layer.merged:
-            raise RuntimeError(f"adapters {list(layer.merged)} are merged; call unmerge_adapters first")
-        layer.active = tuple(n for n in layer.active if n != name)
-        if name in layer.adapters:
-            del layer.adapters[name]
-        if not layer.adapters:
-            model.set_submodule(path, layer.base_layer)
+    refuse_merged(model)
+    for layer in lora_layers(model).values():
+        layer.remove(name)
+    for module in saved_modules(model).values():
+        module.remove(name)
+    bare: dict[int, nn.Module] = {id(x): x.base_layer for x in lora_layers(model).values() if not x.adapters}
+    bare |= {id(x): x.original for x in saved_modules(model).values() if not x.copies}
+    replace_modules(model, bare)
     del adapter_configs(model)[name]
-
-
-def merge_adapters(model: nn.Module) -> None:
-    """Fold the active adapters into the weights, which makes the forward as fast as the plain model's.
-
-    Raises:
-        RuntimeError: adapters are merged already.
-    """
-    for layer in lora_layers(model).values():
-        layer.merge(layer.active)
-
-
-def unmerge_adapters(model: nn.Module) -> None:
-    """Put every pristine weight back, bit for bit."""
-    for layer in lora_layers(model).values():
-        layer.unmerge()
-
-
-def merge_and_unload(model: Model) -> Model:
-    """Fold the active adapters in for good and take all wrappers off; returns the plain model."""
-    for path, layer in lora_layers(model).items():
-        if not layer.merged:
-            layer.merge(layer.active)
-        model.set_submodule(path, layer.base_layer)
-    adapter_configs(model).clear()
-    return model
-
-
-@contextmanager
-def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is its untouched base, merged adapters included."""
-    layers = list(lora_layers(model).values())
-    was_merged = [layer.merged for layer in layers]
-    was_enabled = [layer.enabled for layer in layers]
-    for layer in layers:
-        layer.unmerge()
-        layer.enabled = False
-    try:
-        yield
-    finally:
-        for layer, merged, enabled in zip(layers, was_merged, was_enabled, strict=True):
-            layer.enabled = enabled
-            layer.merge(merged)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Trainable and total numbers of weights; a 4-bit weight counts as the numbers it stands for."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(_logical_size(p) for p in model.parameters())
-    return trainable, total
-
-
-def _logical_size(parameter: nn.Parameter) -> int:
-    quant_state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if quant_state is None else quant_state.shape.numel()

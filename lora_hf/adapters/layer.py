@@ -6,13 +6,16 @@ reads `wo.weight.dtype`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import backend_for
-from lora_hf.adapters.methods import Lora
+from lora_hf.adapters.backends.base import Stored
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.methods import METHODS, Lora
+from lora_hf.adapters.start import Start
 from lora_hf.errors import UserError
 
 
@@ -23,8 +26,9 @@ class LoraLayer(nn.Module):
         base_layer: the wrapped layer; its weight is never changed in place.
         base: the backend that reads and stores that weight.
         adapters: name -> method, each with its own parameters.
-        active: names whose branches are added, in order.
-        merged: names folded into the weight at the moment.
+        active: name -> weight of the branches that are added, in order.
+        merged: name -> weight of those folded into the base at the moment.
+        rows: for each row of the batch the adapter it goes through (None: none), or None for all the same.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -32,10 +36,12 @@ class LoraLayer(nn.Module):
         self.base_layer = base_layer
         self.base = backend_for(base_layer)
         self.adapters = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
-        self.merged: tuple[str, ...] = ()
+        self.active: Mapping[str, float] = {}
+        self.merged: Mapping[str, float] = {}
+        self.rows: Sequence[str | None] | None = None
         self.enabled = True
-        self._pristine: list[nn.Parameter] = []  # in a list, so that nn.Module does not register it
+        self._untouched: Stored = None  # the base as it was loaded, while another store is in its place
+        self._own: dict[str, Stored] = {}  # the base as these adapters want it stored
 
     @property
     def weight(self) -> nn.Parameter:
@@ -45,26 +51,89 @@ class LoraLayer(nn.Module):
     @property
     def bias(self) -> nn.Parameter | None:
         """The wrapped layer's bias, or None."""
-        return self.base_layer.bias  # type: ignore[return-value]
+        return getattr(self.base_layer, "bias", None)  # an embedding has none
 
-    def methods(self, names: Sequence[str]) -> list[Lora]:
-        """This layer's adapters of these names; a name that only other layers have is passed over."""
-        return [self.adapters[name] for name in names if name in self.adapters]  # type: ignore[misc]
+    def add(self, name: str, config: LoraConfig, start: Start) -> None:
+        """Put an adapter on the layer, not yet active."""
+        self.activate({})
+        if start.stored is not None:
+            self._own[name] = start.stored
+            self._store(start.stored)
+        self.adapters[name] = METHODS[config.method](config, self.base, start.init, start.stored is not None)
+        self.activate({})
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off; one that only other layers have is passed over."""
+        self.activate({n: w for n, w in self.active.items() if n != name})
+        self._own.pop(name, None)
+        if name in self.adapters:
+            del self.adapters[name]
+
+    def activate(self, weights: Mapping[str, float]) -> None:
+        """Choose the branches that are added, and put the base in place that they were started on.
+
+        Raises:
+            UserError: two of them need the base stored in two ways.
+        """
+        owners = [name for name in weights if name in self._own]
+        if owners and len(self.methods(weights)) > 1:
+            raise UserError(
+                f"adapter {owners[0]!r} was started on a base stored for it alone; it cannot be active "
+                f"together with {[name for name in weights if name != owners[0]]}"
+            )
+        self.active = dict(weights)
+        self._store(self._own[owners[0]] if owners and self.enabled else None)
+
+    def enable(self, enabled: bool) -> None:
+        """Switch all branches on or off; off, the layer is the one that was loaded."""
+        self.enabled = enabled
+        self.activate(self.active)
+
+    def _store(self, stored: Stored | None) -> None:
+        """Put this in the base's place, or with None the base as it was loaded."""
+        if stored is None and self._untouched is not None:
+            self.base.stored, self._untouched = _moved(self._untouched, self.base.device), None
+        elif stored is not None:
+            if self._untouched is None:
+                self._untouched = self.base.stored
+            self.base.stored = _moved(stored, self.base.device)
+
+    def methods(self, names: Mapping[str, float]) -> list[tuple[float, Lora]]:
+        """This layer's adapters of these names and their weights; a name it does not have is passed over."""
+        return [(w, self.adapters[n]) for n, w in names.items() if n in self.adapters]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (..., out_features), in the wrapped layer's own output dtype."""
+        """x as the wrapped layer takes it, batch first; the output in the wrapped layer's own dtype."""
         output = self.base_layer(x)
         if not self.enabled or self.merged:
             return output
-        Wx = output if self.bias is None else output - self.bias.to(output.dtype)
-        for method in self.methods(self.active):
-            output = output + method.branch(x, Wx, self.base).to(output.dtype)
+        Wx = output if self.bias is None else output - self.base.per_row(self.bias.to(output.dtype))
+        if self.rows is not None:
+            return self._by_rows(x, Wx, output, self.rows)
+        for weight, method in self.methods(self.active):
+            output = output + _weighted(weight, method.branch(x, Wx, self.base).to(output.dtype))
         return output
 
-    def merge(self, names: Sequence[str]) -> None:
-        """Fold adapters into a fresh weight; the old Parameter is kept, so that unmerging is bit-exact.
+    def _by_rows(self, x: Tensor, Wx: Tensor, output: Tensor, rows: Sequence[str | None]) -> Tensor:
+        """Each row through its own adapter; beam search repeats rows, so that a name stands for several."""
+        if x.shape[0] % len(rows):
+            raise ValueError(f"{len(rows)} adapter names for a batch of {x.shape[0]} rows")
+        copies = x.shape[0] // len(rows)
+        for name, weight in self.active.items():
+            chosen = [i for i, row in enumerate(rows) if row == name]
+            if name in self.adapters and chosen:
+                first = torch.tensor(chosen, device=x.device)[:, None] * copies
+                index = (first + torch.arange(copies, device=x.device)).flatten()
+                ((_, method),) = self.methods({name: weight})
+                added = _weighted(weight, method.branch(x[index], Wx[index], self.base).to(output.dtype))
+                output = output.index_add(0, index, added)
+        return output
 
-        All deltas are taken against the same W and added once, in float32.
+    def merge(self, names: Mapping[str, float]) -> None:
+        """Fold adapters into a fresh weight; the old one is kept, so that unmerging is bit-exact.
+
+        All deltas are taken against the same W and added once, in float32. Updates that are constant within
+        the store's groups move its zero points, and nothing is rounded.
         """
         if self.merged:
             raise RuntimeError(
@@ -73,22 +142,40 @@ class LoraLayer(nn.Module):
         methods = self.methods(names)
         if not methods:
             return
+        self._store(self._folded(methods))
+        self.merged = dict(names)
+
+    def _folded(self, methods: list[tuple[float, Lora]]) -> Stored:
+        if self.base.group_size and all(hasattr(method, "group_size") for _, method in methods):
+            return self.base.shift_groups(sum(weight * method.update() for weight, method in methods))  # type: ignore[arg-type]
+        return self.base.requantize(self.merged_weight(methods))
+
+    def merged_weight(self, methods: list[tuple[float, Lora]]) -> Tensor:
+        """W plus these adapters, float32 (out, in)."""
         W = self.base.dequantize(torch.float32)
-        merged = self.base.requantize(W + sum(method.delta(W) for method in methods))
-        self._pristine = [self.weight]
-        self.base_layer.weight = merged
-        self.merged = tuple(names)
+        return W + sum(weight * method.delta(W) for weight, method in methods)
 
     def unmerge(self) -> None:
-        """Put the pristine Parameter back, on the device where the layer is by now."""
+        """Put the unmerged weight back, on the device where the layer is by now."""
         if self.merged:
-            pristine, device = self._pristine.pop(), self.weight.device
-            if pristine.device != device:
-                moved: Tensor = pristine.to(device)  # a 4-bit Parameter stays one, a plain one does not
-                is_parameter = isinstance(moved, nn.Parameter)
-                pristine = moved if is_parameter else nn.Parameter(moved, requires_grad=False)  # type: ignore
-            self.base_layer.weight = pristine
-            self.merged = ()
+            self.merged = {}
+            self._store(None)
+            self.activate(self.active)
+
+
+def _weighted(weight: float, branch: Tensor) -> Tensor:
+    return branch if weight == 1.0 else weight * branch
+
+
+def _moved(stored: Stored, device: torch.device) -> Stored:
+    """A store on the layer's device; a 4-bit Parameter moves as one, a plain one does not."""
+    if isinstance(stored, tuple):
+        return type(stored)(*(_moved(part, device) for part in stored))
+    if stored.device == device:
+        return stored
+    moved: Tensor = stored.to(device)
+    is_parameter = isinstance(stored, nn.Parameter) and not isinstance(moved, nn.Parameter)
+    return nn.Parameter(moved, requires_grad=False) if is_parameter else moved
 
 
 def check_adapter_name(name: str) -> None:

@@ -1,51 +1,188 @@
-"""Which layers an adapter sits on: targets are names, so a new architecture needs no code."""
+"""Which layers an adapter sits on: targets are names, so a new architecture needs no code.
 
-from collections.abc import Iterator
+Every entry that matches nothing is an error with the nearest names: a typo beside a right name would else
+train less than was asked, in silence.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 
-from lora_hf.adapters.backends import is_supported, type_name
-from lora_hf.adapters.config import LoraConfig, name_matches
+from lora_hf.adapters.backends import is_linear, is_supported, type_name
+from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches, pattern_matches
 from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.saved import SavedModule
 from lora_hf.errors import UserError, did_you_mean
+
+WRAPPERS = (LoraLayer, SavedModule)
+_INDEX = re.compile(r"(?:^|.*?\.)[^.]*\.(\d+)\.")  # the outermost: T5's blocks, not the layers within one
 
 
 def own_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The model's modules under their own names, without what adapters have added below them."""
+    """The model's modules under their own names, without what adapters have added below them.
+
+    A module that stands at several places, as T5's `shared` does, comes once for each.
+    """
     for name, child in module.named_children():
         yield prefix + name, child
-        if not isinstance(child, LoraLayer):
+        if not isinstance(child, WRAPPERS):
             yield from own_modules(child, f"{prefix}{name}.")
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The layers that `config.target_modules` names.
+    """The layers that get an adapter, by the first of their names.
 
     Raises:
-        UserError: an entry matches nothing, or a layer that cannot carry an adapter.
+        UserError: an entry of the config matches nothing, or a layer that cannot carry an adapter.
     """
-    found: dict[str, nn.Module] = {}
-    unused = {config.target_modules} if isinstance(config.target_modules, str) else {*config.target_modules}
+    names: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
     for name, module in own_modules(model):
-        matched = name_matches(config.target_modules, name)
-        if matched:
-            if not isinstance(module, LoraLayer) and not is_supported(module):
-                raise UserError(
-                    f"lora.target_modules: {matched[0]!r} matched {name}, a {type_name(module)}, "
-                    "which cannot carry an adapter; name linear layers only"
-                )
-            found[name] = module
-            unused.difference_update(matched)
-    if unused:
-        raise _no_match(model, sorted(unused))
+        names.setdefault(id(module), []).append(name)
+        modules[id(module)] = module
+    found = {
+        own[0]: modules[key] for key, own in names.items() if _is_target(model, config, own, modules[key])
+    }
+    everything = [name for own in names.values() for name in own]
+    _check_all_used(model, config, everything, list(found))
+    for name, module in found.items():
+        _check_carries(model, config, name, module)
     return found
 
 
-def _no_match(model: nn.Module, unused: list[str]) -> UserError:
-    layers = {n for n, m in own_modules(model) if isinstance(m, LoraLayer) or is_supported(m)}
-    ends = sorted({name.rsplit(".", 1)[-1] for name in layers})
+def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+    """The layers of `modules_to_save`, by the first of their names.
+
+    Raises:
+        UserError: an entry matches nothing, a layer is quantized, or its weight is also another layer's.
+    """
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    unused = set(config.modules_to_save)
+    for name, module in own_modules(model):
+        matched = name_matches(config.modules_to_save, name)
+        unused.difference_update(matched)
+        if matched and id(module) not in seen:
+            seen.add(id(module))
+            found[name] = module
+            _check_copyable(model, name, module)
+    if unused:
+        raise _no_match(model, "modules_to_save", sorted(unused), [n for n, _ in own_modules(model)])
+    return found
+
+
+def _is_target(model: nn.Module, config: LoraConfig, names: list[str], module: nn.Module) -> bool:
+    targets, exclude = config.target_modules, config.exclude_modules
+    if targets == ALL_LINEAR:
+        wanted = _is_linear(module) and module is not _output_head(model) and not _is_saved(config, names)
+    else:
+        wanted = any(name_matches(targets, name) for name in names)
+    excluded = any(name_matches(exclude, name) for name in names)
+    return wanted and not excluded and _in_chosen_block(config, names[0])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return is_linear(module.base_layer if isinstance(module, LoraLayer) else module)
+
+
+def _output_head(model: Any) -> nn.Module | None:
+    head: nn.Module | None = (
+        model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    )
+    return head
+
+
+def _is_saved(config: LoraConfig, names: list[str]) -> bool:
+    """Whether the layer, or one above it, is copied whole by `modules_to_save`."""
+    return any(
+        name_matches(config.modules_to_save, name[:end])
+        for name in names
+        for end in [*(match.start() for match in re.finditer(r"\.", name)), len(name)]
+    )
+
+
+def block_index(name: str) -> int | None:
+    """The index of the stacked block that a layer is in: 3 of `encoder.block.3.layer.0.SelfAttention.q`."""
+    match = _INDEX.match(name)
+    return int(match.group(1)) if match else None
+
+
+def _in_chosen_block(config: LoraConfig, name: str) -> bool:
+    return config.layers_to_transform is None or block_index(name) in config.layers_to_transform
+
+
+def _check_all_used(model: nn.Module, config: LoraConfig, everything: list[str], found: list[str]) -> None:
+    """Raise for the first field with an entry that names nothing."""
+    for field in ("target_modules", "exclude_modules"):
+        entries = getattr(config, field)
+        if entries != ALL_LINEAR:
+            asked = {entries} if isinstance(entries, str) else set(entries)
+            used = {entry for name in everything for entry in name_matches(entries, name)}
+            if unused := sorted(asked - used):
+                raise _no_match(model, field, unused, _layers(model))
+    for field in ("rank_pattern", "alpha_pattern"):
+        if unused := [k for k in getattr(config, field) if not any(pattern_matches(k, n) for n in found)]:
+            raise _no_match(model, field, unused, found, "targeted layer")
+    if config.layers_to_transform is not None:
+        there = sorted({index for name in everything if (index := block_index(name)) is not None})
+        if missing := sorted(set(config.layers_to_transform) - set(there)):
+            raise UserError(
+                f"lora.layers_to_transform: {missing} are no blocks of the model, which has {there}"
+            )
+    if not found and not config.modules_to_save:
+        raise UserError("lora.exclude_modules and layers_to_transform leave no layer of target_modules")
+
+
+def _check_carries(model: nn.Module, config: LoraConfig, name: str, module: nn.Module) -> None:
+    if isinstance(module, SavedModule) or _is_saved(config, [name]):
+        raise UserError(f"lora.target_modules: {name} is also in modules_to_save; it can be in one of them")
+    if isinstance(module, LoraLayer):
+        return
+    if not is_supported(module):
+        raise UserError(
+            f"lora.target_modules={config.target_modules!r} matched {name}, a {type_name(module)}, which "
+            "cannot carry an adapter; name linear, convolution or embedding layers"
+        )
+    if other := _tied_to(model, module):
+        raise UserError(
+            f"lora.target_modules: the weight of {name} is also that of {other}, which would not see "
+            "the adapter; untie them (tie_word_embeddings: false in the model's config), or leave it out"
+        )
+
+
+def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
+    if any(not p.is_floating_point() for p in module.parameters()):
+        raise UserError(
+            f"lora.modules_to_save: {name} is quantized and cannot train; leave it dense or leave it out"
+        )
+    if other := _tied_to(model, module):
+        raise UserError(
+            f"lora.modules_to_save: the weight of {name} is also that of {other}, which would keep "
+            "the old one; untie them (tie_word_embeddings: false in the model's config), or leave it out"
+        )
+
+
+def _tied_to(model: nn.Module, module: nn.Module) -> str | None:
+    """Another kind of layer with the same Parameter: an embedding's head. (Replicas are one kind.)"""
+    own = {id(p) for p in module.parameters(recurse=False)}
+    for name, other in model.named_modules():
+        if type(other) is not type(module) and any(id(p) in own for p in other.parameters(recurse=False)):
+            return name
+    return None
+
+
+def _layers(model: nn.Module) -> list[str]:
+    return [n for n, m in own_modules(model) if isinstance(m, LoraLayer) or is_supported(m)]
+
+
+def _no_match(
+    model: nn.Module, field: str, unused: list[str], names: Iterable[str], what: str = "layer"
+) -> UserError:
+    ends = sorted({name.rsplit(".", 1)[-1] for name in names})
     model_name = getattr(model, "name_or_path", "") or type(model).__name__
     return UserError(
-        f"lora.target_modules: {unused} matched no layer of {model_name}; "
-        f"its linear layers end in {ends}.{did_you_mean(unused[0], ends)}"
+        f"lora.{field}: {unused} matched no {what} of {model_name}; "
+        f"its layers end in {ends}.{did_you_mean(unused[0], ends)}"
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.inject import lora_layers
+from lora_hf.adapters.carried import lora_layers
 from lora_hf.errors import UserError
 from lora_hf.files import checkpoint_fingerprint
 

@@ -4,17 +4,23 @@ The key is the type's full name, so that no library is imported to look one up. 
 matched: a subclass may store its weight in another way, as `Linear4bit` does below `nn.Linear`.
 """
 
-from typing import Any
-
 from torch import nn
 
+from lora_hf.adapters.backends.affine import Affine
 from lora_hf.adapters.backends.base import Backend
-from lora_hf.adapters.backends.bnb import Linear4bit
-from lora_hf.adapters.backends.dense import DenseLinear
+from lora_hf.adapters.backends.bnb import Linear4bit, Linear8bit
+from lora_hf.adapters.backends.conv import Conv2d
+from lora_hf.adapters.backends.dense import DenseLinear, TransposedLinear
+from lora_hf.adapters.backends.embedding import Embedding
 
-BACKENDS: dict[str, Any] = {
+BACKENDS: dict[str, type[Backend]] = {
     "torch.nn.modules.linear.Linear": DenseLinear,
+    "transformers.pytorch_utils.Conv1D": TransposedLinear,
+    "torch.nn.modules.conv.Conv2d": Conv2d,
+    "torch.nn.modules.sparse.Embedding": Embedding,
     "bitsandbytes.nn.modules.Linear4bit": Linear4bit,
+    "bitsandbytes.nn.modules.Linear8bitLt": Linear8bit,
+    "lora_hf.adapters.backends.affine.AffineLinear": Affine,
 }
 
 
@@ -28,6 +34,11 @@ def is_supported(layer: nn.Module) -> bool:
     return type_name(layer) in BACKENDS
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether it maps the last dimension of x, in whatever store: what `all-linear` means."""
+    return is_supported(layer) and BACKENDS[type_name(layer)].is_linear
+
+
 def backend_for(layer: nn.Module) -> Backend:
     """The backend of a layer.
 
@@ -36,8 +47,7 @@ def backend_for(layer: nn.Module) -> Backend:
     """
     if not is_supported(layer):
         raise TypeError(f"no adapter can sit on a {type_name(layer)}; known are {sorted(BACKENDS)}")
-    backend: Backend = BACKENDS[type_name(layer)](layer)
-    return backend
+    return BACKENDS[type_name(layer)](layer)
 
 
-__all__ = ["BACKENDS", "Backend", "backend_for", "is_supported", "type_name"]
+__all__ = ["BACKENDS", "Backend", "backend_for", "is_linear", "is_supported", "type_name"]

@@ -1,4 +1,4 @@
-"""bitsandbytes' `Linear4bit`: NF4 or FP4 blocks, optionally double-quantized (QLoRA, arXiv:2305.14314).
+"""bitsandbytes: `Linear4bit` (NF4, FP4: QLoRA, arXiv:2305.14314), `Linear8bitLt` (int8: arXiv:2208.07339).
 
 bitsandbytes is imported inside the functions: a model that holds such a layer has loaded it already, and
 one that does not never needs it.
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_hf.adapters.functional import low_rank_product
+from lora_hf.adapters.backends.base import Backend
 
 
 def keep_differentiable(model: nn.Module) -> None:
@@ -34,16 +34,10 @@ def keep_differentiable(model: nn.Module) -> None:
             )
 
 
-class Linear4bit:
-    """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) uint8 stands for W (out, in)."""
+class Linear4bit(Backend):
+    """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) stands for W (out, in)."""
 
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        self.in_features = layer.in_features
-        self.out_features = layer.out_features
-
-    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
-        return low_rank_product(x, lora_A, lora_B, scaling, dropout)
+    is_quantized = True
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
@@ -65,4 +59,28 @@ class Linear4bit:
             quant_storage=old.quant_storage,
         )
         quantized: nn.Parameter = fresh.to(old.device)  # moving is what quantizes
+        return quantized
+
+
+class Linear8bit(Backend):
+    """A `bitsandbytes.nn.Linear8bitLt`: int8 codes (out, in) and one scale a row."""
+
+    is_quantized = True
+
+    def _get(self) -> nn.Parameter:
+        weight, state = self.layer.weight, self.layer.state
+        if weight.CB is None:  # after the first forward, the layer's state has them; the next takes them back
+            weight.CB, weight.SCB = state.CB, state.SCB
+        stored: nn.Parameter = weight
+        return stored
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        stored: Any = self._get()
+        return (stored.CB.float() * (stored.SCB.float()[:, None] / 127)).to(dtype)
+
+    def requantize(self, weight: Tensor) -> nn.Parameter:
+        from bitsandbytes.nn import Int8Params
+
+        fresh: Any = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+        quantized: nn.Parameter = fresh.to(self.device)  # moving is what quantizes
         return quantized

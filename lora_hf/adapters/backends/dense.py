@@ -1,24 +1,37 @@
-"""`torch.nn.Linear`: the weight is a plain matrix."""
+"""Floating-point weights: `nn.Linear`, and GPT-2's `Conv1D`, which keeps the transpose."""
 
-from torch import Tensor, dtype, nn
+from typing import Any
 
-from lora_hf.adapters.functional import low_rank_product
+import torch
+from torch import Tensor, nn
+
+from lora_hf.adapters.backends.base import Backend, frozen
 
 
-class DenseLinear:
+class DenseLinear(Backend):
     """A floating-point `nn.Linear`."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
-        self.in_features = layer.in_features
-        self.out_features = layer.out_features
-
-    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
-        return low_rank_product(x, lora_A, lora_B, scaling, dropout)
-
-    def dequantize(self, dtype: dtype) -> Tensor:
-        return self.layer.weight.detach().to(dtype, copy=True)
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        weight: Tensor = self.layer.weight.detach()
+        return weight.to(dtype)
 
     def requantize(self, weight: Tensor) -> nn.Parameter:
         stored = self.layer.weight
-        return nn.Parameter(weight.to(stored.device, stored.dtype), requires_grad=False)
+        return frozen(weight.to(stored.device, stored.dtype))
+
+
+class TransposedLinear(Backend):
+    """`transformers.pytorch_utils.Conv1D`: a linear layer whose weight is (in, out)."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.in_features, self.out_features = layer.weight.shape
+        self.changes = 0
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        weight: Tensor = self.layer.weight.detach()
+        return weight.T.to(dtype)
+
+    def requantize(self, weight: Tensor) -> nn.Parameter:
+        stored = self.layer.weight
+        return frozen(weight.T.to(stored.device, stored.dtype).contiguous())

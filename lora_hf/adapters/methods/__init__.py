@@ -1,7 +1,9 @@
 """What an adapter adds to a frozen layer: one class a method."""
 
+from lora_hf.adapters.methods.dora import Dora
 from lora_hf.adapters.methods.lora import Lora
+from lora_hf.adapters.methods.qalora import QALora
 
-METHODS: dict[str, type[Lora]] = {"lora": Lora}
+METHODS: dict[str, type[Lora]] = {"lora": Lora, "dora": Dora, "qalora": QALora}
 
 __all__ = ["METHODS", "Lora"]

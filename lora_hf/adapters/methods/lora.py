@@ -6,33 +6,54 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import lora_scaling
-from lora_hf.adapters.inits import INITS
-from lora_hf.errors import UserError
+from lora_hf.adapters.inits import LoraInit
 
 
 class Lora(nn.Module):
     """The parameters of one LoRA adapter on one layer: lora_A (r, in), lora_B (out, r), float32.
 
+    A start that takes a part of W over, s B' A', needs a base without it. A dense base is left as it is, and
+    the branch takes s B' A' x away instead: no weight is rounded, other adapters and `disable_adapters` see
+    the untouched base, and the start is exact. A quantized base is stored anew (`is_restored`), for that is
+    where the lower error of such a start comes from.
+
     The law every method obeys, on every backend: `branch(x, W x, base) == delta(W) x`.
     """
 
-    def __init__(self, config: LoraConfig, base: Backend, device: torch.device) -> None:
+    start_A: Tensor | None
+    start_B: Tensor | None
+
+    def __init__(self, config: LoraConfig, base: Backend, start: LoraInit, is_restored: bool = False) -> None:
         super().__init__()
-        if config.init_lora_weights not in INITS:
-            raise UserError(f"lora.init_lora_weights={config.init_lora_weights!r} is none of {list(INITS)}")
-        self.scaling = lora_scaling(config.r, config.lora_alpha)
+        self.scaling = lora_scaling(config.r, config.lora_alpha, config.use_rslora)
         self.dropout = config.lora_dropout
-        shape = torch.empty(base.out_features, base.in_features, device="meta")
-        start = INITS[config.init_lora_weights](shape, config.r, self.scaling)
-        self.lora_A = nn.Parameter(start.lora_A.to(device))
-        self.lora_B = nn.Parameter(start.lora_B.to(device))
+        self.is_restored = is_restored
+        self.lora_A = nn.Parameter(start.lora_A.to(base.device, torch.float32, copy=True))
+        self.lora_B = nn.Parameter(start.lora_B.to(base.device, torch.float32, copy=True))
+        subtracted = start.subtracted or (None, None)
+        for name, factor in zip(("start_A", "start_B"), subtracted, strict=True):
+            self.register_buffer(name, None if factor is None else factor.to(base.device), persistent=False)
+
+    @staticmethod
+    def view(W: Tensor, config: LoraConfig, base: Backend) -> Tensor:
+        """The matrix (out, columns of A) that the start sees, of W (out, in)."""
+        return W
 
     def branch(self, x: Tensor, Wx: Tensor, base: Backend) -> Tensor:
         """What this adapter adds to the layer's output, for x (..., in); returns (..., out)."""
-        return base.low_rank(
-            x, self.lora_A, self.lora_B, self.scaling, self.dropout if self.training else 0.0
-        )
+        rate = self.dropout if self.training else 0.0
+        added = base.low_rank(x, self.lora_A, self.lora_B, self.scaling, rate)
+        if self.start_A is None or self.start_B is None or self.is_restored:
+            return added
+        return added - base.low_rank(x, self.start_A, self.start_B, self.scaling, 0.0)
+
+    def update(self) -> Tensor:
+        """s (B A - B' A'), (out, columns of A), without gradients."""
+        update = self.scaling * (self.lora_B @ self.lora_A).detach()
+        if self.start_A is None or self.start_B is None or self.is_restored:
+            return update
+        return update - self.scaling * (self.start_B @ self.start_A)
 
     def delta(self, W: Tensor) -> Tensor:
-        """The same as a matrix (out, in), float32; `W` (out, in) is what the base stores."""
-        return self.scaling * (self.lora_B @ self.lora_A).detach()
+        """The branch as a matrix (out, in), float32; `W` (out, in) is what the base stores."""
+        return self.update()

@@ -1,0 +1,72 @@
+"""`modules_to_save`: layers that an adapter brings whole, such as a new classification head."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+class SavedModule(nn.Module):
+    """A frozen module, and one trained copy of it an adapter.
+
+    Attributes:
+        original: the module as it was loaded.
+        copies: adapter name -> its own.
+        active: the adapter whose copy is used, or None for the original.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.original = original
+        self.copies = nn.ModuleDict()
+        self.active: str | None = None
+        self.enabled = True
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the model asks of its layer, such as an embedding's `weight`, is the used one's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.used, name)
+
+    @property
+    def used(self) -> nn.Module:
+        """The module in use."""
+        modules = self.__dict__["_modules"]
+        is_copy = self.__dict__["active"] is not None and self.__dict__["enabled"]
+        used: nn.Module = modules["copies"][self.__dict__["active"]] if is_copy else modules["original"]
+        return used
+
+    def add(self, name: str) -> None:
+        """Give an adapter its copy, in float32, for it trains."""
+        self.copies[name] = copy.deepcopy(self.original).float().requires_grad_(True)
+
+    def remove(self, name: str) -> None:
+        """Take an adapter's copy away, if it has one."""
+        if self.active == name:
+            self.active = None
+        if name in self.copies:
+            del self.copies[name]
+
+    def activate(self, names: Mapping[str, float]) -> None:
+        """Use the copy of the adapter among these that has one.
+
+        Raises:
+            ValueError: several have one.
+        """
+        owners = [name for name in names if name in self.copies]
+        if len(owners) > 1:
+            raise ValueError(f"adapters {owners} each bring their own copy of a layer; activate one of them")
+        self.active = owners[0] if owners else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The used module's own; its inputs are cast to its dtype where they are floats."""
+        used = self.used
+        dtype = next((p.dtype for p in used.parameters()), None)
+        original = next((p.dtype for p in self.original.parameters()), None)
+        if dtype == original:
+            return used(*args, **kwargs)
+        cast = [a.to(dtype) if hasattr(a, "is_floating_point") and a.is_floating_point() else a for a in args]
+        output = used(*cast, **kwargs)
+        return output.to(original) if hasattr(output, "to") else output

@@ -1,0 +1,98 @@
+"""Choose which adapters a model goes through: for good, for a block of code, or row by row."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from lora_hf.adapters.carried import adapter_configs, lora_layers, refuse_merged, saved_modules
+from lora_hf.errors import UserError
+
+Names = str | Sequence[str] | Mapping[str, float]
+
+
+def set_adapter(model: nn.Module, names: Names) -> None:
+    """Make these adapters the active ones, and the only ones that train.
+
+    Args:
+        model: carries them.
+        names: one, several, or a mapping of names to the weights their updates are multiplied by.
+
+    Raises:
+        UserError: the model has no adapter of one of the names, or they cannot be active together.
+        RuntimeError: adapters are merged into the weights at the moment.
+    """
+    chosen = _weights(model, names)
+    refuse_merged(model)
+    for layer in lora_layers(model).values():
+        layer.activate(chosen)
+        for name, method in layer.adapters.items():
+            method.requires_grad_(name in chosen)
+    for module in saved_modules(model).values():
+        module.activate(chosen)
+        for name, own in module.copies.items():
+            own.requires_grad_(name in chosen)
+
+
+def _weights(model: nn.Module, names: Names) -> dict[str, float]:
+    if isinstance(names, Mapping):
+        weights = dict(names)
+    else:
+        weights = dict.fromkeys((names,) if isinstance(names, str) else names, 1.0)
+    for name in weights:
+        if name not in adapter_configs(model):
+            raise UserError(f"no adapter {name!r} in the model; it has {sorted(adapter_configs(model))}")
+    return weights
+
+
+@contextmanager
+def disable_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is its untouched base, merged adapters included."""
+    layers = list(lora_layers(model).values())
+    saved = list(saved_modules(model).values())
+    state = [(layer, layer.merged, layer.enabled) for layer in layers]
+    state_saved = [(module, module.enabled) for module in saved]
+    for layer in layers:
+        layer.unmerge()
+        layer.enable(False)
+    for module in saved:
+        module.enabled = False
+    try:
+        yield
+    finally:
+        for layer, merged, was_enabled in state:
+            layer.enable(was_enabled)
+            layer.merge(merged)
+        for module, was_enabled in state_saved:
+            module.enabled = was_enabled
+
+
+@contextmanager
+def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+    """Inside the block each row of a batch goes through its own adapter, in `generate` with beams too.
+
+    Args:
+        model: carries the adapters.
+        names: one a row; None leaves the row to the base.
+
+    Raises:
+        UserError: the model has no adapter of one of the names, or one that needs the base stored for it.
+        RuntimeError: adapters are merged into the weights at the moment.
+    """
+    if saved_modules(model):
+        raise UserError(
+            "adapters with modules_to_save replace whole layers, and cannot be mixed within a batch"
+        )
+    layers = list(lora_layers(model).values())
+    was_active = [layer.active for layer in layers]
+    chosen = _weights(model, [name for name in dict.fromkeys(names) if name is not None])
+    refuse_merged(model)
+    for layer in layers:
+        layer.activate(chosen)
+        layer.rows = tuple(names)
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, was_active, strict=True):
+            layer.rows = None
+            layer.activate(active)
