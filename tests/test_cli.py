@@ -154,6 +154,34 @@ def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistak
     assert "nothing is overwritten" in error and talk.read_text() == "dialogue\nA: Hi\n"
 
 
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    # d_model 128, 2 blocks of 2 sublayers and 2 of 3; a prompt is its length times d_model
+    [("bottleneck", 10 * (2 * 64 * 128 + 64 + 128)), ("prompt_tuning", 20 * 128)],
+)
+def test_a_baseline_is_trained_scored_and_used_again_like_an_adapter(
+    mistake, config, trained, tmp_path, capsys, method, weights
+):
+    run = tmp_path / "run"
+    assert (
+        cli.run(["train", "--config", str(config), *FEW, f"method={method}", f"output_dir={run}"], False) == 0
+    )
+    record = json.loads((run / "results.json").read_text())
+    assert record.keys() == json.loads((trained / "results.json").read_text()).keys()
+    assert (record["method"], record["trainable_parameters"]) == (method, weights)
+    (run / "results.json").unlink()  # killed while scoring: the same command scores what is trained
+    words = ["train", "--config", str(config), *FEW, f"method={method}", f"output_dir={run}"]
+    assert cli.run(words, debug=False) == 0
+    again = json.loads((run / "results.json").read_text())
+    assert {name: again[name] for name in ROUGE_NAMES} == {name: record[name] for name in ROUGE_NAMES}
+    capsys.readouterr()
+    assert cli.run(["evaluate", "--config", str(config), *FEW, "--json", "--adapter", str(run)], False) == 0
+    assert json.loads(capsys.readouterr().out)["rouge1"] == record["rouge1"]
+    (tmp_path / "talk.txt").write_text("A: Hi\nB: Bye")
+    assert cli.run(["predict", str(tmp_path / "talk.txt"), "--adapter", str(run)], False) == 0
+    assert f"holds a {method}, which" in mistake("merge", "--adapter", run, "--output", tmp_path / "merged")
+
+
 def test_mistakes_about_adapters_are_one_error_each(mistake, config, trained, tmp_path):
     other = shutil.copytree(trained / "adapter", tmp_path / "other")
     manifest = json.loads((other / "lora_hf.json").read_text())

@@ -1,5 +1,6 @@
 """What a run is made of: the fields of the YAML, how it is read, and what is said of every mistake in it."""
 
+from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.schema import (
     METHODS,
     ArmOverride,
@@ -15,11 +16,13 @@ from lora_hf.config.schema import (
 __all__ = [
     "METHODS",
     "ArmOverride",
+    "BottleneckSection",
     "DataConfig",
     "Dtype",
     "GenerationConfig",
     "LoraSection",
     "Method",
     "ModelConfig",
+    "PromptTuningSection",
     "RunConfig",
 ]

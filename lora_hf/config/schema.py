@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Section, Seed, Text
 from lora_hf.config.lora import LoraSection
 from lora_hf.data.prompt import prompt_template
 
-Method = Literal["base", "full", "lora"]
+Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHODS: tuple[Method, ...] = get_args(Method)
+SECTIONS = ("model", "lora", "bottleneck", "prompt_tuning", "data", "training", "generation", "arms")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -107,9 +109,11 @@ class RunConfig(Section):
     """One run, or (with `seeds` and `arms`) one comparison."""
 
     method: Method = "lora"
-    """base (no training), full fine-tuning, or lora."""
+    """base (no training), full fine-tuning, lora, or what it is compared with: bottleneck, prompt_tuning."""
     model: ModelConfig = ModelConfig()
     lora: LoraSection = LoraSection()
+    bottleneck: BottleneckSection = BottleneckSection()
+    prompt_tuning: PromptTuningSection = PromptTuningSection()
     data: DataConfig = DataConfig()
     training: dict[str, Any] = {}
     """Goes whole to `transformers.Seq2SeqTrainingArguments`, under its own names."""
@@ -127,7 +131,7 @@ class RunConfig(Section):
     overwrite: Flag = False
     """Compute again what a run directory holds from other inputs."""
 
-    @field_validator("model", "lora", "data", "training", "generation", "arms", mode="before")
+    @field_validator(*SECTIONS, mode="before")
     @classmethod
     def _allow_empty_section(cls, value: Any) -> Any:
         """`lora:` with every key below it commented out is null to YAML and a section to whoever wrote it."""

@@ -14,8 +14,7 @@ import torch
 from transformers import set_seed
 
 from lora_hf import __version__
-from lora_hf.adapters import LoraConfig, count_parameters
-from lora_hf.adapters.targets import find_targets
+from lora_hf.adapters import count_parameters
 from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData, load_data
 from lora_hf.evaluation.scoring import score_model, write_predictions
@@ -24,6 +23,7 @@ from lora_hf.layout import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
 from lora_hf.training.fit import adapt, fit, load_trained
+from lora_hf.training.methods import METHODS
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "evaluate", "rouge_score")
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")
-    if config.method == "lora":
-        find_targets(model, LoraConfig(**config.lora.model_dump()))  # a typo must not clear the directory
+    if config.method in METHODS:
+        METHODS[config.method].check(config, model)  # a typo must not clear the directory
     run.claim({"data": data.fingerprint, "model": model.base_fingerprint})
     if (record := run.results()) is not None:
         logger.info("%s: finished before with the same inputs; left as it is", run.path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lora_hf.config import METHODS, Method, RunConfig
+from lora_hf.config import Method, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import ArmFailed, UserError
 from lora_hf.files import write_json, write_text
@@ -84,7 +84,7 @@ def check_root(root: Path, arms: list[Arm], overwrite: bool) -> None:
         raise UserError(f"output_dir={str(root)!r} is a file")
     ours = {arm.name for arm in arms} | {COMPARISON, TABLE, PICTURE}
     found = {p.name for p in root.iterdir()} if root.exists() else set()
-    foreign = sorted(name for name in found - ours if not name.startswith(METHODS))
+    foreign = sorted(name for name in found - ours if not name.startswith(ORDER))
     if foreign and not overwrite:
         raise UserError(
             f"output_dir={str(root)!r} holds {foreign[:5]} and no comparison; choose another output_dir, or "
@@ -123,8 +123,8 @@ def run_process(command: list[str]) -> None:
 
 def read_comparison(config: RunConfig, arms: list[Arm]) -> dict[str, Any]:
     """Gather the arms' records and predictions, by method, and summarize them."""
-    records: dict[Method, list[dict[str, Any]]] = {method: [] for method in METHODS}
-    rows: dict[Method, list[list[dict[str, Any]]]] = {method: [] for method in METHODS}
+    records: dict[Method, list[dict[str, Any]]] = {method: [] for method in ORDER}
+    rows: dict[Method, list[list[dict[str, Any]]]] = {method: [] for method in ORDER}
     for arm in arms:
         run = RunDirectory(arm.config)
         record = run.results()

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lora_hf.config import RunConfig
+from lora_hf.config import METHODS, RunConfig
 from lora_hf.config.document import read_document
 from lora_hf.config.file import changed_fields, resolved_yaml
 from lora_hf.errors import UserError
@@ -38,8 +38,8 @@ def inputs_of(config: RunConfig) -> dict[str, Any]:
     fine-tuning as it is.
     """
     fields = config.model_dump(mode="json", exclude={"output_dir", "overwrite", "arms", "seeds"})
-    if config.method != "lora":
-        del fields["lora"]
+    for method in {*METHODS} - {config.method}:
+        fields.pop(method, None)  # the section of the same name, where it has one
     if config.method == "base":
         del fields["training"], fields["seed"], fields["early_stopping_patience"]
         return fields

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lora_hf.adapters import load_adapter, merge_and_unload
+from lora_hf.adapters import merge_and_unload
 from lora_hf.adapters.checkpoint import read_manifest
 from lora_hf.adapters.peft_format import read_peft_config
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
@@ -19,6 +19,7 @@ from lora_hf.evaluation.scoring import score_model, summarize
 from lora_hf.files import check_new
 from lora_hf.layout import ADAPTER
 from lora_hf.modeling import load_model, load_tokenizer, pick_device, save_model
+from lora_hf.training.methods import load_saved, saved_method
 
 NEW_TOKENS = 128
 """Length of a summary where neither the config nor the adapter's manifest says one."""
@@ -60,7 +61,7 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, pick_device())
     if folder:
-        load_adapter(model, folder)
+        load_saved(model, folder)
     trained_with = read_manifest(folder).get("max_new_tokens") if folder else None
     max_new_tokens = config.generation.max_new_tokens or trained_with
     if not max_new_tokens:
@@ -74,14 +75,14 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
 def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, Any]]:
     """The model an adapter was trained on with the adapter on it, the tokenizer, and the manifest."""
     folder = find_adapter(adapter)
-    _, raw = read_peft_config(folder)
     manifest = read_manifest(folder)
-    name = base or raw.get("base_model_name_or_path")
+    described = read_peft_config(folder)[1] if saved_method(folder) == "lora" else manifest
+    name = base or described.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder} does not name its base model; give it with --base")
     revision = None if base else manifest.get("base_model_revision")
     config = ModelConfig(model_name_or_path=name, revision=revision)
-    model = load_adapter(load_model(config, pick_device()), folder)
+    model = load_saved(load_model(config, pick_device()), folder)
     return model, load_tokenizer(config), manifest
 
 
@@ -122,9 +123,13 @@ def merge(adapter: str, output: Path, base: str | None) -> float:
         The largest difference between the merged and the unmerged model's logits on a sample sentence.
 
     Raises:
-        UserError: `output` is there already, and not an empty folder.
+        UserError: `output` is there already, and not an empty folder; or what was trained is no LoRA.
     """
     check_new(output)
+    if (method := saved_method(find_adapter(adapter))) != "lora":
+        raise UserError(
+            f"--adapter {adapter!r} holds a {method}, which is no change of a weight: no merging it"
+        )
     model, tokenizer, manifest = load_with_base(adapter, base)
     ids = tokenizer("A: Shall we meet at noon?\nB: Yes.", return_tensors="pt").to(model.device)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The training stage of an arm: adapters in, the Trainer's loop, what was learned on disk."""
+"""The training stage of an arm: new weights in, the Trainer's loop, what was learned on disk."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerCallback
 
-from lora_hf.adapters import LoraConfig, count_parameters, inject_adapters, load_adapter, save_adapter
+from lora_hf.adapters import count_parameters
 from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData
 from lora_hf.evaluation.scoring import ValidationRouge
@@ -15,15 +15,16 @@ from lora_hf.layout import ADAPTER, CHECKPOINTS, MODEL
 from lora_hf.modeling import load_model, resolve_dtype, save_model
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.interrupt import Interrupted, StopOnSignal
+from lora_hf.training.methods import METHODS
 from lora_hf.training.trainer import LoraTrainer, last_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 def adapt(config: RunConfig, model: Any) -> None:
-    """Put the adapters in, or leave the model as it is, for a full fine-tuning."""
-    if config.method == "lora":
-        inject_adapters(model, LoraConfig(**config.lora.model_dump()))
+    """Put the new weights in, or leave the model as it is, for a full fine-tuning."""
+    if config.method in METHODS:
+        METHODS[config.method].put_in(config, model)
     trainable, total = count_parameters(model)
     logger.info("%s of %s weights train (%.2f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 
@@ -98,23 +99,23 @@ def _saved(trainer: LoraTrainer) -> str:
 
 
 def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData) -> None:
-    """The adapter, with what `predict` must know to repeat the prompt; or the whole model and tokenizer."""
-    if config.method == "lora":
+    """The new weights, with what `predict` must know to repeat the prompt; or model and tokenizer."""
+    if config.method in METHODS:
         use = {
             "prompt": config.data.prompt,
             "max_source_length": config.data.max_source_length,
             "max_new_tokens": data.max_new_tokens,
             "base_storage": config.model.storage,
         }
-        save_adapter(model, run / ADAPTER, extra=use)
+        METHODS[config.method].save(model, run / ADAPTER, use)
         return
     save_model(model, tokenizer, run / MODEL)
 
 
 def load_trained(config: RunConfig, run: Path, model: Any, device: torch.device) -> Any:
     """What `save_trained` wrote, back on the model it was trained on."""
-    if config.method == "lora":
-        return load_adapter(model, run / ADAPTER)
+    if config.method in METHODS:
+        return METHODS[config.method].load(model, run / ADAPTER)
     trained = config.model.model_copy(update={"model_name_or_path": str(run / MODEL), "revision": None})
     loaded = load_model(trained, device, train_all=True)
     loaded.base_fingerprint = model.base_fingerprint

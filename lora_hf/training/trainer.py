@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Seq2SeqTrainer
 
-from lora_hf.adapters.checkpoint import put_adapter_state, read_weights, save_adapter
-from lora_hf.adapters.inject import adapter_configs
 from lora_hf.data.sampler import EpochSampler
+from lora_hf.training.methods import added_weights
 
 
 class LoraTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer for a model with adapters.
+    """Seq2SeqTrainer for a model with adapters, or with a baseline's weights.
 
-    - Checkpoints hold the adapters only, in PEFT's format; resuming and loading the best model read them.
+    - Checkpoints hold these only, adapters in PEFT's format; resuming and loading the best model read them.
     - The loss is the mean over the label tokens of the whole step: of all accumulated batches and all
       processes. The Trainer's own multiplies T5's by their number, because T5 takes `num_items_in_batch`
       and does not use it (10.14 became 20.04 at an accumulation of 2).
@@ -35,7 +34,7 @@ class LoraTrainer(Seq2SeqTrainer):
         # The Trainer refuses a quantized model that does not say that it carries adapters. The flag also
         # sends `save_pretrained` to PEFT, so it is up only while the Trainer looks.
         is_quantized = getattr(model, "is_quantized", False)  # model is None where a model_init is given
-        has_flag = is_quantized and bool(adapter_configs(model))
+        has_flag = is_quantized and added_weights(model) is not None
         if has_flag:
             model._hf_peft_config_loaded = True
         super().__init__(model, *args, **kwargs)
@@ -70,29 +69,23 @@ class LoraTrainer(Seq2SeqTrainer):
         return EpochSampler(len(dataset), seed, self.args.train_batch_size * self.args.world_size, lengths)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        names = adapter_configs(self.model)
-        if not names:
-            return super()._save(output_dir, state_dict)
-        for name in names:
-            save_adapter(self.model, output_dir or str(self.args.output_dir), name)
+        if added := added_weights(self.model):
+            added.save(self.model, Path(output_dir or str(self.args.output_dir)), {})
+        else:
+            super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if adapter_configs(self.model):
-            self._load_adapters(Path(resume_from_checkpoint))
+        if added := added_weights(self.model):
+            added.restore(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if adapter_configs(self.model) and best:
-            self._load_adapters(Path(best))
+        added, best = added_weights(self.model), self.state.best_model_checkpoint
+        if added and best:
+            added.restore(self.model, Path(best))
         else:
             super()._load_best_model()
-
-    def _load_adapters(self, checkpoint: Path) -> None:
-        for name in adapter_configs(self.model):
-            folder = checkpoint if name == "default" else checkpoint / name
-            put_adapter_state(self.model, read_weights(folder), name)
 
 
 def is_resumable(checkpoint: Path) -> bool:

@@ -65,14 +65,23 @@ MISTAKES = [
     ),
     (
         "lora: {init_lora_weights: gausian}",
-        "x.yaml:1: lora.init_lora_weights='gausian' is not true, 'gaussian', 'pissa', 'pissa_niter_4', 'pissa_niter_16', 'olora' or 'loftq'; did you mean 'gaussian'?",
+        "x.yaml:1: lora.init_lora_weights='gausian' is not true, 'gaussian', 'pissa', 'pissa_niter_4', "
+        "'pissa_niter_16', 'olora' or 'loftq'; did you mean 'gaussian'?",
     ),
     ("lora: 3", "x.yaml:1: lora=3 is not a section of keys"),
     ("training: [1]", "x.yaml:1: training=[1] is not a section of keys"),
     ("arms: {full: 1}", "x.yaml:1: arms.full=1 is not a section of keys"),
     ("model: {revision: 1234}", "x.yaml:1: model.revision=1234 is not text; put it in quotes: '1234'"),
     ("model: {load_in_4bit: 4}", "x.yaml:1: model.load_in_4bit=4 is not true or false"),
-    ("method: loar", "x.yaml:1: method='loar' is not 'base', 'full' or 'lora'; did you mean 'lora'?"),
+    (
+        "method: loar",
+        "x.yaml:1: method='loar' is not 'base', 'full', 'lora', 'bottleneck' or 'prompt_tuning'; did you "
+        "mean 'lora'?",
+    ),
+    (
+        "bottleneck: {dim: 4}",
+        "x.yaml:1: unknown key 'bottleneck.dim' (value 4); did you mean 'bottleneck.bottleneck_dim'?",
+    ),
     (
         "data: {prompt: sumarize}",
         "x.yaml:1: data.prompt='sumarize' is neither a shipped prompt ('summarize_dialogue', "

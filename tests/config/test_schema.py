@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.config.schema import METHODS, LoraSection, RunConfig, Section
+from lora_hf.config.schema import METHODS, SECTIONS, LoraSection, RunConfig, Section
 from lora_hf.data.prompt import PROMPTS, fill_prompt, prompt_template
 
 
@@ -18,7 +18,7 @@ def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:
 
 
 def test_every_section_is_frozen_and_forbids_unknown_keys() -> None:
-    assert len(sections()) == 6
+    assert len(sections()) == 8
     for model in sections():
         assert model.model_config["frozen"] and model.model_config["extra"] == "forbid"
 
@@ -27,7 +27,8 @@ def test_every_field_has_its_doc() -> None:
     undocumented = [
         f"{m.__name__}.{n}" for m in sections() for n, f in m.model_fields.items() if not f.description
     ]
-    assert undocumented == ["RunConfig.model", "RunConfig.lora", "RunConfig.data", "RunConfig.generation"]
+    named = "model lora bottleneck prompt_tuning data generation".split()  # each has a class with its doc
+    assert undocumented == [f"RunConfig.{name}" for name in named]
 
 
 def test_the_lora_section_maps_one_to_one_onto_the_adapters_config() -> None:
@@ -76,6 +77,10 @@ def test_what_people_write_is_taken_for_what_it_means(data: dict[str, Any], valu
         {"seeds": []},
         {"seeds": [1, 1]},
         {"generation": {"num_beams": 0}},
+        {"bottleneck": {"bottleneck_dim": 0}},
+        {"bottleneck": {"non_linearity": "step"}},
+        {"prompt_tuning": {"num_virtual_tokens": 0}},
+        {"prompt_tuning": {"init": "zeros"}},
         {"method": "full", "model": {"load_in_4bit": True}},
     ],
 )
@@ -85,8 +90,7 @@ def test_what_would_fail_later_is_refused_now(data: dict[str, Any]) -> None:
 
 
 def test_a_section_whose_keys_are_all_commented_out_has_its_defaults() -> None:
-    names = ["model", "lora", "data", "training", "generation", "arms"]
-    assert RunConfig.model_validate(dict.fromkeys(names)) == RunConfig()
+    assert RunConfig.model_validate(dict.fromkeys(SECTIONS)) == RunConfig()
 
 
 def test_one_arm_of_a_comparison_is_a_run_with_its_own_training() -> None:
@@ -107,7 +111,7 @@ def test_one_arm_of_a_comparison_is_a_run_with_its_own_training() -> None:
 def test_the_full_arm_of_a_4bit_comparison_trains_dense_weights() -> None:
     config = RunConfig.model_validate({"model": {"load_in_4bit": True}})
     stored_in_4bit = {method: config.for_arm(method, 1, "x").model.load_in_4bit for method in METHODS}
-    assert stored_in_4bit == {"base": True, "full": False, "lora": True}
+    assert stored_in_4bit == dict.fromkeys(METHODS, True) | {"full": False}
 
 
 def test_a_prompt_takes_a_dialogue_with_braces() -> None:

@@ -5,12 +5,13 @@ import json
 import pytest
 import yaml
 
-from lora_hf.config import RunConfig
+from lora_hf.config import METHODS, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import UserError
 from lora_hf.layout import ADAPTER, CONFIG, INPUTS, OWN, RESULTS
 from lora_hf.runs.directory import RunDirectory, folder_bytes, inputs_of, read_record
 
+TRAINED = {*METHODS} - {"base"}
 HASHES = {"data": "d1", "model": "m1"}
 
 
@@ -147,23 +148,25 @@ def test_the_stored_config_repeats_the_run_and_does_not_overwrite_unasked(tmp_pa
     ("change", "touched"),
     [
         ({"lora": {"r": 4}}, {"lora"}),
-        ({"training": {"learning_rate": 1e-5}}, {"lora", "full"}),
+        ({"bottleneck": {"bottleneck_dim": 4}}, {"bottleneck"}),
+        ({"prompt_tuning": {"num_virtual_tokens": 4}}, {"prompt_tuning"}),
+        ({"training": {"learning_rate": 1e-5}}, TRAINED),
         ({"training": {"logging_steps": 3, "report_to": "none", "save_total_limit": 1}}, set()),
         ({"arms": {"full": {"training": {"learning_rate": 1e-5}}}}, {"full"}),
-        ({"seed": 1}, {"lora", "full"}),
+        ({"seed": 1}, TRAINED),
         (
             {"early_stopping_patience": 2, "training": {"load_best_model_at_end": True}},
-            {"lora", "full"},
+            TRAINED,
         ),
-        ({"generation": {"num_beams": 2}}, {"base", "lora", "full"}),
-        ({"data": {"prompt": "plain"}}, {"base", "lora", "full"}),
+        ({"generation": {"num_beams": 2}}, {*METHODS}),
+        ({"data": {"prompt": "plain"}}, {*METHODS}),
         ({"output_dir": "elsewhere", "overwrite": True, "seeds": [42, 1]}, set()),
     ],
 )
 def test_a_change_touches_only_the_arms_whose_outcome_depends_on_it(change, touched):
     def inputs(**fields):
         config = RunConfig.model_validate(fields)
-        return {m: inputs_of(config.for_arm(m, config.seed, "x")) for m in ("base", "full", "lora")}
+        return {m: inputs_of(config.for_arm(m, config.seed, "x")) for m in METHODS}
 
     before, after = inputs(), inputs(**change)
     assert {method for method in before if before[method] != after[method]} == touched

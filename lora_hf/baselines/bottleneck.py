@@ -1,0 +1,125 @@
+"""Bottleneck adapter layers (Houlsby et al., arXiv:1902.00751, section 2.1).
+
+    h <- h + U f(D h + b) + c        D (m, d), U (d, m), on the output of each attention and feed-forward
+
+A sublayer's output is that of its last projection, which is wrapped: so no forward is copied, and the
+adapter acts before the residual sum, as in the paper's figure 2. (A base with dropout applies its own after
+the adapter here.) The start is the base bit for bit: U and c are zero, where the paper draws U as small as D.
+Weights are float32 whatever the base is, and cast to the activations' dtype at use, as LoRA's are.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_hf.baselines.store import Extra, claim
+from lora_hf.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+DEVIATION = 1e-2
+"""Of D's normal distribution, cut at two deviations (the paper's section 2.1)."""
+
+
+class Bottleneck(Extra):
+    """What is added to a sublayer's output: 2 m d + m + d weights.
+
+    Args:
+        d: width of the output.
+        m: width of the bottleneck.
+        non_linearity: a key of `ACTIVATIONS`.
+        device: of the weights.
+    """
+
+    def __init__(self, d: int, m: int, non_linearity: str, device: torch.device) -> None:
+        super().__init__()
+        down = torch.nn.init.trunc_normal_(
+            torch.empty(m, d), std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION
+        )
+        self.down = nn.Parameter(down.to(device))  # drawn on the CPU: the same on every device
+        self.down_bias = nn.Parameter(torch.zeros(m, device=device))
+        self.up = nn.Parameter(torch.zeros(d, m, device=device))
+        self.up_bias = nn.Parameter(torch.zeros(d, device=device))
+        self.activation = ACTIVATIONS[non_linearity]
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (..., d) -> U f(D h + b) + c, in h's dtype."""
+        middle = F.linear(h, self.down.to(h.dtype), self.down_bias.to(h.dtype))  # (..., d) -> (..., m)
+        return F.linear(self.activation(middle), self.up.to(h.dtype), self.up_bias.to(h.dtype))
+
+
+class BottleneckLayer(nn.Module):
+    """A sublayer's last projection and the adapter on its output.
+
+    It shows the projection's `weight` and `bias`, because T5 reads `wo.weight.dtype`.
+    """
+
+    def __init__(self, base_layer: nn.Linear, bottleneck: Bottleneck) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bottleneck = bottleneck
+
+    @property
+    def weight(self) -> Tensor:
+        """The projection's weight as stored."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The projection's bias, or None."""
+        return self.base_layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., d)."""
+        h = self.base_layer(x)
+        return h + self.bottleneck(h).to(h.dtype)
+
+
+def find_sublayers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The last projection of every attention and feed-forward in the model's stacks of blocks, by name.
+
+    In a block, a module that holds linear layers is an attention or a feed-forward (BART keeps the latter's
+    in the block itself), and the last one that it defines makes its output: `o` and `wo`, `out_proj` and
+    `fc2`.
+
+    Raises:
+        UserError: the model has no stack of blocks with linear layers in it.
+    """
+    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    found: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        linear = [child for child in module.named_children() if isinstance(child[1], nn.Linear)]
+        if linear and any(name.startswith(f"{stack}.") for stack in stacks):
+            last, layer = linear[-1]
+            found[f"{name}.{last}"] = layer
+    if not found:
+        raise UserError(
+            f"method=bottleneck: {type(model).__name__} has no stack of blocks with linear layers"
+        )
+    return found
+
+
+def add_bottlenecks(model: nn.Module, bottleneck_dim: int, non_linearity: str) -> None:
+    """Put an adapter on every sublayer's output, in place; the base is frozen, the adapters train.
+
+    Args:
+        model: any stack of blocks, in floating point or 4 bits.
+        bottleneck_dim: m.
+        non_linearity: a key of `ACTIVATIONS`.
+
+    Raises:
+        UserError: the model has no such sublayers, or carries a baseline already.
+    """
+    sublayers = find_sublayers(model)
+    claim(model, "bottleneck", {"bottleneck_dim": bottleneck_dim, "non_linearity": non_linearity})
+    for name, layer in sublayers.items():
+        adapter = Bottleneck(layer.out_features, bottleneck_dim, non_linearity, layer.weight.device)
+        wrapped = BottleneckLayer(layer, adapter)
+        wrapped.train(layer.training)
+        model.set_submodule(name, wrapped)
