@@ -124,6 +124,8 @@ class RunConfig(Section):
     """The run directory; runs/<name of the config> where a file does not say."""
     seed: Seed = 42
     """Of the order of the data, of dropout and of the adapters' start."""
+    loraplus_lr_ratio: Annotated[Number, Field(ge=1)] | None = None
+    """LoRA+ (arXiv:2402.12354): B learns at training.learning_rate times this (the paper: 16), A without."""
     early_stopping_patience: Count | None = None
     """Stop after so many evaluations without a better one; needs training.load_best_model_at_end."""
     seeds: Annotated[Items[Seed], Field(min_length=1)] | None = None
@@ -145,6 +147,9 @@ class RunConfig(Section):
         if self.early_stopping_patience and not self.training.get("load_best_model_at_end"):
             remedy = "needs training.load_best_model_at_end: true, and an eval_strategy"
             raise PydanticCustomError("together", remedy, {"path": ("early_stopping_patience",)})
+        if self.loraplus_lr_ratio and self.method != "lora":
+            remedy = f"is for method: lora alone (method={self.method!r}): no other has a matrix B"
+            raise PydanticCustomError("together", remedy, {"path": ("loraplus_lr_ratio",)})
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("together", "names a seed twice", {"path": ("seeds",)})
         return self
@@ -161,6 +166,7 @@ class RunConfig(Section):
                 "method": method,
                 "model": dense if method == "full" else self.model,
                 "training": {**self.training, **arm.training},
+                "loraplus_lr_ratio": self.loraplus_lr_ratio if method == "lora" else None,
                 "arms": {},
                 "output_dir": output_dir,
                 "seed": seed,

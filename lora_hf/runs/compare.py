@@ -98,6 +98,8 @@ def arm_command(config_file: str | Path, overrides: Sequence[str], arm: Arm) -> 
     own = [f"method={arm.config.method}", f"seed={arm.config.seed}", f"output_dir={folder}"]
     if arm.config.method == "full":
         own.append("model.load_in_4bit=false")
+    if arm.config.method != "lora":
+        own.append("loraplus_lr_ratio=null")
     return [sys.executable, "-m", "lora_hf", "train", "--config", str(config_file), *overrides, *own]
 
 

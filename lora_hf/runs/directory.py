@@ -40,6 +40,8 @@ def inputs_of(config: RunConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json", exclude={"output_dir", "overwrite", "arms", "seeds"})
     for method in {*METHODS} - {config.method}:
         fields.pop(method, None)  # the section of the same name, where it has one
+    if config.loraplus_lr_ratio is None:
+        del fields["loraplus_lr_ratio"]
     if config.method == "base":
         del fields["training"], fields["seed"], fields["early_stopping_patience"]
         return fields

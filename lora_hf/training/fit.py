@@ -77,6 +77,7 @@ def make_trainer(
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         compute_metrics=ValidationRouge(tokenizer),
         callbacks=callbacks,
+        loraplus_lr_ratio=config.loraplus_lr_ratio,
     )
 
 

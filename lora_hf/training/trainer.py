@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import Seq2SeqTrainer
 
 from lora_hf.data.sampler import EpochSampler
+from lora_hf.training.loraplus import split_groups
 from lora_hf.training.methods import added_weights
 
 
@@ -24,23 +25,41 @@ class LoraTrainer(Seq2SeqTrainer):
       and does not use it (10.14 became 20.04 at an accumulation of 2).
     - The batch order is a pure function of (data, seed, epoch), length grouping included.
 
-    Arguments are those of `transformers.Seq2SeqTrainer`.
+    Args:
+        loraplus_lr_ratio: LoRA+ (arXiv:2402.12354): the learning rate of every B is this times the others',
+            throughout the schedule; at least 1.
+
+    The other arguments are those of `transformers.Seq2SeqTrainer`.
+
+    Raises:
+        UserError: a ratio below 1, or for a model without lora_B.
     """
 
     loss_is_scaled_for_ga = True
     model: Any
 
-    def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any = None, *args: Any, loraplus_lr_ratio: float | None = None, **kwargs: Any
+    ) -> None:
         # The Trainer refuses a quantized model that does not say that it carries adapters. The flag also
         # sends `save_pretrained` to PEFT, so it is up only while the Trainer looks.
         is_quantized = getattr(model, "is_quantized", False)  # model is None where a model_init is given
         has_flag = is_quantized and added_weights(model) is not None
         if has_flag:
             model._hf_peft_config_loaded = True
+        self.loraplus_lr_ratio = loraplus_lr_ratio
         super().__init__(model, *args, **kwargs)
         if has_flag:
             model._hf_peft_config_loaded = False
         self.model_accepts_loss_kwargs = True  # it is this class that takes num_items_in_batch
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The Trainer's own, whichever was asked for; with LoRA+, every B in a group of its own rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.loraplus_lr_ratio is not None:
+            split_groups(optimizer, self.model if model is None else model, self.loraplus_lr_ratio)
+        return optimizer
 
     def compute_loss(
         self,

@@ -88,6 +88,11 @@ MISTAKES = [
         "'flan_brief', 'tldr', 'plain') nor a template that holds {dialogue}. Did you mean "
         "'summarize_dialogue'?",
     ),
+    ("loraplus_lr_ratio: 0.5", "x.yaml:1: loraplus_lr_ratio=0.5 must be at least 1"),
+    (
+        "method: full\nloraplus_lr_ratio: 16",
+        "x.yaml:2: loraplus_lr_ratio=16 is for method: lora alone (method='full'): no other has a matrix B",
+    ),
     ("seeds: [1, a]", "x.yaml:1: seeds[1]='a' is not an integer"),
     ("seeds: []", "x.yaml:1: seeds=[] is empty"),
     ("seeds: [3, 3]", "x.yaml:1: seeds=[3, 3] names a seed twice"),

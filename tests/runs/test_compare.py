@@ -117,7 +117,10 @@ def test_base_runs_once_and_the_others_once_a_seed():
     assert [arm.name for arm in comparing.plan_arms(config_of())] == ["base", "lora", "full"]
 
 
-@pytest.mark.parametrize("extra", ["", "seeds: [1, 2]\n", "model: {load_in_4bit: true}\n", "method: base\n"])
+@pytest.mark.parametrize(
+    "extra",
+    ["", "seeds: [1, 2]\n", "model: {load_in_4bit: true}\n", "loraplus_lr_ratio: 16\n", "method: base\n"],
+)
 def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
     file = tmp_path / "c.yaml"
     kept = SMALL_COMPARISON if "method" not in extra else SMALL_COMPARISON.replace("method: lora\n", "")

@@ -154,6 +154,7 @@ def test_the_stored_config_repeats_the_run_and_does_not_overwrite_unasked(tmp_pa
         ({"training": {"logging_steps": 3, "report_to": "none", "save_total_limit": 1}}, set()),
         ({"arms": {"full": {"training": {"learning_rate": 1e-5}}}}, {"full"}),
         ({"seed": 1}, TRAINED),
+        ({"loraplus_lr_ratio": 16}, {"lora"}),
         (
             {"early_stopping_patience": 2, "training": {"load_best_model_at_end": True}},
             TRAINED,
