@@ -35,10 +35,12 @@ ADAPTERS = [
     {"methods"},
     {"start", "saved"},
     {"layer"},
-    {"targets", "carried", "peft_format"},
+    {"targets", "carried", "peft_format", "peft_tensors"},
+    {"weights_file"},
     {"switch"},
     {"inject"},
-    {"merge", "checkpoint"},
+    {"merge", "save"},
+    {"load"},
 ]
 
 

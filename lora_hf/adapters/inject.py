@@ -6,6 +6,7 @@ sees the signature it inspects, and a model without its adapters is the model th
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import mean
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from lora_hf.adapters.carried import (
 )
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
-from lora_hf.adapters.replicate import replicate_layers
+from lora_hf.adapters.replicate import replicate_layers, replication
 from lora_hf.adapters.saved import SavedModule
 from lora_hf.adapters.start import Start, draw_start
 from lora_hf.adapters.switch import set_adapter
@@ -53,8 +54,8 @@ def inject_adapters(
         model: any module.
         config: the adapter's method, rank, scale, dropout and targets.
         adapter_name: its name, with which several can share one base.
-        originals: gives the weights before quantization, which some starts on a quantized base need; None
-            takes `model.original_weights` where there is one, else what the store holds.
+        originals: gives the weights before quantization, for the starts that read them on a quantized
+            base; None takes `model.original_weights` where there is one.
         draw: makes a layer's start in the place of `draw_start`; for adapters that are loaded.
 
     Raises:
@@ -69,6 +70,8 @@ def inject_adapters(
     refuse_merged(model)
     if config.layer_replication:
         replicate_layers(model, config.layer_replication)
+    elif replication(model):  # by hand, before: the adapter's names count the new blocks
+        config = replace(config, layer_replication=replication(model))
     targets, saved = find_targets(model, config), find_saved(model, config)
     keep_differentiable(model)
     originals = originals or getattr(model, "original_weights", None)

@@ -6,6 +6,8 @@ be silently wrong.
 """
 
 import json
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +17,51 @@ from lora_hf.errors import UserError
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-OURS = ("r", "lora_alpha", "lora_dropout", "target_modules", "init_lora_weights")
 PROVENANCE = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
-    *("peft_version", "runtime_config", "megatron_core", "qalora_group_size", "loftq_config"),
+    *("peft_version", "runtime_config", "megatron_core", "loftq_config", "fan_in_fan_out"),
 }
 NOTHING: tuple[Any, ...] = (None, False, "none", {}, [])
-PLAIN_STARTS = (True, "gaussian")  # starts that leave the frozen weight as it is
+NEUTRAL_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""PEFT's starts after which the file is plain LoRA on the untouched weight."""
+TAKEN_OVER = ("pissa", "olora")
+"""Those that change the weight, as PEFT saves them unless it is asked to convert."""
 
 
-def peft_config(config: LoraConfig, base_model: str | None, task_type: str | None) -> dict[str, Any]:
+def peft_config(
+    config: LoraConfig, base_model: str | None, task_type: str | None, targets: list[str] | str
+) -> dict[str, Any]:
     """What PEFT's `LoraConfig.from_pretrained` reads: lists sorted, so that equal runs give equal bytes."""
-    targets = config.target_modules
-    whole_alpha = float(config.lora_alpha).is_integer()
-    return {
+    fields = asdict(config)
+    del fields["loftq_iter"]
+    fields["qalora_group_size"] = config.qalora_group_size or 16  # PEFT's default, where it has no meaning
+    for name in ("modules_to_save", "exclude_modules"):
+        value = fields[name]
+        fields[name] = (value if isinstance(value, str) else sorted(value)) or None
+    return fields | {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        "r": config.r,
-        "lora_alpha": int(config.lora_alpha) if whole_alpha else config.lora_alpha,
-        "lora_dropout": config.lora_dropout,
+        "lora_alpha": _whole(config.lora_alpha),
+        "alpha_pattern": {key: _whole(value) for key, value in config.alpha_pattern.items()},
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
-        "init_lora_weights": config.init_lora_weights,
         "bias": "none",
         "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
-        "layers_to_transform": None,
-        "layer_replication": None,
     }
+
+
+def doubled(config: LoraConfig) -> LoraConfig:
+    """The config of the same adapters as plain LoRA of rank 2r at the same scale: alpha grows too."""
+    factor = math.sqrt(2) if config.use_rslora else 2
+    return replace(
+        config,
+        r=2 * config.r,
+        lora_alpha=factor * config.lora_alpha,
+        rank_pattern={key: 2 * r for key, r in config.rank_pattern.items()},
+        alpha_pattern={key: factor * alpha for key, alpha in config.alpha_pattern.items()},
+        init_lora_weights=True,
+    )
 
 
 def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
@@ -60,16 +74,27 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
     raw = _read_json(file)
     if raw.get("peft_type") != "LORA":
         raise UserError(f"{file}: peft_type={raw.get('peft_type')!r}; only LORA adapters are known")
-    foreign = {k: v for k, v in raw.items() if k not in OURS and k not in PROVENANCE and v not in NOTHING}
-    if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
-        foreign["init_lora_weights"] = raw["init_lora_weights"]
+    ours = asdict(LoraConfig()).keys()
+    foreign = {k: v for k, v in raw.items() if k not in ours and k not in PROVENANCE and v not in NOTHING}
+    start = raw.get("init_lora_weights", True)
+    if start not in NEUTRAL_STARTS and not str(start).startswith((*TAKEN_OVER, "loftq")):
+        foreign["init_lora_weights"] = start
     if foreign:
         fields = ", ".join(f"{key}={value!r}" for key, value in sorted(foreign.items()))
         raise UserError(f"{file} asks for what is not implemented here: {fields}")
+    known = {key: value for key, value in raw.items() if key in ours and value is not None}
+    if not raw.get("use_qalora"):
+        known.pop("qalora_group_size", None)
+    if start in NEUTRAL_STARTS:
+        known["init_lora_weights"] = True
     try:
-        return LoraConfig(**{key: raw[key] for key in OURS if key in raw}), raw
+        return LoraConfig(**known), raw
     except (TypeError, UserError) as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _whole(value: float) -> float:
+    return int(value) if float(value).is_integer() else value
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -34,10 +34,10 @@ def draw_start(config: LoraConfig, base: Backend, original: Tensor | None = None
     Args:
         config: of this layer.
         base: the layer as it is stored without this adapter.
-        original: W (out, in) before quantization, or None where the store is all there is.
+        original: W (out, in) before quantization; None on a dense base.
 
     Raises:
-        UserError: the store cannot carry the method or the start.
+        UserError: the store cannot carry the method or the start, or `original` is missing.
     """
     name = base.plain_init if config.init_lora_weights is True else config.init_lora_weights
     init, method = init_for(name, config.loftq_iter), METHODS[config.method]
@@ -45,10 +45,10 @@ def draw_start(config: LoraConfig, base: Backend, original: Tensor | None = None
     if name in BLIND:
         seen = method.view(torch.empty(base.out_features, base.in_features, device="meta"), config, base)
         return Start(init(seen, config.r, scaling, None))
-    if name == "loftq" and base.is_quantized and original is None:
+    if base.is_quantized and original is None:
         raise UserError(
-            "lora.init_lora_weights='loftq' needs the weights before quantization, which this store "
-            "has lost; give inject_adapters(..., originals=...), or load the base with lora_hf's load_model"
+            f"lora.init_lora_weights={name!r} needs the weights before quantization, which this store has "
+            "lost; give inject_adapters(..., originals=...), or load the base with lora_hf's load_model"
         )
     W = base.dequantize(torch.float32) if original is None else original.to(base.device, torch.float32)
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
-from lora_hf.adapters.checkpoint import MANIFEST_NAME, check_base, check_tensors, read_manifest, read_weights
+from lora_hf.adapters.load import check_base
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
+from lora_hf.adapters.weights_file import MANIFEST_NAME, check_tensors, read_manifest, read_weights
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from lora_hf.adapters import merge_and_unload
-from lora_hf.adapters.checkpoint import read_manifest
 from lora_hf.adapters.peft_format import read_peft_config
+from lora_hf.adapters.weights_file import read_manifest
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
 from lora_hf.data.arm import load_data
 from lora_hf.data.load import load_split, read_file

@@ -13,8 +13,9 @@ from torch import nn
 
 from lora_hf.adapters import LoraConfig, inject_adapters, load_adapter, save_adapter
 from lora_hf.adapters.carried import adapter_configs
-from lora_hf.adapters.checkpoint import put_adapter_state, read_manifest, read_weights
+from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.targets import find_targets
+from lora_hf.adapters.weights_file import read_manifest, read_weights
 from lora_hf.baselines.bottleneck import add_bottlenecks, find_sublayers
 from lora_hf.baselines.prompt_tuning import add_prompt, stacks_of
 from lora_hf.baselines.store import extras_method, load_extras, put_weights, save_extras

@@ -169,13 +169,10 @@ def test_a_folder_that_is_no_adapter_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"use_dora": True},
-        {"use_rslora": True},
-        {"rank_pattern": {"q": 2}},
-        {"modules_to_save": ["shared"]},
-        {"layer_replication": [[0, 1]]},
         {"bias": "all"},
-        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "corda"},
+        {"trainable_token_indices": [1]},
+        {"layers_pattern": "block"},
         {"a_new_field": 3},
     ],
 )

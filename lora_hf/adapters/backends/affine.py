@@ -123,6 +123,10 @@ class Affine(Backend):
         super().__init__(layer)
         self.group_size = layer.group_size
 
+    @property
+    def format(self) -> str:
+        return f"affine 4 bits, groups of {self.group_size}"
+
     def _get(self) -> AffineWeight:
         stored: AffineWeight = self.layer.stored
         return stored

@@ -50,6 +50,11 @@ class Backend:
         return (self.in_features,)
 
     @property
+    def format(self) -> str:
+        """How the weight is stored, in words; starts that make up for a store's errors fit no other."""
+        return "dense"
+
+    @property
     def device(self) -> torch.device:
         """Where the weight is."""
         device: torch.device = self.layer.weight.device

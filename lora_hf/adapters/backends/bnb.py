@@ -39,6 +39,12 @@ class Linear4bit(Backend):
 
     is_quantized = True
 
+    @property
+    def format(self) -> str:
+        packed = self.layer.weight
+        double = ", double quantization" if packed.compress_statistics else ""
+        return f"bitsandbytes {packed.quant_type}, blocks of {packed.blocksize}{double}"
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -66,6 +72,10 @@ class Linear8bit(Backend):
     """A `bitsandbytes.nn.Linear8bitLt`: int8 codes (out, in) and one scale a row."""
 
     is_quantized = True
+
+    @property
+    def format(self) -> str:
+        return "bitsandbytes int8"
 
     def _get(self) -> nn.Parameter:
         weight, state = self.layer.weight, self.layer.state

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import lora_scaling
-from lora_hf.adapters.inits import LoraInit
+from lora_hf.adapters.inits import Factors, LoraInit
 
 
 class Lora(nn.Module):
@@ -39,20 +39,28 @@ class Lora(nn.Module):
         """The matrix (out, columns of A) that the start sees, of W (out, in)."""
         return W
 
+    @property
+    def taken_over(self) -> Factors | None:
+        """A' and B' that the branch takes away, or None."""
+        if self.start_A is None or self.start_B is None or self.is_restored:
+            return None
+        return self.start_A, self.start_B
+
     def branch(self, x: Tensor, Wx: Tensor, base: Backend) -> Tensor:
         """What this adapter adds to the layer's output, for x (..., in); returns (..., out)."""
         rate = self.dropout if self.training else 0.0
         added = base.low_rank(x, self.lora_A, self.lora_B, self.scaling, rate)
-        if self.start_A is None or self.start_B is None or self.is_restored:
+        if self.taken_over is None:
             return added
-        return added - base.low_rank(x, self.start_A, self.start_B, self.scaling, 0.0)
+        return added - base.low_rank(x, *self.taken_over, self.scaling, 0.0)
 
     def update(self) -> Tensor:
         """s (B A - B' A'), (out, columns of A), without gradients."""
         update = self.scaling * (self.lora_B @ self.lora_A).detach()
-        if self.start_A is None or self.start_B is None or self.is_restored:
+        if self.taken_over is None:
             return update
-        return update - self.scaling * (self.start_B @ self.start_A)
+        start_A, start_B = self.taken_over
+        return update - self.scaling * (start_B @ start_A)
 
     def delta(self, W: Tensor) -> Tensor:
         """The branch as a matrix (out, in), float32; `W` (out, in) is what the base stores."""

@@ -33,9 +33,9 @@ class QALora(Lora):
         else:
             dropped = self._pool(x)
         added = base.low_rank(dropped, self.lora_A, self.lora_B, self.scaling, 0.0)
-        if self.start_A is None or self.start_B is None:
+        if self.taken_over is None:
             return added
-        return added - base.low_rank(self._pool(x), self.start_A, self.start_B, self.scaling, 0.0)
+        return added - base.low_rank(self._pool(x), *self.taken_over, self.scaling, 0.0)
 
     def delta(self, W: Tensor) -> Tensor:
         return self.update().repeat_interleave(self.group_size, dim=1)

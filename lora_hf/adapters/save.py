@@ -1,0 +1,139 @@
+"""Adapters to disk: PEFT's files, so that either project reads the other's, and a manifest of ours.
+
+`adapter_config.json` and `adapter_model.safetensors` are PEFT's. `lora_hf.json` says on which checkpoint
+the adapter was trained, which PEFT's files do not. Equal adapters give equal bytes.
+
+An adapter that was started on a quantized base stored for it (PiSSA, OLoRA, LoftQ of several rounds) also has
+`lora_hf_start.safetensors`: the factors that were taken from the checkpoint before it was quantized, from
+which that base is made again.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lora_hf.adapters.backends import Backend
+from lora_hf.adapters.carried import adapter_configs, lora_layers, saved_modules
+from lora_hf.adapters.config import ALL_LINEAR, LoraConfig
+from lora_hf.adapters.methods import Lora
+from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config
+from lora_hf.adapters.peft_tensors import peft_tensors
+from lora_hf.adapters.targets import find_targets
+from lora_hf.adapters.weights_file import MANIFEST_NAME, write_weights
+from lora_hf.errors import UserError
+from lora_hf.files import file_sha256, write_json
+
+START_NAME = "lora_hf_start.safetensors"
+PREFIX = "base_model.model."
+
+
+def adapter_state(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+    """An adapter's tensors under PEFT's names, float32, on the CPU; with them the `modules_to_save`."""
+    state = {
+        f"{PREFIX}{path}.{part}": tensor
+        for path, base, method in adapted(model, adapter_name)
+        for part, tensor in peft_tensors(method, base).items()
+    }
+    for path, module in saved_modules(model).items():
+        if adapter_name in module.copies:
+            for part, tensor in module.copies[adapter_name].state_dict().items():
+                state[f"{PREFIX}{path}.{part}"] = tensor.detach().cpu().contiguous()
+    return state
+
+
+def adapted(model: nn.Module, adapter_name: str) -> list[tuple[str, Backend, Lora]]:
+    return [
+        (path, layer.base, method)
+        for path, layer in lora_layers(model).items()
+        for _, method in layer.methods({adapter_name: 1.0})
+    ]
+
+
+def save_adapter(
+    model: nn.Module,
+    directory: str | Path,
+    adapter_name: str = "default",
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Write an adapter; one not named `default` goes to a subfolder of its name, as PEFT does.
+
+    Args:
+        model: a model that carries it.
+        directory: where to.
+        adapter_name: which one.
+        extra: what else its users need, such as the prompt it was trained with; kept in the manifest.
+
+    Returns:
+        The folder that holds the files.
+
+    Raises:
+        UserError: the model has no adapter of that name.
+    """
+    configs = adapter_configs(model)
+    if adapter_name not in configs:
+        raise UserError(f"no adapter {adapter_name!r} to save; the model has {sorted(configs)}")
+    folder = Path(directory) if adapter_name == "default" else Path(directory) / adapter_name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(adapter_state(model, adapter_name), folder / WEIGHTS_NAME)
+    if start := start_state(model, adapter_name):
+        write_weights(start, folder / START_NAME)
+    base_model = getattr(model, "name_or_path", None) or None
+    is_seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    task_type = "SEQ_2_SEQ_LM" if is_seq2seq else None
+    config = configs[adapter_name]
+    targets = target_names(model, adapter_name)
+    written = written_config(model, adapter_name)
+    write_json(folder / CONFIG_NAME, peft_config(written, base_model, task_type, targets))
+    manifest = {
+        "base_fingerprint": getattr(model, "base_fingerprint", None),
+        "base_model_name_or_path": base_model,
+        "base_model_revision": getattr(getattr(model, "config", None), "_commit_hash", None),
+        "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
+    }
+    if config.init_lora_weights == "loftq" or start:
+        manifest["base_formats"] = base_formats(model, adapter_name)
+    write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
+    return folder
+
+
+def start_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """The factors that the base was stored without, where it was stored anew for this adapter."""
+    return {
+        f"{PREFIX}{path}.{part}": getattr(method, part).cpu().contiguous()
+        for path, _, method in adapted(model, adapter_name)
+        if method.is_restored
+        for part in ("start_A", "start_B")
+    }
+
+
+def base_formats(model: nn.Module, adapter_name: str) -> list[str]:
+    """How the adapted layers are stored."""
+    return sorted({base.format for _, base, _ in adapted(model, adapter_name)})
+
+
+def written_config(model: nn.Module, adapter_name: str) -> LoraConfig:
+    """The config of what `adapter_state` holds: starts that were taken over are written as rank 2r."""
+    config = adapter_configs(model)[adapter_name]
+    methods = [method for _, _, method in adapted(model, adapter_name)]
+    if any(method.taken_over is not None for method in methods):
+        return doubled(config)
+    if any(method.is_restored for method in methods):
+        return config
+    return replace(config, init_lora_weights=True)  # the start is over
+
+
+def target_names(model: nn.Module, adapter_name: str) -> list[str] | str:
+    """The targets as PEFT reads them: `all-linear` has another meaning there, and becomes names."""
+    config = adapter_configs(model)[adapter_name]
+    if config.target_modules != ALL_LINEAR:
+        targets = config.target_modules
+        return targets if isinstance(targets, str) else list(targets)
+    paths = [path for path, _, _ in adapted(model, adapter_name)]
+    ends = tuple(sorted({path.rsplit(".", 1)[-1] for path in paths}))
+    try:
+        found = find_targets(model, replace(config, target_modules=ends))
+    except UserError:
+        return paths
+    return list(ends) if set(found) == set(paths) else paths
