@@ -60,6 +60,24 @@ def compare(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def methods(config: Config, overrides: Overrides = None) -> None:
+    """Run every variant of a config on the same data: one table, one picture.
+
+    [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
+    """
+    from lora_hf.config.file import load_config
+
+    root = Path(load_config(config, overrides or [], is_study=True).output_dir)
+    from rich.console import Console
+
+    from lora_hf.reporting.methods_table import methods_terminal
+    from lora_hf.runs import methods as study
+
+    Console().print(methods_terminal(study.compare_methods(config, overrides or [])))
+    print(f"report: {root / study.TABLE}, {root / study.PICTURE}, {root / study.STUDY}")
+
+
+@app.command()
 def reproduce(overrides: Overrides = None) -> None:
     """Run the published comparison again: FLAN-T5-base on DialogSum, from the Hub.
 

@@ -115,3 +115,28 @@ def randomize(model: torch.nn.Module, seed: int = 1) -> None:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+@pytest.fixture
+def arms_in_this_process(monkeypatch):
+    """Arms run by the same command line, without the seconds that a process of their own takes to start."""
+    import signal
+    import sys
+
+    from lora_hf import cli
+    from lora_hf.errors import ArmFailed
+    from lora_hf.runs import study
+
+    commands = []
+
+    def run_process(command):
+        assert command[:4] == [sys.executable, "-m", "lora_hf", "train"]
+        commands.append(command)
+        status = cli.run(command[3:], debug=False)
+        if status:
+            raise ArmFailed(status)
+
+    monkeypatch.setattr(study, "run_process", run_process)
+    before = signal.getsignal(signal.SIGTERM)
+    yield commands
+    signal.signal(signal.SIGTERM, before)

@@ -14,6 +14,7 @@ from lora_hf.config.document import Document, read_document, read_value, write_v
 from lora_hf.config.mistakes import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown
 from lora_hf.config.schema import RunConfig
 from lora_hf.config.training import check_together, check_training
+from lora_hf.config.variants import check_variants
 from lora_hf.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "configs"
@@ -21,11 +22,16 @@ NOT_INPUTS = ("output_dir", "overwrite")  # where and how a run is kept, not wha
 COMMAND_LINE = 10**9  # a line past every file's: the command line is told last
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), is_study: bool = False) -> RunConfig:
     """The run that a YAML file and the overrides after it describe.
 
     A config that comes with the package is found by its name (`quickstart`, `configs/quickstart.yaml`) from
     any folder.
+
+    Args:
+        path: the YAML, or a shipped config's name.
+        overrides: `key.sub=value`, each laid over the file.
+        is_study: whether the variants will run: each is checked with the common fields under it.
 
     Raises:
         UserError: with every mistake in it, one a line: `FILE:LINE: lora.r='eight' is not an integer`.
@@ -41,6 +47,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         mistakes += mistakes_of(error, document.data)
     mistakes = mistakes or _check_combinations(config)
+    mistakes = mistakes or (check_variants(config) if is_study else [])
     if mistakes:
         raise UserError("\n".join(_told(path, document, mistakes)))
     return config
@@ -143,10 +150,11 @@ def _put(document: Document, path: KeyPath, value: Any) -> None:
 
 
 def _trainings(data: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
-    """Each section `training` with the mapping that holds it: the common one and those of the arms."""
-    arms = data.get("arms")
-    sections = arms.items() if isinstance(arms, dict) else ()
-    holders: list[tuple[KeyPath, Any]] = [((), data), *((("arms", name), arm) for name, arm in sections)]
+    """Each section `training` with the mapping that holds it: the common one, the arms' and the variants'."""
+    holders: list[tuple[KeyPath, Any]] = [((), data)]
+    for key in ("arms", "variants"):
+        if isinstance(sections := data.get(key), dict):
+            holders += [((key, name), section) for name, section in sections.items()]
     return [((*path, "training"), holder) for path, holder in holders if isinstance(holder, dict)]
 
 
@@ -163,9 +171,11 @@ def _check_trainings(data: dict[str, Any]) -> list[Mistake]:
 def _check_combinations(config: RunConfig) -> list[Mistake]:
     """The settings of each arm together, as Transformers judges them; a mistake shared by all arms once."""
     common = check_together(config.training) if config.training else []
-    merged = {name: {**config.training, **arm.training} for name, arm in config.arms.items() if arm.training}
-    arms = [check_together(training, ("arms", name, "training")) for name, training in merged.items()]
-    return common or [mistake for arm in arms for mistake in arm]
+    own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): arm.training for n, arm in config.arms.items()}
+    own |= {("variants", name): changes.get("training", {}) for name, changes in config.variants.items()}
+    merged = {p: {**config.training, **own[p]} for p in own if own[p] and isinstance(own[p], dict)}
+    found = [check_together(training, (*path, "training")) for path, training in merged.items()]
+    return common or [mistake for mistakes in found for mistake in mistakes]
 
 
 def _told(path: Path, document: Document, mistakes: list[Mistake]) -> list[str]:

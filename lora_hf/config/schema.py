@@ -19,7 +19,10 @@ from lora_hf.data.prompt import prompt_template
 
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHODS: tuple[Method, ...] = get_args(Method)
-SECTIONS = ("model", "lora", "bottleneck", "prompt_tuning", "data", "training", "generation", "arms")
+SECTIONS = (
+    *("model", "lora", "bottleneck", "prompt_tuning", "data", "training", "generation"),
+    *("arms", "variants"),
+)
 
 
 class DataConfig(Section):
@@ -82,7 +85,7 @@ class ArmOverride(Section):
 
 
 class RunConfig(Section):
-    """One run, or (with `seeds` and `arms`) one comparison."""
+    """One run, or (with `seeds` and `arms`, or `variants`) several side by side."""
 
     method: Method = "lora"
     """base (no training), full fine-tuning, lora, or what it is compared with: bottleneck, prompt_tuning."""
@@ -96,6 +99,8 @@ class RunConfig(Section):
     generation: GenerationConfig = GenerationConfig()
     arms: dict[Method, ArmOverride] = {}
     """By method: what that arm of a comparison does differently."""
+    variants: dict[str, dict[str, Any]] = {}
+    """For a study of methods: name -> what that run lays over the rest, nested as the rest is."""
     output_dir: Text = "runs/run"
     """The run directory; runs/<name of the config> where a file does not say."""
     seed: Seed = 42
@@ -105,7 +110,7 @@ class RunConfig(Section):
     early_stopping_patience: Count | None = None
     """Stop after so many evaluations without a better one; needs training.load_best_model_at_end."""
     seeds: Annotated[Items[Seed], Field(min_length=1)] | None = None
-    """For a comparison: every arm once for each of them."""
+    """For a comparison or a study: every arm once for each of them."""
     overwrite: Flag = False
     """Compute again what a run directory holds from other inputs."""
 
@@ -144,6 +149,7 @@ class RunConfig(Section):
                 "training": {**self.training, **arm.training},
                 "loraplus_lr_ratio": self.loraplus_lr_ratio if method == "lora" else None,
                 "arms": {},
+                "variants": {},
                 "output_dir": output_dir,
                 "seed": seed,
                 "seeds": None,

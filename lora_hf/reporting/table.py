@@ -24,11 +24,11 @@ def comparison_lines(comparison: Record) -> list[list[str]]:
         *_rouge_lines(comparison),
         line("gain in ROUGE-1", lambda method, _: _gain(comparison["gains"], method)),
         line(references, lambda _, arm: f"{arm['mean_words']:.1f}"),
-        line("weights trained", lambda _, arm: _weights(arm)),
+        line("weights trained", lambda _, arm: weights_cell(arm)),
         line("on disk", lambda _, arm: _bytes(arm["bytes_on_disk"])),
         line("learning rate", lambda _, arm: f"{arm['learning_rate']:g}" if "learning_rate" in arm else "–"),
-        line("training", lambda _, arm: _seconds(arm["train_seconds"])),
-        line("scoring", lambda _, arm: _seconds(arm["eval_seconds"])),
+        line("training", lambda _, arm: seconds_cell(arm["train_seconds"])),
+        line("scoring", lambda _, arm: seconds_cell(arm["eval_seconds"])),
         line("peak memory", lambda _, arm: f"{arm['peak_memory_mib']:,.0f} MiB"),
     ]
 
@@ -64,9 +64,7 @@ def comparison_notes(comparison: Record) -> list[str]:
 
 def comparison_markdown(comparison: Record) -> str:
     """The table, the notes and the samples as Markdown."""
-    header, *lines = comparison_lines(comparison)
-    rows = [header, ["---"] + ["---:"] * (len(header) - 1), *lines]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = markdown_table(comparison_lines(comparison))
     notes = "\n".join(f"- {note}" for note in comparison_notes(comparison))
     samples = "\n\n".join(_sample(sample) for sample in comparison["samples"])
     return f"# Base, full fine-tuning and LoRA\n\n{table}\n\n{notes}\n\n## Samples\n\n{samples}\n"
@@ -74,12 +72,24 @@ def comparison_markdown(comparison: Record) -> str:
 
 def comparison_terminal(comparison: Record) -> Table:
     """The table for a terminal, its notes as the caption."""
-    header, *lines = comparison_lines(comparison)
-    caption = "\n".join(comparison_notes(comparison))
+    return terminal_table(comparison_lines(comparison), comparison_notes(comparison))
+
+
+def markdown_table(lines: list[list[str]]) -> str:
+    """A header and its lines, names to the left and figures to the right."""
+    header, *rest = lines
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1), *rest]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def terminal_table(lines: list[list[str]], notes: list[str]) -> Table:
+    """The same for a terminal, with notes as the caption."""
+    header, *rest = lines
+    caption = "\n".join(notes)
     table = Table(caption=caption, caption_justify="left", caption_style="", header_style="bold")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
-    for line in lines:
+    for line in rest:
         table.add_row(*line)
     return table
 
@@ -99,7 +109,8 @@ def _gain(gains: Record, method: str) -> str:
     return f"{gains[method]:+.4f}{of_full}"
 
 
-def _weights(arm: Record) -> str:
+def weights_cell(arm: Record) -> str:
+    """`3,500 (1.40%)`."""
     return f"{arm['trainable_parameters']:,} ({arm['trainable_parameters'] / arm['total_parameters']:.2%})"
 
 
@@ -110,5 +121,6 @@ def _bytes(count: int) -> str:
     return f"{count} B" if count else "–"
 
 
-def _seconds(seconds: float) -> str:
+def seconds_cell(seconds: float) -> str:
+    """`61 s`, `3.2 s`, or a dash for none."""
     return f"{seconds:,.{0 if seconds >= 10 else 1}f} s" if seconds else "–"

@@ -8,8 +8,8 @@ from lora_hf.config import Method
 from lora_hf.errors import UserError
 from lora_hf.files import write_text
 from lora_hf.layout import TRAINED
-from lora_hf.runs.compare import run_process
 from lora_hf.runs.directory import read_record
+from lora_hf.runs.study import run_process
 
 ARMS: tuple[Method, ...] = ("full", "lora")
 Scores = dict[Method, dict[float, float]]

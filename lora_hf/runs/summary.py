@@ -33,14 +33,48 @@ def summarize_arms(
     """
     scores = {method: dialogue_scores(runs) for method, runs in rows.items()}
     first = rows["base"][0]
-    intervals = {m: {n: list(bootstrap_interval(s[n])) for n in ROUGE_NAMES} for m, s in scores.items()}
     return {
         "arms": {method: mean_record(runs) for method, runs in records.items()},
         "trivial": {name: trivial_record(first, lines) for name, lines in TRIVIAL.items()},
         "gains": gains(scores),
-        "intervals": intervals,
-        "paired_test": lora_against_full(scores),
+        "intervals": intervals(scores),
+        "paired_test": paired_record(scores["lora"], scores["full"]),
         "samples": samples(rows),
+    }
+
+
+def summarize_variants(
+    records: Mapping[str, list[dict[str, Any]]], rows: Mapping[str, list[Rows]]
+) -> dict[str, Any]:
+    """The whole of methods.json.
+
+    Args:
+        records: by variant, the record of each seed's run; one is called `base`, one `lora`.
+        rows: by variant, the rows of each seed's predictions.jsonl.
+
+    Returns:
+        `variants` (one record each, as the arms of a comparison), `order` of them, `intervals` (95 %, over
+        dialogues), `against_lora` (the paired test of ROUGE-1 for all but `lora`) and `eval_ratio` (seconds
+        of scoring over the base's).
+    """
+    scores = {name: dialogue_scores(runs) for name, runs in rows.items()}
+    variants = {name: mean_record(runs) for name, runs in records.items()}
+    others = [name for name in variants if name != "lora"]
+    seconds = {name: record["eval_seconds"] for name, record in variants.items()}
+    return {
+        "variants": variants,
+        "order": list(variants),  # JSON's keys are sorted
+        "intervals": intervals(scores),
+        "against_lora": {name: paired_record(scores[name], scores["lora"]) for name in others},
+        "eval_ratio": {name: seconds[name] / seconds["base"] for name in variants},
+    }
+
+
+def intervals(scores: Mapping[Any, Scores]) -> dict[Any, dict[str, list[float]]]:
+    """The 95 % interval of each score, by bootstrap over dialogues."""
+    return {
+        group: {name: list(bootstrap_interval(of[name])) for name in ROUGE_NAMES}
+        for group, of in scores.items()
     }
 
 
@@ -81,9 +115,9 @@ def gains(scores: Mapping[Any, Scores]) -> dict[str, float | None]:
     return {"full": full - base, "lora": lora - base, "lora_share_of_full": share}
 
 
-def lora_against_full(scores: Mapping[Any, Scores]) -> dict[str, Any]:
+def paired_record(ours: Scores, theirs: Scores) -> dict[str, Any]:
     """The paired test of ROUGE-1, dialogue by dialogue."""
-    test = paired_test(scores["lora"]["rouge1"], scores["full"]["rouge1"])
+    test = paired_test(ours["rouge1"], theirs["rouge1"])
     return {
         "metric": "rouge1",
         "difference": test.difference,

@@ -19,6 +19,7 @@ SECTIONS = [
     "training",
     "generation",
     "arms",
+    "variants",
     "output_dir",
     "seed",
     "seeds",
@@ -35,12 +36,12 @@ RECIPE = {
 def test_the_published_set_of_configs_is_there() -> None:
     methods = ("lora", "full", "base", "qlora")
     names = {f"flan_t5_{size}_dialogsum_{method}" for size in ("small", "base") for method in methods}
-    assert {"quickstart", *names} <= {path.stem for path in CONFIGS}
+    assert {"quickstart", "methods", *names} <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_loads_and_its_resolved_form_is_the_same_run(path: Path, tmp_path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path, is_study=True)
     assert config.output_dir == f"runs/{path.stem}"
     write_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config

@@ -17,6 +17,7 @@ from lora_hf.errors import ArmFailed, UserError
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.layout import CONFIG, RESULTS
 from lora_hf.runs import compare as comparing
+from lora_hf.runs import study
 
 RECORD = """method n_examples trainable_parameters total_parameters train_seconds eval_seconds
 peak_memory_mib seed versions bytes_on_disk mean_words reference_words""".split()
@@ -27,24 +28,6 @@ def config_file(tmp_path):
     file = tmp_path / "tiny.yaml"
     file.write_text(SMALL_COMPARISON + f"output_dir: {tmp_path / 'run'}\n")
     return file
-
-
-@pytest.fixture
-def arms_in_this_process(monkeypatch):
-    """Arms run by the same command line, without the seconds that a process of their own takes to start."""
-    commands = []
-
-    def run_process(command):
-        assert command[:4] == [sys.executable, "-m", "lora_hf", "train"]
-        commands.append(command)
-        status = cli.run(command[3:], debug=False)
-        if status:
-            raise ArmFailed(status)
-
-    monkeypatch.setattr(comparing, "run_process", run_process)
-    before = signal.getsignal(signal.SIGTERM)
-    yield commands
-    signal.signal(signal.SIGTERM, before)
 
 
 def stamps(root):
@@ -128,7 +111,7 @@ def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
     overrides = ["lora.r=5", f"output_dir={tmp_path}/a: b", "arms.lora.training={warmup_steps: 1}"]
     config = load_config(file, overrides)
     for arm in comparing.plan_arms(config):
-        command = comparing.arm_command(file, overrides, arm)
+        command = study.arm_command(file, overrides, arm)
         assert command[:6] == [sys.executable, "-m", "lora_hf", "train", "--config", str(file)]
         run = load_config(file, command[6:])
         assert run.for_arm(run.method, run.seed, run.output_dir) == arm.config
@@ -138,27 +121,27 @@ def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
 def test_no_folder_name_is_mistaken_for_yaml(tmp_path, folder):
     file = tmp_path / "c.yaml"
     file.write_text("method: lora\n")
-    arm = comparing.Arm("lora", config_of(output_dir=f"{folder}/lora"))
-    assert load_config(file, comparing.arm_command(file, (), arm)[6:]).output_dir == f"{folder}/lora"
+    (arm,) = study.arms_of("lora", config_of(output_dir=folder), {})
+    assert load_config(file, study.arm_command(file, (), arm)[6:]).output_dir == f"{folder}/lora"
 
 
 def test_a_folder_that_holds_something_else_than_a_comparison_is_refused(tmp_path):
     arms = comparing.plan_arms(config_of(output_dir=str(tmp_path)))
     for name in ("base", "lora", "lora-seed-9", "comparison.json"):
         (tmp_path / name).mkdir()
-    comparing.check_root(tmp_path, arms, overwrite=False)
+    study.check_root(arms, ["comparison.json"])
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"holds \['thesis.tex'\] and no comparison"):
-        comparing.check_root(tmp_path, arms, overwrite=False)
-    comparing.check_root(tmp_path, arms, overwrite=True)
+        study.check_root(arms, ["comparison.json"])
+    study.check_root(comparing.plan_arms(config_of(output_dir=str(tmp_path), overwrite=True)), [])
     with pytest.raises(UserError, match="is a file"):
-        comparing.check_root(tmp_path / "thesis.tex", arms, overwrite=True)
+        study.check_root(comparing.plan_arms(config_of(output_dir=str(tmp_path / "thesis.tex"))), [])
 
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("raise SystemExit(1)", 1)])
 def test_the_status_of_an_arms_process_is_kept(code, status):
     with pytest.raises(ArmFailed) as failed:
-        comparing.run_process([sys.executable, "-c", code])
+        study.run_process([sys.executable, "-c", code])
     assert failed.value.status == status
 
 
@@ -182,7 +165,7 @@ time.sleep(30)
     before = signal.getsignal(number)
     threading.Thread(target=interrupt).start()
     with pytest.raises(ArmFailed) as failed:
-        comparing.run_process([sys.executable, "-c", code])
+        study.run_process([sys.executable, "-c", code])
     assert failed.value.status == 130
     assert (tmp_path / "got").read_text() == str(int(number))
     assert signal.getsignal(number) is before

@@ -3,7 +3,15 @@
 import pytest
 
 from lora_hf.evaluation.rouge import ROUGE_NAMES
-from lora_hf.runs.summary import dialogue_scores, gains, mean_record, samples, summarize_arms, trivial_record
+from lora_hf.runs.summary import (
+    dialogue_scores,
+    gains,
+    mean_record,
+    samples,
+    summarize_arms,
+    summarize_variants,
+    trivial_record,
+)
 
 
 def row(number, prediction, *references, dialogue="Tom: we meet at ten\nAnna: yes\nTom: good\nAnna: bye"):
@@ -98,3 +106,18 @@ def test_samples_put_the_arms_side_by_side():
         "lora": "tom meets anna",
     }
     assert second["dialogue"].startswith("Tom: we meet")
+
+
+def test_variants_are_held_against_lora_in_score_and_against_the_base_in_time():
+    records = {
+        name: [record(name, eval_seconds=s)] for name, s in (("lora", 3.0), ("base", 2.0), ("full", 1.0))
+    }
+    summary = summarize_variants(records, {name: ROWS[name] for name in records})
+    assert summary["order"] == ["lora", "base", "full"]
+    assert summary["eval_ratio"] == {"lora": 1.5, "base": 1.0, "full": 0.5}
+    against = summary["against_lora"]
+    assert set(against) == {"base", "full"}
+    assert against["full"]["difference"] == pytest.approx(1 / 6)
+    assert against["base"]["difference"] == pytest.approx(1 / 3 - 5 / 6)
+    low, high = summary["intervals"]["base"]["rouge1"]
+    assert low <= 1 / 3 <= high

@@ -1,0 +1,146 @@
+"""Several runs side by side, under one folder: how they are planned, started and gathered.
+
+Each run is a process of its own, started by the command a person would type, so that its time and its peak
+memory are its own. A run that is finished with the same inputs is left as it is.
+"""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lora_hf.config import RunConfig
+from lora_hf.errors import ArmFailed, UserError
+from lora_hf.runs.directory import RunDirectory, read_predictions
+
+logger = logging.getLogger(__name__)
+Runs = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of several.
+
+    Attributes:
+        name: of its folder.
+        group: what it is a run of; with several seeds a group has several.
+        config: the run in full.
+        own: the fields in which it differs from the common config, as `key=value` of a command line.
+    """
+
+    name: str
+    group: str
+    config: RunConfig
+    own: tuple[str, ...]
+
+
+def arms_of(group: str, config: RunConfig, changes: Mapping[str, Any]) -> list[Arm]:
+    """The runs of one group: once a seed, `lora`, then `lora-seed-<n>`; without training once.
+
+    Args:
+        group: its name.
+        config: its config, with the changes in it and the folder of all groups as `output_dir`.
+        changes: what it lays over the common config.
+    """
+    seeds, arms = config.seeds or (config.seed,), []
+    for seed in seeds[:1] if config.method == "base" else seeds:
+        name = group if seed == seeds[0] else f"{group}-seed-{seed}"
+        run = config.for_arm(config.method, seed, str(Path(config.output_dir) / name))
+        own = words({**changes, "seed": seed, "output_dir": run.output_dir})
+        arms.append(Arm(name, group, run, tuple(own)))
+    return arms
+
+
+def words(changes: Mapping[str, Any]) -> list[str]:
+    """Fields as `key=value` and those of sections as `section.key=value`, each value as JSON, so as YAML."""
+    flat: dict[str, Any] = {}
+    for key, value in changes.items():
+        is_section = isinstance(value, Mapping)
+        flat |= {f"{key}.{sub}": leaf for sub, leaf in value.items()} if is_section else {key: value}
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()]
+
+
+def arm_command(config_file: str | Path, overrides: Sequence[str], arm: Arm) -> list[str]:
+    """The command that runs one arm by itself."""
+    return [sys.executable, "-m", "lora_hf", "train", "--config", str(config_file), *overrides, *arm.own]
+
+
+def run_arms(
+    config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm], reports: Sequence[str]
+) -> None:
+    """Run what is not yet done, one after the other, once all the folders are seen to be free or theirs.
+
+    Args:
+        config_file, overrides: what is common to all.
+        arms: in the order in which they run.
+        reports: names of the files that will be written beside the runs.
+
+    Raises:
+        UserError: a folder that holds something else, or a run with other inputs.
+        ArmFailed: a run did not end well; those that did are kept.
+    """
+    check_root(arms, reports)
+    for arm in arms:
+        RunDirectory(arm.config).check()
+    for number, arm in enumerate(arms, start=1):
+        logger.info("[%d/%d] %s -> %s", number, len(arms), arm.name, arm.config.output_dir)
+        run_process(arm_command(config_file, overrides, arm))
+
+
+def check_root(arms: Sequence[Arm], reports: Sequence[str]) -> None:
+    """Refuse a folder that holds other things than these runs, and theirs with other seeds.
+
+    Raises:
+        UserError: it does, and `overwrite` is not set.
+    """
+    config = arms[0].config
+    root = Path(config.output_dir).parent
+    if root.exists() and not root.is_dir():
+        raise UserError(f"output_dir={str(root)!r} is a file")
+    groups = tuple(arm.group for arm in arms)
+    found = {p.name for p in root.iterdir()} if root.exists() else set()
+    foreign = sorted(name for name in found - {*reports} if not name.startswith(groups))
+    if foreign and not config.overwrite:
+        raise UserError(
+            f"output_dir={str(root)!r} holds {foreign[:5]} and no comparison; choose another output_dir, or "
+            "add overwrite=true to write beside them"
+        )
+
+
+def run_process(command: list[str]) -> None:
+    """Run a command, hand it the signals that come, and wait for it.
+
+    The child gets a process group of its own: a Ctrl-C in the terminal reaches it once, through here.
+    """
+    child = subprocess.Popen(command, process_group=0)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status != 0:
+        raise ArmFailed(status)
+
+
+def gather(arms: Sequence[Arm]) -> tuple[Runs, dict[str, list[list[dict[str, Any]]]]]:
+    """By group, the record and the predictions of each of its runs."""
+    records: Runs = {arm.group: [] for arm in arms}
+    rows: dict[str, list[list[dict[str, Any]]]] = {arm.group: [] for arm in arms}
+    for arm in arms:
+        run = RunDirectory(arm.config)
+        record = run.results()
+        assert record is not None, f"{run.path} has no results"
+        records[arm.group].append(record)
+        rows[arm.group].append(read_predictions(run.path))
+    return records, rows

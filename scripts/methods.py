@@ -1,0 +1,7 @@
+"""`python scripts/methods.py --config configs/methods.yaml`: the same as `lora-hf methods`."""
+
+import sys
+
+from lora_hf.cli import main
+
+main(["methods", *sys.argv[1:]])

@@ -1,0 +1,84 @@
+"""The study's table and picture: every figure in its place, for one variant and for many."""
+
+import io
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from reporting.test_table import record
+from rich.console import Console
+
+from lora_hf.reporting.methods_plot import draw_methods
+from lora_hf.reporting.methods_table import methods_lines, methods_markdown, methods_terminal
+
+
+def make_study(**others):
+    """A base of 0.2, a LoRA of 0.35 and others by name: ROUGE-1 and weights."""
+    scores = {"base": (0.2, 0), "lora": (0.35, 3_500)} | others
+    variants = {
+        name: record(rouge1, weights, train_seconds=float(bool(weights)) * 61, n_examples=1500)
+        for name, (rouge1, weights) in scores.items()
+    }
+    test = {"metric": "rouge1", "difference": -0.15, "interval": [-0.2, -0.1], "p_value": 0.0001, "n": 1500}
+    return {
+        "variants": variants,
+        "order": list(variants),
+        "intervals": {name: {"rouge1": [v[0] - 0.03, v[0] + 0.02]} for name, v in scores.items()},
+        "against_lora": {name: test for name in variants if name != "lora"},
+        "eval_ratio": dict.fromkeys(variants, 1.25),
+    }
+
+
+def test_every_figure_stands_in_its_column():
+    header, base, lora = methods_lines(make_study())
+    assert len(header) == len(base) == len(lora)
+    assert base[1:4] == ["0.2000 [0.1700, 0.2200]", "-0.1500", "0.0001"]
+    assert base[4:] == ["0 (0.00%)", "–", "1,234 MiB", "3.2 s (1.25)"]
+    assert lora[:5] == ["lora", "0.3500 [0.3200, 0.3700]", "–", "–", "3,500 (1.40%)"]
+    assert lora[5] == "61 s"
+
+
+def test_markdown_and_the_terminal_say_the_same():
+    study = make_study(dora=(0.36, 4_000))
+    text = methods_markdown(study)
+    assert "| dora | 0.3600 [0.3300, 0.3800] |" in text and "1,500 test dialogues" in text
+    out = io.StringIO()
+    Console(file=out, width=200).print(methods_terminal(study))
+    for line in methods_lines(study):
+        assert all(cell in out.getvalue() for cell in line)
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+
+    def draw(study):
+        draw_methods(study, tmp_path / "methods.png")
+        return figures[-1], imread(tmp_path / "methods.png")
+
+    return draw
+
+
+def test_points_and_intervals_are_the_scores_and_beside_them_the_weights(drawn):
+    study = make_study(dora=(0.36, 4_000), full=(0.37, 250_000))
+    figure, pixels = drawn(study)
+    scores, weights = figure.axes
+    assert pixels.shape[1] == 1350 and pixels[..., :3].std() > 0.05
+    assert [label.get_text() for label in scores.get_yticklabels()] == study["order"]
+    for place, (name, container) in enumerate(zip(study["order"], scores.containers, strict=True)):
+        point, _, (reach,) = container.lines
+        assert point.get_xydata().tolist() == [[study["variants"][name]["rouge1"], place]]
+        assert reach.get_segments()[0][:, 0].tolist() == pytest.approx(study["intervals"][name]["rouge1"])
+    points = [[3_500, 1], [4_000, 2], [250_000, 3]]  # the base trains none
+    assert [line.get_xydata().tolist() for line in weights.lines] == [[point] for point in points]
+    assert [text.get_text() for text in weights.texts] == ["0", "3,500", "4,000", "250,000"]
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_scores_at_the_ends_are_drawn(drawn, score):
+    study = make_study(base=(score, 0), lora=(score, 0))
+    for ends in study["intervals"].values():
+        ends["rouge1"] = [score + 1e-12, score - 1e-12]
+    drawn(study)
