@@ -1,4 +1,4 @@
-"""The base model and its tokenizer: from the package, a folder or the Hub; dense or in 4 bits.
+"""The base model and its tokenizer: from the package, a folder or the Hub; dense, in 8 bits or in 4.
 
 Weights are read from safetensors only, and no remote code runs. `float16` is for scoring: T5's `wo`
 overflows in it (66,246 > 65,504 was met), the loss becomes NaN, and so training in it is refused.
@@ -6,18 +6,21 @@ overflows in it (66,246 > 65,504 was met), the loss becomes NaN, and so training
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.files import checkpoint_fingerprint
+from lora_hf.originals import OriginalWeights, checkpoint_files
+from lora_hf.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
 
 EMBEDDED = "embedded"
 ASSETS = Path(__file__).parent / "assets" / "tiny_t5"
@@ -84,30 +87,50 @@ def load_tokenizer(config: ModelConfig) -> Any:
 def load_model(config: ModelConfig, device: torch.device, train_all: bool = False) -> Any:
     """The base model on `device`, its head guarded, its checkpoint's fingerprint in `base_fingerprint`.
 
+    A quantized one has `original_weights`: layer name -> the weight before quantization, read when asked for.
+
     Args:
         config: which model, and how its weights are stored.
         device: where it goes.
         train_all: every weight will train, so the weights are kept in float32 whatever `dtype` says.
 
     Raises:
-        UserError: the model cannot be found or read, or `train_all` with 4-bit weights.
+        UserError: the model cannot be found or read, its layers do not fit the store, or `train_all` with
+            quantized weights.
     """
-    if train_all and config.load_in_4bit:
-        raise UserError("model.load_in_4bit=true: 4-bit weights cannot all be trained; use method lora")
+    if train_all and config.storage != "dense":
+        bits = 4 if config.load_in_4bit else 8
+        raise UserError(
+            f"model.load_in_{bits}bit=true: {bits}-bit weights cannot all be trained; use method lora"
+        )
     name = locate(config.model_name_or_path)
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
-    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": _revision(config)}
-    if config.load_in_4bit:
-        kwargs |= {"quantization_config": _four_bit(config, device), "device_map": {"": device}}
     with _as_user_error(config.model_name_or_path), _quiet():
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
-    if not config.load_in_4bit:
-        model.to(device)
+        model = _read(config, name, dtype, device)
     keep_differentiable(model)
     guard_head(model)
-    model.base_fingerprint = _fingerprint(name, model)
+    files = _files_of(name, model)
+    model.base_fingerprint = checkpoint_fingerprint(files) if files else None
+    if files and config.storage != "dense":
+        turned = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
+        model.original_weights = OriginalWeights(files, model.base_model_prefix, turned)
     model.name_or_path = config.model_name_or_path
     return model.eval()
+
+
+def _read(config: ModelConfig, name: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model on its device, in its store."""
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": _revision(config)}
+    if config.storage in ("nf4", "fp4", "int8"):
+        quantization = bitsandbytes_config(config, resolve_dtype(config.bnb_4bit_compute_dtype, device))
+        kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
+        settings = AutoConfig.from_pretrained(name, revision=_revision(config))
+        with nothing_kept_dense(settings) if config.quantize_wo else nullcontext():
+            return AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
+    model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
+    if config.storage == "affine4":
+        quantize_affine_layers(model, config, device)
+    return model.to(device)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -132,15 +155,6 @@ def _revision(config: ModelConfig) -> str:
     return config.revision or "main"
 
 
-def _four_bit(config: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
-        bnb_4bit_compute_dtype=resolve_dtype(config.bnb_4bit_compute_dtype, device),
-    )
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bar, and no warning about an untied head: it is how FLAN-T5 is, and `guard_head` sees to it."""
@@ -160,15 +174,13 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _fingerprint(name: str, model: Any) -> str | None:
-    """Of the files the weights came from; None where they are not at hand (a format of another kind)."""
+def _files_of(name: str, model: Any) -> list[Path]:
+    """The files the weights came from; none where they are not at hand (a format of another kind)."""
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         commit = getattr(model.config, "_commit_hash", None)
-        folder = Path(
-            snapshot_download(name, revision=commit, allow_patterns=["*.safetensors"], local_files_only=True)
-        )
-    files = sorted(folder.glob("model*.safetensors"))
-    return checkpoint_fingerprint(files) if files else None
+        allowed = ["*.safetensors", "*.safetensors.index.json"]
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=allowed, local_files_only=True))
+    return checkpoint_files(folder)

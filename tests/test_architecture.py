@@ -15,10 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # checks names against it; `generator` is the standard library's alone.
 ORDER = [
     {"errors", "layout"},
-    {"files"},
+    {"files", "originals"},
     {"adapters", "data.prompt", "data.generator"},
     {"baselines"},
     {"config"},
+    {"quantize"},
     {"modeling", "data", "shapes"},
     {"evaluation"},
     {"training"},

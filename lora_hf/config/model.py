@@ -1,14 +1,23 @@
 """The `model:` section: which base, and how its weights are stored."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from lora_hf.config.fields import Flag, Section, Text
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from lora_hf.config.fields import Count, Flag, Section, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DENSE = {"load_in_4bit": False, "load_in_8bit": False}
+"""What full fine-tuning lays over the section: quantized weights cannot all be trained."""
 
 
 class ModelConfig(Section):
-    """The base model and how it is stored."""
+    """The base model and how it is stored.
+
+    `load_in_4bit` and `load_in_8bit` say whether the weights are quantized; the other fields say how, and
+    mean nothing without them, so that one arm or variant can switch quantization off by itself.
+    """
 
     model_name_or_path: Text = "embedded"
     """`embedded` (the tiny T5 in the package), a name on the Hub, or a folder."""
@@ -18,14 +27,43 @@ class ModelConfig(Section):
     """Of the frozen weights. `auto`: bfloat16 on CUDA 8.0 and later, float32 elsewhere."""
     load_in_4bit: Flag = False
     """Store the base in 4 bits (QLoRA, arXiv:2305.14314): a quarter of the memory, a slower step."""
+    load_in_8bit: Flag = False
+    """Store the base in int8 (LLM.int8, arXiv:2208.07339): half the memory, closer to the dense model."""
+    quant_method: Literal["bnb", "hqq"] = "bnb"
+    """How `load_in_4bit` stores: bitsandbytes, or group-wise affine by HQQ, which QA-LoRA merges into."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """nf4 is the better one for weights that look normally distributed, as trained ones do."""
     bnb_4bit_use_double_quant: Flag = True
     """Quantize the scales too: 0.37 bit per weight less (QLoRA, section 3)."""
     bnb_4bit_compute_dtype: Dtype = "auto"
     """What 4-bit weights are unpacked to for the product; `auto` as in `dtype`."""
+    hqq_group_size: Count = 64
+    """Inputs that share a scale and a zero point; 128 takes 10 % less memory and is a little coarser."""
+    quantize_wo: Flag = False
+    """Quantize T5's `wo` too, which Transformers leaves dense: least memory, a little more error."""
 
     @property
     def storage(self) -> str:
-        """How the frozen weights are kept: `dense`, `nf4` or `fp4`."""
-        return self.bnb_4bit_quant_type if self.load_in_4bit else "dense"
+        """How the frozen weights are kept: `dense`, `nf4`, `fp4`, `int8` or `affine4`."""
+        if self.load_in_8bit:
+            return "int8"
+        four_bit = "affine4" if self.quant_method == "hqq" else self.bnb_4bit_quant_type
+        return four_bit if self.load_in_4bit else "dense"
+
+    @model_validator(mode="after")
+    def _check_storage(self) -> Self:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise _conflict("load_in_8bit", "and model.load_in_4bit=true exclude each other: keep one")
+        if self.quantize_wo and self.storage != "dense" and "float16" in self._computed_in():
+            remedy = "is not for float16, in which T5's wo overflows: compute in bfloat16, or leave wo dense"
+            raise _conflict("quantize_wo", remedy)
+        return self
+
+    def _computed_in(self) -> tuple[Dtype, ...]:
+        is_bnb = self.storage in ("nf4", "fp4")
+        return (self.dtype, self.bnb_4bit_compute_dtype) if is_bnb else (self.dtype,)
+
+
+def _conflict(field: str, remedy: str) -> PydanticCustomError:
+    """Two fields that do not go together; the error names the one to change."""
+    return PydanticCustomError("together", remedy, {"path": ("model", field)})

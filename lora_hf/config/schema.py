@@ -14,15 +14,12 @@ from pydantic_core import PydanticCustomError
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Section, Seed, Text
 from lora_hf.config.lora import LoraSection
-from lora_hf.config.model import ModelConfig
+from lora_hf.config.model import DENSE, ModelConfig
 from lora_hf.data.prompt import prompt_template
 
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHODS: tuple[Method, ...] = get_args(Method)
-SECTIONS = (
-    *("model", "lora", "bottleneck", "prompt_tuning", "data", "training", "generation"),
-    *("arms", "variants"),
-)
+SECTIONS = "model lora bottleneck prompt_tuning data training generation arms variants".split()
 
 
 class DataConfig(Section):
@@ -122,9 +119,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.method == "full" and self.model.load_in_4bit:
-            remedy = "cannot be trained in full (method='full'): use method: lora, or load_in_4bit: false"
-            raise PydanticCustomError("together", remedy, {"path": ("model", "load_in_4bit")})
+        if self.method == "full" and self.model.storage != "dense":
+            switch = "load_in_8bit" if self.model.load_in_8bit else "load_in_4bit"
+            remedy = f"cannot be trained in full (method='full'): use method: lora, or {switch}: false"
+            raise PydanticCustomError("together", remedy, {"path": ("model", switch)})
         if self.early_stopping_patience and not self.training.get("load_best_model_at_end"):
             remedy = "needs training.load_best_model_at_end: true, and an eval_strategy"
             raise PydanticCustomError("together", remedy, {"path": ("early_stopping_patience",)})
@@ -138,10 +136,10 @@ class RunConfig(Section):
     def for_arm(self, method: Method, seed: int, output_dir: str) -> "RunConfig":
         """One arm of the comparison as a run of its own: its training merged, no arms and no seeds left.
 
-        The full arm of a 4-bit comparison trains dense weights, since 4-bit ones cannot be.
+        The full arm of a quantized comparison trains dense weights, since quantized ones cannot be.
         """
         arm = self.arms.get(method, ArmOverride())
-        dense = self.model.model_copy(update={"load_in_4bit": False})
+        dense = self.model.model_copy(update=DENSE)
         return self.model_copy(
             update={
                 "method": method,

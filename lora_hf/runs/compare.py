@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_hf.config import Method, RunConfig
 from lora_hf.config.file import load_config
+from lora_hf.config.model import DENSE
 from lora_hf.files import write_json, write_text
 from lora_hf.runs.study import Arm, arms_of, gather, run_arms
 from lora_hf.runs.summary import summarize_arms
@@ -21,7 +22,7 @@ def plan_arms(config: RunConfig) -> list[Arm]:
     for method in ORDER:
         changes: dict[str, Any] = {"method": method}
         if method == "full":
-            changes["model"] = {"load_in_4bit": False}
+            changes["model"] = DENSE
         if method != "lora":
             changes["loraplus_lr_ratio"] = None
         arms += arms_of(method, config.model_copy(update={"method": method}), changes)
