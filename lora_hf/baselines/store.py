@@ -4,19 +4,23 @@ The files' names and their checks are the adapters' own (`adapter_model.safetens
 is no `adapter_config.json`, for PEFT knows none of this. Equal weights give equal bytes; loading is strict.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.adapters.load import check_base
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
-from lora_hf.adapters.weights_file import MANIFEST_NAME, check_tensors, read_manifest, read_weights
+from lora_hf.adapters.weights_file import (
+    MANIFEST_NAME,
+    check_tensors,
+    read_manifest,
+    read_weights,
+    write_weights,
+)
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
@@ -61,9 +65,7 @@ def save_extras(model: nn.Module, directory: str | Path, extra: dict[str, Any] |
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in new_weights(model).items()}
-    partial = folder / (WEIGHTS_NAME + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / WEIGHTS_NAME)
+    write_weights(tensors, folder / WEIGHTS_NAME)
     manifest = model.lora_hf_extras | {  # type: ignore[operator]
         "base_fingerprint": getattr(model, "base_fingerprint", None),
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,

@@ -1,0 +1,43 @@
+"""How long tasks take beside one another, on a machine whose speed changes while it is measured."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median, quantiles
+from typing import Any
+
+
+def time_in_turn(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each task in each round; a round runs every task once, each round beginning with the next.
+
+    What slows the machine down for a while slows all tasks of these rounds, so that ratios within a round
+    are steadier than times. A first round is not counted: caches are empty then.
+
+    Args:
+        tasks: by name; each returns when its work is done, on a GPU too.
+        rounds: how often.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    names = list(tasks)
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            tasks[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios_to(yardstick: str, seconds: Mapping[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+    """The median over rounds of each task's time over the yardstick's in the same round, and the quartiles.
+
+    Args:
+        yardstick: a key of `seconds`.
+        seconds: what `time_in_turn` returns, of two rounds at least.
+    """
+    found = {}
+    for name, times in seconds.items():
+        ratios = [ours / theirs for ours, theirs in zip(times, seconds[yardstick], strict=True)]
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
+        found[name] = (median(ratios), low, high)
+    return found
