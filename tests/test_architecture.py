@@ -40,7 +40,7 @@ ADAPTERS = [
     {"weights_file"},
     {"switch"},
     {"inject"},
-    {"merge", "save"},
+    {"merge", "save", "combine"},
     {"load"},
 ]
 

@@ -1,12 +1,13 @@
 """The mathematics of adapters: torch and safetensors only."""
 
 from lora_hf.adapters.carried import count_parameters
+from lora_hf.adapters.combine import combine_adapters
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.inject import delete_adapter, inject_adapters
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.load import load_adapter
-from lora_hf.adapters.merge import merge_adapters, merge_and_unload, unmerge_adapters
-from lora_hf.adapters.replicate import replicate_layers
+from lora_hf.adapters.merge import merge_adapters, merge_and_unload, merge_errors, unmerge_adapters
+from lora_hf.adapters.replicate import replicate_layers, unshare_layers
 from lora_hf.adapters.save import save_adapter
 from lora_hf.adapters.switch import adapter_rows, disable_adapters, set_adapter
 
@@ -14,6 +15,7 @@ __all__ = [
     "LoraConfig",
     "LoraLayer",
     "adapter_rows",
+    "combine_adapters",
     "count_parameters",
     "delete_adapter",
     "disable_adapters",
@@ -21,8 +23,10 @@ __all__ = [
     "load_adapter",
     "merge_adapters",
     "merge_and_unload",
+    "merge_errors",
     "replicate_layers",
     "save_adapter",
     "set_adapter",
     "unmerge_adapters",
+    "unshare_layers",
 ]

@@ -76,7 +76,7 @@ def pissa(
     svd = (
         torch.linalg.svd(weight, full_matrices=False) if niter is None else _svd_randomized(weight, r, niter)
     )
-    factors = _factors(svd, r, scaling)
+    factors = svd_factors(svd, r, scaling)
     return LoraInit(*factors, subtracted=factors)
 
 
@@ -121,7 +121,7 @@ def loftq(
         subtracted = factors
         rest = weight if factors is None else weight - scaling * (factors[1] @ factors[0])
         gap = weight - quantize(rest)
-        factors = _factors(torch.linalg.svd(gap, full_matrices=False), r, scaling)
+        factors = svd_factors(torch.linalg.svd(gap, full_matrices=False), r, scaling)
     assert factors is not None
     return LoraInit(*factors, subtracted=subtracted)
 
@@ -155,7 +155,7 @@ def init_for(name: bool | str, loftq_iter: int) -> Init:
     return partial(loftq, iterations=loftq_iter) if name == "loftq" else INITS[name]
 
 
-def _factors(svd: tuple[Tensor, Tensor, Tensor], r: int, scaling: float) -> Factors:
+def svd_factors(svd: tuple[Tensor, Tensor, Tensor], r: int, scaling: float) -> Factors:
     U, S, Vh = svd
     root = (S[:r] / scaling).sqrt()
     return root[:, None] * Vh[:r], U[:, :r] * root

@@ -15,6 +15,7 @@ from lora_hf.adapters.backends import backend_for
 from lora_hf.adapters.backends.base import Stored
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.methods import METHODS, Lora
+from lora_hf.adapters.methods.qalora import QALora
 from lora_hf.adapters.start import Start
 from lora_hf.errors import UserError
 
@@ -75,14 +76,19 @@ class LoraLayer(nn.Module):
         Raises:
             UserError: two of them need the base stored in two ways.
         """
+        owners = self.check_together(weights)
+        self.active = dict(weights)
+        self._store(self._own[owners[0]] if owners and self.enabled else None)
+
+    def check_together(self, weights: Mapping[str, float]) -> list[str]:
+        """The adapters among these that need the base stored in their own way: none, or one alone."""
         owners = [name for name in weights if name in self._own]
         if owners and len(self.methods(weights)) > 1:
             raise UserError(
                 f"adapter {owners[0]!r} was started on a base stored for it alone; it cannot be active "
                 f"together with {[name for name in weights if name != owners[0]]}"
             )
-        self.active = dict(weights)
-        self._store(self._own[owners[0]] if owners and self.enabled else None)
+        return owners
 
     def enable(self, enabled: bool) -> None:
         """Switch all branches on or off; off, the layer is the one that was loaded."""
@@ -146,9 +152,14 @@ class LoraLayer(nn.Module):
         self.merged = dict(names)
 
     def _folded(self, methods: list[tuple[float, Lora]]) -> Stored:
-        if self.base.group_size and all(hasattr(method, "group_size") for _, method in methods):
+        if self.base.group_size and all(isinstance(method, QALora) for _, method in methods):
             return self.base.shift_groups(sum(weight * method.update() for weight, method in methods))  # type: ignore[arg-type]
         return self.base.requantize(self.merged_weight(methods))
+
+    def folds_exactly(self, names: Mapping[str, float]) -> bool:
+        """Whether merging these rounds nothing but floats."""
+        is_grouped = all(isinstance(method, QALora) for _, method in self.methods(names))
+        return not self.base.is_quantized or (self.base.group_size is not None and is_grouped)
 
     def merged_weight(self, methods: list[tuple[float, Lora]]) -> Tensor:
         """W plus these adapters, float32 (out, in)."""

@@ -119,8 +119,8 @@ def written_config(model: nn.Module, adapter_name: str) -> LoraConfig:
     methods = [method for _, _, method in adapted(model, adapter_name)]
     if any(method.taken_over is not None for method in methods):
         return doubled(config)
-    if any(method.is_restored for method in methods):
-        return config
+    if any(method.is_restored for method in methods) or config.init_lora_weights == "loftq":
+        return config  # it fits only a base that is stored as it was
     return replace(config, init_lora_weights=True)  # the start is over
 
 

@@ -24,7 +24,10 @@ def set_adapter(model: nn.Module, names: Names) -> None:
     """
     chosen = _weights(model, names)
     refuse_merged(model)
-    for layer in lora_layers(model).values():
+    layers = lora_layers(model).values()
+    for layer in layers:
+        layer.check_together(chosen)
+    for layer in layers:
         layer.activate(chosen)
         for name, method in layer.adapters.items():
             method.requires_grad_(name in chosen)
@@ -87,6 +90,8 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None
     was_active = [layer.active for layer in layers]
     chosen = _weights(model, [name for name in dict.fromkeys(names) if name is not None])
     refuse_merged(model)
+    for layer in layers:
+        layer.check_together(chosen)
     for layer in layers:
         layer.activate(chosen)
         layer.rows = tuple(names)

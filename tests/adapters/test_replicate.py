@@ -40,6 +40,7 @@ from lora_hf import (
     unmerge_adapters,
 )
 from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.carried import lora_layers
 from lora_hf.adapters.replicate import find_stacks, replicate_layers, replication, unshare_layers
 from lora_hf.errors import UserError
 
@@ -284,14 +285,12 @@ def test_unshared_it_is_exported_whole_and_plain_transformers_loads_it(
         assert loaded.generate(batch["input_ids"], max_new_tokens=3).shape[1] > 1
 
 
-def test_adapters_of_copies_are_merged_for_good_once_the_copies_are_unshared(
-    batch: dict, tmp_path: Path
-) -> None:
+def test_merging_adapters_of_copies_for_good_gives_each_its_own_weights(batch: dict, tmp_path: Path) -> None:
     model = replicate_layers(build("t5", 3, 3), {"encoder": OVERLAP, "decoder": OVERLAP})
     inject_adapters(model, LoraConfig(r=4, lora_alpha=10, target_modules=("q", "wo")))
     randomize(model)
     adapted = logits(model, "t5", batch)
-    merge_and_unload(unshare_layers(model)).save_pretrained(tmp_path)
+    merge_and_unload(model).save_pretrained(tmp_path)
     loaded = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(loaded, "t5", batch), adapted, atol=1e-4, rtol=1e-4)
 
@@ -299,7 +298,10 @@ def test_adapters_of_copies_are_merged_for_good_once_the_copies_are_unshared(
 def test_unsharing_waits_until_no_adapter_is_merged() -> None:
     model = replicate_layers(build("t5", 1, 1), {"encoder": [[0, 1], [0, 1]]})
     inject_adapters(model, LoraConfig(r=4))
-    merge_adapters(model)
+    with pytest.raises(UserError, match="replicated and share their weights.*merge_and_unload"):
+        merge_adapters(model)
+    for layer in lora_layers(model).values():
+        layer.merge(layer.active)
     with pytest.raises(RuntimeError, match="unmerge_adapters"):
         unshare_layers(model)
     unmerge_adapters(model)

@@ -1,0 +1,124 @@
+"""One new adapter out of several: their weighted sum, exactly or at a lower rank."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lora_hf.adapters.carried import adapter_configs, lora_layers, refuse_merged
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.inits import LoraInit, svd_factors
+from lora_hf.adapters.inject import inject_adapters
+from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.methods import Lora
+from lora_hf.adapters.start import Start
+from lora_hf.errors import UserError
+
+Weighted = list[tuple[float, Lora]]
+Combination = Callable[[Weighted, int], tuple[Tensor, Tensor]]
+
+
+def combine_adapters(
+    model: nn.Module,
+    weights: Mapping[str, float],
+    adapter_name: str,
+    combination: str = "cat",
+    r: int | None = None,
+) -> nn.Module:
+    """Add an adapter that is the weighted sum of others, make it the active one, and return the model.
+
+    Args:
+        model: carries the others, which stay as they are.
+        weights: name -> the weight of its update; negative ones take it away.
+        adapter_name: of the new one.
+        combination: `cat` puts the factors side by side: exact, at the sum of their ranks. `svd` is the best
+            approximation of the sum at rank `r`. `linear` adds A to A and B to B at their common rank, which
+            is PEFT's default: cheap, and not the sum of the updates, for the products cross.
+        r: rank of the result; for `svd` only, by default the largest of theirs.
+
+    Raises:
+        UserError: unknown names, or adapters that this combination cannot take.
+    """
+    refuse_merged(model)
+    known = adapter_configs(model)
+    if unknown := sorted(set(weights) - set(known)):
+        raise UserError(f"no adapter {unknown} in the model; it has {sorted(known)}")
+    if not weights or combination not in COMBINATIONS:
+        raise UserError(
+            f"combination={combination!r} of {dict(weights)}: give names, and one of {list(COMBINATIONS)}"
+        )
+    if r is not None and (combination != "svd" or r < 1):
+        raise UserError(f"r={r} goes with combination='svd', and is at least 1")
+    parts = {path: layer.methods(weights) for path, layer in lora_layers(model).items()}
+    parts = {path: methods for path, methods in parts.items() if methods}
+    _check(parts, combination)
+    rank = r or COMBINED_RANK[combination](parts)
+    factors = {path: COMBINATIONS[combination](methods, rank) for path, methods in parts.items()}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=tuple(parts))
+
+    def draw(name: str, config: LoraConfig, layer: LoraLayer) -> Start:
+        return Start(LoraInit(*factors[name]))
+
+    return inject_adapters(model, config, adapter_name, draw=draw)
+
+
+def _check(parts: Mapping[str, Weighted], combination: str) -> None:
+    for path, methods in parts.items():
+        kinds = {type(method).__name__ for _, method in methods}
+        if kinds != {"Lora"} or any(method.is_restored for _, method in methods):
+            raise UserError(
+                f"{path} has adapters of kind {sorted(kinds)}; only LoRA on the base as it was loaded is "
+                "a sum that can be combined: merge the others, or activate them together by set_adapter"
+            )
+        ranks = {_factors(method)[0].shape[0] for _, method in methods}
+        if combination == "linear" and len(ranks) > 1:
+            raise UserError(
+                f"combination='linear' needs one rank, and {path} has {sorted(ranks)}: take 'cat' or 'svd'"
+            )
+
+
+def _factors(method: Lora) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) with the scale in B, what was taken over from the base beside them."""
+    A, B = method.lora_A.detach(), method.scaling * method.lora_B.detach()
+    if method.taken_over is None:
+        return A, B
+    start_A, start_B = method.taken_over
+    return torch.cat([A, start_A]), torch.cat([B, -method.scaling * start_B], dim=1)
+
+
+def _cat(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
+    pairs = [(weight, *_factors(method)) for weight, method in methods]
+    A, B = torch.cat([A for _, A, _ in pairs]), torch.cat([w * B for w, _, B in pairs], dim=1)
+    missing = rank - A.shape[0]  # a layer that fewer adapters sit on: rows of zeros
+    return nn.functional.pad(A, (0, 0, 0, missing)), nn.functional.pad(B, (0, missing))
+
+
+def _svd(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
+    total = sum(weight * method.update() for weight, method in methods)
+    assert isinstance(total, Tensor)
+    kept = min(rank, *total.shape)
+    A, B = svd_factors(torch.linalg.svd(total, full_matrices=False), kept, 1.0)
+    return nn.functional.pad(A, (0, 0, 0, rank - kept)), nn.functional.pad(B, (0, rank - kept))
+
+
+def _linear(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
+    """Each factor by the root of its weight and scale, the sign with B, as PEFT's `add_weighted_adapter`."""
+    A = B = torch.zeros(())
+    for weight, method in methods:
+        own_A, own_B = _factors(method)
+        root = (abs(weight) * method.scaling) ** 0.5
+        A = A.to(own_A) + root * own_A
+        B = B.to(own_B) + root * (1 if weight >= 0 else -1) * own_B / method.scaling
+    return A, B
+
+
+def _rank(method: Lora) -> int:
+    return _factors(method)[0].shape[0]
+
+
+COMBINATIONS: dict[str, Combination] = {"cat": _cat, "linear": _linear, "svd": _svd}
+COMBINED_RANK: dict[str, Callable[[Mapping[str, Weighted]], int]] = {
+    "cat": lambda parts: max(sum(_rank(m) for _, m in methods) for methods in parts.values()),
+    "linear": lambda parts: max(_rank(m) for methods in parts.values() for _, m in methods),
+    "svd": lambda parts: max(_rank(m) for methods in parts.values() for _, m in methods),
+}

@@ -1,0 +1,195 @@
+"""Several adapters on one base: switched, weighted, side by side in a batch, and combined into one."""
+
+import time
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from conftest import make_t5, randomize
+from torch import Tensor, nn
+
+from lora_hf import (
+    LoraConfig,
+    adapter_rows,
+    combine_adapters,
+    delete_adapter,
+    disable_adapters,
+    inject_adapters,
+    merge_adapters,
+    save_adapter,
+    set_adapter,
+    unmerge_adapters,
+)
+from lora_hf.adapters.carried import lora_layers
+from lora_hf.errors import UserError
+from lora_hf.shapes import random_flan_t5
+
+KINDS = {
+    "lora": {"r": 3},
+    "rslora": {"r": 2, "use_rslora": True, "target_modules": ["q", "wo"]},
+    "pissa": {"r": 4, "init_lora_weights": "pissa"},
+    "dora": {"r": 3, "use_dora": True},
+}
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def alone(kind: str) -> nn.Module:
+    """A model with one adapter, its weights those that it has in company."""
+    model = inject_adapters(make_t5(), LoraConfig(lora_alpha=5, **KINDS[kind]), kind)
+    torch.manual_seed(list(KINDS).index(kind))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture
+def crowd() -> nn.Module:
+    model = make_t5()
+    for kind in KINDS:
+        inject_adapters(model, LoraConfig(lora_alpha=5, **KINDS[kind]), kind)
+        for path, layer in lora_layers(alone(kind)).items():
+            lora_layers(model)[path].adapters[kind].load_state_dict(layer.adapters[kind].state_dict())
+    return model
+
+
+def test_each_is_in_company_what_it_is_alone(crowd: nn.Module, batch: dict) -> None:
+    for kind in KINDS:
+        set_adapter(crowd, kind)
+        assert torch.equal(logits(crowd, batch), logits(alone(kind), batch))
+        trained = {n for n, p in crowd.named_parameters() if p.requires_grad}
+        assert trained and all(f".{kind}." in name for name in trained)
+    with disable_adapters(crowd):
+        assert torch.equal(logits(crowd, batch), logits(make_t5(), batch))
+
+
+def test_several_at_once_are_the_weighted_sum_of_their_updates(crowd: nn.Module, batch: dict) -> None:
+    weights = {"lora": 0.5, "pissa": -2.0, "dora": 1.0}
+    set_adapter(crowd, weights)
+    reference = make_t5()
+    for path, layer in lora_layers(crowd).items():
+        W = reference.get_submodule(path).weight.data
+        deltas = {n: layer.adapters[n].delta(W) for n in weights if n in layer.adapters}
+        reference.get_submodule(path).weight.data = W + sum(weights[n] * d for n, d in deltas.items())
+    torch.testing.assert_close(logits(crowd, batch), logits(reference, batch), rtol=1e-4, atol=1e-4)
+    unmerged = logits(crowd, batch)
+    merge_adapters(crowd)
+    torch.testing.assert_close(logits(crowd, batch), unmerged, rtol=1e-4, atol=1e-4)
+    unmerge_adapters(crowd)
+    assert torch.equal(logits(crowd, batch), unmerged)
+
+
+def test_a_deleted_one_leaves_the_others_as_they_were(crowd: nn.Module, batch: dict) -> None:
+    set_adapter(crowd, "rslora")
+    before = logits(crowd, batch)
+    for kind in ("lora", "pissa", "dora"):
+        delete_adapter(crowd, kind)
+    assert torch.equal(logits(crowd, batch), before)
+    delete_adapter(crowd, "rslora")
+    assert not lora_layers(crowd) and torch.equal(logits(crowd, batch), logits(make_t5(), batch))
+
+
+ROWS = ["lora", None, "dora", "lora", "pissa", "rslora"]
+
+
+def sources() -> Tensor:
+    ids = torch.randint(2, 90, (len(ROWS), 7), generator=torch.Generator().manual_seed(1))
+    ids[2:, -1] = 1
+    return ids
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rows_of_one_batch_generate_with_their_own_adapters(crowd: nn.Module, beams: int) -> None:
+    options = {"max_new_tokens": 8, "num_beams": beams, "do_sample": False, "num_return_sequences": beams}
+    with adapter_rows(crowd, ROWS):
+        mixed = crowd.generate(sources(), **options).view(len(ROWS), beams, -1)
+    for i, name in enumerate(ROWS):
+        model = make_t5() if name is None else alone(name)
+        own = model.generate(sources()[i : i + 1], **options)
+        width = min(own.shape[1], mixed.shape[2])
+        assert torch.equal(mixed[i][:, :width], own[:, :width]), name
+        assert not mixed[i][:, width:].any() and not own[:, width:].any()  # padding is 0
+
+
+def test_rows_train_each_its_own_adapter(crowd: nn.Module) -> None:
+    set_adapter(crowd, ["lora", "dora"])
+    batch = {"input_ids": sources(), "labels": sources()}
+    with adapter_rows(crowd, ["lora", "dora", "lora", None, None, None]):
+        crowd(**batch).loss.backward()
+    for kind in ("lora", "dora"):
+        assert sum(p.grad.norm() for n, p in crowd.named_parameters() if f".{kind}." in n) > 0
+    assert all(p.grad is None for n, p in crowd.named_parameters() if ".pissa." in n)
+
+
+def test_a_wrong_number_of_rows_or_name_is_an_error(crowd: nn.Module, batch: dict) -> None:
+    with pytest.raises(UserError, match="no adapter 'nobody'"), adapter_rows(crowd, ["nobody"]):
+        pass
+    too_many = ["lora"] * (len(batch["input_ids"]) + 1)
+    with (
+        pytest.raises(ValueError, match=f"{len(too_many)} adapter names"),
+        adapter_rows(crowd, too_many),
+    ):
+        logits(crowd, batch)
+
+
+def test_side_by_side_is_the_sum_and_its_svd_the_nearest_of_its_rank(crowd: nn.Module, batch: dict) -> None:
+    weights = {"lora": 0.7, "rslora": -1.5, "pissa": 2.0}
+    set_adapter(crowd, weights)
+    summed = logits(crowd, batch)
+    combine_adapters(crowd, weights, "exact", "cat")
+    torch.testing.assert_close(logits(crowd, batch), summed, rtol=1e-4, atol=1e-4)
+    combine_adapters(crowd, weights, "nearest", "svd", r=5)
+    for layer in lora_layers(crowd).values():
+        parts = [w * layer.adapters[n].update() for n, w in weights.items() if n in layer.adapters]
+        if parts:
+            U, S, Vh = torch.linalg.svd(sum(parts), full_matrices=False)
+            best = U[:, :5] * S[:5] @ Vh[:5]
+            torch.testing.assert_close(layer.adapters["nearest"].update(), best, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("combination", ["cat", "linear", "svd"])
+def test_combining_gives_what_peft_s_gives(combination: str, tmp_path: Path, batch: dict) -> None:
+    model, names = make_t5(), ("one", "two")
+    for name in names:
+        inject_adapters(model, LoraConfig(r=3, lora_alpha=5), name)
+    set_adapter(model, names)
+    randomize(model)
+    for name in names:
+        save_adapter(model, tmp_path, name)
+    theirs = peft.PeftModel.from_pretrained(make_t5(), tmp_path / "one", adapter_name="one").eval()
+    theirs.load_adapter(tmp_path / "two", "two")
+    weights = {"one": 0.4, "two": 0.6}
+    theirs.add_weighted_adapter(list(names), list(weights.values()), "sum", combination_type=combination)
+    theirs.set_adapter("sum")
+    combine_adapters(model, weights, "sum", combination)
+    torch.testing.assert_close(logits(model, batch), logits(theirs, batch), rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_combined_is_refused(crowd: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"kind \['Dora', 'Lora'\]"):
+        combine_adapters(crowd, {"lora": 1, "dora": 1}, "sum")
+    with pytest.raises(UserError, match=r"needs one rank.*\[3, 8\]"):
+        combine_adapters(crowd, {"lora": 1, "pissa": 1}, "sum", "linear")
+    with pytest.raises(UserError, match="combination='mean'"):
+        combine_adapters(crowd, {"lora": 1}, "sum", "mean")
+    with pytest.raises(UserError, match=r"no adapter \['none'\]"):
+        combine_adapters(crowd, {"none": 1}, "sum")
+
+
+def test_a_switch_on_flan_t5_base_takes_less_than_10_ms() -> None:
+    with torch.device("meta"):
+        model = random_flan_t5("base")
+        for name in ("a", "b"):
+            inject_adapters(model, LoraConfig(r=8), name)
+    seconds = []
+    for i in range(20):
+        start = time.perf_counter()
+        set_adapter(model, "ab"[i % 2])
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[len(seconds) // 2] < 0.010

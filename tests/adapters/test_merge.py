@@ -1,0 +1,146 @@
+"""Merging: on a dense base it is the unmerged model; on a quantized one a choice, each with its error."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_t5, randomize
+from test_starts import nf4_t5
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+from lora_hf import (
+    LoraConfig,
+    inject_adapters,
+    merge_adapters,
+    merge_and_unload,
+    merge_errors,
+    replicate_layers,
+    unmerge_adapters,
+)
+from lora_hf.adapters.backends.affine import AffineLinear
+from lora_hf.adapters.carried import lora_layers
+from lora_hf.errors import UserError
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def adapted(model: nn.Module, **fields: Any) -> nn.Module:
+    inject_adapters(model, LoraConfig(**{"r": 3, "lora_alpha": 5, **fields}))
+    if "init_lora_weights" not in fields:
+        randomize(model)
+    return model
+
+
+def affine_t5() -> nn.Module:
+    pytest.importorskip("hqq")
+    model = make_t5()
+    for name, module in list(model.named_modules()):
+        if name.endswith((".q", ".v")):
+            model.set_submodule(name, AffineLinear.from_linear(module, 8))
+    return model
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"use_dora": True}, {"use_rslora": True}, {"use_qalora": True, "qalora_group_size": 4}]
+)
+def test_on_a_dense_base_merging_needs_no_choice_and_moves_nothing(fields: dict, batch: dict) -> None:
+    model = adapted(make_t5(), **fields)
+    errors = merge_errors(model, batch)
+    assert errors.keys() == {"merged"} and errors["merged"] < 1e-5
+    unmerged = logits(model, batch)
+    merge_adapters(model)
+    unmerge_adapters(model)
+    assert torch.equal(logits(model, batch), unmerged)
+    torch.testing.assert_close(logits(merge_and_unload(model), batch), unmerged, rtol=1e-4, atol=1e-4)
+    assert type(model.encoder.block[0].layer[0].SelfAttention.q) is nn.Linear
+
+
+def test_on_a_quantized_base_the_choice_must_be_made(batch: dict) -> None:
+    model = adapted(nf4_t5())
+    unmerged = logits(model, batch)
+    with pytest.raises(UserError, match="12 adapted layers are quantized.*onto='requantized'"):
+        merge_adapters(model)
+    with pytest.raises(UserError, match="'checkpoint' or 'dequantized' or 'requantized'.*merge_errors"):
+        merge_and_unload(model)
+    with pytest.raises(UserError, match="onto='4bit' is none of"):
+        merge_and_unload(model, "4bit")
+    merge_adapters(model, "requantized")
+    assert not torch.equal(logits(model, batch), unmerged)
+    unmerge_adapters(model)
+    assert torch.equal(logits(model, batch), unmerged)
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_the_errors_told_are_those_of_the_models_that_come_out(
+    fields: dict, batch: dict, tmp_path: Path
+) -> None:
+    unmerged = logits(adapted(nf4_t5(), **fields), batch)
+    model = adapted(nf4_t5(), **fields)
+    errors = merge_errors(model, batch)
+    assert torch.equal(logits(model, batch), unmerged)  # left as it was
+    assert errors.keys() == {"checkpoint", "dequantized", "requantized"}
+    assert errors["dequantized"] < 1e-5 < min(errors["checkpoint"], errors["requantized"])
+    for onto, told in errors.items():
+        merged = merge_and_unload(adapted(nf4_t5(), **fields), onto)
+        error = ((logits(merged, batch) - unmerged).norm() / unmerged.norm()).item()
+        assert error == pytest.approx(told, rel=1e-3, abs=1e-6)
+        is_dense = all(type(m).__name__ != "Linear4bit" for m in merged.modules())
+        assert is_dense == (onto != "requantized") and not lora_layers(merged)
+        if is_dense:
+            merged.save_pretrained(tmp_path / onto)
+            plain = T5ForConditionalGeneration.from_pretrained(tmp_path / onto).eval()
+            assert torch.equal(logits(plain, batch), logits(merged, batch))
+
+
+def test_onto_the_checkpoint_is_what_a_dense_base_would_give(batch: dict) -> None:
+    dense = adapted(make_t5())
+    merged = merge_and_unload(adapted(nf4_t5()), "checkpoint")
+    torch.testing.assert_close(logits(merged, batch), logits(dense, batch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_choice_that_this_adapter_cannot_be_merged_onto_is_refused_and_not_listed(batch: dict) -> None:
+    model = adapted(nf4_t5(), init_lora_weights="loftq")
+    assert merge_errors(model, batch).keys() == {"dequantized", "requantized"}
+    with pytest.raises(UserError, match="LoftQ adapter makes up for the errors"):
+        merge_and_unload(model, "checkpoint")
+    model = adapted(nf4_t5())
+    del model.original_weights
+    with pytest.raises(UserError, match="give originals="):
+        merge_and_unload(model, "checkpoint")
+
+
+def test_qalora_folds_into_the_zero_points_and_the_merged_model_is_the_unmerged_one(batch: dict) -> None:
+    model = adapted(affine_t5(), use_qalora=True)
+    unmerged = logits(model, batch)
+    codes = {name: layer.weight.clone() for name, layer in lora_layers(model).items()}
+    assert merge_errors(model, batch)["merged"] < 1e-6
+    merge_and_unload(model)
+    torch.testing.assert_close(logits(model, batch), unmerged, rtol=1e-5, atol=1e-5)
+    for name, code in codes.items():
+        layer = model.get_submodule(name)
+        assert type(layer) is AffineLinear and torch.equal(layer.weight, code)  # still 4 bits, and the same
+
+
+def test_plain_lora_on_the_same_store_does_not_fold(batch: dict) -> None:
+    model = adapted(affine_t5())
+    with pytest.raises(UserError, match="12 adapted layers are quantized"):
+        merge_adapters(model)
+    model.original_weights = make_t5().get_submodule
+    errors = merge_errors(model, batch, lambda name: make_t5().get_submodule(name).weight)
+    assert errors["dequantized"] < 1e-5 < errors["requantized"]
+
+
+def test_a_replicated_model_is_merged_for_good_only(batch: dict) -> None:
+    model = adapted(replicate_layers(make_t5(), {"encoder": [[0, 2], [1, 2]]}))
+    with pytest.raises(UserError, match="replicated and share their weights"):
+        merge_adapters(model)
+    unmerged = logits(model, batch)
+    merge_and_unload(model)
+    torch.testing.assert_close(logits(model, batch), unmerged, rtol=1e-4, atol=1e-4)
+    parameters = [p.data_ptr() for p in model.parameters()]
+    assert len(set(parameters)) == len(parameters) and model.config.num_layers == 3
