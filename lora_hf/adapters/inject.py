@@ -5,7 +5,7 @@ sees the signature it inspects, and a model without its adapters is the model th
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import mean
 from typing import TypeVar
@@ -26,7 +26,7 @@ from lora_hf.adapters.replicate import replicate_layers, replication
 from lora_hf.adapters.saved import SavedModule
 from lora_hf.adapters.start import Start, draw_start
 from lora_hf.adapters.switch import set_adapter
-from lora_hf.adapters.targets import find_saved, find_targets
+from lora_hf.adapters.targets import find_saved, find_targets, identity
 from lora_hf.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -80,7 +80,7 @@ def inject_adapters(
     for name, (layer, settings, start) in starts.items():
         layer.add(adapter_name, settings, start)
         layer.train(targets[name].training)
-    replace_modules(model, {id(targets[name]): layer for name, (layer, _, _) in starts.items()})
+    put_in_place(model, {identity(targets[name]): layer for name, (layer, _, _) in starts.items()})
     _add_saved(model, saved, adapter_name)
     adapter_configs(model)[adapter_name] = config
     set_adapter(model, adapter_name)
@@ -120,12 +120,18 @@ def _report(errors: dict[str, tuple[float, float]], config: LoraConfig) -> None:
 
 def _add_saved(model: nn.Module, saved: dict[str, nn.Module], adapter_name: str) -> None:
     wrappers = {
-        id(module): module if isinstance(module, SavedModule) else SavedModule(module)
+        identity(module): module if isinstance(module, SavedModule) else SavedModule(module)
         for module in saved.values()
     }
     for wrapper in wrappers.values():
         wrapper.add(adapter_name)
-    replace_modules(model, wrappers)
+    put_in_place(model, wrappers)
+
+
+def put_in_place(model: nn.Module, wrappers: Mapping[int, nn.Module]) -> None:
+    """Put each wrapper wherever its layer stands, by the layers' `identity`."""
+    new = {id(m): wrappers[identity(m)] for m in model.modules() if identity(m) in wrappers}
+    replace_modules(model, new)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:

@@ -23,12 +23,22 @@ _INDEX = re.compile(r"(?:^|.*?\.)[^.]*\.(\d+)\.")  # the outermost: T5's blocks,
 def own_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The model's modules under their own names, without what adapters have added below them.
 
-    A module that stands at several places, as T5's `shared` does, comes once for each.
+    A module that stands at several places comes once for each.
     """
     for name, child in module.named_children():
         yield prefix + name, child
         if not isinstance(child, WRAPPERS):
             yield from own_modules(child, f"{prefix}{name}.")
+
+
+def identity(module: nn.Module) -> int:
+    """Equal for the places where one layer stands: T5's `shared` and its stacks' `embed_tokens`.
+
+    These are modules of their own over one Parameter: an adapter on one alone would do nothing. Of other
+    layers, those with common weights are replicas, each with adapters of its own.
+    """
+    is_embedding = isinstance(module, nn.Embedding)
+    return id(module.weight) if is_embedding else id(module)
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
@@ -40,8 +50,8 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, module in own_modules(model):
-        names.setdefault(id(module), []).append(name)
-        modules[id(module)] = module
+        names.setdefault(identity(module), []).append(name)
+        modules.setdefault(identity(module), module)
     found = {
         own[0]: modules[key] for key, own in names.items() if _is_target(model, config, own, modules[key])
     }
@@ -64,8 +74,8 @@ def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     for name, module in own_modules(model):
         matched = name_matches(config.modules_to_save, name)
         unused.difference_update(matched)
-        if matched and id(module) not in seen:
-            seen.add(id(module))
+        if matched and identity(module) not in seen:
+            seen.add(identity(module))
             found[name] = module
             _check_copyable(model, name, module)
     if unused:

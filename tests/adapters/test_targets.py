@@ -1,0 +1,166 @@
+"""What is targeted: every way of saying it, and that nothing said is passed over in silence."""
+
+import pytest
+import torch
+from conftest import make_bart, make_mt5, make_t5, randomize
+from torch import Tensor, nn
+
+from lora_hf import LoraConfig, inject_adapters, load_adapter, merge_and_unload, save_adapter
+from lora_hf.adapters.carried import lora_layers, saved_modules
+from lora_hf.adapters.targets import block_index
+from lora_hf.errors import UserError
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def ends(model: nn.Module) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in lora_layers(model)}
+
+
+def test_all_linear_is_every_linear_layer_but_the_head() -> None:
+    model = inject_adapters(make_t5(), LoraConfig(target_modules="all-linear"))
+    assert ends(model) == {"k", "o", "q", "v", "wi_0", "wi_1", "wo"}
+    assert len(lora_layers(model)) == 2 * (4 + 3) + 2 * (8 + 3)
+    model = inject_adapters(make_bart(), LoraConfig(target_modules="all-linear"))
+    assert ends(model) == {"k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"}
+
+
+def test_all_linear_leaves_out_what_is_excluded_or_saved_whole() -> None:
+    config = LoraConfig(
+        target_modules="all-linear", exclude_modules=r"decoder\..*", modules_to_save=["DenseReluDense"]
+    )
+    model = inject_adapters(make_t5(), config)
+    assert ends(model) == {"k", "o", "q", "v"}
+    assert all(name.startswith("encoder.") for name in lora_layers(model))
+    assert len(saved_modules(model)) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"exclude_modules": ["EncDecAttention.q", "encoder.block.0.layer.0.SelfAttention.v"]}, 12 - 2 - 1),
+        ({"layers_to_transform": [1]}, 6),
+        ({"layers_to_transform": 0, "exclude_modules": r".*\.v"}, 3),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, 7 + 11),
+    ],
+)
+def test_layers_are_taken_out_by_name_and_by_block(fields: dict, count: int) -> None:
+    assert len(lora_layers(inject_adapters(make_t5(), LoraConfig(**fields)))) == count
+
+
+def test_blocks_are_counted_by_the_outermost_list() -> None:
+    assert block_index("encoder.block.3.layer.1.DenseReluDense.wo") == 3
+    assert block_index("model.layers.11.self_attn.q_proj") == 11
+    assert block_index("lm_head") is None
+
+
+def test_patterns_give_layers_their_own_rank_and_scale() -> None:
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        use_rslora=True,
+        rank_pattern={"EncDecAttention.q": 9, r"encoder\.block\.[01]\..*\.v": 1},
+        alpha_pattern={"SelfAttention.v": 3},
+    )
+    layers = lora_layers(inject_adapters(make_t5(), config))
+    seen = {
+        name: (layer.adapters["default"].lora_A.shape[0], layer.adapters["default"].scaling)
+        for name, layer in layers.items()
+    }
+    assert seen["decoder.block.0.layer.1.EncDecAttention.q"] == (9, pytest.approx(8 / 3))
+    assert seen["encoder.block.1.layer.0.SelfAttention.v"] == (1, 3.0)
+    assert seen["decoder.block.1.layer.0.SelfAttention.v"] == (4, 1.5)
+    assert seen["encoder.block.0.layer.0.SelfAttention.q"] == (4, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"exclude_modules": ["vv"]}, r"exclude_modules: \['vv'\] matched no layer.*Did you mean 'v'"),
+        ({"rank_pattern": {"k": 2}}, r"rank_pattern: \['k'\] matched no targeted layer.*\['q', 'v'\]"),
+        ({"alpha_pattern": {"q": 2, "o": 2}}, r"alpha_pattern: \['o'\] matched no targeted layer"),
+        ({"modules_to_save": ["lm_heat"]}, r"modules_to_save: \['lm_heat'\].*Did you mean 'lm_head'"),
+        ({"layers_to_transform": [1, 7]}, r"layers_to_transform: \[7\] are no blocks.*\[0, 1\]"),
+        ({"exclude_modules": r".*\.[qv]"}, "leave no layer"),
+        ({"modules_to_save": ["q"]}, "also in modules_to_save"),
+        ({"target_modules": ".*[", "r": 1}, "not a regular expression"),
+        ({"rank_pattern": {"[": 1}}, "rank_pattern='\\['.*not a regular expression"),
+        ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\]=0 is not a whole number"),
+        ({"alpha_pattern": {"q": -1.0}}, r"alpha_pattern\['q'\]=-1.0"),
+        ({"layers_to_transform": [0], "target_modules": r".*\.q"}, "goes with a list"),
+        ({"use_dora": True, "use_qalora": True}, "exclude each other"),
+        ({"qalora_group_size": 4}, "no effect without use_qalora"),
+        ({"use_qalora": True, "qalora_group_size": 5}, "5 does not divide the 32 inputs.*layer encoder"),
+        ({"use_qalora": True}, "not stored in groups; give lora.qalora_group_size"),
+        ({"use_qalora": True, "target_modules": ["shared"]}, "Embedding cannot carry it"),
+    ],
+)
+def test_what_names_nothing_or_cannot_be_is_an_error_that_changes_nothing(fields: dict, message: str) -> None:
+    model = make_t5()
+    with pytest.raises(UserError, match=message):
+        inject_adapters(model, LoraConfig(**fields))
+    assert not lora_layers(model) and not saved_modules(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_lora_on_shared_reaches_both_stacks_and_trains(batch: dict, tmp_path) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(target_modules=["shared"], r=3))
+    assert list(lora_layers(model)) == ["shared"]
+    assert model.encoder.embed_tokens is model.decoder.embed_tokens is model.shared
+    model(**batch).loss.backward()
+    (layer,) = lora_layers(model).values()
+    assert layer.adapters["default"].lora_A.grad.abs().max() > 0  # A starts at zero, B does not
+    randomize(model)
+    changed = logits(model, batch)
+    assert not torch.allclose(changed, logits(make_t5(), batch), atol=1e-3)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(load_adapter(make_t5(), tmp_path), batch), changed)
+    merged = merge_and_unload(model)
+    torch.testing.assert_close(logits(merged, batch), changed, rtol=1e-4, atol=1e-4)
+    assert type(merged.shared) is nn.Embedding and merged.encoder.embed_tokens is merged.shared
+
+
+def test_saving_shared_trains_the_copy_that_both_stacks_read(batch: dict, tmp_path) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(modules_to_save=["shared"]))
+    (saved,) = saved_modules(model).values()
+    assert model.encoder.embed_tokens is model.decoder.embed_tokens is saved
+    model(**batch).loss.backward()
+    copy = saved.copies["default"]
+    assert copy.weight.grad.abs().max() > 0 and saved.original.weight.grad is None
+    with torch.no_grad():
+        copy.weight.add_(0.1 * torch.randn_like(copy.weight))
+    changed = logits(model, batch)
+    assert not torch.allclose(changed, logits(make_t5(), batch), atol=1e-3)
+    save_adapter(model, tmp_path)
+    assert torch.equal(logits(load_adapter(make_t5(), tmp_path), batch), changed)
+    assert torch.equal(logits(merge_and_unload(model), batch), changed)
+
+
+@pytest.mark.parametrize("field", ["target_modules", "modules_to_save"])
+@pytest.mark.parametrize(
+    ("make", "name"), [(make_mt5, "lm_head"), (make_mt5, "shared"), (make_bart, "lm_head")]
+)
+def test_a_weight_of_two_kinds_of_layers_is_refused_with_the_other_s_name(
+    field: str, make, name: str
+) -> None:
+    model = make()
+    model.lm_head.weight = model.get_input_embeddings().weight
+    fields = {"target_modules": r".*\.[qv](_proj)?"} | {field: [name]}
+    with pytest.raises(UserError, match=rf"{field}: the weight of {name} is also that of .*untie"):
+        inject_adapters(model, LoraConfig(**fields))
+
+
+def test_an_embedding_s_dropout_and_padding_are_harmless(batch: dict) -> None:
+    config = LoraConfig(target_modules=["shared"], r=3, lora_dropout=0.5)
+    model = randomize_model(inject_adapters(make_t5(), config)).train()
+    assert not torch.equal(logits(model, batch), logits(model, batch))
+    model.eval()
+    assert torch.equal(logits(model, batch), logits(model, batch))
+
+
+def randomize_model(model: nn.Module) -> nn.Module:
+    randomize(model)
+    return model
