@@ -1,6 +1,8 @@
-"""Choose each arm's learning rate on the validation split, from one grid given to both.
+"""Choose each arm's learning rate, or each variant's, on the validation split, from one grid given to all.
 
 python scripts/learning_rates.py --config configs/quickstart.yaml --rates 1e-3 3e-3 1e-2 --output runs/rates
+python scripts/learning_rates.py --config configs/methods.yaml --rates 1e-2 1e-1 --output runs/rates \\
+    --variants bottleneck prompt_tuning
 """
 
 import argparse
@@ -12,10 +14,10 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--config", required=True)
 parser.add_argument("--rates", type=float, nargs="+", required=True)
 parser.add_argument("--output", type=Path, required=True)
+parser.add_argument("--variants", nargs="+", default=(), help="of the config; else its arms full and lora")
 parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE")
 arguments = parser.parse_args()
-print(
-    grid_markdown(
-        learning_rate_grid(arguments.config, arguments.rates, arguments.output, arguments.overrides)
-    )
+scores = learning_rate_grid(
+    arguments.config, arguments.rates, arguments.output, arguments.overrides, arguments.variants
 )
+print(grid_markdown(scores))

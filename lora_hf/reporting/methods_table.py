@@ -2,18 +2,9 @@
 
 from rich.table import Table
 
-from lora_hf.reporting.table import Record, markdown_table, seconds_cell, terminal_table, weights_cell
+from lora_hf.reporting.table import Record, markdown_table, seconds_cell, terminal_table
 
-HEADER = [
-    "",
-    "ROUGE-1 [95 %]",
-    "− lora",
-    "p",
-    "weights trained",
-    "training",
-    "peak memory",
-    "scoring (÷ base)",
-]
+HEADER = ["", "ROUGE-1 [95 %]", "− lora", "p", "weights", "train", "MiB", "scoring"]
 
 
 def methods_lines(study: Record) -> list[list[str]]:
@@ -26,25 +17,26 @@ def _line(study: Record, name: str) -> list[str]:
     test = study["against_lora"].get(name)
     return [
         name,
-        f"{record['rouge1']:.4f} [{low:.4f}, {high:.4f}]",
-        f"{test['difference']:+.4f}" if test else "–",
+        f"{record['rouge1']:.3f} [{low:.3f}, {high:.3f}]",
+        f"{test['difference']:+.3f}" if test else "–",
         f"{test['p_value']:.2g}" if test else "–",
-        weights_cell(record),
+        f"{record['trainable_parameters']:,}",
         seconds_cell(record["train_seconds"]),
-        f"{record['peak_memory_mib']:,.0f} MiB",
-        f"{seconds_cell(record['eval_seconds'])} ({study['eval_ratio'][name]:.2f})",
+        f"{record['peak_memory_mib']:,.0f}",
+        f"{study['eval_ratio'][name]:.2f}",
     ]
 
 
 def methods_notes(study: Record) -> list[str]:
     """What stands below the table: how it was measured."""
-    record = study["variants"]["lora"]
+    base, record = (study["variants"][name] for name in ("base", "lora"))
     seeds = f", means of {len(record['seeds'])} seeds" if "seeds" in record else ""
     return [
         f"{record['n_examples']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues.",
         "− lora: the difference in ROUGE-1, and the p value of its paired test by dialogue.",
-        "Scoring writes the summaries with what was trained left unmerged; longer summaries take longer. "
-        "scripts/generation_time.py measures the same work side by side, merged too.",
+        f"Weights: those that train; the base has {base['total_parameters']:,}. MiB: peak memory.",
+        f"Scoring: the time of writing the summaries over the base's {base['eval_seconds']:.1f} s; adapters "
+        "are not merged, and longer summaries take longer. scripts/generation_time.py compares equal work.",
         f"{record['base_model']} in {record['dtype']} on {record['device']}.",
     ]
 
@@ -56,5 +48,5 @@ def methods_markdown(study: Record) -> str:
 
 
 def methods_terminal(study: Record) -> Table:
-    """The table for a terminal."""
-    return terminal_table(methods_lines(study), methods_notes(study))
+    """The table for a terminal, without frames, so that 80 columns hold it."""
+    return terminal_table(methods_lines(study), methods_notes(study), box=None, padding=(0, 1, 0, 0))

@@ -24,7 +24,7 @@ def comparison_lines(comparison: Record) -> list[list[str]]:
         *_rouge_lines(comparison),
         line("gain in ROUGE-1", lambda method, _: _gain(comparison["gains"], method)),
         line(references, lambda _, arm: f"{arm['mean_words']:.1f}"),
-        line("weights trained", lambda _, arm: weights_cell(arm)),
+        line("weights trained", lambda _, arm: _weights(arm)),
         line("on disk", lambda _, arm: _bytes(arm["bytes_on_disk"])),
         line("learning rate", lambda _, arm: f"{arm['learning_rate']:g}" if "learning_rate" in arm else "–"),
         line("training", lambda _, arm: seconds_cell(arm["train_seconds"])),
@@ -82,11 +82,11 @@ def markdown_table(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def terminal_table(lines: list[list[str]], notes: list[str]) -> Table:
-    """The same for a terminal, with notes as the caption."""
+def terminal_table(lines: list[list[str]], notes: list[str], **options: Any) -> Table:
+    """The same for a terminal, with notes as the caption; options are those of Rich's `Table`."""
     header, *rest = lines
     caption = "\n".join(notes)
-    table = Table(caption=caption, caption_justify="left", caption_style="", header_style="bold")
+    table = Table(caption=caption, caption_justify="left", caption_style="", header_style="bold", **options)
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
     for line in rest:
@@ -109,8 +109,7 @@ def _gain(gains: Record, method: str) -> str:
     return f"{gains[method]:+.4f}{of_full}"
 
 
-def weights_cell(arm: Record) -> str:
-    """`3,500 (1.40%)`."""
+def _weights(arm: Record) -> str:
     return f"{arm['trainable_parameters']:,} ({arm['trainable_parameters'] / arm['total_parameters']:.2%})"
 
 

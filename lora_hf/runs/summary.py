@@ -11,6 +11,8 @@ Rows = list[dict[str, Any]]
 Scores = dict[str, list[float]]
 TRIVIAL = {"first line": 1, "first three lines": 3}
 SAMPLES = 5
+CLOCK = 0.01
+"""Seconds that `eval_seconds` are rounded to: a base that took none is taken to have taken one such."""
 BEST = [f"{name}_best" for name in ROUGE_NAMES]
 OF_ONE_RUN = (*(f"{name}_interval" for name in ROUGE_NAMES), "log", "steps", "train_loss", "best_metric")
 """What has no mean; it stays with each run under `runs`."""
@@ -66,7 +68,7 @@ def summarize_variants(
         "order": list(variants),  # JSON's keys are sorted
         "intervals": intervals(scores),
         "against_lora": {name: paired_record(scores[name], scores["lora"]) for name in others},
-        "eval_ratio": {name: seconds[name] / seconds["base"] for name in variants},
+        "eval_ratio": {name: seconds[name] / max(seconds["base"], CLOCK) for name in variants},
     }
 
 

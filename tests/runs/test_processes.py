@@ -90,3 +90,18 @@ print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=Tr
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 100 < float(done.stdout) < 1000
+
+
+def test_the_study_s_script_runs_each_variant_in_a_process_of_its_own_and_reuses_them(config_file):
+    with config_file.open("a") as file:
+        file.write("variants: {base: {method: base}, lora: {}, houlsby: {method: bottleneck}}\n")
+    words = [sys.executable, "scripts/methods.py", "--config", str(config_file)]
+    root, written = config_file.parent / "run", []
+    for _ in range(2):
+        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        assert done.returncode == 0, done.stderr
+        assert "houlsby" in done.stdout and {"methods.md", "methods.png"} <= {p.name for p in root.iterdir()}
+        written.append(stamps(root))
+    assert written[0] == written[1] and set(written[0]) == {"base", "lora", "houlsby"}
+    memory = json.loads((root / "methods.json").read_text())["variants"]
+    assert all(record["peak_memory_mib"] > 100 for record in memory.values())
