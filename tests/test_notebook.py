@@ -1,4 +1,4 @@
-"""The notebook: it runs, it shows what it says, and its outputs are of the shipped model and sample."""
+"""The notebooks: they run, they show what they say, and their outputs are those of the code that is here."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,9 @@ from lora_hf.data.generator import generate
 from lora_hf.files import checkpoint_fingerprint
 from lora_hf.modeling import ASSETS
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "lora.ipynb"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOK = NOTEBOOKS / "lora.ipynb"
+BEYOND = [NOTEBOOKS / f"{name}.ipynb" for name in ("vision_vit", "vision_conv", "decoder_only")]
 REFRESH = "jupyter execute --inplace notebooks/lora.ipynb"
 SAYS = [
     "A and B   4,608 weights = 8 x 512 + 64 x 8, 86% fewer",
@@ -34,16 +36,82 @@ def shown(notebook: NotebookNode) -> str:
     return "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
 
 
+def executed(path: Path, directory: Path) -> NotebookNode:
+    """Run from an empty directory, so that the kernel imports the package as installed."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(directory)}}).execute()
+    assert not list(directory.iterdir())
+    return notebook
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_it_runs_shows_what_it_says_and_leaves_nothing_behind(tmp_path):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    # The working directory is empty, so the kernel imports the package as installed, as a reader's does.
-    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebook = executed(NOTEBOOK, tmp_path)
     text = shown(notebook)
     assert [line for line in SAYS if line not in text] == []
     assert any("image/png" in output.get("data", {}) for output in outputs(notebook))  # the loss
-    assert not list(tmp_path.iterdir())
+
+
+def results(notebook: NotebookNode, heading: str) -> dict[str, list[float]]:
+    """The table whose first line holds `heading`: row name -> its numbers."""
+    printed = [
+        "".join(o.text for o in cell.get("outputs", []) if o.output_type == "stream")
+        for cell in notebook.cells
+    ]  # one cell's output can come in pieces
+    text = next(text for text in printed if heading in text)
+    lines = text.split(heading, 1)[1].splitlines()[1:]
+    found = (re.match(r"(\S+(?: \S+)*?) {2,}(.*)", line) for line in lines)
+    return {m[1]: [float(n.replace(",", "")) for n in re.findall(r"\d[\d.,]*", m[2])] for m in found if m}
+
+
+def check_vision(notebook: NotebookNode) -> None:
+    """LoRA is near full fine-tuning and above the head alone, with few weights; it merges and reloads."""
+    table = {name: row[1:] for name, row in results(notebook, "test accuracy").items()}  # without the rate
+    full, lora, head = (table[arm] for arm in ("full", "LoRA", "head alone"))
+    assert lora[0] > full[0] - 0.03
+    assert lora[1] > head[2]  # the worst seed of LoRA, the best of the head
+    assert lora[3] < 0.15 * full[3]
+    text = shown(notebook)
+    assert "off, its logits are the base's to the last bit: True" in text
+    assert "merged equals unmerged within rounding: True" in text
+    assert "equal logits: True" in text
+
+
+def check_decoder(notebook: NotebookNode) -> None:
+    """Full is best, LoRA with the head near, without it behind; each adapter is best on its own text."""
+    table = results(notebook, "test loss  ")
+    full, blocks, both = (table[arm][1] for arm in ("full", "LoRA, blocks", "LoRA, blocks and head"))
+    assert full < both < full + 0.2 < blocks < table["base"][0]
+    losses = results(notebook, "adapter  ")
+    assert [min(losses, key=lambda name: losses[name][i]) for i in range(3)] == ["base", "summaries", "jobs"]
+    text = shown(notebook)
+    assert "the first adapter is as it was before the second: True" in text
+    assert "without adapters, the base: True" in text
+    assert "merged equals unmerged within rounding: True" in text
+
+
+CHECKS = {"vision_vit": check_vision, "vision_conv": check_vision, "decoder_only": check_decoder}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
+def test_it_runs_beyond_language_and_shows_what_it_says(path, tmp_path):
+    CHECKS[path.stem](executed(path, tmp_path))
+
+
+@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
+def test_the_committed_outputs_show_what_is_said(path):
+    CHECKS[path.stem](nbformat.read(path, as_version=4))
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_committed_outputs_are_whole_and_clean(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    made = [output for cell in cells for output in cell.outputs]
+    assert made and not [o for o in made if o.output_type == "error" or o.get("name") == "stderr"]
 
 
 def test_its_outputs_are_of_the_shipped_model_and_sample():
@@ -53,7 +121,8 @@ def test_its_outputs_are_of_the_shipped_model_and_sample():
     assert generate("test", 1)[0]["dialogue"] in text, f"the dialogues have changed since; run {REFRESH}"
 
 
-def test_its_outputs_name_no_machine():
-    text = nbformat.writes(nbformat.read(NOTEBOOK, as_version=4))
-    places = (r"/home/|/Users/|/tmp/", f"{Path.home()}/", f"{NOTEBOOK.parents[1]}/", "Traceback|Warning")
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_its_outputs_name_no_machine(path):
+    text = nbformat.writes(nbformat.read(path, as_version=4))
+    places = (r"/home/|/Users/|/tmp/", f"{Path.home()}/", f"{NOTEBOOKS.parent}/", "Traceback|Warning")
     assert not re.search("|".join(places), text)
