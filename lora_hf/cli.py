@@ -150,15 +150,20 @@ def merge(
     adapter: Adapter,
     output: Annotated[Path, typer.Option(help="A new folder.")],
     base: Base = None,
+    onto: Annotated[
+        str | None, typer.Option(help="On a quantized base: checkpoint, dequantized or requantized.")
+    ] = None,
 ) -> None:
     """Fold an adapter into its base and write a plain Transformers folder.
 
     [dim]lora-hf merge --adapter runs/quickstart/lora/adapter --output merged[/dim]
     """
-    from lora_hf.runs import saved
+    from lora_hf.runs.merging import merge as merge_adapter
 
-    difference = saved.merge(adapter, output, base)
-    print(f"{output}: merged; its logits differ from the unmerged model's by at most {difference:.2g}")
+    errors = merge_adapter(adapter, output, base, onto)
+    for way, error in errors.items():
+        print(f"{way}: logits moved by {error:.1e} of their size on a sample")
+    print(f"{output}: {onto or 'merged'}")
 
 
 @app.command()

@@ -94,7 +94,8 @@ def merge_errors(
     Returns:
         Way -> relative error (Frobenius): `merged` on a dense base, else the choices that are possible.
     """
-    choices: list[str | None] = [None] if not _lossy(model) else list(CHOICES)
+    is_quantized = any(layer.base.is_quantized for layer in lora_layers(model).values())
+    choices: list[str | None] = list(CHOICES) if is_quantized else [None]
     with torch.no_grad():
         unmerged = model(**batch).logits.float()
         errors = {}

@@ -1,6 +1,6 @@
 """The `model:` section: which base, and how its weights are stored."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -49,6 +49,11 @@ class ModelConfig(Section):
             return "int8"
         four_bit = "affine4" if self.quant_method == "hqq" else self.bnb_4bit_quant_type
         return four_bit if self.load_in_4bit else "dense"
+
+    def how_stored(self) -> dict[str, Any]:
+        """The fields that quantize the base; empty where it is dense."""
+        where = {"model_name_or_path", "revision", "dtype"}
+        return {} if self.storage == "dense" else self.model_dump(exclude=where, exclude_defaults=True)
 
     @model_validator(mode="after")
     def _check_storage(self) -> Self:

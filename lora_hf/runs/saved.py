@@ -1,13 +1,10 @@
-"""Use a saved adapter: score it, write summaries with it, merge it into a plain model."""
+"""Use a saved adapter: score it, write summaries with it."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lora_hf.adapters import merge_and_unload
 from lora_hf.adapters.peft_format import read_peft_config
 from lora_hf.adapters.weights_file import read_manifest
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
@@ -16,9 +13,8 @@ from lora_hf.data.load import load_split, read_file
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.scoring import score_model, summarize
-from lora_hf.files import check_new
 from lora_hf.layout import ADAPTER
-from lora_hf.modeling import load_model, load_tokenizer, pick_device, save_model
+from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.training.methods import load_saved, saved_method
 
 NEW_TOKENS = 128
@@ -73,7 +69,7 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
 
 
 def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """The model an adapter was trained on with the adapter on it, the tokenizer, and the manifest."""
+    """The model an adapter was trained on, stored as it was, with the adapter on it; tokenizer; manifest."""
     folder = find_adapter(adapter)
     manifest = read_manifest(folder)
     described = read_peft_config(folder)[1] if saved_method(folder) == "lora" else manifest
@@ -81,7 +77,8 @@ def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, 
     if not name:
         raise UserError(f"{folder} does not name its base model; give it with --base")
     revision = None if base else manifest.get("base_model_revision")
-    config = ModelConfig(model_name_or_path=name, revision=revision)
+    stored = manifest.get("base_store", {})  # 4-bit, as it was trained on, or nothing: dense
+    config = ModelConfig(model_name_or_path=name, revision=revision, **stored)
     model = load_saved(load_model(config, pick_device()), folder)
     return model, load_tokenizer(config), manifest
 
@@ -114,30 +111,6 @@ def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) ->
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}
         for example, prediction in zip(examples, written, strict=True)
     ]
-
-
-def merge(adapter: str, output: Path, base: str | None) -> float:
-    """Write the base with the adapter folded in, as a plain Transformers folder with its tokenizer.
-
-    Returns:
-        The largest difference between the merged and the unmerged model's logits on a sample sentence.
-
-    Raises:
-        UserError: `output` is there already, and not an empty folder; or what was trained is no LoRA.
-    """
-    check_new(output)
-    if (method := saved_method(find_adapter(adapter))) != "lora":
-        raise UserError(
-            f"--adapter {adapter!r} holds a {method}, which is no change of a weight: no merging it"
-        )
-    model, tokenizer, manifest = load_with_base(adapter, base)
-    ids = tokenizer("A: Shall we meet at noon?\nB: Yes.", return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        unmerged = model(**ids, labels=ids["input_ids"]).logits
-        merge_and_unload(model)
-        difference = (model(**ids, labels=ids["input_ids"]).logits - unmerged).abs().max().item()
-    save_model(model, tokenizer, output)
-    return float(difference)
 
 
 def as_lines(rows: list[dict[str, str]]) -> str:

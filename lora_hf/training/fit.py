@@ -106,7 +106,7 @@ def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data:
             "prompt": config.data.prompt,
             "max_source_length": config.data.max_source_length,
             "max_new_tokens": data.max_new_tokens,
-            "base_storage": config.model.storage,
+            "base_store": config.model.how_stored(),
         }
         METHODS[config.method].save(model, run / ADAPTER, use)
         return
