@@ -21,6 +21,11 @@ class ArmFailed(Exception):
         self.status = status
 
 
+def first_line(error: Exception) -> str:
+    """What another library's exception says, without the paragraphs that many add."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `known`, or nothing where none is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.config import ModelConfig
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, first_line
 from lora_hf.files import checkpoint_fingerprint
 from lora_hf.originals import OriginalWeights, checkpoint_files
 from lora_hf.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
@@ -66,9 +66,8 @@ def _as_user_error(name: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
         raise UserError(
-            f"model.model_name_or_path={name!r} cannot be loaded: {first} "
+            f"model.model_name_or_path={name!r} cannot be loaded: {first_line(error)} "
             "(give a folder that holds config.json, tokenizer files and safetensors, or a name on the Hub "
             f"that can be reached; {EMBEDDED!r} needs neither)"
         ) from error

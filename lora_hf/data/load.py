@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example, check_rows, dialogues_of, group_rows
 from lora_hf.data.rows import READERS, read_rows, read_utf8
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, first_line
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -105,9 +105,8 @@ def _read_hub(config: DataConfig, split: Split) -> list[dict[str, Any]]:
             config.dataset_name, config.dataset_config, split=split, revision=config.dataset_revision
         )
     except Exception as error:  # datasets raises a dozen kinds; all mean that this name gave no data
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"data.dataset_name={config.dataset_name!r} [{split}] did not load: {first} (give a folder or a "
-            f"file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
+            f"data.dataset_name={config.dataset_name!r} [{split}] did not load: {first_line(error)} "
+            f"(give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
         ) from error
     return list(dataset)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from lora_hf.config.file import load_config
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, first_line
 from lora_hf.reporting.table import ARMS
 from lora_hf.runs.compare import compare
 
@@ -28,11 +28,10 @@ def check_hub(model: str, dataset: str) -> None:
         try:
             hf_hub_download(name, file, repo_type=kind)
         except Exception as error:  # the client raises a dozen kinds; all mean that it cannot be had
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"the published comparison needs the {kind} {name} from the Hugging Face Hub, and cannot get "
-                f"it here: {first} Without a network, `make quickstart` compares the same arms on the "
-                "embedded model."
+                f"it here: {first_line(error)} Without a network, `make quickstart` compares the "
+                "same arms on the embedded model."
             ) from error
 
 

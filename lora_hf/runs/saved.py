@@ -5,13 +5,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lora_hf.adapters.peft_format import read_peft_config
-from lora_hf.adapters.weights_file import read_manifest
+from lora_hf.adapters.weights_file import MANIFEST_NAME, read_manifest
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
 from lora_hf.data.arm import load_data
 from lora_hf.data.load import load_split, read_file
 from lora_hf.data.tokenize import Truncation, encode_sources
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.scoring import score_model, summarize
 from lora_hf.layout import ADAPTER
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
@@ -40,8 +42,9 @@ def find_adapter(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the Hub's client raises a dozen kinds; all mean that there is no adapter
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--adapter {name!r} is no folder and cannot be had from the Hub: {first}") from error
+        raise UserError(
+            f"--adapter {name!r} is no folder and cannot be had from the Hub: {first_line(error)}"
+        ) from error
 
 
 def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -77,10 +80,20 @@ def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, 
     if not name:
         raise UserError(f"{folder} does not name its base model; give it with --base")
     revision = None if base else manifest.get("base_model_revision")
-    stored = manifest.get("base_store", {})  # 4-bit, as it was trained on, or nothing: dense
-    config = ModelConfig(model_name_or_path=name, revision=revision, **stored)
+    config = _base_config(folder, {"model_name_or_path": name, "revision": revision}, manifest)
     model = load_saved(load_model(config, pick_device()), folder)
     return model, load_tokenizer(config), manifest
+
+
+def _base_config(folder: Path, where: dict[str, Any], manifest: dict[str, Any]) -> ModelConfig:
+    """The base in the store that it was trained on; a manifest that names none means dense."""
+    stored = manifest.get("base_store", {})
+    try:
+        return ModelConfig(**where, **stored)
+    except (TypeError, ValidationError) as error:
+        raise UserError(
+            f"{folder / MANIFEST_NAME}: base_store={stored!r} is no way to store a base: {first_line(error)}"
+        ) from None
 
 
 def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) -> list[dict[str, str]]:
