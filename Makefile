@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two test processes on two cores would otherwise wait for each other's threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: quickstart test test-full lint format types reproduce clean
+.PHONY: quickstart test test-full lint format types methods reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -25,6 +25,9 @@ types: .venv/.installed-test
 format: .venv/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+methods: .venv/.installed-test     ## every method side by side on the embedded model: one table, one picture
+	$(BIN)/python scripts/methods.py --config configs/methods.yaml
 
 reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on DialogSum, from the Hub
 	$(BIN)/python scripts/reproduce.py

@@ -4,12 +4,13 @@ mistake in a config are quick. What they print goes to standard output; `status`
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lora_hf.status import exit_status
+from lora_hf.status import exit_status, invoke
 
 app = typer.Typer(
     add_completion=False,
@@ -206,4 +207,4 @@ def run(words: list[str], debug: bool) -> int:
     Raises:
         Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
     """
-    return exit_status(typer.main.get_command(app), words, debug)
+    return exit_status(partial(invoke, typer.main.get_command(app), words), debug)

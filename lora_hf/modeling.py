@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError, first_line
@@ -119,6 +120,8 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
 
 def _read(config: ModelConfig, name: str, dtype: torch.dtype, device: torch.device) -> Any:
     """The model on its device, in its store."""
+    if config.storage == "affine4":
+        check_hqq()
     kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": _revision(config)}
     if config.storage in ("nf4", "fp4", "int8"):
         quantization = bitsandbytes_config(config, resolve_dtype(config.bnb_4bit_compute_dtype, device))

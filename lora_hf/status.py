@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -17,8 +18,8 @@ import typer
 from lora_hf.errors import ArmFailed, UserError
 
 
-def exit_status(command: Any, words: list[str], debug: bool) -> int:
-    """Run a command line and say how it ended.
+def exit_status(task: Callable[[], object], debug: bool = False) -> int:
+    """Do what a command or a script is for, and say how it ended.
 
     Raises:
         Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
@@ -26,7 +27,7 @@ def exit_status(command: Any, words: list[str], debug: bool) -> int:
     _set_up_logging()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        invoke(command, words)
+        task()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)

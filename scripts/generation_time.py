@@ -4,9 +4,11 @@ python scripts/generation_time.py --config configs/methods.yaml --variants lora 
 """
 
 import argparse
+import sys
 
 from lora_hf.config.file import load_config
 from lora_hf.runs.generation_time import VARIANTS, generation_markdown, generation_times
+from lora_hf.status import exit_status
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config", required=True)
@@ -17,6 +19,12 @@ parser.add_argument("--new-tokens", type=int, default=32)
 parser.add_argument("--rounds", type=int, default=15)
 parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE")
 arguments = parser.parse_args()
-config = load_config(arguments.config, arguments.overrides, is_study=True)
-times = generation_times(config, arguments.variants, arguments.new_tokens, arguments.rounds)
-print(generation_markdown(times), end="")
+
+
+def main() -> None:
+    config = load_config(arguments.config, arguments.overrides, is_study=True)
+    times = generation_times(config, arguments.variants, arguments.new_tokens, arguments.rounds)
+    print(generation_markdown(times), end="")
+
+
+sys.exit(exit_status(main))

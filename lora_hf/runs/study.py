@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.config import RunConfig
 from lora_hf.errors import ArmFailed, UserError
 from lora_hf.runs.directory import RunDirectory, read_predictions
@@ -82,10 +83,12 @@ def run_arms(
         reports: names of the files that will be written beside the runs.
 
     Raises:
-        UserError: a folder that holds something else, or a run with other inputs.
+        UserError: a folder that holds something else, a run with other inputs, or a package that is missing.
         ArmFailed: a run did not end well; those that did are kept.
     """
     check_root(arms, reports)
+    if any(arm.config.model.storage == "affine4" for arm in arms):
+        check_hqq()
     for arm in arms:
         RunDirectory(arm.config).check()
     for number, arm in enumerate(arms, start=1):

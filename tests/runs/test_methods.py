@@ -7,6 +7,7 @@ import pytest
 from conftest import SMALL_COMPARISON
 
 from lora_hf import cli
+from lora_hf.adapters.backends import affine
 from lora_hf.config import RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import UserError
@@ -81,3 +82,12 @@ def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, arms_
     with pytest.raises(UserError, match=r"run/houlsby' holds .*bottleneck.bottleneck_dim: 3 -> 4"):
         methods.compare_methods(config_file, ["variants.houlsby.bottleneck.bottleneck_dim=4"])
     assert {p: p.stat().st_mtime_ns for p in root.rglob(RESULTS)} == before and len(before) == 5
+
+
+def test_a_missing_package_stops_a_study_before_its_first_run(config_file, arms_in_this_process, monkeypatch):
+    monkeypatch.setattr(affine, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"quant_method='hqq' needs the package hqq.*pip install"):
+        methods.compare_methods(
+            config_file, ["variants.tiny.model.load_in_4bit=true", "variants.tiny.model.quant_method=hqq"]
+        )
+    assert not arms_in_this_process

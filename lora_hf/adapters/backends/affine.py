@@ -6,6 +6,7 @@ keeps its zero points as floats; torchao's int4 tensors round theirs to integers
 `HQQLinear.to` does nothing, it casts its zeros to the compute dtype, and it has no `weight`, which T5 reads.
 """
 
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,18 @@ class AffineWeight(NamedTuple):
         return values.view(rows, -1).to(dtype)
 
 
+def check_hqq() -> None:
+    """Refuse at once what would fail once a model is loaded.
+
+    Raises:
+        UserError: `hqq` is not installed.
+    """
+    if find_spec("hqq") is None:
+        raise UserError(
+            "model.quant_method='hqq' needs the package hqq, which is an extra: pip install 'lora_hf[hqq]'"
+        )
+
+
 def quantize_affine(weight: Tensor, group_size: int) -> AffineWeight:
     """Choose codes, scales and offsets of W (out, in), on its own device.
 
@@ -45,10 +58,9 @@ def quantize_affine(weight: Tensor, group_size: int) -> AffineWeight:
         raise UserError(
             f"model.hqq_group_size={group_size} must be even and divide the {columns} inputs of every layer"
         )
-    try:
-        from hqq.core.quantize import Quantizer
-    except ImportError:
-        raise UserError("the affine 4-bit store needs the package hqq: pip install 'lora_hf[hqq]'") from None
+    check_hqq()
+    from hqq.core.quantize import Quantizer
+
     options = {"nbits": 4, "group_size": group_size, "axis": 1, "round_zero": False, "bitpack": False}
     codes, meta = Quantizer.quantize(
         weight.detach().float(), **options, device=weight.device, compute_dtype=torch.float32
