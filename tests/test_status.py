@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import FEW
 
-from lora_hf import cli, status
+from lora_hf import cli
 from lora_hf.errors import ArmFailed
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def test_a_config_that_is_not_there_is_one_error_and_debug_adds_its_traceback():
 
 def test_a_fault_of_the_program_is_not_told_as_the_users(monkeypatch):
     def fail(error):
-        monkeypatch.setattr(status, "invoke", lambda *command: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(error))
         return cli.run(["train"], debug=False)
 
     with pytest.raises(ZeroDivisionError):
@@ -72,7 +72,7 @@ def test_a_fault_of_the_program_is_not_told_as_the_users(monkeypatch):
 
 
 def test_an_arm_that_the_system_killed_is_spoken_of(monkeypatch, capsys):
-    monkeypatch.setattr(status, "invoke", lambda *command: (_ for _ in ()).throw(ArmFailed(-9)))
+    monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(ArmFailed(-9)))
     assert cli.run(["compare"], debug=False) == 1
     assert "ended by SIGKILL; often memory ran out" in capsys.readouterr().err
 

@@ -18,12 +18,11 @@ from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.reporting.table import markdown_table
 from lora_hf.training.methods import METHODS
 
-VARIANTS = ("lora", "bottleneck", "prompt_tuning")
 MERGED = " merged"
 
 
 def generation_times(
-    config: RunConfig, variants: Sequence[str] = VARIANTS, new_tokens: int = 32, rounds: int = 15
+    config: RunConfig, variants: Sequence[str], new_tokens: int = 32, rounds: int = 15
 ) -> dict[str, dict[str, Any]]:
     """Time one batch of test dialogues with the base and with each variant, a LoRA also merged.
 
