@@ -24,11 +24,11 @@ def test_the_python_runs_and_leaves_an_adapter(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_the_yaml_is_a_valid_config(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
-    file = tmp_path / "readme.yaml"
-    file.write_text(text)
-    assert load_config(file).lora.r == yaml.safe_load(text)["lora"]["r"] == 32
+def test_each_yaml_is_a_valid_config(tmp_path: Path) -> None:
+    for number, text in enumerate(blocks("yaml")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        assert load_config(file).lora.r == yaml.safe_load(text)["lora"]["r"]
 
 
 def test_scripts_and_files_named_in_it_exist() -> None:
