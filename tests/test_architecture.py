@@ -32,7 +32,8 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # Within adapters, the same.
 ADAPTERS = [
     {"functional", "inits", "config"},
-    {"replicate", "backends"},
+    {"stacks", "backends", "undo"},
+    {"replicate"},
     {"methods"},
     {"start", "saved"},
     {"layer"},
@@ -41,6 +42,7 @@ ADAPTERS = [
     {"switch"},
     {"inject"},
     {"merge", "save", "combine"},
+    {"merge_errors"},
     {"load"},
 ]
 

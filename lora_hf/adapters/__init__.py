@@ -6,7 +6,8 @@ from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.inject import delete_adapter, inject_adapters
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.load import load_adapter
-from lora_hf.adapters.merge import merge_adapters, merge_and_unload, merge_errors, unmerge_adapters
+from lora_hf.adapters.merge import merge_adapters, merge_and_unload, unmerge_adapters
+from lora_hf.adapters.merge_errors import merge_errors
 from lora_hf.adapters.replicate import replicate_layers, unshare_layers
 from lora_hf.adapters.save import save_adapter
 from lora_hf.adapters.switch import adapter_rows, disable_adapters, set_adapter

@@ -20,6 +20,13 @@ def saved_modules(model: nn.Module) -> dict[str, SavedModule]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SavedModule)}
 
 
+def modules_of(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
+    """What one adapter has of its own, by the layer's name: its factors, or its copy of the layer."""
+    held: dict[str, nn.ModuleDict] = {path: layer.adapters for path, layer in lora_layers(model).items()}
+    held |= {path: module.copies for path, module in saved_modules(model).items()}
+    return {path: own[adapter_name] for path, own in held.items() if adapter_name in own}
+
+
 def adapter_configs(model: nn.Module) -> dict[str, LoraConfig]:
     """The adapters a model carries, by name; written by this module alone."""
     if not hasattr(model, "lora_hf_adapters"):

@@ -21,18 +21,23 @@ from lora_hf.adapters.carried import (
     saved_modules,
 )
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.inits import BLIND
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
-from lora_hf.adapters.replicate import replicate_layers, replication
+from lora_hf.adapters.replicate import replicate_layers
 from lora_hf.adapters.saved import SavedModule
+from lora_hf.adapters.stacks import name_before_replication, replication
 from lora_hf.adapters.start import Start, draw_start
 from lora_hf.adapters.switch import set_adapter
 from lora_hf.adapters.targets import find_saved, find_targets, identity
+from lora_hf.adapters.undo import undone_on_error
 from lora_hf.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 Originals = Callable[[str], Tensor]
 """Layer name -> its W (out, in) before quantization."""
 DrawStart = Callable[[str, LoraConfig, LoraLayer], Start]
+BASELINE = "lora_hf_extras"
+"""The attribute that says that a model carries a baseline's weights."""
 logger = logging.getLogger(__name__)
 
 
@@ -67,24 +72,40 @@ def inject_adapters(
         raise UserError(
             f"the model has an adapter {adapter_name!r} already; delete it or choose another name"
         )
+    if held := getattr(model, BASELINE, None):
+        raise UserError(f"the model has the weights of method {held['method']!r} already; load the base anew")
     refuse_merged(model)
+    with undone_on_error(model):
+        _inject(model, config, adapter_name, originals, draw)
+    return model
+
+
+def _inject(
+    model: nn.Module, config: LoraConfig, name: str, originals: Originals | None, draw: DrawStart | None
+) -> None:
     if config.layer_replication:
         replicate_layers(model, config.layer_replication)
     elif replication(model):  # by hand, before: the adapter's names count the new blocks
         config = replace(config, layer_replication=replication(model))
     targets, saved = find_targets(model, config), find_saved(model, config)
     keep_differentiable(model)
-    originals = originals or getattr(model, "original_weights", None)
-    starts = _draw_starts(targets, config, originals, draw)
+    starts = _draw_starts(targets, config, originals_of(model, originals), draw)
     model.requires_grad_(False)
-    for name, (layer, settings, start) in starts.items():
-        layer.add(adapter_name, settings, start)
-        layer.train(targets[name].training)
-    put_in_place(model, {identity(targets[name]): layer for name, (layer, _, _) in starts.items()})
-    _add_saved(model, saved, adapter_name)
-    adapter_configs(model)[adapter_name] = config
-    set_adapter(model, adapter_name)
-    return model
+    for path, (layer, settings, start) in starts.items():
+        layer.add(name, settings, start)
+        layer.train(targets[path].training)
+    put_in_place(model, {identity(targets[path]): layer for path, (layer, _, _) in starts.items()})
+    _add_saved(model, saved, name)
+    adapter_configs(model)[name] = config
+    set_adapter(model, name)
+
+
+def originals_of(model: nn.Module, given: Originals | None) -> Originals | None:
+    """What gives the weights before quantization; a copy of a block has its source's."""
+    found: Originals | None = given or getattr(model, "original_weights", None)
+    if found is None:
+        return None
+    return lambda name: found(name_before_replication(model, name))
 
 
 def _draw_starts(
@@ -100,7 +121,8 @@ def _draw_starts(
             if draw is not None:
                 start = draw(name, settings, layer)
             else:
-                original = originals(name) if originals and layer.base.is_quantized else None
+                reads = layer.base.is_quantized and settings.init_lora_weights not in BLIND
+                original = originals(name) if originals and reads else None
                 start = draw_start(settings, layer.base, original)
         except UserError as error:
             raise UserError(f"{error} (layer {name})") from None
@@ -119,6 +141,12 @@ def _report(errors: dict[str, tuple[float, float]], config: LoraConfig) -> None:
 
 
 def _add_saved(model: nn.Module, saved: dict[str, nn.Module], adapter_name: str) -> None:
+    for name, module in saved.items():
+        if not isinstance(module, SavedModule) and lora_layers(module):
+            raise UserError(
+                f"lora.modules_to_save: {name} carries another adapter, and its copy would carry it too; "
+                "delete that one first, or leave the layer out"
+            )
     wrappers = {
         identity(module): module if isinstance(module, SavedModule) else SavedModule(module)
         for module in saved.values()

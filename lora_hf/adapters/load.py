@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lora_hf.adapters.carried import lora_layers, saved_modules
+from lora_hf.adapters.carried import modules_of, saved_modules
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.inits import LoraInit
-from lora_hf.adapters.inject import Originals, inject_adapters
+from lora_hf.adapters.inject import Originals, inject_adapters, originals_of
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.peft_format import TAKEN_OVER, read_peft_config
 from lora_hf.adapters.peft_tensors import peft_shapes, put_peft_tensors
@@ -18,6 +18,7 @@ from lora_hf.adapters.replicate import replicate_layers
 from lora_hf.adapters.save import PREFIX, START_NAME, adapted, adapter_state
 from lora_hf.adapters.start import Start, draw_start, restore
 from lora_hf.adapters.targets import find_saved, find_targets
+from lora_hf.adapters.undo import undone_on_error
 from lora_hf.adapters.weights_file import check_tensors, read_manifest, read_tensors, read_weights
 from lora_hf.errors import UserError
 
@@ -50,17 +51,17 @@ def load_adapter(
     config, _ = read_peft_config(folder)
     check_base(model, folder)
     tensors = without_base_copies(model, read_weights(folder), folder)
-    if config.layer_replication:
-        replicate_layers(model, config.layer_replication)
-    check_tensors(tensors, expected_shapes(model, config), folder)
-    check_formats(model, config, folder)
-    begin = _Beginning(folder, config, originals or getattr(model, "original_weights", None))
-    with torch.random.fork_rng(devices=[]):  # a start drawn here is overwritten: leave the seed alone
-        inject_adapters(model, config, adapter_name, draw=begin)
-    _put(model, tensors, adapter_name)
-    for module in (*lora_layers(model).values(), *saved_modules(model).values()):
-        copies = module.adapters if isinstance(module, LoraLayer) else module.copies
-        copies.requires_grad_(trainable)
+    with undone_on_error(model):
+        if config.layer_replication:
+            replicate_layers(model, config.layer_replication)
+        check_tensors(tensors, expected_shapes(model, config), folder)
+        check_formats(model, config, folder)
+        begin = _Beginning(folder, config, originals_of(model, originals))
+        with torch.random.fork_rng(devices=[]):  # a start drawn here is overwritten: leave the seed alone
+            inject_adapters(model, config, adapter_name, draw=begin)
+        _put(model, tensors, adapter_name)
+    for module in modules_of(model, adapter_name).values():
+        module.requires_grad_(trainable)
     return model
 
 

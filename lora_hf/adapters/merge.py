@@ -7,21 +7,26 @@ rounding, at four times the bytes); `requantized`, the store's own format (small
 Updates that are constant within the groups of an affine store need no choice: they move its zero points.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend, backend_for, is_supported
-from lora_hf.adapters.carried import adapter_configs, lora_layers, replace_modules, saved_modules
-from lora_hf.adapters.inject import Model, Originals
+from lora_hf.adapters.carried import (
+    adapter_configs,
+    lora_layers,
+    replace_modules,
+    saved_modules,
+)
+from lora_hf.adapters.inject import Model, Originals, originals_of
 from lora_hf.adapters.layer import LoraLayer
-from lora_hf.adapters.replicate import replication, unshare_layers
+from lora_hf.adapters.replicate import unshare_layers
+from lora_hf.adapters.stacks import replication
 from lora_hf.errors import UserError
 
-CHOICES = ("checkpoint", "dequantized", "requantized")
+TO_DENSE = ("checkpoint", "dequantized")
+CHOICES = (*TO_DENSE, "requantized")
 
 
 def merge_adapters(model: nn.Module, onto: str | None = None) -> None:
@@ -32,14 +37,18 @@ def merge_adapters(model: nn.Module, onto: str | None = None) -> None:
         onto: `requantized` says yes to the rounding of a quantized base; not needed on a dense one.
 
     Raises:
-        UserError: a quantized base and no choice, or replicated layers, whose weights are shared.
-        RuntimeError: adapters are merged already.
+        UserError: a quantized base and no choice, replicated layers, whose weights are shared, or no active
+            adapter.
+        RuntimeError: adapters are merged already, or disabled.
     """
     if replication(model):
         raise UserError(
             "the model's layers are replicated and share their weights: merging in place would give each "
             "copy its own and all of their memory; use merge_and_unload, or unshare_layers first"
         )
+    _refuse_nothing(model)
+    if any(not layer.enabled for layer in lora_layers(model).values()):
+        raise RuntimeError("adapters are disabled at the moment; leave disable_adapters first")
     if onto not in (None, "requantized"):
         raise UserError(
             f"onto={onto!r} changes the layers' kind, which merge_and_unload does; here: 'requantized'"
@@ -66,48 +75,31 @@ def merge_and_unload(model: Model, onto: str | None = None, originals: Originals
         originals: gives the checkpoint's weights; None takes `model.original_weights`.
 
     Raises:
-        UserError: a quantized base and no choice, or one that this adapter cannot be merged onto.
+        UserError: a quantized base and no choice, one that this adapter cannot be merged onto, or no active
+            adapter.
     """
-    _check_choice(model, onto, originals)
-    plain = _merged_modules(model, onto, originals)
+    _refuse_nothing(model)
+    check_choice(model, onto, originals)
+    if onto in TO_DENSE:  # what was merged in place has been rounded
+        unmerge_adapters(model)
+    plain = merged_modules(model, onto, originals)
     for module in saved_modules(model).values():
-        plain[id(module)] = module.used
+        plain[id(module)] = module.plain
     replace_modules(model, plain)
     adapter_configs(model).clear()
     if replication(model):
         unshare_layers(model)
-    if onto in ("checkpoint", "dequantized"):
+    if onto in TO_DENSE:
         _forget_quantization(model)
     return model
 
 
-def merge_errors(
-    model: nn.Module, batch: Mapping[str, Tensor], originals: Originals | None = None
-) -> dict[str, float]:
-    """How far each way of merging moves the logits on a sample, as a share of the unmerged ones' size.
-
-    Args:
-        model: with adapters, unmerged; it is left as it was.
-        batch: what its forward takes.
-        originals: gives the checkpoint's weights; None takes `model.original_weights`.
-
-    Returns:
-        Way -> relative error (Frobenius): `merged` on a dense base, else the choices that are possible.
-    """
-    is_quantized = any(layer.base.is_quantized for layer in lora_layers(model).values())
-    choices: list[str | None] = list(CHOICES) if is_quantized else [None]
-    with torch.no_grad():
-        unmerged = model(**batch).logits.float()
-        errors = {}
-        for onto in choices:
-            try:
-                _check_choice(model, onto, originals)
-            except UserError:
-                continue
-            with _merged_for_a_while(model, onto, originals):
-                difference = model(**batch).logits.float() - unmerged
-            errors[onto or "merged"] = (difference.norm() / unmerged.norm()).item()
-    return errors
+def _refuse_nothing(model: nn.Module) -> None:
+    """Raise where merging would do nothing, or drop what is not active."""
+    copies = any(module.active for module in saved_modules(model).values())
+    if not copies and not any(layer.methods(layer.active) for layer in lora_layers(model).values()):
+        known = sorted(adapter_configs(model))
+        raise UserError(f"no adapter is active to be merged; the model has {known}: choose by set_adapter")
 
 
 def _lossy(model: nn.Module) -> list[str]:
@@ -126,7 +118,7 @@ def _choice_needed(layers: list[str], choices: str) -> str:
     )
 
 
-def _check_choice(model: nn.Module, onto: str | None, originals: Originals | None) -> None:
+def check_choice(model: nn.Module, onto: str | None, originals: Originals | None) -> None:
     if onto not in (None, *CHOICES):
         raise UserError(f"onto={onto!r} is none of {list(CHOICES)}")
     if onto is None and (lossy := _lossy(model)):
@@ -137,19 +129,14 @@ def _check_choice(model: nn.Module, onto: str | None, originals: Originals | Non
             raise UserError(
                 "onto='checkpoint': a LoftQ adapter makes up for the errors of its quantized base"
             )
-        if not _originals(model, originals):
+        if not originals_of(model, originals):
             raise UserError("onto='checkpoint' needs the weights before quantization: give originals=")
 
 
-def _originals(model: nn.Module, originals: Originals | None) -> Originals | None:
-    found: Originals | None = originals or getattr(model, "original_weights", None)
-    return found
-
-
-def _merged_modules(model: nn.Module, onto: str | None, originals: Originals | None) -> dict[int, nn.Module]:
+def merged_modules(model: nn.Module, onto: str | None, originals: Originals | None) -> dict[int, nn.Module]:
     """id of each wrapper, and of each quantized layer that becomes dense, -> the plain layer in its place."""
-    to_dense = onto in ("checkpoint", "dequantized")
-    source = _originals(model, originals) if onto == "checkpoint" else None
+    to_dense = onto in TO_DENSE
+    source = originals_of(model, originals) if onto == "checkpoint" else None
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), None)
     plain: dict[int, nn.Module] = {}
     for name, layer in lora_layers(model).items():
@@ -189,23 +176,6 @@ def _dense(base: Backend, weight: Tensor, dtype: torch.dtype | None) -> nn.Linea
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
     return layer
-
-
-@contextmanager
-def _merged_for_a_while(model: nn.Module, onto: str | None, originals: Originals | None) -> Iterator[None]:
-    if onto in (None, "requantized"):
-        was_merged = {name: layer.merged for name, layer in lora_layers(model).items()}
-        for layer in lora_layers(model).values():
-            layer.merge(layer.active)
-        yield
-        assert not any(was_merged.values())
-        unmerge_adapters(model)
-        return
-    before = {id(module): module for module in model.modules()}
-    plain = _merged_modules(model, onto, originals)
-    replace_modules(model, plain)
-    yield
-    replace_modules(model, {id(new): before[key] for key, new in plain.items()})
 
 
 def _forget_quantization(model: Any) -> None:

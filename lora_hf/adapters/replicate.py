@@ -6,23 +6,16 @@ Depth up-scaling of SOLAR (Kim et al., arXiv:2312.15166) without its second set 
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import nn
 
 from lora_hf.adapters.config import Spans
+from lora_hf.adapters.stacks import Stack, find_stacks, replication
 from lora_hf.errors import UserError, did_you_mean
 
 Model = TypeVar("Model", bound=nn.Module)
 Written = Mapping[str, Sequence[Sequence[int]]] | Sequence[Sequence[int]]
-
-
-class Stack(NamedTuple):
-    """The blocks that a hidden state passes one after the other; `side` is `encoder` or `decoder`."""
-
-    path: str
-    side: str
-    blocks: nn.ModuleList
 
 
 def replicate_layers(model: Model, spec: Written) -> Model:
@@ -85,27 +78,6 @@ def unshare_layers(model: Model) -> Model:
     if hasattr(model, "lora_hf_replication"):
         del model.lora_hf_replication
     return model
-
-
-def replication(model: nn.Module) -> dict[str, Spans]:
-    """The spans each stack was rebuilt from; empty for a model as it was loaded, or unshared."""
-    return getattr(model, "lora_hf_replication", {})
-
-
-def find_stacks(model: nn.Module) -> dict[str, Stack]:
-    """The outermost lists of equal-typed blocks, by their side; by their paths where a side has several."""
-    lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and path]
-    outer = [(path, m) for path, m in lists if not any(path.startswith(other + ".") for other, _ in lists)]
-    found = [Stack(path, _side(path, m), m) for path, m in outer if len({type(block) for block in m}) == 1]
-    sides = [stack.side for stack in found]
-    return {stack.side if sides.count(stack.side) == 1 else stack.path: stack for stack in found}
-
-
-def _side(path: str, blocks: nn.ModuleList) -> str:
-    """By name; a stack without one decodes if its attention is causal, or where unsaid, if it has a cache."""
-    named = next((part for part in path.split(".") if part in ("encoder", "decoder")), None)
-    causal = any(getattr(m, "is_causal", hasattr(m, "layer_idx")) for m in blocks.modules())
-    return named or ("decoder" if causal else "encoder")
 
 
 def _by_stack(model: nn.Module, spec: Written, stacks: dict[str, Stack]) -> dict[str, Spans]:

@@ -8,6 +8,9 @@ An adapter that was started on a quantized base stored for it (PiSSA, OLoRA, Lof
 which that base is made again.
 """
 
+import logging
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend
-from lora_hf.adapters.carried import adapter_configs, lora_layers, saved_modules
+from lora_hf.adapters.carried import adapter_configs, lora_layers, modules_of, saved_modules
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig
 from lora_hf.adapters.methods import Lora
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config
@@ -25,6 +28,7 @@ from lora_hf.adapters.weights_file import MANIFEST_NAME, write_weights
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
+logger = logging.getLogger(__name__)
 START_NAME = "lora_hf_start.safetensors"
 PREFIX = "base_model.model."
 
@@ -95,7 +99,19 @@ def save_adapter(
     if config.init_lora_weights == "loftq" or start:
         manifest["base_formats"] = base_formats(model, adapter_name)
     write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
+    _warn_of_places(model, adapter_name)
     return folder
+
+
+def _warn_of_places(model: nn.Module, adapter_name: str) -> None:
+    """T5's `shared` is also each stack's `embed_tokens`; PEFT adapts one of the three."""
+    everything = list(model.named_modules(remove_duplicate=False))
+    for path in modules_of(model, adapter_name):
+        layer = model.get_submodule(path)
+        if len(places := [name for name, module in everything if module is layer]) > 1:
+            logger.warning(
+                "%s is one layer at %s; PEFT reads the file, and adapts the first alone", path, places
+            )
 
 
 def start_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
@@ -116,12 +132,26 @@ def base_formats(model: nn.Module, adapter_name: str) -> list[str]:
 def written_config(model: nn.Module, adapter_name: str) -> LoraConfig:
     """The config of what `adapter_state` holds: starts that were taken over are written as rank 2r."""
     config = adapter_configs(model)[adapter_name]
-    methods = [method for _, _, method in adapted(model, adapter_name)]
-    if any(method.taken_over is not None for method in methods):
+    methods = {path: method for path, _, method in adapted(model, adapter_name)}
+    taken_over = {path for path, method in methods.items() if method.taken_over is not None}
+    needs_its_store = any(method.is_restored for method in methods.values())
+    if taken_over and needs_its_store:  # quantized layers, stored anew, and dense ones beside them
+        return _by_layer(config, taken_over, methods)
+    if taken_over:
         return doubled(config)
-    if any(method.is_restored for method in methods) or config.init_lora_weights == "loftq":
+    if needs_its_store or config.init_lora_weights == "loftq":
         return config  # it fits only a base that is stored as it was
     return replace(config, init_lora_weights=True)  # the start is over
+
+
+def _by_layer(config: LoraConfig, taken_over: set[str], paths: Iterable[str]) -> LoraConfig:
+    """The rank and alpha of each layer under its full name, of rank 2r where a start was taken over."""
+    own = {path: (doubled(config) if path in taken_over else config).at(path) for path in paths}
+    return replace(
+        config,
+        rank_pattern={re.escape(path): one.r for path, one in own.items()},
+        alpha_pattern={re.escape(path): one.lora_alpha for path, one in own.items()},
+    )
 
 
 def target_names(model: nn.Module, adapter_name: str) -> list[str] | str:

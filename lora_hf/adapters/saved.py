@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lora_hf.errors import UserError
+
 
 class SavedModule(nn.Module):
     """A frozen module, and one trained copy of it an adapter.
@@ -49,16 +51,27 @@ class SavedModule(nn.Module):
         if name in self.copies:
             del self.copies[name]
 
-    def activate(self, names: Mapping[str, float]) -> None:
-        """Use the copy of the adapter among these that has one.
+    def check_together(self, names: Mapping[str, float]) -> list[str]:
+        """Those of these adapters that have a copy: none, or one.
 
         Raises:
-            ValueError: several have one.
+            UserError: several.
         """
         owners = [name for name in names if name in self.copies]
         if len(owners) > 1:
-            raise ValueError(f"adapters {owners} each bring their own copy of a layer; activate one of them")
+            raise UserError(f"adapters {owners} each bring their own copy of a layer; activate one of them")
+        return owners
+
+    def activate(self, names: Mapping[str, float]) -> None:
+        """Use the copy of the adapter among these that has one; as `check_together`."""
+        owners = self.check_together(names)
         self.active = owners[0] if owners else None
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module in use, in the dtype of the original: what stays when adapters are merged for good."""
+        dtype = next((p.dtype for p in self.original.parameters() if p.is_floating_point()), None)
+        return self.used.to(dtype) if dtype else self.used
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The used module's own; its inputs are cast to its dtype where they are floats."""

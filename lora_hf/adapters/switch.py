@@ -1,11 +1,15 @@
 """Choose which adapters a model goes through: for good, for a block of code, or row by row."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
 from lora_hf.adapters.carried import adapter_configs, lora_layers, refuse_merged, saved_modules
+from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.saved import SavedModule
 from lora_hf.errors import UserError
 
 Names = str | Sequence[str] | Mapping[str, float]
@@ -25,8 +29,9 @@ def set_adapter(model: nn.Module, names: Names) -> None:
     chosen = _weights(model, names)
     refuse_merged(model)
     layers = lora_layers(model).values()
-    for layer in layers:
-        layer.check_together(chosen)
+    carriers: list[LoraLayer | SavedModule] = [*layers, *saved_modules(model).values()]
+    for carrier in carriers:
+        carrier.check_together(chosen)
     for layer in layers:
         layer.activate(chosen)
         for name, method in layer.adapters.items():
@@ -42,9 +47,11 @@ def _weights(model: nn.Module, names: Names) -> dict[str, float]:
         weights = dict(names)
     else:
         weights = dict.fromkeys((names,) if isinstance(names, str) else names, 1.0)
-    for name in weights:
+    for name, weight in weights.items():
         if name not in adapter_configs(model):
             raise UserError(f"no adapter {name!r} in the model; it has {sorted(adapter_configs(model))}")
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise UserError(f"the weight of adapter {name!r} is {weight!r}; give a finite number")
     return weights
 
 
@@ -76,16 +83,21 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None
 
     Args:
         model: carries the adapters.
-        names: one a row; None leaves the row to the base.
+        names: one a row; None leaves the row to the base. A batch of several times as many rows takes each
+            name for as many rows in turn, as beam search orders them.
 
     Raises:
-        UserError: the model has no adapter of one of the names, or one that needs the base stored for it.
+        UserError: the model has no adapter of one of the names, one that needs the base stored for it, or
+            one on a table of positions, which is the same for all rows.
         RuntimeError: adapters are merged into the weights at the moment.
     """
     if saved_modules(model):
         raise UserError(
             "adapters with modules_to_save replace whole layers, and cannot be mixed within a batch"
         )
+    if not names:
+        raise UserError("adapter_rows: names is empty; give one a row of the batch, None for the base")
+    _refuse_tables(model)
     layers = list(lora_layers(model).values())
     was_active = [layer.active for layer in layers]
     chosen = _weights(model, [name for name in dict.fromkeys(names) if name is not None])
@@ -101,3 +113,16 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None
         for layer, active in zip(layers, was_active, strict=True):
             layer.rows = None
             layer.activate(active)
+
+
+def _refuse_tables(model: Any) -> None:
+    """Embeddings other than the tokens' are looked up by position: their input has no rows of a batch."""
+    tokens = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    tokens = getattr(tokens, "base_layer", tokens)
+    for name, layer in lora_layers(model).items():
+        base = layer.base_layer
+        if isinstance(base, nn.Embedding) and (tokens is None or base.weight is not tokens.weight):
+            raise UserError(
+                f"an adapter on {name} is one for the whole batch: it cannot be mixed by rows; "
+                "train without it, or use set_adapter"
+            )

@@ -44,7 +44,7 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
     model, tokenizer, manifest = load_with_base(adapter, base)
     errors = merge_errors(model, sample_batch(model, tokenizer, manifest))
     if manifest.get("base_store", {}).get("quant_method") == "hqq":
-        errors.pop("requantized")  # Transformers has no such layer: the folder would not be a plain one
+        errors.pop("requantized", None)  # Transformers has no such layer: the folder would not be a plain one
     check_choice(adapter, onto, errors)
     merge_and_unload(model, onto)
     save_model(model, tokenizer, output)

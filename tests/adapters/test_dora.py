@@ -3,7 +3,8 @@
 import pytest
 import torch
 from conftest import make_t5
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lora_hf import LoraConfig, inject_adapters, merge_adapters, unmerge_adapters
 from lora_hf.adapters.carried import lora_layers
@@ -66,10 +67,10 @@ def test_the_gradient_of_the_magnitude_is_the_direction_s_output() -> None:
     torch.testing.assert_close(adapter.lora_magnitude_vector.grad, expected)
 
 
-def test_the_norm_is_computed_once_a_step_and_anew_when_anything_moves(
+def test_for_generation_the_norm_is_computed_once_and_anew_when_anything_moves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, x, calls = layer(), torch.randn(3, 6), []
+    model, x, calls = layer().eval(), torch.randn(3, 6), []
     norms = dora.row_norms
     monkeypatch.setattr(dora, "row_norms", lambda weight: calls.append(1) or norms(weight))
     adapter = model[0].adapters["default"]
@@ -103,3 +104,27 @@ def test_the_norm_is_computed_once_a_step_and_anew_when_anything_moves(
     merge_adapters(model)
     unmerge_adapters(model)
     assert computes(nothing)
+
+
+def test_a_step_that_nothing_can_notice_moves_the_norm() -> None:
+    """Optimizers of bitsandbytes, and averages of weights, write below what torch counts."""
+    model, x = layer(), torch.randn(3, 6)
+    adapter, base = model[0].adapters["default"], model[0].base_layer
+
+    def expected() -> Tensor:
+        return x @ (base.weight + adapter.delta(base.weight)).T + model[0].bias
+
+    for mode in (True, False):
+        model.train(mode)(x)
+        adapter.lora_B.data.add_(0.1)
+        torch.testing.assert_close(model.train(mode)(x), expected())
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    model, x = layer().train(), torch.randn(3, 6)
+    adapter = model[0].adapters["default"]
+    grads = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        grads.append(torch.autograd.grad(run(x).square().sum(), list(adapter.parameters())))
+    for ours, plain in zip(*grads, strict=True):
+        assert torch.equal(ours, plain)

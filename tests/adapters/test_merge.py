@@ -12,11 +12,13 @@ from transformers import T5ForConditionalGeneration
 
 from lora_hf import (
     LoraConfig,
+    disable_adapters,
     inject_adapters,
     merge_adapters,
     merge_and_unload,
     merge_errors,
     replicate_layers,
+    set_adapter,
     unmerge_adapters,
 )
 from lora_hf.adapters.backends.affine import AffineLinear
@@ -105,7 +107,7 @@ def test_onto_the_checkpoint_is_what_a_dense_base_would_give(batch: dict) -> Non
 
 def test_a_choice_that_this_adapter_cannot_be_merged_onto_is_refused_and_not_listed(batch: dict) -> None:
     model = adapted(nf4_t5(), init_lora_weights="loftq")
-    assert merge_errors(model, batch).keys() == {"dequantized", "requantized"}
+    assert merge_errors(model, batch).keys() == {"checkpoint", "dequantized", "requantized"}
     with pytest.raises(UserError, match="LoftQ adapter makes up for the errors"):
         merge_and_unload(model, "checkpoint")
     model = adapted(nf4_t5())
@@ -144,3 +146,59 @@ def test_a_replicated_model_is_merged_for_good_only(batch: dict) -> None:
     torch.testing.assert_close(logits(model, batch), unmerged, rtol=1e-4, atol=1e-4)
     parameters = [p.data_ptr() for p in model.parameters()]
     assert len(set(parameters)) == len(parameters) and model.config.num_layers == 3
+
+
+@pytest.mark.parametrize("onto", ["dequantized", "checkpoint"])
+@pytest.mark.parametrize("make", [affine_t5, nf4_t5])
+def test_what_was_merged_in_place_is_not_added_twice(make: Any, onto: str, batch: dict) -> None:
+    def original(name: str) -> Tensor:
+        return make_t5().get_submodule(name).weight
+
+    plain, model = (adapted(make(), target_modules=["q"]) for _ in range(2))
+    merge_adapters(model, "requantized")
+    expected = logits(merge_and_unload(plain, onto, original), batch)
+    torch.testing.assert_close(logits(merge_and_unload(model, onto, original), batch), expected)
+
+
+@pytest.mark.parametrize("make", [make_t5, nf4_t5])
+def test_a_saved_module_gets_the_base_s_dtype(make: Any, batch: dict) -> None:
+    model = adapted(make().to(torch.bfloat16), modules_to_save=["lm_head"])
+    merge_and_unload(model, "dequantized" if make is nf4_t5 else None)
+    assert model.lm_head.weight.dtype == torch.bfloat16 and logits(model, batch).dtype == torch.bfloat16
+
+
+def test_the_errors_are_measured_without_dropout_and_leave_the_model_as_it_was(batch: dict) -> None:
+    model = adapted(make_t5(), lora_dropout=0.5).train()
+    model.encoder.eval()
+    assert merge_errors(model, batch)["merged"] < 1e-5
+    assert model.training and model.decoder.training and not model.encoder.training
+    calls = iter([model.forward])
+    model.forward = lambda **given: next(calls)(**given)  # the second forward fails
+    with pytest.raises(StopIteration):
+        merge_errors(model, batch)
+    del model.forward
+    assert not any(layer.merged for layer in lora_layers(model).values())
+    merge_adapters(model)
+    with pytest.raises(RuntimeError, match="merged; call unmerge_adapters first"):
+        merge_errors(model, batch)
+
+
+def test_there_must_be_something_to_merge(batch: dict) -> None:
+    model = make_t5()
+    for merge in (merge_adapters, merge_and_unload):
+        with pytest.raises(UserError, match=r"no adapter is active to be merged; the model has \[\]"):
+            merge(model)
+    adapted(model)
+    set_adapter(model, [])
+    with pytest.raises(UserError, match=r"the model has \['default'\]: choose by set_adapter"):
+        merge_and_unload(model)
+    set_adapter(model, "default")
+    with disable_adapters(model), pytest.raises(RuntimeError, match="adapters are disabled"):
+        merge_adapters(model)
+
+
+def test_a_quantized_model_wants_a_choice_though_its_adapted_layers_are_dense(batch: dict) -> None:
+    model = adapted(nf4_t5(), target_modules=["wo"])
+    assert merge_errors(model, batch).keys() == {"checkpoint", "dequantized", "requantized"}
+    merge_and_unload(model, "dequantized")
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}

@@ -41,7 +41,8 @@ from lora_hf import (
 )
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.adapters.carried import lora_layers
-from lora_hf.adapters.replicate import find_stacks, replicate_layers, replication, unshare_layers
+from lora_hf.adapters.replicate import replicate_layers, unshare_layers
+from lora_hf.adapters.stacks import find_stacks, replication
 from lora_hf.errors import UserError
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}

@@ -144,7 +144,7 @@ def test_a_checkpoint_in_the_middle_of_training_comes_back_bit_for_bit(
     torch.manual_seed(77)  # a randomized start is another one now
     again = inject_adapters(make_t5(), config)
     put_adapter_state(again, read_weights(tmp_path))
-    state = adapter_state(model)
+    state = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
     assert all(torch.equal(tensor, state[key]) for key, tensor in adapter_state(again).items())
     assert torch.equal(logits(again, batch), logits(model, batch))
     assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
@@ -209,3 +209,49 @@ def test_an_adapter_with_a_base_of_its_own_keeps_the_others_out_and_gives_it_bac
     delete_adapter(model, "own")
     set_adapter(model, "plain")
     assert torch.equal(logits(model, batch), base)
+
+
+def test_a_plain_start_reads_no_weight_from_before_quantization() -> None:
+    def forbidden(name: str) -> Tensor:
+        raise AssertionError(name)
+
+    inject_adapters(nf4_t5(), LoraConfig(init_lora_weights="gaussian"), originals=forbidden)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("fields", [{}, {"use_rslora": True, "rank_pattern": {"v": 2}}])
+def test_quantized_and_dense_layers_together_are_saved_and_loaded(
+    start: str, fields: dict, tmp_path: Path, batch: dict
+) -> None:
+    def original(name: str) -> Tensor:
+        return make_t5().get_submodule(name).weight
+
+    settings = {"r": 3, "lora_alpha": 5, "target_modules": ["q", "v", "wo"], "init_lora_weights": start}
+    model = inject_adapters(nf4_t5(), LoraConfig(**settings, **fields), originals=original)
+    expected = logits(move(model), batch)
+    save_adapter(model, tmp_path)
+    again = load_adapter(nf4_t5(), tmp_path, originals=original)
+    torch.testing.assert_close(logits(again, batch), expected)
+    state = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
+    move(model)
+    put_adapter_state(model, state)
+    torch.testing.assert_close(logits(model, batch), expected)
+    assert save_adapter(again, tmp_path / "again") and torch.equal(
+        logits(load_adapter(nf4_t5(), tmp_path / "again", originals=original), batch), logits(again, batch)
+    )
+
+
+def test_copies_of_a_quantized_block_start_from_its_own_weights() -> None:
+    def original(name: str) -> Tensor:
+        return make_t5().get_submodule(name).weight
+
+    swapped = {"encoder": [[1, 2], [0, 1], [1, 2]]}
+    config = LoraConfig(r=3, init_lora_weights="pissa", layer_replication=swapped)
+    model = inject_adapters(nf4_t5(), config, originals=original)
+    for place, source in enumerate((1, 0, 1)):
+        layer = model.encoder.block[place].layer[0].SelfAttention.q
+        W = original(f"encoder.block.{source}.layer.0.SelfAttention.q")
+        now = layer.base.dequantize(torch.float32)
+        assert (
+            (now + layer.adapters["default"].delta(now) - W).norm() / W.norm()
+        ).item() < 0.3  # 1.4 from another's

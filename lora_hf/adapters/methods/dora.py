@@ -1,8 +1,10 @@
 """DoRA: h = m (W + s B A) x / ‖W + s B A‖, the norm of each output row (Liu et al., arXiv:2402.09353, eq. 5).
 
-The norm is held constant in the backward pass (their section 4.3). It changes only with A, B and W, and so
-is computed once an optimizer step, and once for a whole generation.
+The norm is held constant in the backward pass (their section 4.3). It is computed in every forward that
+trains, for an optimizer may write A and B in ways that go unnoticed, and once for a whole generation.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +39,20 @@ class Dora(Lora):
         is_zero = norm == 0
         return torch.where(is_zero, 1.0, self.lora_magnitude_vector / norm.masked_fill(is_zero, 1.0))
 
+    @torch.no_grad()
     def _cached_norm(self, base: Backend) -> Tensor:
-        weight = base.layer.weight
-        key = (base.changes, weight._version, id(weight), self.lora_A._version, self.lora_B._version)
-        if self._norm[0] != key:
+        weight, factors = base.layer.weight, (self.lora_A, self.lora_B)
+        key = (base.changes, weight._version, id(weight), *(factor._version for factor in factors))
+        if self._norm[0] != key or self.training:
             W = base.dequantize(torch.float32)
-            self._norm = (key, row_norms(W + super().delta(W)))
+            self._norm = (None if self.training else key, row_norms(W + super().delta(W)))
         return self._norm[1]
+
+    def train(self, mode: bool = True) -> "Dora":
+        """Forget the norm: the weights may be others by now."""
+        self._norm = (None, torch.empty(0))
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._norm = (None, torch.empty(0))
+        return super()._apply(fn, recurse)

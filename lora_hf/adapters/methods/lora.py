@@ -56,11 +56,12 @@ class Lora(nn.Module):
 
     def update(self) -> Tensor:
         """s (B A - B' A'), (out, columns of A), without gradients."""
-        update = self.scaling * (self.lora_B @ self.lora_A).detach()
-        if self.taken_over is None:
-            return update
-        start_A, start_B = self.taken_over
-        return update - self.scaling * (start_B @ start_A)
+        with torch.no_grad():
+            update = self.scaling * (self.lora_B @ self.lora_A)
+            if self.taken_over is None:
+                return update
+            start_A, start_B = self.taken_over
+            return update - self.scaling * (start_B @ start_A)
 
     def delta(self, W: Tensor) -> Tensor:
         """The branch as a matrix (out, in), float32; `W` (out, in) is what the base stores."""
