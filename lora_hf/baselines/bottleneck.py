@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_hf.adapters.backends import backend_for, is_linear
 from lora_hf.baselines.store import Extra, claim
 from lora_hf.errors import UserError
 
@@ -60,7 +61,7 @@ class BottleneckLayer(nn.Module):
     It shows the projection's `weight` and `bias`, because T5 reads `wo.weight.dtype`.
     """
 
-    def __init__(self, base_layer: nn.Linear, bottleneck: Bottleneck) -> None:
+    def __init__(self, base_layer: nn.Module, bottleneck: Bottleneck) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.bottleneck = bottleneck
@@ -68,20 +69,20 @@ class BottleneckLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The projection's weight as stored."""
-        return self.base_layer.weight
+        return self.base_layer.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
         """The projection's bias, or None."""
-        return self.base_layer.bias
+        return self.base_layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., d)."""
-        h = self.base_layer(x)
+        h: Tensor = self.base_layer(x)
         return h + self.bottleneck(h).to(h.dtype)
 
 
-def find_sublayers(model: nn.Module) -> dict[str, nn.Linear]:
+def find_sublayers(model: nn.Module) -> dict[str, nn.Module]:
     """The last projection of every attention and feed-forward in the model's stacks of blocks, by name.
 
     In a block, a module that holds linear layers is an attention or a feed-forward (BART keeps the latter's
@@ -92,9 +93,9 @@ def find_sublayers(model: nn.Module) -> dict[str, nn.Linear]:
         UserError: the model has no stack of blocks with linear layers in it.
     """
     stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    found: dict[str, nn.Linear] = {}
+    found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        linear = [child for child in module.named_children() if isinstance(child[1], nn.Linear)]
+        linear = [child for child in module.named_children() if is_linear(child[1])]
         if linear and any(name.startswith(f"{stack}.") for stack in stacks):
             last, layer = linear[-1]
             found[f"{name}.{last}"] = layer
@@ -109,17 +110,18 @@ def add_bottlenecks(model: nn.Module, bottleneck_dim: int, non_linearity: str) -
     """Put an adapter on every sublayer's output, in place; the base is frozen, the adapters train.
 
     Args:
-        model: any stack of blocks, in floating point or 4 bits.
+        model: any stack of blocks, in whatever store.
         bottleneck_dim: m.
         non_linearity: a key of `ACTIVATIONS`.
 
     Raises:
-        UserError: the model has no such sublayers, or carries a baseline already.
+        UserError: the model has no such sublayers, or carries adapters or a baseline already.
     """
     sublayers = find_sublayers(model)
     claim(model, "bottleneck", {"bottleneck_dim": bottleneck_dim, "non_linearity": non_linearity})
     for name, layer in sublayers.items():
-        adapter = Bottleneck(layer.out_features, bottleneck_dim, non_linearity, layer.weight.device)
+        base = backend_for(layer)
+        adapter = Bottleneck(base.out_features, bottleneck_dim, non_linearity, base.device)
         wrapped = BottleneckLayer(layer, adapter)
         wrapped.train(layer.training)
         model.set_submodule(name, wrapped)

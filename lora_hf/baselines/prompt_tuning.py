@@ -77,7 +77,7 @@ def add_prompt(model: Any, num_virtual_tokens: int, init: str) -> None:
         init: `vocab` or `random`.
 
     Raises:
-        UserError: the model is no encoder-decoder, or carries a baseline already.
+        UserError: the model is no encoder-decoder, or carries adapters or a baseline already.
     """
     encoder, decoder = stacks_of(model)
     embeddings = encoder.get_input_embeddings().weight

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.carried import adapter_configs
 from lora_hf.adapters.load import check_base
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
 from lora_hf.adapters.weights_file import (
@@ -33,8 +34,10 @@ def claim(model: nn.Module, method: str, settings: dict[str, Any]) -> None:
     """Freeze the base and write on the model whose new weights it is about to get.
 
     Raises:
-        UserError: it has new weights already.
+        UserError: it has new weights already, or adapters: layers that one has wrapped are not the other's.
     """
+    if adapters := sorted(adapter_configs(model)):
+        raise UserError(f"method={method}: the model has the adapters {adapters} already; load the base anew")
     if (held := extras_method(model)) is not None:
         raise UserError(f"the model has the weights of method {held!r} already; load the base anew")
     model.requires_grad_(False)

@@ -8,7 +8,9 @@ from torch import nn
 
 from lora_hf.baselines.bottleneck import Bottleneck, add_bottlenecks, find_sublayers
 from lora_hf.baselines.store import new_weights
+from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
+from lora_hf.modeling import load_model
 
 
 def randomize(model: nn.Module) -> None:
@@ -28,6 +30,18 @@ def test_the_sublayers_of_t5_and_bart_end_in_their_output_projections() -> None:
         f"model.decoder.layers.1.{name}" for name in ("self_attn.out_proj", "encoder_attn.out_proj", "fc2")
     }
     assert len(t5) == len(bart) == 2 * 2 + 2 * 3
+
+
+@pytest.mark.parametrize("store", [{}, {"quant_method": "hqq"}, {"quant_method": "hqq", "quantize_wo": True}])
+def test_every_store_has_the_sublayers_of_the_dense_model_and_trains_them(store: dict) -> None:
+    model = load_model(ModelConfig(load_in_4bit=True, **store), torch.device("cpu"))
+    sublayers = list(find_sublayers(load_model(ModelConfig(), torch.device("cpu"))))
+    assert list(find_sublayers(model)) == sublayers
+    add_bottlenecks(model, 4, "gelu")
+    ids = torch.arange(3, 12)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    ups = [weight.grad for name, weight in new_weights(model).items() if name.endswith("up")]
+    assert len(ups) == len(sublayers) and all(grad.abs().sum() > 0 for grad in ups)
 
 
 @pytest.mark.parametrize("non_linearity", ["gelu", "relu", "silu", "tanh"])

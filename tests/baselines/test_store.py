@@ -13,6 +13,7 @@ from conftest import MODELS, make_t5
 from safetensors.torch import load_file, save_file
 from training.test_trainer import StopAt, arguments, losses, make_trainer
 
+from lora_hf import LoraConfig, inject_adapters
 from lora_hf.baselines import add_bottlenecks, add_prompt, load_extras, save_extras
 from lora_hf.baselines.store import new_weights
 from lora_hf.errors import UserError
@@ -160,3 +161,12 @@ def test_one_model_carries_one_baseline() -> None:
     model = with_baseline("prompt_tuning")
     with pytest.raises(UserError, match="has the weights of method 'prompt_tuning' already"):
         add_bottlenecks(model, 4, "gelu")
+
+
+@each
+def test_a_model_with_adapters_gets_no_baseline_beside_them(baseline: str) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(target_modules=["o"]), "mine")
+    trained = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(UserError, match=rf"method={baseline}: the model has the adapters \['mine'\] already"):
+        BASELINES[baseline][1](model)
+    assert not new_weights(model) and [p.requires_grad for p in model.parameters()] == trained
