@@ -1,6 +1,8 @@
 """One new adapter out of several: their weighted sum, exactly or at a lower rank."""
 
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +42,11 @@ def combine_adapters(
         UserError: unknown names, or adapters that this combination cannot take.
     """
     refuse_merged(model)
-    known = adapter_configs(model)
-    if unknown := sorted(set(weights) - set(known)):
-        raise UserError(f"no adapter {unknown} in the model; it has {sorted(known)}")
-    if not weights or combination not in COMBINATIONS:
-        raise UserError(
-            f"combination={combination!r} of {dict(weights)}: give names, and one of {list(COMBINATIONS)}"
-        )
-    if r is not None and (combination != "svd" or r < 1):
-        raise UserError(f"r={r} goes with combination='svd', and is at least 1")
+    _check_weights(weights, adapter_configs(model))
+    if combination not in COMBINATIONS:
+        raise UserError(f"combination={combination!r} is none of {list(COMBINATIONS)}")
+    if r is not None and (combination != "svd" or not isinstance(r, int) or r < 1):
+        raise UserError(f"r={r!r} goes with combination='svd', and is a whole number of at least 1")
     parts = {path: layer.methods(weights) for path, layer in lora_layers(model).items()}
     parts = {path: methods for path, methods in parts.items() if methods}
     _check(parts, combination)
@@ -60,6 +58,23 @@ def combine_adapters(
         return Start(LoraInit(*factors[name]))
 
     return inject_adapters(model, config, adapter_name, draw=draw)
+
+
+def _check_weights(weights: Mapping[str, float], known: Mapping[str, LoraConfig]) -> None:
+    if not isinstance(weights, Mapping) or not weights:
+        raise UserError(
+            f"weights={weights!r} is no mapping of names to numbers, such as {{'a': 1, 'b': -0.5}}"
+        )
+    if unknown := [name for name in weights if name not in known]:
+        raise UserError(f"no adapter {unknown} in the model; it has {sorted(known)}")
+    for name, weight in weights.items():
+        if not isinstance(weight, Real) or not math.isfinite(weight):
+            raise UserError(f"weights[{name!r}]={weight!r} is not a finite number")
+        if known[name].modules_to_save:
+            raise UserError(
+                f"adapter {name!r} has modules_to_save={list(known[name].modules_to_save)}: whole layers, "
+                "of which there is no sum; combine adapters without them"
+            )
 
 
 def _check(parts: Mapping[str, Weighted], combination: str) -> None:
@@ -89,16 +104,14 @@ def _factors(method: Lora) -> tuple[Tensor, Tensor]:
 def _cat(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
     pairs = [(weight, *_factors(method)) for weight, method in methods]
     A, B = torch.cat([A for _, A, _ in pairs]), torch.cat([w * B for w, _, B in pairs], dim=1)
-    missing = rank - A.shape[0]  # a layer that fewer adapters sit on: rows of zeros
-    return nn.functional.pad(A, (0, 0, 0, missing)), nn.functional.pad(B, (0, missing))
+    return _padded(A, B, rank)
 
 
 def _svd(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
     total = sum(weight * method.update() for weight, method in methods)
     assert isinstance(total, Tensor)
     kept = min(rank, *total.shape)
-    A, B = svd_factors(torch.linalg.svd(total, full_matrices=False), kept, 1.0)
-    return nn.functional.pad(A, (0, 0, 0, rank - kept)), nn.functional.pad(B, (0, rank - kept))
+    return _padded(*svd_factors(torch.linalg.svd(total, full_matrices=False), kept, 1.0), rank)
 
 
 def _linear(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +122,13 @@ def _linear(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
         root = (abs(weight) * method.scaling) ** 0.5
         A = A.to(own_A) + root * own_A
         B = B.to(own_B) + root * (1 if weight >= 0 else -1) * own_B / method.scaling
-    return A, B
+    return _padded(A, B, rank)
+
+
+def _padded(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Rows of zeros where a layer has fewer adapters than others, or a lower rank of its own."""
+    missing = rank - A.shape[0]
+    return nn.functional.pad(A, (0, 0, 0, missing)), nn.functional.pad(B, (0, missing))
 
 
 def _rank(method: Lora) -> int:

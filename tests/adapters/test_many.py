@@ -16,6 +16,7 @@ from lora_hf import (
     delete_adapter,
     disable_adapters,
     inject_adapters,
+    load_adapter,
     merge_adapters,
     save_adapter,
     set_adapter,
@@ -180,6 +181,37 @@ def test_what_cannot_be_combined_is_refused(crowd: nn.Module) -> None:
         combine_adapters(crowd, {"lora": 1}, "sum", "mean")
     with pytest.raises(UserError, match=r"no adapter \['none'\]"):
         combine_adapters(crowd, {"none": 1}, "sum")
+    with pytest.raises(UserError, match=r"r=2.5 goes with .*whole number"):
+        combine_adapters(crowd, {"lora": 1}, "sum", "svd", r=2.5)
+    for weights in (["lora"], "lora", {}, None):
+        with pytest.raises(UserError, match="is no mapping of names to numbers"):
+            combine_adapters(crowd, weights, "sum")
+    for weight in (float("nan"), float("inf"), "1", None):
+        with pytest.raises(UserError, match=rf"weights\['lora'\]={weight!r} is not a finite number"):
+            combine_adapters(crowd, {"lora": weight}, "sum")
+
+
+def test_an_adapter_with_whole_layers_is_not_combined() -> None:
+    model = inject_adapters(make_t5(), LoraConfig(), "plain")
+    inject_adapters(model, LoraConfig(modules_to_save=["lm_head"]), "whole")
+    with pytest.raises(UserError, match=r"adapter 'whole' has modules_to_save=\['lm_head'\]"):
+        combine_adapters(model, {"plain": 1, "whole": 1}, "sum")
+
+
+@pytest.mark.parametrize("combination", ["cat", "linear", "svd"])
+def test_what_is_combined_of_ranks_by_layer_is_saved_and_loaded(
+    combination: str, tmp_path: Path, batch: dict
+) -> None:
+    model = make_t5()
+    for name in ("one", "two"):
+        inject_adapters(model, LoraConfig(r=4, lora_alpha=10, rank_pattern={"v": 2}), name)
+    set_adapter(model, ["one", "two"])
+    randomize(model)
+    combine_adapters(model, {"one": 0.4, "two": -1.5}, "sum", combination)
+    save_adapter(model, tmp_path, "sum")
+    again = load_adapter(make_t5(), tmp_path / "sum")
+    torch.testing.assert_close(logits(again, batch), logits(model, batch))
+    assert not torch.allclose(logits(again, batch), logits(make_t5(), batch), atol=1e-3)
 
 
 def test_a_switch_on_flan_t5_base_takes_less_than_10_ms() -> None:
