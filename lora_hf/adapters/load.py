@@ -1,7 +1,6 @@
 """Adapters from disk, strictly: what does not fit is one error that names both sides, and changes nothing."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -92,19 +91,22 @@ class _Beginning:
         self.originals = originals
         start = str(config.init_lora_weights)
         self.is_unconverted = not self.factors and start.startswith(TAKEN_OVER)
+        if "niter" in start and self.is_unconverted:
+            raise UserError(
+                f"{folder}: init_lora_weights={start!r} is a randomized start, which cannot be repeated, "
+                "and the file lacks what it took from the base; save it by PEFT's save_pretrained(..., "
+                "path_initial_model_for_weight_conversion=<the folder of its start>), which can be loaded"
+            )
         if self.is_unconverted:
             logger.info("%s: PEFT's unconverted %s: the start is computed once more", folder, start)
-        if "niter" in start and self.is_unconverted:
-            logger.warning("%s: a randomized start cannot be repeated; the exact SVD is taken", folder)
 
     def __call__(self, name: str, config: LoraConfig, layer: LoraLayer) -> Start:
         base, key = layer.base, f"{PREFIX}{name}."
         shapes = peft_shapes(config, base)
         A, B = (torch.zeros(shapes[base.peft_names[part]]).flatten(1) for part in ("lora_A", "lora_B"))
         if self.is_unconverted:
-            exact = replace(config, init_lora_weights=str(config.init_lora_weights).partition("_")[0])
             W = base.dequantize(torch.float32) if base.is_quantized else None
-            drawn = draw_start(exact, base, W)
+            drawn = draw_start(config, base, W)
             return drawn._replace(init=LoraInit(A, B, drawn.init.subtracted))
         if f"{key}start_A" not in self.factors:
             return Start(LoraInit(A, B))

@@ -6,10 +6,13 @@ be silently wrong.
 """
 
 import json
+import logging
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.errors import UserError
@@ -20,12 +23,17 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PROVENANCE = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
     *("peft_version", "runtime_config", "megatron_core", "loftq_config", "fan_in_fan_out"),
+    *("eva_config", "corda_config"),  # how a start was computed; `init_lora_weights` says what it left behind
 }
 NOTHING: tuple[Any, ...] = (None, False, "none", {}, [])
 NEUTRAL_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """PEFT's starts after which the file is plain LoRA on the untouched weight."""
 TAKEN_OVER = ("pissa", "olora")
 """Those that change the weight, as PEFT saves them unless it is asked to convert."""
+CLASSIFICATION = ("SEQ_CLS", "TOKEN_CLS")
+HEADS = ("classifier", "score")
+"""What PEFT adds to `modules_to_save` of every such adapter, though a model has one of them or neither."""
+logger = logging.getLogger(__name__)
 
 
 def peft_config(
@@ -87,10 +95,25 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
         known.pop("qalora_group_size", None)
     if start in NEUTRAL_STARTS:
         known["init_lora_weights"] = True
+    if raw.get("task_type") in CLASSIFICATION and isinstance(raw.get("modules_to_save"), list):
+        known["modules_to_save"] = _without_absent_heads(directory, known["modules_to_save"])
     try:
         return LoraConfig(**known), raw
     except (TypeError, UserError) as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _without_absent_heads(directory: Path, names: list[str]) -> list[str]:
+    """What the adapter does bring: PEFT writes the tensors of those heads that its model had."""
+    try:
+        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError):
+        return names  # reading the tensors will say what is wrong
+    absent = [name for name in names if name in HEADS and not any(f".{name}." in key for key in keys)]
+    if absent:
+        logger.info("%s: PEFT added modules_to_save=%s by itself; the file has none", directory, absent)
+    return [name for name in names if name not in absent]
 
 
 def _whole(value: float) -> float:

@@ -8,8 +8,10 @@ import peft
 import pytest
 import torch
 from conftest import MODELS, make_t5, randomize
+from peft.tuners.lora.config import CordaConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
 from lora_hf.adapters.carried import lora_layers
@@ -208,3 +210,80 @@ def test_a_fingerprint_goes_by_weights_and_not_by_shards(tmp_path: Path) -> None
         whole
     )
     shutil.rmtree(tmp_path)
+
+
+def test_peft_s_randomized_start_is_loaded_only_as_plain_lora(tmp_path: Path, batch: dict) -> None:
+    config = peft.LoraConfig(
+        r=4, lora_alpha=10, target_modules=["q"], init_lora_weights="pissa_niter_4", task_type="SEQ_2_SEQ_LM"
+    )
+    theirs = peft.get_peft_model(make_t5(), config).eval()
+    theirs.peft_config["default"].init_lora_weights = True  # or reading its start again would draw another
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = "pissa_niter_4"
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path / "as_it_is")
+    model = make_t5()
+    with pytest.raises(UserError, match="'pissa_niter_4' .* path_initial_model_for_weight_conversion="):
+        load_adapter(model, tmp_path / "as_it_is")
+    assert not lora_layers(model)
+    expected = logits(theirs, batch)
+    start = str(tmp_path / "start")
+    theirs.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=start)
+    ours = load_adapter(make_t5(), tmp_path / "converted")
+    torch.testing.assert_close(logits(ours, batch), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_peft_writes_about_a_start_that_is_over_is_passed_over(tmp_path: Path, batch: dict) -> None:
+    options = {"target_modules": ["q"], "task_type": "SEQ_2_SEQ_LM"}
+    for name, fields in {
+        "eva": {"init_lora_weights": "eva", "eva_config": peft.EvaConfig(rho=1.0)},
+        "corda": {"corda_config": CordaConfig()},  # as it is converted
+    }.items():
+        theirs = peft.get_peft_model(make_t5(), peft.LoraConfig(**options, **fields)).eval()
+        randomize(theirs)
+        theirs.save_pretrained(tmp_path / name)
+        assert f'"{name}_config": {{' in (tmp_path / name / "adapter_config.json").read_text()
+        ours = load_adapter(make_t5(), tmp_path / name)
+        torch.testing.assert_close(logits(ours, batch), logits(theirs, batch), rtol=0, atol=1e-5)
+
+
+LLAMA = LlamaConfig(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_labels=3,
+    pad_token_id=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "kind"),
+    [("SEQ_CLS", LlamaForSequenceClassification), ("TOKEN_CLS", LlamaForTokenClassification)],
+)
+def test_a_head_that_peft_adds_and_the_model_lacks_is_passed_over(
+    task_type: str, kind: type, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        return kind(LLAMA).eval()
+
+    config = peft.LoraConfig(r=4, lora_alpha=10, task_type=task_type, target_modules=["q_proj"])
+    theirs = peft.get_peft_model(base(), config).eval()
+    randomize(theirs)
+    with torch.no_grad():
+        theirs.base_model.model.score.modules_to_save["default"].weight.normal_()
+    theirs.save_pretrained(tmp_path)
+    with caplog.at_level("INFO", "lora_hf"):
+        ours = load_adapter(base(), tmp_path)
+    assert "modules_to_save=['classifier'] by itself" in caplog.text
+    inputs = {"input_ids": torch.arange(1, 9)[None]}
+    torch.testing.assert_close(logits(ours, inputs), logits(theirs, inputs), rtol=0, atol=1e-5)
+    file = tmp_path / "adapter_config.json"
+    written = json.loads(file.read_text())
+    for fields in ({"modules_to_save": ["score", "pooler"]}, {"task_type": None}):
+        file.write_text(json.dumps(written | fields))
+        with pytest.raises(UserError, match="modules_to_save"):
+            load_adapter(base(), tmp_path)

@@ -150,7 +150,9 @@ def test_a_checkpoint_in_the_middle_of_training_comes_back_bit_for_bit(
     assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
 
 
-@pytest.mark.parametrize(("init", "rounds"), [("pissa", 1), ("olora", 1), ("loftq", 1), ("loftq", 4)])
+@pytest.mark.parametrize(
+    ("init", "rounds"), [("pissa", 1), ("pissa_niter_4", 1), ("olora", 1), ("loftq", 1), ("loftq", 4)]
+)
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_on_a_quantized_base_the_store_is_made_again_from_the_checkpoint(
     init: str, rounds: int, use_dora: bool, tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture
