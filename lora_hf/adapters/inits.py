@@ -112,7 +112,8 @@ def loftq(
     if quantize is None:
         raise UserError(
             "lora.init_lora_weights='loftq' makes up for quantization, and this layer is stored dense; "
-            "set model.load_in_4bit: true, or another start"
+            "quantize it (model.load_in_4bit: true, and for T5's wo model.quantize_wo: true), leave it out "
+            "(lora.exclude_modules: [wo]), or take another start"
         )
     _check_rank(weight, r)
     subtracted: Factors | None = None

@@ -18,6 +18,7 @@ from lora_hf.errors import UserError, did_you_mean
 
 WRAPPERS = (LoraLayer, SavedModule)
 _INDEX = re.compile(r"(?:^|.*?\.)[^.]*\.(\d+)\.")  # the outermost: T5's blocks, not the layers within one
+_END = re.compile(r"[^.]*(?:\.\d+)*$")  # `wo`, but `experts.0`: an index alone says nothing
 
 
 def own_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -79,7 +80,7 @@ def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             found[name] = module
             _check_copyable(model, name, module)
     if unused:
-        raise _no_match(model, "modules_to_save", sorted(unused), [n for n, _ in own_modules(model)])
+        raise _no_match(model, "modules_to_save", sorted(unused), _with_weights(model))
     return found
 
 
@@ -187,10 +188,15 @@ def _layers(model: nn.Module) -> list[str]:
     return [n for n, m in own_modules(model) if isinstance(m, LoraLayer) or is_supported(m)]
 
 
+def _with_weights(model: nn.Module) -> list[str]:
+    """Those with Parameters of their own, not below them: no containers and no activations."""
+    return [n for n, m in own_modules(model) if isinstance(m, WRAPPERS) or list(m.parameters(recurse=False))]
+
+
 def _no_match(
     model: nn.Module, field: str, unused: list[str], names: Iterable[str], what: str = "layer"
 ) -> UserError:
-    ends = sorted({name.rsplit(".", 1)[-1] for name in names})
+    ends = sorted({_END.findall(name)[0] for name in names})
     model_name = getattr(model, "name_or_path", "") or type(model).__name__
     return UserError(
         f"lora.{field}: {unused} matched no {what} of {model_name}; "

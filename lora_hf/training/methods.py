@@ -95,9 +95,9 @@ def saved_method(folder: Path) -> str:
         UserError: the manifest names one that is not known.
     """
     method = read_manifest(folder).get("method", "lora")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"{folder} holds weights of method {method!r}; known are {sorted(METHODS)}")
-    return str(method)
+    return method
 
 
 def load_saved(model: Any, folder: Path) -> Any:

@@ -15,7 +15,9 @@ from lora_hf.adapters.inits import INITS, loftq, olora, pissa
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.save import adapter_state
 from lora_hf.adapters.weights_file import read_weights
+from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
+from lora_hf.modeling import load_model
 
 
 def nf4_t5(blocksize: int = 64) -> nn.Module:
@@ -115,6 +117,13 @@ def test_a_rank_above_the_smaller_side_is_refused_with_the_layer(init: str) -> N
 def test_an_unknown_start_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match="'pisa' is none of .*pissa"):
         inject_adapters(make_t5(), LoraConfig(init_lora_weights="pisa"))
+
+
+def test_loftq_on_a_layer_that_stays_dense_is_refused_with_what_would_quantize_it() -> None:
+    model = load_model(ModelConfig(load_in_4bit=True), torch.device("cpu"))
+    config = LoraConfig(target_modules="all-linear", init_lora_weights="loftq")
+    with pytest.raises(UserError, match=r"quantize_wo: true.*exclude_modules: \[wo\].*layer .*\.wo\)"):
+        inject_adapters(model, config)
 
 
 @pytest.mark.parametrize("init", [i for i in INITS if i not in (True, "kaiming", "lookup", "loftq")])

@@ -106,6 +106,30 @@ def test_what_names_nothing_or_cannot_be_is_an_error_that_changes_nothing(fields
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Gated(nn.Module):
+    """Layers within lists, an activation and a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))])
+        self.act_fn, self.score = nn.ReLU(), nn.Linear(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ends"),
+    [
+        ({"target_modules": ["q"]}, "['layers.0.0', 'layers.0.2', 'score']"),
+        ({"target_modules": ["score"], "exclude_modules": ["q"]}, "['layers.0.0', 'layers.0.2', 'score']"),
+        ({"target_modules": [], "modules_to_save": ["classifier"]}, "['layers.0.0', 'layers.0.2', 'score']"),
+        ({"target_modules": ["layers.0.2"], "rank_pattern": {"q": 2}}, "['layers.0.2']"),
+    ],
+)
+def test_what_is_listed_has_weights_and_is_no_mere_index(fields: dict, ends: str) -> None:
+    with pytest.raises(UserError) as error:
+        inject_adapters(Gated(), LoraConfig(**fields))
+    assert str(error.value).endswith(f"layers end in {ends}.")
+
+
 def test_lora_on_shared_reaches_both_stacks_and_trains(batch: dict, tmp_path) -> None:
     model = inject_adapters(make_t5(), LoraConfig(target_modules=["shared"], r=3))
     assert list(lora_layers(model)) == ["shared"]

@@ -18,6 +18,7 @@ from lora_hf.baselines import add_bottlenecks, add_prompt, load_extras, save_ext
 from lora_hf.baselines.store import new_weights
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256
+from lora_hf.training.methods import saved_method
 from lora_hf.training.trainer import last_checkpoint
 
 PutIn = Callable[[Any], None]
@@ -170,3 +171,10 @@ def test_a_model_with_adapters_gets_no_baseline_beside_them(baseline: str) -> No
     with pytest.raises(UserError, match=rf"method={baseline}: the model has the adapters \['mine'\] already"):
         BASELINES[baseline][1](model)
     assert not new_weights(model) and [p.requires_grad for p in model.parameters()] == trained
+
+
+def test_a_manifest_of_no_known_method_is_an_error_with_those_there_are(tmp_path: Path) -> None:
+    for method in ("lorra", ["a"], None, 3):
+        (tmp_path / "lora_hf.json").write_text(json.dumps({"method": method}))
+        with pytest.raises(UserError, match=r"weights of method .*known are \['bottleneck', 'lora'"):
+            saved_method(tmp_path)
