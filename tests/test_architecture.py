@@ -31,7 +31,8 @@ ORDER = [
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # Within adapters, the same.
 ADAPTERS = [
-    {"functional", "inits", "config"},
+    {"functional", "inits", "checks"},
+    {"config"},
     {"stacks", "backends", "undo"},
     {"replicate"},
     {"methods"},

@@ -1,10 +1,11 @@
 """What one adapter is: the fields a person sets, under PEFT's names."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lora_hf.adapters.checks import check_fields
+from lora_hf.adapters.inits import init_for
 from lora_hf.errors import UserError
 
 ALL_LINEAR = "all-linear"
@@ -63,18 +64,11 @@ class LoraConfig:
     def __post_init__(self) -> None:
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
-        for name, value in [("r", self.r), *_items("rank_pattern", self.rank_pattern)]:
-            _check_count(name, value)
-        for name, value in [("lora_alpha", self.lora_alpha), *_items("alpha_pattern", self.alpha_pattern)]:
-            if not 0 < value < float("inf"):
-                raise UserError(f"lora.{name}={value!r} is not a finite number above 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"lora.lora_dropout={self.lora_dropout!r} is not in [0, 1)")
+        check_fields(vars(self))
+        init_for(self.init_lora_weights, self.loftq_iter)  # refuses one that is none
         if not self.target_modules and not self.modules_to_save:
             raise UserError("lora.target_modules is empty: name at least one layer, for example [q, v]")
-        _check_count("loftq_iter", self.loftq_iter)
         self._check_together()
-        self._check_patterns()
 
     def _check_together(self) -> None:
         if self.use_dora and self.use_qalora:
@@ -82,28 +76,16 @@ class LoraConfig:
                 "lora.use_qalora=True and lora.use_dora=True exclude each other: a row's norm cannot be "
                 "folded into zero points; set one of them to false"
             )
-        if self.qalora_group_size is not None:
-            _check_count("qalora_group_size", self.qalora_group_size)
-            if not self.use_qalora:
-                raise UserError(
-                    f"lora.qalora_group_size={self.qalora_group_size} has no effect without use_qalora: true"
-                )
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+        if self.qalora_group_size is not None and not self.use_qalora:
+            raise UserError(
+                f"lora.qalora_group_size={self.qalora_group_size} has no effect without use_qalora: true"
+            )
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             if self.target_modules != ALL_LINEAR:
                 raise UserError(
                     f"lora.layers_to_transform={list(self.layers_to_transform)} goes with a list of "
                     f"target_modules or {ALL_LINEAR!r}; put the indices into {self.target_modules!r}"
                 )
-
-    def _check_patterns(self) -> None:
-        written = {"target_modules": self.target_modules, "exclude_modules": self.exclude_modules}
-        patterns = [(name, value) for name, value in written.items() if isinstance(value, str)]
-        patterns += [(n, key) for n in ("rank_pattern", "alpha_pattern") for key in getattr(self, n)]
-        for name, pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"lora.{name}={pattern!r} is not a regular expression: {error}") from None
 
     @property
     def method(self) -> str:
@@ -130,15 +112,7 @@ def name_matches(entries: tuple[str, ...] | str, layer_name: str) -> list[str]:
 
 
 def _as_tuple(value: Any) -> Any:
+    """A list as a tuple and one index as several; what is neither is left to the checks."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
-    return value if value is None or isinstance(value, str) else tuple(value)
-
-
-def _items(name: str, pattern: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    return ((f"{name}[{key!r}]", value) for key, value in pattern.items())
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"lora.{name}={value!r} is not a whole number of at least 1")
+    return tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else value

@@ -149,7 +149,7 @@ def init_for(name: bool | str, loftq_iter: int) -> Init:
         UserError: no such start.
     """
     prefix, _, number = str(name).rpartition("_")
-    if prefix == "pissa_niter" and number.isdigit():
+    if prefix == "pissa_niter" and number.isdecimal():
         return partial(pissa, niter=int(number))
     if name not in INITS or name is False:
         raise UserError(f"lora.init_lora_weights={name!r} is none of {list(INITS)}")

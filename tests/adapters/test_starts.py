@@ -116,7 +116,7 @@ def test_a_rank_above_the_smaller_side_is_refused_with_the_layer(init: str) -> N
 
 def test_an_unknown_start_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match="'pisa' is none of .*pissa"):
-        inject_adapters(make_t5(), LoraConfig(init_lora_weights="pisa"))
+        LoraConfig(init_lora_weights="pisa")
 
 
 def test_loftq_on_a_layer_that_stays_dense_is_refused_with_what_would_quantize_it() -> None:

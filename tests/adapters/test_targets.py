@@ -1,5 +1,7 @@
 """What is targeted: every way of saying it, and that nothing said is passed over in silence."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import make_bart, make_mt5, make_t5, randomize
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, merge_and_unload, save_adapter
 from lora_hf.adapters.carried import lora_layers, saved_modules
+from lora_hf.adapters.checks import RULES
 from lora_hf.adapters.targets import block_index
 from lora_hf.errors import UserError
 
@@ -51,6 +54,10 @@ def test_layers_are_taken_out_by_name_and_by_block(fields: dict, count: int) -> 
     assert len(lora_layers(inject_adapters(make_t5(), LoraConfig(**fields)))) == count
 
 
+def test_every_field_but_the_stack_s_has_its_rule() -> None:
+    assert {field.name for field in dataclasses.fields(LoraConfig)} - {"layer_replication"} == set(RULES)
+
+
 def test_blocks_are_counted_by_the_outermost_list() -> None:
     assert block_index("encoder.block.3.layer.1.DenseReluDense.wo") == 3
     assert block_index("model.layers.11.self_attn.q_proj") == 11
@@ -91,6 +98,24 @@ def test_patterns_give_layers_their_own_rank_and_scale() -> None:
         ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\]=0 is not a whole number"),
         ({"alpha_pattern": {"q": -1.0}}, r"alpha_pattern\['q'\]=-1.0"),
         ({"layers_to_transform": [0], "target_modules": r".*\.q"}, "goes with a list"),
+        ({"r": "8"}, "lora.r='8' is not a whole number"),
+        ({"lora_alpha": "8"}, "lora.lora_alpha='8' is not a finite number above 0"),
+        ({"lora_alpha": float("nan")}, "lora.lora_alpha=nan is not a finite number"),
+        ({"lora_dropout": None}, r"lora.lora_dropout=None is not a number in \[0, 1\)"),
+        ({"target_modules": 5}, r"lora.target_modules=\[5\] is no list of layer names"),
+        ({"target_modules": None}, "lora.target_modules=None is no list of layer names"),
+        ({"exclude_modules": ["v", ""]}, r"lora.exclude_modules=\['v', ''\] is no list of layer names"),
+        ({"modules_to_save": "lm_head"}, "lora.modules_to_save='lm_head' is no list of layer names"),
+        ({"layers_to_transform": []}, r"lora.layers_to_transform=\[\] is no list of blocks"),
+        ({"layers_to_transform": True}, "lora.layers_to_transform=True is no list of blocks"),
+        ({"layers_to_transform": [0, -1]}, r"lora.layers_to_transform=\[0, -1\] is no list of blocks"),
+        ({"rank_pattern": ["q"]}, r"lora.rank_pattern=\['q'\] is no dict of layer names to ranks"),
+        ({"alpha_pattern": {3: 2}}, r"lora.alpha_pattern=\{3: 2\} is no dict of layer names to alphas"),
+        ({"use_dora": "yes"}, "lora.use_dora='yes' is neither True nor False"),
+        ({"init_lora_weights": 1}, "lora.init_lora_weights=1 is neither True nor a start's name"),
+        ({"init_lora_weights": ["pissa"]}, r"lora.init_lora_weights=\['pissa'\] is neither"),
+        ({"init_lora_weights": "pisa"}, "lora.init_lora_weights='pisa' is none of"),
+        ({"loftq_iter": 0}, "lora.loftq_iter=0 is not a whole number"),
         ({"use_dora": True, "use_qalora": True}, "exclude each other"),
         ({"qalora_group_size": 4}, "no effect without use_qalora"),
         ({"use_qalora": True, "qalora_group_size": 5}, "5 does not divide the 32 inputs.*layer encoder"),
