@@ -25,7 +25,8 @@ class LoraConfig:
             match the full name, or `all-linear`: every linear layer but the output head.
         exclude_modules: names or one regular expression, as above, taken out of the targets.
         layers_to_transform: of the model's stacked blocks, only those with these indices.
-        rank_pattern: layer name (or the end of one, or a regular expression) -> its own r.
+        rank_pattern: layer name (or the end of one, or a regular expression) -> its own r; of several
+            that match, the first in alphabetical order, which is the order on disk, PEFT's too.
         alpha_pattern: the same -> its own lora_alpha.
         modules_to_save: layers that are copied, trained whole and saved with the adapter.
         use_rslora: scale by lora_alpha / sqrt(r) (arXiv:2312.03732).
@@ -65,6 +66,11 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         check_fields(vars(self))
+        for name in (
+            "rank_pattern",
+            "alpha_pattern",
+        ):  # as JSON files have them: the first that matches counts
+            object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
         init_for(self.init_lora_weights, self.loftq_iter)  # refuses one that is none
         if not self.target_modules and not self.modules_to_save:
             raise UserError("lora.target_modules is empty: name at least one layer, for example [q, v]")

@@ -287,3 +287,15 @@ def test_a_head_that_peft_adds_and_the_model_lacks_is_passed_over(
         file.write_text(json.dumps(written | fields))
         with pytest.raises(UserError, match="modules_to_save"):
             load_adapter(base(), tmp_path)
+
+
+def test_patterns_that_overlap_mean_the_same_before_saving_and_after(tmp_path: Path, batch: dict) -> None:
+    config = LoraConfig(r=3, rank_pattern={"q": 4, "SelfAttention.q": 2}, alpha_pattern={"v": 9, ".*v": 7})
+    model = inject_adapters(make_t5(), config)
+    randomize(model)
+    folder = save_adapter(model, tmp_path)
+    again = load_adapter(make_t5(), folder)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+        theirs = peft.PeftModel.from_pretrained(make_t5(), folder).eval()
+        torch.testing.assert_close(theirs(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
