@@ -21,6 +21,7 @@ from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.carried import adapter_configs, lora_layers, modules_of, saved_modules
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig
 from lora_hf.adapters.methods import Lora
+from lora_hf.adapters.methods.qalora import QALora
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config
 from lora_hf.adapters.peft_tensors import peft_tensors
 from lora_hf.adapters.targets import find_targets
@@ -131,7 +132,7 @@ def base_formats(model: nn.Module, adapter_name: str) -> list[str]:
 
 def written_config(model: nn.Module, adapter_name: str) -> LoraConfig:
     """The config of what `adapter_state` holds: starts that were taken over are written as rank 2r."""
-    config = adapter_configs(model)[adapter_name]
+    config = _with_group_size(model, adapter_name)
     methods = {path: method for path, _, method in adapted(model, adapter_name)}
     taken_over = {path for path, method in methods.items() if method.taken_over is not None}
     needs_its_store = any(method.is_restored for method in methods.values())
@@ -142,6 +143,13 @@ def written_config(model: nn.Module, adapter_name: str) -> LoraConfig:
     if needs_its_store or config.init_lora_weights == "loftq":
         return config  # it fits only a base that is stored as it was
     return replace(config, init_lora_weights=True)  # the start is over
+
+
+def _with_group_size(model: nn.Module, adapter_name: str) -> LoraConfig:
+    """The config with QA-LoRA's groups as they are, where they were taken from the store."""
+    config = adapter_configs(model)[adapter_name]
+    sizes = {m.group_size for _, _, m in adapted(model, adapter_name) if isinstance(m, QALora)}
+    return replace(config, qalora_group_size=sizes.pop()) if len(sizes) == 1 else config
 
 
 def _by_layer(config: LoraConfig, taken_over: set[str], paths: Iterable[str]) -> LoraConfig:

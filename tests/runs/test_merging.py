@@ -84,3 +84,10 @@ def test_a_manifest_that_says_no_store_is_named(tmp_path: Path) -> None:
         (adapter / "lora_hf.json").write_text(json.dumps(manifest | {"base_store": wrong}))
         with pytest.raises(UserError, match=rf"lora_hf.json.*base_store={re.escape(repr(wrong))}"):
             load_with_base(str(adapter), None)
+
+
+def test_qalora_takes_its_groups_from_the_store_and_comes_back(tmp_path: Path) -> None:
+    adapter = trained_on("affine4", tmp_path / "adapter", use_qalora=True)
+    assert json.loads((adapter / "adapter_config.json").read_text())["qalora_group_size"] == 64
+    errors = merge(str(adapter), tmp_path / "merged", None, "dequantized")
+    assert errors["dequantized"] < 1e-5 < errors["checkpoint"]
