@@ -17,7 +17,7 @@ ORDER = [
     {"errors", "layout"},
     {"files", "originals"},
     {"adapters", "data.prompt", "data.generator"},
-    {"baselines"},
+    {"baselines", "fast"},
     {"config"},
     {"quantize"},
     {"modeling", "data", "shapes"},

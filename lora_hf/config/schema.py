@@ -104,6 +104,8 @@ class RunConfig(Section):
     """Of the order of the data, of dropout and of the adapters' start."""
     loraplus_lr_ratio: Annotated[Number, Field(ge=1)] | None = None
     """LoRA+ (arXiv:2402.12354): B learns at training.learning_rate times this (the paper: 16), A without."""
+    fast_paths: Flag = False
+    """A T5 on a CPU trains by faster ways to the same sums, in less memory."""
     early_stopping_patience: Count | None = None
     """Stop after so many evaluations without a better one; needs training.load_best_model_at_end."""
     seeds: Annotated[Items[Seed], Field(min_length=1)] | None = None

@@ -78,6 +78,7 @@ def make_trainer(
         compute_metrics=ValidationRouge(tokenizer),
         callbacks=callbacks,
         loraplus_lr_ratio=config.loraplus_lr_ratio,
+        fast_paths=config.fast_paths,
     )
 
 

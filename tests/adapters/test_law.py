@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import BACKENDS, backend_for
 from lora_hf.adapters.backends.affine import AffineLinear
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.functional import dropout as dropout_of
 from lora_hf.adapters.functional import lora_scaling
 from lora_hf.adapters.inits import INITS
 from lora_hf.adapters.layer import LoraLayer
@@ -278,7 +279,7 @@ def dense_reference(layer: LoraLayer, adapter: Any, method: str, x: Tensor, drop
         keep = F.dropout(torch.ones(*x.shape, 1, dtype=torch.float64), dropout)
         low = apply(up, x, layer) * keep
     else:
-        low = apply(up, F.dropout(x, dropout), layer)
+        low = apply(up, dropout_of(x, dropout), layer)
     output = apply(W - down, x, layer) + low
     shape = (-1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
     if method == "dora":

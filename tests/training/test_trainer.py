@@ -102,16 +102,19 @@ class OursInOrder(LoraTrainer):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_fifty_steps_follow_peft_with_seq2seq_trainer(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fast_paths", [False, True])
+def test_fifty_steps_follow_peft_with_seq2seq_trainer(kind: str, fast_paths: bool, tmp_path: Path) -> None:
     make, targets = MODELS[kind]
     ours = adapted(make=make, targets=targets)
     save_adapter(ours, tmp_path / "start")
     theirs = peft.PeftModel.from_pretrained(make(), tmp_path / "start", is_trainable=True)
     runs = []
-    for model, trainer_kind in ((ours, OursInOrder), (theirs, PeftInOrder)):
-        trainer = make_trainer(
-            model, arguments(tmp_path / "out", max_steps=50, learning_rate=2e-2), trainer_kind
-        )
+    for model, trainer_kind, more in (
+        (ours, OursInOrder, {"fast_paths": fast_paths}),
+        (theirs, PeftInOrder, {}),
+    ):
+        args = arguments(tmp_path / "out", max_steps=50, learning_rate=2e-2)
+        trainer = make_trainer(model, args, trainer_kind, **more)
         trainer.train()
         runs.append(losses(trainer))
     assert len(runs[0]) == 50 and all(
@@ -167,8 +170,9 @@ class StopAt(TrainerCallback):
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 @pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("fast_paths", [False, True])
 def test_resuming_in_the_second_epoch_ends_bit_for_bit_where_an_unbroken_run_ends(
-    strategy: str, full: bool, tmp_path: Path
+    strategy: str, full: bool, fast_paths: bool, tmp_path: Path
 ) -> None:
     def dropout_t5() -> nn.Module:
         model = make_t5()
@@ -186,7 +190,7 @@ def test_resuming_in_the_second_epoch_ends_bit_for_bit_where_an_unbroken_run_end
             train_sampling_strategy=strategy,
             seed=3,
         )
-        return make_trainer(dropout_t5(), args, callbacks=list(callbacks))
+        return make_trainer(dropout_t5(), args, callbacks=list(callbacks), fast_paths=fast_paths)
 
     whole = trainer_of("whole")
     whole.train()
@@ -326,3 +330,37 @@ def test_no_optimizer_state_is_kept_for_frozen_weights(tmp_path: Path) -> None:
     held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     assert len(held) == 24 and all(p.requires_grad for p in held)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_fast_paths_take_the_same_steps(
+    bf16: bool, smoothing: float, checkpointing: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = []
+    for fast_paths in (False, True):
+        args = arguments(
+            tmp_path,
+            max_steps=8,
+            bf16=bf16,
+            label_smoothing_factor=smoothing,
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+            gradient_accumulation_steps=2,
+            eval_strategy="steps",
+            eval_steps=4,
+        )
+        trainer = make_trainer(adapted(), args, eval_dataset=Rows(6, seed=9), fast_paths=fast_paths)
+        trainer.train()
+        evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        runs.append(torch.tensor([*losses(trainer), *evaluated]))
+    torch.testing.assert_close(*runs, rtol=0, atol=2e-2 if bf16 else 1e-4)
+    assert len(runs[0]) == 10 and not trainer.has_fast_loss
+
+
+def test_a_model_without_fast_paths_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = adapted(make=MODELS["bart"][0], targets=("q_proj",))
+    with caplog.at_level("INFO", "lora_hf"):
+        make_trainer(model, arguments(tmp_path, max_steps=1), fast_paths=True).train()
+    assert "no fast paths: they are written for t5, mt5, umt5, and this is bart" in caplog.text

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_hf.adapters import functional
 from lora_hf.adapters.backends.base import Backend, frozen
 
 
@@ -34,7 +35,7 @@ class Conv2d(Backend):
     def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
         layer, r = self.layer, lora_A.shape[0]
         if dropout:
-            x = F.dropout(x, dropout)
+            x = functional.dropout(x, dropout)
         down = lora_A.to(x.dtype).view(r, *self.kernel).repeat(layer.groups, 1, 1, 1)
         middle = layer._conv_forward(x, down, None) * scaling  # (batch, groups * r, height, width)
         up = lora_B.to(x.dtype).view(self.out_features, r, 1, 1)

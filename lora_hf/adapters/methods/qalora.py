@@ -5,11 +5,11 @@ no loss: the merged 4-bit model is the trained one. The sum, not the mean, is th
 (`D_in // L` times its average pooling); PEFT multiplies the mean by the number of groups instead.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.functional import dropout
 from lora_hf.adapters.inits import LoraInit
 from lora_hf.adapters.methods.lora import Lora
 from lora_hf.errors import UserError
@@ -29,7 +29,7 @@ class QALora(Lora):
 
     def branch(self, x: Tensor, Wx: Tensor, base: Backend) -> Tensor:
         if self.dropout and self.training:
-            dropped = self._pool(F.dropout(x, self.dropout))
+            dropped = self._pool(dropout(x, self.dropout))
         else:
             dropped = self._pool(x)
         added = base.low_rank(dropped, self.lora_A, self.lora_B, self.scaling, 0.0)

@@ -1,0 +1,93 @@
+"""T5's attention with dropout on its probabilities, as one autograd function.
+
+Torch's fused kernels for the CPU know no dropout: with it, `scaled_dot_product_attention` falls back to the
+plain product, which keeps scores, probabilities and dropped probabilities. Here the backward pass needs q, k,
+v, the probabilities and a byte an element.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lora_hf.adapters.functional import draw_mask, has_cheap_masks, masked
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(s q k^T + bias + mask), dropped, times v: an attention function in Transformers' registry.
+
+    Args:
+        module: the attention layer.
+        query, key, value: (batch, heads, length, d_kv).
+        attention_mask: (batch, 1, queries, keys), added to the scores, or None.
+        dropout: rate on the probabilities; 0 goes through Transformers' own SDPA.
+        scaling: s; T5's is 1.
+        position_bias: (1, heads, queries, keys), added to the scores, or None.
+
+    Returns:
+        (batch, queries, heads, d_kv), and None for the probabilities.
+    """
+    if not dropout or not has_cheap_masks(query, dropout):
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            position_bias=position_bias,
+            **kwargs,
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mixed = _Attention.apply(query, key, value, position_bias, attention_mask, dropout, scale)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        added: Tensor | None,
+        rate: float,
+        scale: float,
+    ) -> Tensor:
+        scores = torch.matmul(query, key.transpose(2, 3))
+        if scale != 1:
+            scores.mul_(scale)
+        for term in (bias, added):
+            if term is not None:
+                scores.add_(term)
+        probabilities = torch.softmax(scores, -1, dtype=scores.dtype)
+        mask, keep = draw_mask(scores.shape, rate)
+        ctx.save_for_backward(query, key, value, probabilities, mask)
+        ctx.scale, ctx.keep = scale, keep
+        return torch.matmul(masked(probabilities, mask), value).mul_(1 / keep)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, probabilities, mask = ctx.saved_tensors
+        g = grads[0] / ctx.keep
+        g_value = torch.matmul(masked(probabilities, mask).transpose(2, 3), g)
+        g_kept = masked(torch.matmul(g, value.transpose(2, 3)), mask)
+        g_scores = torch._softmax_backward_data(g_kept, probabilities, -1, probabilities.dtype)
+        g_bias = g_scores.sum(0, keepdim=True) if ctx.needs_input_grad[3] else None
+        if ctx.scale != 1:
+            g_scores = g_scores * ctx.scale
+        g_query, g_key = torch.matmul(g_scores, key), torch.matmul(g_scores.transpose(2, 3), query)
+        return g_query, g_key, g_value, g_bias, None, None, None

@@ -1,0 +1,73 @@
+"""The norm and the gated activation of a T5, each one autograd function that keeps only its inputs.
+
+Written out of torch's small operations, as in Transformers, they keep five to eight tensors of the size of
+the activations for the backward pass, several of them in float32.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_hf.adapters.functional import draw_mask, masked
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), as T5LayerNorm.
+
+    The mean is taken in float32 at least; a half-precision weight gives its dtype to the result.
+    """
+    normed: Tensor = _RmsNorm.apply(x, weight, eps)
+    return normed
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = (norm.square() / x.shape[-1] + eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return weight * _normed(wide, inverse, x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        wide = x.to(inverse.dtype)
+        g_x = g_weight = None
+        if ctx.needs_input_grad[0]:
+            g = (grads[0] * weight).to(inverse.dtype)
+            share = (g * wide).sum(-1, keepdim=True).mul_(inverse.square()).div_(x.shape[-1])
+            g_x = g.sub_(wide * share).mul_(inverse).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            g_weight = (grads[0] * _normed(wide, inverse, x, weight)).flatten(0, -2).sum(0).to(weight.dtype)
+        return g_x, g_weight, None
+
+
+def _normed(wide: Tensor, inverse: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    is_half = weight.dtype in (torch.float16, torch.bfloat16)
+    return (wide * inverse).to(weight.dtype if is_half else inverse.dtype)
+
+
+def gated_gelu(gate: Tensor, value: Tensor, rate: float) -> Tensor:
+    """dropout(gelu(gate) * value), gelu by its tanh approximation (`gelu_new`; GLU: arXiv:2002.05202)."""
+    mask, keep = draw_mask(gate.shape, rate) if rate else (None, 1.0)
+    product: Tensor = _GatedGelu.apply(gate, value, mask, 1 / keep)
+    return product
+
+
+class _GatedGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        ctx.save_for_backward(gate, value, mask)
+        ctx.scale = scale
+        product = F.gelu(gate, approximate="tanh").mul_(value)
+        return product if mask is None else masked(product, mask).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gate, value, mask = ctx.saved_tensors
+        g = grads[0] if mask is None else masked(grads[0], mask).mul_(ctx.scale)
+        g_gate = torch.ops.aten.gelu_backward(g * value, gate, approximate="tanh")
+        return g_gate, F.gelu(gate, approximate="tanh").mul_(g), None, None

@@ -1,0 +1,54 @@
+"""The loss from hidden states, without ever holding the logits, a step's largest tensor.
+
+The logits of some tokens at a time give their share of the loss and of the gradient of the hidden states;
+they are then forgotten. Possible because the output head is frozen, and so only its input needs a gradient.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 128
+"""Tokens at a time: 16 MiB of float32 logits at T5's vocabulary."""
+IGNORED = -100
+
+
+def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy over the labels that are not -100, in float32.
+
+    Args:
+        hidden: (..., d_model), what the head would be given.
+        head: (vocabulary, d_model), frozen.
+        labels: (...), token ids.
+    """
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels)
+    return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        rows, targets = hidden.detach().flatten(0, -2), labels.flatten()
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        total, count = torch.zeros((), dtype=dtype, device=hidden.device), (targets != IGNORED).sum()
+        gradient = torch.empty_like(rows)
+        for start in range(0, len(rows), CHUNK):
+            part, target = rows[start : start + CHUNK], targets[start : start + CHUNK]
+            logits = F.linear(part.to(head.dtype), head).to(dtype)
+            is_label = target != IGNORED
+            index = target.clamp(min=0)[:, None]
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            total += ((log_sum - logits.gather(1, index)).squeeze(1) * is_label).sum()
+            errors = logits.sub_(log_sum).exp_()  # softmax, less 1 at the label
+            errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=dtype))
+            errors.mul_(is_label[:, None])
+            gradient[start : start + CHUNK] = torch.mm(errors.to(head.dtype), head)
+        ctx.save_for_backward(gradient.div_(count).view_as(hidden))
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].to(gradient.dtype), None, None

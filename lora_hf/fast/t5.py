@@ -1,0 +1,123 @@
+"""Which modules of a T5 take a faster way, for as long as a block of code: by their class, and back again.
+
+A module's class is changed to a subclass with another `forward`: parameters, names, hooks and what wraps
+the module stay as they are.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.mt5 import modeling_mt5
+from transformers.models.t5 import modeling_t5
+from transformers.models.umt5 import modeling_umt5
+
+from lora_hf.adapters.functional import cheap_masks, dropout
+from lora_hf.fast.attention import attention
+from lora_hf.fast.elementwise import gated_gelu, rms_norm
+
+ATTENTION = "lora_hf"
+logger = logging.getLogger(__name__)
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+class _Norm:
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class _Gated:
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        gate, value = self.wi_0(hidden_states), self.wi_1(hidden_states)
+        middle = gated_gelu(gate, value, self.dropout.p if self.training else 0.0)
+        dtype = self.wo.weight.dtype  # packed 4-bit weights are kept as integers
+        return self.wo(middle.to(dtype) if dtype.is_floating_point else middle)
+
+
+class _Dropout:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return dropout(x, self.p) if self.training and self.p else x
+
+
+FASTER: dict[type[nn.Module], type] = {
+    modeling_t5.T5LayerNorm: _Norm,
+    modeling_mt5.MT5LayerNorm: _Norm,
+    modeling_umt5.UMT5LayerNorm: _Norm,
+    modeling_t5.T5DenseGatedActDense: _Gated,
+    modeling_mt5.MT5DenseGatedActDense: _Gated,
+    modeling_umt5.UMT5DenseGatedActDense: _Gated,
+    nn.Dropout: _Dropout,
+}
+HAS_INTERFACE = "ALL_ATTENTION_FUNCTIONS" in modeling_t5.T5Attention.forward.__code__.co_names
+"""Whether this Transformers lets a T5 choose its attention function; older ones have one of their own."""
+MODELS = ("t5", "mt5", "umt5")
+
+
+def why_not(model: Any) -> str | None:
+    """The reason for which a model goes the plain way, or None where it can take the faster one."""
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in MODELS:
+        return f"they are written for {', '.join(MODELS)}, and this is {kind}"
+    if next(model.parameters()).device.type != "cpu":
+        return "they are written for the CPU"
+    return None
+
+
+@contextmanager
+def faster(model: Any) -> Iterator[None]:
+    """Inside the block the model's norms, activations, attention and dropout go the faster way."""
+    changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and _has_gelu(m)]
+    before = model.config._attn_implementation
+    if HAS_INTERFACE:
+        model.set_attn_implementation(ATTENTION)
+    for module, kind in changed:
+        module.__class__ = _faster_class(kind)  # type: ignore[arg-type]
+    try:
+        with cheap_masks(True):
+            yield
+    finally:
+        for module, kind in changed:
+            module.__class__ = kind
+        if HAS_INTERFACE:
+            model.set_attn_implementation(before)
+
+
+def _has_gelu(module: Any) -> bool:
+    """A gated layer's activation is the one that is written here; other modules have none."""
+    activation = getattr(module, "act", None)
+    return activation is None or type(activation).__name__ == "NewGELUActivation"
+
+
+@cache  # so that a module's class is one class
+def _faster_class(kind: Any) -> type[nn.Module]:
+    return type(f"Faster{kind.__name__}", (FASTER[kind], kind), {})
+
+
+class _Through(nn.Linear):
+    """An output head that gives back what it is given."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+@contextmanager
+def without_head(model: Any) -> Iterator[Tensor]:
+    """Inside the block the model's `logits` are its last hidden states; yields the head's weight."""
+    head = model.lm_head
+    head.__class__ = _Through
+    try:
+        yield head.weight
+    finally:
+        head.__class__ = nn.Linear
+
+
+def has_plain_frozen_head(model: Any) -> bool:
+    """Whether the loss can be had without the logits."""
+    head = getattr(model, "lm_head", None)
+    return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad

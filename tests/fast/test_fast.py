@@ -1,0 +1,187 @@
+"""The fast ways give what the plain ones give: values and gradients, each function and whole models."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TOKENS, make_bart, make_mt5, make_t5, randomize
+from torch import Tensor, nn
+
+from lora_hf import LoraConfig, inject_adapters
+from lora_hf.adapters import functional
+from lora_hf.adapters.functional import cheap_masks, draw_mask, dropout, low_rank_product
+from lora_hf.fast.attention import attention
+from lora_hf.fast.elementwise import gated_gelu, rms_norm
+from lora_hf.fast.loss import chunked_cross_entropy
+from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
+
+DOUBLE = {"dtype": torch.float64, "requires_grad": True}
+
+
+@pytest.fixture(autouse=True)
+def masks() -> Any:
+    with cheap_masks(True):
+        yield
+
+
+def same(ours: Any, reference: Any, *inputs: Tensor) -> None:
+    """Equal values, and equal gradients of all inputs, from the same random numbers."""
+    torch.manual_seed(1)
+    a = ours(*inputs)
+    torch.manual_seed(1)
+    b = reference(*inputs)
+    torch.testing.assert_close(a, b)
+    weights = torch.randn_like(b)
+    for x, y in zip(*(torch.autograd.grad((out * weights).sum(), inputs) for out in (a, b)), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def mask_of(shape: torch.Size, rate: float) -> Tensor:
+    mask, keep = draw_mask(shape, rate)
+    return mask.double() / keep
+
+
+def test_the_norm() -> None:
+    def reference(x: Tensor, weight: Tensor) -> Tensor:
+        return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+    x, weight = torch.randn(2, 3, 8, **DOUBLE), torch.randn(8, **DOUBLE)
+    same(lambda x, w: rms_norm(x, w, 1e-6), reference, x, weight)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_gated_activation(rate: float) -> None:
+    def reference(gate: Tensor, value: Tensor) -> Tensor:
+        product = 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) * value
+        return product * mask_of(gate.shape, rate) if rate else product
+
+    same(lambda g, v: gated_gelu(g, v, rate), reference, *(torch.randn(2, 3, 10, **DOUBLE) for _ in "gv"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_attention_with_dropout(scale: float) -> None:
+    added = torch.zeros(2, 1, 5, 7, dtype=torch.float64)
+    added[0, :, :, 5:] = -1e9
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return attention(nn.Module(), q, k, v, added, dropout=0.1, scaling=scale, position_bias=bias)[0]
+
+    def reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        p = torch.softmax(scale * q @ k.transpose(2, 3) + bias + added, -1)
+        return ((p * mask_of(p.shape, 0.1)) @ v).transpose(1, 2)
+
+    q, bias = torch.randn(2, 3, 5, 4, **DOUBLE), torch.randn(1, 3, 5, 7, **DOUBLE)
+    same(ours, reference, q, *(torch.randn(2, 3, 7, 4, **DOUBLE) for _ in "kv"), bias)
+
+
+def test_the_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_hf.fast.loss.CHUNK", 4)
+    head, labels = torch.randn(TOKENS, 8, dtype=torch.float64), torch.randint(TOKENS, (2, 7))
+    labels[1, 3:] = -100
+    hidden = torch.randn(2, 7, 8, **DOUBLE)
+    same(
+        lambda h: chunked_cross_entropy(h, head, labels),
+        lambda h: F.cross_entropy((h @ head.T).flatten(0, 1), labels.flatten()),
+        hidden,
+    )
+
+
+def test_the_low_rank_product_with_dropout() -> None:
+    def reference(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return 2.5 * x * mask_of(x.shape, 0.1) @ A.T @ B.T
+
+    x, A, B = (torch.randn(*shape, **DOUBLE) for shape in ((2, 5, 6), (3, 6), (4, 3)))
+    same(lambda x, A, B: low_rank_product(x, A, B, 2.5, 0.1), reference, x, A, B)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
+def test_dropout_keeps_its_share_and_its_mean(rate: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    y = dropout(torch.full((999, 1001), 3.0, dtype=dtype), rate)
+    zero = (y == 0).double().mean().item()
+    assert zero == pytest.approx(round(rate * 256) / 256, abs=2e-3)
+    for part in (y[:, ::8], y[:, 7::8]):  # every byte of a draw is as random as the others
+        assert (part == 0).double().mean().item() == pytest.approx(zero, abs=4e-3)
+    assert y.double().mean().item() == pytest.approx(3, rel=4e-3)
+    assert len(y.unique()) == 2
+
+
+def test_rates_that_256ths_do_not_hold_are_torch_s_own() -> None:
+    x = torch.ones(50, 50)
+    for rate, enabled in ((0.001, True), (0.01, True), (0.999, True), (0.1, False)):
+        with cheap_masks(enabled):
+            torch.manual_seed(0)
+            ours = dropout(x, rate)
+        torch.manual_seed(0)
+        assert torch.equal(ours, F.dropout(x, rate))
+    assert functional.has_cheap_masks(x, 0.1)
+
+
+def adapted(make: Any, rate: float) -> Any:
+    model = inject_adapters(make(), LoraConfig(r=3, lora_alpha=5, target_modules=["q", "v", "wi_0", "wo"]))
+    randomize(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = rate
+    return model.train()
+
+
+@pytest.mark.parametrize("make", [make_t5, make_mt5])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_whole_model_s_loss_and_gradients(make: Any, rate: float, batch: dict) -> None:
+    """With dropout the masks differ, and so only the mean over many is held against the plain way's."""
+    torch.manual_seed(0)
+    model = adapted(make, rate)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    for way in (nullcontext, lambda: faster(model)):
+        with way():
+            losses = torch.stack([model(**batch).loss for _ in range(60 if rate else 1)])
+        found.append((losses, torch.autograd.grad(losses.mean(), trained)))
+    (plain, g_plain), (fast, g_fast) = found
+    if rate:
+        assert abs(plain.mean() - fast.mean()) < 4 * (plain.std() / 60**0.5)
+        assert 0.5 < plain.std() / fast.std() < 2
+        return
+    torch.testing.assert_close(fast, plain)
+    for ours, reference in zip(g_fast, g_plain, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_is_as_it_was_after_the_block(t5: nn.Module, batch: dict) -> None:
+    kinds, before = {n: type(m) for n, m in t5.named_modules()}, t5.config._attn_implementation
+    expected = t5(**batch).logits
+    with pytest.raises(ZeroDivisionError), faster(t5):
+        assert {type(m).__name__ for m in t5.modules()} >= {"FasterT5LayerNorm", "FasterT5DenseGatedActDense"}
+        torch.testing.assert_close(t5(**batch).logits, expected)
+        assert torch.equal(
+            t5.generate(batch["input_ids"], max_new_tokens=5),
+            t5.generate(batch["input_ids"], max_new_tokens=5),
+        )
+        raise ZeroDivisionError
+    assert {n: type(m) for n, m in t5.named_modules()} == kinds
+    assert t5.config._attn_implementation == before
+    assert torch.equal(t5(**batch).logits, expected)
+
+
+def test_hidden_states_in_the_place_of_logits(t5: nn.Module, batch: dict) -> None:
+    t5.requires_grad_(False)
+    assert has_plain_frozen_head(t5)
+    expected = t5(**batch)
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with without_head(t5) as head:
+        shifted = t5.prepare_decoder_input_ids_from_labels(batch["labels"])
+        hidden = t5(**given, decoder_input_ids=shifted).logits
+    torch.testing.assert_close(F.linear(hidden, head), expected.logits)
+    torch.testing.assert_close(chunked_cross_entropy(hidden, head, batch["labels"]), expected.loss)
+    assert not has_plain_frozen_head(inject_adapters(make_t5(), LoraConfig(target_modules=["lm_head"])))
+
+
+def test_who_goes_the_plain_way_is_told_why() -> None:
+    assert why_not(make_t5()) is None and why_not(make_mt5()) is None
+    assert "written for t5" in why_not(make_bart()) and "this is Linear" in why_not(nn.Linear(2, 2))
