@@ -72,9 +72,10 @@ def _merged_for_a_while(model: nn.Module, onto: str | None, originals: Originals
             unmerge_adapters(model)
         return
     before = {id(module): module for module in model.modules()}
-    plain = merged_modules(model, onto, originals)
-    replace_modules(model, plain)
+    plain: dict[int, nn.Module] = {}
     try:
+        plain = merged_modules(model, onto, originals)
+        replace_modules(model, plain)
         yield
     finally:
         replace_modules(model, {id(new): before[key] for key, new in plain.items()})

@@ -202,3 +202,17 @@ def test_a_quantized_model_wants_a_choice_though_its_adapted_layers_are_dense(ba
     assert merge_errors(model, batch).keys() == {"checkpoint", "dequantized", "requantized"}
     merge_and_unload(model, "dequantized")
     assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+
+
+def test_weights_that_cannot_be_read_leave_the_model_unmerged(batch: dict) -> None:
+    def gone(name: str) -> Tensor:
+        if "block.1" in name:  # a dense layer of the first block is merged by then
+            raise OSError("the checkpoint has gone")
+        return make_t5().get_submodule(name).weight
+
+    model = adapted(nf4_t5(), target_modules=["wi_0", "q"])
+    expected = logits(model, batch)
+    with pytest.raises(OSError, match="has gone"):
+        merge_errors(model, batch, gone)
+    assert not any(layer.merged for layer in lora_layers(model).values())
+    assert torch.equal(logits(model, batch), expected)
