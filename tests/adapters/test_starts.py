@@ -223,10 +223,16 @@ def test_an_adapter_with_a_base_of_its_own_keeps_the_others_out_and_gives_it_bac
 
 
 def test_a_plain_start_reads_no_weight_from_before_quantization() -> None:
-    def forbidden(name: str) -> Tensor:
-        raise AssertionError(name)
+    read: list[str] = []
 
-    inject_adapters(nf4_t5(), LoraConfig(init_lora_weights="gaussian"), originals=forbidden)
+    def original(name: str) -> Tensor:
+        read.append(name)
+        return make_t5().get_submodule(name).weight
+
+    inject_adapters(nf4_t5(), LoraConfig(init_lora_weights="gaussian"), originals=original)
+    assert read == []
+    inject_adapters(nf4_t5(), LoraConfig(init_lora_weights="pissa"), originals=original)
+    assert len(read) == 12  # q and v of six attentions
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])

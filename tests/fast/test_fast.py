@@ -26,7 +26,7 @@ def masks() -> Any:
         yield
 
 
-def same(ours: Any, reference: Any, *inputs: Tensor) -> None:
+def assert_same(ours: Any, reference: Any, *inputs: Tensor) -> None:
     """Equal values, and equal gradients of all inputs, from the same random numbers."""
     torch.manual_seed(1)
     a = ours(*inputs)
@@ -48,7 +48,7 @@ def test_the_norm() -> None:
         return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
 
     x, weight = torch.randn(2, 3, 8, **DOUBLE), torch.randn(8, **DOUBLE)
-    same(lambda x, w: rms_norm(x, w, 1e-6), reference, x, weight)
+    assert_same(lambda x, w: rms_norm(x, w, 1e-6), reference, x, weight)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
@@ -57,7 +57,9 @@ def test_the_gated_activation(rate: float) -> None:
         product = 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) * value
         return product * mask_of(gate.shape, rate) if rate else product
 
-    same(lambda g, v: gated_gelu(g, v, rate), reference, *(torch.randn(2, 3, 10, **DOUBLE) for _ in "gv"))
+    assert_same(
+        lambda g, v: gated_gelu(g, v, rate), reference, *(torch.randn(2, 3, 10, **DOUBLE) for _ in "gv")
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -73,7 +75,7 @@ def test_attention_with_dropout(scale: float) -> None:
         return ((p * mask_of(p.shape, 0.1)) @ v).transpose(1, 2)
 
     q, bias = torch.randn(2, 3, 5, 4, **DOUBLE), torch.randn(1, 3, 5, 7, **DOUBLE)
-    same(ours, reference, q, *(torch.randn(2, 3, 7, 4, **DOUBLE) for _ in "kv"), bias)
+    assert_same(ours, reference, q, *(torch.randn(2, 3, 7, 4, **DOUBLE) for _ in "kv"), bias)
 
 
 def test_the_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +83,7 @@ def test_the_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     head, labels = torch.randn(TOKENS, 8, dtype=torch.float64), torch.randint(TOKENS, (2, 7))
     labels[1, 3:] = -100
     hidden = torch.randn(2, 7, 8, **DOUBLE)
-    same(
+    assert_same(
         lambda h: chunked_cross_entropy(h, head, labels),
         lambda h: F.cross_entropy((h @ head.T).flatten(0, 1), labels.flatten()),
         hidden,
@@ -93,7 +95,7 @@ def test_the_low_rank_product_with_dropout() -> None:
         return 2.5 * x * mask_of(x.shape, 0.1) @ A.T @ B.T
 
     x, A, B = (torch.randn(*shape, **DOUBLE) for shape in ((2, 5, 6), (3, 6), (4, 3)))
-    same(lambda x, A, B: low_rank_product(x, A, B, 2.5, 0.1), reference, x, A, B)
+    assert_same(lambda x, A, B: low_rank_product(x, A, B, 2.5, 0.1), reference, x, A, B)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
