@@ -7,6 +7,8 @@ rounding, at four times the bytes); `requantized`, the store's own format (small
 Updates that are constant within the groups of an affine store need no choice: they move its zero points.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,6 +65,25 @@ def unmerge_adapters(model: nn.Module) -> None:
     """Put every unmerged weight back, bit for bit."""
     for layer in lora_layers(model).values():
         layer.unmerge()
+
+
+@contextmanager
+def merged_where_exact(model: nn.Module) -> Iterator[None]:
+    """Inside the block the active adapters of dense layers are folded in; the weights come back exactly.
+
+    Quantized and replicated layers stay as they are, as do those whose adapters are merged, disabled or
+    chosen by rows.
+    """
+    layers = [] if replication(model) else list(lora_layers(model).values())
+    free = [layer for layer in layers if layer.enabled and not layer.merged and layer.rows is None]
+    dense = [layer for layer in free if not layer.base.is_quantized]
+    try:
+        for layer in dense:
+            layer.merge(layer.active)
+        yield
+    finally:
+        for layer in dense:
+            layer.unmerge()
 
 
 def merge_and_unload(model: Model, onto: str | None = None, originals: Originals | None = None) -> Model:

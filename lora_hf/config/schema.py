@@ -64,8 +64,10 @@ class GenerationConfig(Section):
     """1 is greedy; more is slower and usually a little better."""
     max_new_tokens: Count | None = None
     """Longest summary in tokens; null: long enough for the references."""
-    batch_size: Count = 32
-    """Dialogues at once while scoring."""
+    batch_size: Count = 64
+    """The most dialogues at once while scoring."""
+    batch_tokens: Count = 16384
+    """The most tokens of dialogue at once, padding and beams included: 32 dialogues of 512."""
     length_penalty: Number = 1.0
     """With beams: above 1 favors longer summaries."""
     no_repeat_ngram_size: Annotated[Integer, Field(ge=0)] = 0
@@ -104,8 +106,8 @@ class RunConfig(Section):
     """Of the order of the data, of dropout and of the adapters' start."""
     loraplus_lr_ratio: Annotated[Number, Field(ge=1)] | None = None
     """LoRA+ (arXiv:2402.12354): B learns at training.learning_rate times this (the paper: 16), A without."""
-    fast_paths: Flag = False
-    """A T5 on a CPU trains by faster ways to the same sums, in less memory."""
+    fast_paths: Flag = True
+    """Faster ways to the same sums, in less memory; the log says where there are none."""
     early_stopping_patience: Count | None = None
     """Stop after so many evaluations without a better one; needs training.load_best_model_at_end."""
     seeds: Annotated[Items[Seed], Field(min_length=1)] | None = None

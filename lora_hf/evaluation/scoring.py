@@ -52,6 +52,7 @@ def score_model(
     test: list[Example],
     sources: list[list[int]],
     max_new_tokens: int,
+    fast_paths: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Summarize the test dialogues and score them.
 
@@ -62,13 +63,14 @@ def score_model(
         test: the dialogues with their references.
         sources: their token ids, prompt included.
         max_new_tokens: the most tokens of a summary.
+        fast_paths: as `generate_summaries` takes it.
 
     Returns:
         The scores (`rouge_record`, with `eval_seconds` and mean lengths in words) and the rows of
         predictions.jsonl.
     """
     start = time.perf_counter()
-    predictions = summarize(config, model, tokenizer, sources, max_new_tokens)
+    predictions = summarize(config, model, tokenizer, sources, max_new_tokens, fast_paths)
     seconds = time.perf_counter() - start
     rows = [
         {"id": e.id, "dialogue": e.dialogue, "references": list(e.references), "prediction": prediction}
@@ -78,10 +80,15 @@ def score_model(
 
 
 def summarize(
-    config: GenerationConfig, model: Any, tokenizer: Any, sources: list[list[int]], max_new_tokens: int
+    config: GenerationConfig,
+    model: Any,
+    tokenizer: Any,
+    sources: list[list[int]],
+    max_new_tokens: int,
+    fast_paths: bool = True,
 ) -> list[str]:
     """`generate_summaries` under the config's options, with a progress bar on standard error."""
-    options = config.model_dump(exclude={"batch_size", "max_new_tokens"})
+    options = config.model_dump(exclude={"max_new_tokens"})
     if config.num_beams == 1:
         del options["length_penalty"]
     columns = (TextColumn("summarizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -93,7 +100,7 @@ def summarize(
             tokenizer,
             sources,
             max_new_tokens,
-            config.batch_size,
+            fast_paths=fast_paths,
             on_batch=lambda rows: progress.advance(task, rows),
             **options,
         )

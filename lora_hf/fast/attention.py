@@ -1,13 +1,15 @@
-"""T5's attention with dropout on its probabilities, as one autograd function.
+"""T5's attention: with dropout on its probabilities as one autograd function, and without gradients.
 
 Torch's fused kernels for the CPU know no dropout: with it, `scaled_dot_product_attention` falls back to the
 plain product, which keeps scores, probabilities and dropped probabilities. Here the backward pass needs q, k,
-v, the probabilities and a byte an element.
+v, the probabilities and a byte an element. For one query a row, which is what decoding asks for, the kernels
+take several times as long as two plain products.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -38,6 +40,9 @@ def attention(
     Returns:
         (batch, queries, heads, d_kv), and None for the probabilities.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not dropout and query.device.type == "cpu" and not torch.is_grad_enabled():
+        return _without_gradients(query, key, value, _added(position_bias, attention_mask), scale), None
     if not dropout or not has_cheap_masks(query, dropout):
         return sdpa_attention_forward(
             module,
@@ -46,13 +51,36 @@ def attention(
             value,
             attention_mask,
             dropout=dropout,
-            scaling=scaling,
+            scaling=scale,
             position_bias=position_bias,
             **kwargs,
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mixed = _Attention.apply(query, key, value, position_bias, attention_mask, dropout, scale)
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def _added(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """bias + mask, (batch, heads, queries, keys): T5's layers share both, so the first one's sum is kept."""
+    if bias is None or mask is None:
+        return mask if bias is None else bias
+    known: tuple[Tensor, Tensor] | None = getattr(mask, "sum_with_bias", None)
+    if known is None or known[0] is not bias:
+        known = (bias, bias.contiguous() + mask)
+        mask.sum_with_bias = known  # type: ignore[attr-defined]
+    return known[1]
+
+
+def _without_gradients(
+    query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float
+) -> Tensor:
+    """(batch, queries, heads, d_kv)."""
+    if query.shape[2] > 1:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale)
+    else:
+        scores = torch.matmul(query * scale if scale != 1 else query, key.transpose(2, 3))
+        probabilities = torch.softmax(scores if added is None else scores.add_(added), -1)
+        mixed = torch.matmul(probabilities, value)
+    return mixed.transpose(1, 2)
 
 
 class _Attention(torch.autograd.Function):

@@ -55,7 +55,13 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
         adapt(config, model)
         write_json(run / TRAINED, fit(config, run.path, model, tokenizer, data))
     scores, rows = score_model(
-        config.generation, model, tokenizer, data.test, data.test_sources, data.max_new_tokens
+        config.generation,
+        model,
+        tokenizer,
+        data.test,
+        data.test_sources,
+        data.max_new_tokens,
+        config.fast_paths,
     )
     write_predictions(run / PREDICTIONS, rows)
     record = _record(config, run, model, data) | scores

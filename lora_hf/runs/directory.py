@@ -42,10 +42,7 @@ def inputs_of(config: RunConfig) -> dict[str, Any]:
         fields.pop(method, None)  # the section of the same name, where it has one
     if config.loraplus_lr_ratio is None:
         del fields["loraplus_lr_ratio"]
-    if not config.fast_paths:
-        del fields["fast_paths"]
     if config.method == "base":
-        fields.pop("fast_paths", None)
         del fields["training"], fields["seed"], fields["early_stopping_patience"]
         return fields
     fields["training"] = {k: v for k, v in fields["training"].items() if not k.startswith(SILENT)}

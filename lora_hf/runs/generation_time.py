@@ -87,7 +87,9 @@ def _writer(config: RunConfig, new_tokens: int) -> Callable[[Any], list[str]]:
     sources = encode_sources(dialogues, tokenizer, config.data).ids
 
     def write(model: Any) -> list[str]:
-        return generate_summaries(model, tokenizer, sources, new_tokens, size, min_new_tokens=new_tokens)
+        return generate_summaries(  # by the fast paths a LoRA would be merged
+            model, tokenizer, sources, new_tokens, size, fast_paths=False, min_new_tokens=new_tokens
+        )
 
     return write
 

@@ -67,7 +67,9 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
         max_new_tokens = load_data(config, tokenizer).max_new_tokens
     test = load_split(config.data, "test")
     sources = encode_sources([example.dialogue for example in test], tokenizer, config.data)
-    scores, rows = score_model(config.generation, model, tokenizer, test, sources.ids, max_new_tokens)
+    scores, rows = score_model(
+        config.generation, model, tokenizer, test, sources.ids, max_new_tokens, config.fast_paths
+    )
     return {"adapter": adapter, "seed": config.seed, "max_new_tokens": max_new_tokens} | scores, rows
 
 

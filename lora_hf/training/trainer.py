@@ -12,9 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Seq2SeqTrainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.functional import cheap_masks
 from lora_hf.data.sampler import EpochSampler
+from lora_hf.evaluation.decoding import greedy
+from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
 from lora_hf.training.loraplus import split_groups
@@ -36,7 +39,8 @@ class LoraTrainer(Seq2SeqTrainer):
         loraplus_lr_ratio: LoRA+ (arXiv:2402.12354): the learning rate of every B is this times the others',
             throughout the schedule; at least 1.
         fast_paths: a T5 on a CPU trains by faster ways to the same sums (`lora_hf.fast`), in less memory;
-            another model draws its adapters' dropout faster, and the log says why not the rest.
+            another model draws its adapters' dropout faster, and the log says why not the rest. Summaries
+            for the validation are written as `generate_summaries` does it.
 
     The other arguments are those of `transformers.Seq2SeqTrainer`.
 
@@ -52,7 +56,7 @@ class LoraTrainer(Seq2SeqTrainer):
         model: Any = None,
         *args: Any,
         loraplus_lr_ratio: float | None = None,
-        fast_paths: bool = False,
+        fast_paths: bool = True,
         **kwargs: Any,
     ) -> None:
         # The Trainer refuses a quantized model that does not say that it carries adapters. The flag also
@@ -115,6 +119,19 @@ class LoraTrainer(Seq2SeqTrainer):
                 return super()._inner_training_loop(*args, **kwargs)
             finally:
                 self.has_fast_loss = False
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, its summaries by the fast paths where these can be."""
+        is_encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        writes = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
+        if not (self.fast_paths and writes):
+            return super().evaluation_loop(*args, **kwargs)
+        said = {**self.model.generation_config.to_dict(), **getattr(self, "_gen_kwargs", {})}
+        is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled  # all processes go on together
+        if (said.get("num_beams") or 1) == 1 and not said.get("do_sample") and not is_sharded:
+            self._gen_kwargs = getattr(self, "_gen_kwargs", {}) | {"custom_generate": greedy}
+        with nullcontext() if is_sharded else fast_generation(self.model):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -5,10 +5,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
-from conftest import MODELS, TOKENS, make_t5
+from conftest import MODELS, TOKENS, make_t5, randomize
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -220,7 +221,8 @@ def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(tmp_path: Path
     args = arguments(
         tmp_path,
         max_steps=12,
-        learning_rate=0.5,
+        learning_rate=2.0,
+        lr_scheduler_type="constant",
         save_strategy="steps",
         save_steps=2,
         eval_strategy="steps",
@@ -364,3 +366,28 @@ def test_a_model_without_fast_paths_says_so(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level("INFO", "lora_hf"):
         make_trainer(model, arguments(tmp_path, max_steps=1), fast_paths=True).train()
     assert "no fast paths: they are written for t5, mt5, umt5, and this is bart" in caplog.text
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_validation_s_summaries_are_the_same_by_the_fast_paths(beams: int, tmp_path: Path) -> None:
+    outputs = []
+    for fast_paths in (False, True):
+        args = arguments(
+            tmp_path, predict_with_generate=True, generation_max_length=12, generation_num_beams=beams
+        )
+        model = adapted()
+        randomize(model)
+        trainer = make_trainer(model, args, fast_paths=fast_paths)
+        calls: list[int] = []
+        model.decoder.register_forward_pre_hook(
+            lambda m, a, kw, calls=calls: calls.append(
+                "PackedLinear" in {type(x).__name__ for x in m.modules()}
+            ),
+            with_kwargs=True,
+        )
+        output = trainer.predict(Rows(9, seed=9))
+        assert set(calls) == {fast_paths}
+        outputs.append((output.predictions, output.metrics["test_loss"]))
+    assert np.array_equal(outputs[0][0], outputs[1][0])
+    assert len(np.unique(outputs[0][0])) > 5
+    assert outputs[0][1] == pytest.approx(outputs[1][1], abs=1e-5)

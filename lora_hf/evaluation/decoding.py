@@ -1,0 +1,103 @@
+"""Greedy decoding that stops working on a row when the row is finished: a decoding function for `generate`.
+
+`generate` goes on with every row of a batch until the longest has ended, and copies all keys and values to
+append those of one token.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 32
+"""Tokens a buffer of keys begins with room for; full, it doubles."""
+KEPT = 7 / 8
+"""Finished rows leave once the others are at most this share of the batch: leaving copies the others."""
+LOOK_AT_SOURCE = ("EncoderNoRepeatNGramLogitsProcessor", "EncoderRepetitionPenaltyLogitsProcessor")
+LOOK_AT_ROW = (*LOOK_AT_SOURCE, "PrefixConstrainedLogitsProcessor")
+"""Processors that know the rows of a batch by their number: under these no row leaves."""
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values at the front of a buffer: appending a token writes that token only."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append (batch, heads, new, d_kv); returns all keys and values, (batch, heads, length, d_kv)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys = self.values = key_states[:, :, :0]
+            self._room = [x.new_empty(*x.shape[:2], ROOM, x.shape[3]) for x in (key_states, value_states)]
+        old, new = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        while new > self._room[0].shape[2]:
+            self._room = [torch.cat([x, torch.empty_like(x)], dim=2) for x in self._room]
+        for room, added in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, old:new] = added
+        self.keys, self.values = (room[:, :, :new] for room in self._room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        self._room = [room[indices] for room in self._room]
+        self.keys, self.values = (room[:, :, : self.keys.shape[2]] for room in self._room)
+
+
+def greedy(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Tokens (batch, length), padded after their end, by `generate(custom_generate=greedy)`.
+
+    Args:
+        input_ids: (batch, 1), what the decoder starts from.
+        kwargs: `encoder_outputs`, whose `last_hidden_state` is (batch, sources, d_model), and
+            `attention_mask`, (batch, sources) or less by the positions that prompt tuning puts before them.
+
+    The other arguments are what `generate` prepares.
+    """
+    encoded, mask = kwargs["encoder_outputs"], kwargs["attention_mask"]
+    hidden, ids = encoded.last_hidden_state, input_ids
+    place, written = torch.arange(len(ids), device=ids.device), [ids]
+    may_leave = not any(type(processor).__name__ in LOOK_AT_ROW for processor in logits_processor)
+    pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
+    cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
+    is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    while True:
+        outputs = model(
+            encoder_outputs=type(encoded)(last_hidden_state=hidden),
+            attention_mask=mask,
+            decoder_input_ids=ids[:, -1:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        scores = logits_processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
+        tokens = torch.where(is_open, scores.argmax(-1), pad)
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        written.append(torch.full_like(input_ids, int(pad)).index_copy_(0, place, tokens[:, None]))
+        is_open = is_open & ~stopping_criteria(ids, None)
+        left = int(is_open.sum())
+        if not left:
+            return torch.cat(written, dim=1)
+        if may_leave and left <= KEPT * len(is_open):
+            kept = is_open.nonzero()[:, 0]
+            place, ids, is_open = place[kept], ids[kept], is_open[kept]
+            hidden, mask = _without_padding(hidden[kept], mask[kept], cache, kept)
+
+
+def _without_padding(hidden: Tensor, mask: Tensor, cache: Any, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the other rows out of the cache, and the positions that now are padding in every row."""
+    cache.batch_select_indices(kept)
+    unneeded = mask.shape[1] - int(mask.sum(1).max())
+    if unneeded and not mask[:, -unneeded:].any():
+        for layer in cache.cross_attention_cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :-unneeded], layer.values[:, :, :-unneeded]
+        hidden, mask = hidden[:, :-unneeded], mask[:, :-unneeded]
+    return hidden, mask

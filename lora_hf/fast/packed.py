@@ -1,0 +1,57 @@
+"""Weights laid out for the CPU's matrix kernels once, rather than at every product.
+
+Products with few rows, which decoding is made of, take 1.3 to 4 times as long from the plain layout.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MOST_BYTES = 4 * 2**30
+"""Of weights that are held a second time, for as long as the block lasts."""
+logger = logging.getLogger(__name__)
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer with its weight packed beside it; without gradients."""
+
+    packed: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if torch.is_grad_enabled() or input.dtype != self.weight.dtype:
+            return F.linear(input, self.weight, self.bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+        return product
+
+
+@contextmanager
+def packed(model: nn.Module) -> Iterator[None]:
+    """Inside the block dense linear layers on the CPU multiply by packed weights."""
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _can(module)]
+    needed = sum(layer.weight.nbytes for layer in layers)
+    if needed > MOST_BYTES:
+        logger.info("weights are not packed: %.1f GiB, of %.1f at most", needed / 2**30, MOST_BYTES / 2**30)
+        layers = []
+    try:
+        for layer in layers:
+            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+            layer.__class__ = PackedLinear
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Linear
+            layer.__dict__.pop("packed", None)
+
+
+def _can(layer: Any) -> bool:
+    if layer.weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if layer.weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(layer.weight.dtype == torch.float32)

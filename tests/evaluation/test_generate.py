@@ -1,0 +1,187 @@
+"""The fast way of writing summaries writes what `generate` writes, and leaves the model as it was."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOKENS, make_bart, make_mt5, make_t5, randomize, untie_head
+from torch import nn
+from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
+
+from lora_hf import LoraConfig, inject_adapters, merge_adapters
+from lora_hf.adapters.merge import merged_where_exact
+from lora_hf.baselines.prompt_tuning import add_prompt
+from lora_hf.evaluation import generate as module
+from lora_hf.evaluation.decoding import ROOM, greedy
+from lora_hf.evaluation.generate import fast_generation, generate_summaries, padded
+from lora_hf.fast import packed as packing
+
+NEW = 40
+
+
+class Tokenizer:
+    """Numbers for tokens."""
+
+    pad_token_id = 0
+
+    def batch_decode(self, tokens: Any, skip_special_tokens: bool) -> list[str]:
+        return [" ".join(str(int(t)) for t in row if t > 1) for row in tokens]
+
+
+def ending(model: nn.Module, seed: int = 3) -> nn.Module:
+    """Make a random model end its rows here and there: the end's logit is raised, more so row by row."""
+    torch.manual_seed(seed)
+
+    def raise_end(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+        step = outputs.past_key_values.get_seq_length()
+        lengths = kwargs["attention_mask"].sum(1)
+        ends = torch.where(step >= 3 + lengths * 7 % 31, 1e4, -1e4)
+        outputs.logits[:, -1, model.config.eos_token_id] = ends.to(outputs.logits.dtype)
+        return outputs
+
+    model.register_forward_hook(raise_end, with_kwargs=True)
+    return model
+
+
+def adapted(make: Any) -> nn.Module:
+    targets = ["q_proj", "v_proj"] if make is make_bart else ["q", "v"]
+    base = make()
+    if make is make_mt5:
+        untie_head(base)
+    model = inject_adapters(base, LoraConfig(r=4, target_modules=targets))
+    randomize(model)
+    return ending(model.eval())
+
+
+def sources(n: int = 21, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 30, (n,), generator=generator).tolist()
+    return [torch.randint(2, TOKENS, (k,), generator=generator).tolist() for k in lengths]
+
+
+def write(model: Any, **options: Any) -> list[str]:
+    return generate_summaries(model, Tokenizer(), sources(), NEW, **options)
+
+
+@pytest.mark.parametrize("make", [make_t5, make_mt5, make_bart])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ENCODED_TOKENS", 50)  # several parts a batch
+    model = adapted(make)
+    one_by_one = write(model, batch_size=1, fast_paths=False, num_beams=beams)
+    assert len(set(one_by_one)) > 15
+    assert len({len(text.split()) for text in one_by_one}) > 8  # rows end at different steps
+    for sizes in ({"batch_size": 8}, {"batch_tokens": 100}, {}):
+        assert write(model, num_beams=beams, **sizes) == one_by_one
+
+
+def test_further_options_reach_generate() -> None:
+    model = adapted(make_t5)
+    options: dict[str, Any] = {"no_repeat_ngram_size": 1, "min_new_tokens": 6}
+    fast = write(model, **options)
+    assert fast == write(model, fast_paths=False, **options) != write(model)
+    assert all(len(set(text.split())) == len(text.split()) for text in fast)
+
+
+def test_prompt_tuning_whose_encoder_puts_positions_before_the_text() -> None:
+    model = ending(make_t5())
+    torch.manual_seed(0)
+    add_prompt(model, 5, "random")
+    assert write(model) == write(model, fast_paths=False, batch_size=4)
+
+
+def test_a_buffer_that_grows() -> None:
+    """More tokens than a buffer has room for at first."""
+    model = ending(make_t5())
+    options = {"min_new_tokens": 2 * ROOM + 3}
+    long = generate_summaries(model, Tokenizer(), sources(3), 3 * ROOM, **options)
+    assert long == generate_summaries(model, Tokenizer(), sources(3), 3 * ROOM, fast_paths=False, **options)
+
+
+def test_finished_rows_leave_the_batch() -> None:
+    model, rows = adapted(make_t5), []
+    model.decoder.register_forward_pre_hook(
+        lambda module, args, kw: rows.append(len(kw["input_ids"])), with_kwargs=True
+    )
+    write(model)
+    assert rows[0] == 21 and rows[-1] < 3 and rows == sorted(rows, reverse=True)
+
+
+def test_no_row_leaves_under_a_processor_that_knows_rows_by_their_number() -> None:
+    model, rows = adapted(make_t5), []
+    model.decoder.register_forward_pre_hook(
+        lambda module, args, kw: rows.append(len(kw["input_ids"])), with_kwargs=True
+    )
+    inputs = padded(sources(8), 0, torch.device("cpu"))
+    allowed = PrefixConstrainedLogitsProcessor(lambda row, ids: [1, 2 + row, 30 + row], num_beams=1)
+    both = [
+        model.generate(
+            **inputs, max_new_tokens=NEW, logits_processor=LogitsProcessorList([allowed]), custom_generate=way
+        )
+        for way in (greedy, None)
+    ]
+    assert torch.equal(*both)
+    assert set(rows) == {8}
+
+
+def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
+    model = adapted(make_t5)
+    before = {name: parameter for name, parameter in model.named_parameters()}
+    copies = {name: parameter.detach().clone() for name, parameter in before.items()}
+    kinds = [type(m) for m in model.modules()]
+    with pytest.raises(RuntimeError, match="in the middle"), fast_generation(model):
+        assert packing.PackedLinear in {type(m) for m in model.modules()}
+        assert all(layer.merged for layer in model.modules() if hasattr(layer, "merged"))
+        raise RuntimeError("in the middle")
+    assert [type(m) for m in model.modules()] == kinds
+    assert not any("packed" in vars(m) for m in model.modules())
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] and torch.equal(after[name], copies[name]) for name in before)
+
+
+def test_merged_and_disabled_adapters_stay_so() -> None:
+    model = adapted(make_t5)
+    merge_adapters(model)
+    layers = [m for m in model.modules() if hasattr(m, "merged")]
+    with merged_where_exact(model):
+        pass
+    assert all(layer.merged == {"default": 1.0} for layer in layers)
+
+
+def test_a_quantized_layer_is_not_merged() -> None:
+    model = adapted(make_t5)
+    layers = [m for m in model.modules() if hasattr(m, "merged")]
+    layers[0].base.is_quantized = True
+    with merged_where_exact(model):
+        assert [bool(layer.merged) for layer in layers] == [False] + [True] * (len(layers) - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_give_the_same_product(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(70, 50, bias=True).to(dtype), torch.randn(3, 4, 70, dtype=dtype)
+    with torch.no_grad():
+        plain = layer(x)
+        with packing.packed(layer):
+            inside = layer(x)
+            torch.testing.assert_close(inside, plain)
+    assert type(layer) is nn.Linear
+
+
+def test_with_gradients_packed_weights_are_passed_by() -> None:
+    layer, x = nn.Linear(8, 8), torch.randn(2, 8, requires_grad=True)
+    with packing.packed(layer):
+        layer(x).sum().backward()
+    assert x.grad is not None and layer.weight.grad is not None
+
+
+def test_too_large_a_model_is_not_packed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packing, "MOST_BYTES", 100)
+    layer = nn.Linear(8, 8)
+    with caplog.at_level(logging.INFO), packing.packed(layer):
+        assert type(layer) is nn.Linear
+    assert "not packed" in caplog.text
