@@ -92,6 +92,37 @@ def reproduce(overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    measure: Annotated[bool, typer.Option(help="Time three steps on random weights of this shape.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """What a run will take, before anything is downloaded or trained: weights, memory, disk, time.
+
+    [dim]lora-hf plan --config configs/flan_t5_base_dialogsum_lora.yaml lora.r=16[/dim]
+    """
+    from lora_hf.config.file import load_config
+
+    run = load_config(config, overrides or [])
+    from lora_hf.planning.plan import plan as plan_run
+
+    record = plan_run(run)
+    if measure:
+        from lora_hf.planning.measure import step_seconds
+
+        record["step_seconds"] = step_seconds(run, record)
+    if as_json:
+        print(json.dumps(record))
+        return
+    from rich.console import Console
+
+    from lora_hf.reporting.plan_table import plan_terminal
+
+    Console().print(*plan_terminal(record), sep="\n")
+
+
+@app.command()
 def evaluate(
     config: Config,
     overrides: Overrides = None,

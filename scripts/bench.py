@@ -1,107 +1,163 @@
-"""Our training step and PEFT's with Seq2SeqTrainer, in turn, on one machine: ratios, not times.
+"""Ours and PEFT with Seq2SeqTrainer, in turn, on one machine: ratios of time and memory, not times.
 
-    python scripts/bench.py --tokenizer ../shared/data/t5_tokenizer --data ../shared/data/dialogsum
+    make bench
+    python scripts/bench.py --device cuda --shape base --batch 64 --r 32 --only train evaluate
 
-Each side is a process that makes one step when it is its turn. Both go through the same dialogues twice; the
-first time warms up. Without `--data` and `--tokenizer` it is the package's own sample, of short dialogues. A
-FLAN-T5 of random weights: speed and memory, never quality. Writes bench.json.
+Each side is a process that makes one step when it is its turn: a training step, the summaries of some
+dialogues, or a start. The model is a FLAN-T5 of random weights: speed and memory, never quality. The
+dialogues are DialogSum's, with T5's tokenizer, where `--data` and `--tokenizer` are at hand; else the
+package's own, which are short. Prints a table, and writes bench.json and bench.png.
 """
 
 import argparse
 import json
-import subprocess
+import platform
 import sys
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from lora_hf.files import write_json
+from scripts.benchmark.picture import draw_bench
+from scripts.benchmark.turns import in_turn, ratio
 
-MARK = "bench "
-HERE = Path(__file__).parent
-RESAMPLES = 2000
-
-
-class Side:
-    """A worker, and the steps it has made."""
-
-    def __init__(self, name: str, options: list[str]) -> None:
-        command = [sys.executable, str(HERE / "benchmark" / "worker.py"), name, *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.steps: list[dict[str, Any]] = []
-        self._read("ready")
-
-    def step(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.steps.append(self._read("seconds"))
-
-    def _read(self, key: str) -> dict[str, Any]:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if line.startswith(MARK):
-                record: dict[str, Any] = json.loads(line.removeprefix(MARK))
-                assert key in record, record
-                return record
-        raise RuntimeError(f"a worker ended with status {self.process.wait()}")
-
-    def seconds(self, steps: int) -> np.ndarray:
-        """Of the last steps: the second time through the dialogues."""
-        return np.array([step["seconds"] for step in self.steps[-steps:]])
+REAL = Path(__file__).parents[2] / "shared" / "data"
+AGREE = 1e-3
+"""How far two float32 losses of one step may be apart, of some 10: sums are taken in another order."""
 
 
-def in_turn(names: list[str], options: list[str], rounds: int) -> dict[str, Side]:
-    """Every side's steps, one after the other; each round begins with the next side."""
-    sides = {name: Side(name, options) for name in names}
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            sides[name].step()
-    for side in sides.values():
-        side.process.communicate()
-    return sides
+def compare_training(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
+    """Two epochs of the same dialogues, the second timed; then a few steps in float32 without dropout."""
+    names = ["ours", "peer", "peer_best", "dora", *(["ours_4bit"] if given.load_in_4bit else [])]
+    n = given.pairs
+    sides = in_turn("train", names, [*options, f"--steps={n}", f"--batch={given.batch}"], 2 * n)
+    seconds = {name: side.of("seconds", n) for name, side in sides.items()}
+    few = ["--steps=6", "--epochs=1", "--no-dropout", "--dtype=float32", f"--batch={given.batch}"]
+    same = in_turn("train", ["ours", "peer"], [*options, *few], 6)
+    losses = {name: side.of("loss", 6) for name, side in same.items()}
+    apart = float(np.abs(losses["ours"] - losses["peer"]).max())
+    mib = {name: side.steps[-1]["mib"] for name, side in sides.items()}
+    train = {
+        **ratio("ratio_default", seconds["peer"], seconds["ours"]),
+        **ratio("ratio_best", seconds["peer_best"], seconds["ours"]),
+        "memory_ratio": round(mib["ours"] / mib["peer"], 3),
+        "memory_ratio_best": round(mib["ours"] / mib["peer_best"], 3),
+        "mib": {name: round(value) for name, value in mib.items()},
+        "dialogues_per_second": {k: round(n * given.batch / v.sum(), 3) for k, v in seconds.items()},
+        "losses_agree": apart <= AGREE,
+        "losses_apart": apart,
+        "losses": {name: [round(float(x), 5) for x in values] for name, values in losses.items()},
+    }
+    record = {"train": train, "dora": ratio("ratio", seconds["dora"], seconds["ours"])}
+    if given.load_in_4bit:
+        record["four_bit"] = ratio("ratio", seconds["ours_4bit"], seconds["ours"])
+    return record
 
 
-def ratio(theirs: np.ndarray, ours: np.ndarray) -> list[float]:
-    """Their time over ours for the same dialogues, and percentiles 5 and 95 by bootstrap over pairs."""
-    rows = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
-    spread = np.percentile(theirs[rows].sum(1) / ours[rows].sum(1), (5, 95))
-    return [round(float(x), 3) for x in (theirs.sum() / ours.sum(), *spread)]
-
-
-def train_ratios(options: list[str], steps: int) -> dict[str, Any]:
-    sides = in_turn(["ours", "peer", "peer_best"], options, 2 * steps)
-    ours, peer, best = (sides[name] for name in ("ours", "peer", "peer_best"))
-    same = in_turn(["ours", "peer"], [*options, "--no-dropout", "--epochs", "1"], steps)
-    losses = [np.array([step["loss"] for step in side.steps]) for side in same.values()]
+def compare_evaluation(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
+    """The same dialogues summarized by both, greedily."""
+    n, dtype = given.pairs, f"--dtype={given.evaluate_dtype}"
+    more = [*options, dtype, f"--steps={n}", f"--batch={given.dialogues}", f"--beams={given.beams}"]
+    sides = in_turn("evaluate", ["ours", "peer"], more, n)
+    texts = {name: [text for step in side.steps for text in step["texts"]] for name, side in sides.items()}
+    same = [a == b for a, b in zip(texts["ours"], texts["peer"], strict=True)]
+    seconds = {name: side.of("seconds", n - 1) for name, side in sides.items()}  # the first warms up
     return {
-        "ratio_default": ratio(peer.seconds(steps), ours.seconds(steps)),
-        "ratio_best": ratio(best.seconds(steps), ours.seconds(steps)),
-        "memory_ratio": round(ours.steps[-1]["mib"] / peer.steps[-1]["mib"], 3),
-        "mib": {name: round(side.steps[-1]["mib"]) for name, side in sides.items()},
-        "losses_apart": round(float(np.abs(losses[0] - losses[1]).max()), 4),
-        "losses": [round(float(x[-1]), 4) for x in losses],
+        "evaluate": {
+            **ratio("ratio", seconds["peer"], seconds["ours"]),
+            "same_tokens": all(same),
+            "summaries_the_same": f"{sum(same)} of {len(same)}",
+            "dtype": given.evaluate_dtype,
+            "beams": given.beams,
+        }
     }
 
 
-def main() -> None:
+def compare_starts(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
+    """The base shape, read from disk and adapted; and how long `--help` takes."""
+    from lora_hf.shapes import random_flan_t5
+
+    with TemporaryDirectory() as folder:
+        random_flan_t5("base").save_pretrained(folder)
+        sides = in_turn("start", ["ours", "plain", "peer", "pissa"], [f"--folder={folder}", "--steps=6"], 6)
+    seconds = {name: side.of("seconds", 5) for name, side in sides.items()}
+    return {
+        "start_up": {
+            **ratio("ratio", seconds["peer"], seconds["ours"]),
+            **ratio("over_from_pretrained", seconds["ours"], seconds["plain"]),
+            "pissa_start_seconds": round(float(np.median(seconds["pissa"] - seconds["ours"])), 2),
+            "help_seconds": round(min(_help_seconds() for _ in range(5)), 3),
+        }
+    }
+
+
+def _help_seconds() -> float:
+    import subprocess
+
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "lora_hf", "--help"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+PARTS = {"train": compare_training, "evaluate": compare_evaluation, "start_up": compare_starts}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures are of."""
+    import torch
+
+    from lora_hf.runs.arm import device_name
+
+    named = {"device": device_name(torch.device(device)), "system": platform.platform()}
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    return named | {"processor": model, "when": time.strftime("%Y-%m-%d")}
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", default="small")
-    parser.add_argument("--tokenizer", default="lora_hf/assets/tiny_t5")
-    parser.add_argument("--data", default="embedded")
-    parser.add_argument("--steps", type=int, default=12, help="batches of 8; pairs that are compared")
+    is_real = (REAL / "dialogsum").is_dir() and (REAL / "t5_tokenizer").is_dir()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shape", choices=["small", "base", "large", "xl", "xxl"], default="small")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--data", default=str(REAL / "dialogsum") if is_real else "embedded")
+    parser.add_argument(
+        "--tokenizer", default=str(REAL / "t5_tokenizer") if is_real else "lora_hf/assets/tiny_t5"
+    )
+    parser.add_argument("--pairs", type=int, default=12, help="of steps that are compared")
+    parser.add_argument("--batch", type=int, default=8, help="dialogues of a training step")
+    parser.add_argument("--r", type=int, default=8)
+    parser.add_argument("--dialogues", type=int, default=24, help="summarized a turn")
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--evaluate-dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--load-in-4bit", action="store_true", help="ours in 4 bits too")
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
-    given = parser.parse_args()
-    options = [f"--{name}={getattr(given, name)}" for name in ("shape", "tokenizer", "data", "steps")]
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parsed()
     from lora_hf.runs.arm import versions
 
-    record = {"versions": versions(), "train": train_ratios(options, given.steps)}
-    write_json(given.output, record)
-    print(json.dumps(record["train"], indent=2))
+    names = ("device", "shape", "data", "tokenizer", "r")
+    options = [f"--{name}={getattr(given, name)}" for name in names]
+    record = {
+        "machine": machine(given.device),
+        "versions": versions(),
+        "settings": {key: str(value) for key, value in vars(given).items()},
+    }
+    for part in given.only:
+        record |= PARTS[part](options, given)
+        write_json(given.output, record)
+    draw_bench(record, given.output.with_suffix(".png"))
+    print(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

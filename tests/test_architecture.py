@@ -23,6 +23,7 @@ ORDER = [
     {"modeling", "data", "shapes"},
     {"evaluation"},
     {"training"},
+    {"planning"},
     {"reporting"},
     {"runs"},
     {"status"},

@@ -16,6 +16,7 @@ from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.saved import SavedModule
 from lora_hf.errors import UserError, did_you_mean
 
+Owners = dict[int, list[tuple[str, type[nn.Module]]]]
 WRAPPERS = (LoraLayer, SavedModule)
 _INDEX = re.compile(r"(?:^|.*?\.)[^.]*\.(\d+)\.")  # the outermost: T5's blocks, not the layers within one
 _END = re.compile(r"[^.]*(?:\.\d+)*$")  # `wo`, but `experts.0`: an index alone says nothing
@@ -58,8 +59,9 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     }
     everything = [name for own in names.values() for name in own]
     _check_all_used(model, config, everything, list(found))
+    owners = _owners(model)
     for name, module in found.items():
-        _check_carries(model, config, name, module)
+        _check_carries(owners, config, name, module)
     return found
 
 
@@ -146,7 +148,7 @@ def _check_all_used(model: nn.Module, config: LoraConfig, everything: list[str],
         raise UserError("lora.exclude_modules and layers_to_transform leave no layer of target_modules")
 
 
-def _check_carries(model: nn.Module, config: LoraConfig, name: str, module: nn.Module) -> None:
+def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Module) -> None:
     if isinstance(module, SavedModule) or _is_saved(config, [name]):
         raise UserError(f"lora.target_modules: {name} is also in modules_to_save; it can be in one of them")
     if isinstance(module, LoraLayer):
@@ -156,7 +158,7 @@ def _check_carries(model: nn.Module, config: LoraConfig, name: str, module: nn.M
             f"lora.target_modules={config.target_modules!r} matched {name}, a {type_name(module)}, which "
             "cannot carry an adapter; name linear, convolution or embedding layers"
         )
-    if other := _tied_to(model, module):
+    if other := _tied_to(owners, module):
         raise UserError(
             f"lora.target_modules: the weight of {name} is also that of {other}, which would not see "
             "the adapter; untie them (tie_word_embeddings: false in the model's config), or leave it out"
@@ -168,20 +170,27 @@ def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
         raise UserError(
             f"lora.modules_to_save: {name} is quantized and cannot train; leave it dense or leave it out"
         )
-    if other := _tied_to(model, module):
+    if other := _tied_to(_owners(model), module):
         raise UserError(
             f"lora.modules_to_save: the weight of {name} is also that of {other}, which would keep "
             "the old one; untie them (tie_word_embeddings: false in the model's config), or leave it out"
         )
 
 
-def _tied_to(model: nn.Module, module: nn.Module) -> str | None:
+def _owners(model: nn.Module) -> Owners:
+    """id of each Parameter -> the names and kinds of the modules that hold it."""
+    owners: Owners = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, type(module)))
+    return owners
+
+
+def _tied_to(owners: Owners, module: nn.Module) -> str | None:
     """Another kind of layer with the same Parameter: an embedding's head. (Replicas are one kind.)"""
-    own = {id(p) for p in module.parameters(recurse=False)}
-    for name, other in model.named_modules():
-        if type(other) is not type(module) and any(id(p) in own for p in other.parameters(recurse=False)):
-            return name
-    return None
+    holders = [holder for p in module.parameters(recurse=False) for holder in owners[id(p)]]
+    return next((name for name, kind in holders if kind is not type(module)), None)
 
 
 def _layers(model: nn.Module) -> list[str]:

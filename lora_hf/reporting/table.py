@@ -25,7 +25,7 @@ def comparison_lines(comparison: Record) -> list[list[str]]:
         line("gain in ROUGE-1", lambda method, _: _gain(comparison["gains"], method)),
         line(references, lambda _, arm: f"{arm['mean_words']:.1f}"),
         line("weights trained", lambda _, arm: _weights(arm)),
-        line("on disk", lambda _, arm: _bytes(arm["bytes_on_disk"])),
+        line("on disk", lambda _, arm: bytes_cell(arm["bytes_on_disk"])),
         line("learning rate", lambda _, arm: f"{arm['learning_rate']:g}" if "learning_rate" in arm else "–"),
         line("training", lambda _, arm: seconds_cell(arm["train_seconds"])),
         line("scoring", lambda _, arm: seconds_cell(arm["eval_seconds"])),
@@ -113,7 +113,8 @@ def _weights(arm: Record) -> str:
     return f"{arm['trainable_parameters']:,} ({arm['trainable_parameters'] / arm['total_parameters']:.2%})"
 
 
-def _bytes(count: int) -> str:
+def bytes_cell(count: int) -> str:
+    """`1.4 GiB`, or a dash for none."""
     for size, unit in UNITS:
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -1,0 +1,74 @@
+"""The time of a training step, by taking a few on a model of the same shape and random weights."""
+
+import time
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, TrainerCallback, default_data_collator
+
+from lora_hf.config import RunConfig
+from lora_hf.modeling import guard_head, load_tokenizer, pick_device, resolve_dtype
+from lora_hf.planning.outline import settings_of
+from lora_hf.planning.plan import Record, rows_at_hand
+from lora_hf.training.arguments import training_arguments
+from lora_hf.training.methods import METHODS
+from lora_hf.training.trainer import LoraTrainer
+
+TIMED = 3
+LATER = ("eval", "save", "load_best", "report", "metric")
+"""Fields of `training` that are about what comes between steps."""
+
+
+class Clock(TrainerCallback):
+    """The seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def step_seconds(config: RunConfig, record: Record) -> float:
+    """The median of three steps after one that is not counted, of the data's lengths or of the bounds'."""
+    device = pick_device()
+    dtype = torch.float32 if config.method == "full" else resolve_dtype(config.model.dtype, device)
+    model = AutoModelForSeq2SeqLM.from_config(settings_of(config.model), dtype=dtype).to(device)
+    guard_head(model)
+    if config.method in METHODS:
+        METHODS[config.method].put_in(config, model)
+    clock, rows = Clock(), rows_at_hand(config)
+    collator = DataCollatorForSeq2Seq(load_tokenizer(config.model)) if rows else default_data_collator
+    with TemporaryDirectory() as folder:
+        asked = {
+            k: v
+            for k, v in config.training.items()
+            if not k.startswith(("eval", "save", "load_best", "report"))
+        }
+        few = {"max_steps": TIMED + 1, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
+        args = training_arguments(config.model_copy(update={"training": asked | few}), folder, 1, dtype)
+        trainer = LoraTrainer(
+            model,
+            args,
+            data_collator=collator,
+            train_dataset=rows or _longest(config, record),
+            callbacks=[clock],
+            fast_paths=config.fast_paths,
+        )
+        trainer.train()
+    return median(clock.seconds[1:])
+
+
+def _longest(config: RunConfig, record: Record) -> Any:
+    """Rows of the planned batch's lengths."""
+    batch = record["batch"]
+    n = batch["dialogues"] * (TIMED + 1) * int(config.training.get("gradient_accumulation_steps", 1))
+    source, target = ([2] * batch[key] for key in ("source", "target"))
+    return [{"input_ids": source, "attention_mask": [1] * len(source), "labels": target}] * n

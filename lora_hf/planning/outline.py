@@ -1,0 +1,94 @@
+"""A model without memory: its settings, and how many weights it has where."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
+
+from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.errors import UserError, first_line
+from lora_hf.modeling import locate
+from lora_hf.shapes import COMMON, SHAPES
+from lora_hf.training.methods import METHODS
+
+FEWER = {"layers_to_transform": None, "layer_replication": None}
+"""Fields that name layers, which a shorter model may not have."""
+PARTS = ("embeddings", "encoder", "decoder", "head", "added")
+
+
+def settings_of(config: ModelConfig) -> Any:
+    """The architecture: FLAN-T5's is known by name, another's is in its config.json.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    named = re.fullmatch(r"google/flan-t5-(\w+)", config.model_name_or_path)
+    if named and named[1] in SHAPES:
+        return flan_t5(named[1])
+    try:
+        return AutoConfig.from_pretrained(locate(config.model_name_or_path), revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.model_name_or_path={config.model_name_or_path!r}: its config.json cannot be read: "
+            f"{first_line(error)} (give a folder, a name on the Hub, or a google/flan-t5, which needs none)"
+        ) from error
+
+
+def flan_t5(size: str) -> T5Config:
+    """The settings of a FLAN-T5."""
+    return T5Config(**COMMON, **SHAPES[size])
+
+
+@contextmanager
+def outline(config: RunConfig, settings: Any, dtype: torch.dtype, layers: int | None = None) -> Iterator[Any]:
+    """Inside the block a model of fake tensors as the run would train it, dense in this dtype.
+
+    Args:
+        config: whose method adds weights, or trains all.
+        settings: of the architecture.
+        layers: of each stack, if not the settings' own.
+    """
+    settings = deepcopy(settings)
+    if layers is not None:
+        settings.num_layers = settings.num_decoder_layers = layers
+    plain = config.lora.model_copy(update={"init_lora_weights": True, **(FEWER if layers else {})})
+    with FakeTensorMode():
+        model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
+        if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
+            model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+        if config.method in METHODS:
+            METHODS[config.method].put_in(config.model_copy(update={"lora": plain}), model)
+        if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        yield model.train().requires_grad_(True) if config.method == "full" else model.train()
+
+
+def count_parts(model: nn.Module, is_added: bool) -> tuple[dict[str, int], int, dict[str, int]]:
+    """Weights by part, those that train, and the linear layers' of the blocks by the layer's last name."""
+    parts: Counter[str] = Counter()
+    linear: Counter[str] = Counter()
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        trains = parameter.requires_grad
+        trainable += parameter.numel() * trains
+        part = "added" if is_added and trains else _part(name)
+        parts[part] += parameter.numel()
+        if part in ("encoder", "decoder") and parameter.dim() == 2 and ".relative_attention" not in name:
+            linear[name.removesuffix(".weight").removesuffix(".base_layer").split(".")[-1]] += (
+                parameter.numel()
+            )
+    return {part: parts[part] for part in PARTS}, trainable, dict(linear)
+
+
+def _part(name: str) -> str:
+    if "lm_head" in name:
+        return "head"
+    side = next((side for side in ("encoder", "decoder") if f"{side}." in name), None)
+    return "embeddings" if side is None or ".embed" in name else side

@@ -1,0 +1,152 @@
+"""What a run will take: weights, gradients, optimizer, activations, disk, time; and what it fits."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_hf.config import RunConfig
+from lora_hf.data.load import load_split
+from lora_hf.data.tokenize import TokenizedDialogues
+from lora_hf.errors import UserError
+from lora_hf.modeling import DTYPES, EMBEDDED, load_tokenizer, pick_device, resolve_dtype
+from lora_hf.planning.outline import count_parts, flan_t5, outline, settings_of
+from lora_hf.planning.step import Batch, activation_bytes
+from lora_hf.shapes import SHAPES
+
+FLOAT = 4
+MOMENTS = 2
+"""AdamW's numbers a weight, in float32."""
+BITS_4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+PACKED = {"nf4": BITS_4, "fp4": BITS_4, "int8": 1.0}
+"""Bytes a weight: in 4 bits a code, a byte a block of 64, and a float a block of 256 of these."""
+CARDS = (8, 16, 24, 40, 80)
+"""GB of GPU memory."""
+RESERVED = 2**30
+"""Bytes of a GPU that its driver, its libraries and the allocator's gaps may take; not measured."""
+STORES = ("float32", "bfloat16", "nf4")
+Record = dict[str, Any]
+
+
+def plan(config: RunConfig) -> Record:
+    """The record of one run, and the same run's memory on every FLAN-T5.
+
+    Nothing is downloaded but, for a model on the Hub that is no FLAN-T5, its config.json.
+
+    Raises:
+        UserError: the model's settings cannot be read, the targets do not fit it, or data that is at hand is
+            not as it should be.
+    """
+    if config.method == "base":
+        raise UserError("method='base' trains nothing, and there is nothing to plan: use lora or full")
+    settings, device = settings_of(config.model), pick_device()
+    batch, steps, said = _work(config)
+    is_dense = config.model.storage == "dense"
+    store = str(_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
+    fast = config.fast_paths and device.type == "cpu"
+    own = memory(config, settings, store, activation_bytes(config, settings, _computed(store), batch, fast))
+    return {
+        "model": config.model.model_name_or_path,
+        "method": config.method,
+        "device": device.type,
+        "store": store,
+        "batch": batch._asdict() | {"lengths": said},
+        "steps": steps,
+        **own,
+        "disk": _disk(config, own),
+        "sizes": {size: _ways(config, flan_t5(size), batch) for size in SHAPES},
+    }
+
+
+def _ways(config: RunConfig, settings: Any, batch: Batch) -> Record:
+    """By store, what the run needs on a GPU."""
+    ways = STORES[:2] if config.method == "full" else STORES
+    dtypes = {_computed(way) for way in ways}
+    held = {dtype: activation_bytes(config, settings, dtype, batch, False) for dtype in dtypes}
+    return {way: _fit(memory(config, settings, way, held[_computed(way)])) for way in ways}
+
+
+def _computed(store: str) -> torch.dtype:
+    """The dtype of the activations over a base stored so."""
+    return DTYPES.get(store, DTYPES["bfloat16"])
+
+
+def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Record:
+    """Weights by part, and the bytes of a step: weights, gradients, optimizer and activations."""
+    dtype = _computed(store)
+    is_full = config.method == "full"
+    with outline(config, settings, dtype) as model:
+        parts, trainable, linear = count_parts(model, not is_full)
+    width = FLOAT if is_full else dtype.itemsize  # a full fine-tuning keeps its weights in float32
+    weights = {part: n * (FLOAT if part == "added" else width) for part, n in parts.items()}
+    if store not in DTYPES:
+        for part in ("encoder", "decoder"):
+            weights[part] = _packed(config, store, parts, linear, part, width)
+    held: Record = {
+        "weights": weights,
+        "gradients": trainable * FLOAT,
+        "optimizer": trainable * FLOAT * MOMENTS,
+        "activations": activations,
+    }
+    # The gradients grow while the activations go: a step never holds all of both.
+    step = max(held["activations"], held["gradients"])
+    total = sum(weights.values()) + trainable * FLOAT * MOMENTS + step
+    return {"parameters": parts, "trainable": trainable, "bytes": held, "peak_bytes": total}
+
+
+def _packed(
+    config: RunConfig, store: str, parts: Mapping[str, int], linear: Mapping[str, int], part: str, width: int
+) -> int:
+    """Bytes of a stack: its linear layers in few bits, `wo` only where it is asked for."""
+    affine = 0.5 + 2 * FLOAT / config.model.hqq_group_size
+    share = parts[part] / (parts["encoder"] + parts["decoder"])
+    kept = 0 if config.model.quantize_wo else round(linear.get("wo", 0) * share)
+    packed = round(sum(linear.values()) * share) - kept
+    return round(packed * PACKED.get(store, affine)) + (parts[part] - packed) * width
+
+
+def _fit(record: Record) -> Record:
+    needed = record["peak_bytes"] + RESERVED
+    return {
+        "peak_bytes": record["peak_bytes"],
+        "fits_gb": next((card for card in CARDS if needed <= card * 2**30), None),
+    }
+
+
+def _dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    return torch.float32 if config.method == "full" else resolve_dtype(config.model.dtype, device)
+
+
+def _disk(config: RunConfig, own: Record) -> Record:
+    """Bytes of the base as FLAN-T5's checkpoints are, float32, of what is saved, and of a checkpoint."""
+    saved = own["trainable"] * FLOAT
+    base = sum(n for part, n in own["parameters"].items() if part != "added") * FLOAT
+    return {"base": base, "saved": saved, "a_checkpoint": saved * (1 + MOMENTS)}
+
+
+def _work(config: RunConfig) -> tuple[Batch, int | None, str]:
+    """The largest batch, the number of steps where it can be known, and where the lengths are from."""
+    size = int(config.training.get("per_device_train_batch_size", 8))
+    passes = int(config.training.get("gradient_accumulation_steps", 1))
+    rows = rows_at_hand(config)
+    given = int(config.training.get("max_steps", -1))
+    if rows is None:
+        bounds = Batch(size, config.data.max_source_length, config.data.max_target_length)
+        return bounds, given if given > 0 else None, "the config's bounds: data or tokenizer are not at hand"
+    longest = max(len(row["input_ids"]) for row in rows.rows), max(len(row["labels"]) for row in rows.rows)
+    epochs = float(config.training.get("num_train_epochs", 3.0))
+    steps = given if given > 0 else math.ceil(epochs * math.ceil(len(rows) / (size * passes)))
+    return Batch(size, *longest), steps, f"the longest of {len(rows):,} training rows; {rows.truncation}"
+
+
+def rows_at_hand(config: RunConfig) -> TokenizedDialogues | None:
+    """The training split as token ids, or None where reading it would need the Hub."""
+    data, model = config.data.dataset_name, config.model.model_name_or_path
+    here = [name == EMBEDDED or Path(name).expanduser().exists() for name in (data, model)]
+    if not all(here):
+        return None
+    return TokenizedDialogues(
+        load_split(config.data, "train"), load_tokenizer(config.model), config.data, "train"
+    )

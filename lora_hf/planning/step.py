@@ -1,0 +1,80 @@
+"""How many bytes a training step holds beside weights, gradients and the optimizer's."""
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_hf.config import RunConfig
+from lora_hf.fast.loss import chunked_cross_entropy
+from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
+from lora_hf.planning.live import LiveBytes
+from lora_hf.planning.outline import outline
+
+FEW = (2, 3)
+"""Layers that are traced where the base is frozen: each further one holds as much as the third does."""
+
+
+class Batch(NamedTuple):
+    """What a step is given: dialogues, tokens of the longest, tokens of the longest summary."""
+
+    dialogues: int
+    source: int
+    target: int
+
+
+def activation_bytes(config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool) -> int:
+    """The most bytes that a step's forward and backward hold at once beside the weights and their gradients.
+
+    Args:
+        config: its method adds weights, or trains all.
+        settings: of the architecture.
+        dtype: of the base's weights.
+        batch: of one forward.
+        fast: by the CPU's fast paths, or by the plain ones, as on a GPU.
+    """
+    if config.method == "full":  # where it holds most depends on the number of layers
+        return _traced(config, settings, dtype, batch, fast, None)
+    few, more = (_traced(config, settings, dtype, batch, fast, layers) for layers in FEW)
+    return few + (more - few) * (_layers(settings) - FEW[0])
+
+
+def _layers(settings: Any) -> int:
+    stacks = [getattr(settings, name, None) for name in ("num_layers", "encoder_layers")]
+    return int(next(n for n in stacks if n is not None))
+
+
+def _traced(
+    config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool, n: int | None
+) -> int:
+    with (
+        outline(config, settings, dtype, n) as model,
+        LiveBytes(model.state_dict(keep_vars=True).values()) as live,
+    ):
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # gradients are counted by themselves
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
+        ids = torch.ones(batch.dialogues, batch.source, dtype=torch.long)
+        labels = torch.ones(batch.dialogues, batch.target, dtype=torch.long)
+        is_half = dtype in (torch.bfloat16, torch.float16)
+        with (
+            torch.autocast("cpu", dtype=dtype) if is_half else nullcontext(),
+            faster(model) if fast and not why_not(model) else nullcontext(),
+        ):
+            loss = _loss(model, ids, labels, fast)
+        loss.backward()
+        return live.peak
+
+
+def _loss(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> Tensor:
+    if not (fast and not why_not(model) and has_plain_frozen_head(model)):
+        loss: Tensor = model(input_ids=ids, labels=labels).loss
+        return loss
+    with without_head(model) as head:
+        hidden = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits
+    return chunked_cross_entropy(hidden, head, labels)
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,73 @@
+"""A plan for the terminal: what one run takes, and the cards that its sisters on FLAN-T5 fit."""
+
+from typing import Any
+
+from rich.table import Table
+
+from lora_hf.reporting.table import bytes_cell, terminal_table
+
+
+def plan_terminal(record: dict[str, Any]) -> list[Table | str]:
+    """Three tables, each with what is to be said of it: weights, memory of a step, the sizes of FLAN-T5."""
+    return [*_weights(record), *_memory(record), *_sizes(record)]
+
+
+def _weights(record: dict[str, Any]) -> list[Table | str]:
+    counts, weights = record["parameters"], record["bytes"]["weights"]
+    total = sum(counts.values())
+    lines = [[part, f"{n:,}", bytes_cell(weights[part])] for part, n in counts.items() if n]
+    share = record["trainable"] / total
+    notes = [f"{record['trainable']:,} of {total:,} train ({share:.2%})."]
+    notes.append(
+        f"On disk: the base {bytes_cell(record['disk']['base'])} as float32, what is trained "
+        f"{bytes_cell(record['disk']['saved'])}, a checkpoint {bytes_cell(record['disk']['a_checkpoint'])}."
+    )
+    title = f"{record['model']}, {record['method']}, {record['store']}"
+    return [title, _table([["weights", "number", "bytes"], *lines]), *notes, ""]
+
+
+def _memory(record: dict[str, Any]) -> list[Table | str]:
+    held, batch = record["bytes"], record["batch"]
+    lines = [
+        ["weights", bytes_cell(sum(held["weights"].values()))],
+        ["gradients", bytes_cell(held["gradients"])],
+        ["optimizer (AdamW)", bytes_cell(held["optimizer"])],
+        ["activations", bytes_cell(held["activations"])],
+        ["most at once", bytes_cell(record["peak_bytes"])],
+    ]
+    notes = [
+        f"A step on {record['device']}: {batch['dialogues']} dialogues of {batch['source']} tokens, "
+        f"summaries of {batch['target']}: {batch['lengths']}.",
+        _time(record),
+    ]
+    return [_table([["a training step", "bytes"], *lines]), *notes, ""]
+
+
+def _time(record: dict[str, Any]) -> str:
+    seconds, steps = record.get("step_seconds"), record["steps"]
+    if seconds is None:
+        return f"{steps:,} steps; --measure times three." if steps else "--measure times three steps."
+    if steps is None:
+        return f"{seconds:.2f} s a step; the number of steps is not known before the data is at hand."
+    minutes = seconds * steps / 60
+    return f"{steps:,} steps of {seconds:.2f} s: {minutes:,.0f} minutes, without evaluations."
+
+
+def _sizes(record: dict[str, Any]) -> list[Table | str]:
+    stores = list(next(iter(record["sizes"].values())))
+    lines = [
+        [f"flan-t5-{size}", *(_cell(of[store]) for store in stores)] for size, of in record["sizes"].items()
+    ]
+    header = ["the same run on a GPU", *stores]
+    note = "In parentheses the smallest card of 8, 16, 24, 40 and 80 GB that it fits, with 1 GiB to spare. "
+    note += "An upper bound: a GPU's own kernels hold less than the plain ones that are counted here."
+    return [_table([header, *lines]), note]
+
+
+def _table(lines: list[list[str]]) -> Table:
+    return terminal_table(lines, [])
+
+
+def _cell(of: dict[str, Any]) -> str:
+    fits = f"{of['fits_gb']} GB" if of["fits_gb"] else "none"
+    return f"{bytes_cell(of['peak_bytes'])} ({fits})"

@@ -1,0 +1,50 @@
+"""bench.json as a picture: each ratio with its spread, 1 where both sides are the same."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+ROWS = {
+    ("train", "ratio_default"): "training step, PEFT by its defaults",
+    ("train", "ratio_best"): "training step, PEFT at its best",
+    ("evaluate", "ratio"): "writing summaries, Seq2SeqTrainer.predict",
+    ("start_up", "ratio"): "base read and adapters injected, PEFT",
+    ("dora", "ratio"): "our DoRA's step over our LoRA's",
+    ("four_bit", "ratio"): "our 4-bit base's step over our dense one's",
+}
+AHEAD, BEHIND, OWN = "#2a7f62", "#b5523b", "#6d8a96"
+
+
+def draw_bench(record: dict[str, Any], file: Path) -> None:
+    """Write a PNG: a bar a comparison, its spread, and the peak memory beside."""
+    found = [(part, label, record[part], key) for (part, key), label in ROWS.items() if part in record]
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(9, 1.4 + 0.45 * len(found)), layout="constrained")
+        axes = figure.subplots()
+        for place, (part, _, of, key) in enumerate(found):
+            low, high = of[f"{key}_spread"]
+            reach = [[max(of[key] - low, 0)], [max(high - of[key], 0)]]
+            against_peer = AHEAD if of[key] >= 1 else BEHIND
+            axes.barh(place, of[key], color=OWN if part in ("dora", "four_bit") else against_peer, height=0.6)
+            axes.errorbar(of[key], place, xerr=reach, color="#333333", capsize=3, lw=1)
+            axes.annotate(
+                f"{of[key]:.2f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center"
+            )
+        axes.set_yticks(range(len(found)), [label for _, label, _, _ in found])
+        axes.invert_yaxis()
+        axes.axvline(1, color="#333333", lw=1)
+        axes.margins(x=0.12)
+        axes.set_xlabel(
+            "PEFT's time over ours, so that more is better, and ours over ours (gray); percentiles 5 and 95"
+        )
+        figure.suptitle(_title(record), x=0.01, ha="left", fontsize=10)
+        figure.savefig(file, dpi=150)
+
+
+def _title(record: dict[str, Any]) -> str:
+    machine, settings = record["machine"], record["settings"]
+    memory = record.get("train", {}).get("memory_ratio")
+    tail = f"; our peak memory is {memory:.2f} of its" if memory else ""
+    return f"FLAN-T5-{settings['shape']}'s shape, r = {settings['r']}, {machine['device']}{tail}"

@@ -1,0 +1,185 @@
+"""What a plan says is what a run does: weights, bytes held, bytes stored."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_t5
+from torch import nn
+from transformers import T5Config
+
+from lora_hf import LoraConfig, inject_adapters
+from lora_hf.config import RunConfig
+from lora_hf.errors import UserError
+from lora_hf.fast.loss import chunked_cross_entropy
+from lora_hf.fast.t5 import faster, without_head
+from lora_hf.modeling import load_model
+from lora_hf.planning import measure
+from lora_hf.planning.live import LiveBytes
+from lora_hf.planning.outline import count_parts, flan_t5, outline
+from lora_hf.planning.plan import memory, plan
+from lora_hf.planning.step import Batch, _traced, activation_bytes
+from lora_hf.quantize import weight_bytes
+from lora_hf.shapes import random_flan_t5
+
+LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
+BATCH = Batch(4, 64, 16)
+
+
+def config(**fields: Any) -> RunConfig:
+    return RunConfig(**({"model": {"model_name_or_path": "google/flan-t5-small"}, "lora": LORA} | fields))
+
+
+def test_bytes_are_counted_from_their_making_to_their_end() -> None:
+    known = torch.ones(1000)
+    with LiveBytes([known]) as live:
+        a = torch.ones(10)  # 40 bytes
+        b = a.view(2, 5) * 2  # 40 more: the view has none of its own
+        assert live.now == 80
+        del a
+        assert live.now == 40 and live.peak == 80
+        c = known[:10] + b.flatten()
+        assert live.now == 80
+        del b, c
+    assert live.now == 0 and live.peak == 80
+
+
+@pytest.mark.parametrize(
+    ("size", "base", "r", "added"),
+    [("small", 76_961_152, 8, 344_064), ("base", 247_577_856, 32, 3_538_944), ("xxl", None, 16, 18_874_368)],
+)
+def test_weights_are_those_of_the_checkpoints(size: str, base: int | None, r: int, added: int) -> None:
+    run = config(lora={"r": r, "lora_alpha": r})
+    with outline(run, flan_t5(size), torch.bfloat16) as model:
+        parts, trainable, _ = count_parts(model, True)
+    assert parts["added"] == trainable == added
+    assert base in (None, sum(n for part, n in parts.items() if part != "added"))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_layers_beyond_the_third_hold_as_much_as_it(fast: bool, method: str) -> None:
+    run = config(method=method)
+    whole = _traced(run, flan_t5("small"), torch.bfloat16, BATCH, fast, 8)
+    planned = activation_bytes(run, flan_t5("small"), torch.bfloat16, BATCH, fast)
+    assert planned == pytest.approx(whole, rel=0.002)
+
+
+def test_what_is_held_is_what_a_step_holds() -> None:
+    """The same count, over a real step on real tensors."""
+    model = inject_adapters(random_flan_t5("small"), LoraConfig(**LORA)).train()
+    ids = torch.ones(BATCH.dialogues, BATCH.source, dtype=torch.long)
+    labels = torch.ones(BATCH.dialogues, BATCH.target, dtype=torch.long)
+    with (
+        LiveBytes(model.state_dict(keep_vars=True).values()) as live,
+        faster(model),
+        without_head(model) as head,
+    ):
+        hidden = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits
+        chunked_cross_entropy(hidden, head, labels).backward()
+    planned = activation_bytes(config(), flan_t5("small"), torch.float32, BATCH, fast=True)
+    assert planned == pytest.approx(live.peak, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "dtype"), [("small", "float32"), ("small", "bfloat16"), ("base", "bfloat16")]
+)
+def test_a_step_s_peak_is_within_15_percent_of_the_plan(size: str, dtype: str) -> None:
+    """Resident memory of a process whose allocator gives back what is free: gaps in the heap come on top."""
+    command = [sys.executable, "scripts/plan_check.py", "--shapes", size, "--dtypes", dtype, "--json"]
+    (case,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert case["planned_mib"] == pytest.approx(case["measured_mib"], rel=0.15)
+
+
+@pytest.mark.parametrize("quantize_wo", [False, True])
+def test_four_bits_take_the_bytes_that_a_quantized_model_takes(tmp_path: Path, quantize_wo: bool) -> None:
+    torch.manual_seed(0)
+    shape = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 2, "num_heads": 8, "vocab_size": 96}
+    settings = T5Config(**shape, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
+    random = type(make_t5())(settings)
+    random.lm_head.weight = nn.Parameter(random.lm_head.weight.detach().clone())
+    random.config.tie_word_embeddings = False
+    random.save_pretrained(tmp_path)
+    run = config(
+        model={
+            "model_name_or_path": str(tmp_path),
+            "load_in_4bit": True,
+            "dtype": "bfloat16",
+            "quantize_wo": quantize_wo,
+        }
+    )
+    planned = memory(run, settings, "nf4", 0)["bytes"]["weights"]
+    loaded = load_model(run.model, torch.device("cpu"))
+    stored = sum(
+        weight_bytes(layer)
+        for name, layer in loaded.named_modules()
+        if isinstance(layer, nn.Linear) and name != "lm_head"
+    )
+    assert planned["encoder"] + planned["decoder"] == pytest.approx(stored, rel=0.05)
+
+
+def test_a_full_fine_tuning_keeps_weights_gradients_and_moments_in_float32() -> None:
+    bytes_ = memory(config(method="full"), flan_t5("small"), "bfloat16", 0)["bytes"]
+    weights = sum(bytes_["weights"].values())
+    assert weights == bytes_["gradients"] == bytes_["optimizer"] // 2 == 76_961_152 * 4
+
+
+def test_checkpointing_holds_less() -> None:
+    plain, saved = (
+        activation_bytes(config(training=training), flan_t5("base"), torch.bfloat16, Batch(8, 256, 32), False)
+        for training in ({}, {"gradient_checkpointing": True})
+    )
+    assert saved < 0.4 * plain
+
+
+def test_lengths_and_steps_are_the_data_s_where_it_is_at_hand() -> None:
+    run = RunConfig(
+        data={"max_train_samples": 50}, training={"per_device_train_batch_size": 4, "num_train_epochs": 2}
+    )
+    record = plan(run)
+    assert record["steps"] == 26 and record["batch"]["dialogues"] == 4
+    assert 50 < record["batch"]["source"] < 512
+    assert "50 training rows" in record["batch"]["lengths"]
+    assert set(record["sizes"]) == {"small", "base", "large", "xl", "xxl"}
+    assert record["sizes"]["small"]["bfloat16"]["fits_gb"] == 8
+    assert record["sizes"]["xxl"]["float32"]["fits_gb"] in (80, None)
+    assert 0 < measure.step_seconds(run, record) < 30
+
+
+def test_a_plan_for_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="method='base' trains nothing"):
+        plan(config(method="base"))
+
+
+def test_a_target_that_matches_nothing_is_found_before_a_download() -> None:
+    with pytest.raises(UserError, match="query"):
+        plan(config(lora={"target_modules": ["query"]}))
+
+
+def test_the_command_needs_no_network_for_a_flan_t5(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lora_hf",
+        "plan",
+        "--config",
+        "lora_hf/configs/flan_t5_base_dialogsum_lora.yaml",
+    ]
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=env, check=True)
+    record = json.loads(done.stdout)
+    assert record["trainable"] == 3_538_944 and record["steps"] is None
+    shown = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+    assert "247,577,856" not in shown and "3,538,944 of 251,116,800 train (1.41%)" in shown
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model_name_or_path=.*config.json cannot be read"):
+        plan(config(model={"model_name_or_path": str(tmp_path)}))
