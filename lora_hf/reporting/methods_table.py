@@ -35,8 +35,8 @@ def methods_notes(study: Record) -> list[str]:
         f"{record['n_examples']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues.",
         "− lora: the difference in ROUGE-1, and the p value of its paired test by dialogue.",
         f"Weights: those that train; the base has {base['total_parameters']:,}. MiB: peak memory.",
-        f"Scoring: the time of writing the summaries over the base's {base['eval_seconds']:.1f} s; adapters "
-        "are not merged, and longer summaries take longer. scripts/generation_time.py compares equal work.",
+        f"Scoring: the time of writing the summaries over the base's {base['eval_seconds']:.1f} s; longer "
+        "summaries take longer. scripts/generation_time.py compares equal work.",
         f"{record['base_model']} in {record['dtype']} on {record['device']}.",
     ]
 

@@ -36,9 +36,7 @@ def draw_bench(record: dict[str, Any], file: Path) -> None:
         axes.invert_yaxis()
         axes.axvline(1, color="#333333", lw=1)
         axes.margins(x=0.12)
-        axes.set_xlabel(
-            "PEFT's time over ours, so that more is better, and ours over ours (gray); percentiles 5 and 95"
-        )
+        axes.set_xlabel("time over ours, PEFT's or (gray) our own; percentiles 5 and 95")
         figure.suptitle(_title(record), x=0.01, ha="left", fontsize=10)
         figure.savefig(file, dpi=150)
 

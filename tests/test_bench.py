@@ -1,0 +1,62 @@
+"""The benchmark as it is run: real processes in turn, the record and the picture."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts.benchmark.picture import draw_bench  # noqa: E402
+from scripts.benchmark.turns import ratio  # noqa: E402
+
+
+def bench(output: Path, *options: str) -> dict[str, Any]:
+    sample = [
+        "--data",
+        "embedded",
+        "--tokenizer",
+        "lora_hf/assets/tiny_t5",
+        "--batch",
+        "2",
+        "--dialogues",
+        "3",
+    ]
+    command = [sys.executable, "scripts/bench.py", *sample, "--pairs", "2", "--output", str(output), *options]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    record: dict[str, Any] = json.loads(output.read_text())
+    return record
+
+
+def test_the_ratio_is_that_of_the_sums_with_its_spread_over_pairs() -> None:
+    found = ratio("x", np.array([4.0, 2.0]), np.array([1.0, 1.0]))
+    assert found == {"x": 3.0, "x_median": 3.0, "x_spread": [2.0, 4.0]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_path: Path) -> None:
+    record = bench(tmp_path / "bench.json", "--only", "train", "evaluate")
+    train = record["train"]
+    assert train["losses_agree"] is True and train["losses_apart"] < 1e-4
+    assert len(set(train["losses"]["ours"])) == 6
+    assert all(train[key] > 0 for key in ("ratio_default", "ratio_best", "memory_ratio"))
+    assert record["dora"]["ratio"] > 0
+    assert record["evaluate"]["same_tokens"] is True and record["evaluate"]["ratio"] > 0
+    assert record["machine"]["device"] and record["versions"]["torch"]
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+def test_the_picture_takes_what_parts_there_are(tmp_path: Path) -> None:
+    record = {
+        "machine": {"device": "cpu"},
+        "settings": {"shape": "small", "r": "8"},
+        "evaluate": {"ratio": 3.5, "ratio_spread": [3.2, 3.9]},
+    }
+    draw_bench(record, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
