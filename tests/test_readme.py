@@ -36,4 +36,4 @@ def test_scripts_and_files_named_in_it_exist() -> None:
     assert all((ROOT / name).is_file() for name in named), named
     targets = set(re.findall(r"^    make ([\w-]+)", README, re.MULTILINE))
     rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert targets == {"quickstart", "test", "reproduce"} and targets <= rules
+    assert targets == {"quickstart", "test", "bench", "reproduce"} and targets <= rules
