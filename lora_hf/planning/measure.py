@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, TrainerCallback, default_data_collator
 
 from lora_hf.config import RunConfig
-from lora_hf.modeling import guard_head, load_tokenizer, pick_device, resolve_dtype
-from lora_hf.planning.outline import settings_of
-from lora_hf.planning.plan import Record, rows_at_hand
+from lora_hf.modeling import guard_head, load_model, load_tokenizer, pick_device
+from lora_hf.planning.outline import settings_of, with_plain_start
+from lora_hf.planning.plan import Record, rows_at_hand, trained_dtype
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.methods import METHODS
 from lora_hf.training.trainer import LoraTrainer
@@ -39,19 +39,14 @@ class Clock(TrainerCallback):
 def step_seconds(config: RunConfig, record: Record) -> float:
     """The median of three steps after one that is not counted, of the data's lengths or of the bounds'."""
     device = pick_device()
-    dtype = torch.float32 if config.method == "full" else resolve_dtype(config.model.dtype, device)
-    model = AutoModelForSeq2SeqLM.from_config(settings_of(config.model), dtype=dtype).to(device)
-    guard_head(model)
+    dtype = trained_dtype(config, device)
+    model = _random(config, dtype, device)
     if config.method in METHODS:
-        METHODS[config.method].put_in(config, model)
+        METHODS[config.method].put_in(with_plain_start(config), model)
     clock, rows = Clock(), rows_at_hand(config)
     collator = DataCollatorForSeq2Seq(load_tokenizer(config.model)) if rows else default_data_collator
     with TemporaryDirectory() as folder:
-        asked = {
-            k: v
-            for k, v in config.training.items()
-            if not k.startswith(("eval", "save", "load_best", "report"))
-        }
+        asked = {k: v for k, v in config.training.items() if not k.startswith(LATER)}
         few = {"max_steps": TIMED + 1, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
         args = training_arguments(config.model_copy(update={"training": asked | few}), folder, 1, dtype)
         trainer = LoraTrainer(
@@ -64,6 +59,20 @@ def step_seconds(config: RunConfig, record: Record) -> float:
         )
         trainer.train()
     return median(clock.seconds[1:])
+
+
+def _random(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """The base with random weights, stored as the run's would be: few bits are chosen while it is read."""
+    model: Any = AutoModelForSeq2SeqLM.from_config(settings_of(config.model), dtype=dtype)
+    guard_head(model)
+    if config.model.storage == "dense":
+        return model.to(device)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        del model
+        return load_model(
+            config.model.model_copy(update={"model_name_or_path": folder, "revision": None}), device
+        )
 
 
 def _longest(config: RunConfig, record: Record) -> Any:

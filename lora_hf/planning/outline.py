@@ -58,16 +58,21 @@ def outline(config: RunConfig, settings: Any, dtype: torch.dtype, layers: int | 
     settings = deepcopy(settings)
     if layers is not None:
         settings.num_layers = settings.num_decoder_layers = layers
-    plain = config.lora.model_copy(update={"init_lora_weights": True, **(FEWER if layers else {})})
     with FakeTensorMode():
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         if config.method in METHODS:
-            METHODS[config.method].put_in(config.model_copy(update={"lora": plain}), model)
+            METHODS[config.method].put_in(with_plain_start(config, **(FEWER if layers else {})), model)
         if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         yield model.train().requires_grad_(True) if config.method == "full" else model.train()
+
+
+def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
+    """The config with LoRA's own start, which asks nothing of the weights, and these fields of `lora`."""
+    lora = config.lora.model_copy(update={"init_lora_weights": True, **fields})
+    return config.model_copy(update={"lora": lora})
 
 
 def count_parts(model: nn.Module, is_added: bool) -> tuple[dict[str, int], int, dict[str, int]]:

@@ -44,7 +44,7 @@ def plan(config: RunConfig) -> Record:
     settings, device = settings_of(config.model), pick_device()
     batch, steps, said = _work(config)
     is_dense = config.model.storage == "dense"
-    store = str(_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
+    store = str(trained_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
     fast = config.fast_paths and device.type == "cpu"
     own = memory(config, settings, store, activation_bytes(config, settings, _computed(store), batch, fast))
     return {
@@ -115,7 +115,8 @@ def _fit(record: Record) -> Record:
     }
 
 
-def _dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+def trained_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Of the base's weights while it trains; a full fine-tuning keeps float32."""
     return torch.float32 if config.method == "full" else resolve_dtype(config.model.dtype, device)
 
 

@@ -152,6 +152,25 @@ def test_lengths_and_steps_are_the_data_s_where_it_is_at_hand() -> None:
     assert 0 < measure.step_seconds(run, record) < 30
 
 
+def test_a_quantized_base_is_timed_as_it_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[set[str]] = []
+
+    class Watched(measure.LoraTrainer):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            timed.append({type(module).__name__ for module in self.model.modules()})
+            return super().train(*args, **kwargs)
+
+    monkeypatch.setattr(measure, "LoraTrainer", Watched)
+    run = RunConfig(
+        data={"max_train_samples": 16},
+        training={"per_device_train_batch_size": 2},
+        model={"load_in_4bit": True},
+        lora={"init_lora_weights": "loftq"},
+    )
+    assert measure.step_seconds(run, {"batch": {"dialogues": 2, "source": 9, "target": 5}}) > 0
+    assert "Linear4bit" in timed[0]
+
+
 def test_a_plan_for_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="method='base' trains nothing"):
         plan(config(method="base"))
