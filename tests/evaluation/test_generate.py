@@ -9,7 +9,7 @@ from conftest import TOKENS, make_bart, make_mt5, make_t5, randomize, untie_head
 from torch import nn
 from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
-from lora_hf import LoraConfig, inject_adapters, merge_adapters
+from lora_hf import LoraConfig, disable_adapters, inject_adapters, merge_adapters
 from lora_hf.adapters.merge import merged_where_exact
 from lora_hf.baselines.prompt_tuning import add_prompt
 from lora_hf.evaluation import generate as module
@@ -29,9 +29,8 @@ class Tokenizer:
         return [" ".join(str(int(t)) for t in row if t > 1) for row in tokens]
 
 
-def ending(model: nn.Module, seed: int = 3) -> nn.Module:
-    """Make a random model end its rows here and there: the end's logit is raised, more so row by row."""
-    torch.manual_seed(seed)
+def ending(model: nn.Module) -> nn.Module:
+    """Make a random model end its rows here and there: after as many tokens as the source's length says."""
 
     def raise_end(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
         step = outputs.past_key_values.get_seq_length()
@@ -141,7 +140,14 @@ def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
     assert all(after[name] is before[name] and torch.equal(after[name], copies[name]) for name in before)
 
 
-def test_merged_and_disabled_adapters_stay_so() -> None:
+def test_disabled_adapters_are_not_merged() -> None:
+    model = adapted(make_t5)
+    layers = [m for m in model.modules() if hasattr(m, "merged")]
+    with disable_adapters(model), merged_where_exact(model):
+        assert layers and not any(layer.merged for layer in layers)
+
+
+def test_merged_adapters_stay_so() -> None:
     model = adapted(make_t5)
     merge_adapters(model)
     layers = [m for m in model.modules() if hasattr(m, "merged")]
