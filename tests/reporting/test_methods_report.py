@@ -81,4 +81,6 @@ def test_scores_at_the_ends_are_drawn(drawn, score):
     study = make_study(base=(score, 0), lora=(score, 0))
     for ends in study["intervals"].values():
         ends["rouge1"] = [score + 1e-12, score - 1e-12]
-    drawn(study)
+    scores = drawn(study)[0].axes[0]
+    assert [container.lines[0].get_xdata()[0] for container in scores.containers] == [score] * 2
+    assert scores.get_xlim()[0] < score < scores.get_xlim()[1]
