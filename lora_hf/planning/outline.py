@@ -75,21 +75,20 @@ def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
     return config.model_copy(update={"lora": lora})
 
 
-def count_parts(model: nn.Module, is_added: bool) -> tuple[dict[str, int], int, dict[str, int]]:
-    """Weights by part, those that train, and the linear layers' of the blocks by the layer's last name."""
+def count_parts(model: nn.Module, is_added: bool) -> tuple[dict[str, int], int, dict[str, Counter[str]]]:
+    """Weights by part; those that train; by stack, the linear layers' weights by the layer's last name."""
     parts: Counter[str] = Counter()
-    linear: Counter[str] = Counter()
+    linear: dict[str, Counter[str]] = {"encoder": Counter(), "decoder": Counter()}
     trainable = 0
     for name, parameter in model.named_parameters():
         trains = parameter.requires_grad
         trainable += parameter.numel() * trains
         part = "added" if is_added and trains else _part(name)
         parts[part] += parameter.numel()
-        if part in ("encoder", "decoder") and parameter.dim() == 2 and ".relative_attention" not in name:
-            linear[name.removesuffix(".weight").removesuffix(".base_layer").split(".")[-1]] += (
-                parameter.numel()
-            )
-    return {part: parts[part] for part in PARTS}, trainable, dict(linear)
+        if part in linear and parameter.dim() == 2 and ".relative_attention" not in name:
+            layer = name.removesuffix(".weight").removesuffix(".base_layer").split(".")[-1]
+            linear[part][layer] += parameter.numel()
+    return {part: parts[part] for part in PARTS}, trainable, linear
 
 
 def _part(name: str) -> str:

@@ -55,7 +55,7 @@ def plan(config: RunConfig) -> Record:
         "batch": batch._asdict() | {"lengths": said},
         "steps": steps,
         **own,
-        "disk": _disk(config, own),
+        "disk": _disk(own),
         "sizes": {size: _ways(config, flan_t5(size), batch) for size in SHAPES},
     }
 
@@ -83,7 +83,7 @@ def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Re
     weights = {part: n * (FLOAT if part == "added" else width) for part, n in parts.items()}
     if store not in DTYPES:
         for part in ("encoder", "decoder"):
-            weights[part] = _packed(config, store, parts, linear, part, width)
+            weights[part] = _packed(config, store, parts[part], linear[part], width)
     held: Record = {
         "weights": weights,
         "gradients": trainable * FLOAT,
@@ -96,15 +96,11 @@ def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Re
     return {"parameters": parts, "trainable": trainable, "bytes": held, "peak_bytes": total}
 
 
-def _packed(
-    config: RunConfig, store: str, parts: Mapping[str, int], linear: Mapping[str, int], part: str, width: int
-) -> int:
+def _packed(config: RunConfig, store: str, weights: int, linear: Mapping[str, int], width: int) -> int:
     """Bytes of a stack: its linear layers in few bits, `wo` only where it is asked for."""
     affine = 0.5 + 2 * FLOAT / config.model.hqq_group_size
-    share = parts[part] / (parts["encoder"] + parts["decoder"])
-    kept = 0 if config.model.quantize_wo else round(linear.get("wo", 0) * share)
-    packed = round(sum(linear.values()) * share) - kept
-    return round(packed * PACKED.get(store, affine)) + (parts[part] - packed) * width
+    packed = sum(n for name, n in linear.items() if name != "wo" or config.model.quantize_wo)
+    return round(packed * PACKED.get(store, affine)) + (weights - packed) * width
 
 
 def _fit(record: Record) -> Record:
@@ -120,7 +116,7 @@ def trained_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     return torch.float32 if config.method == "full" else resolve_dtype(config.model.dtype, device)
 
 
-def _disk(config: RunConfig, own: Record) -> Record:
+def _disk(own: Record) -> Record:
     """Bytes of the base as FLAN-T5's checkpoints are, float32, of what is saved, and of a checkpoint."""
     saved = own["trainable"] * FLOAT
     base = sum(n for part, n in own["parameters"].items() if part != "added") * FLOAT
