@@ -1,7 +1,8 @@
-"""Greedy decoding that stops working on a row when the row is finished: a decoding function for `generate`.
+"""Decoding functions for `generate`: the same tokens with less work.
 
 `generate` goes on with every row of a batch until the longest has ended, and copies all keys and values to
-append those of one token.
+append those of one token. With beams it makes the source's keys and values once for each beam, and copies
+them at every step, though the beams of a dialogue have the same.
 """
 
 from typing import Any
@@ -40,10 +41,45 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :new] for room in self._room)
         return self.keys, self.values
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Each row goes on from the tokens of another: copies what is filled, not the whole buffer."""
+        length = self.keys.shape[2]
+        for room, kept in zip(self._room, (self.keys, self.values), strict=True):
+            room[:, :, :length] = kept[beam_idx]
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
         self._room = [room[indices] for room in self._room]
         self.keys, self.values = (room[:, :, : self.keys.shape[2]] for room in self._room)
+
+
+class BeamCache(EncoderDecoderCache):
+    """The decoder's keys and values a beam, and the source's a dialogue: those are the same for its beams."""
+
+    def __init__(self) -> None:
+        super().__init__(DynamicCache(), DynamicCache())
+        self.self_attention_cache.layer_class_to_replicate = GrowingLayer
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """The decoder's rows in another order, each within its dialogue's."""
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+def beams(model: Any, input_ids: Tensor, generation_config: Any, **kwargs: Any) -> Tensor:
+    """Transformers' own beam search over one source a dialogue, by `generate(custom_generate=beams)`.
+
+    The model's attention must take a source for several queries, as `fast.attention` does.
+
+    Args:
+        input_ids: (batch * beams, 1), what the decoder starts from.
+        kwargs: what `generate` prepares; `encoder_outputs` and `attention_mask` of (batch * beams) rows.
+    """
+    n = generation_config.num_beams
+    hidden = kwargs["encoder_outputs"].last_hidden_state[::n]
+    kwargs["encoder_outputs"] = type(kwargs["encoder_outputs"])(last_hidden_state=hidden)
+    kwargs |= {"attention_mask": kwargs["attention_mask"][::n], "past_key_values": BeamCache()}
+    tokens: Tensor = model._beam_search(input_ids, generation_config=generation_config, **kwargs)
+    return tokens
 
 
 def greedy(

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
 from lora_hf.adapters.merge import merged_where_exact
-from lora_hf.evaluation.decoding import greedy
+from lora_hf.evaluation.decoding import beams, greedy
 from lora_hf.fast.packed import packed
-from lora_hf.fast.t5 import faster, why_not
+from lora_hf.fast.t5 import faster, shares_sources, why_not
 
 ENCODED_TOKENS = 2048
 """The encoder's share at a time on a CPU: activations stay in its cache, and padding is less."""
@@ -53,9 +53,11 @@ def generate_summaries(
     """
     model.eval()
     texts = [""] * len(sources)
-    beams = options.get("num_beams") or 1
+    n, decoding = options.get("num_beams") or 1, None
+    if fast_paths:
+        decoding = greedy if n == 1 else beams if shares_sources(model) else None
     with fast_generation(model) if fast_paths else nullcontext(), torch.inference_mode():
-        for rows in _batches([len(ids) * beams for ids in sources], batch_size, batch_tokens):
+        for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
             inputs: dict[str, Any] = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
             if fast_paths:
                 inputs["encoder_outputs"] = _encode(model, **inputs)
@@ -64,7 +66,7 @@ def generate_summaries(
                 max_new_tokens=max_new_tokens,
                 max_length=None,
                 do_sample=False,
-                custom_generate=greedy if fast_paths and beams == 1 else None,
+                custom_generate=decoding,
                 **options,
             )
             for i, text in zip(rows, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):

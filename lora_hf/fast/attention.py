@@ -31,8 +31,9 @@ def attention(
 
     Args:
         module: the attention layer.
-        query, key, value: (batch, heads, length, d_kv).
-        attention_mask: (batch, 1, queries, keys), added to the scores, or None.
+        query, key, value: (batch, heads, length, d_kv). Without gradients and of one query a row, keys may be
+            of fewer rows: each is for as many queries in turn, as a source is for its dialogue's beams.
+        attention_mask: (batch, 1, queries, keys), added to the scores, or None; of the keys' rows.
         dropout: rate on the probabilities; 0 goes through Transformers' own SDPA.
         scaling: s; T5's is 1.
         position_bias: (1, heads, queries, keys), added to the scores, or None.
@@ -74,13 +75,17 @@ def _without_gradients(
     query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float
 ) -> Tensor:
     """(batch, queries, heads, d_kv)."""
-    if query.shape[2] > 1:
+    rows = len(query)
+    if beams := rows > len(key):
+        query = query.view(len(key), -1, *query.shape[1:]).squeeze(3).transpose(1, 2)
+    if query.shape[2] > 1 and not beams:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale)
     else:
         scores = torch.matmul(query * scale if scale != 1 else query, key.transpose(2, 3))
         probabilities = torch.softmax(scores if added is None else scores.add_(added), -1)
         mixed = torch.matmul(probabilities, value)
-    return mixed.transpose(1, 2)
+    mixed = mixed.transpose(1, 2)
+    return mixed.reshape(rows, 1, *mixed.shape[2:]) if beams else mixed
 
 
 class _Attention(torch.autograd.Function):

@@ -69,6 +69,11 @@ def why_not(model: Any) -> str | None:
     return None
 
 
+def shares_sources(model: Any) -> bool:
+    """Whether inside `faster` a source's keys may stand for several queries."""
+    return HAS_INTERFACE and why_not(model) is None
+
+
 @contextmanager
 def faster(model: Any) -> Iterator[None]:
     """Inside the block the model's norms, activations, attention and dropout go the faster way."""

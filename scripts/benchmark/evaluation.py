@@ -76,6 +76,7 @@ def end_at(model: nn.Module, lengths: Lengths) -> None:
         if kwargs.get("labels") is None:
             step = outputs.past_key_values.get_seq_length()
             wanted = torch.tensor([lengths[int(n)] for n in kwargs["attention_mask"].sum(1)])
+            wanted = wanted.repeat_interleave(len(outputs.logits) // len(wanted))  # one source for its beams
             logit = torch.where(wanted <= step, 1e4, -1e4)
             outputs.logits[:, -1, end] = logit.to(outputs.logits)
         return outputs

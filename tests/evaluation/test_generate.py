@@ -35,6 +35,7 @@ def ending(model: nn.Module) -> nn.Module:
     def raise_end(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
         step = outputs.past_key_values.get_seq_length()
         lengths = kwargs["attention_mask"].sum(1)
+        lengths = lengths.repeat_interleave(len(outputs.logits) // len(lengths))  # one source for its beams
         ends = torch.where(step >= 3 + lengths * 7 % 31, 1e4, -1e4)
         outputs.logits[:, -1, model.config.eos_token_id] = ends.to(outputs.logits.dtype)
         return outputs

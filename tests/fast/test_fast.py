@@ -187,3 +187,19 @@ def test_hidden_states_in_the_place_of_logits(t5: nn.Module, batch: dict) -> Non
 def test_who_goes_the_plain_way_is_told_why() -> None:
     assert why_not(make_t5()) is None and why_not(make_mt5()) is None
     assert "written for t5" in why_not(make_bart()) and "this is Linear" in why_not(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("masked_source", [False, True])
+def test_one_source_for_several_queries_is_that_source_for_each(masked_source: bool) -> None:
+    sources, beams, heads, keys, size = 3, 4, 2, 5, 8
+    query = torch.randn(sources * beams, heads, 1, size, dtype=torch.float64)
+    key, value = torch.randn(2, sources, heads, keys, size, dtype=torch.float64)
+    mask = torch.randn(sources, 1, 1, keys, dtype=torch.float64) if masked_source else None
+    bias = torch.randn(1, heads, 1, keys, dtype=torch.float64)
+    with torch.no_grad():
+        once, _ = attention(nn.Module(), query, key, value, mask, scaling=1.0, position_bias=bias)
+        many = [x.repeat_interleave(beams, 0) for x in (key, value)]
+        of_each = None if mask is None else mask.repeat_interleave(beams, 0)
+        wanted, _ = attention(nn.Module(), query, *many, of_each, scaling=1.0, position_bias=bias)
+    assert once.shape == (sources * beams, 1, heads, size)
+    torch.testing.assert_close(once, wanted, rtol=1e-12, atol=1e-12)
