@@ -26,6 +26,8 @@ from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
+from lora_hf.evaluation.parallel import cores, in_processes
+
 if TYPE_CHECKING:
     from lora_hf.evaluation.metric import Rouge as Rouge
 else:
@@ -40,6 +42,8 @@ else:
 
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+PAYS_FROM = 3_000_000
+"""Characters: some four seconds for one process, of which a worker needs more than one to start."""
 
 # Two are missing on purpose: "No." is an answer in a dialogue, and "etc." mostly ends its sentence.
 _ABBREVIATIONS = (
@@ -67,12 +71,15 @@ def split_sentences(text: str) -> str:
     return "\n".join(sentences)
 
 
-def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+def rouge_per_pair(
+    predictions: Sequence[str], references: Sequence[str], *, processes: int | None = None
+) -> dict[str, list[float]]:
     """Score each prediction against the reference beside it.
 
     Args:
         predictions: n summaries.
         references: n summaries, `references[i]` for `predictions[i]`.
+        processes: how many score; None takes one a core if the texts are so long that it pays.
 
     Returns:
         For each of `ROUGE_NAMES` n F1 values from 0 to 1. An empty text scores 0.
@@ -85,6 +92,23 @@ def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dic
         raise ValueError(f"{len(predictions)} predictions, but {len(references)} references")
     _require_strings("predictions", predictions)
     _require_strings("references", references)
+    if processes is None:
+        is_long = sum(map(len, predictions)) + sum(map(len, references)) >= PAYS_FROM
+        processes = cores() if is_long else 1
+    processes = max(1, min(processes, len(predictions)))
+    if processes == 1:
+        return score_pairs(predictions, references)
+    pieces = [(predictions[i::processes], references[i::processes]) for i in range(processes)]
+    parts = in_processes(__name__, score_pairs.__name__, pieces)
+    scores = {name: [0.0] * len(predictions) for name in ROUGE_NAMES}
+    for i, part in enumerate(parts):
+        for name in ROUGE_NAMES:
+            scores[name][i::processes] = part[name]
+    return scores
+
+
+def score_pairs(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+    """`rouge_per_pair` in this process, of texts that were checked."""
     scorer = _scorer()
     scores: dict[str, list[float]] = {name: [] for name in ROUGE_NAMES}
     for prediction, reference in zip(predictions, references, strict=True):
