@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two test processes on two cores would otherwise wait for each other's threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: quickstart test test-full lint format types methods bench reproduce clean
+.PHONY: quickstart test test-full lint format types methods bench costs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -31,6 +31,9 @@ methods: .venv/.installed-test     ## every method side by side on the embedded 
 
 bench: .venv/.installed-test       ## our time and memory beside PEFT's, in turn: bench.json and bench.png
 	$(BIN)/python scripts/bench.py
+
+costs: .venv/.installed-test       ## how time and memory of a step grow: costs/*.png, half an hour
+	$(BIN)/python scripts/costs.py
 
 reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on DialogSum, from the Hub
 	$(BIN)/python scripts/reproduce.py

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_hf.files import write_json
 from scripts.benchmark.picture import draw_bench
-from scripts.benchmark.turns import in_turn, ratio
+from scripts.benchmark.turns import Side, in_turn, ratio
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 AGREE = 1e-3
@@ -35,7 +35,8 @@ def compare_training(options: list[str], given: argparse.Namespace) -> dict[str,
     """Two epochs of the same dialogues, the second timed; then a few steps in float32 without dropout."""
     names = ["ours", "peer", "peer_best", "dora", *(["ours_4bit"] if given.load_in_4bit else [])]
     n = given.pairs
-    sides = in_turn("train", names, [*options, f"--steps={n}", f"--batch={given.batch}"], 2 * n)
+    timed = [*options, f"--steps={n}", f"--batch={given.batch}", *(["--count"] if given.count else [])]
+    sides = in_turn("train", names, timed, 2 * n)
     seconds = {name: side.of("seconds", n) for name, side in sides.items()}
     few = ["--steps=6", "--epochs=1", "--no-dropout", "--dtype=float32", f"--batch={given.batch}"]
     same = in_turn("train", ["ours", "peer"], [*options, *few], 6)
@@ -49,33 +50,63 @@ def compare_training(options: list[str], given: argparse.Namespace) -> dict[str,
         "memory_ratio_best": round(mib["ours"] / mib["peer_best"], 3),
         "mib": {name: round(value) for name, value in mib.items()},
         "dialogues_per_second": {k: round(n * given.batch / v.sum(), 3) for k, v in seconds.items()},
+        "tokens_per_second": {
+            k: round(sides[k].steps[0]["epoch_tokens"] / v.sum()) for k, v in seconds.items()
+        },
         "losses_agree": apart <= AGREE,
         "losses_apart": apart,
         "losses": {name: [round(float(x), 5) for x in values] for name, values in losses.items()},
     }
+    if given.count:
+        train |= matrix_share(sides, options, n)
     record = {"train": train, "dora": ratio("ratio", seconds["dora"], seconds["ours"])}
     if given.load_in_4bit:
         record["four_bit"] = ratio("ratio", seconds["ours_4bit"], seconds["ours"])
     return record
 
 
-def compare_evaluation(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """The same dialogues summarized by both, greedily."""
-    n, dtype = given.pairs, f"--dtype={given.evaluate_dtype}"
-    more = [*options, dtype, f"--steps={n}", f"--batch={given.dialogues}", f"--beams={given.beams}"]
+def matrix_share(sides: dict[str, Side], options: list[str], n: int) -> dict[str, Any]:
+    """How much of the device's own rate of matrix products each side's products are, padding among them."""
+    (device,) = in_turn("rate", ["matrices"], [*options, "--steps=3"], 3).values()
+    rate = float(device.of("flop_per_second", 3).max())
+    flop = {name: sum(step["flop"] for step in side.steps[:n]) for name, side in sides.items()}
+    share = {name: float(flop[name] / side.of("seconds", n).sum() / rate) for name, side in sides.items()}
+    return {
+        "matrix_tflop_per_second": round(rate / 1e12, 2),
+        "share_of_matrix_rate": {name: round(x, 4) for name, x in share.items()},
+    }
+
+
+def compare_evaluation(
+    options: list[str], given: argparse.Namespace, key: str = "evaluate", **changed: Any
+) -> dict[str, Any]:
+    """The same dialogues summarized by both; the first turn warms up."""
+    n = given.pairs + 1
+    asked = {"dtype": given.evaluate_dtype, "beams": given.beams, "batch": given.dialogues} | changed
+    more = [*options, f"--steps={n}", *(f"--{name}={value}" for name, value in asked.items())]
     sides = in_turn("evaluate", ["ours", "peer"], more, n)
     texts = {name: [text for step in side.steps for text in step["texts"]] for name, side in sides.items()}
     same = [a == b for a, b in zip(texts["ours"], texts["peer"], strict=True)]
-    seconds = {name: side.of("seconds", n - 1) for name, side in sides.items()}  # the first warms up
+    seconds = {name: side.of("seconds", given.pairs) for name, side in sides.items()}
     return {
-        "evaluate": {
+        key: {
             **ratio("ratio", seconds["peer"], seconds["ours"]),
             "same_tokens": all(same),
             "summaries_the_same": f"{sum(same)} of {len(same)}",
-            "dtype": given.evaluate_dtype,
-            "beams": given.beams,
+            **asked,
         }
     }
+
+
+def compare_beams(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
+    """Four beams, half as many dialogues a turn."""
+    half = (given.dialogues + 1) // 2
+    return compare_evaluation(options, given, "evaluate_beams", beams=4, batch=half)
+
+
+def compare_bf16(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
+    """In bfloat16, where a batch's shape alone moves tokens."""
+    return compare_evaluation(options, given, "evaluate_bf16", dtype="bfloat16")
 
 
 def compare_starts(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +135,13 @@ def _help_seconds() -> float:
     return time.perf_counter() - start
 
 
-PARTS = {"train": compare_training, "evaluate": compare_evaluation, "start_up": compare_starts}
+PARTS = {
+    "train": compare_training,
+    "evaluate": compare_evaluation,
+    "beams": compare_beams,
+    "bf16": compare_bf16,
+    "start_up": compare_starts,
+}
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -131,19 +168,21 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", default=str(REAL / "t5_tokenizer") if is_real else "lora_hf/assets/tiny_t5"
     )
-    parser.add_argument("--pairs", type=int, default=12, help="of steps that are compared")
+    parser.add_argument("--pairs", type=int, default=10, help="of steps that are compared")
     parser.add_argument("--batch", type=int, default=8, help="dialogues of a training step")
     parser.add_argument("--r", type=int, default=8)
     parser.add_argument("--dialogues", type=int, default=24, help="summarized a turn")
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--evaluate-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--load-in-4bit", action="store_true", help="ours in 4 bits too")
+    parser.add_argument("--count", action="store_true", help="share of the matrix rate; always on a GPU")
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     return parser.parse_args()
 
 
 def main() -> None:
     given = parsed()
+    given.count |= given.device == "cuda"
     from lora_hf.runs.arm import versions
 
     names = ("device", "shape", "data", "tokenizer", "r")

@@ -41,13 +41,16 @@ def test_the_ratio_is_that_of_the_sums_with_its_spread_over_pairs() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_path: Path) -> None:
-    record = bench(tmp_path / "bench.json", "--only", "train", "evaluate")
+    record = bench(tmp_path / "bench.json", "--count", "--only", "train", "evaluate", "beams")
     train = record["train"]
     assert train["losses_agree"] is True and train["losses_apart"] < 1e-4
     assert len(set(train["losses"]["ours"])) == 6
     assert all(train[key] > 0 for key in ("ratio_default", "ratio_best", "memory_ratio"))
     assert record["dora"]["ratio"] > 0
     assert record["evaluate"]["same_tokens"] is True and record["evaluate"]["ratio"] > 0
+    assert record["evaluate_beams"]["same_tokens"] is True and record["evaluate_beams"]["beams"] == 4
+    assert all(0 < share < 1 for share in train["share_of_matrix_rate"].values())
+    assert train["tokens_per_second"].keys() == train["share_of_matrix_rate"].keys()
     assert record["machine"]["device"] and record["versions"]["torch"]
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
@@ -60,3 +63,26 @@ def test_the_picture_takes_what_parts_there_are(tmp_path: Path) -> None:
     }
     draw_bench(record, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_cost_grows_with_length_and_batch_and_is_drawn(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "scripts/costs.py",
+        "--only",
+        "length",
+        "--most",
+        "2",
+        "--output",
+        str(tmp_path),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    points = json.loads((tmp_path / "costs.json").read_text())["points"]["length"]
+    assert [point["value"] for point in points] == [64, 128]
+    for side in ("ours", "peer"):
+        short, long = (point[side] for point in points)
+        assert 0 < short["mib"] < long["mib"] < long["mib_with_weights"]
+        assert 0 < short["seconds"]
+    assert (tmp_path / "length.png").stat().st_size > 10_000

@@ -35,16 +35,25 @@ def adapted(side: str, options: argparse.Namespace) -> Any:
     model = base_model(options, quantized=side == "ours_4bit")
     if not options.dropout:
         without_dropout(model)
-    rank = {"r": options.r, "lora_alpha": 2 * options.r, "lora_dropout": DROPOUT if options.dropout else 0.0}
+    rank: dict[str, Any] = {
+        "r": options.r,
+        "lora_alpha": 2 * options.r,
+        "lora_dropout": DROPOUT if options.dropout else 0.0,
+    }
     if side.startswith("peer"):
         import peft
 
         config = peft.LoraConfig(**rank, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
         model = peft.get_peft_model(model, config)
+        for number in range(1, options.adapters):
+            model.add_adapter(f"task{number}", config)
     else:
-        from lora_hf import LoraConfig, inject_adapters
+        from lora_hf import LoraConfig, inject_adapters, set_adapter
 
-        model = inject_adapters(model, LoraConfig(**rank, use_dora=side == "dora"))
+        own = LoraConfig(**rank, use_dora=side == "dora")
+        for name in ["default", *(f"task{number}" for number in range(1, options.adapters))]:
+            model = inject_adapters(model, own, name)
+        set_adapter(model, "default")
     draw_start(model, options.job == "evaluate")
     return model
 

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 ROWS = {
     ("train", "ratio_default"): "training step, PEFT by its defaults",
     ("train", "ratio_best"): "training step, PEFT at its best",
-    ("evaluate", "ratio"): "writing summaries, Seq2SeqTrainer.predict",
+    ("evaluate", "ratio"): "writing summaries (float32), Seq2SeqTrainer.predict",
+    ("evaluate_beams", "ratio"): "the same with four beams",
+    ("evaluate_bf16", "ratio"): "the same, greedy in bf16",
     ("start_up", "ratio"): "base read and adapters injected, PEFT",
     ("dora", "ratio"): "our DoRA's step over our LoRA's",
     ("four_bit", "ratio"): "our 4-bit base's step over our dense one's",
@@ -46,3 +48,43 @@ def _title(record: dict[str, Any]) -> str:
     memory = record.get("train", {}).get("memory_ratio")
     tail = f"; our peak memory is {memory:.2f} of its" if memory else ""
     return f"FLAN-T5-{settings['shape']}'s shape, r = {settings['r']}, {machine['device']}{tail}"
+
+
+GROWING = {
+    "length": "tokens of a dialogue",
+    "batch": "dialogues of a step",
+    "r": "rank",
+    "adapters": "adapters loaded, one trained",
+    "shape": "FLAN-T5's size",
+}
+PANELS = {"seconds": "seconds of a training step", "gib": "GiB at its peak, weights included"}
+SIDES = {"ours": (AHEAD, "lora_hf"), "peer": (BEHIND, "PEFT, Seq2SeqTrainer")}
+
+
+def draw_costs(record: dict[str, Any], setting: str, file: Path) -> None:
+    """Write a PNG: time and memory of a step against one setting, both axes logarithmic."""
+    points = record["points"][setting]
+    values = [point["value"] for point in points]
+    places = values if setting != "shape" else [2**i for i in range(len(values))]
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        for axes, (key, label) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
+            for side, (color, name) in SIDES.items():
+                heights = [_of(point[side], key) for point in points]
+                axes.plot(places, heights, "o-", color=color, lw=2, ms=5, label=name)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:.3g}")
+            axes.set_xticks(places, [str(value) for value in values])
+            axes.minorticks_off()
+            axes.set_xlabel(GROWING[setting])
+            axes.set_title(label, fontsize=10, loc="left")
+            axes.grid(axis="y", color="#dddddd", lw=0.7)
+        axes.legend(frameon=False, loc="best")
+        others = ", ".join(f"{k} {v}" for k, v in record["staying"].items() if k != setting)
+        figure.suptitle(f"{others}; {record['machine']['device']}, bf16", x=0.01, ha="left", fontsize=10)
+        figure.savefig(file, dpi=150)
+
+
+def _of(side: dict[str, float], key: str) -> float:
+    return side["mib_with_weights"] / 1024 if key == "gib" else side[key]

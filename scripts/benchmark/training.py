@@ -1,52 +1,84 @@
 """A side that trains: one step of the Trainer when it is its turn."""
 
 import argparse
+import gc
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
 
 from lora_hf import LoraTrainer
 from lora_hf.data.tokenize import TokenizedDialogues
 from scripts.benchmark.models import adapted, dialogues, memory
 from scripts.benchmark.turns import say
 
+SUMMARY = 40
+"""Tokens of a summary where dialogues are of one length: DialogSum's median is 27, its 95th percentile 52."""
+
 
 class InTurn(TrainerCallback):
-    """Waits for a line before each step, and says what the step took after it."""
+    """Waits for a line before each step, and says what the step took after it.
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    On a GPU the first epoch, which warms up, counts the floating-point operations of its matrix products.
+    """
+
+    def __init__(self, options: argparse.Namespace, tokens: int, bare: float) -> None:
+        self.device, self.counted, self.tokens, self.bare = options.device, options.count, tokens, bare
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gc.collect()
         self.before = memory(self.device)
         if self.device == "cpu":
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        else:
+            torch.cuda.reset_peak_memory_stats()
         say({"ready": True})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         sys.stdin.readline()
+        self.counter: Any = (
+            FlopCounterMode(display=False) if self.counted and state.epoch < 1 else nullcontext()
+        )
+        self.counter.__enter__()
         self.start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.start
+        self.counter.__exit__(None, None, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
-            mib = memory(self.device, "VmHWM") - self.before
-            say({"seconds": self.seconds, "loss": float(logs["loss"]), "mib": mib})
+            peak, counted = memory(self.device, "VmHWM"), isinstance(self.counter, FlopCounterMode)
+            say(
+                {
+                    "seconds": self.seconds,
+                    "loss": float(logs["loss"]),
+                    "mib": peak - self.before,
+                    "mib_with_weights": peak - self.bare,
+                    "flop": self.counter.get_total_flops() if counted else None,
+                    "epoch_tokens": self.tokens,
+                }
+            )
 
 
 def train(side: str, options: argparse.Namespace) -> None:
     """Steps in turn with the other sides; the peer by its defaults does not group dialogues by length."""
-    tokenizer, data, examples = dialogues(options, "train", options.steps * options.batch)
-    rows = TokenizedDialogues(examples, tokenizer, data, "train")
+    bare = memory(options.device)
+    tokenizer, rows = rows_of(options)
     model = adapted(side, options)
     grouped = "random" if side == "peer" else "group_by_length"
     with TemporaryDirectory() as folder:
@@ -65,5 +97,23 @@ def train(side: str, options: argparse.Namespace) -> None:
             dataloader_pin_memory=options.device == "cuda",
         )
         kind = Seq2SeqTrainer if side.startswith("peer") else LoraTrainer
-        collator = DataCollatorForSeq2Seq(tokenizer)
-        kind(model, arguments, collator, rows, callbacks=[InTurn(options.device)]).train()
+        tokens = sum(len(rows[i]["input_ids"]) + len(rows[i]["labels"]) for i in range(len(rows)))
+        turns = InTurn(options, tokens, bare)
+        kind(model, arguments, DataCollatorForSeq2Seq(tokenizer), rows, callbacks=[turns]).train()
+
+
+def rows_of(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The tokenizer, and rows of the dialogues, or of `options.length` random tokens each."""
+    n = options.steps * options.batch
+    if not options.length:
+        tokenizer, data, examples = dialogues(options, "train", n)
+        return tokenizer, TokenizedDialogues(examples, tokenizer, data, "train")
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    draw = torch.Generator().manual_seed(0)
+    lengths = {"input_ids": options.length, "labels": SUMMARY}
+    drawn = {k: torch.randint(2, len(tokenizer), (n, m), generator=draw).tolist() for k, m in lengths.items()}
+    mask = [1] * options.length
+    return tokenizer, [
+        {"input_ids": i, "attention_mask": mask, "labels": j}
+        for i, j in zip(drawn["input_ids"], drawn["labels"], strict=True)
+    ]

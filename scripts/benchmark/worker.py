@@ -5,10 +5,11 @@ import argparse
 from transformers.utils.logging import set_verbosity_error
 
 from scripts.benchmark.evaluation import evaluate
+from scripts.benchmark.rate import rate
 from scripts.benchmark.starting import start
 from scripts.benchmark.training import train
 
-JOBS = {"train": train, "evaluate": evaluate, "start": start}
+JOBS = {"train": train, "evaluate": evaluate, "start": start, "rate": rate}
 
 
 def main() -> None:
@@ -26,6 +27,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="dialogues a turn")
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--r", type=int, default=8)
+    parser.add_argument("--length", type=int, help="of random dialogues in place of real ones, in tokens")
+    parser.add_argument("--adapters", type=int, default=1, help="loaded; one is trained")
+    parser.add_argument("--count", action="store_true", help="the operations of the first epoch")
     parser.add_argument("--no-dropout", dest="dropout", action="store_false")
     given = parser.parse_args()
     set_verbosity_error()
