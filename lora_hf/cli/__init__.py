@@ -1,0 +1,50 @@
+"""The commands. What a verb needs is imported when it runs, after its config is read, so that --help and a
+mistake in a config are quick. What they print goes to standard output; `status` says what went wrong.
+"""
+
+import sys
+from functools import partial
+
+import typer
+
+from lora_hf.cli import running, saved
+from lora_hf.status import exit_status, invoke
+
+VERBS = (
+    running.train,
+    running.compare,
+    running.methods,
+    running.reproduce,
+    running.plan,
+    saved.evaluate,
+    saved.predict,
+    saved.merge,
+    saved.score,
+)
+"""In the order of `--help`; a verb is a function of the same name."""
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fine-tune encoder-decoder models with LoRA, and compare base, full and LoRA in ROUGE.\n\n"
+    "--debug, anywhere, shows where an error came from.",
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and leave the process with its exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    words = [word for word in given if word != "--debug"]
+    sys.exit(run(words, debug=len(words) < len(given)))
+
+
+def run(words: list[str], debug: bool) -> int:
+    """The exit status of a command line.
+
+    Raises:
+        Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
+    """
+    return exit_status(partial(invoke, typer.main.get_command(app), words), debug)

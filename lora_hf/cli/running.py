@@ -1,0 +1,100 @@
+"""The commands that train: they take a config."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_hf.cli.options import Config, Json, Overrides, print_scores
+
+
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Run one arm: load, adapt, train, score.
+
+    [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
+    """
+    from lora_hf.config.file import load_config
+
+    run = load_config(config, overrides or [])
+    from lora_hf.runs.arm import run_arm  # after the config's mistakes: it takes seconds
+
+    print_scores(run_arm(run.for_arm(run.method, run.seed, run.output_dir)))
+    print(f"results: {Path(run.output_dir) / 'results.json'}")
+
+
+def compare(config: Config, overrides: Overrides = None) -> None:
+    """Run base, full fine-tuning and LoRA on the same data, then compare them.
+
+    [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
+    """
+    from lora_hf.config.file import load_config
+
+    root = Path(load_config(config, overrides or []).output_dir)
+    from rich.console import Console
+
+    from lora_hf.reporting.table import comparison_terminal
+    from lora_hf.runs import compare as comparing
+
+    comparison = comparing.compare(config, overrides or [])
+    Console().print(comparison_terminal(comparison))
+    print(f"report: {root / comparing.TABLE}, {root / comparing.PICTURE}, {root / comparing.COMPARISON}")
+
+
+def methods(config: Config, overrides: Overrides = None) -> None:
+    """Run every variant of a config on the same data: one table, one picture.
+
+    [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
+    """
+    from lora_hf.config.file import load_config
+
+    root = Path(load_config(config, overrides or [], is_study=True).output_dir)
+    from rich.console import Console
+
+    from lora_hf.reporting.methods_table import methods_terminal
+    from lora_hf.runs import methods as study
+
+    Console().print(methods_terminal(study.compare_methods(config, overrides or [])))
+    print(f"report: {root / study.TABLE}, {root / study.PICTURE}, {root / study.STUDY}")
+
+
+def reproduce(overrides: Overrides = None) -> None:
+    """Run the published comparison again: FLAN-T5-base on DialogSum, from the Hub.
+
+    [dim]lora-hf reproduce training.per_device_train_batch_size=32[/dim]
+    """
+    from rich.console import Console
+
+    from lora_hf.runs.reproduce import reproduce as run_published
+
+    Console().print(run_published(overrides or []))
+
+
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    measure: Annotated[bool, typer.Option(help="Time three steps on random weights of this shape.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a run will take, before anything is downloaded or trained: weights, memory, disk, time.
+
+    [dim]lora-hf plan --config configs/flan_t5_base_dialogsum_lora.yaml lora.r=16[/dim]
+    """
+    from lora_hf.config.file import load_config
+
+    run = load_config(config, overrides or [])
+    from lora_hf.planning.plan import plan as plan_run
+
+    record = plan_run(run)
+    if measure:
+        from lora_hf.planning.measure import step_seconds
+
+        record["step_seconds"] = step_seconds(run, record)
+    if as_json:
+        print(json.dumps(record))
+        return
+    from rich.console import Console
+
+    from lora_hf.reporting.plan_table import plan_terminal
+
+    Console().print(*plan_terminal(record), sep="\n")

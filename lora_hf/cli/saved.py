@@ -1,0 +1,100 @@
+"""The commands for what was trained: adapters, and saved predictions."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_hf.cli.options import Adapter, Base, Config, Json, Overrides, print_scores
+
+
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A folder, or USER/NAME on the Hub; none: base.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for predictions.jsonl and results.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a saved adapter, or the base model, on the test split.
+
+    [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora/adapter[/dim]
+    """
+    from lora_hf.config.file import load_config
+    from lora_hf.evaluation.scoring import write_predictions
+    from lora_hf.files import check_new, write_json
+    from lora_hf.layout import PREDICTIONS, RESULTS
+
+    if output:
+        check_new(output)
+    run = load_config(config, overrides or [])
+    from lora_hf.runs import saved
+
+    scores, rows = saved.evaluate(run, adapter)
+    if output:
+        write_predictions(output / PREDICTIONS, rows)
+        write_json(output / RESULTS, scores)
+    print(json.dumps(scores)) if as_json else print_scores(scores)
+
+
+def predict(
+    file: Annotated[Path, typer.Argument(help="Dialogues: jsonl, json, csv, parquet, or one in a .txt.")],
+    adapter: Adapter,
+    output: Annotated[Path | None, typer.Option(help="A new jsonl file; else standard output.")] = None,
+    base: Base = None,
+    dialogue_column: Annotated[str, typer.Option(help="The column that holds the dialogues.")] = "dialogue",
+) -> None:
+    """Summarize the dialogues of a file; no references are needed.
+
+    [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
+    """
+    from lora_hf.files import check_new, write_text
+
+    if output:
+        check_new(output)
+    from lora_hf.runs import saved
+
+    lines = saved.as_lines(saved.predict(file, adapter, base, dialogue_column))
+    write_text(output, lines) if output else print(lines, end="")
+
+
+def merge(
+    adapter: Adapter,
+    output: Annotated[Path, typer.Option(help="A new folder.")],
+    base: Base = None,
+    onto: Annotated[
+        str | None, typer.Option(help="On a quantized base: checkpoint, dequantized or requantized.")
+    ] = None,
+) -> None:
+    """Fold an adapter into its base and write a plain Transformers folder.
+
+    [dim]lora-hf merge --adapter runs/quickstart/lora/adapter --output merged[/dim]
+    """
+    from lora_hf.runs.merging import merge as merge_adapter
+
+    errors = merge_adapter(adapter, output, base, onto)
+    for way, error in errors.items():
+        print(f"{way}: logits moved by {error:.1e} of their size on a sample")
+    print(f"{output}: {onto or 'merged'}")
+
+
+def score(
+    file: Annotated[Path, typer.Argument(help="Saved predictions: csv, jsonl, json or parquet.")],
+    prediction: Annotated[str, typer.Option(help="The column of predictions.")],
+    reference: Annotated[str, typer.Option(help="The column of references.")],
+    group: Annotated[str | None, typer.Option(help="Rows alike in this column are one dialogue.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="So many rows in turn are one dialogue.")] = None,
+    as_json: Json = False,
+) -> None:
+    """ROUGE of saved predictions, with 95 % intervals over dialogues.
+
+    [dim]lora-hf score saved.csv --prediction summary --reference human --group-size 3[/dim]
+    """
+    from lora_hf.evaluation.score import render_json, render_table, score_file
+
+    scores = score_file(file, prediction, reference, group, group_size)
+    print(render_json(scores) if as_json else render_table(scores))
