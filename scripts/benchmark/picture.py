@@ -74,6 +74,9 @@ def draw_costs(record: dict[str, Any], setting: str, file: Path) -> None:
                 axes.plot(places, heights, "o-", color=color, lw=2, ms=5, label=name)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
+            low, high = axes.get_ylim()
+            wider = max(1.0, 8 / (high / low)) ** 0.5  # what does not grow looks as if it does not
+            axes.set_ylim(low / wider, high * wider)
             axes.yaxis.set_major_formatter("{x:.3g}")
             axes.set_xticks(places, [str(value) for value in values])
             axes.minorticks_off()
