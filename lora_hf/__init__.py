@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lora_hf.adapters import replicate_layers as replicate_layers
     from lora_hf.adapters import save_adapter as save_adapter
     from lora_hf.adapters import set_adapter as set_adapter
+    from lora_hf.adapters import spectra as spectra
     from lora_hf.adapters import unmerge_adapters as unmerge_adapters
     from lora_hf.adapters import unshare_layers as unshare_layers
     from lora_hf.errors import UserError as UserError
@@ -31,7 +32,7 @@ __version__ = "0.1.0"
 
 _ADAPTERS = """LoraConfig LoraLayer adapter_rows combine_adapters count_parameters delete_adapter
 disable_adapters inject_adapters load_adapter merge_adapters merge_and_unload merge_errors replicate_layers
-save_adapter set_adapter unmerge_adapters unshare_layers""".split()
+save_adapter set_adapter spectra unmerge_adapters unshare_layers""".split()
 _HOMES = dict.fromkeys(_ADAPTERS, "lora_hf.adapters") | {
     "UserError": "lora_hf.errors",
     "LoraTrainer": "lora_hf.training",

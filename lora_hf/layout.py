@@ -13,5 +13,15 @@ PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
 """Written last: a run with this file is finished."""
 
-OWN = (CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS)
+COMPARISON, STUDY, SWEEP, REPORT = "comparison", "methods", "sweep", "report"
+"""The reports of several runs, in the folder above theirs, and of one, in its own; with each of `ENDS`."""
+PAGE = ".html"
+ENDS = (".json", ".md", PAGE, ".png")
+STORE = ".db"
+"""Of a sweep that searches: its trials."""
+
+OWN = (
+    *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS),
+    *(REPORT + end for end in ENDS),
+)
 """In the order in which a run writes them."""

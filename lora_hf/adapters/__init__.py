@@ -1,7 +1,7 @@
 """The mathematics of adapters: torch and safetensors only."""
 
 from lora_hf.adapters.carried import count_parameters
-from lora_hf.adapters.combine import combine_adapters
+from lora_hf.adapters.combine import combine_adapters, spectra
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.inject import delete_adapter, inject_adapters
 from lora_hf.adapters.layer import LoraLayer
@@ -28,6 +28,7 @@ __all__ = [
     "replicate_layers",
     "save_adapter",
     "set_adapter",
+    "spectra",
     "unmerge_adapters",
     "unshare_layers",
 ]

@@ -101,17 +101,46 @@ def _factors(method: Lora) -> tuple[Tensor, Tensor]:
     return torch.cat([A, start_A]), torch.cat([B, -method.scaling * start_B], dim=1)
 
 
-def _cat(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
+def _joined(methods: Weighted) -> tuple[Tensor, Tensor]:
+    """The factors side by side, weights and scales in B."""
     pairs = [(weight, *_factors(method)) for weight, method in methods]
-    A, B = torch.cat([A for _, A, _ in pairs]), torch.cat([w * B for w, _, B in pairs], dim=1)
-    return _padded(A, B, rank)
+    return torch.cat([A for _, A, _ in pairs]), torch.cat([w * B for w, _, B in pairs], dim=1)
+
+
+def _cat(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
+    return _padded(*_joined(methods), rank)
 
 
 def _svd(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
-    total = sum(weight * method.update() for weight, method in methods)
-    assert isinstance(total, Tensor)
-    kept = min(rank, *total.shape)
-    return _padded(*svd_factors(torch.linalg.svd(total, full_matrices=False), kept, 1.0), rank)
+    svd = thin_svd(*_joined(methods))
+    A, B = svd_factors(svd, min(rank, len(svd[1])), 1.0)
+    return _padded(A.float(), B.float(), rank)
+
+
+def thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, k), S (k,) and Vh (k, in) of B A in float64, k at most its rank's bound, without forming B A.
+
+    Args:
+        A: (r, in).
+        B: (out, r).
+    """
+    Q_out, R_out = torch.linalg.qr(B.double())
+    Q_in, R_in = torch.linalg.qr(A.double().T)
+    U, S, Vh = torch.linalg.svd(R_out @ R_in.T, full_matrices=False)
+    return Q_out @ U, S, Vh @ Q_in.T
+
+
+def spectra(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+    """The singular values of what an adapter has learned: layer name -> s B A's, (k,), falling.
+
+    Raises:
+        UserError: no such adapter, or one whose update is no product of two factors.
+    """
+    _check_weights({adapter_name: 1.0}, adapter_configs(model))
+    parts = {path: layer.methods({adapter_name: 1.0}) for path, layer in lora_layers(model).items()}
+    parts = {path: methods for path, methods in parts.items() if methods}
+    _check(parts, "svd")
+    return {path: thin_svd(*_joined(methods))[1] for path, methods in parts.items()}
 
 
 def _linear(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,14 @@ VERBS = (
     running.train,
     running.compare,
     running.methods,
+    running.sweep,
     running.reproduce,
     running.plan,
+    saved.report,
     saved.evaluate,
     saved.predict,
     saved.merge,
+    saved.truncate,
     saved.score,
 )
 """In the order of `--help`; a verb is a function of the same name."""

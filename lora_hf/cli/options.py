@@ -18,3 +18,8 @@ def print_scores(record: dict[str, Any]) -> None:
         low, high = record[f"{name}_interval"]
         print(f"{name:10} {record[name]:.4f}  [{low:.4f}, {high:.4f}]")
     print(f"{record['n_examples']:,} dialogues, {record['mean_words']:.1f} words each")
+
+
+def print_report(root: Path, stem: str) -> None:
+    """Where a report is: the page first."""
+    print("report:", ", ".join(str(root / f"{stem}{end}") for end in (".html", ".md", ".png", ".json")))

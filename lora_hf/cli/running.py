@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lora_hf.cli.options import Config, Json, Overrides, print_scores
+from lora_hf.cli.options import Config, Json, Overrides, print_report, print_scores
+from lora_hf.layout import COMPARISON, STUDY, SWEEP
 
 
 def train(config: Config, overrides: Overrides = None) -> None:
@@ -38,7 +39,7 @@ def compare(config: Config, overrides: Overrides = None) -> None:
 
     comparison = comparing.compare(config, overrides or [])
     Console().print(comparison_terminal(comparison))
-    print(f"report: {root / comparing.TABLE}, {root / comparing.PICTURE}, {root / comparing.COMPARISON}")
+    print_report(root, COMPARISON)
 
 
 def methods(config: Config, overrides: Overrides = None) -> None:
@@ -55,7 +56,24 @@ def methods(config: Config, overrides: Overrides = None) -> None:
     from lora_hf.runs import methods as study
 
     Console().print(methods_terminal(study.compare_methods(config, overrides or [])))
-    print(f"report: {root / study.TABLE}, {root / study.PICTURE}, {root / study.STUDY}")
+    print_report(root, STUDY)
+
+
+def sweep(config: Config, overrides: Overrides = None) -> None:
+    """Run one config with several values of its fields: which is best, and which is enough.
+
+    [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
+    """
+    from lora_hf.config.file import load_config
+
+    root = Path(load_config(config, overrides or [], is_study=True).output_dir)
+    from rich.console import Console
+
+    from lora_hf.reporting.sweep_table import sweep_terminal
+    from lora_hf.runs.sweep import sweep as run_sweep
+
+    Console().print(sweep_terminal(run_sweep(config, overrides or [])))
+    print_report(root, SWEEP)
 
 
 def reproduce(overrides: Overrides = None) -> None:

@@ -9,6 +9,18 @@ import typer
 from lora_hf.cli.options import Adapter, Base, Config, Json, Overrides, print_scores
 
 
+def report(
+    run: Annotated[Path, typer.Argument(help="The output_dir of a train, compare or methods command.")],
+) -> None:
+    """Write the report of runs that are done: a page, a table, figures.
+
+    [dim]lora-hf report runs/quickstart[/dim]
+    """
+    from lora_hf.runs.report import report as write
+
+    print("report:", ", ".join(map(str, write(run))))
+
+
 def evaluate(
     config: Config,
     overrides: Overrides = None,
@@ -80,6 +92,39 @@ def merge(
     for way, error in errors.items():
         print(f"{way}: logits moved by {error:.1e} of their size on a sample")
     print(f"{output}: {onto or 'merged'}")
+
+
+def truncate(
+    adapter: Adapter,
+    output: Annotated[Path, typer.Option(help="A new folder, for the cut adapters and the figures.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Whose test split is used; by default that of the adapter's run.")
+    ] = None,
+    ranks: Annotated[
+        str | None, typer.Option(help="Such as 1,2,4; by default the powers of two below its own.")
+    ] = None,
+    base: Base = None,
+) -> None:
+    """Cut a trained adapter to smaller ranks and score each: which rank was needed?
+
+    [dim]lora-hf truncate --adapter runs/quickstart/lora/adapter --output cut[/dim]
+    """
+    from lora_hf.errors import UserError
+
+    wanted = None if ranks is None else ranks.replace(" ", "").split(",")
+    if wanted is not None and not all(word.isdecimal() for word in wanted):
+        raise UserError(f"--ranks {ranks!r} is no list of whole numbers such as 1,2,4")
+    from rich.console import Console
+
+    from lora_hf.config.file import load_config
+    from lora_hf.reporting.truncation import truncation_terminal
+    from lora_hf.runs import truncation
+    from lora_hf.runs.saved import config_of_run
+
+    run = load_config(config) if config else config_of_run(adapter)
+    numbers = None if wanted is None else [int(word) for word in wanted]
+    Console().print(truncation_terminal(truncation.truncate(adapter, output, run, numbers, base)))
+    print("report:", ", ".join(str(output / name) for name in truncation.REPORT))
 
 
 def score(

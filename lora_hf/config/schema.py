@@ -15,11 +15,12 @@ from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Section, Seed, Text
 from lora_hf.config.lora import LoraSection
 from lora_hf.config.model import DENSE, ModelConfig
+from lora_hf.config.sweep import SweepSection
 from lora_hf.data.prompt import prompt_template
 
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHODS: tuple[Method, ...] = get_args(Method)
-SECTIONS = "model lora bottleneck prompt_tuning data training generation arms variants".split()
+SECTIONS = "model lora bottleneck prompt_tuning data training generation arms variants sweep".split()
 
 
 class DataConfig(Section):
@@ -100,6 +101,8 @@ class RunConfig(Section):
     """By method: what that arm of a comparison does differently."""
     variants: dict[str, dict[str, Any]] = {}
     """For a study of methods: name -> what that run lays over the rest, nested as the rest is."""
+    sweep: SweepSection = SweepSection()
+    """For a sweep: the fields that take several values."""
     output_dir: Text = "runs/run"
     """The run directory; runs/<name of the config> where a file does not say."""
     seed: Seed = 42
@@ -152,6 +155,7 @@ class RunConfig(Section):
                 "loraplus_lr_ratio": self.loraplus_lr_ratio if method == "lora" else None,
                 "arms": {},
                 "variants": {},
+                "sweep": SweepSection(),
                 "output_dir": output_dir,
                 "seed": seed,
                 "seeds": None,

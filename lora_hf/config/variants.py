@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from lora_hf.config.mistakes import KeyPath, Mistake, mistakes_of
 from lora_hf.config.schema import RunConfig
+from lora_hf.config.sweep import changes_of, grid
 
-OF_THE_STUDY = ("arms", "output_dir", "overwrite", "seed", "seeds", "variants")
+OF_THE_STUDY = ("arms", "output_dir", "overwrite", "seed", "seeds", "sweep", "variants")
 """Fields that are the same for all variants."""
 
 
@@ -32,9 +33,18 @@ def with_variant(config: RunConfig, name: str) -> RunConfig:
     return RunConfig.model_validate(_merged(config, name))
 
 
+def with_grid(config: RunConfig) -> RunConfig:
+    """The config with each combination of its sweep as a variant."""
+    found = {name: changes_of(config.sweep, point) for name, point in grid(config.sweep).items()}
+    return config.model_copy(update={"variants": found})
+
+
 def check_variants(config: RunConfig) -> list[Mistake]:
     """Every mistake in the variants of a study, each on its own over the common fields."""
-    return [mistake for name in config.variants for mistake in _check(config, name)]
+    mistakes = [mistake for name in config.variants for mistake in _check(config, name)]
+    swept = with_grid(config)
+    found = [mistake for name in swept.variants for mistake in _check(swept, name)]
+    return mistakes + [Mistake(("sweep",), text.replace("variants.", "sweep: ", 1)) for _, text in found]
 
 
 def _merged(config: RunConfig, name: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def draw_comparison(comparison: dict[str, Any], file: Path) -> None:
         axes.set_xticks(range(len(SHOWN)), [ROUGE_LABELS[name] for name in SHOWN])
         axes.set_ylabel("F1, 0 to 1")
         axes.set_ylim(0, min(1.0, axes.get_ylim()[1] * 1.12))
-        n = comparison["paired_test"]["n"]
+        n = comparison["arms"]["lora"]["n_examples"]
         axes.set_title(
             f"{comparison['arms']['lora']['base_model']}: ROUGE on {n:,} test dialogues", loc="left"
         )

@@ -1,6 +1,6 @@
 """The comparison as a table: one list of lines, for the terminal and for Markdown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from rich.table import Table
@@ -12,17 +12,19 @@ Record = dict[str, Any]
 
 
 def comparison_lines(comparison: Record) -> list[list[str]]:
-    """A header, then one line a measure: its name, base, full, LoRA."""
+    """A header, then one line a measure: its name, and a figure for each arm that there is."""
     arms = comparison["arms"]
+    labels = arm_labels(arms)
 
     def line(name: str, cell: Callable[[str, Record], str]) -> list[str]:
-        return [name, *(cell(method, arms[method]) for method in ARMS)]
+        return [name, *(cell(method, arms[method]) for method in labels)]
 
-    references = f"words (people: {arms['base']['reference_words']:.1f})"
+    references = f"words (people: {next(iter(arms.values()))['reference_words']:.1f})"
+    gained = comparison.get("gains")
     return [
-        ["", *ARMS.values()],
+        ["", *labels.values()],
         *_rouge_lines(comparison),
-        line("gain in ROUGE-1", lambda method, _: _gain(comparison["gains"], method)),
+        *([line("gain in ROUGE-1", lambda method, _: _gain(gained, method))] if gained else []),
         line(references, lambda _, arm: f"{arm['mean_words']:.1f}"),
         line("weights trained", lambda _, arm: _weights(arm)),
         line("on disk", lambda _, arm: bytes_cell(arm["bytes_on_disk"])),
@@ -33,16 +35,23 @@ def comparison_lines(comparison: Record) -> list[list[str]]:
     ]
 
 
+def arm_labels(arms: Collection[str]) -> dict[str, str]:
+    """Method -> how it is called, of the arms there are: base, full and LoRA first."""
+    order = [*(method for method in ARMS if method in arms), *(m for m in arms if m not in ARMS)]
+    return {method: ARMS.get(method, method.replace("_", " ")) for method in order}
+
+
 def _rouge_lines(comparison: Record) -> list[list[str]]:
     arms, lines = comparison["arms"], []
+    labels = arm_labels(arms)
     for name, label in ROUGE_LABELS.items():
-        intervals = [comparison["intervals"][m][name] for m in ARMS]
-        lines.append([label, *(f"{arms[m][name]:.4f}" for m in ARMS)])
+        intervals = [comparison["intervals"][m][name] for m in labels]
+        lines.append([label, *(f"{arms[m][name]:.4f}" for m in labels)])
         lines.append(["95 % interval", *(f"{low:.4f}–{high:.4f}" for low, high in intervals)])
-        if f"{name}_best" in arms["base"]:
-            lines.append(["best reference", *(f"{arms[m][f'{name}_best']:.4f}" for m in ARMS)])
-        if "spread" in arms["lora"]:
-            spreads = [arms[m].get("spread", {}).get(name) for m in ARMS]
+        if all(f"{name}_best" in arms[m] for m in labels):
+            lines.append(["best reference", *(f"{arms[m][f'{name}_best']:.4f}" for m in labels)])
+        if any("spread" in arms[m] for m in labels):
+            spreads = [arms[m].get("spread", {}).get(name) for m in labels]
             lines.append(["deviation over seeds", *("–" if s is None else f"{s:.4f}" for s in spreads)])
     return lines
 
@@ -50,16 +59,23 @@ def _rouge_lines(comparison: Record) -> list[list[str]]:
 def comparison_notes(comparison: Record) -> list[str]:
     """What stands below the table: trivial summaries, the paired test, how it was measured."""
     trivial = ", ".join(f"{name} {scores['rouge1']:.4f}" for name, scores in comparison["trivial"].items())
-    test, arm = comparison["paired_test"], comparison["arms"]["lora"]
-    low, high = test["interval"]
+    arms = comparison["arms"]
+    arm = arms.get("lora") or next(iter(arms.values()))
     seeds = f", means of {len(arm['seeds'])} seeds" if "seeds" in arm else ""
     return [
         f"ROUGE-1 of summaries that cost nothing: {trivial}.",
-        f"LoRA − full in ROUGE-1: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
-        f"p = {test['p_value']:.2g}, paired by dialogue.",
-        f"{test['n']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues.",
+        *([_paired(comparison["paired_test"])] if "paired_test" in comparison else []),
+        f"{arm['n_examples']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues.",
         f"{arm['base_model']} in {arm['dtype']} on {arm['device']}.",
     ]
+
+
+def _paired(test: Record) -> str:
+    low, high = test["interval"]
+    return (
+        f"LoRA − full in ROUGE-1: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+        f"p = {test['p_value']:.2g}, paired by dialogue."
+    )
 
 
 def comparison_markdown(comparison: Record) -> str:
@@ -67,7 +83,8 @@ def comparison_markdown(comparison: Record) -> str:
     table = markdown_table(comparison_lines(comparison))
     notes = "\n".join(f"- {note}" for note in comparison_notes(comparison))
     samples = "\n\n".join(_sample(sample) for sample in comparison["samples"])
-    return f"# Base, full fine-tuning and LoRA\n\n{table}\n\n{notes}\n\n## Samples\n\n{samples}\n"
+    title = "Base, full fine-tuning and LoRA" if "gains" in comparison else "One run"
+    return f"# {title}\n\n{table}\n\n{notes}\n\n## Samples\n\n{samples}\n"
 
 
 def comparison_terminal(comparison: Record) -> Table:
@@ -96,7 +113,9 @@ def terminal_table(lines: list[list[str]], notes: list[str], **options: Any) -> 
 
 def _sample(sample: Record) -> str:
     quoted = "\n".join(f"> {line}  " for line in sample["dialogue"].split("\n"))  # two blanks: a new line
-    written = [("reference", sample["reference"]), *((label, sample[arm]) for arm, label in ARMS.items())]
+    texts = {name: text for name, text in sample.items() if name not in ("id", "dialogue", "reference")}
+    written = [("reference", sample["reference"])]
+    written += [(label, sample[arm]) for arm, label in arm_labels(texts).items()]
     items = "\n".join(f"- {label}: {' '.join(text.split())}" for label, text in written)
     return f"### {sample['id']}\n\n{quoted}\n\n{items}"
 

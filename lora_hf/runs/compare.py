@@ -7,11 +7,10 @@ from typing import Any
 from lora_hf.config import Method, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.config.model import DENSE
-from lora_hf.files import write_json, write_text
-from lora_hf.runs.study import Arm, arms_of, gather, run_arms
-from lora_hf.runs.summary import summarize_arms
+from lora_hf.runs.directory import read_record
+from lora_hf.runs.report import COMPARED, write_report
+from lora_hf.runs.study import Arm, arms_of, folders_of, run_arms, shell
 
-COMPARISON, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
 ORDER: tuple[Method, ...] = ("base", "lora", "full")
 """Of the runs: a target that matches nothing is found before the hours of full fine-tuning."""
 
@@ -30,7 +29,7 @@ def plan_arms(config: RunConfig) -> list[Arm]:
 
 
 def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run what is not yet done, and write comparison.json, comparison.md and comparison.png.
+    """Run what is not yet done, and write comparison.json, .md, .html and .png.
 
     Args:
         config_file: a YAML; its `method` is not read.
@@ -45,17 +44,7 @@ def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     """
     config = load_config(config_file, overrides)
     arms = plan_arms(config)
-    run_arms(config_file, overrides, arms, (COMPARISON, TABLE, PICTURE))
-    comparison = summarize_arms(*gather(arms))
-    write_report(Path(config.output_dir), comparison)
-    return comparison
-
-
-def write_report(root: Path, comparison: dict[str, Any]) -> None:
-    """The table as Markdown, the figures as JSON, and the picture."""
-    from lora_hf.reporting.plots import draw_comparison
-    from lora_hf.reporting.table import comparison_markdown
-
-    write_json(root / COMPARISON, comparison)
-    write_text(root / TABLE, comparison_markdown(comparison))
-    draw_comparison(comparison, root / PICTURE)
+    run_arms(config_file, overrides, arms, COMPARED.stem)
+    root, command = Path(config.output_dir), shell("compare", config_file, overrides)
+    write_report(COMPARED, root, folders_of(arms), {"command": command})
+    return read_record(root / f"{COMPARED.stem}.json") or {}

@@ -37,7 +37,9 @@ def inputs_of(config: RunConfig) -> dict[str, Any]:
     The base arm trains nothing, so that a new learning rate leaves it as it is; a new rank leaves full
     fine-tuning as it is.
     """
-    fields = config.model_dump(mode="json", exclude={"output_dir", "overwrite", "arms", "variants", "seeds"})
+    fields = config.model_dump(
+        mode="json", exclude={"output_dir", "overwrite", "arms", "variants", "sweep", "seeds"}
+    )
     for method in {*METHODS} - {config.method}:
         fields.pop(method, None)  # the section of the same name, where it has one
     if config.loraplus_lr_ratio is None:

@@ -8,11 +8,10 @@ from lora_hf.config import RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.config.variants import with_variant
 from lora_hf.errors import UserError
-from lora_hf.files import write_json, write_text
-from lora_hf.runs.study import Arm, arms_of, gather, run_arms
-from lora_hf.runs.summary import summarize_variants
+from lora_hf.runs.directory import read_record
+from lora_hf.runs.report import METHODS, write_report
+from lora_hf.runs.study import Arm, arms_of, folders_of, run_arms, shell
 
-STUDY, TABLE, PICTURE = "methods.json", "methods.md", "methods.png"
 YARDSTICKS = ("base", "lora")
 """Variants that the others are measured against: times against the base's, scores against plain LoRA's."""
 
@@ -32,7 +31,7 @@ def plan_variants(config: RunConfig) -> list[Arm]:
 
 
 def compare_methods(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run what is not yet done, and write methods.json, methods.md and methods.png.
+    """Run what is not yet done, and write methods.json, .md, .html and .png.
 
     Args:
         config_file: a YAML with `variants`.
@@ -47,17 +46,7 @@ def compare_methods(config_file: str | Path, overrides: Sequence[str] = ()) -> d
     """
     config = load_config(config_file, overrides, is_study=True)
     arms = plan_variants(config)
-    run_arms(config_file, overrides, arms, (STUDY, TABLE, PICTURE))
-    study = summarize_variants(*gather(arms))
-    write_report(Path(config.output_dir), study)
-    return study
-
-
-def write_report(root: Path, study: dict[str, Any]) -> None:
-    """The table as Markdown, the figures as JSON, and the picture."""
-    from lora_hf.reporting.methods_plot import draw_methods
-    from lora_hf.reporting.methods_table import methods_markdown
-
-    write_json(root / STUDY, study)
-    write_text(root / TABLE, methods_markdown(study))
-    draw_methods(study, root / PICTURE)
+    run_arms(config_file, overrides, arms, METHODS.stem)
+    root, command = Path(config.output_dir), shell("methods", config_file, overrides)
+    write_report(METHODS, root, folders_of(arms), {"command": command})
+    return read_record(root / f"{METHODS.stem}.json") or {}

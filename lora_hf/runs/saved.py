@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from lora_hf.adapters.peft_format import read_peft_config
 from lora_hf.adapters.weights_file import MANIFEST_NAME, read_manifest
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
+from lora_hf.config.file import load_config
 from lora_hf.data.arm import load_data
 from lora_hf.data.load import load_split, read_file
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.scoring import score_model, summarize
-from lora_hf.layout import ADAPTER
+from lora_hf.layout import ADAPTER, CONFIG
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.training.methods import load_saved, saved_method
 
@@ -45,6 +46,18 @@ def find_adapter(name: str) -> Path:
         raise UserError(
             f"--adapter {name!r} is no folder and cannot be had from the Hub: {first_line(error)}"
         ) from error
+
+
+def config_of_run(adapter: str) -> RunConfig:
+    """The config of the run that an adapter's folder is in.
+
+    Raises:
+        UserError: it is in none.
+    """
+    file = find_adapter(adapter).parent / CONFIG
+    if not file.is_file():
+        raise UserError(f"--adapter {adapter!r} is in no run's folder; say by --config whose data to use")
+    return load_config(file)
 
 
 def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ memory are its own. A run that is finished with the same inputs is left as it is
 
 import json
 import logging
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from typing import Any
 from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.config import RunConfig
 from lora_hf.errors import ArmFailed, UserError
-from lora_hf.runs.directory import RunDirectory, read_predictions
+from lora_hf.layout import ENDS, STORE
+from lora_hf.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-Runs = dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,29 @@ def arm_command(config_file: str | Path, overrides: Sequence[str], arm: Arm) -> 
     return [sys.executable, "-m", "lora_hf", "train", "--config", str(config_file), *overrides, *arm.own]
 
 
-def run_arms(
-    config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm], reports: Sequence[str]
-) -> None:
+def shell(verb: str, config_file: str | Path, overrides: Sequence[str]) -> str:
+    """The command that a person would type to have all of it again."""
+    return shlex.join(["lora-hf", verb, "--config", str(config_file), *overrides])
+
+
+def run_arms(config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm], report: str) -> None:
     """Run what is not yet done, one after the other, once all the folders are seen to be free or theirs.
 
     Args:
         config_file, overrides: what is common to all.
         arms: in the order in which they run.
-        reports: names of the files that will be written beside the runs.
+        report: the name, without its ends, of the files that will be written beside the runs.
 
     Raises:
         UserError: a folder that holds something else, a run with other inputs, or a package that is missing.
         ArmFailed: a run did not end well; those that did are kept.
     """
-    check_root(arms, reports)
+    check_root(arms[0].config, tuple(arm.group for arm in arms), report)
+    run_each(config_file, overrides, arms)
+
+
+def run_each(config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
+    """`run_arms`, where the folder above theirs has been checked."""
     if any(arm.config.model.storage == "affine4" for arm in arms):
         check_hqq()
     for arm in arms:
@@ -96,19 +105,24 @@ def run_arms(
         run_process(arm_command(config_file, overrides, arm))
 
 
-def check_root(arms: Sequence[Arm], reports: Sequence[str]) -> None:
+def check_root(config: RunConfig, groups: tuple[str, ...], report: str) -> None:
     """Refuse a folder that holds other things than these runs, and theirs with other seeds.
+
+    Args:
+        config: of one of the runs.
+        groups: what the runs' names begin with.
+        report: the name, without its ends, of the files that are written beside them.
 
     Raises:
         UserError: it does, and `overwrite` is not set.
     """
-    config = arms[0].config
     root = Path(config.output_dir).parent
     if root.exists() and not root.is_dir():
         raise UserError(f"output_dir={str(root)!r} is a file")
-    groups = tuple(arm.group for arm in arms)
     found = {p.name for p in root.iterdir()} if root.exists() else set()
-    foreign = sorted(name for name in found - {*reports} if not name.startswith(groups))
+    foreign = sorted(
+        name for name in found - {report + end for end in (*ENDS, STORE)} if not name.startswith(groups)
+    )
     if foreign and not config.overwrite:
         raise UserError(
             f"output_dir={str(root)!r} holds {foreign[:5]} and no comparison; choose another output_dir, or "
@@ -136,14 +150,9 @@ def run_process(command: list[str]) -> None:
         raise ArmFailed(status)
 
 
-def gather(arms: Sequence[Arm]) -> tuple[Runs, dict[str, list[list[dict[str, Any]]]]]:
-    """By group, the record and the predictions of each of its runs."""
-    records: Runs = {arm.group: [] for arm in arms}
-    rows: dict[str, list[list[dict[str, Any]]]] = {arm.group: [] for arm in arms}
+def folders_of(arms: Sequence[Arm]) -> dict[str, list[Path]]:
+    """By group the folders of its runs."""
+    folders: dict[str, list[Path]] = {arm.group: [] for arm in arms}
     for arm in arms:
-        run = RunDirectory(arm.config)
-        record = run.results()
-        assert record is not None, f"{run.path} has no results"
-        records[arm.group].append(record)
-        rows[arm.group].append(read_predictions(run.path))
-    return records, rows
+        folders[arm.group].append(Path(arm.config.output_dir))
+    return folders

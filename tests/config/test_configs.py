@@ -20,6 +20,7 @@ SECTIONS = [
     "generation",
     "arms",
     "variants",
+    "sweep",
     "output_dir",
     "seed",
     "seeds",

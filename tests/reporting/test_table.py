@@ -20,6 +20,7 @@ def record(rouge1, trained, **fields):
         "rouge1": rouge1,
         "trainable_parameters": trained,
         "total_parameters": 250_000,
+        "n_examples": 1500,
         "mean_words": 19.04,
         "reference_words": 21.5,
         "bytes_on_disk": 0,

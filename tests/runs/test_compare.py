@@ -129,13 +129,15 @@ def test_a_folder_that_holds_something_else_than_a_comparison_is_refused(tmp_pat
     arms = comparing.plan_arms(config_of(output_dir=str(tmp_path)))
     for name in ("base", "lora", "lora-seed-9", "comparison.json"):
         (tmp_path / name).mkdir()
-    study.check_root(arms, ["comparison.json"])
+    groups = ("base", "lora", "full")
+    study.check_root(arms[0].config, groups, "comparison")
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"holds \['thesis.tex'\] and no comparison"):
-        study.check_root(arms, ["comparison.json"])
-    study.check_root(comparing.plan_arms(config_of(output_dir=str(tmp_path), overwrite=True)), [])
+        study.check_root(arms[0].config, groups, "comparison")
+    forced = comparing.plan_arms(config_of(output_dir=str(tmp_path), overwrite=True))
+    study.check_root(forced[0].config, (), "comparison")
     with pytest.raises(UserError, match="is a file"):
-        study.check_root(comparing.plan_arms(config_of(output_dir=str(tmp_path / "thesis.tex"))), [])
+        study.check_root(config_of(output_dir=str(tmp_path / "thesis.tex/lora")), (), "comparison")
 
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("raise SystemExit(1)", 1)])

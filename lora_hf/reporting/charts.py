@@ -1,0 +1,180 @@
+"""A report's charts as SVG for a page: text stays text, and the ink is the page's own, light or dark."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from statistics import median
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lora_hf.reporting.plots import COLORS
+from lora_hf.reporting.table import ROUGE_LABELS
+
+INK = "#010203"
+"""What stands for the page's text color while Matplotlib draws."""
+MORE_COLORS = ("#4c9f70", "#b565a7", "#c9a227", "#3aa6a6", "#d1495b", "#7d6bb0", "#8a9a5b", "#a9746e")
+INCHES = (4.6, 3.1)
+"""A chart's size: on a phone, where it fills the width, its text is still read."""
+LABELLED = 5
+"""With more groups than these a legend names the points, not words beside them."""
+Report = Mapping[str, Any]
+Draw = Callable[[Axes, Report], None]
+
+
+def charts(report: Report) -> dict[str, str]:
+    """Title -> SVG, of what the report has figures for.
+
+    Args:
+        report: `labels`, `records`, `intervals`, `rows` and `scores`, each by group; see `runs.report`; and
+            `charts`, title -> what draws it, which come first.
+    """
+    drawn: dict[str, Draw] = report["charts"] | {"ROUGE-1 against the weights trained": _weights}
+    if _logged(report, "loss"):
+        drawn["Training loss over steps"] = _curves("loss", "loss")
+    if _logged(report, "eval_rouge1"):
+        drawn["ROUGE-1 on the validation split over steps"] = _curves("eval_rouge1", "ROUGE-1")
+    drawn |= {"Words of a summary": _lengths, "ROUGE-1 of each test dialogue": _dialogues}
+    return {title: _svg(title, draw, report) for title, draw in drawn.items()}
+
+
+def color_of(report: Report, group: str) -> str:
+    """The comparison's own colors for its arms, others in turn."""
+    others = [name for name in report["labels"] if name not in COLORS]
+    return COLORS[group] if group in COLORS else MORE_COLORS[others.index(group) % len(MORE_COLORS)]
+
+
+def _svg(title: str, draw: Draw, report: Report) -> str:
+    with _style(title):
+        figure = Figure(figsize=INCHES, layout="constrained")
+        axes = figure.subplots()
+        draw(axes, report)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    drawn = out.getvalue().replace(INK, "currentColor")
+    return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+
+
+@contextmanager
+def _style(salt: str) -> Iterator[None]:
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings: Any = dict.fromkeys(ink, INK) | {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,  # equal reports are equal bytes, and no two charts share an id
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#888888",
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+    }
+    with rc_context(settings):
+        yield
+
+
+def _logged(report: Report, key: str) -> dict[str, list[tuple[float, float]]]:
+    """By group, (step, value) of what the Trainer logged under a key; of several seeds the first's."""
+    found = {}
+    for group, record in report["records"].items():
+        log = record.get("runs", [record])[0].get("log", [])
+        points = [(entry["step"], entry[key]) for entry in log if key in entry and "step" in entry]
+        if points:
+            found[group] = points
+    return found
+
+
+def _weights(axes: Axes, report: Report) -> None:
+    """Points with their intervals; what trains nothing is a line."""
+    for group, label in report["labels"].items():
+        record, color = report["records"][group], color_of(report, group)
+        value, ends, count = (
+            record["rouge1"],
+            report["intervals"][group]["rouge1"],
+            record["trainable_parameters"],
+        )
+        if not count:
+            axes.axhline(value, color=color, linestyle="dashed", label=label)
+            continue
+        reach = [[max(value - ends[0], 0)], [max(ends[1] - value, 0)]]
+        axes.errorbar(
+            count, value, reach, fmt="o", color=color, ecolor=INK, elinewidth=0.8, capsize=3, label=label
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.12)
+    axes.set_xlabel("weights trained")
+    axes.set_ylabel(ROUGE_LABELS["rouge1"])
+    _legend(axes, report)
+
+
+def _curves(key: str, label: str) -> Draw:
+    def draw(axes: Axes, report: Report) -> None:
+        for group, points in _logged(report, key).items():
+            steps, values = zip(*points, strict=True)
+            marker = "o" if len(points) < 3 else ""
+            axes.plot(
+                steps, values, marker=marker, color=color_of(report, group), label=report["labels"][group]
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        _legend(axes, report)
+
+    return draw
+
+
+def _lengths(axes: Axes, report: Report) -> None:
+    """Histograms as lines, the references' filled."""
+    rows = next(iter(report["rows"].values()))
+    people = [len(text.split()) for row in rows for text in row["references"]]
+    of = {g: [len(row["prediction"].split()) for row in rows] for g, rows in report["rows"].items()}
+    most = _most([people, *of.values()])
+    bins = [most * i / 25 for i in range(26)]
+    axes.hist(_within(people, most), bins, density=True, color="#999999", alpha=0.4, label="people")
+    for group, words in of.items():
+        color = color_of(report, group)
+        axes.hist(
+            _within(words, most),
+            bins,
+            density=True,
+            histtype="step",
+            lw=1.6,
+            color=color,
+            label=report["labels"][group],
+        )
+    axes.set_xlabel("words")
+    axes.set_yticks([])
+    axes.set_ylabel("share")
+    _legend(axes, report)
+
+
+def _most(counts: Sequence[Sequence[int]]) -> int:
+    """The longest that is drawn: a few that never end would else press all others together."""
+    return max(1, *(sorted(words)[int(0.99 * (len(words) - 1))] for words in counts)) + 1
+
+
+def _within(words: Sequence[int], most: int) -> list[int]:
+    return [min(count, most) for count in words]
+
+
+def _dialogues(axes: Axes, report: Report) -> None:
+    """A dot a dialogue, a line of dots a group, its median marked; the height of a dot says nothing."""
+    names = list(report["labels"])
+    for place, group in enumerate(names):
+        values = report["scores"][group]["rouge1"]
+        heights = [place + ((i * 0.618034) % 1 - 0.5) * 0.7 for i in range(len(values))]  # spread evenly
+        axes.plot(values, heights, ".", color=color_of(report, group), ms=3.5, alpha=0.45, mew=0)
+        axes.plot([median(values)] * 2, [place - 0.4, place + 0.4], color=INK, lw=1.8)
+    axes.set_yticks(range(len(names)), [report["labels"][name] for name in names])
+    axes.invert_yaxis()
+    axes.set_xlim(-0.02, 1.02)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"{ROUGE_LABELS['rouge1']}; the line is the median")
+
+
+def _legend(axes: Axes, report: Report) -> None:
+    columns = 1 if len(report["labels"]) <= LABELLED else 2
+    axes.legend(loc="best", ncols=columns, fontsize=9 if columns == 1 else 7)

@@ -1,0 +1,36 @@
+"""Which words of a summary its references have too, as ROUGE-1 counts them: lower-case stems."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+
+from nltk.stem.porter import PorterStemmer
+
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_SHORT = 3
+"""ROUGE's own code stems words that are longer than this."""
+
+
+def marked(text: str, references: Sequence[str]) -> str:
+    """The text as HTML, escaped, the words that any reference has in `<mark>`."""
+    known = {_stem(word) for reference in references for word in _WORD.findall(reference)}
+    parts, end = [], 0
+    for match in _WORD.finditer(text):
+        parts.append(escape(text[end : match.start()]))
+        word = escape(match.group())
+        parts.append(f"<mark>{word}</mark>" if _stem(match.group()) in known else word)
+        end = match.end()
+    # one mark for words that follow each other
+    return re.sub(r"</mark>(\s+)<mark>", r"\1", "".join([*parts, escape(text[end:])]))
+
+
+@cache
+def _stem(word: str) -> str:
+    lower = word.lower()
+    return _stemmer().stem(lower) if len(lower) > _SHORT else lower
+
+
+@cache
+def _stemmer() -> PorterStemmer:
+    return PorterStemmer()

@@ -1,0 +1,65 @@
+"""The `sweep:` section: its grid, its names, its changes, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_hf.config.file import load_config
+from lora_hf.config.sweep import SweepSection, changes_of, grid
+from lora_hf.config.variants import with_grid, with_variant
+from lora_hf.errors import UserError
+
+SCALING = {"plain": {"lora.use_rslora": False}, "root": {"lora.use_rslora": True, "lora.lora_alpha": 8}}
+
+
+def section(**space: Any) -> SweepSection:
+    return SweepSection.model_validate({"space": space})
+
+
+def test_every_combination_has_a_name_and_its_changes() -> None:
+    sweep = section(lora={"r": [2, 4]}, scaling=SCALING)
+    points = grid(sweep)
+    assert list(points) == ["r-2_scaling-plain", "r-2_scaling-root", "r-4_scaling-plain", "r-4_scaling-root"]
+    assert points["r-4_scaling-root"] == {"lora.r": 4, "scaling": "root"}
+    assert changes_of(sweep, points["r-4_scaling-root"]) == {
+        "lora": {"r": 4, "use_rslora": True, "lora_alpha": 8}
+    }
+
+
+def test_dotted_and_nested_fields_are_one() -> None:
+    nested = section(lora={"r": [2, 4]}, training={"learning_rate": [1e-3]})
+    assert nested == section(**{"lora.r": [2, 4], "training.learning_rate": [1e-3]})
+    assert list(grid(nested)) == ["r-2_learning_rate-0_001", "r-4_learning_rate-0_001"]
+
+
+def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("lora: {r: 16, lora_alpha: 5}\nsweep: {space: {lora: {r: [1, 2]}}}\n")
+    swept = with_grid(load_config(file, ["sweep.space.seed_like={a: {seed: 1}}"], is_study=False))
+    assert list(swept.variants) == ["r-1_seed_like-a", "r-2_seed_like-a"]
+    one = with_variant(load_config(file).model_copy(update={"variants": {"x": {"lora": {"r": 2}}}}), "x")
+    assert (one.lora.r, one.lora.lora_alpha) == (2, 5)
+    assert one.for_arm("lora", 1, "out").sweep == SweepSection()
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{lora: {r: [4, x]}}", "sweep: r-x: lora.r='x' is not an integer"),
+        ("{lora: {rank: [4]}}", "unknown key 'lora.rank'"),
+        ("{lora: {r: 4}}", "gives lora.r neither a list"),
+        ("{lora: {r: []}}", "gives lora.r neither a list"),
+        ("{scale: {a: 3}}", "gives scale neither a list"),
+        ("{training: {learning_rate: {low: 1e-4, high: 1e-2}}}", "set sweep.trials"),
+        ("{training: {learning_rate: {low: 1e-2, high: 1e-4}}}", "low must be below high"),
+        ("{training: {learning_rate: {low: 0, high: 1, log: true}}}", "above 0 with log"),
+        ("{output_dir: [a, b]}", "'output_dir' is the same for all"),
+    ],
+)
+def test_a_mistake_is_told_with_its_field(tmp_path: Path, written: str, told: str) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(f"method: lora\nsweep: {{space: {written}}}\n")
+    with pytest.raises(UserError) as error:
+        load_config(file, is_study=True)
+    assert told in str(error.value)

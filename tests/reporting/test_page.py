@@ -1,0 +1,101 @@
+"""The page in a real browser: it sorts, it finds, it fits a phone, it is dark where the screen is."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs.test_report import WRITTEN, write_run
+
+from lora_hf.runs.report import report
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+--disable-background-networking --disable-component-update --window-size=1100,900""".split()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    selenium = pytest.importorskip("selenium.webdriver")
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no browser: Debian's packages chromium and chromium-driver are not installed")
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = selenium.ChromeService(DRIVER)
+    driver = selenium.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root: Path = tmp_path_factory.mktemp("compared")
+    for method in WRITTEN:
+        write_run(root, method)
+    browser.get((report(root)[2]).as_uri())
+    return browser
+
+
+def ids(page: Any) -> list[str]:
+    return [node.text for node in page.find_elements("css selector", "article h3")]
+
+
+def choose(page: Any, label: str) -> None:
+    for option in page.find_elements("css selector", "#order option"):
+        if option.text == label:
+            option.click()
+
+
+def test_dialogues_are_sorted_by_the_gap_that_is_chosen(page: Any) -> None:
+    assert sorted(ids(page)) == ["t0", "t1", "t2"]
+    choose(page, "full − base")
+    assert ids(page)[0] == "t1"  # 0.7 = (1 + 0.4) / 2 against nothing; elsewhere 2/3
+    choose(page, "as in the test set")
+    assert ids(page) == ["t0", "t1", "t2"]
+    page.find_element("id", "reverse").click()
+    assert ids(page) == ["t2", "t1", "t0"]
+    page.find_element("id", "reverse").click()
+
+
+def test_a_word_is_found_and_shared_words_are_marked(page: Any) -> None:
+    find = page.find_element("id", "find")
+    find.send_keys("agrees")
+    assert ids(page) == ["t1"]
+    assert page.find_element("id", "count").text == "1 of 1"
+    assert "Anna says yes" in [mark.text for mark in page.find_elements("css selector", "article mark")]
+    find.clear()
+    find.send_keys(" ")
+    find.clear()
+
+
+def test_what_a_model_wrote_is_not_run_and_nothing_goes_wrong(page: Any) -> None:
+    assert "alert(1)" in page.find_element("id", "dialogues").text
+    assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+@pytest.mark.parametrize("width", [320, 390, 1100])
+def test_it_fits_the_screen(page: Any, width: int) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    wide = page.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= width
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_it_is_dark_where_the_readers_screen_is(page: Any) -> None:
+    def lightness(scheme: str) -> tuple[int, int]:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        script = "return getComputedStyle({})[{!r}].match(/\\d+/g).slice(0, 3).map(Number)"
+        paper = page.execute_script(script.format("document.body", "backgroundColor"))
+        ink = page.execute_script(script.format("document.querySelector('svg text')", "fill"))
+        return sum(paper), sum(ink)
+
+    (light_paper, light_ink), (dark_paper, dark_ink) = lightness("light"), lightness("dark")
+    assert light_paper > 700 > 300 > light_ink
+    assert dark_paper < 150 < 500 < dark_ink

@@ -1,0 +1,160 @@
+"""The report of runs that are done, from their folders alone."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_hf import cli
+from lora_hf.evaluation.rouge import ROUGE_NAMES
+from lora_hf.files import file_sha256, write_json, write_text
+from lora_hf.reporting.shared_words import marked
+from lora_hf.runs.report import report
+
+DIALOGUE = "Tom: we meet at ten </script><b>\nAnna: yes & no"
+REFERENCES = [["Tom meets Anna at ten."], ["Anna says yes.", "Anna agrees."], ["They <b>talk</b>."]]
+WRITTEN = {
+    "base": ["Anna.", "no", "</script><script>alert(1)</script>"],
+    "full": ["Tom meets Anna at ten.", "Anna says yes.", "They talk."],
+    "lora": ["Tom meets Anna.", "Anna says yes.", "They talk."],
+}
+TRAINED = {"base": 0, "full": 250_000, "lora": 3_500}
+
+
+def write_run(root: Path, method: str, name: str | None = None, seed: int = 42) -> None:
+    """A finished run, as `train` leaves one."""
+    run = root / (name or method)
+    scores = {n: 0.4 for n in ROUGE_NAMES} | {f"{n}_interval": [0.3, 0.5] for n in ROUGE_NAMES}
+    log = (
+        [{"step": s, "loss": 3.0 - s / 10, "eval_rouge1": s / 10} for s in (1, 2)] if TRAINED[method] else []
+    )
+    write_json(
+        run / "results.json",
+        scores
+        | {
+            "method": method,
+            "seed": seed,
+            "log": log,
+            "n_examples": 3,
+            "bytes_on_disk": 0,
+            "eval_seconds": 1.0,
+        }
+        | {"trainable_parameters": TRAINED[method], "total_parameters": 250_000, "train_seconds": 2.0}
+        | {"mean_words": 3.0, "reference_words": 3.5, "peak_memory_mib": 500.0, "base_model": "tiny"}
+        | {"dtype": "float32", "device": "cpu", "base_fingerprint": "ab12", "data_fingerprint": "cd34"}
+        | {"versions": {"torch": "9.9"}},
+    )
+    rows = [
+        {"id": f"t{i}", "dialogue": DIALOGUE, "references": REFERENCES[i], "prediction": WRITTEN[method][i]}
+        for i in range(3)
+    ]
+    write_text(run / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(run / "config.yaml", f"method: {method}\n")
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    for method in WRITTEN:
+        write_run(tmp_path, method)
+    write_text(tmp_path / "lora/adapter/adapter_model.safetensors", "weights")
+    return tmp_path
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found.group(1))
+    return data
+
+
+def test_a_comparison_from_its_folders(compared: Path) -> None:
+    files = report(compared)
+    assert [file.name for file in files] == [f"comparison{end}" for end in (".json", ".md", ".html", ".png")]
+    record = json.loads(files[0].read_text())
+    assert (
+        record["arms"].keys() == {"base", "full", "lora"} and 0.6 < record["gains"]["lora_share_of_full"] < 1
+    )
+    page = files[2].read_text()
+    data = data_of(page)
+    assert [row["id"] for row in data["dialogues"]] == ["t0", "t1", "t2"]
+    assert data["dialogues"][0]["rouge1"]["full"] == 1 > data["dialogues"][0]["rouge1"]["lora"] > 0
+    assert [order["label"] for order in data["orders"]][:3] == ["LoRA − full", "LoRA − base", "full − base"]
+    assert page.count("<svg") == 5 and "LoRA trains 1.40% of the weights" in page
+    assert file_sha256(compared / "lora/adapter/adapter_model.safetensors") in page
+    assert all(word in page for word in ("ab12", "cd34", "9.9", "method: lora"))
+    assert report(compared) and files[2].read_text() == page  # equal runs, equal bytes
+
+
+def test_what_a_model_wrote_is_text_on_the_page(compared: Path) -> None:
+    page = report(compared)[2].read_text()
+    assert "alert(1)</script>" not in page and "<b>" not in page
+    assert page.count("</script>") == 2  # the page's own
+    assert data_of(page)["dialogues"][2]["text"]["base"] == WRITTEN["base"][2]
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(compared: Path) -> None:
+    page = report(compared)[2].read_text()
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # of XML, not addresses
+    assert not re.search(r"(src|href)=[\"'](?!#)", page) and "@import" not in page
+    outside = {url for url in re.findall(r"https?://[^\s\"'<>]+", page) if url not in names}
+    assert all(
+        url.startswith(("http://purl.org", "http://creativecommons.org", "https://matplotlib.org"))
+        or url.startswith("http://www.w3.org/")
+        for url in outside
+    )
+
+
+def test_the_command_is_kept(compared: Path) -> None:
+    write_json(compared / "comparison.json", {"command": "lora-hf compare --config 'my c.yaml'"})
+    record = json.loads(report(compared)[0].read_text())
+    assert record["command"] == "lora-hf compare --config 'my c.yaml'"
+    assert "lora-hf compare --config &#39;my c.yaml&#39;" in (compared / "comparison.html").read_text()
+
+
+def test_one_run_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = compared / "lora"
+    assert cli.run(["report", str(run)], debug=False) == 0
+    assert str(run / "report.html") in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert f"lora-hf train --config {run}/config.yaml" in page
+    assert data_of(page)["labels"] == {"lora": "LoRA"} and page.count("<svg") == 5
+    assert "| ROUGE-1 | 0.4000 |" in (run / "report.md").read_text()
+
+
+def test_seeds_of_a_group_are_one_arm(compared: Path) -> None:
+    write_run(compared, "lora", "lora-seed-7", seed=7)
+    record = json.loads(report(compared)[0].read_text())
+    assert record["arms"]["lora"]["seeds"] == [42, 7] and "seeds" not in record["arms"]["full"]
+
+
+def test_a_study_keeps_its_order_and_its_kind(compared: Path) -> None:
+    write_run(compared, "lora", "dora")
+    write_json(compared / "methods.json", {"order": ["base", "lora", "full", "dora"]})
+    files = report(compared)
+    assert files[0].name == "methods.json"
+    page = files[2].read_text()
+    assert list(data_of(page)["labels"]) == ["base", "lora", "full", "dora"]
+    assert {order["label"] for order in data_of(page)["orders"]} >= {"dora − lora", "full − lora"}
+
+
+@pytest.mark.parametrize("missing", ["base", "lora"])
+def test_what_is_missing_is_named(compared: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (compared / missing / "results.json").unlink()
+    assert cli.run(["report", str(compared)], debug=False) == 2
+    assert f"none of ['{missing}']" in capsys.readouterr().err
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert cli.run(["report", str(folder)], debug=False) == 2
+        assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_shared_words_are_those_that_rouge_counts() -> None:
+    assert marked("He meets <b> Anna's cats", ["anna met the cat"]) == (
+        "He meets &lt;b&gt; <mark>Anna</mark>&#x27;s <mark>cats</mark>"
+    )
+    assert marked("the cat sat", ["The cat"]) == "<mark>the cat</mark> sat"
+    assert marked("", ["x"]) == ""
