@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two test processes on two cores would otherwise wait for each other's threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: quickstart test test-full lint format types methods bench costs reproduce clean
+.PHONY: quickstart test test-full lint format types methods bench costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -35,11 +35,15 @@ bench: .venv/.installed-test       ## our time and memory beside PEFT's, in turn
 costs: .venv/.installed-test       ## how time and memory of a step grow: costs/*.png, half an hour
 	$(BIN)/python scripts/costs.py
 
+docs: .venv/.installed-test        ## the documentation as a site, in site/
+	$(BIN)/python scripts/config_reference.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
 reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on DialogSum, from the Hub
 	$(BIN)/python scripts/reproduce.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs site
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

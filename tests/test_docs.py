@@ -1,0 +1,111 @@
+"""The documentation: its commands run, its Python runs, its config page is true, its site builds strictly."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FEW
+from typer.main import get_command
+
+from lora_hf import cli
+from lora_hf.config.file import load_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("index", "recipes", "concepts", "from_peft")
+FAR = ("USER/NAME", "google/", "flan_t5")
+"""What a command names if it needs the Hub, a GPU or hours."""
+SMALL = [*FEW, "training.max_steps=2"]
+SMALLER = {"sweep": ["sweep.space={lora: {r: [1, 2]}}", "training.save_steps=2"]}
+DIALOGUE = '{"dialogue": "#Tom#: Lunch at noon? #Anna#: Yes.", "summary": "Tom and Anna have lunch."}\n'
+
+
+def text_of(page: str) -> str:
+    return (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = re.findall(r"^    ((?:lora-hf|make|python) .+)$", text_of(page), re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+EVERY = [words for page in PAGES for words in commands(page)]
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(commands("index")) >= 10 and len(commands("recipes")) >= 6
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_a_command_exists_with_its_options_and_its_config(words: list[str]) -> None:
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    assert words[0] == "lora-hf"
+    command = get_command(cli.app).commands[words[1]]  # type: ignore[attr-defined]
+    context = command.make_context(words[1], words[2:])  # refuses an unknown option, runs nothing
+    if config := context.params.get("config"):
+        load_config(config, context.params["overrides"] or [], is_study=words[1] == "sweep")
+
+
+def run(words: list[str], folder: Path) -> None:
+    given = [*words[1:]]
+    if "--config" in words and words[1] not in ("evaluate", "plan"):
+        given += SMALL + SMALLER.get(words[1], [])
+    if words[1] == "evaluate":
+        given += FEW
+    subprocess.run([sys.executable, "-m", "lora_hf", *given], cwd=folder, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> None:
+    (tmp_path / "dialogues.jsonl").write_text('{"dialogue": "#Tom#: Lunch? #Anna#: Yes."}\n')
+    (tmp_path / "my_data").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [DIALOGUE.replace("noon", f"{hour} o'clock") for hour in range(1, 9)]
+        (tmp_path / f"my_data/{split}.jsonl").write_text("".join(rows))
+    near = [
+        w
+        for page in ("index", "recipes")
+        for w in commands(page)
+        if not any(far in " ".join(w) for far in FAR)
+    ]
+    ran = [words for words in near if words[0] == "lora-hf"]
+    for words in ran:
+        run(words, tmp_path)
+    assert {words[1] for words in ran} >= {
+        "compare",
+        "predict",
+        "evaluate",
+        "merge",
+        "plan",
+        "train",
+        "sweep",
+    }
+    for file in ("comparison.html", "lora/adapter/adapter_model.safetensors"):
+        assert (tmp_path / "runs/quickstart" / file).is_file()
+    assert (tmp_path / "summaries.jsonl").is_file() and (tmp_path / "cut/truncation.png").is_file()
+
+
+@pytest.mark.parametrize("page", ["concepts", "from_peft"])
+def test_the_python_on_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL)
+    exec(compile(code, page, "exec"), {})
+
+
+def test_the_config_page_is_what_the_code_says() -> None:
+    command = [sys.executable, "scripts/config_reference.py", "--check"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr == ""
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    api = (tmp_path / "api/index.html").read_text(encoding="utf-8")
+    assert "inject_adapters" in api and "The start is the identity" in api
+    pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
+    assert not any("fonts.googleapis.com" in page for page in pages)
