@@ -19,13 +19,13 @@ from lora_hf.config.schema import RunConfig
 FILE = Path(__file__).parents[1] / "docs" / "config.md"
 OPENING = """# The config, field by field
 
-One YAML, one run. Every field can be set in the file or after it on the command line as `section.key=value`;
-what is not said has the default below. A key that does not exist, a value of the wrong type and fields that do
-not go together are errors that name the file's line and the nearest right name. Written from the code by
-`python scripts/config_reference.py`.
+One YAML, one run. Every field can be set in the file or after it on the command line as
+`section.key=value`; what is not said has the default below. A key that does not exist, a value of the wrong
+type and fields that do not go together are errors that name the file's line and the nearest right name.
+Written from the code by `python scripts/config_reference.py`.
 
-`training` is not here: it takes every field of `transformers.Seq2SeqTrainingArguments` under its own name, but
-for the few that the run itself sets, which are refused by name.
+`training` is not here: it takes every field of `transformers.Seq2SeqTrainingArguments` under its own name,
+but for the few that the run itself sets, which are refused by name.
 """
 
 
