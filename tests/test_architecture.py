@@ -21,7 +21,7 @@ ORDER = [
     {"config"},
     {"quantize"},
     {"modeling", "data", "shapes"},
-    {"evaluation"},
+    {"evaluation", "exporting"},
     {"training"},
     {"planning"},
     {"reporting"},

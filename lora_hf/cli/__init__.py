@@ -21,6 +21,7 @@ VERBS = (
     saved.evaluate,
     saved.predict,
     saved.merge,
+    saved.export,
     saved.truncate,
     saved.score,
 )

@@ -94,6 +94,20 @@ def merge(
     print(f"{output}: {onto or 'merged'}")
 
 
+def export(
+    model: Annotated[str, typer.Argument(help="A folder that merge has written, or a name on the Hub.")],
+    output: Annotated[Path, typer.Option(help="A new folder.")],
+) -> None:
+    """Write a model as ONNX: encoder and decoder with its cache, checked by onnxruntime.
+
+    [dim]lora-hf export merged --output onnx[/dim]
+    """
+    from lora_hf.runs.export import export as write
+
+    n = write(model, output)
+    print(f"{output}: encoder.onnx, decoder.onnx; {n} of {n} sample summaries have the model's own tokens")
+
+
 def truncate(
     adapter: Adapter,
     output: Annotated[Path, typer.Option(help="A new folder, for the cut adapters and the figures.")],

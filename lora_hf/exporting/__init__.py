@@ -1,0 +1,1 @@
+"""A T5 as ONNX graphs, and how to run them."""

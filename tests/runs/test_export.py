@@ -1,0 +1,76 @@
+"""ONNX: the graphs write what the model writes, at any number of rows and lengths, in other hands too."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOKENS, make_bart, make_mt5, make_t5
+
+from lora_hf import cli
+from lora_hf.errors import UserError
+from lora_hf.exporting.onnx import OnnxT5, write_graphs
+
+pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
+
+
+@pytest.mark.parametrize("make", [make_t5, make_mt5])
+def test_the_graphs_write_the_models_greedy_tokens(make: Any, tmp_path: Path) -> None:
+    model = make()
+    implementation = model.config._attn_implementation
+    write_graphs(model, tmp_path)
+    assert model.config._attn_implementation == implementation
+    graphs = OnnxT5(tmp_path)
+    ids = (model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id)
+    for rows, source in ((1, 1), (1, 40), (5, 17)):
+        torch.manual_seed(rows)
+        lengths = torch.randint(1, source + 1, (rows,))
+        lengths[0] = source
+        mask = (torch.arange(source) < lengths[:, None]).long()
+        sources = torch.randint(2, TOKENS, (rows, source)) * mask
+        wanted = model.generate(
+            input_ids=sources, attention_mask=mask, max_new_tokens=12, max_length=None, do_sample=False
+        )
+        found = graphs.greedy(sources.numpy(), mask.numpy(), 12, *ids)
+        assert found.shape == tuple(wanted.shape) and (found == wanted.numpy()).all()
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="a bart cannot be exported"):
+        write_graphs(make_bart(), tmp_path / "x")
+    with pytest.raises(UserError, match="has no encoder.onnx"):
+        OnnxT5(tmp_path)
+    (tmp_path / "mine.txt").write_text("x")
+    assert cli.run(["export", "embedded", "--output", str(tmp_path)], debug=False) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_folder_is_exported_by_the_command_and_run_with_onnxruntime_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    command = [sys.executable, "-m", "lora_hf", "export", "embedded", "--output", str(folder)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "8 of 8 sample summaries" in said
+    assert (folder / "tokenizer.json").is_file()
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "t5"
+    alone = """
+import sys, numpy, onnxruntime
+encoder = onnxruntime.InferenceSession(sys.argv[1] + "/encoder.onnx")
+ids = numpy.array([[5, 6, 7, 1]])
+states = encoder.run(None, {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})
+print(len(states), states[0].shape[2], "torch" in sys.modules)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", alone, str(folder)], check=True, capture_output=True, text=True
+    ).stdout
+    layers = json.loads((folder / "config.json").read_text())["num_decoder_layers"]
+    assert said.split() == [str(2 * layers), "4", "False"]
+
+
+def test_a_graph_that_writes_otherwise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxT5, "greedy", lambda self, ids, *rest: np.zeros((len(ids), 3), np.int64))
+    with pytest.raises(RuntimeError, match="other tokens"):
+        cli.run(["export", "embedded", "--output", str(tmp_path / "x")], debug=False)
