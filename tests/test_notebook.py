@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import shared_data
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -89,6 +90,31 @@ def check_decoder(notebook: NotebookNode) -> None:
     assert "the first adapter is as it was before the second: True" in text
     assert "without adapters, the base: True" in text
     assert "merged equals unmerged within rounding: True" in text
+
+
+PUBLISHED = NOTEBOOKS / "published.ipynb"
+
+
+def check_published(notebook: NotebookNode) -> None:
+    """The published figures come again, with what they leave unsaid."""
+    table = results(notebook, "published   again")
+    assert table == {"base": [0.2334, 0.2333], "full": [0.4216, 0.4214], "LoRA": [0.4081, 0.4081]}
+    text = shown(notebook)
+    assert "one prediction for three rows: True" in text
+    assert "full - LoRA: 0.0133 [0.0065, 0.0202]" in text and "LoRA keeps 93% of the gain" in text
+    widths = results(notebook, "of rows   of dialogues")
+    assert all(of_dialogues > 1.2 * of_rows for of_rows, of_dialogues in widths.values())
+
+
+@pytest.mark.slow
+def test_the_published_predictions_are_scored_again(tmp_path, monkeypatch):
+    file = shared_data("flan_t5_predictions") / "dialogue-summary-training-results.csv"
+    monkeypatch.setenv("PREDICTIONS", str(file))
+    check_published(executed(PUBLISHED, tmp_path))
+
+
+def test_the_committed_scores_are_those_that_are_published():
+    check_published(nbformat.read(PUBLISHED, as_version=4))
 
 
 CHECKS = {"vision_vit": check_vision, "vision_conv": check_vision, "decoder_only": check_decoder}
