@@ -15,7 +15,7 @@ from lora_hf.modeling import ASSETS
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "lora.ipynb"
-BEYOND = [NOTEBOOKS / f"{name}.ipynb" for name in ("vision_vit", "vision_conv", "decoder_only")]
+BEYOND = [NOTEBOOKS / f"{name}.ipynb" for name in ("vision_vit", "vision_conv", "decoder_only", "adapters")]
 REFRESH = "jupyter execute --inplace notebooks/lora.ipynb"
 SAYS = [
     "A and B   4,608 weights = 8 x 512 + 64 x 8, 86% fewer",
@@ -92,6 +92,22 @@ def check_decoder(notebook: NotebookNode) -> None:
     assert "merged equals unmerged within rounding: True" in text
 
 
+def check_adapters(notebook: NotebookNode) -> None:
+    """Each adapter is best at its own task, a batch mixes them, and what is saved is what was trained."""
+    table = results(notebook, "adapter    summary")
+    base, summary, speakers = (table[name] for name in ("base", "summary", "speakers"))
+    assert summary[0] > base[0] + 0.3 and summary[0] > speakers[0] + 0.3
+    assert speakers[1] > base[1] + 0.3 and speakers[1] > summary[1] + 0.3
+    text = shown(notebook)
+    for said in (
+        "the first adapter is as it was before the second",
+        "as each alone",
+        "the sum is the two together",
+        "the same summaries from a fresh base",
+    ):
+        assert f"{said}: True" in text
+
+
 PUBLISHED = NOTEBOOKS / "published.ipynb"
 
 
@@ -117,13 +133,18 @@ def test_the_committed_scores_are_those_that_are_published():
     check_published(nbformat.read(PUBLISHED, as_version=4))
 
 
-CHECKS = {"vision_vit": check_vision, "vision_conv": check_vision, "decoder_only": check_decoder}
+CHECKS = {
+    "vision_vit": check_vision,
+    "vision_conv": check_vision,
+    "decoder_only": check_decoder,
+    "adapters": check_adapters,
+}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
-def test_it_runs_beyond_language_and_shows_what_it_says(path, tmp_path):
+def test_a_notebook_runs_and_shows_what_it_says(path, tmp_path):
     CHECKS[path.stem](executed(path, tmp_path))
 
 
