@@ -42,3 +42,6 @@ def test_the_wheel_runs_a_shipped_config_outside_the_clone(tmp_path: Path) -> No
     )
     assert "rouge1" in printed
     assert (elsewhere / "runs" / "quickstart" / "adapter" / "adapter_model.safetensors").is_file()
+    pushing = ("push", "--adapter", "runs/quickstart", "--repo-id", "anna/dialogues", "--dry-run")
+    card = run(sys.executable, "-m", "lora_hf", *pushing, cwd=elsewhere, path=site)
+    assert "# dialogues" in card  # its template is in the wheel
