@@ -232,6 +232,34 @@ def test_a_lost_connection_is_tried_again_and_nothing_is_done_twice(hub, client,
 
 
 @pytest.mark.slow
+def test_a_card_that_was_edited_there_stays(hub, client, trained):
+    client.run((push(trained), TOKEN))
+    tree, card = hub.store.tree(REPO), hub.store.read(REPO, "README.md")
+    edited = card.replace(b"## Intended use", b"My own words.\n\n## Intended use")
+    hub.store.commit(REPO, "main", "by hand", tree | {"README.md": hub.store.blob(edited)})
+    kept, replaced = client.run(
+        (push(trained, "--samples", "1"), TOKEN), (push(trained, "--overwrite"), TOKEN)
+    )
+    assert (kept.status, replaced.status) == (0, 0)
+    assert "README.md was edited there, and stays" in kept.err
+    assert len(hub.store.commits(REPO)) == 4 and hub.store.read(REPO, "README.md") == card
+
+
+@pytest.mark.slow
+def test_what_is_no_lora_goes_up_and_comes_back_too(hub, client, tmp_path):
+    run = tmp_path / "run"
+    words = ["train", "--config", "quickstart", *FEW, f"output_dir={run}", "method=bottleneck"]
+    words += ["training.max_steps=2", "training.save_strategy='no'"]
+    evaluate = ["evaluate", "--config", "quickstart", *FEW, "--json", "--adapter"]
+    trained, pushed, scored = client.run((words, None), (push(run), TOKEN), ([*evaluate, REPO], TOKEN))
+    assert (trained.status, pushed.status, scored.status) == (0, 0, 0), pushed.err + scored.err
+    record = json.loads((run / "results.json").read_text())
+    assert json.loads(scored.out)["rouge1"] == record["rouge1"]
+    assert "adapter_config.json" not in hub.store.tree(REPO)
+    assert "Not with PEFT" in card_of(hub)[1] and card_of(hub)[0]["library_name"] == "lora_hf"
+
+
+@pytest.mark.slow
 def test_a_hub_that_goes_for_good_is_one_error_and_the_next_push_goes_on(hub, client, trained):
     hub.cut("POST", "/commit/", "upload", after=100, times=2)
     lost, done = client.run((push(trained), TOKEN), (push(trained), TOKEN))

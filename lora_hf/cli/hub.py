@@ -19,7 +19,7 @@ def push(
         int | None, typer.Option(min=0, help="Test dialogues in the card; else 3, of public data only.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also into a repository that holds other things.")
+        bool, typer.Option("--overwrite", help="Also over other things, or a card edited there.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Push nothing; list the files and print the card.")
@@ -29,7 +29,7 @@ def push(
 
     [dim]lora-hf push --adapter runs/quickstart/lora/adapter --repo-id USER/NAME --dry-run[/dim]
     """
-    from lora_hf.hub.send import Destination
+    from lora_hf.hub.send import CARD, Destination
     from lora_hf.runs import push as pushing
 
     destination = Destination(repo_id, revision, private or None, overwrite)
@@ -42,5 +42,5 @@ def push(
         if content is not None:
             size = content.stat().st_size if isinstance(content, Path) else len(content)
             print(f"{size:>12,} {name}")
-    card = parcel[pushing.CARD]
+    card = parcel[CARD]
     print(f"\n{card.decode()}" if isinstance(card, bytes) else "", end="")

@@ -1,5 +1,6 @@
 """What is sent to the Hub: one commit with a parcel of files, whole or not at all, and safe to repeat."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,23 @@ from lora_hf.hub.talk import is_lost, told
 
 TAG = "lora_hf"
 """In the card of everything that is sent: by it a later push knows its own."""
+CARD = "README.md"
 INITIAL = {".gitattributes"}
 """What the Hub itself puts into a new repository."""
 Parcel = Mapping[str, Path | bytes | None]
 """Name in the repository -> a file, its bytes, or None: a file of that name there is out of date."""
+SEAL = "\n<!-- lora_hf "
 logger = logging.getLogger(__name__)
+
+
+def sealed(card: str) -> str:
+    """The card with a comment below it that tells whether somebody has edited it since."""
+    return f"{card}{SEAL}{hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
+
+
+def is_sealed(card: str) -> bool:
+    """Whether it is as it was sent."""
+    return sealed(card.rpartition(SEAL)[0]) == card
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Destination:
     private: bool | None = None
     """Of a new repository; None is the owner's own default."""
     overwrite: bool = False
-    """Also into a repository that holds what was not sent from here."""
+    """Also over what was not sent from here, and over a card that was edited there."""
 
     @property
     def name(self) -> str:
@@ -73,6 +86,7 @@ def send(parcel: Parcel, destination: Destination, message: str) -> str:
             raise LocalTokenNotFoundError
         api = HfApi()
         present = _prepare(api, destination)
+        parcel = _without_edited(api, parcel, present, destination)
         try:
             return _commit(api, parcel, present, destination, message)
         except Exception as error:
@@ -101,6 +115,17 @@ def _prepare(api: Any, destination: Destination) -> set[str]:
     if branch:
         api.create_branch(repo_id, branch=branch, exist_ok=True)
     return present
+
+
+def _without_edited(api: Any, parcel: Parcel, present: set[str], destination: Destination) -> Parcel:
+    """What is sent, but for a card that somebody has edited there."""
+    if CARD not in present or destination.overwrite:
+        return parcel
+    card = api.hf_hub_download(destination.repo_id, CARD, revision=destination.branch)
+    if is_sealed(Path(card).read_text(encoding="utf-8")):
+        return parcel
+    logger.warning("%s: %s was edited there, and stays; --overwrite replaces it", destination.name, CARD)
+    return {name: content for name, content in parcel.items() if name != CARD}
 
 
 def _info(api: Any, destination: Destination) -> Any:

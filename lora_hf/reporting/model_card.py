@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lora_hf.hub.send import TAG
+from lora_hf.hub.send import TAG, sealed
 from lora_hf.reporting.card_facts import EMBEDDED, CardFacts
 from lora_hf.reporting.card_text import card_words
 from lora_hf.reporting.table import ROUGE_LABELS
@@ -18,7 +18,7 @@ TEMPLATE = Path(__file__).parents[1] / "assets" / "card" / "README.md.j2"
 def model_card(facts: CardFacts) -> str:
     """README.md: metadata with every ROUGE figure as `model-index`, and the text."""
     card = ModelCard.from_template(card_data(facts), template_path=str(TEMPLATE), **card_words(facts))
-    return f"{card}\n"
+    return sealed(f"{card}\n")
 
 
 def card_data(facts: CardFacts) -> ModelCardData:

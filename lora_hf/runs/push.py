@@ -13,7 +13,7 @@ from lora_hf.config import RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import UserError
 from lora_hf.files import json_text
-from lora_hf.hub.send import Destination, Parcel, check_login, send
+from lora_hf.hub.send import CARD, Destination, Parcel, check_login, send
 from lora_hf.hub.talk import check_repo_id
 from lora_hf.layout import ADAPTER, CONFIG, PREDICTIONS, RESULTS
 from lora_hf.reporting.card_facts import CardFacts
@@ -23,7 +23,6 @@ from lora_hf.runs.public import public_base, public_config, public_dataset, publ
 from lora_hf.runs.saved import find_adapter
 from lora_hf.training.methods import METHODS, saved_method
 
-CARD = "README.md"
 SAMPLES = 3
 """Test dialogues in a card, where the data are public."""
 logger = logging.getLogger(__name__)
