@@ -73,5 +73,10 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, value: object) -> None:
-    """`write_text` of a value as JSON: indent 2, sorted keys, so that equal values give equal bytes."""
-    write_text(file, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """`write_text` of `json_text`."""
+    write_text(file, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """A value as JSON: indent 2, sorted keys, so that equal values give equal bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -20,12 +20,17 @@ from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.files import checkpoint_fingerprint
+from lora_hf.hub.fetch import pin
 from lora_hf.originals import OriginalWeights, checkpoint_files
 from lora_hf.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
 
 EMBEDDED = "embedded"
 ASSETS = Path(__file__).parent / "assets" / "tiny_t5"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REMEDY = (
+    " (give a folder that holds config.json, tokenizer files and safetensors, or a name on the Hub "
+    f"that can be reached; {EMBEDDED!r} needs neither)"
+)
 
 
 def pick_device() -> torch.device:
@@ -67,11 +72,11 @@ def _as_user_error(name: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"model.model_name_or_path={name!r} cannot be loaded: {first_line(error)} "
-            "(give a folder that holds config.json, tokenizer files and safetensors, or a name on the Hub "
-            f"that can be reached; {EMBEDDED!r} needs neither)"
-        ) from error
+        raise UserError(f"{_not_loaded(name)}: {first_line(error)}{REMEDY}") from error
+
+
+def _not_loaded(name: str) -> str:
+    return f"model.model_name_or_path={name!r} cannot be loaded"
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -80,8 +85,10 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         UserError: no such folder or Hub name, or one without a tokenizer.
     """
+    name = locate(config.model_name_or_path)
+    source = source_of(config, name)
     with _as_user_error(config.model_name_or_path):
-        return AutoTokenizer.from_pretrained(locate(config.model_name_or_path), revision=_revision(config))
+        return AutoTokenizer.from_pretrained(name, **source)
 
 
 def load_model(config: ModelConfig, device: torch.device, train_all: bool = False) -> Any:
@@ -105,11 +112,14 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
         )
     name = locate(config.model_name_or_path)
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
+    source = source_of(config, name)
     with _as_user_error(config.model_name_or_path), _quiet():
-        model = _read(config, name, dtype, device)
+        model = _read(config, name, source, dtype, device)
     keep_differentiable(model)
     guard_head(model)
-    files = _files_of(name, model)
+    # Transformers 5.23 keeps no commit, and an adapter that is saved has to name it.
+    model.config._commit_hash = source.get("revision")
+    files = _files_of(name, source.get("revision"))
     model.base_fingerprint = checkpoint_fingerprint(files) if files else None
     if files and config.storage != "dense":
         turned = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
@@ -118,15 +128,19 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
     return model.eval()
 
 
-def _read(config: ModelConfig, name: str, dtype: torch.dtype, device: torch.device) -> Any:
+def _read(
+    config: ModelConfig, name: str, source: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> Any:
     """The model on its device, in its store."""
     if config.storage == "affine4":
         check_hqq()
-    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": _revision(config)}
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **source}
+    if source:  # it looks for an adapter too, and retries where nothing answers
+        kwargs["adapter_kwargs"] = {"local_files_only": source["local_files_only"]}
     if config.storage in ("nf4", "fp4", "int8"):
         quantization = bitsandbytes_config(config, resolve_dtype(config.bnb_4bit_compute_dtype, device))
         kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
-        settings = AutoConfig.from_pretrained(name, revision=_revision(config))
+        settings = AutoConfig.from_pretrained(name, **source)
         with nothing_kept_dense(settings) if config.quantize_wo else nullcontext():
             return AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
     model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
@@ -153,8 +167,16 @@ def guard_head(model: Any) -> None:
         model.config.tie_word_embeddings = False
 
 
-def _revision(config: ModelConfig) -> str:
-    return config.revision or "main"
+def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
+    """What `from_pretrained` is told of a model on the Hub: the commit, and whether the local copy must do.
+
+    Raises:
+        UserError: there is no such model, or it is out of reach.
+    """
+    if Path(name).is_dir():
+        return {}
+    commit, is_cut_off = pin(name, config.revision or "main", _not_loaded(name), REMEDY)
+    return {"revision": commit, "local_files_only": is_cut_off}
 
 
 @contextmanager
@@ -176,13 +198,12 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _files_of(name: str, model: Any) -> list[Path]:
+def _files_of(name: str, commit: str | None) -> list[Path]:
     """The files the weights came from; none where they are not at hand (a format of another kind)."""
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        commit = getattr(model.config, "_commit_hash", None)
         allowed = ["*.safetensors", "*.safetensors.index.json"]
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=allowed, local_files_only=True))
     return checkpoint_files(folder)

@@ -14,7 +14,7 @@ from lora_hf import cli
 from lora_hf.config.file import load_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("index", "recipes", "concepts", "from_peft")
+PAGES = ("index", "recipes", "concepts", "hub", "from_peft")
 FAR = ("USER/NAME", "google/", "flan_t5")
 """What a command names if it needs the Hub, a GPU or hours."""
 SMALL = [*FEW, "training.max_steps=2"]

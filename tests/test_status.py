@@ -48,7 +48,7 @@ print(status, sorted(heavy), time.process_time(), file=sys.stderr)
     status, heavy, seconds = err.strip().split(" ", 2)
     assert (status, heavy) == ("0", "[]")
     assert float(seconds) < 1  # 0.25 s when nothing else runs
-    for verb in ("train", "compare", "evaluate", "predict", "merge", "score"):
+    for verb in ("train", "compare", "evaluate", "predict", "merge", "score", "push"):
         assert f" {verb} " in out
 
 

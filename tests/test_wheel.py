@@ -23,7 +23,11 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
 def test_the_wheel_runs_a_shipped_config_outside_the_clone(tmp_path: Path) -> None:
     wheels, site, elsewhere = tmp_path / "wheels", tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    leave_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    known = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+
+    def leave_out(folder: str, names: list[str]) -> set[str]:
+        return known(folder, names) | ({"runs", "site"} if Path(folder) == ROOT else set())
+
     clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=leave_out)  # building leaves files behind
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "-w", wheels, clone], check=True)
@@ -42,3 +46,6 @@ def test_the_wheel_runs_a_shipped_config_outside_the_clone(tmp_path: Path) -> No
     )
     assert "rouge1" in printed
     assert (elsewhere / "runs" / "quickstart" / "adapter" / "adapter_model.safetensors").is_file()
+    pushing = ("push", "--adapter", "runs/quickstart", "--repo-id", "anna/dialogues", "--dry-run")
+    card = run(sys.executable, "-m", "lora_hf", *pushing, cwd=elsewhere, path=site)
+    assert "# dialogues" in card  # its template is in the wheel

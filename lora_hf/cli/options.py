@@ -7,7 +7,9 @@ import typer
 
 Config = Annotated[Path, typer.Option("--config", help="The YAML of a run, such as configs/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", show_default=False)]
-Adapter = Annotated[str, typer.Option("--adapter", help="A folder, or USER/NAME on the Hub.")]
+Adapter = Annotated[
+    str, typer.Option("--adapter", help="A folder, or USER/NAME or USER/NAME@REVISION on the Hub.")
+]
 Base = Annotated[str | None, typer.Option("--base", help="The base model, if not the one the adapter names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

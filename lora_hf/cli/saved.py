@@ -25,7 +25,7 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     adapter: Annotated[
-        str | None, typer.Option(help="A folder, or USER/NAME on the Hub; none: base.")
+        str | None, typer.Option(help="A folder, or USER/NAME or USER/NAME@REVISION on the Hub; none: base.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for predictions.jsonl and results.json.")

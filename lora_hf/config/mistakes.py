@@ -16,6 +16,8 @@ from lora_hf.config.schema import METHODS, RunConfig, Section
 
 KeyPath = tuple[str | int, ...]
 TRAINING = "training"
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+"""Of the Hub: whoever writes one where it does not belong should not find it in a log, too."""
 
 
 class Mistake(NamedTuple):
@@ -68,7 +70,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as the YAML would have it, on one line and not too long."""
+    """A value as the YAML would have it, on one line and not too long; a token is not shown."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (dict, list, tuple)):
@@ -76,12 +78,18 @@ def shown(value: Any) -> str:
         text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False).strip()
     else:
         text = repr(value)
+    text = TOKEN.sub("hf_***", text)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def shown_at(path: KeyPath, value: Any) -> str:
+    """The same, of a key: what is called a token is hidden whatever it looks like."""
+    return "'***'" if value and str(path[-1]).lower().endswith("token") else shown(value)
 
 
 def wrong_value(path: KeyPath, value: Any, phrase: str) -> Mistake:
     """`lora.r='eight' is not an integer`."""
-    return Mistake(path, f"{dotted(path)}={shown(value)} {phrase}")
+    return Mistake(path, f"{dotted(path)}={shown_at(path, value)} {phrase}")
 
 
 def near_choice(value: Any, choices: Sequence[str]) -> str:
@@ -95,10 +103,11 @@ def near_choice(value: Any, choices: Sequence[str]) -> str:
 
 def unknown_key(path: KeyPath, value: Any) -> Mistake:
     """`unknown key 'lora.alpha' (value 16); did you mean 'lora.lora_alpha'?`."""
-    text = f"unknown key {dotted(path)!r} (value {shown(value)})"
+    text = f"unknown key {dotted(path)!r} (value {shown_at(path, value)})"
     if isinstance(path[-1], str) and "." in path[-1]:
         section, _, leaf = path[-1].rpartition(".")
-        return Mistake(path, f"{text}; in a file, keys are nested: `{section}: {{{leaf}: {shown(value)}}}`")
+        nested = f"{section}: {{{leaf}: {shown_at(path, value)}}}"
+        return Mistake(path, f"{text}; in a file, keys are nested: `{nested}`")
     near = " or ".join(map(repr, _right_names(path)))
     return Mistake(path, f"{text}; did you mean {near}?" if near else text)
 

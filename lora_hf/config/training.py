@@ -28,6 +28,8 @@ ELSEWHERE = {
     "generation_config": "belongs to the section generation",
     "resume_from_checkpoint": "is not needed: the same command again goes on with an interrupted run",
     "hub_token": "would be copied into the run directory: run `hf auth login`, or set HF_TOKEN",
+    "hub_strategy": "is not needed: the finished run is pushed, once",
+    "hub_always_push": "is not needed: the finished run is pushed, once",
 }
 FP16 = (
     "overflows in T5 (its feed-forward output passes 65504, and the loss becomes NaN); "

@@ -9,6 +9,7 @@ from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example, check_rows, dialogues_of, group_rows
 from lora_hf.data.rows import READERS, read_rows, read_utf8
 from lora_hf.errors import UserError, first_line
+from lora_hf.hub.fetch import check_dataset
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -100,13 +101,12 @@ def _slice(rows: list[dict[str, Any]], config: DataConfig, split: Split) -> list
 def _read_hub(config: DataConfig, split: Split) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
+    name, revision = config.dataset_name, config.dataset_revision
+    what = f"data.dataset_name={name!r} [{split}] did not load"
+    remedy = f" (give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
+    check_dataset(name, revision, what, remedy)
     try:
-        dataset: Any = load_dataset(
-            config.dataset_name, config.dataset_config, split=split, revision=config.dataset_revision
-        )
+        dataset: Any = load_dataset(name, config.dataset_config, split=split, revision=revision)
     except Exception as error:  # datasets raises a dozen kinds; all mean that this name gave no data
-        raise UserError(
-            f"data.dataset_name={config.dataset_name!r} [{split}] did not load: {first_line(error)} "
-            f"(give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
-        ) from error
+        raise UserError(f"{what}: {first_line(error)}{remedy}") from error
     return list(dataset)

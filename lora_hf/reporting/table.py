@@ -111,13 +111,18 @@ def terminal_table(lines: list[list[str]], notes: list[str], **options: Any) -> 
     return table
 
 
+def sample_markdown(dialogue: str, written: list[tuple[str, str]]) -> str:
+    """A dialogue, quoted, and below it who wrote which summary."""
+    quoted = "\n".join(f"> {line}  " for line in dialogue.split("\n"))  # two blanks: a new line
+    items = "\n".join(f"- {who}: {' '.join(text.split())}" for who, text in written)
+    return f"{quoted}\n\n{items}"
+
+
 def _sample(sample: Record) -> str:
-    quoted = "\n".join(f"> {line}  " for line in sample["dialogue"].split("\n"))  # two blanks: a new line
     texts = {name: text for name, text in sample.items() if name not in ("id", "dialogue", "reference")}
     written = [("reference", sample["reference"])]
     written += [(label, sample[arm]) for arm, label in arm_labels(texts).items()]
-    items = "\n".join(f"- {label}: {' '.join(text.split())}" for label, text in written)
-    return f"### {sample['id']}\n\n{quoted}\n\n{items}"
+    return f"### {sample['id']}\n\n{sample_markdown(sample['dialogue'], written)}"
 
 
 def _gain(gains: Record, method: str) -> str:

@@ -22,6 +22,7 @@ from lora_hf.files import write_json
 from lora_hf.layout import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
+from lora_hf.runs.push import check_push, push_run
 from lora_hf.training.fit import adapt, fit, load_trained
 from lora_hf.training.methods import METHODS
 
@@ -30,14 +31,15 @@ logger = logging.getLogger(__name__)
 
 
 def run_arm(config: RunConfig) -> dict[str, Any]:
-    """Run one arm and return its record, which is also in `results.json`.
+    """Run one arm, push it where asked to, and return its record, which is also in `results.json`.
 
     Raises:
-        UserError: a mistake in the config, the data, the model or the output directory.
+        UserError: a mistake in the config, the data, the model or the output directory, or no push of it.
         Interrupted: told to stop; a checkpoint is saved.
     """
     run = RunDirectory(config)
     run.check()
+    check_push(config)
     device = pick_device()
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
@@ -47,6 +49,7 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     run.claim({"data": data.fingerprint, "model": model.base_fingerprint})
     if (record := run.results()) is not None:
         logger.info("%s: finished before with the same inputs; left as it is", run.path)
+        push_run(config)
         return record
     set_seed(config.seed)
     if config.method != "base" and (run / TRAINED).is_file():
@@ -67,6 +70,7 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     record = _record(config, run, model, data) | scores
     record["peak_memory_mib"] = round(peak_memory_mib(device), 1)
     write_json(run / RESULTS, record)
+    push_run(config)
     return record
 
 

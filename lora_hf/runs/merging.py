@@ -24,7 +24,7 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
     """Write the base with the adapter folded in, as a plain Transformers folder with its tokenizer.
 
     Args:
-        adapter: a folder, or a name on the Hub.
+        adapter: a folder, or USER/NAME[@REVISION] on the Hub.
         output: a new folder.
         base: the base model, or None for the one the adapter names.
         onto: where the adapter was trained on a quantized base: `checkpoint`, `dequantized` or `requantized`.

@@ -16,17 +16,23 @@ from lora_hf.data.load import load_split, read_file
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.scoring import score_model, summarize
+from lora_hf.hub.fetch import fetch
 from lora_hf.layout import ADAPTER, CONFIG
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.training.methods import load_saved, saved_method
 
 NEW_TOKENS = 128
 """Length of a summary where neither the config nor the adapter's manifest says one."""
+ADAPTER_FILES = ("adapter_*.json", "adapter_*.safetensors", "lora_hf*")
+"""Of a repository on the Hub, those that an adapter is made of."""
 logger = logging.getLogger(__name__)
 
 
 def find_adapter(name: str) -> Path:
     """A folder, or the adapter in a run directory, or the local copy of an adapter on the Hub.
+
+    Args:
+        name: a path, or USER/NAME or USER/NAME@REVISION: a commit, a tag or a branch.
 
     Raises:
         UserError: neither.
@@ -36,16 +42,9 @@ def find_adapter(name: str) -> Path:
         return folder / ADAPTER
     if folder.is_dir():
         return folder
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+    if name.partition("@")[0].count("/") != 1 or name.startswith((".", "~", "/")):
         raise UserError(f"--adapter {name!r}: no such folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the Hub's client raises a dozen kinds; all mean that there is no adapter
-        raise UserError(
-            f"--adapter {name!r} is no folder and cannot be had from the Hub: {first_line(error)}"
-        ) from error
+    return fetch(name, ADAPTER_FILES, f"--adapter {name!r} is no folder and cannot be had from the Hub")
 
 
 def config_of_run(adapter: str) -> RunConfig:
@@ -91,7 +90,7 @@ def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, 
     folder = find_adapter(adapter)
     manifest = read_manifest(folder)
     described = read_peft_config(folder)[1] if saved_method(folder) == "lora" else manifest
-    name = base or described.get("base_model_name_or_path")
+    name = base or described.get("base_model_name_or_path") or manifest.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder} does not name its base model; give it with --base")
     revision = None if base else manifest.get("base_model_revision")
@@ -116,7 +115,7 @@ def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) ->
 
     Args:
         file: jsonl, json, csv or parquet, or a .txt that holds one dialogue.
-        adapter: a folder, or a name on the Hub.
+        adapter: a folder, or USER/NAME[@REVISION] on the Hub.
         base: the base model, or None for the one the adapter names.
         dialogue_column: where the dialogues are.
 

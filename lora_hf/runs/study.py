@@ -96,6 +96,7 @@ def run_arms(config_file: str | Path, overrides: Sequence[str], arms: Sequence[A
 
 def run_each(config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
     """`run_arms`, where the folder above theirs has been checked."""
+    check_alone(arms)
     if any(arm.config.model.storage == "affine4" for arm in arms):
         check_hqq()
     for arm in arms:
@@ -127,6 +128,19 @@ def check_root(config: RunConfig, groups: tuple[str, ...], report: str) -> None:
         raise UserError(
             f"output_dir={str(root)!r} holds {foreign[:5]} and no comparison; choose another output_dir, or "
             "add overwrite=true to write beside them"
+        )
+
+
+def check_alone(arms: Sequence[Arm]) -> None:
+    """Refuse to push several runs to one repository.
+
+    Raises:
+        UserError: `training.push_to_hub` is set.
+    """
+    if any(arm.config.training.get("push_to_hub") for arm in arms):
+        raise UserError(
+            "training.push_to_hub=true: a study has several runs, a repository holds one; leave it out, "
+            "and push the one that you want by: lora-hf push --adapter DIR --repo-id USER/NAME"
         )
 
 

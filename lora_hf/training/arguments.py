@@ -53,7 +53,7 @@ def training_arguments(
             seed=config.seed,
             generation_max_length=max_new_tokens + 1,  # an encoder-decoder counts the start token
             generation_num_beams=1,
-            **(defaults | config.training),
+            **(defaults | config.training | {"push_to_hub": False}),  # `runs.push` does it, of the whole run
         )
     except ValueError as error:  # what this machine cannot do, such as bf16 without a device that has it
         raise UserError(f"training: {error}") from error

@@ -356,3 +356,24 @@ def test_checking_the_training_section_starts_nothing() -> None:
     )
     assert dict(os.environ) == before and PartialState._shared_state == state
     assert [path.name for path in Path().iterdir()] == ["x.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "override"),
+    [
+        ("training: {hub_token: SECRET}", ""),
+        ("method: lora", "training.hub_token=SECRET"),
+        ("hub_token: SECRET", ""),
+        ("training.hub_token: SECRET", ""),
+        ("hub: {token: hf_AbCdEfGhIjKlMnOpQrSt}", ""),
+        ("lora: {r: hf_AbCdEfGhIjKlMnOpQrSt}", ""),
+    ],
+)
+def test_a_token_where_it_does_not_belong_is_not_shown_in_the_error(text: str, override: str) -> None:
+    told = message(text, *([override] if override else []))
+    assert "SECRET" not in told and "AbCdEf" not in told and "***" in told
+
+
+def test_the_finished_run_is_pushed_and_no_checkpoint_so_that_there_is_no_strategy() -> None:
+    told = message("training: {push_to_hub: true, hub_strategy: every_save}")
+    assert "training.hub_strategy='every_save' is not needed: the finished run is pushed, once" in told

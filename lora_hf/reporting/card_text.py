@@ -1,0 +1,116 @@
+"""The words of a model card: what the places of its template hold."""
+
+from typing import Any
+
+from lora_hf.data.prompt import prompt_template
+from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Record
+from lora_hf.reporting.table import (
+    ROUGE_LABELS,
+    bytes_cell,
+    markdown_table,
+    sample_markdown,
+    seconds_cell,
+)
+
+
+def card_words(facts: CardFacts) -> Record:
+    """By the template's names."""
+    base, manifest = facts.base, facts.manifest
+    prompt, is_unknown = manifest.get("prompt"), base.name is None
+    return {
+        "facts": facts,
+        "where": f"{facts.repo_id}@{facts.branch}" if facts.branch else facts.repo_id,
+        "base_option": " --base PATH/TO/BASE" if is_unknown else "",
+        "base_argument": '"PATH/TO/BASE"' if is_unknown else "None",
+        "scores": _scores(facts.record) if facts.config and facts.record else "",
+        "why_no_peft": why_no_peft(facts),
+        "peft_note": _peft_note(manifest),
+        "peft_import": "from lora_hf.modeling import ASSETS\n" if base.name == EMBEDDED else "",
+        "peft_base": _peft_base(base),
+        "prompt": prompt_template(prompt) if prompt else "",
+        "max_source_length": manifest.get("max_source_length"),
+        "samples": "\n\n".join(_sample(row) for row in facts.samples),
+        "training": markdown_table([["", ""], *training_lines(facts)]),
+        "license_text": _license(facts),
+    }
+
+
+def why_no_peft(facts: CardFacts) -> str:
+    """Why PEFT cannot load these files, or nothing where it can."""
+    if facts.method != "lora":
+        return f"it does not read {facts.weights.lower()} in this form"
+    if facts.adapter.get("layer_replication"):
+        return "it does not replicate the layers of an encoder-decoder"
+    if formats := facts.manifest.get("base_formats"):
+        stored = ", ".join(formats)
+        return f"these weights make up for the errors of a base stored as {stored}, and made anew for them"
+    return ""
+
+
+def training_lines(facts: CardFacts) -> list[list[str]]:
+    """How it was trained and on what machine, as lines of a table; what is not known is left out."""
+    adapter, record = facts.adapter, facts.record
+    training = facts.config.training if facts.config else {}
+    known = {
+        "base": str(facts.base),
+        "base stored as": record.get("storage"),
+        "rank r, lora_alpha": f"{adapter['r']}, {adapter['lora_alpha']}" if adapter else None,
+        "target_modules": _listed(adapter["target_modules"]) if adapter else None,
+        "weights trained": _share(record),
+        "learning rate": f"{record['learning_rate']:g}" if "learning_rate" in record else None,
+        "batch size": training.get("per_device_train_batch_size"),
+        "steps": record.get("steps"),
+        "seed": record.get("seed"),
+        "time": seconds_cell(record.get("train_seconds", 0.0)) if record else None,
+        "peak memory": bytes_cell(int(record.get("peak_memory_mib", 0) * 2**20)) if record else None,
+        "device": record.get("device"),
+        "versions": ", ".join(f"{name} {v}" for name, v in sorted(record.get("versions", {}).items())),
+    }
+    return [[name, str(value)] for name, value in known.items() if value not in (None, "")]
+
+
+def _listed(targets: Any) -> str:
+    return f"`{targets}`" if isinstance(targets, str) else ", ".join(f"`{name}`" for name in targets or ())
+
+
+def _share(record: Record) -> str | None:
+    if "trainable_parameters" not in record:
+        return None
+    trained, total = record["trainable_parameters"], record["total_parameters"]
+    return f"{trained:,} of {total:,} ({trained / total:.2%})"
+
+
+def _peft_base(base: Base) -> str:
+    if base.name == EMBEDDED:
+        return "ASSETS"
+    revision = f', revision="{base.revision}"' if base.revision else ""
+    return f'"{base.name or "PATH/TO/BASE"}"{revision}'
+
+
+def _peft_note(manifest: Record) -> str:
+    store = manifest.get("base_store")
+    if not store:
+        return ""
+    fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in store.items())
+    return f", best on a base that is stored as it was in training ({fields})"
+
+
+def _scores(record: Record) -> str:
+    lines = []
+    for name, label in ROUGE_LABELS.items():
+        low, high = record[f"{name}_interval"]
+        lines.append([label, f"{record[name]:.4f}", f"{low:.4f}–{high:.4f}"])
+        if f"{name}_best" in record:
+            lines.append([f"{label}, best reference", f"{record[f'{name}_best']:.4f}", ""])
+    return markdown_table([["", "F1", "95 % interval"], *lines])
+
+
+def _sample(row: Record) -> str:
+    written = [("reference", row["references"][0]), ("this model", row["prediction"])]
+    return sample_markdown(row["dialogue"], written)
+
+
+def _license(facts: CardFacts) -> str:
+    if facts.license is None:
+        return "None is stated by who trained it; those of the base model and of the data hold in any case."
+    return f"{facts.license}; those of the base model and of the data hold besides."

@@ -1,0 +1,67 @@
+"""The model card of a pushed adapter, in the Hub's own format: what is known of it, and nothing else.
+
+Equal facts give equal bytes, so that a push that changes nothing makes no commit.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from lora_hf.hub.send import TAG, sealed
+from lora_hf.reporting.card_facts import EMBEDDED, CardFacts
+from lora_hf.reporting.card_text import card_words
+from lora_hf.reporting.table import ROUGE_LABELS
+
+TEMPLATE = Path(__file__).parents[1] / "assets" / "card" / "README.md.j2"
+
+
+def model_card(facts: CardFacts) -> str:
+    """README.md: metadata with every ROUGE figure as `model-index`, and the text."""
+    card = ModelCard.from_template(card_data(facts), template_path=str(TEMPLATE), **card_words(facts))
+    return sealed(f"{card}\n")
+
+
+def card_data(facts: CardFacts) -> ModelCardData:
+    """The metadata; the base and the dataset are in it only where they are on the Hub."""
+    results = eval_results(facts)
+    dataset = None if facts.dataset == EMBEDDED else facts.dataset
+    return ModelCardData(
+        base_model=facts.base.on_hub,
+        base_model_relation="adapter" if facts.base.on_hub else None,
+        datasets=[dataset] if dataset else None,
+        eval_results=results or None,
+        model_name=facts.name if results else None,
+        library_name="peft" if facts.method == "lora" else TAG,
+        license=facts.license,
+        metrics=["rouge"] if results else None,
+        pipeline_tag="summarization",
+        tags=[TAG, facts.method],
+    )
+
+
+def eval_results(facts: CardFacts) -> list[EvalResult]:
+    """Every ROUGE figure of the run, with its interval where it has one; none without a run."""
+    if facts.config is None:
+        return []
+    best = {f"{name}_best": f"{label}, best reference" for name, label in ROUGE_LABELS.items()}
+    labels = ROUGE_LABELS | best
+    return [_result(facts, name, label) for name, label in labels.items() if name in facts.record]
+
+
+def _result(facts: CardFacts, name: str, label: str) -> EvalResult:
+    assert facts.config is not None
+    interval = facts.record.get(f"{name}_interval")
+    return EvalResult(
+        task_type="summarization",
+        task_name="Dialogue summarization",
+        dataset_type=facts.dataset or "local",
+        dataset_name=facts.data_name,
+        dataset_config=facts.config.data.dataset_config,
+        dataset_split="test",
+        dataset_revision=facts.config.data.dataset_revision,
+        metric_type="rouge",
+        metric_name=label,
+        metric_config=name,
+        metric_value=facts.record[name],
+        metric_args={"interval_95": interval} if interval else None,
+    )

@@ -1,0 +1,130 @@
+"""The card: metadata that the Hub takes, every figure, only what is known, equal bytes for equal facts."""
+
+import pytest
+import yaml
+from hub_server import card_mistakes
+from huggingface_hub import ModelCard
+
+from lora_hf.config import RunConfig
+from lora_hf.evaluation.rouge import ROUGE_NAMES
+from lora_hf.hub.send import is_sealed
+from lora_hf.reporting.card_facts import Base, CardFacts
+from lora_hf.reporting.card_text import why_no_peft
+from lora_hf.reporting.model_card import model_card
+
+RECORD = {
+    "n_examples": 500,
+    "trainable_parameters": 25,
+    "total_parameters": 1000,
+    "train_seconds": 61.2,
+    "peak_memory_mib": 2048.0,
+    "learning_rate": 1e-3,
+    "seed": 1,
+    "versions": {"torch": "2.13.0"},
+}
+for number, name in enumerate(ROUGE_NAMES, start=1):
+    RECORD |= {name: number / 8, f"{name}_interval": [number / 16, number / 4], f"{name}_best": number / 5}
+SAMPLE = {
+    "id": "7",
+    "dialogue": "A: Hi\nB: {{ 7 * 7 }}",
+    "references": ["They\ngreet."],
+    "prediction": "Greetings.",
+}
+
+
+def facts(**more):
+    config = RunConfig.model_validate(
+        {"data": {"dataset_name": "knkarthick/dialogsum", "dataset_revision": "d1"}}
+    )
+    return CardFacts(
+        **{
+            "repo_id": "anna/dialogues",
+            "branch": None,
+            "method": "lora",
+            "base": Base("google/flan-t5-base", "0" * 40, "f" * 16),
+            "adapter": {"r": 8, "lora_alpha": 16, "target_modules": ["q", "v"]},
+            "manifest": {"prompt": "tldr", "max_source_length": 512},
+            "config": config,
+            "dataset": "knkarthick/dialogsum",
+            "record": RECORD,
+            "samples": [SAMPLE],
+            "license": "apache-2.0",
+            **more,
+        }
+    )
+
+
+def metadata(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_every_rouge_figure_is_in_the_model_index_with_its_data_and_interval():
+    (result,) = metadata(model_card(facts()))["model-index"][0]["results"]
+    assert result["dataset"] == {
+        "name": "knkarthick/dialogsum",
+        "type": "knkarthick/dialogsum",
+        "split": "test",
+        "revision": "d1",
+    }
+    metrics = {metric["config"]: metric for metric in result["metrics"]}
+    assert {*metrics} == {*ROUGE_NAMES} | {f"{name}_best" for name in ROUGE_NAMES}
+    for name, metric in metrics.items():
+        assert (metric["type"], metric["value"]) == ("rouge", RECORD[name])
+    assert metrics["rouge2"]["args"] == {"interval_95": [0.125, 0.5]}
+
+
+def test_the_hubs_own_class_reads_it_back_and_equal_facts_give_equal_bytes():
+    text = model_card(facts())
+    card = ModelCard(text)
+    assert card.data.base_model == "google/flan-t5-base" and len(card.data.eval_results) == 8
+    assert str(card) == text == model_card(facts())
+    assert card_mistakes(text) == []
+    assert is_sealed(text) and not is_sealed(text.replace("Intended", "Other"))
+
+
+def test_what_others_wrote_is_data_and_not_a_template():
+    assert "> B: {{ 7 * 7 }}" in model_card(facts())
+
+
+@pytest.mark.parametrize(
+    ("base", "absent", "told"),
+    [
+        (Base("embedded"), "base_model", "the tiny T5 that comes with lora_hf"),
+        (
+            Base(None, None, "f" * 16),
+            "base_model",
+            "no known name on the Hub (fingerprint `ffffffffffffffff`)",
+        ),
+        (
+            Base("google/flan-t5-base", "abc"),
+            None,
+            "(https://huggingface.co/google/flan-t5-base) at revision `abc`",
+        ),
+    ],
+)
+def test_a_base_is_named_as_others_can_find_it(base, absent, told):
+    text = model_card(facts(base=base))
+    assert told in text and absent not in metadata(text)
+
+
+def test_without_a_run_it_says_nothing_of_scores_and_data():
+    text = model_card(facts(config=None, dataset=None, record={}, samples=[], license=None, manifest={}))
+    assert not {"model-index", "metrics", "datasets", "license", "model_name"} & {*metadata(text)}
+    for word in ("Scores", "Samples", "config.yaml", "prompt:"):
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({}, ""),
+        ({"method": "bottleneck", "adapter": {}}, "it does not read bottleneck layers in this form"),
+        ({"adapter": {"layer_replication": [[0, 2]]}}, "it does not replicate"),
+        ({"manifest": {"base_formats": ["nf4"]}}, "a base stored as nf4"),
+    ],
+)
+def test_peft_is_told_of_only_where_it_can_load_the_files(more, why):
+    found = facts(**more)
+    assert why in why_no_peft(found) if why else why_no_peft(found) == ""
+    if found.adapter.get("r") or not found.adapter:
+        assert ("from peft import" in model_card(found)) == (not why)
