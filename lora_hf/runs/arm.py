@@ -24,6 +24,7 @@ from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
 from lora_hf.training.fit import adapt, fit, load_trained
 from lora_hf.training.methods import METHODS
+from lora_hf.training.trackers import check_trackers
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "evaluate", "rouge_score")
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     """
     run = RunDirectory(config)
     run.check()
+    if config.method != "base":
+        check_trackers(config.training.get("report_to"))
     device = pick_device()
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
