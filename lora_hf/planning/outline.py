@@ -60,6 +60,7 @@ def outline(config: RunConfig, settings: Any, dtype: torch.dtype, layers: int | 
         settings.num_layers = settings.num_decoder_layers = layers
     with FakeTensorMode():
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
+        model.name_or_path = config.model.model_name_or_path
         if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         if config.method in METHODS:
