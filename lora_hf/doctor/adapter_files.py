@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.peft_format import read_peft_config
+from lora_hf.adapters.save import PREFIX
 from lora_hf.adapters.weights_file import check_hash, read_tensors, weights_in
 from lora_hf.config import ModelConfig
 from lora_hf.doctor.finding import Finding, Findings, fault, ok, unknown
@@ -79,9 +80,9 @@ def judge_zeros(zero: list[str], n: int) -> Finding:
 
 
 def few(names: list[str]) -> str:
-    """The first of the names."""
+    """The first of the names, without what is before every one of them in PEFT's files."""
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(sorted(names)[:FEW]) + more
+    return ", ".join(name.removeprefix(PREFIX) for name in sorted(names)[:FEW]) + more
 
 
 def store(folder: Path, settings: Any, base_name: str | None) -> Findings:

@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lora_hf.adapters import LoraConfig
 from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.adapters.carried import lora_layers
-from lora_hf.adapters.inits import BLIND
+from lora_hf.adapters.inits import BLIND, init_for
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.config.variants import with_variant
@@ -19,6 +22,7 @@ from lora_hf.errors import UserError
 from lora_hf.modeling import locate, pick_device, resolve_dtype
 from lora_hf.planning.outline import count_parts, outline, settings_of
 from lora_hf.planning.plan import plan_step
+from lora_hf.quantize import affine_layers
 from lora_hf.reporting.table import bytes_cell
 from lora_hf.training.arguments import check_dtype, training_arguments
 from lora_hf.training.trackers import check_trackers
@@ -112,33 +116,36 @@ def share_trained(run: RunConfig, settings: Any) -> str:
     """How much of the model trains, from an outline of it without memory.
 
     Raises:
-        UserError: a target matches nothing, or a start decomposes a weight that is smaller than the rank.
+        UserError: a target matches nothing, or a layer does not fit the store or the start.
     """
     dtype = resolve_dtype(run.model.dtype, pick_device())
     with outline(run, settings, dtype) as model:
         parts, trainable, _ = count_parts(model, run.method != "full")
-        layers = {path: layer.base for path, layer in lora_layers(model).items()}
-    if run.lora.init_lora_weights not in BLIND:
-        for path, base in layers.items():
-            check_rank(run, path, base.in_features, base.out_features)
-    where = f" on {len(layers)} layers" if layers else ""
+        bases = {path: layer.base for path, layer in lora_layers(model).items()}
+        if run.model.storage == "affine4":
+            affine_layers(model, run.model)
+    for path, base in bases.items():
+        check_start(run, path, (base.out_features, base.in_features))
+    where = f" on {len(bases)} layers" if bases else ""
     return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})"
 
 
-def check_rank(run: RunConfig, layer: str, *sides: int) -> None:
-    """A start that decomposes a weight has at most as many directions as the weight's smaller side.
+def check_start(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
+    """Make a layer's start from its weight's shape alone.
 
     Raises:
-        UserError: the rank is above it.
+        UserError: the rank is above the weight's smaller side, or LoftQ's layer is one that stays dense.
     """
-    from lora_hf.adapters import LoraConfig
-
+    start, is_wo = run.lora.init_lora_weights, layer.endswith(".wo")
+    if start in BLIND:
+        return
+    quantized = run.model.storage != "dense" and (run.model.quantize_wo or not is_wo)
     r = LoraConfig(**run.lora.model_dump()).at(layer).r
-    if r > min(sides):
-        start = run.lora.init_lora_weights
-        raise UserError(
-            f"lora.r={r} is above {min(sides)}, the smaller side of {layer} ({start!r} splits it)"
-        )
+    try:
+        weight = torch.empty(shape, device="meta")
+        init_for(start, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
+    except UserError as error:
+        raise UserError(f"{error} (layer {layer})") from error
 
 
 def memory(fields: RunConfig, targets: None) -> Findings:

@@ -76,7 +76,7 @@ def _one(name: str, check: Check, values: dict[str, Any]) -> Iterator[Finding]:
     """One check's findings; its value goes into `values`, unless it raises."""
     wanted = list(inspect.signature(check.run).parameters)
     if missing := [need for need in wanted if need not in values]:
-        yield unknown(f"not checked: it builds on {' and '.join(missing)}, which did not come through")
+        yield unknown(f"not checked: it builds on {', '.join(missing)}, which did not come through")
         return
     try:
         values[name] = yield from check.run(*(values[need] for need in wanted))

@@ -71,8 +71,14 @@ def outline(config: RunConfig, settings: Any, dtype: torch.dtype, layers: int | 
 
 
 def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
-    """The config with LoRA's own start, which asks nothing of the weights, and these fields of `lora`."""
-    lora = config.lora.model_copy(update={"init_lora_weights": True, **fields})
+    """The config with LoRA's own start, which asks nothing of the weights, and these fields of `lora`.
+
+    An outline is dense: QA-LoRA's groups, which it takes from the store, are written out.
+    """
+    plain: dict[str, Any] = {"init_lora_weights": True}
+    if config.lora.use_qalora and config.model.storage == "affine4":
+        plain["qalora_group_size"] = config.lora.qalora_group_size or config.model.hqq_group_size
+    lora = config.lora.model_copy(update=plain | fields)
     return config.model_copy(update={"lora": lora})
 
 

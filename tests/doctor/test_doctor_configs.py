@@ -56,6 +56,17 @@ def test_every_other_method_is_green_too(method: str) -> None:
         (["model.model_name_or_path=./no/model"], "checkpoint", "no such folder"),
         (["lora.target_modules=[query]"], "targets", "['query'] matched no layer of embedded"),
         (["lora.r=200", "lora.init_lora_weights=pissa"], "targets", "lora.r=200 is above 128"),
+        (["lora.init_lora_weights=loftq"], "targets", "this layer is stored dense"),
+        (
+            ["lora.init_lora_weights=loftq", "model.load_in_4bit=true", "lora.target_modules=[q, wo]"],
+            "targets",
+            "DenseReluDense.wo)",
+        ),
+        (
+            ["model.load_in_4bit=true", "model.quant_method=hqq", "model.hqq_group_size=100"],
+            "targets",
+            "model.hqq_group_size=100 must be even and divide the 128 inputs",
+        ),
         (["data.max_source_length=30"], "tokens", "40 of 40 dialogues are cut at 30 tokens"),
         (["data.dataset_name=./rows.csv"], "tokens", "no such file or folder"),
         (["data.dialogue_column=talk"], "tokens", "data.dialogue_column='talk'"),

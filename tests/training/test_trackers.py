@@ -61,9 +61,9 @@ def near(values: dict[int, float]) -> object:
 
 
 def log_records(data: bytes, begin: int) -> Iterator[bytes]:
-    """The records of a log of LevelDB's format (log_format.md), which starts `begin` bytes into its file.
+    """The records of a log of LevelDB's format, that begins so many bytes into its file.
 
-    Blocks of 32 KiB; before each piece a checksum (4), a length (2), a type (1): whole, first, middle or last.
+    Blocks of 32 KiB; before each piece its checksum (4), length (2) and type (1): whole, first, middle, last.
     """
     position, record = 0, b""
     while position + 7 <= len(data):
