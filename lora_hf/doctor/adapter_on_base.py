@@ -15,15 +15,14 @@ from lora_hf.adapters.targets import find_targets
 from lora_hf.adapters.undo import undone
 from lora_hf.adapters.weights_file import check_tensors, read_manifest
 from lora_hf.config import ModelConfig, RunConfig
-from lora_hf.config.document import read_document
 from lora_hf.doctor.configs import tokens_cut
 from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError
-from lora_hf.layout import ADAPTER, CONFIG
+from lora_hf.layout import CONFIG
 from lora_hf.modeling import load_model, pick_device
 from lora_hf.runs.arm import device_name
 from lora_hf.runs.merging import sample_batch
-from lora_hf.runs.saved import prompt_config
+from lora_hf.runs.saved import config_of_run, prompt_config
 from lora_hf.training.methods import load_saved
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
@@ -179,10 +178,9 @@ def tokens(folder: Path, store: ModelConfig, tokenizer: Any) -> Findings:
 
 def run_of(folder: Path) -> RunConfig | None:
     """The config of the run that an adapter is in, where it is in one."""
-    file = folder.parent / CONFIG
-    if folder.name != ADAPTER or not file.is_file():
+    if not (folder.parent / CONFIG).is_file():
         return None
     try:
-        return RunConfig.model_validate(read_document(file).data)
-    except (UserError, ValueError) as error:
-        raise CannotTell(f"{file} cannot be read: {error}") from error
+        return config_of_run(str(folder))
+    except UserError as error:
+        raise CannotTell(f"the run's config cannot be read: {error}") from error

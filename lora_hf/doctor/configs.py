@@ -13,7 +13,7 @@ from lora_hf.adapters.carried import lora_layers
 from lora_hf.adapters.inits import BLIND, init_for
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.file import load_config
-from lora_hf.config.variants import with_variant
+from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data.load import EMBEDDED, SPLITS, Split, load_split
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok
@@ -34,14 +34,16 @@ CUT_SHARE = 0.05
 def fields(path: Path, overrides: list[str]) -> Findings:
     """Every field is known and of its type, in every variant; gives the config."""
     config = load_config(path, overrides, is_study=True)
-    variants = f", {len(config.variants)} variants" if config.variants else ""
-    yield ok(f"{path}: method {config.method}{variants}")
+    runs = len(runs_of(config))
+    yield ok(f"{path}: method {config.method}" + (f", {runs} runs that train" if runs > 1 else ""))
     return config
 
 
 def runs_of(config: RunConfig) -> dict[str, RunConfig]:
-    """The runs that train, by name: a study's variants, or the config itself."""
-    runs = {f"{name}: ": with_variant(config, name) for name in config.variants} or {"": config}
+    """The runs that train, by name: a study's variants and a sweep's grid, or the config itself."""
+    studies = (config, with_grid(config))
+    runs = {f"{name}: ": with_variant(study, name) for study in studies for name in study.variants}
+    runs = runs or {"": config}
     return {name: run for name, run in runs.items() if run.method != "base"}
 
 

@@ -112,6 +112,15 @@ def test_what_is_on_the_hub_is_neither_green_nor_red() -> None:
 
 
 @pytest.mark.slow
+def test_a_sweep_is_examined_point_by_point() -> None:
+    findings = found(path="rank_study")
+    assert set(states(findings).values()) == {"ok"}
+    assert findings["targets"][0].title.count("weights train") == 7 * 2
+    broken = found("lora.init_lora_weights=pissa", "sweep.space={lora: {r: [8, 200]}}", path="rank_study")
+    assert broken["targets"][0].title.startswith("r-200: lora.r=200 is above 128")
+
+
+@pytest.mark.slow
 def test_a_study_is_examined_variant_by_variant() -> None:
     path = str(SHIPPED / "methods.yaml")
     findings = found(path=path)
