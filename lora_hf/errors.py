@@ -21,6 +21,10 @@ class ArmFailed(Exception):
         self.status = status
 
 
+class FaultFound(Exception):
+    """A check found a fault, and has told it: the command ends with status 1."""
+
+
 def first_line(error: Exception) -> str:
     """What another library's exception says, without the paragraphs that many add."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

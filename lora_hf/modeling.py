@@ -88,7 +88,14 @@ def load_tokenizer(config: ModelConfig) -> Any:
     name = locate(config.model_name_or_path)
     source = source_of(config, name)
     with _as_user_error(config.model_name_or_path):
-        return AutoTokenizer.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
+        raise UserError(
+            f"model.model_name_or_path={config.model_name_or_path!r}: the folder has no tokenizer (none of "
+            f"{sorted(files)}), and Transformers would make an empty one"
+        )
+    return tokenizer
 
 
 def load_model(config: ModelConfig, device: torch.device, train_all: bool = False) -> Any:

@@ -60,7 +60,19 @@ def quantize_affine_layers(model: Any, config: ModelConfig, device: torch.device
     Raises:
         UserError: the groups do not fit a layer, or `hqq` is not installed.
     """
-    size = config.hqq_group_size
+    layers = affine_layers(model, config)
+    while layers:  # emptied as it goes, or it would hold every dense weight to the end
+        name = next(iter(layers))
+        layer = layers.pop(name).to(device)
+        model.set_submodule(name, AffineLinear.from_linear(layer, config.hqq_group_size))
+
+
+def affine_layers(model: Any, config: ModelConfig) -> dict[str, nn.Linear]:
+    """The layers that get quantized, by name.
+
+    Raises:
+        UserError: the groups do not fit one.
+    """
     kept = set() if config.quantize_wo else set(model._keep_in_fp32_modules or ())
     head = model.get_output_embeddings()
     layers = {
@@ -68,11 +80,8 @@ def quantize_affine_layers(model: Any, config: ModelConfig, device: torch.device
         for name, layer in model.named_modules()
         if type(layer) is nn.Linear and layer is not head and kept.isdisjoint(name.split("."))
     }
-    _check_groups(layers, size)
-    while layers:  # emptied as it goes, or it would hold every dense weight to the end
-        name = next(iter(layers))
-        layer = layers.pop(name).to(device)
-        model.set_submodule(name, AffineLinear.from_linear(layer, size))
+    _check_groups(layers, config.hqq_group_size)
+    return layers
 
 
 def _check_groups(layers: dict[str, nn.Linear], group_size: int) -> None:

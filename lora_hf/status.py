@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from lora_hf.errors import ArmFailed, UserError
+from lora_hf.errors import ArmFailed, FaultFound, UserError
 
 
 def exit_status(task: Callable[[], object], debug: bool = False) -> int:
@@ -34,6 +34,8 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except FaultFound:
         return 1
     except ArmFailed as failure:
         return _status_of(failure)

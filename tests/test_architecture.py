@@ -26,6 +26,7 @@ ORDER = [
     {"planning"},
     {"reporting"},
     {"runs"},
+    {"doctor"},
     {"status"},
     {"cli"},
 ]

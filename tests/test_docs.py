@@ -47,12 +47,13 @@ def test_a_command_exists_with_its_options_and_its_config(words: list[str]) -> N
     command = get_command(cli.app).commands[words[1]]  # type: ignore[attr-defined]
     context = command.make_context(words[1], words[2:])  # refuses an unknown option, runs nothing
     if config := context.params.get("config"):
-        load_config(config, context.params["overrides"] or [], is_study=words[1] == "sweep")
+        overrides = context.params.get("overrides") or context.params.get("words") or []
+        load_config(config, overrides, is_study=words[1] == "sweep")
 
 
 def run(words: list[str], folder: Path) -> None:
     given = [*words[1:]]
-    if "--config" in words and words[1] not in ("evaluate", "plan"):
+    if "--config" in words and words[1] not in ("evaluate", "plan", "doctor"):
         given += SMALL + SMALLER.get(words[1], [])
     if words[1] == "evaluate":
         given += FEW
@@ -84,6 +85,7 @@ def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> No
         "plan",
         "train",
         "sweep",
+        "doctor",
     }
     for file in ("comparison.html", "lora/adapter/adapter_model.safetensors"):
         assert (tmp_path / "runs/quickstart" / file).is_file()

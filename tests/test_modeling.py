@@ -181,3 +181,10 @@ def test_a_folder_without_a_config_or_with_a_pickle_only_is_a_clear_error(tmp_pa
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+
+
+def test_a_folder_without_a_tokenizer_is_one_error_and_no_empty_tokenizer(tmp_path: Path) -> None:
+    for file in (ASSETS / "config.json", ASSETS / "model.safetensors"):
+        (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(UserError, match="the folder has no tokenizer"):
+        load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))

@@ -29,15 +29,35 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no safetensors file, one that cannot be read, or one the manifest's hash does not fit.
     """
+    file = weights_in(folder)
+    check_hash(folder)
+    return read_tensors(file)
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of an adapter's tensors.
+
+    Raises:
+        UserError: there is none, or a pickle.
+    """
     file = folder / WEIGHTS_NAME
     if not file.is_file():
         pickle = (folder / "adapter_model.bin").exists()
         why = "only a pickle, which can run code when it is read; convert it with PEFT" if pickle else "none"
         raise UserError(f"{folder} has no {WEIGHTS_NAME} ({why})")
-    recorded = read_manifest(folder).get("weights_sha256")
+    return file
+
+
+def check_hash(folder: Path) -> bool:
+    """Whether the manifest has the hash of the tensors' file, which then fits.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    file, recorded = folder / WEIGHTS_NAME, read_manifest(folder).get("weights_sha256")
     if recorded and recorded != file_sha256(file):
         raise UserError(f"{file} is not the file that was saved: its hash is not the one in {MANIFEST_NAME}")
-    return read_tensors(file)
+    return bool(recorded)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from lora_hf.adapters.backends import backend_for, is_linear
 from lora_hf.baselines.store import Extra, claim
@@ -40,9 +41,9 @@ class Bottleneck(Extra):
 
     def __init__(self, d: int, m: int, non_linearity: str, device: torch.device) -> None:
         super().__init__()
-        down = torch.nn.init.trunc_normal_(
-            torch.empty(m, d), std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION
-        )
+        down = torch.empty(m, d)
+        if not is_fake(down):  # a plan's outline has no numbers, and the drawing looks at them
+            torch.nn.init.trunc_normal_(down, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
         self.down = nn.Parameter(down.to(device))  # drawn on the CPU: the same on every device
         self.down_bias = nn.Parameter(torch.zeros(m, device=device))
         self.up = nn.Parameter(torch.zeros(d, m, device=device))

@@ -2,12 +2,13 @@
 mistake in a config are quick. What they print goes to standard output; `status` says what went wrong.
 """
 
+import os
 import sys
 from functools import partial
 
 import typer
 
-from lora_hf.cli import hub, running, saved
+from lora_hf.cli import checking, hub, running, saved
 from lora_hf.status import exit_status, invoke
 
 VERBS = (
@@ -17,6 +18,7 @@ VERBS = (
     running.sweep,
     running.reproduce,
     running.plan,
+    checking.doctor,
     saved.report,
     saved.evaluate,
     saved.predict,
@@ -25,10 +27,12 @@ VERBS = (
     saved.truncate,
     saved.score,
     hub.push,
+    checking.schema,
 )
 """In the order of `--help`; a verb is a function of the same name."""
+COMPLETING = "_LORA_HF_COMPLETE"
+"""Set by the shell's completion, as Typer's scripts for it do."""
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -41,6 +45,8 @@ for verb in VERBS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave the process with its exit status."""
+    if COMPLETING in os.environ:
+        app(prog_name="lora-hf")
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     sys.exit(run(words, debug=len(words) < len(given)))

@@ -1,12 +1,50 @@
 """What several commands take, and what several print."""
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Config = Annotated[Path, typer.Option("--config", help="The YAML of a run, such as configs/quickstart.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", show_default=False)]
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Names of shipped configs; where there is none that begins so, the shell goes on with files."""
+    names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+    return [name for name in names if incomplete and name.startswith(incomplete)]
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """`lora.r=` of `lora.`: the keys of a config, by the schema in the package, which is at hand at once."""
+    if not incomplete:  # then the shell goes on with files
+        return []
+    schema = json.loads((SHIPPED / "schema.json").read_text(encoding="utf-8"))
+    return [f"{key}=" for key in _keys(schema, schema) if key.startswith(incomplete)]
+
+
+def _keys(schema: Mapping[str, Any], part: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, field in part["properties"].items():
+        parts = [field, *field.get("anyOf", ())]
+        names = [one["$ref"].split("/")[-1] for one in parts if "$ref" in one]
+        sections = [schema["$defs"][name] for name in names if "properties" in schema["$defs"][name]]
+        for section in sections:
+            yield from _keys(schema, section, f"{prefix}{name}.")
+        if not sections:
+            yield prefix + name
+
+
+Config = Annotated[
+    Path,
+    typer.Option(
+        "--config", help="The YAML of a run, such as configs/quickstart.yaml.", autocompletion=complete_config
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", show_default=False, autocompletion=complete_override),
+]
 Adapter = Annotated[
     str, typer.Option("--adapter", help="A folder, or USER/NAME or USER/NAME@REVISION on the Hub.")
 ]

@@ -6,11 +6,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+NUMBER = r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?"
+"""A number as text, such as `5e-4`, which PyYAML reads as text."""
 
 
 def _read_number(value: Any) -> Any:
-    is_number = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+    is_number = isinstance(value, str) and re.fullmatch(NUMBER, value.strip())
     return float(value) if is_number else value
 
 

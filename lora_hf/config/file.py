@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), is_study: bool 
     Raises:
         UserError: with every mistake in it, one a line: `FILE:LINE: lora.r='eight' is not an integer`.
     """
-    path = _find(Path(path))
+    path = find_config(Path(path))
     document = read_document(path)
     for override in overrides:
         _override(document, override)
@@ -53,7 +53,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), is_study: bool 
     return config
 
 
-def _find(path: Path) -> Path:
+def find_config(path: Path) -> Path:
     """The file as given, or the shipped one of that name."""
     shipped = (SHIPPED / path.name).with_suffix(".yaml")
     is_name = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "hub_strategy": "is not needed: the finished run is pushed, once",
     "hub_always_push": "is not needed: the finished run is pushed, once",
 }
+FP16_FIELDS = ("fp16", "fp16_full_eval")
 FP16 = (
     "overflows in T5 (its feed-forward output passes 65504, and the loss becomes NaN); "
     "use bf16: true on a GPU that has it, or float32"
@@ -102,8 +103,8 @@ def _check(key: str, value: Any) -> Any:
     """The value in its field's type; the error's text follows `key=value`."""
     if key in ELSEWHERE:
         raise ValueError(ELSEWHERE[key])
-    value = _convert(value, training_fields()[key], _choices(key))
-    if key in ("fp16", "fp16_full_eval") and value:
+    value = _convert(value, key)
+    if key in FP16_FIELDS and value:
         raise ValueError(FP16)
     low, high = BOUNDS.get(key, (float("-inf"), float("inf")))
     if isinstance(value, (int, float)) and not low <= value <= high:
@@ -111,7 +112,8 @@ def _check(key: str, value: Any) -> Any:
     return value
 
 
-def _choices(key: str) -> list[str]:
+def choices_of(key: str) -> list[str]:
+    """The values that a field of closed choices takes; none where it is open."""
     from transformers import Seq2SeqTrainingArguments
 
     members = typing.get_args(training_fields()[key])
@@ -120,17 +122,23 @@ def _choices(key: str) -> list[str]:
     return [str(member.value) for enum in enums for member in enum] or list(metadata.get("choices", ()))
 
 
-def _convert(value: Any, annotation: Any, choices: list[str]) -> Any:
-    if choices:
+def plain_types(key: str) -> list[Any]:
+    """The types that a YAML can say of those that a field takes; none for a class of Transformers' own."""
+    annotation = training_fields()[key]
+    members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    return [member for member in members if _plain(member) in _NOUNS]
+
+
+def _convert(value: Any, key: str) -> Any:
+    if choices := choices_of(key):
         if value not in choices:
             few = len(choices) <= 16
             listed = ", ".join(choices) if few else f"{len(choices)} names, such as {choices[0]}"
             raise ValueError(f"is not one of {listed}{near_choice(value, choices)}")
         return value
-    members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    known = [member for member in members if _plain(member) in _NOUNS]
+    known = plain_types(key)
     for member in known:
-        checked = TypeAdapter(_TYPES.get(member, member), config=ConfigDict(strict=True))
+        checked = TypeAdapter(read_as(member), config=ConfigDict(strict=True))
         try:
             converted = checked.validate_python(value)
         except ValidationError:
@@ -139,6 +147,11 @@ def _convert(value: Any, annotation: Any, choices: list[str]) -> Any:
     if not known:  # a class of Transformers or accelerate's own: its construction will tell
         return value
     raise ValueError(f"is not {' or '.join(dict.fromkeys(_NOUNS[_plain(member)] for member in known))}")
+
+
+def read_as(member: Any) -> Any:
+    """A type with what is forgiven in a config: `5e-4` as text, yes and no."""
+    return _TYPES.get(member, member)
 
 
 def _is_union(annotation: Any) -> bool:

@@ -62,6 +62,7 @@ def outline(config: RunConfig, settings: Any, dtype: torch.dtype, layers: int | 
         settings.num_layers = settings.num_decoder_layers = layers
     with FakeTensorMode():
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
+        model.name_or_path = config.model.model_name_or_path
         if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         if config.method in METHODS:
@@ -72,8 +73,14 @@ def outline(config: RunConfig, settings: Any, dtype: torch.dtype, layers: int | 
 
 
 def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
-    """The config with LoRA's own start, which asks nothing of the weights, and these fields of `lora`."""
-    lora = config.lora.model_copy(update={"init_lora_weights": True, **fields})
+    """The config with LoRA's own start, which asks nothing of the weights, and these fields of `lora`.
+
+    An outline is dense: QA-LoRA's groups, which it takes from the store, are written out.
+    """
+    plain: dict[str, Any] = {"init_lora_weights": True}
+    if config.lora.use_qalora and config.model.storage == "affine4":
+        plain["qalora_group_size"] = config.lora.qalora_group_size or config.model.hqq_group_size
+    lora = config.lora.model_copy(update=plain | fields)
     return config.model_copy(update={"lora": lora})
 
 

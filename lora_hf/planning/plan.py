@@ -31,7 +31,14 @@ Record = dict[str, Any]
 
 
 def plan(config: RunConfig) -> Record:
-    """The record of one run, and the same run's memory on every FLAN-T5.
+    """The record of one run, and the same run's memory on every FLAN-T5; as `plan_step`."""
+    own = plan_step(config)
+    batch = Batch(*(own["batch"][field] for field in Batch._fields))
+    return own | {"sizes": {size: _ways(config, flan_t5(size), batch) for size in SHAPES}}
+
+
+def plan_step(config: RunConfig) -> Record:
+    """The record of one run: its batch, its steps, the bytes of a step by kind, its disk.
 
     Nothing is downloaded but, for a model on the Hub that is no FLAN-T5, its config.json.
 
@@ -56,7 +63,6 @@ def plan(config: RunConfig) -> Record:
         "steps": steps,
         **own,
         "disk": _disk(own),
-        "sizes": {size: _ways(config, flan_t5(size), batch) for size in SHAPES},
     }
 
 

@@ -25,6 +25,7 @@ from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
 from lora_hf.runs.push import check_push, push_run
 from lora_hf.training.fit import adapt, fit, load_trained
 from lora_hf.training.methods import METHODS
+from lora_hf.training.trackers import check_trackers
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "evaluate", "rouge_score")
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     run = RunDirectory(config)
     run.check()
     check_push(config)
+    if config.method != "base":
+        check_trackers(config.training.get("report_to"))
     device = pick_device()
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)

@@ -7,13 +7,12 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from lora_hf.adapters import merge_and_unload, merge_errors
-from lora_hf.config import DataConfig
 from lora_hf.data.load import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.files import check_new
 from lora_hf.modeling import save_model
-from lora_hf.runs.saved import find_adapter, load_with_base
+from lora_hf.runs.saved import find_adapter, load_with_base, prompt_config
 from lora_hf.training.methods import saved_method
 
 SAMPLE = 8
@@ -42,7 +41,7 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
             f"--adapter {adapter!r} holds a {method}, which is no change of a weight: no merging it"
         )
     model, tokenizer, manifest = load_with_base(adapter, base)
-    errors = merge_errors(model, sample_batch(model, tokenizer, manifest))
+    errors = merge_errors(model, sample_batch(model, tokenizer, find_adapter(adapter)))
     if manifest.get("base_store", {}).get("quant_method") == "hqq":
         errors.pop("requantized", None)  # Transformers has no such layer: the folder would not be a plain one
     check_choice(adapter, onto, errors)
@@ -70,10 +69,9 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
         )
 
 
-def sample_batch(model: Any, tokenizer: Any, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """A few dialogues of the package's sample with the adapter's own prompt, and their references."""
-    known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
-    config = DataConfig(**known, max_test_samples=SAMPLE)
+def sample_batch(model: Any, tokenizer: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """A few dialogues of the package's sample with an adapter's own prompt, and their references."""
+    config = prompt_config(folder, max_test_samples=SAMPLE)
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

@@ -88,25 +88,50 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
 def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, Any]]:
     """The model an adapter was trained on, stored as it was, with the adapter on it; tokenizer; manifest."""
     folder = find_adapter(adapter)
+    config = base_config(folder, base)
+    model = load_saved(load_model(config, pick_device()), folder)
+    return model, load_tokenizer(config), read_manifest(folder)
+
+
+def base_config(folder: Path, base: str | None) -> ModelConfig:
+    """The base in the store that it was trained on; a manifest that names none means dense.
+
+    Raises:
+        UserError: the adapter's files cannot be read, name no base, or a store that is none.
+    """
     manifest = read_manifest(folder)
     described = read_peft_config(folder)[1] if saved_method(folder) == "lora" else manifest
     name = base or described.get("base_model_name_or_path") or manifest.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder} does not name its base model; give it with --base")
-    revision = None if base else manifest.get("base_model_revision")
-    config = _base_config(folder, {"model_name_or_path": name, "revision": revision}, manifest)
-    model = load_saved(load_model(config, pick_device()), folder)
-    return model, load_tokenizer(config), manifest
-
-
-def _base_config(folder: Path, where: dict[str, Any], manifest: dict[str, Any]) -> ModelConfig:
-    """The base in the store that it was trained on; a manifest that names none means dense."""
+    where: dict[str, Any] = {"model_name_or_path": name, "revision": manifest.get("base_model_revision")}
+    if base:
+        where["revision"] = None
     stored = manifest.get("base_store", {})
     try:
         return ModelConfig(**where, **stored)
     except (TypeError, ValidationError) as error:
         raise UserError(
-            f"{folder / MANIFEST_NAME}: base_store={stored!r} is no way to store a base: {first_line(error)}"
+            f"{folder / MANIFEST_NAME}: {where} with base_store={stored!r} is no base: {first_line(error)}"
+        ) from None
+
+
+def prompt_config(folder: Path, **fields: Any) -> DataConfig:
+    """The prompt and the length that an adapter was trained with, where its manifest says them.
+
+    Raises:
+        UserError: what it says is none.
+    """
+    manifest = read_manifest(folder)
+    known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
+    if not known:
+        logger.info("%s does not say its prompt: 'summarize_dialogue' is used", folder)
+    try:
+        return DataConfig(**known, **fields)
+    except ValidationError as error:
+        wrong = ", ".join(f"{problem['loc'][0]}={problem['input']!r}" for problem in error.errors())
+        raise UserError(
+            f"{folder / MANIFEST_NAME}: {wrong}: no prompt or length that is known here"
         ) from None
 
 
@@ -123,11 +148,8 @@ def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) ->
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
     """
     examples = read_file(file, DataConfig(dialogue_column=dialogue_column))
+    config = prompt_config(find_adapter(adapter))
     model, tokenizer, manifest = load_with_base(adapter, base)
-    known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
-    if not known:
-        logger.info("%s does not say its prompt: 'summarize_dialogue' is used", adapter)
-    config = DataConfig(**known)
     sources = encode_sources([example.dialogue for example in examples], tokenizer, config)
     if sources.cut:
         limit = config.max_source_length

@@ -30,11 +30,7 @@ def training_arguments(
     Raises:
         UserError: float16, in which T5 overflows, or a setting this machine does not support.
     """
-    if compute_dtype == torch.float16:
-        raise UserError(
-            "model.dtype='float16' cannot train T5: its activations overflow and the loss becomes NaN; "
-            "use bfloat16, or float32"
-        )
+    check_dtype(compute_dtype)
     defaults: dict[str, Any] = {
         "predict_with_generate": True,
         "report_to": "none",
@@ -57,3 +53,16 @@ def training_arguments(
         )
     except ValueError as error:  # what this machine cannot do, such as bf16 without a device that has it
         raise UserError(f"training: {error}") from error
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Refuse to train in float16.
+
+    Raises:
+        UserError: it is that.
+    """
+    if dtype == torch.float16:
+        raise UserError(
+            "model.dtype='float16' cannot train T5: its activations overflow and the loss becomes NaN; "
+            "use bfloat16, or float32"
+        )

@@ -13,6 +13,7 @@ from torch import nn
 
 from lora_hf import LoraConfig, adapter_rows, inject_adapters, load_adapter, save_adapter, set_adapter
 from lora_hf.adapters.carried import lora_layers
+from lora_hf.adapters.undo import undone
 from lora_hf.errors import UserError
 
 TWICE = {"encoder": [[0, 2], [0, 2]]}
@@ -115,3 +116,14 @@ def test_a_table_of_positions_is_not_mixed_by_rows() -> None:
     words = inject_adapters(make_t5(), LoraConfig(target_modules=["shared"], r=2), "a")
     with adapter_rows(copy.deepcopy(words), ["a", None]):
         pass
+
+
+def test_what_is_tried_leaves_no_trace_though_it_succeeds(batch: dict) -> None:
+    model = make_t5()
+    before = state(model, batch)
+    with undone(model):
+        inject_adapters(model, LoraConfig(layer_replication=TWICE))
+        randomize(model)
+        assert str(model) != before[0][0]
+    after = state(model, batch)
+    assert after[0] == before[0] and torch.equal(after[1], before[1])

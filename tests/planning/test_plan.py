@@ -14,7 +14,7 @@ from torch import nn
 from transformers import T5Config
 
 from lora_hf import LoraConfig, inject_adapters
-from lora_hf.config import RunConfig
+from lora_hf.config import METHODS, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, without_head
@@ -22,7 +22,7 @@ from lora_hf.modeling import load_model
 from lora_hf.planning import measure
 from lora_hf.planning.live import LiveBytes
 from lora_hf.planning.outline import count_parts, flan_t5, outline
-from lora_hf.planning.plan import memory, plan
+from lora_hf.planning.plan import memory, plan, plan_step
 from lora_hf.planning.step import Batch, _traced, activation_bytes
 from lora_hf.quantize import weight_bytes
 from lora_hf.shapes import random_flan_t5
@@ -199,3 +199,15 @@ def test_the_command_needs_no_network_for_a_flan_t5(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model_name_or_path=.*config.json cannot be read"):
         plan(config(model={"model_name_or_path": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "base"])
+def test_every_method_that_trains_can_be_planned(method: str) -> None:
+    run = config(method=method, data={"dataset_name": "nobody/nothing"})
+    trainable = {
+        "lora": 24 * 2 * 8 * (512 + 384),  # 8 + 2 x 8 attentions, q and v of each, r (in + out)
+        "bottleneck": (8 * 2 + 8 * 3) * (2 * 64 * 512 + 64 + 512),
+        "prompt_tuning": 20 * 512,
+        "full": 76_961_152,
+    }
+    assert plan_step(run)["trainable"] == trainable[method]

@@ -1,0 +1,88 @@
+"""The commands that look before something is done: what is wrong here, and what a config may hold."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_hf.cli.options import Base, Json, complete_config, complete_override
+from lora_hf.errors import FaultFound, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lora_hf.doctor.finding import Finding
+
+
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ADAPTER | KEY.SUB=VALUE...]", show_default=False, autocompletion=complete_override
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A YAML to check, with overrides after it.", autocompletion=complete_config),
+    ] = None,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Check an adapter, a config or this machine before it hurts; status 1 where something is at fault.
+
+    [dim]lora-hf doctor runs/quickstart/lora/adapter[/dim]
+
+    [dim]lora-hf doctor --config configs/quickstart.yaml lora.r=8[/dim]
+    """
+    findings = _findings(words or [], config, base)
+    found = list(findings) if as_json else [_told(finding) for finding in findings]
+    states = [finding.state for finding in found]
+    counts = {state: states.count(state) for state in ("ok", "fault", "unknown")}
+    if as_json:
+        print(json.dumps(counts | {"findings": [asdict(finding) for finding in found]}))
+    else:
+        print("{ok} ok, {fault} at fault, {unknown} not checked".format(**counts))
+    if counts["fault"]:
+        raise FaultFound
+
+
+def _findings(words: list[str], config: Path | None, base: str | None) -> "Iterator[Finding]":
+    """Those that were asked for; a path that does not exist is told before any of them."""
+    adapters = [word for word in words if "=" not in word] if config else words
+    if len(adapters) > (0 if config else 1):
+        rest = "with --config give its overrides alone" if config else "give one adapter"
+        raise UserError(f"doctor {' '.join(words)}: {rest}")
+    if base and not adapters:
+        raise UserError(f"--base {base!r} goes with an adapter, and none is given")
+    from itertools import chain
+
+    from lora_hf import doctor as checks
+
+    asked: Iterator[Finding] = iter(())
+    if config:
+        asked = checks.of_config(config, words)
+    elif adapters:
+        asked = checks.of_adapter(adapters[0], base)
+    return chain(checks.of_machine(), asked)
+
+
+def _told(finding: "Finding") -> "Finding":
+    """The finding, printed as soon as it is there."""
+    from rich.console import Console
+
+    from lora_hf.reporting.findings import finding_terminal
+
+    Console().print(finding_terminal(asdict(finding)))
+    return finding
+
+
+def schema() -> None:
+    """Print the JSON schema of a config, by which editors complete and check a YAML.
+
+    [dim]lora-hf schema > schema.json[/dim]
+    """
+    from lora_hf.config.json_schema import config_schema
+
+    print(json.dumps(config_schema(), indent=2))

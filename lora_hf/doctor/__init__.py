@@ -1,0 +1,88 @@
+"""What can be seen to be wrong before it hurts: of the machine, of a config, of an adapter.
+
+A new check is a function and one line in a registry. The order is that of the report, and of what needs what.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lora_hf.config.file import find_config, load_config
+from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machine
+from lora_hf.doctor.finding import Check, Finding, examine
+from lora_hf.modeling import locate
+from lora_hf.runs.saved import find_adapter
+
+AS_SAID = "correct the config as said"
+CONVERT = "take the folder that save_adapter or PEFT wrote, whole"
+AGAIN = "save or download the adapter again"
+NAME_BASE = "give the base it was trained on: --base FOLDER or USER/NAME"
+
+MACHINE: dict[str, Check] = {
+    "versions": Check(machine.versions, "pip install -e ."),
+    "device": Check(machine.device, "see pytorch.org for the build of torch that fits this machine"),
+}
+CONFIG: dict[str, Check] = {
+    "fields": Check(configs.fields, AS_SAID),
+    "store": Check(configs.store, AS_SAID),
+    "dtype": Check(configs.dtype, "model.dtype: auto"),
+    "training": Check(configs.training, AS_SAID),
+    "checkpoint": Check(base.checkpoint, "correct model.model_name_or_path, or download the model again"),
+    "tokenizer": Check(base.tokenizer, "put the tokenizer's files beside the weights"),
+    "head": Check(base.head, "download the model again"),
+    "targets": Check(
+        configs.targets, "name layers that the model has in lora.target_modules, or lower lora.r"
+    ),
+    "memory": Check(configs.memory, AS_SAID),
+    "tokens": Check(configs.tokens, "correct the section data"),
+}
+ADAPTER: dict[str, Check] = {
+    "weights": Check(adapter_files.weights, CONVERT),
+    "hash": Check(adapter_files.hash_of_weights, AGAIN),
+    "settings": Check(adapter_files.settings, CONVERT),
+    "numbers": Check(adapter_files.numbers, "train again in bfloat16 or float32, or go back to a checkpoint"),
+    "store": Check(adapter_files.store, NAME_BASE),
+    "checkpoint": Check(base.checkpoint, NAME_BASE),
+    "tokenizer": Check(base.tokenizer, "put the tokenizer's files beside the weights"),
+    "head": Check(base.head, NAME_BASE),
+    "base": Check(adapter_on_base.base, NAME_BASE),
+    "fingerprint": Check(adapter_on_base.fingerprint, NAME_BASE),
+    "targets": Check(adapter_on_base.targets, NAME_BASE),
+    "keys": Check(adapter_on_base.keys, f"{AGAIN}, or {NAME_BASE}"),
+    "adapted": Check(adapter_on_base.adapted, AGAIN),
+    "dtype": Check(adapter_on_base.dtype, AGAIN),
+    "effect": Check(adapter_on_base.effect, AGAIN),
+    "merging": Check(adapter_on_base.merging, AGAIN),
+    "tokens": Check(adapter_on_base.tokens, "train with a larger data.max_source_length"),
+}
+
+
+def of_machine() -> Iterator[Finding]:
+    """The findings on versions and device."""
+    return examine(MACHINE, {})
+
+
+def of_config(path: Path, overrides: list[str]) -> Iterator[Finding]:
+    """The findings on a config.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not find_config(path).is_file():
+        load_config(path, overrides)
+    return examine(CONFIG, {"path": path, "overrides": overrides})
+
+
+def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
+    """The findings on an adapter and its base.
+
+    Args:
+        name: a folder, or USER/NAME on the Hub.
+        base_name: the base, if not the one that the adapter names.
+
+    Raises:
+        UserError: there is no such adapter, or no such folder for the base.
+    """
+    folder = find_adapter(name)
+    if base_name:
+        locate(base_name)
+    return examine(ADAPTER, {"folder": folder, "base_name": base_name})

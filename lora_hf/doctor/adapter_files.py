@@ -1,0 +1,92 @@
+"""Checks of an adapter's own files; no base is needed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.peft_format import read_peft_config
+from lora_hf.adapters.save import PREFIX
+from lora_hf.adapters.weights_file import check_hash, read_tensors, weights_in
+from lora_hf.config import ModelConfig
+from lora_hf.doctor.finding import Finding, Findings, fault, ok, unknown
+from lora_hf.errors import UserError
+from lora_hf.reporting.table import bytes_cell
+from lora_hf.runs.saved import base_config
+from lora_hf.training.methods import saved_method
+
+FEW = 3
+"""Tensors that are named where more are meant."""
+
+
+def weights(folder: Path) -> Findings:
+    """There are tensors, and no pickle; gives them."""
+    file = weights_in(folder)
+    tensors = read_tensors(file)
+    if not tensors:
+        raise UserError(f"{file} holds no tensors")
+    yield ok(f"{len(tensors)} tensors, {bytes_cell(file.stat().st_size)}")
+    return tensors
+
+
+def hash_of_weights(folder: Path, weights: Mapping[str, Tensor]) -> Findings:
+    """The tensors are those that were saved."""
+    is_recorded = check_hash(folder)
+    yield ok("the file that was saved") if is_recorded else unknown("none is recorded: PEFT writes none")
+
+
+def settings(folder: Path) -> Findings:
+    """What the folder says it is can be read, and is known here; gives LoRA's config, None for a baseline."""
+    method = saved_method(folder)
+    if method != "lora":
+        yield ok(method)
+        return None
+    config, _ = read_peft_config(folder)
+    yield ok(f"{config.method}, r={config.r}, lora_alpha={config.lora_alpha:g} on {names_of(config)}")
+    return config
+
+
+def names_of(config: LoraConfig) -> str:
+    """The targets as they were written."""
+    targets = config.target_modules
+    return targets if isinstance(targets, str) else ", ".join(targets)
+
+
+def numbers(weights: Mapping[str, Tensor]) -> Findings:
+    """Every number is finite, and no matrix is zero."""
+    integers = [name for name, tensor in weights.items() if not tensor.is_floating_point()]
+    if integers:
+        raise UserError(f"{few(integers)} {kinds(weights, integers)}, and no floating-point numbers")
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{len(broken)} of {len(weights)} tensors hold NaN or infinity: {few(broken)}")
+    yield judge_zeros([n for n, t in weights.items() if t.dim() > 1 and not t.any()], len(weights))
+
+
+def kinds(weights: Mapping[str, Tensor], names: list[str]) -> str:
+    """`are torch.int8`."""
+    return "are " + " and ".join(sorted({str(weights[name].dtype) for name in names}))
+
+
+def judge_zeros(zero: list[str], n: int) -> Finding:
+    """The finding on matrices of nothing but zeros: B starts at zero, and a step with a gradient moves it."""
+    if not zero:
+        return ok(f"all finite, none of {n} tensors zero")
+    remedy = (
+        "train it: no gradient has reached these; check that their layers are used and the rate is above 0"
+    )
+    return fault(f"{len(zero)} of {n} tensors are zero and do nothing: {few(zero)}", remedy)
+
+
+def few(names: list[str]) -> str:
+    """The first of the names, without what is before every one of them in PEFT's files."""
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return ", ".join(name.removeprefix(PREFIX) for name in sorted(names)[:FEW]) + more
+
+
+def store(folder: Path, settings: Any, base_name: str | None) -> Findings:
+    """Which base, stored how; gives the section `model` that loads it."""
+    config: ModelConfig = base_config(folder, base_name)
+    yield ok(f"{config.model_name_or_path}, stored {config.storage}")
+    return config

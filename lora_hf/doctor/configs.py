@@ -1,0 +1,204 @@
+"""Checks of a config, on this machine and with what it names; no weights are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_hf.adapters import LoraConfig
+from lora_hf.adapters.backends.affine import check_hqq
+from lora_hf.adapters.carried import lora_layers
+from lora_hf.adapters.inits import BLIND, init_for
+from lora_hf.config import DataConfig, ModelConfig, RunConfig
+from lora_hf.config.file import load_config
+from lora_hf.config.variants import with_grid, with_variant
+from lora_hf.data.load import EMBEDDED, SPLITS, Split, load_split
+from lora_hf.data.tokenize import TokenizedDialogues, Truncation
+from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok
+from lora_hf.doctor.machine import free_memory
+from lora_hf.errors import UserError
+from lora_hf.modeling import locate, pick_device, resolve_dtype
+from lora_hf.planning.outline import count_parts, outline, settings_of
+from lora_hf.planning.plan import plan_step
+from lora_hf.quantize import affine_layers
+from lora_hf.reporting.table import bytes_cell
+from lora_hf.training.arguments import check_dtype, training_arguments
+from lora_hf.training.trackers import check_trackers
+
+CUT_SHARE = 0.05
+"""Of a split's rows; when more than these are cut, what is trained and scored is no more the data's task."""
+
+
+def fields(path: Path, overrides: list[str]) -> Findings:
+    """Every field is known and of its type, in every variant; gives the config."""
+    config = load_config(path, overrides, is_study=True)
+    runs = len(runs_of(config))
+    yield ok(f"{path}: method {config.method}" + (f", {runs} runs that train" if runs > 1 else ""))
+    return config
+
+
+def runs_of(config: RunConfig) -> dict[str, RunConfig]:
+    """The runs that train, by name: a study's variants and a sweep's grid, or the config itself."""
+    studies = (config, with_grid(config))
+    runs = {f"{name}: ": with_variant(study, name) for study in studies for name in study.variants}
+    runs = runs or {"": config}
+    return {name: run for name, run in runs.items() if run.method != "base"}
+
+
+@contextmanager
+def named(run: str) -> Iterator[None]:
+    """A variant's name before what a `UserError` says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{run}{error}") from error
+
+
+def store(fields: RunConfig) -> Findings:
+    """The base can be stored as it is asked for; gives the section `model`."""
+    runs = runs_of(fields) or {"": fields}
+    if any(run.model.storage == "affine4" for run in runs.values()):
+        check_hqq()
+    stores = sorted({run.model.storage for run in runs.values()})
+    yield ok(f"{fields.model.model_name_or_path}, stored {' or '.join(stores)}")
+    return fields.model
+
+
+def dtype(fields: RunConfig) -> Findings:
+    """Nothing trains in float16."""
+    told = set()
+    for name, run in runs_of(fields).items():
+        used = resolve_dtype(run.model.dtype, pick_device())
+        with named(name):
+            check_dtype(used)
+        told.add(f"{str(used).removeprefix('torch.')} (dtype: {run.model.dtype})")
+    yield ok(" and ".join(sorted(told)) or "nothing trains")
+
+
+def training(fields: RunConfig, dtype: None) -> Findings:
+    """Transformers takes `training:` on this machine, and the trackers in `report_to` are installed."""
+    trackers: set[str] = set()
+    for name, run in runs_of(fields).items():
+        used = resolve_dtype(run.model.dtype, pick_device())
+        with named(name):
+            arguments = training_arguments(run, "unused", run.data.max_target_length, used)
+            check_trackers(arguments.report_to)
+        trackers |= set(arguments.report_to or ())
+    yield ok(f"taken by Transformers; metrics go to {', '.join(sorted(trackers)) or 'the log alone'}")
+
+
+def targets(fields: RunConfig) -> Findings:
+    """The method fits the model: every target is there, and a rank that a start needs."""
+    shares = []
+    for name, run in runs_of(fields).items():
+        with named(name), architecture(run.model) as settings:
+            shares.append(f"{name}{share_trained(run, settings)}")
+    yield ok("; ".join(shares) or "nothing trains")
+
+
+@contextmanager
+def architecture(model: ModelConfig) -> Iterator[Any]:
+    """The settings of a model; where they are on the Hub and cannot be had, no fault of the config.
+
+    Raises:
+        CannotTell: the latter.
+    """
+    try:
+        settings = settings_of(model)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError) and not Path(locate(model.model_name_or_path)).is_dir():
+            raise CannotTell(str(error)) from error
+        raise
+    yield settings
+
+
+def share_trained(run: RunConfig, settings: Any) -> str:
+    """How much of the model trains, from an outline of it without memory.
+
+    Raises:
+        UserError: a target matches nothing, or a layer does not fit the store or the start.
+    """
+    dtype = resolve_dtype(run.model.dtype, pick_device())
+    with outline(run, settings, dtype) as model:
+        parts, trainable, _ = count_parts(model, run.method != "full")
+        bases = {path: layer.base for path, layer in lora_layers(model).items()}
+        if run.model.storage == "affine4":
+            affine_layers(model, run.model)
+    for path, base in bases.items():
+        check_start(run, path, (base.out_features, base.in_features))
+    where = f" on {len(bases)} layers" if bases else ""
+    return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})"
+
+
+def check_start(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
+    """Make a layer's start from its weight's shape alone.
+
+    Raises:
+        UserError: the rank is above the weight's smaller side, or LoftQ's layer is one that stays dense.
+    """
+    start, is_wo = run.lora.init_lora_weights, layer.endswith(".wo")
+    if start in BLIND:
+        return
+    quantized = run.model.storage != "dense" and (run.model.quantize_wo or not is_wo)
+    r = LoraConfig(**run.lora.model_dump()).at(layer).r
+    try:
+        weight = torch.empty(shape, device="meta")
+        init_for(start, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
+    except UserError as error:
+        raise UserError(f"{error} (layer {layer})") from error
+
+
+def memory(fields: RunConfig, targets: None) -> Findings:
+    """A step's peak fits what is free now."""
+    if fields.method == "base":
+        return
+    with architecture(fields.model):
+        needed = plan_step(fields)["peak_bytes"]
+    free = free_memory(pick_device())
+    if free is None:
+        raise CannotTell(f"a step needs {bytes_cell(needed)}, and how much is free here is not known")
+    yield judge_memory(needed, free)
+
+
+def judge_memory(needed: int, free: int) -> Finding:
+    """The finding on a step's bytes."""
+    text = f"a step needs {bytes_cell(needed)}, and {bytes_cell(free)} are free"
+    if needed <= free:
+        return ok(text)
+    remedy = "a smaller training.per_device_train_batch_size with training.gradient_accumulation_steps, "
+    return fault(text, f"{remedy}or model.load_in_4bit: true; `lora-hf plan` shows what takes it")
+
+
+def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
+    """The data is as it should be, and few of its rows are longer than the model will read."""
+    yield from tokens_cut(fields.data, tokenizer)
+
+
+def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:
+    """A finding a split on the rows that are cut.
+
+    Raises:
+        CannotTell: the data is on the Hub, from where a run reads it.
+    """
+    if data.dataset_name != EMBEDDED and not Path(data.dataset_name).expanduser().exists():
+        if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
+            raise CannotTell(f"{data.dataset_name} is on the Hub, from where a run reads it first")
+    for split in splits:
+        rows = TokenizedDialogues(load_split(data, split), tokenizer, data, split)
+        longest = max(len(row["input_ids"]) for row in rows.rows)
+        yield judge_cut(rows.truncation, longest)
+
+
+def judge_cut(cut: Truncation, longest: int) -> Finding:
+    """The finding on a split: its longest dialogue, prompt included, and how many rows are cut."""
+    if max(cut.cut_sources, cut.cut_targets or 0) <= CUT_SHARE * cut.n:
+        whole = not cut.cut_sources and not cut.cut_targets
+        return ok(
+            f"{cut.split}: {cut.n:,} rows, the longest {longest} tokens, none cut" if whole else str(cut)
+        )
+    field = "max_source_length" if cut.cut_sources > CUT_SHARE * cut.n else "max_target_length"
+    return fault(
+        str(cut), f"raise data.{field}, or shorten the rows: what is cut is neither read nor learned"
+    )

@@ -1,0 +1,72 @@
+"""Checks of the machine: is what this package asks for installed, and what will it compute on."""
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from lora_hf.doctor.finding import Findings, fault, ok, unknown
+from lora_hf.modeling import pick_device, resolve_dtype
+from lora_hf.reporting.table import bytes_cell
+from lora_hf.runs.arm import device_name
+
+TOLD = ("torch", "transformers", "accelerate", "bitsandbytes")
+"""Packages whose versions are told; all are checked."""
+
+
+def versions() -> Findings:
+    """Every package that this one requires is there, in a version that it takes."""
+    try:
+        lines = metadata.requires("lora_hf") or []
+    except metadata.PackageNotFoundError:
+        yield unknown("not checked: lora_hf runs without being installed, and does not know what it requires")
+        return
+    required = [Requirement(line) for line in lines]
+    needed = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    for requirement in needed:
+        yield from version_of(requirement)
+    told = ", ".join(f"{name} {installed_version(name)}" for name in TOLD)
+    yield ok(f"{told}; {len(needed)} packages looked for")
+
+
+def version_of(requirement: Requirement) -> Findings:
+    """A fault where the package is absent, or of a version that is not taken."""
+    found, wanted = installed_version(requirement.name), f"{requirement.name}{requirement.specifier}"
+    if found is None or not requirement.specifier.contains(found, prereleases=True):
+        what = "is not installed" if found is None else f"is here in version {found}"
+        yield fault(f"{requirement.name} {what}; {wanted} is asked for", f"pip install '{wanted}'")
+
+
+def installed_version(name: str) -> str | None:
+    """Of a package, or None where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def device() -> Findings:
+    """The GPU is used where there is one."""
+    here = pick_device()
+    if here.type == "cpu" and shutil.which("nvidia-smi"):
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        remedy = "install the build of torch for this driver's CUDA (nvidia-smi tells it): see pytorch.org"
+        yield fault(f"there is an NVIDIA driver, and torch ({built}) cannot use it", remedy)
+        return
+    free = free_memory(here)
+    memory = "" if free is None else f", {bytes_cell(free)} free"
+    dtype = str(resolve_dtype("auto", here)).removeprefix("torch.")
+    yield ok(f"{device_name(here)}{memory}; dtype: auto is {dtype}")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process could still get, of the GPU's memory or of the machine's; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 2**10 if "MemAvailable" in lines else None

@@ -1,0 +1,131 @@
+"""The doctor on a config: what a run would find out late, found at once."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import FEW
+
+from lora_hf.config.file import SHIPPED
+from lora_hf.doctor import CONFIG, of_config
+from lora_hf.doctor.finding import Finding
+from lora_hf.errors import UserError
+from lora_hf.modeling import ASSETS
+
+QUICK = "quickstart"
+UNCUT = "data.max_source_length=512"
+
+
+def found(*overrides: str, path: str = QUICK) -> dict[str, list[Finding]]:
+    findings: dict[str, list[Finding]] = {}
+    for finding in of_config(Path(path), [*FEW, UNCUT, *overrides]):
+        findings.setdefault(finding.check, []).append(finding)
+    assert not [f for several in findings.values() for f in several if "check failed with" in f.title]
+    return findings
+
+
+def states(findings: dict[str, list[Finding]]) -> dict[str, str]:
+    return {check: "/".join(sorted({f.state for f in several})) for check, several in findings.items()}
+
+
+def test_every_check_of_a_shipped_config_is_green() -> None:
+    findings = found()
+    assert states(findings) == dict.fromkeys(CONFIG, "ok")
+    assert [f.title.split(":")[0] for f in findings["tokens"]] == ["train", "validation", "test"]
+    # q and v of 6 attentions, r (in + out) each: 16 (128 + 128)
+    assert findings["targets"][0].title.startswith("49,152 weights train on 12 layers (3.9%)")
+
+
+@pytest.mark.parametrize("method", ["base", "full", "bottleneck", "prompt_tuning"])
+def test_every_other_method_is_green_too(method: str) -> None:
+    seen = states(found(f"method={method}"))
+    assert set(seen.values()) == {"ok"} and (method == "base") == ("memory" not in seen)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "check", "told"),
+    [
+        (["lora.rnk=4"], "fields", "unknown key 'lora.rnk'"),
+        (["model.dtype=float16"], "dtype", "cannot train T5"),
+        (
+            ["training.report_to=nowhere"],
+            "training",
+            "training.report_to='nowhere': nowhere is not supported",
+        ),
+        (["training.report_to=[comet_ml]"], "training", "comet"),
+        (["model.model_name_or_path=./no/model"], "checkpoint", "no such folder"),
+        (["lora.target_modules=[query]"], "targets", "['query'] matched no layer of embedded"),
+        (["lora.r=200", "lora.init_lora_weights=pissa"], "targets", "lora.r=200 is above 128"),
+        (["lora.init_lora_weights=loftq"], "targets", "this layer is stored dense"),
+        (
+            ["lora.init_lora_weights=loftq", "model.load_in_4bit=true", "lora.target_modules=[q, wo]"],
+            "targets",
+            "DenseReluDense.wo)",
+        ),
+        (
+            ["model.load_in_4bit=true", "model.quant_method=hqq", "model.hqq_group_size=100"],
+            "targets",
+            "model.hqq_group_size=100 must be even and divide the 128 inputs",
+        ),
+        (["data.max_source_length=30"], "tokens", "40 of 40 dialogues are cut at 30 tokens"),
+        (["data.dataset_name=./rows.csv"], "tokens", "no such file or folder"),
+        (["data.dialogue_column=talk"], "tokens", "data.dialogue_column='talk'"),
+    ],
+)
+def test_a_mistake_is_red_at_its_check_with_a_remedy(overrides: list[str], check: str, told: str) -> None:
+    findings = found(*overrides)
+    red = {name: several for name, several in findings.items() if "fault" in {f.state for f in several}}
+    assert check in red and told in red[check][0].title and red[check][0].remedy
+
+
+def test_every_mistake_in_a_file_has_a_line_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "mistaken.yaml"
+    file.write_text("lora: {r: 0, lora_alpha: -1}\ntraining: {learning_rat: 1}\n")
+    findings = found(path=str(file))
+    assert states(findings)["fields"] == "fault" and len(findings["fields"]) == 3
+    assert {state for check, state in states(findings).items() if check != "fields"} == {"unknown"}
+
+
+def test_a_file_that_is_not_there_is_a_mistake_of_the_command() -> None:
+    with pytest.raises(UserError, match="no such config"):
+        of_config(Path("nothing.yaml"), [])
+
+
+def test_a_base_without_its_tokenizer_or_its_head_is_red(tmp_path: Path) -> None:
+    base = shutil.copytree(ASSETS, tmp_path / "base")
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer_config.json").unlink()
+    findings = found(f"model.model_name_or_path={base}")
+    assert states(findings)["tokenizer"] == "fault" and states(findings)["tokens"] == "unknown"
+    (base / "model.safetensors").write_bytes(b"cut")
+    findings = found(f"model.model_name_or_path={base}")
+    assert states(findings)["checkpoint"] == "fault" and states(findings)["head"] == "unknown"
+
+
+def test_what_is_on_the_hub_is_neither_green_nor_red() -> None:
+    seen = states(found(path="flan_t5_base_dialogsum_lora"))
+    assert seen["fields"] == seen["targets"] == "ok"  # a FLAN-T5's shape is known
+    assert seen["checkpoint"] == seen["head"] == seen["tokens"] == "unknown"
+    assert "fault" not in {state for check, state in seen.items() if check != "memory"}
+    seen = states(found("model.model_name_or_path=nobody/no-model"))
+    assert seen["targets"] == seen["memory"] == "unknown"
+
+
+@pytest.mark.slow
+def test_a_sweep_is_examined_point_by_point() -> None:
+    findings = found(path="rank_study")
+    assert set(states(findings).values()) == {"ok"}
+    assert findings["targets"][0].title.count("weights train") == 7 * 2
+    broken = found("lora.init_lora_weights=pissa", "sweep.space={lora: {r: [8, 200]}}", path="rank_study")
+    assert broken["targets"][0].title.startswith("r-200: lora.r=200 is above 128")
+
+
+@pytest.mark.slow
+def test_a_study_is_examined_variant_by_variant() -> None:
+    path = str(SHIPPED / "methods.yaml")
+    findings = found(path=path)
+    assert set(states(findings).values()) == {"ok"}
+    for variant in ("dora", "pissa", "qalora", "prompt_tuning", "full"):
+        assert f"{variant}: " in findings["targets"][0].title
+    findings = found('variants.dora={lora: {use_dora: true, target_modules: ["query"]}}', path=path)
+    assert findings["targets"][0].state == "fault" and findings["targets"][0].title.startswith("dora: ")

@@ -1,0 +1,91 @@
+"""What the doctor says of plain values, by hand."""
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from lora_hf.data.tokenize import Truncation
+from lora_hf.doctor.adapter_files import judge_zeros
+from lora_hf.doctor.adapter_on_base import judge_activations, judge_effect, judge_merging
+from lora_hf.doctor.base import judge_head
+from lora_hf.doctor.configs import judge_cut, judge_memory
+from lora_hf.doctor.machine import version_of
+
+ONE, TWO = torch.ones(2, 3), torch.full((2, 3), 2.0)
+GATED, OLD = {"feed_forward_proj": "gated-gelu"}, {"feed_forward_proj": "relu"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "head", "state"),
+    [
+        (GATED, TWO, "ok"),
+        (GATED, None, "fault"),
+        (GATED, ONE, "fault"),
+        (GATED | {"tie_word_embeddings": True}, None, "fault"),  # as Transformers saves a tied one
+        (OLD, None, "ok"),  # T5 of version 1.0 is tied
+        (OLD | {"tie_word_embeddings": False}, None, "fault"),
+        ({"scale_decoder_outputs": False}, None, "fault"),
+        ({"tie_word_embeddings": True}, None, "ok"),
+    ],
+)
+def test_a_head_of_its_own_must_be_there_and_not_the_embeddings(settings, head, state) -> None:
+    finding = judge_head(settings, head, ONE)
+    assert finding.state == state and bool(finding.remedy) == (state == "fault")
+
+
+@pytest.mark.parametrize(
+    ("error", "dtype", "state"),
+    [
+        (1e-6, torch.float32, "ok"),
+        (3e-4, torch.float32, "ok"),  # the square root of 1.2e-7 is 3.45e-4
+        (4e-4, torch.float32, "fault"),
+        (4e-2, torch.bfloat16, "ok"),  # the square root of 7.8e-3 is 8.8e-2
+        (9e-2, torch.bfloat16, "fault"),
+        (float("nan"), torch.float32, "fault"),
+    ],
+)
+def test_merging_may_lose_half_of_the_digits(error, dtype, state) -> None:
+    assert judge_merging({"merged": error}, dtype).state == state
+
+
+def test_merging_onto_a_quantized_base_is_a_choice_and_no_fault() -> None:
+    finding = judge_merging({"checkpoint": 0.2, "requantized": 0.3}, torch.float32)
+    assert finding.state == "ok" and "2.0e-01" in finding.title and "--onto" in finding.title
+
+
+@pytest.mark.parametrize(
+    ("sources", "targets", "state", "field"),
+    [(0, 0, "ok", ""), (5, 5, "ok", ""), (6, 0, "fault", "source"), (0, 6, "fault", "target")],
+)
+def test_more_than_a_twentieth_cut_is_a_fault_that_names_the_field(sources, targets, state, field) -> None:
+    finding = judge_cut(Truncation("train", 100, sources, sources, 512, targets, 128), longest=512)
+    assert finding.state == state and (f"data.max_{field}_length" in finding.remedy) == bool(field)
+
+
+def test_memory_that_is_there_and_that_is_not() -> None:
+    assert judge_memory(2**30, 2**30).state == "ok"
+    short = judge_memory(2**30 + 1, 2**30)
+    assert short.state == "fault" and short.title == "a step needs 1.0 GiB, and 1.0 GiB are free"
+
+
+def test_activations_beyond_float16_are_told_and_infinite_logits_a_fault() -> None:
+    assert "beyond float16" not in judge_activations("float32", True, 65_504, True).title
+    assert "66,246, and beyond float16's 65,504" in judge_activations("float32", True, 66_246, True).title
+    assert judge_activations("bfloat16", False, 1.0, True).state == "fault"
+
+
+def test_an_adapter_without_effect_and_zero_matrices_are_faults() -> None:
+    assert [judge_effect(moved).state for moved in (0.0, 1e-9, float("nan"))] == ["fault", "ok", "fault"]
+    names = [f"layer.{number}" for number in range(5)]
+    assert judge_zeros([], 9).state == "ok"
+    assert judge_zeros(names, 9).title.endswith("do nothing: layer.0, layer.1, layer.2 and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("torch>=999", "is here in version"), ("no-such-package>=1", "is not installed"), ("torch>=1", None)],
+)
+def test_a_package_that_is_absent_or_too_old_is_a_fault_with_pip_s_line(line: str, told: str | None) -> None:
+    findings = list(version_of(Requirement(line)))
+    assert bool(findings) == bool(told)
+    assert not told or (told in findings[0].title and findings[0].remedy == f"pip install '{line}'")

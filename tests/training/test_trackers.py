@@ -1,0 +1,169 @@
+"""Trackers: train loss and validation ROUGE arrive where `training.report_to` sends them."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import FEW
+
+from lora_hf.errors import UserError
+from lora_hf.training.trackers import EXTRA, check_trackers
+
+ROOT = Path(__file__).parents[2]
+STEPS = 3
+TRAIN = f"""method=lora lora.r=4 training.max_steps={STEPS} training.logging_steps=1
+training.eval_strategy=steps training.eval_steps={STEPS} training.save_strategy=no
+training.learning_rate=1e-2""".split()
+
+
+def train(folder: Path, tracker: str, **environment: str) -> dict:
+    """A run of three steps by the command, in a process and a folder of its own; gives its training.json."""
+    words = [
+        "train",
+        "--config",
+        "quickstart",
+        *FEW,
+        *TRAIN,
+        f"training.report_to=[{tracker}]",
+        "output_dir=run",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_hf", *words],
+        cwd=folder,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "run/training.json").read_text())
+
+
+def logged(training: dict, key: str) -> dict[int, float]:
+    """What the Trainer logged under a name: step -> value."""
+    return {entry["step"]: entry[key] for entry in training["log"] if key in entry}
+
+
+def expected(training: dict) -> tuple[dict[int, float], dict[int, float]]:
+    losses, rouge = logged(training, "loss"), logged(training, "eval_rouge1")
+    assert list(losses) == [1, 2, 3] and list(rouge) == [STEPS]
+    return losses, rouge
+
+
+def near(values: dict[int, float]) -> object:
+    return pytest.approx(values, rel=1e-6)
+
+
+def log_records(data: bytes, begin: int) -> Iterator[bytes]:
+    """The records of a log of LevelDB's format, that begins so many bytes into its file.
+
+    Blocks of 32 KiB; before each piece its checksum (4), length (2) and type (1): whole, first, middle, last.
+    """
+    position, record = 0, b""
+    while position + 7 <= len(data):
+        left = 2**15 - (begin + position) % 2**15
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
+@pytest.mark.slow
+def test_tensorboard_receives_train_loss_and_rouge_of_the_validation(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    losses, rouge = expected(train(tmp_path, "tensorboard"))
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(events)).Reload()
+
+    def scalars(tag: str) -> dict[int, float]:
+        return {event.step: event.value for event in read.Scalars(tag)}
+
+    assert scalars("train/loss") == near(losses)
+    assert scalars("eval/rouge1") == near(rouge)
+
+
+@pytest.mark.slow
+def test_weights_and_biases_receives_them_offline(tmp_path: Path) -> None:
+    from wandb.proto import wandb_internal_pb2
+
+    quiet = {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_SILENT": "true",
+        "HOME": str(tmp_path),
+    }
+    losses, rouge = expected(train(tmp_path, "wandb", **quiet))
+    (file,) = (tmp_path / "wandb").rglob("*.wandb")
+    rows: list[dict] = []
+    for data in log_records(file.read_bytes()[7:], 7):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+
+    def history(key: str) -> dict[int, float]:
+        return {row["train/global_step"]: row[key] for row in rows if key in row}
+
+    assert history("train/loss") == near(losses)
+    assert history("eval/rouge1") == near(rouge)
+
+
+@pytest.mark.slow
+def test_mlflow_receives_them_in_a_local_store(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_EXPERIMENT_NAME": "summaries"}
+    losses, rouge = expected(train(tmp_path, "mlflow", MLFLOW_TRACKING_URI=store, **quiet))
+    client = MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("summaries").experiment_id])
+
+    def history(key: str) -> dict[int, float]:
+        return {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, key)}
+
+    assert run.info.status == "FINISHED"
+    assert history("loss") == near(losses)
+    assert history("eval_rouge1") == near(rouge)
+
+
+@pytest.mark.parametrize("names", [None, "none", "all", [], ["tensorboard"], "tensorboard"])
+def test_what_is_installed_or_asks_for_none_is_taken(names: str | list[str] | None) -> None:
+    check_trackers(names)
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_a_tracker_that_is_not_installed_is_one_error_with_the_extra(name: str, monkeypatch) -> None:
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, f"is_{name}_available", lambda: False)
+    with pytest.raises(UserError, match=rf"training.report_to='{name}'.*lora_hf\[trackers\]"):
+        check_trackers([name])
+
+
+def test_a_name_that_is_no_tracker_is_told_before_anything_is_loaded(tmp_path: Path, capsys) -> None:
+    from lora_hf import cli
+
+    words = [
+        "train",
+        "--config",
+        "quickstart",
+        *FEW,
+        "training.report_to=wandbb",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    assert cli.run(words, debug=False) == 2
+    assert "error: training.report_to='wandbb': wandbb is not supported" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
