@@ -1,0 +1,70 @@
+"""A base on the Hub: a server on this machine says that it is there, or is not, and nothing is downloaded."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import pytest
+
+from lora_hf.doctor.base import ask_hub, cached
+from lora_hf.doctor.finding import CannotTell
+from lora_hf.errors import UserError
+
+THERE = "somebody/a-model"
+
+
+class Hub(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        is_there = self.path.split("?")[0] in (f"/api/models/{THERE}", f"/api/models/{THERE}/revision/main")
+        body = json.dumps({"id": THERE, "sha": "0" * 40, "siblings": []}).encode() if is_there else b"{}"
+        self.send_response(200 if is_there else 404)
+        if not is_there:
+            code = "RevisionNotFound" if THERE in self.path else "RepoNotFound"
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[list[str]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    real = huggingface_hub.HfApi
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub, "HfApi", lambda: real(endpoint=f"http://127.0.0.1:{server.server_port}")
+    )
+    huggingface_hub.close_session()
+    yield server.asked  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    huggingface_hub.close_session()
+
+
+def test_a_model_that_is_on_the_hub_is_neither_green_nor_red_and_not_fetched(asked: list[str]) -> None:
+    with pytest.raises(CannotTell, match="is on the Hub and not on this machine; a run downloads it first"):
+        cached(THERE, None)
+    assert len(asked) == 1 and asked[0].startswith(f"/api/models/{THERE}")
+
+
+@pytest.mark.parametrize(("name", "revision"), [("somebody/a-modle", None), (THERE, "no-such-branch")])
+def test_a_name_or_a_revision_that_the_hub_does_not_have_is_a_fault(asked, name, revision) -> None:
+    with pytest.raises(UserError, match=name):
+        ask_hub(name, revision)
+    assert asked
+
+
+def test_a_hub_that_cannot_be_asked_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CannotTell, match="the Hub cannot be asked"):
+        ask_hub(THERE, None)
