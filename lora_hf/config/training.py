@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -150,7 +150,10 @@ def _convert(value: Any, key: str) -> Any:
 
 
 def read_as(member: Any) -> Any:
-    """A type with what is forgiven in a config: `5e-4` as text, yes and no."""
+    """A type with what is forgiven in a config: `5e-4` as text, yes and no, a list of choices as texts."""
+    inner = typing.get_args(member)
+    if _plain(member) is list and inner and isinstance(inner[0], type) and issubclass(inner[0], Enum):
+        return list[Literal[tuple(str(choice.value) for choice in inner[0])]]  # type: ignore[misc]
     return _TYPES.get(member, member)
 
 

@@ -38,6 +38,16 @@ def test_the_schema_is_one_and_the_shipped_file_is_it() -> None:
     assert shipped == SCHEMA, "lora-hf schema > configs/schema.json"
 
 
+def test_every_reference_in_it_leads_somewhere() -> None:
+    named = set(re.findall(r'"\$ref": "#/([^"]*)"', json.dumps(SCHEMA)))
+    assert named
+    for path in named:
+        part = SCHEMA
+        for name in path.split("/"):
+            part = part[name]
+    assert '"$defs"' not in json.dumps(SCHEMA["$defs"])
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_names_the_schema_in_its_first_line_and_obeys_it(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -79,6 +89,9 @@ def test_every_field_is_in_it_with_its_description() -> None:
         {"training": {"report_to": ["tensorboard", "wandb"]}},
         {"training": {"report_to": "mlflow"}},
         {"training": {"report_to": [3]}},
+        {"training": {"debug": ["underflow_overflow"]}},
+        {"training": {"debug": ["all"]}},
+        {"training": {"debug": 3}},
         {"training": {"optim": "adamw_torch"}},
         {"training": {"optim": "adamm"}},
         {"training": {"fp16": True}},
