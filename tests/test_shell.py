@@ -83,7 +83,7 @@ def completed(bash, line: str) -> list[str]:
     ("line", "offered"),
     [
         ("lora-hf ", set(VERBS)),
-        ("lora-hf e", {"evaluate"}),
+        ("lora-hf e", {verb for verb in VERBS if verb.startswith("e")}),
         ("lora-hf doctor --b", {"--base"}),
         ("lora-hf merge --", {"--adapter", "--output", "--base", "--onto", "--help"}),
         ("lora-hf train --config quick", {"quickstart"}),

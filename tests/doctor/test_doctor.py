@@ -161,7 +161,9 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "load_in_3bit",
     ),
     "no base": (
-        lambda d: edit_json(d / CONFIG_NAME, base_model_name_or_path=None),
+        lambda d: [
+            edit_json(d / file, base_model_name_or_path=None) for file in (CONFIG_NAME, MANIFEST_NAME)
+        ],
         "store",
         "does not name its base model",
     ),
