@@ -26,6 +26,7 @@ ORDER = [
     {"planning"},
     {"reporting"},
     {"runs"},
+    {"serving"},
     {"status"},
     {"cli"},
 ]
@@ -37,7 +38,7 @@ ADAPTERS = [
     {"stacks", "backends", "undo"},
     {"replicate"},
     {"methods"},
-    {"start", "saved"},
+    {"start", "saved", "rows"},
     {"layer"},
     {"targets", "carried", "peft_format", "peft_tensors"},
     {"weights_file"},

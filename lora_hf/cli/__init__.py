@@ -7,7 +7,7 @@ from functools import partial
 
 import typer
 
-from lora_hf.cli import running, saved
+from lora_hf.cli import running, saved, serving
 from lora_hf.status import exit_status, invoke
 
 VERBS = (
@@ -24,6 +24,7 @@ VERBS = (
     saved.export,
     saved.truncate,
     saved.score,
+    serving.serve,
 )
 """In the order of `--help`; a verb is a function of the same name."""
 app = typer.Typer(

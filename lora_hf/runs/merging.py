@@ -7,13 +7,12 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from lora_hf.adapters import merge_and_unload, merge_errors
-from lora_hf.config import DataConfig
 from lora_hf.data.load import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.files import check_new
 from lora_hf.modeling import save_model
-from lora_hf.runs.saved import find_adapter, load_with_base
+from lora_hf.runs.saved import data_of, find_adapter, load_with_base
 from lora_hf.training.methods import saved_method
 
 SAMPLE = 8
@@ -72,8 +71,7 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
 
 def sample_batch(model: Any, tokenizer: Any, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A few dialogues of the package's sample with the adapter's own prompt, and their references."""
-    known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
-    config = DataConfig(**known, max_test_samples=SAMPLE)
+    config = data_of(manifest, max_test_samples=SAMPLE)
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

@@ -89,15 +89,24 @@ def evaluate(config: RunConfig, adapter: str | None) -> tuple[dict[str, Any], li
 def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, Any]]:
     """The model an adapter was trained on, stored as it was, with the adapter on it; tokenizer; manifest."""
     folder = find_adapter(adapter)
+    config = base_of(folder, base)
+    model = load_saved(load_model(config, pick_device()), folder)
+    return model, load_tokenizer(config), read_manifest(folder)
+
+
+def base_of(folder: Path, base: str | None = None) -> ModelConfig:
+    """The base model an adapter was trained on, or `base` in its place, stored as that one was.
+
+    Raises:
+        UserError: neither says which.
+    """
     manifest = read_manifest(folder)
     described = read_peft_config(folder)[1] if saved_method(folder) == "lora" else manifest
     name = base or described.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder} does not name its base model; give it with --base")
     revision = None if base else manifest.get("base_model_revision")
-    config = _base_config(folder, {"model_name_or_path": name, "revision": revision}, manifest)
-    model = load_saved(load_model(config, pick_device()), folder)
-    return model, load_tokenizer(config), manifest
+    return _base_config(folder, {"model_name_or_path": name, "revision": revision}, manifest)
 
 
 def _base_config(folder: Path, where: dict[str, Any], manifest: dict[str, Any]) -> ModelConfig:
@@ -109,6 +118,12 @@ def _base_config(folder: Path, where: dict[str, Any], manifest: dict[str, Any]) 
         raise UserError(
             f"{folder / MANIFEST_NAME}: base_store={stored!r} is no way to store a base: {first_line(error)}"
         ) from None
+
+
+def data_of(manifest: dict[str, Any], **fields: Any) -> DataConfig:
+    """How an adapter's dialogues are put to the model: the prompt and the length it was trained with."""
+    known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
+    return DataConfig(**known, **fields)
 
 
 def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) -> list[dict[str, str]]:
@@ -125,10 +140,9 @@ def predict(file: Path, adapter: str, base: str | None, dialogue_column: str) ->
     """
     examples = read_file(file, DataConfig(dialogue_column=dialogue_column))
     model, tokenizer, manifest = load_with_base(adapter, base)
-    known = {key: manifest[key] for key in ("prompt", "max_source_length") if key in manifest}
-    if not known:
+    if not manifest.keys() & {"prompt", "max_source_length"}:
         logger.info("%s does not say its prompt: 'summarize_dialogue' is used", adapter)
-    config = DataConfig(**known)
+    config = data_of(manifest)
     sources = encode_sources([example.dialogue for example in examples], tokenizer, config)
     if sources.cut:
         limit = config.max_source_length
