@@ -27,6 +27,8 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_hf.evaluation.timing import time_in_turn
@@ -61,8 +63,10 @@ def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
 
 
 @contextmanager
-def server(base: str, adapter: Path, n: int, given: argparse.Namespace) -> Iterator[int]:
-    """A server with so many adapters; yields its port."""
+def server(
+    base: str, adapter: Path, n: int, given: argparse.Namespace
+) -> Iterator[tuple[int, psutil.Process]]:
+    """A server with so many adapters; yields its port and its process."""
     named = [f"--adapter=a{i}={adapter}" for i in range(n)]
     command = [sys.executable, "-m", "lora_hf", "serve", "--port=0", f"--base={base}", *named]
     command += [f"--max-batch={given.batch}", "--timeout=600"]
@@ -77,7 +81,7 @@ def server(base: str, adapter: Path, n: int, given: argparse.Namespace) -> Itera
         else:
             raise RuntimeError("".join(lines))
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield int(found[1])
+        yield int(found[1]), psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -118,33 +122,49 @@ class Clients:
 
 
 def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, Any]:
-    """Summaries a second of each side, and its ratio to one adapter alone in the same round."""
+    """Summaries a second of each side, and the ratios to one adapter alone in the same round."""
     from lora_hf.config import DataConfig
     from lora_hf.data.load import load_split
 
     test = load_split(DataConfig(dataset_name=given.data, max_test_samples=given.requests), "test")
     clients = Clients([example.dialogue for example in test], given)
+    cpu: dict[str, list[float]] = {}
+
+    def ask(side: str, port: int, process: psutil.Process, names: list[str | None]) -> None:
+        before = process.cpu_times()
+        clients.ask(port, names)
+        after = process.cpu_times()
+        cpu.setdefault(side, []).append(after.user + after.system - before.user - before.system)
+
     with ExitStack() as stack:
-        ports = {
-            n: stack.enter_context(server(base, adapter, n, given))
-            for n in dict.fromkeys([1, *given.adapters])
-        }
-        sides: dict[str, Callable[[], None]] = {ALONE: partial(clients.ask, ports[1], ["a0"])}
-        sides[BASE] = partial(clients.ask, ports[1], [None])
+        numbers = dict.fromkeys([1, *given.adapters])
+        servers = {n: stack.enter_context(server(base, adapter, n, given)) for n in numbers}
+        sides: dict[str, Callable[[], None]] = {ALONE: partial(ask, ALONE, *servers[1], ["a0"])}
+        sides[BASE] = partial(ask, BASE, *servers[1], [None])
         for n in given.adapters:
-            sides[str(n)] = partial(clients.ask, ports[n], [f"a{i}" for i in range(n)])
+            sides[str(n)] = partial(ask, str(n), *servers[n], [f"a{i}" for i in range(n)])
         seconds = time_in_turn(sides, given.rounds)
-    rates = {name: round(median(given.requests / s for s in times), 2) for name, times in seconds.items()}
-    ratios = {name: spread(seconds[ALONE], times) for name, times in seconds.items() if name != ALONE}
-    same = all(len(texts) == 1 for texts in clients.answers.values())
-    return {"summaries_per_second": rates, "ratio_to_alone": ratios, "same_answers": same}
+    cpu = {
+        name: times[1:] for name, times in cpu.items()
+    }  # as `time_in_turn`: the first round is not counted
+    return {
+        "summaries_per_second": {
+            name: round(median(given.requests / s for s in times), 2) for name, times in seconds.items()
+        },
+        "ratio_to_alone": ratios(seconds),
+        "ratio_of_processor_time": ratios(cpu),
+        "same_answers": all(len(texts) == 1 for texts in clients.answers.values()),
+    }
 
 
-def spread(alone: list[float], times: list[float]) -> dict[str, Any]:
-    """The median over rounds of the throughput over that of one adapter alone, and the quartiles."""
-    ratios = [theirs / ours for theirs, ours in zip(alone, times, strict=True)]
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
-    return {"median": round(median(ratios), 3), "quartiles": [round(low, 3), round(high, 3)]}
+def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """The median over rounds of each side's throughput over that of one adapter alone, and the quartiles."""
+    found = {}
+    for name, times in seconds.items():
+        each = [alone / own for alone, own in zip(seconds[ALONE], times, strict=True)]
+        low, _, high = quantiles(each, n=4, method="inclusive")
+        found[name] = {"median": round(median(each), 3), "quartiles": [round(low, 3), round(high, 3)]}
+    return found
 
 
 def parsed() -> argparse.Namespace:

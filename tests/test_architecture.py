@@ -27,6 +27,7 @@ ORDER = [
     {"reporting"},
     {"runs"},
     {"serving"},
+    {"demo"},
     {"status"},
     {"cli"},
 ]

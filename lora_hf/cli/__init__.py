@@ -25,6 +25,7 @@ VERBS = (
     saved.truncate,
     saved.score,
     serving.serve,
+    serving.demo,
 )
 """In the order of `--help`; a verb is a function of the same name."""
 app = typer.Typer(

@@ -1,11 +1,16 @@
-"""The commands that stay: a server."""
+"""The commands that stay: a server, and a page."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lora_hf.errors import UserError
 from lora_hf.serving.limits import Limits
+
+Host = Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")]
 
 
 def serve(
@@ -13,7 +18,7 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME=DIR", help="One of several; also USER/NAME on the Hub.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base model, if not the first adapter's.")] = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     adapters_dir: Annotated[
         Path | None, typer.Option(help="Where adapters may be loaded from over HTTP.")
@@ -44,10 +49,29 @@ def serve(
         timeout=timeout,
         adapters_dir=adapters_dir,
     )
-    from lora_hf.errors import UserError
-
-    try:
+    with needing("serve"):
         from lora_hf.serving.server import serve as serve_adapters
-    except ModuleNotFoundError as error:
-        raise UserError(f"serve needs {error.name}: pip install 'lora_hf[serve]'") from None
     serve_adapters(base, adapter or [], host, port, limits)
+
+
+def demo(
+    run: Annotated[Path, typer.Argument(help="A run's directory, or a folder of several: a comparison's.")],
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+) -> None:
+    """Show a page that summarizes by base, full fine-tuning and each adapter, side by side.
+
+    [dim]lora-hf demo runs/quickstart[/dim]
+    """
+    with needing("demo"):
+        from lora_hf.demo.page import demo as show
+    show(run, host, port)
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """A package that is not installed as one message with the remedy."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{extra} needs {error.name}: pip install 'lora_hf[{extra}]'") from None

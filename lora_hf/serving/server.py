@@ -3,6 +3,7 @@
 import logging
 import math
 import socket
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,8 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     folders = {name: find_adapter(where) for name, where in named(adapters).items()}
     config = base_for(list(folders.values()), base)
     with listening(host, port) as listener, closing(Service(Engine(config, folders), limits)) as service:
-        settings = uvicorn.Config(
-            create_app(service),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(limits.timeout) + SPARE,
-        )
-        with suppress(KeyboardInterrupt):  # uvicorn repeats the signal once everything is answered
-            _Server(settings, service).run([listener])
+        app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
+        run(app, listener, "serving on %s (API page: /docs)", grace, at_end=service.batcher.hurry)
     logger.info("all that waited is answered")
 
 
@@ -98,18 +92,34 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
-    """Says when it can be reached, and where; at its end no batch waits to be full."""
+def run(app: Any, listener: socket.socket, says: str, grace: int, at_end: Callable[[], None]) -> None:
+    """Run an application until SIGTERM or Ctrl-C, and then until its open requests are answered.
 
-    def __init__(self, settings: uvicorn.Config, service: Service) -> None:
+    Args:
+        app: an ASGI application.
+        listener: what it listens on.
+        says: logged once it can be reached, with the address for `%s`.
+        grace: seconds that open requests have at the end.
+        at_end: called when the end begins.
+    """
+    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    settings = uvicorn.Config(app, timeout_graceful_shutdown=grace, **options)
+    with suppress(KeyboardInterrupt):  # uvicorn repeats the signal once everything is answered
+        _Server(settings, says, at_end).run([listener])
+
+
+class _Server(uvicorn.Server):
+    """Says when it can be reached, and where; and when its end begins."""
+
+    def __init__(self, settings: uvicorn.Config, says: str, at_end: Callable[[], None]) -> None:
         super().__init__(settings)
-        self.service = service
+        self.says, self.at_end = says, at_end
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         host, port = sockets[0].getsockname()[:2]
-        logger.info("serving on http://%s:%d (API page: /docs)", f"[{host}]" if ":" in host else host, port)
+        logger.info(self.says, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     async def shutdown(self, sockets: Any = None) -> None:
-        self.service.batcher.hurry()
+        self.at_end()
         await super().shutdown(sockets)
