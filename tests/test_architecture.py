@@ -26,7 +26,8 @@ ORDER = [
     {"planning"},
     {"reporting"},
     {"runs"},
-    {"doctor"},
+    {"doctor", "serving"},
+    {"demo"},
     {"status"},
     {"cli"},
 ]
@@ -38,7 +39,7 @@ ADAPTERS = [
     {"stacks", "backends", "undo"},
     {"replicate"},
     {"methods"},
-    {"start", "saved"},
+    {"start", "saved", "rows"},
     {"layer"},
     {"targets", "carried", "peft_format", "peft_tensors"},
     {"weights_file"},

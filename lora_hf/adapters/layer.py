@@ -6,7 +6,7 @@ reads `wo.weight.dtype`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from lora_hf.adapters.backends.base import Stored
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.methods import METHODS, Lora
 from lora_hf.adapters.methods.qalora import QALora
+from lora_hf.adapters.rows import Rows
 from lora_hf.adapters.start import Start
 from lora_hf.errors import UserError
 
@@ -29,7 +30,7 @@ class LoraLayer(nn.Module):
         adapters: name -> method, each with its own parameters.
         active: name -> weight of the branches that are added, in order.
         merged: name -> weight of those folded into the base at the moment.
-        rows: for each row of the batch the adapter it goes through (None: none), or None for all the same.
+        rows: which adapter each row of the batch goes through, or None for all the same.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -39,7 +40,7 @@ class LoraLayer(nn.Module):
         self.adapters = nn.ModuleDict()
         self.active: Mapping[str, float] = {}
         self.merged: Mapping[str, float] = {}
-        self.rows: Sequence[str | None] | None = None
+        self.rows: Rows | None = None
         self.enabled = True
         self._untouched: Stored = None  # the base as it was loaded, while another store is in its place
         self._own: dict[str, Stored] = {}  # the base as these adapters want it stored
@@ -120,20 +121,33 @@ class LoraLayer(nn.Module):
             output = output + _weighted(weight, method.branch(x, Wx, self.base).to(output.dtype))
         return output
 
-    def _by_rows(self, x: Tensor, Wx: Tensor, output: Tensor, rows: Sequence[str | None]) -> Tensor:
-        """Each row through its own adapter; beam search repeats rows, so that a name stands for several."""
-        if x.shape[0] % len(rows):
-            raise ValueError(f"{len(rows)} adapter names for a batch of {x.shape[0]} rows")
-        copies = x.shape[0] // len(rows)
-        for name, weight in self.active.items():
-            chosen = [i for i, row in enumerate(rows) if row == name]
-            if name in self.adapters and chosen:
-                first = torch.tensor(chosen, device=x.device)[:, None] * copies
-                index = (first + torch.arange(copies, device=x.device)).flatten()
-                ((_, method),) = self.methods({name: weight})
-                added = _weighted(weight, method.branch(x[index], Wx[index], self.base).to(output.dtype))
-                output = output.index_add(0, index, added)
+    def _by_rows(self, x: Tensor, Wx: Tensor, output: Tensor, rows: Rows) -> Tensor:
+        """Each row through its own adapter."""
+        groups = rows.groups(x.shape[0], x.device)
+        left = [name for name in groups if name in self.adapters]
+        together = self._together(rows) if len(left) > 1 else {}
+        if sum(name in groups for name in together) > 1:
+            places = rows.places(tuple(together), x.shape[0], x.device)
+            added = rows.stack(id(self), together, x.dtype).branches(x, places)
+            output = output.index_add(0, places.rows, added.to(output.dtype))
+            left = [name for name in left if name not in together]
+        for name in left:
+            method, index = self._method(name), groups[name]
+            if len(index) == x.shape[0]:
+                return output + method.branch(x, Wx, self.base).to(output.dtype)
+            added = method.branch(x[index], Wx[index], self.base)
+            output = output.index_add(0, index, added.to(output.dtype))
         return output
+
+    def _together(self, rows: Rows) -> dict[str, Lora]:
+        """The adapters of a batch that one product can serve."""
+        if not rows.are_frozen or torch.is_grad_enabled() or self.training or not self.base.is_linear:
+            return {}
+        methods = {name: self._method(name) for name in self.active if name in self.adapters}
+        return {name: method for name, method in methods.items() if type(method) is Lora}
+
+    def _method(self, name: str) -> Lora:
+        return self.adapters[name]  # type: ignore[return-value]
 
     def merge(self, names: Mapping[str, float]) -> None:
         """Fold adapters into a fresh weight; the old one is kept, so that unmerging is bit-exact.

@@ -1,7 +1,7 @@
 """Choose which adapters a model goes through: for good, for a block of code, or row by row."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from lora_hf.adapters.carried import adapter_configs, lora_layers, refuse_merged, saved_modules
 from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.rows import Rows
 from lora_hf.adapters.saved import SavedModule
 from lora_hf.errors import UserError
 
@@ -78,13 +79,15 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = False) -> Iterator[None]:
     """Inside the block each row of a batch goes through its own adapter, in `generate` with beams too.
 
     Args:
         model: carries the adapters.
         names: one a row; None leaves the row to the base. A batch of several times as many rows takes each
             name for as many rows in turn, as beam search orders them.
+        frozen: no adapter's weights change inside the block: without gradients, many are then about as fast
+            as one.
 
     Raises:
         UserError: the model has no adapter of one of the names, one that needs the base stored for it, or
@@ -104,15 +107,36 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None
     refuse_merged(model)
     for layer in layers:
         layer.check_together(chosen)
+    rows = Rows(names, frozen)
     for layer in layers:
         layer.activate(chosen)
-        layer.rows = tuple(names)
+        layer.rows = rows
     try:
         yield
     finally:
         for layer, active in zip(layers, was_active, strict=True):
             layer.rows = None
             layer.activate(active)
+
+
+@contextmanager
+def leaving_rows(model: nn.Module) -> Iterator[Callable[[list[int]], None]]:
+    """Yields what is told which rows are in the batch, where `adapter_rows` chose an adapter for each.
+
+    Rows are counted as the batch was when the block began, and after it all are back.
+    """
+    rows = next((layer.rows for layer in lora_layers(model).values()), None)
+    names = rows.names if rows else ()
+
+    def keep(kept: list[int]) -> None:
+        if rows:
+            rows.names = tuple(names[i] for i in kept)
+
+    try:
+        yield keep
+    finally:
+        if rows:
+            rows.names = names
 
 
 def _refuse_tables(model: Any) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 import typer
 
-from lora_hf.cli import checking, hub, running, saved
+from lora_hf.cli import checking, hub, running, saved, serving
 from lora_hf.status import exit_status, invoke
 
 VERBS = (
@@ -26,6 +26,8 @@ VERBS = (
     saved.export,
     saved.truncate,
     saved.score,
+    serving.serve,
+    serving.demo,
     hub.push,
     checking.schema,
 )

@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
+from lora_hf.adapters.switch import leaving_rows
+
 ROOM = 32
 """Tokens a buffer of keys begins with room for; full, it doubles."""
 KEPT = 7 / 8
@@ -106,26 +108,28 @@ def greedy(
     pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
     cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
     is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    while True:
-        outputs = model(
-            encoder_outputs=type(encoded)(last_hidden_state=hidden),
-            attention_mask=mask,
-            decoder_input_ids=ids[:, -1:],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        scores = logits_processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
-        tokens = torch.where(is_open, scores.argmax(-1), pad)
-        ids = torch.cat([ids, tokens[:, None]], dim=1)
-        written.append(torch.full_like(input_ids, int(pad)).index_copy_(0, place, tokens[:, None]))
-        is_open = is_open & ~stopping_criteria(ids, None)
-        left = int(is_open.sum())
-        if not left:
-            return torch.cat(written, dim=1)
-        if may_leave and left <= KEPT * len(is_open):
-            kept = is_open.nonzero()[:, 0]
-            place, ids, is_open = place[kept], ids[kept], is_open[kept]
-            hidden, mask = _without_padding(hidden[kept], mask[kept], cache, kept)
+    with leaving_rows(model) as keep:
+        while True:
+            outputs = model(
+                encoder_outputs=type(encoded)(last_hidden_state=hidden),
+                attention_mask=mask,
+                decoder_input_ids=ids[:, -1:],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            scores = logits_processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
+            tokens = torch.where(is_open, scores.argmax(-1), pad)
+            ids = torch.cat([ids, tokens[:, None]], dim=1)
+            written.append(torch.full_like(input_ids, int(pad)).index_copy_(0, place, tokens[:, None]))
+            is_open = is_open & ~stopping_criteria(ids, None)
+            left = int(is_open.sum())
+            if not left:
+                return torch.cat(written, dim=1)
+            if may_leave and left <= KEPT * len(is_open):
+                kept = is_open.nonzero()[:, 0]
+                place, ids, is_open = place[kept], ids[kept], is_open[kept]
+                hidden, mask = _without_padding(hidden[kept], mask[kept], cache, kept)
+                keep(place.tolist())
 
 
 def _without_padding(hidden: Tensor, mask: Tensor, cache: Any, kept: Tensor) -> tuple[Tensor, Tensor]:

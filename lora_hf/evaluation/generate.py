@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
 from lora_hf.adapters.merge import merged_where_exact
+from lora_hf.adapters.switch import adapter_rows, leaving_rows
 from lora_hf.evaluation.decoding import beams, greedy
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, shares_sources, why_not
@@ -24,11 +25,12 @@ def generate_summaries(
     model: Any,
     tokenizer: Any,
     sources: list[list[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | list[int],
     batch_size: int = 64,
     batch_tokens: int = 16384,
     on_batch: Callable[[int], None] = lambda rows: None,
     fast_paths: bool = True,
+    adapters: list[str | None] | None = None,
     **options: Any,
 ) -> list[str]:
     """What the model writes for each source.
@@ -40,12 +42,14 @@ def generate_summaries(
         model: an encoder-decoder model, with or without adapters; it is put in evaluation mode.
         tokenizer: its tokenizer.
         sources: token ids, a list a dialogue.
-        max_new_tokens: the most tokens a summary may have.
+        max_new_tokens: the most tokens a summary may have; a list says it for each, and a longer one is cut.
         batch_size: the most dialogues of one batch.
         batch_tokens: the most tokens of source of one batch, padding and beams included.
         on_batch: called with the number of rows after each batch.
         fast_paths: adapters on dense layers are merged meanwhile, and their weights restored bit for bit;
             on a CPU weights are packed; finished rows leave the batch; the encoder takes part of a batch.
+        adapters: the adapter each source goes through, None for the base, mixed within a batch as they come;
+            without the list all go through the active ones.
         options: further keywords of `generate`, such as `num_beams`.
 
     Returns:
@@ -53,36 +57,52 @@ def generate_summaries(
     """
     model.eval()
     texts = [""] * len(sources)
+    limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
     n, decoding = options.get("num_beams") or 1, None
     if fast_paths:
         decoding = greedy if n == 1 else beams if shares_sources(model) else None
-    with fast_generation(model) if fast_paths else nullcontext(), torch.inference_mode():
+    fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
+    with fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
-            inputs: dict[str, Any] = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
-            if fast_paths:
-                inputs["encoder_outputs"] = _encode(model, **inputs)
-            tokens = model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                max_length=None,
-                do_sample=False,
-                custom_generate=decoding,
-                **options,
-            )
+            own = [limits[i] for i in rows]
+            inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
+            chosen = adapter_rows(model, [adapters[i] for i in rows], frozen=True) if adapters else None
+            with chosen or nullcontext():
+                encoded = {"encoder_outputs": _encode(model, **inputs)} if fast_paths else {}
+                tokens = model.generate(
+                    **inputs,
+                    **encoded,
+                    max_new_tokens=max(own),
+                    max_length=None,
+                    do_sample=False,
+                    custom_generate=decoding,
+                    **options,
+                )
+            tokens = _cut(tokens, own, tokenizer.pad_token_id)
             for i, text in zip(rows, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 texts[i] = text.strip()
             on_batch(len(rows))
     return texts
 
 
+def _cut(tokens: Tensor, limits: list[int], pad: int) -> Tensor:
+    """Tokens (rows, 1 + longest) with padding where a row has had as many as it may."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    return tokens.masked_fill(places > torch.tensor(limits, device=tokens.device)[:, None], pad)
+
+
 @contextmanager
-def fast_generation(model: Any) -> Iterator[None]:
-    """Inside the block adapters on dense layers are merged, and modules go their faster ways."""
+def fast_generation(model: Any, merged: bool = True) -> Iterator[None]:
+    """Inside the block modules go their faster ways and, if `merged`, adapters on dense layers are merged.
+
+    It may stand in another one, which then has done most of its work.
+    """
     reason = why_not(model)
     if reason:
         logger.info("generation without fast paths for norm and activation: %s", reason)
     with ExitStack() as stack:
-        stack.enter_context(merged_where_exact(model))
+        if merged:
+            stack.enter_context(merged_where_exact(model))
         if not reason:
             stack.enter_context(faster(model))
         stack.enter_context(packed(model))
@@ -111,10 +131,12 @@ def _encode(model: Any, input_ids: Tensor, attention_mask: Tensor) -> BaseModelO
     encoder, lengths = model.get_encoder(), attention_mask.sum(1).tolist()
     tokens = ENCODED_TOKENS if input_ids.device.type == "cpu" else input_ids.numel()
     parts = []
-    for rows in _batches(lengths, len(lengths), tokens):
-        longest = max(1, lengths[rows[0]])
-        part = {"input_ids": input_ids[rows, :longest], "attention_mask": attention_mask[rows, :longest]}
-        parts.append(encoder(**part).last_hidden_state)
+    with leaving_rows(model) as keep:
+        for rows in _batches(lengths, len(lengths), tokens):
+            keep(rows)
+            longest = max(1, lengths[rows[0]])
+            part = {"input_ids": input_ids[rows, :longest], "attention_mask": attention_mask[rows, :longest]}
+            parts.append(encoder(**part).last_hidden_state)
     widest = parts[0].shape[1]
     wide = [torch.nn.functional.pad(part, (0, 0, 0, widest - part.shape[1])) for part in parts]
     return BaseModelOutput(last_hidden_state=torch.cat(wide))

@@ -93,7 +93,7 @@ def load_with_base(adapter: str, base: str | None) -> tuple[Any, Any, dict[str, 
     return model, load_tokenizer(config), read_manifest(folder)
 
 
-def base_config(folder: Path, base: str | None) -> ModelConfig:
+def base_config(folder: Path, base: str | None = None) -> ModelConfig:
     """The base in the store that it was trained on; a manifest that names none means dense.
 
     Raises:

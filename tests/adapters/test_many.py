@@ -23,6 +23,7 @@ from lora_hf import (
     unmerge_adapters,
 )
 from lora_hf.adapters.carried import lora_layers
+from lora_hf.adapters.switch import leaving_rows
 from lora_hf.errors import UserError
 from lora_hf.shapes import random_flan_t5
 
@@ -225,3 +226,51 @@ def test_a_switch_on_flan_t5_base_takes_less_than_10_ms() -> None:
         set_adapter(model, "ab"[i % 2])
         seconds.append(time.perf_counter() - start)
     assert sorted(seconds)[len(seconds) // 2] < 0.010
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 0], [4, 2], [0, 3], [1]])
+def test_a_layer_adds_to_each_row_its_own_adapters_branch(
+    crowd: nn.Module, frozen: bool, copies: int, kept: list[int]
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad(), adapter_rows(crowd, ROWS, frozen=frozen), leaving_rows(crowd) as keep:
+        for layer in lora_layers(crowd).values():
+            x = torch.randn(len(ROWS) * copies, 5, layer.base.in_features, generator=generator)
+            keep(list(range(len(ROWS))))
+            whole = layer(x).unflatten(0, (len(ROWS), copies))
+            keep(kept)
+            fewer = layer(x.unflatten(0, (len(ROWS), copies))[kept].flatten(0, 1))
+            for i, (rows, name) in enumerate(zip(x.split(copies), ROWS, strict=True)):
+                expected = layer.base_layer(rows)
+                if name in layer.adapters:
+                    expected = expected + layer.adapters[name].branch(rows, expected, layer.base)
+                torch.testing.assert_close(whole[i], expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(fewer, whole[kept].flatten(0, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_left_are_back_after_the_block(crowd: nn.Module, batch: dict) -> None:
+    names = ["lora", "dora", None]
+    with adapter_rows(crowd, names, frozen=True):
+        before = logits(crowd, batch)
+        with leaving_rows(crowd) as keep:
+            keep([2, 0])
+            fewer = logits(crowd, {key: value[[2, 0]] for key, value in batch.items()})
+            with pytest.raises(ValueError, match="2 adapter names for a batch of 3"):
+                logits(crowd, batch)
+        assert torch.equal(logits(crowd, batch), before)
+    torch.testing.assert_close(fewer, before[[2, 0]], rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_rows_still_train(crowd: nn.Module) -> None:
+    """With gradients the loop is taken, and its gradients are those of rows that are not frozen."""
+    found = []
+    for frozen in (False, True):
+        set_adapter(crowd, ["lora", "pissa"])
+        crowd.zero_grad()
+        batch = {"input_ids": sources(), "labels": sources()}
+        with adapter_rows(crowd, ["lora", "pissa"] * 3, frozen=frozen):
+            crowd(**batch).loss.backward()
+        found.append([p.grad.clone() for p in crowd.parameters() if p.grad is not None])
+    assert found[0] and all(torch.equal(a, b) for a, b in zip(*found, strict=True))

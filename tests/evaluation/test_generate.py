@@ -1,6 +1,7 @@
 """The fast way of writing summaries writes what `generate` writes, and leaves the model as it was."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import TOKENS, make_bart, make_mt5, make_t5, randomize, untie_head
 from torch import nn
 from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
-from lora_hf import LoraConfig, disable_adapters, inject_adapters, merge_adapters
+from lora_hf import LoraConfig, disable_adapters, inject_adapters, merge_adapters, set_adapter
 from lora_hf.adapters.merge import merged_where_exact
 from lora_hf.baselines.prompt_tuning import add_prompt
 from lora_hf.evaluation import generate as module
@@ -192,3 +193,58 @@ def test_too_large_a_model_is_not_packed(
     with caplog.at_level(logging.INFO), packing.packed(layer):
         assert type(layer) is nn.Linear
     assert "not packed" in caplog.text
+
+
+CROWD: dict[str, dict[str, Any]] = {
+    "short": {"r": 2},
+    "long": {"r": 5, "use_rslora": True, "target_modules": ["q", "o", "wo"]},
+    "taken": {"r": 3, "init_lora_weights": "pissa"},
+    "dora": {"r": 2, "use_dora": True},
+}
+MIXED = [*CROWD, None, "short", "long"] * 3
+
+
+def crowded() -> nn.Module:
+    model = make_t5()
+    for number, (name, fields) in enumerate(CROWD.items()):
+        inject_adapters(model, LoraConfig(lora_alpha=7, **fields), name)
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.3 * torch.randn_like(parameter)
+    return ending(model.eval())
+
+
+def alone(model: nn.Module, name: str | None, **options: Any) -> list[str]:
+    if name is not None:
+        set_adapter(model, name)
+    with disable_adapters(model) if name is None else nullcontext():
+        return write(model, batch_size=1, fast_paths=False, **options)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_each_row_of_a_mixed_batch_is_what_its_adapter_alone_writes(
+    beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ENCODED_TOKENS", 50)  # several parts a batch, each of other rows
+    model = crowded()
+    by_name = {name: alone(model, name, num_beams=beams) for name in (*CROWD, None)}
+    assert all(len(set(texts)) > 3 for texts in zip(*by_name.values(), strict=True))  # they differ
+    expected = [by_name[name][i] for i, name in enumerate(MIXED)]
+    assert len({len(text.split()) for text in expected}) > 8  # and rows leave at different steps
+    for sizes in ({}, {"batch_size": 8}, {"batch_tokens": 100}, {"fast_paths": False}):
+        assert write(model, adapters=MIXED, num_beams=beams, **sizes) == expected
+    with fast_generation(model, merged=False):  # as a server has it
+        assert write(model, adapters=MIXED, num_beams=beams) == expected
+    set_adapter(model, "dora")
+    assert write(model, adapters=[None] * len(MIXED), num_beams=beams) == by_name[None]
+
+
+def test_each_row_has_its_own_length() -> None:
+    model = adapted(make_t5)
+    limits = [3, 30, 7] * 7
+    cut = generate_summaries(model, Tokenizer(), sources(), limits)
+    apart = {limit: generate_summaries(model, Tokenizer(), sources(), limit) for limit in set(limits)}
+    assert cut == [apart[limit][i] for i, limit in enumerate(limits)]
+    assert any(len(text.split()) == 3 for text in cut)

@@ -54,6 +54,14 @@ class Lora(nn.Module):
             return added
         return added - base.low_rank(x, *self.taken_over, self.scaling, 0.0)
 
+    def scaled_factors(self) -> Factors:
+        """A (rank, in) and s B (out, rank), whose product is the update, with what is taken over in it."""
+        A, B = self.lora_A, self.scaling * self.lora_B
+        if self.taken_over is None:
+            return A, B
+        start_A, start_B = self.taken_over
+        return torch.cat([A, start_A]), torch.cat([B, -self.scaling * start_B], dim=1)
+
     def update(self) -> Tensor:
         """s (B A - B' A'), (out, columns of A), without gradients."""
         with torch.no_grad():

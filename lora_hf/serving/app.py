@@ -1,0 +1,118 @@
+"""The HTTP face: routes, and one form for every refusal, `{"detail": "..."}`."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
+
+from lora_hf import __version__
+from lora_hf.serving.messages import Answer, Ask, Fault, Health, Loaded, Source
+from lora_hf.serving.service import Refused, Service
+
+STATIC = "/docs/static"
+MOST_DRAINED = 2**26
+"""Bytes of a refused body that are read before the refusal, so that its sender comes to reading it."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application of a service."""
+    app = FastAPI(title="lora-hf serve", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, most=service.limits.max_bytes)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _not_valid)
+    app.mount(STATIC, StaticFiles(directory=swagger_ui_path), name="static")
+    _add_routes(app, service)
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    engine = service.engine
+
+    @app.post("/summarize", responses=_faults(404, 411, 413, 422, 503, 504))
+    async def summarize(ask: Ask) -> Answer:
+        """Summarize one dialogue, by an adapter or by the base."""
+        return await service.summarize(ask)
+
+    @app.get("/adapters")
+    async def adapters() -> list[Loaded]:
+        """The adapters that can be asked for."""
+        return [_loaded(name) for name in engine.names]
+
+    @app.post("/adapters", status_code=201, responses=_faults(403, 409, 422))
+    async def load(source: Source) -> Loaded:
+        """Load an adapter from a folder below the server's folder of adapters."""
+        await service.load(source.name, source.path)
+        return _loaded(source.name)
+
+    @app.delete("/adapters/{name}", status_code=204, responses=_faults(404))
+    async def unload(name: str) -> None:
+        """Unload an adapter once the requests that wait for it are answered."""
+        await service.unload(name)
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Whether the server runs, and what it has."""
+        return Health(base=engine.name, adapters=engine.names, waiting=service.batcher.waiting)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            swagger_js_url=f"{STATIC}/swagger-ui-bundle.js",
+            swagger_css_url=f"{STATIC}/swagger-ui.css",
+            swagger_favicon_url=f"{STATIC}/favicon-32x32.png",
+        )
+
+    def _loaded(name: str) -> Loaded:
+        served = engine.adapters[name]
+        return Loaded(
+            name=name,
+            prompt=served.data.prompt,
+            max_source_length=served.data.max_source_length,
+            max_new_tokens=served.max_new_tokens,
+        )
+
+
+def _faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Fault} for status in statuses}
+
+
+async def _refused(request: Request, refused: Any) -> JSONResponse:
+    return JSONResponse({"detail": refused.detail}, refused.status, refused.headers)
+
+
+async def _not_valid(request: Request, error: Any) -> JSONResponse:
+    """One line that names each field; never what was sent, which may be long, or no text."""
+    faults = [f"{'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg']}" for fault in error.errors()]
+    return JSONResponse({"detail": "; ".join(faults)}, 422)
+
+
+class BodyLimit:
+    """Middleware that refuses a body by its length, before it is read into memory."""
+
+    def __init__(self, app: Any, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope.get("headers", ()))
+        length = int(headers.get(b"content-length", 0))
+        if b"transfer-encoding" in headers:
+            fault = JSONResponse({"detail": "send the body with a Content-Length"}, 411)
+        elif length > self.most:
+            fault = JSONResponse({"detail": f"body: {length:,} bytes, of {self.most:,} at most"}, 413)
+            while length <= MOST_DRAINED and (await receive()).get("more_body"):
+                pass
+        else:
+            return await self.app(scope, receive, send)
+        await fault(scope, receive, send)

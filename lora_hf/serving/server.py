@@ -1,0 +1,125 @@
+"""The server as a process: it listens, says where, and at SIGTERM answers what waits before it ends."""
+
+import logging
+import math
+import socket
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from lora_hf.config import ModelConfig
+from lora_hf.errors import UserError
+from lora_hf.runs.saved import base_config, find_adapter
+from lora_hf.serving.app import create_app
+from lora_hf.serving.engine import Engine
+from lora_hf.serving.limits import Limits
+from lora_hf.serving.service import Service
+
+SPARE = 5
+"""Seconds beyond the time of a request that its connection has when the server ends."""
+logger = logging.getLogger(__name__)
+
+
+def serve(base: str | None, adapters: list[str], host: str, port: int, limits: Limits) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        base: the base model; None takes the one that the first adapter names.
+        adapters: `NAME=DIR` each; a folder, a run's directory, or a name on the Hub.
+        host: the address to listen on.
+        port: 0 takes a free one.
+        limits: what is refused.
+
+    Raises:
+        UserError: an adapter or the base cannot be loaded, or the address cannot be had.
+    """
+    if limits.adapters_dir and not limits.adapters_dir.is_dir():
+        raise UserError(f"--adapters-dir {str(limits.adapters_dir)!r}: no such folder")
+    folders = {name: find_adapter(where) for name, where in named(adapters).items()}
+    config = base_for(list(folders.values()), base)
+    with listening(host, port) as listener, closing(Service(Engine(config, folders), limits)) as service:
+        app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
+        run(app, listener, "serving on %s (API page: /docs)", grace, at_end=service.batcher.hurry)
+    logger.info("all that waited is answered")
+
+
+def base_for(folders: list[Path], base: str | None) -> ModelConfig:
+    """The base that is asked for, stored as the first adapter's was; or that one.
+
+    Raises:
+        UserError: nothing says which.
+    """
+    if folders:
+        return base_config(folders[0], base)
+    if base is None:
+        raise UserError("give --base, or an adapter that names its base")
+    return ModelConfig(model_name_or_path=base)
+
+
+def named(adapters: list[str]) -> dict[str, str]:
+    """Name -> where, of `NAME=DIR` each.
+
+    Raises:
+        UserError: written otherwise, or a name twice.
+    """
+    found: dict[str, str] = {}
+    for text in adapters:
+        name, equals, where = text.partition("=")
+        if not equals or not name or not where:
+            raise UserError(f"--adapter {text!r}: write NAME=DIR")
+        if name in found:
+            raise UserError(f"--adapter {text!r}: the name {name!r} is taken")
+        found[name] = where
+    return found
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket of this address, to which nobody can connect yet.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UserError(f"--host {host} --port {port}: {error}") from None
+    return listener
+
+
+def run(app: Any, listener: socket.socket, says: str, grace: int, at_end: Callable[[], None]) -> None:
+    """Run an application until SIGTERM or Ctrl-C, and then until its open requests are answered.
+
+    Args:
+        app: an ASGI application.
+        listener: what it listens on.
+        says: logged once it can be reached, with the address for `%s`.
+        grace: seconds that open requests have at the end.
+        at_end: called when the end begins.
+    """
+    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    settings = uvicorn.Config(app, timeout_graceful_shutdown=grace, **options)
+    with suppress(KeyboardInterrupt):  # uvicorn repeats the signal once everything is answered
+        _Server(settings, says, at_end).run([listener])
+
+
+class _Server(uvicorn.Server):
+    """Says when it can be reached, and where; and when its end begins."""
+
+    def __init__(self, settings: uvicorn.Config, says: str, at_end: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self.says, self.at_end = says, at_end
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        host, port = sockets[0].getsockname()[:2]
+        logger.info(self.says, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self.at_end()
+        await super().shutdown(sockets)

@@ -1,0 +1,110 @@
+"""The queue: what comes while a batch runs is the next one; every job gets its own result or fault."""
+
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+from typing import Any
+
+import pytest
+
+from lora_hf.serving.batching import Batcher, Closed, Full
+
+
+class Work:
+    """Doubles numbers, once it is let; knows its batches."""
+
+    def __init__(self, **options: Any) -> None:
+        self.batches: list[list[int]] = []
+        self.begun, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
+        settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 8} | options
+        self.batcher = Batcher(self.run, alike=lambda job: job < 100, **settings)
+
+    def run(self, jobs: list[int]) -> list[int]:
+        self.batches.append(jobs)
+        self.begun.release()
+        self.may_go_on.acquire()
+        if 13 in jobs:
+            raise RuntimeError("thirteen")
+        return [2 * job for job in jobs]
+
+    def let(self, batches: int) -> None:
+        self.may_go_on.release(batches)
+
+
+def test_what_comes_while_a_batch_runs_is_the_next_one() -> None:
+    work = Work()
+    first = work.batcher.submit(1)
+    work.begun.acquire()
+    rest = [work.batcher.submit(job) for job in (2, 300, 3, 4, 5, 6)]
+    assert work.batcher.waiting == 6
+    work.let(9)
+    assert [f.result(10) for f in (first, *rest)] == [2, 4, 600, 6, 8, 10, 12]
+    assert work.batches == [[1], [2, 3, 4, 5], [300], [6]]  # alike, in order, four at most
+    assert work.batcher.seconds > 0
+
+
+def test_a_batch_waits_for_more_until_it_is_full() -> None:
+    work = Work(max_wait=60.0)
+    work.let(9)
+    start = time.perf_counter()
+    results = [work.batcher.submit(job) for job in range(4)]
+    assert [f.result(10) for f in results] == [0, 2, 4, 6] and work.batches == [[0, 1, 2, 3]]
+    assert time.perf_counter() - start < 30
+
+
+def test_a_full_queue_refuses_and_a_cancelled_job_makes_room() -> None:
+    work = Work(max_queue=2)
+    work.batcher.submit(1)
+    work.begun.acquire()
+    waiting = [work.batcher.submit(job) for job in (2, 3)]
+    with pytest.raises(Full):
+        work.batcher.submit(4)
+    assert waiting[0].cancel()
+    last = work.batcher.submit(4)
+    work.let(9)
+    assert last.result(10) == 8
+    with pytest.raises(CancelledError):
+        waiting[0].result(10)
+    assert work.batches == [[1], [3, 4]]
+
+
+def test_a_job_that_fails_fails_alone() -> None:
+    work = Work()
+    work.batcher.submit(1)
+    work.begun.acquire()
+    results = [work.batcher.submit(job) for job in (12, 13, 14)]
+    work.let(9)
+    assert (results[0].result(10), results[2].result(10)) == (24, 28)
+    with pytest.raises(RuntimeError, match="thirteen"):
+        results[1].result(10)
+    work.let(9)
+    assert work.batcher.submit(5).result(10) == 10  # and the thread lives
+
+
+def test_a_task_stands_between_the_jobs_before_it_and_those_after() -> None:
+    work, order = Work(), []
+    work.batcher.submit(1)
+    work.begun.acquire()
+    work.batcher.submit(2)
+    task = work.batcher.call(lambda: order.append(len(work.batches)) or "done")
+    failing = work.batcher.call(lambda: 1 / 0)
+    last = work.batcher.submit(3)
+    work.let(9)
+    assert (task.result(10), last.result(10)) == ("done", 6)
+    assert order == [2] and work.batches == [[1], [2], [3]]
+    with pytest.raises(ZeroDivisionError):
+        failing.result(10)
+
+
+def test_closing_finishes_what_waits_and_takes_nothing_more() -> None:
+    work = Work()
+    results = [work.batcher.submit(job) for job in (1, 2, 3)]
+    closing = threading.Thread(target=work.batcher.close)
+    closing.start()
+    work.let(9)
+    closing.join(10)
+    assert not wait(results, timeout=10).not_done and not closing.is_alive()
+    with pytest.raises(Closed):
+        work.batcher.submit(4)
+    with pytest.raises(Closed):
+        work.batcher.call(lambda: None)

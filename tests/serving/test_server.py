@@ -1,0 +1,263 @@
+"""The server as its users meet it: answers, refusals, adapters that come and go, and its end."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from serving.processes import DIALOGUES, EXTRA, FIELDS, Server, save_adapters, serving
+
+from lora_hf import cli, load_adapter
+from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.data.tokenize import encode_sources
+from lora_hf.evaluation.generate import generate_summaries
+from lora_hf.modeling import load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapters(tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def server(adapters: Path) -> Iterator[Server]:
+    """With two adapters; a batch waits a while to be full."""
+    limits = ["--max-chars", "2000", "--max-beams", "2", "--max-new-tokens", "16", "--max-batch", "6"]
+    given = ["--adapter", f"a={adapters / 'a'}", "--adapter", f"b={adapters / 'b'}"]
+    with serving(*given, "--max-wait", "0.3", "--adapters-dir", adapters, *limits) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alone(adapters: Path) -> dict[tuple[str, str | None, int], str]:
+    """(dialogue, adapter, beams) -> what a model with this adapter alone writes by plain `generate`."""
+    tokenizer = load_tokenizer(ModelConfig())
+    written = {}
+    for name in (*FIELDS, None):
+        model = load_model(ModelConfig(), torch.device("cpu"))
+        data, length = DataConfig(), 16  # the server's limit
+        if name:
+            load_adapter(model, adapters / name)
+            data = DataConfig(prompt=EXTRA["prompt"], max_source_length=EXTRA["max_source_length"])
+            length = EXTRA["max_new_tokens"]
+        ids = encode_sources(DIALOGUES, tokenizer, data).ids
+        for beams in (1, 2):
+            options: dict[str, Any] = {"batch_size": 1, "fast_paths": False, "num_beams": beams}
+            for dialogue, text in zip(
+                DIALOGUES, generate_summaries(model, tokenizer, ids, length, **options), strict=True
+            ):
+                written[dialogue, name, beams] = text
+    return written
+
+
+def figure(server: Server, name: str) -> float:
+    text = server.request("GET", "/metrics")[1]
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert found, text
+    return float(found[1])
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_each_answer_of_a_mixed_batch_is_what_its_adapter_alone_writes(
+    server: Server, alone: dict, beams: int
+) -> None:
+    unmixed = 'lora_hf_batch_adapters_bucket{le="1.0"}'
+    before = figure(server, "lora_hf_batch_adapters_count"), figure(server, unmixed)
+    asked = list(zip([*DIALOGUES, *DIALOGUES[:2]], ["a", None, "b", "a", "b", None], strict=True))
+    answers = server.all_at_once(asked, num_beams=beams)
+    assert [status for status, _, _ in answers] == [200] * 6
+    expected = [alone[dialogue, name, beams] for dialogue, name in asked]
+    assert [answer["summary"] for _, answer, _ in answers] == expected
+    assert [answer["adapter"] for _, answer, _ in answers] == [name for _, name in asked]
+    assert figure(server, "lora_hf_batch_adapters_count") - before[0] >= 1
+    assert figure(server, unmixed) - before[1] < figure(server, "lora_hf_batch_adapters_count") - before[0]
+    assert all(len({alone[d, name, beams] for name in ("a", "b", None)}) == 3 for d in DIALOGUES)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ({}, 422, "dialogue: Field required"),
+        ({"dialogue": " \n"}, 422, "dialogue: Value error, is empty"),
+        ({"dialogue": 7}, 422, "dialogue: Input should be a valid string"),
+        ({"dialogue": "A: Hi", "adaptor": "a"}, 422, "adaptor: Extra inputs are not permitted"),
+        ({"dialogue": "A: Hi", "num_beams": "2"}, 422, "num_beams: Input should be a valid integer"),
+        ({"dialogue": "A: Hi", "num_beams": 3}, 422, "num_beams: 3 is more than this server's 2"),
+        ({"dialogue": "A: Hi", "max_new_tokens": 17}, 422, "max_new_tokens: 17 is more than"),
+        ({"dialogue": "A: Hi", "max_new_tokens": 0}, 422, "max_new_tokens: Input should be greater"),
+        ({"dialogue": "A: Hi", "adapter": "aa"}, 404, "'aa'; loaded are ['a', 'b']. Did you mean 'a'?"),
+        ({"dialogue": "x" * 2001}, 413, "dialogue: 2,001 characters, of 2,000 at most"),
+        ({"dialogue": "A: Hi there. " * 60, "adapter": "a"}, 413, "longer than the 96 tokens"),
+        (b"{", 422, "JSON decode error"),
+        (b"\x80", 400, "error parsing the body"),
+        (b'{"dialogue": "A: \\ud800"}', 422, "dialogue: Value error, holds what is no character"),
+        ({"dialogue": "A: Hi", "adapter": "\0"}, 422, "adapter: Value error, holds what is no character"),
+        (b"[" * 20_000, 400, "error parsing the body"),
+        ({"dialogue": "x" * 100_000}, 413, "body: 100,"),
+    ],
+)  # fmt: skip
+def test_what_is_not_answered_says_why(server: Server, body: Any, status: int, told: str) -> None:
+    found, answer, _ = server.request("POST", "/summarize", body)
+    assert (found, list(answer)) == (status, ["detail"])
+    assert told in answer["detail"]
+
+
+def test_a_long_dialogue_is_cut_where_that_is_asked_for(server: Server) -> None:
+    status, answer, _ = server.summarize("A: Hi there. " * 60, "a", truncate=True)
+    assert status == 200 and answer["truncated"] and answer["seconds"] > 0
+    assert not server.summarize("A: Hi there.", "a", truncate=True)[1]["truncated"]
+    assert len(server.summarize(DIALOGUES[0], "a", max_new_tokens=2)[1]["summary"].split()) <= 2
+
+
+def test_a_body_of_unknown_length_and_other_ways_are_refused(server: Server) -> None:
+    chunks = b'5\r\n{"dia\r\n0\r\n\r\n'
+    status, answer, _ = server.request("POST", "/summarize", chunks, **{"Transfer-Encoding": "chunked"})
+    assert (status, answer["detail"]) == (411, "send the body with a Content-Length")
+    assert server.request("GET", "/summarize")[0] == 405
+    assert server.request("GET", "/nowhere")[0] == 404
+
+
+def test_adapters_come_and_go_while_requests_are_answered(
+    server: Server, adapters: Path, alone: dict
+) -> None:
+    wrong, is_done = [], threading.Event()
+
+    def hammer() -> None:
+        while not is_done.is_set():
+            for name in ("a", None):
+                status, answer, _ = server.summarize(DIALOGUES[0], name)
+                if (status, answer.get("summary")) != (200, alone[DIALOGUES[0], name, 1]):
+                    wrong.append((status, answer))
+
+    others = [threading.Thread(target=hammer) for _ in range(3)]
+    for thread in others:
+        thread.start()
+    try:
+        for _ in range(2):
+            status, answer, _ = server.request("POST", "/adapters", {"name": "new", "path": "dora"})
+            assert (status, answer) == (201, {"name": "new"} | EXTRA)
+            assert [one["name"] for one in server.request("GET", "/adapters")[1]] == ["a", "b", "new"]
+            assert server.summarize(DIALOGUES[1], "new")[1]["summary"] == alone[DIALOGUES[1], "dora", 1]
+            assert server.request("POST", "/adapters", {"name": "new", "path": "dora"})[0] == 409
+            assert server.request("DELETE", "/adapters/new")[0] == 204
+            assert server.summarize(DIALOGUES[1], "new")[0] == 404
+        assert server.request("DELETE", "/adapters/new")[0] == 404
+    finally:
+        is_done.set()
+        for thread in others:
+            thread.join()
+    assert not wrong
+
+
+def test_what_is_no_adapter_of_this_base_is_not_loaded(
+    server: Server, adapters: Path, tmp_path: Path
+) -> None:
+    def load(name: str, path: str) -> tuple[int, str]:
+        status, answer, _ = server.request("POST", "/adapters", {"name": name, "path": path})
+        return status, answer["detail"]
+
+    other = shutil.copytree(adapters / "a", adapters / "other")
+    manifest = json.loads((other / "lora_hf.json").read_text())
+    (other / "lora_hf.json").write_text(json.dumps(manifest | {"base_fingerprint": "0" * 16}))
+    assert load("x", "other")[0] == 422 and "was trained on embedded" in load("x", "other")[1]
+    prompt = shutil.copytree(adapters / "a", adapters / "prompt")
+    (prompt / "lora_hf.json").write_text(json.dumps(manifest | {"method": "prompt_tuning"}))
+    assert load("x", "prompt") == (
+        422,
+        f"{prompt} holds a prompt_tuning: only LoRA adapters are served beside others",
+    )
+    assert load("x", "none")[0] == 422
+    assert load("x/y", "a")[0] == 422 and "adapter name 'x/y'" in load("x/y", "a")[1]
+    shutil.copytree(adapters / "a", tmp_path / "a")
+    for path in (str(tmp_path / "a"), "../a", "/etc"):
+        assert load("x", path) == (403, f"path: {path!r} is not below the server's folder of adapters")
+    assert server.request("GET", "/health")[1] == {
+        "status": "ok", "base": "embedded", "adapters": ["a", "b"], "waiting": 0
+    }  # fmt: skip
+
+
+def test_the_api_page_needs_no_other_server(server: Server) -> None:
+    status, page, _ = server.request("GET", "/docs")
+    assert status == 200 and not re.search(r'(?:src|href)="(?:https?:)?//', page)
+    for path in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert server.request("GET", path)[0] == 200
+    paths = server.request("GET", "/openapi.json")[1]["paths"]
+    assert {(path, method) for path in paths for method in paths[path]} == {
+        ("/summarize", "post"), ("/adapters", "get"), ("/adapters", "post"), ("/adapters/{name}", "delete"),
+        ("/health", "get"), ("/metrics", "get"),
+    }  # fmt: skip
+
+
+def test_requests_are_counted_by_adapter_and_status(server: Server) -> None:
+    labels = [("b", 200), ("", 200), ("", 404), ("b", 422)]
+    names = [f'lora_hf_requests_total{{adapter="{name}",status="{status}"}}' for name, status in labels]
+    for ask in (("A: Hi", "b", 1), ("A: Hi", None, 1), ("A: Hi", "nobody", 1), ("A: Hi", "b", 9)):
+        server.summarize(*ask[:2], num_beams=ask[2])
+    before = [figure(server, name) for name in names]
+    for ask in (("A: Hi", "b", 1), ("A: Hi", None, 1), ("A: Hi", "nobody", 1), ("A: Hi", "b", 9)):
+        server.summarize(*ask[:2], num_beams=ask[2])
+    assert [figure(server, name) for name in names] == [value + 1 for value in before]
+    assert figure(server, "lora_hf_adapters") == 2 and figure(server, "lora_hf_queue") == 0
+
+
+def test_a_full_queue_is_503_and_a_late_answer_504(adapters: Path) -> None:
+    given = ["--base", "embedded", "--adapter", f"a={adapters / 'a'}", "--max-queue", "1"]
+    with serving(*given, "--max-batch", "1") as server:
+        answers = server.all_at_once([(DIALOGUES[1], "a")] * 16)
+        refused = [(body, headers) for status, body, headers in answers if status == 503]
+        assert refused and {status for status, _, _ in answers} == {200, 503}
+        assert all(int(headers["Retry-After"]) >= 1 for _, headers in refused)
+        assert all("1 requests wait already; try again in" in body["detail"] for body, _ in refused)
+        status, answer, _ = server.request("POST", "/adapters", {"name": "b", "path": "b"})
+        assert status == 403 and "--adapters-dir" in answer["detail"]
+    with serving(*given, "--timeout", "0.001") as server:
+        assert server.summarize(DIALOGUES[0], "a")[:2] == (504, {"detail": "not done within 0.001 s"})
+
+
+def test_at_sigterm_what_waits_is_answered_first(adapters: Path) -> None:
+    with serving("--adapter", f"a={adapters / 'a'}", "--max-wait", "60") as server:
+        answers: list[Any] = []
+        asking = threading.Thread(
+            target=lambda: answers.extend(server.all_at_once([(DIALOGUES[0], "a")] * 5))
+        )
+        asking.start()
+        while server.request("GET", "/health")[1]["waiting"] < 5:
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        # the batch is not full: only the end of the server begins it before its 60 seconds are over
+        asking.join(50)
+        assert [status for status, _, _ in answers] == [200] * 5
+        assert server.process.wait(30) == 0
+        assert "all that waited is answered" in "".join(server.said)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "give --base, or an adapter that names its base"),
+        (["--adapter", "a"], "--adapter 'a': write NAME=DIR"),
+        (["--adapter", "a=no/such/folder"], "--adapter 'no/such/folder'"),
+        (["--adapter", "{a}", "--adapter", "{a}"], "the name 'a' is taken"),
+        (["--adapter", "keys={folder}"], "adapter name 'keys'"),
+        (["--base", "embedded", "--adapters-dir", "no/such"], "--adapters-dir 'no/such': no such folder"),
+        (["--base", "./no/model"], "model.model_name_or_path='./no/model': no such folder"),
+        (["--base", "embedded", "--port", "{taken}"], "Address already in use"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_error(
+    words: list[str], told: str, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        fill = {"a": f"a={adapters / 'a'}", "folder": adapters / "a", "taken": taken.getsockname()[1]}
+        assert cli.run(["serve", *(word.format(**fill) for word in words)], debug=False) == 2
+    signal.signal(signal.SIGTERM, before)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told in line
