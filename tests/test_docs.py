@@ -14,7 +14,18 @@ from lora_hf import cli
 from lora_hf.config.file import load_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("index", "recipes", "concepts", "hub", "from_peft")
+PAGES = (
+    "index",
+    "recipes",
+    "concepts",
+    "hub",
+    "serving",
+    "from_peft",
+    "quickstart",
+    "methods",
+    "rank_study",
+    "performance",
+)
 FAR = ("USER/NAME", "google/", "flan_t5")
 """What a command names if it needs the Hub, a GPU or hours."""
 SMALL = [*FEW, "training.max_steps=2"]
@@ -27,7 +38,7 @@ def text_of(page: str) -> str:
 
 
 def commands(page: str) -> list[list[str]]:
-    lines = re.findall(r"^    ((?:lora-hf|make|python) .+)$", text_of(page), re.MULTILINE)
+    lines = re.findall(r"^    ((?:lora-hf|make|python) .+)$", text_of(page).replace("\\\n", ""), re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
@@ -42,6 +53,11 @@ def test_the_pages_have_commands() -> None:
 def test_a_command_exists_with_its_options_and_its_config(words: list[str]) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    if words[0] == "python":
+        asked = [sys.executable, words[1], "--help"]
+        known = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        assert all(word in known for word in words[2:] if word.startswith("--"))
         return
     assert words[0] == "lora-hf"
     command = get_command(cli.app).commands[words[1]]  # type: ignore[attr-defined]

@@ -15,7 +15,8 @@ from lora_hf.modeling import ASSETS
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "lora.ipynb"
-BEYOND = [NOTEBOOKS / f"{name}.ipynb" for name in ("vision_vit", "vision_conv", "decoder_only", "adapters")]
+NAMES = ("vision_vit", "vision_conv", "decoder_only", "adapters", "rank_study", "methods")
+BEYOND = [NOTEBOOKS / f"{name}.ipynb" for name in NAMES]
 REFRESH = "jupyter execute --inplace notebooks/lora.ipynb"
 SAYS = [
     "A and B   4,608 weights = 8 x 512 + 64 x 8, 86% fewer",
@@ -108,6 +109,25 @@ def check_adapters(notebook: NotebookNode) -> None:
         assert f"{said}: True" in text
 
 
+def check_rank(notebook: NotebookNode) -> None:
+    """More rank keeps more of the update; at the smallest, training does better than cutting."""
+    table = results(notebook, "rank    energy")
+    energy, cut = ([row[i] for row in table.values()] for i in (0, 1))
+    assert energy == sorted(energy) and energy[-1] == 1
+    assert table["1"][2] > cut[0] + 0.1 and cut[3] > cut[-1] - 0.1
+    assert "what is cut needs no less than what is trained: True" in shown(notebook)
+
+
+def check_methods(notebook: NotebookNode) -> None:
+    """Every method starts as the base, learns, and merges into it."""
+    starts = results(notebook, "largest difference")
+    assert list(starts) == ["LoRA", "rsLoRA", "DoRA", "PiSSA", "OLoRA"]
+    found = re.findall(r"^(\w+) +(?:[\d.e-]+ +)?(\d\.\d{3})(?: +(\de-\d\d))?$", shown(notebook), re.MULTILINE)
+    scores = {name: float(rouge) for name, rouge, _ in found}
+    assert min(scores[name] for name in starts) > scores["base"] + 0.2
+    assert all(float(error) < 1e-4 for name, _, error in found if name != "base")
+
+
 PUBLISHED = NOTEBOOKS / "published.ipynb"
 
 
@@ -138,6 +158,8 @@ CHECKS = {
     "vision_conv": check_vision,
     "decoder_only": check_decoder,
     "adapters": check_adapters,
+    "rank_study": check_rank,
+    "methods": check_methods,
 }
 
 
