@@ -15,6 +15,8 @@ from transformers import (
     MT5ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -72,6 +74,11 @@ def make_t5() -> T5ForConditionalGeneration:
 def make_mt5() -> MT5ForConditionalGeneration:
     torch.manual_seed(0)
     return MT5ForConditionalGeneration(MT5Config(**T5_SHAPE)).eval()
+
+
+def make_umt5() -> UMT5ForConditionalGeneration:
+    torch.manual_seed(0)
+    return UMT5ForConditionalGeneration(UMT5Config(**T5_SHAPE)).eval()
 
 
 def make_bart() -> BartForConditionalGeneration:

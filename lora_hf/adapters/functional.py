@@ -114,11 +114,14 @@ class _MaskedLowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
         x, mask, A, B, middle = ctx.saved_tensors
-        g = grads[0].flatten(0, -2).to(B.dtype)
-        g_middle = (g @ B) * ctx.scaling  # (tokens, out) @ (out, r)
-        g_A = g_middle.T @ masked(x, mask).flatten(0, -2)
-        g_x = masked((g_middle @ A).view_as(x), mask) if ctx.needs_input_grad[0] else None
-        return g_x, None, g_A, g.T @ middle.flatten(0, -2), None
+        dtype = middle.dtype  # under autocast not that of x, A and B
+        g = grads[0].flatten(0, -2).to(dtype)
+        g_middle = (g @ B.to(dtype)) * ctx.scaling  # (tokens, out) @ (out, r)
+        g_A = (g_middle.T @ masked(x, mask).flatten(0, -2).to(dtype)).to(A.dtype)
+        g_B = (g.T @ middle.flatten(0, -2)).to(B.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, None, g_A, g_B, None
+        return masked((g_middle @ A.to(dtype)).view_as(x).to(x.dtype), mask), None, g_A, g_B, None
 
 
 def row_norms(weight: Tensor) -> Tensor:

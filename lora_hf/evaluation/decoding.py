@@ -5,14 +5,18 @@ append those of one token. With beams it makes the source's keys and values once
 them at every step, though the beams of a dialogue have the same.
 """
 
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
+from transformers.generation import GenerationMode
 
 from lora_hf.adapters.switch import leaving_rows
+from lora_hf.fast.t5 import shares_sources
 
 ROOM = 32
 """Tokens a buffer of keys begins with room for; full, it doubles."""
@@ -21,6 +25,51 @@ KEPT = 7 / 8
 LOOK_AT_SOURCE = ("EncoderNoRepeatNGramLogitsProcessor", "EncoderRepetitionPenaltyLogitsProcessor")
 LOOK_AT_ROW = (*LOOK_AT_SOURCE, "PrefixConstrainedLogitsProcessor")
 """Processors that know the rows of a batch by their number: under these no row leaves."""
+UNKNOWN = ("decoder_input_ids", "decoder_inputs_embeds", "past_key_values", "assistant_model", "streamer")
+"""Keywords of `generate` that the functions here do not know."""
+logger = logging.getLogger(__name__)
+
+
+def asked_for(model: Any, options: Mapping[str, Any]) -> GenerationConfig:
+    """What `generate` goes by: keywords, over a configuration that is given, over the model's own."""
+    given = {"generation_config": None, **options}
+    config: GenerationConfig = model._prepare_generation_config(**given)[0]
+    return config
+
+
+def decoding_for(model: Any, options: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+    """`greedy` or `beams`, or None with a logged reason where `generate` itself must do it.
+
+    Args:
+        model: an encoder-decoder model.
+        options: the keywords of `generate`.
+    """
+    config = asked_for(model, options)
+    reason, mode = _why_not(config, options), config.get_generation_mode(options.get("assistant_model"))
+    if not reason and mode == GenerationMode.GREEDY_SEARCH:
+        return greedy
+    if not reason and mode == GenerationMode.BEAM_SEARCH and shares_sources(model):
+        return beams
+    logger.info("generation by Transformers' own decoding: %s", reason or f"{mode.value} of this model")
+    return None
+
+
+def _why_not(config: GenerationConfig, options: Mapping[str, Any]) -> str | None:
+    if unknown := [key for key in UNKNOWN if options.get(key) is not None]:
+        return f"{unknown[0]} is given"
+    if config.use_cache is False:
+        return "use_cache is off"
+    if config.return_dict_in_generate:
+        return "return_dict_in_generate is on"
+    special = (
+        "penalty_alpha",
+        "num_beam_groups",
+        "diversity_penalty",
+        "prompt_lookup_num_tokens",
+        "dola_layers",
+    )
+    asked = [key for key in special if (getattr(config, key, None) or options.get(key)) not in (None, 0, 1)]
+    return f"{asked[0]} is set" if asked else None
 
 
 class GrowingLayer(DynamicLayer):
@@ -105,6 +154,8 @@ def greedy(
     hidden, ids = encoded.last_hidden_state, input_ids
     place, written = torch.arange(len(ids), device=ids.device), [ids]
     may_leave = not any(type(processor).__name__ in LOOK_AT_ROW for processor in logits_processor)
+    if not may_leave:
+        logger.info("finished rows stay in their batch: a logits processor knows rows by their number")
     pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
     cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
     is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)

@@ -12,9 +12,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lora_hf.adapters.merge import merged_where_exact
 from lora_hf.adapters.switch import adapter_rows, leaving_rows
-from lora_hf.evaluation.decoding import beams, greedy
+from lora_hf.evaluation.decoding import asked_for, decoding_for
 from lora_hf.fast.packed import packed
-from lora_hf.fast.t5 import faster, shares_sources, why_not
+from lora_hf.fast.t5 import faster, why_not
 
 ENCODED_TOKENS = 2048
 """The encoder's share at a time on a CPU: activations stay in its cache, and padding is less."""
@@ -58,9 +58,8 @@ def generate_summaries(
     model.eval()
     texts = [""] * len(sources)
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
-    n, decoding = options.get("num_beams") or 1, None
-    if fast_paths:
-        decoding = greedy if n == 1 else beams if shares_sources(model) else None
+    n = asked_for(model, options | {"do_sample": False}).num_beams or 1
+    decoding = decoding_for(model, options | {"do_sample": False}) if fast_paths else None
     fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
     with fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):

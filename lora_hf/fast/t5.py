@@ -70,14 +70,16 @@ def why_not(model: Any) -> str | None:
 
 
 def shares_sources(model: Any) -> bool:
-    """Whether inside `faster` a source's keys may stand for several queries."""
-    return HAS_INTERFACE and why_not(model) is None
+    """Whether inside `faster` a source's keys may stand for several queries; UMT5 shapes its own by them."""
+    return HAS_INTERFACE and why_not(model) is None and model.config.model_type != "umt5"
 
 
 @contextmanager
 def faster(model: Any) -> Iterator[None]:
     """Inside the block the model's norms, activations, attention and dropout go the faster way."""
     changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and _has_gelu(m)]
+    if kept := sum(type(m) in FASTER and not _has_gelu(m) for m in model.modules()):
+        logger.info("%d feed-forward layers go the plain way: their activation is not gelu_new", kept)
     before = model.config._attn_implementation
     if HAS_INTERFACE:
         model.set_attn_implementation(ATTENTION)

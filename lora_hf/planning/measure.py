@@ -6,7 +6,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, TrainerCallback, default_data_collator
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from lora_hf.config import RunConfig
 from lora_hf.modeling import guard_head, load_model, load_tokenizer, pick_device
@@ -57,6 +63,7 @@ def step_seconds(config: RunConfig, record: Record) -> float:
             callbacks=[clock],
             fast_paths=config.fast_paths,
         )
+        trainer.remove_callback(PrinterCallback)  # standard output may be the plan as JSON
         trainer.train()
     return median(clock.seconds[1:])
 

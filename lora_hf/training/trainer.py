@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.functional import cheap_masks
 from lora_hf.data.sampler import EpochSampler
-from lora_hf.evaluation.decoding import greedy
+from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
@@ -101,10 +101,11 @@ class LoraTrainer(Seq2SeqTrainer):
 
     def _loss_without_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         labels = inputs["labels"]
-        shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
         given = {key: value for key, value in inputs.items() if key != "labels"}
+        if "decoder_input_ids" not in given:  # a collator that is given the model makes them
+            given["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels)
         with without_head(self.model) as head:
-            hidden = model(**given, decoder_input_ids=shifted, use_cache=False).logits
+            hidden = model(**given, use_cache=False).logits
         with self.accelerator.autocast():  # the model's own, which gives float32 back, ended with its forward
             return chunked_cross_entropy(hidden, head, labels)
 
@@ -112,13 +113,20 @@ class LoraTrainer(Seq2SeqTrainer):
         reason = why_not(self.model) if self.fast_paths else "not asked for"
         if self.fast_paths and reason:
             logger.info("no fast paths: %s", reason)
-        can = reason is None and self.label_smoother is None
-        self.has_fast_loss = can and has_plain_frozen_head(self.model)
+        plain = self._why_logits() if reason is None else reason
+        if reason is None and plain:
+            logger.info("the loss is had from all logits: %s", plain)
+        self.has_fast_loss = plain is None
         with cheap_masks(self.fast_paths), nullcontext() if reason else faster(self.model):
             try:
                 return super()._inner_training_loop(*args, **kwargs)
             finally:
                 self.has_fast_loss = False
+
+    def _why_logits(self) -> str | None:
+        if self.label_smoother is not None:
+            return "label smoothing needs them"
+        return None if has_plain_frozen_head(self.model) else "the head trains, or is no plain linear layer"
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's own, its summaries by the fast paths where these can be."""
@@ -126,10 +134,10 @@ class LoraTrainer(Seq2SeqTrainer):
         writes = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
         if not (self.fast_paths and writes):
             return super().evaluation_loop(*args, **kwargs)
-        said = {**self.model.generation_config.to_dict(), **getattr(self, "_gen_kwargs", {})}
+        asked = getattr(self, "_gen_kwargs", {})
         is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled  # all processes go on together
-        if (said.get("num_beams") or 1) == 1 and not said.get("do_sample") and not is_sharded:
-            self._gen_kwargs = getattr(self, "_gen_kwargs", {}) | {"custom_generate": greedy}
+        if not is_sharded and decoding_for(self.model, asked) is greedy:
+            self._gen_kwargs = asked | {"custom_generate": greedy}
         with nullcontext() if is_sharded else fast_generation(self.model):
             return super().evaluation_loop(*args, **kwargs)
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorForSeq2Seq,
+    GenerationConfig,
     PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -359,6 +360,44 @@ def test_the_fast_paths_take_the_same_steps(
         runs.append(torch.tensor([*losses(trainer), *evaluated]))
     torch.testing.assert_close(*runs, rtol=0, atol=2e-2 if bf16 else 1e-4)
     assert len(runs[0]) == 10 and not trainer.has_fast_loss
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_float32_weights_under_bfloat16_autocast_with_adapter_dropout(use_dora: bool, tmp_path: Path) -> None:
+    trained = []
+    for fast_paths in (False, True):
+        config = LoraConfig(r=4, lora_dropout=0.1, use_dora=use_dora, target_modules="all-linear")
+        model = inject_adapters(make_t5(), config)
+        trainer = make_trainer(model, arguments(tmp_path, max_steps=4, bf16=True), fast_paths=fast_paths)
+        trainer.train()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        trained.append(losses(trainer))
+    assert trained[0] == pytest.approx(trained[1], abs=0.1)  # the masks are others
+
+
+def test_a_collator_that_makes_decoder_inputs(tmp_path: Path) -> None:
+    runs = []
+    for gives_model in (False, True):
+        model = adapted()
+        trainer = make_trainer(model, arguments(tmp_path, max_steps=4))
+        if gives_model:
+            trainer.data_collator = DataCollatorForSeq2Seq(tokenizer(), model=model)
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == runs[1]
+
+
+def test_a_search_that_is_asked_for_in_a_configuration(tmp_path: Path) -> None:
+    outputs = []
+    for fast_paths in (False, True):
+        model = adapted()
+        randomize(model)
+        trainer = make_trainer(model, arguments(tmp_path, predict_with_generate=True), fast_paths=fast_paths)
+        searched = GenerationConfig(
+            num_beams=3, max_length=12, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0
+        )
+        outputs.append(trainer.predict(Rows(9, seed=9), generation_config=searched).predictions)
+    assert np.array_equal(*outputs) and len(outputs[0]) == 9
 
 
 def test_a_model_without_fast_paths_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
