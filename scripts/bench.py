@@ -156,6 +156,13 @@ def machine(device: str) -> dict[str, Any]:
     return named | {"processor": model, "when": time.strftime("%Y-%m-%d")}
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, as an option's type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more")
+    return int(text)
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -168,16 +175,26 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", default=str(REAL / "t5_tokenizer") if is_real else "lora_hf/assets/tiny_t5"
     )
-    parser.add_argument("--pairs", type=int, default=10, help="of steps that are compared")
-    parser.add_argument("--batch", type=int, default=8, help="dialogues of a training step")
-    parser.add_argument("--r", type=int, default=8)
-    parser.add_argument("--dialogues", type=int, default=24, help="summarized a turn")
-    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--pairs", type=positive, default=10, help="of steps that are compared")
+    parser.add_argument("--batch", type=positive, default=8, help="dialogues of a training step")
+    parser.add_argument("--r", type=positive, default=8)
+    parser.add_argument("--dialogues", type=positive, default=24, help="summarized a turn")
+    parser.add_argument("--beams", type=positive, default=1)
     parser.add_argument("--evaluate-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--load-in-4bit", action="store_true", help="ours in 4 bits too")
     parser.add_argument("--count", action="store_true", help="share of the matrix rate; always on a GPU")
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: this torch sees no GPU")
+    for option in ("data", "tokenizer"):
+        where = getattr(given, option)
+        if where != "embedded" and not Path(where).exists():
+            parser.error(f"--{option} {where!r}: no such folder")
+    return given
 
 
 def main() -> None:

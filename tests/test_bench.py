@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.bench import parsed  # noqa: E402
 from scripts.benchmark.picture import draw_bench  # noqa: E402
 from scripts.benchmark.turns import ratio  # noqa: E402
 
@@ -53,6 +54,22 @@ def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_pa
     assert train["tokens_per_second"].keys() == train["share_of_matrix_rate"].keys()
     assert record["machine"]["device"] and record["versions"]["torch"]
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--pairs", "0"], "--pairs: '0': give a whole number of 1 or more"),
+        (["--r", "x"], "--r: 'x': give a whole number"),
+        (["--data", "/nope"], "--data '/nope': no such folder"),
+        (["--tokenizer", "/nope"], "--tokenizer '/nope': no such folder"),
+    ],
+)
+def test_a_bad_option_is_one_error(words: list[str], told: str, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", *words])
+    with pytest.raises(SystemExit, match="2"):
+        parsed()
+    assert told in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_picture_takes_what_parts_there_are(tmp_path: Path) -> None:

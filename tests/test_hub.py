@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import FEW
 from hub_server import HubServer, card_mistakes
+from safetensors.torch import load_file, save_file
 
 from lora_hf import cli
 from lora_hf.evaluation.rouge import ROUGE_NAMES
@@ -394,6 +395,17 @@ def test_a_dry_run_prints_what_would_go_up_and_asks_for_no_token(hub, client, tr
     assert done.status == 0 and f"{(trained / 'adapter' / WEIGHTS).stat().st_size:,} {WEIGHTS}" in done.out
     card = done.out[done.out.index("---\n") :]
     assert card_mistakes(card) == [] and hub.count("POST", "/") == 0
+
+
+def test_an_adapter_of_broken_numbers_is_not_pushed(tmp_path, trained, capsys):
+    shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter/lora_hf.json").unlink()  # whose hash would tell
+    weights = load_file(tmp_path / "adapter" / WEIGHTS)
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, tmp_path / "adapter" / WEIGHTS)
+    words = ["push", "--adapter", str(tmp_path / "adapter"), "--repo-id", REPO, "--dry-run"]
+    assert cli.run(words, debug=False) == 2
+    assert "is not all finite numbers; `lora-hf doctor" in capsys.readouterr().err
 
 
 def test_without_a_network_each_command_is_one_error_and_soon(tmp_path, trained):

@@ -24,6 +24,8 @@ class Places(NamedTuple):
     """(rows that have one of these adapters,), where in `filled` they are."""
     rows: Tensor
     """(the same,), where in the batch they are."""
+    lengths: list[int]
+    """Of each adapter's group."""
 
 
 class Rows:
@@ -81,7 +83,8 @@ class Rows:
         filled = pad_sequence(own, batch_first=True)
         lengths = torch.tensor([len(group) for group in own], device=device)
         is_real = torch.arange(filled.shape[1], device=device) < lengths[:, None]
-        return Places(filled.flatten(), is_real.flatten().nonzero()[:, 0], torch.cat(own))
+        real = is_real.flatten().nonzero()[:, 0]
+        return Places(filled.flatten(), real, torch.cat(own), lengths.tolist())
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._known:
@@ -111,6 +114,9 @@ class Stack:
 
     def branches(self, x: Tensor, places: Places) -> Tensor:
         """What is added to the rows `places.rows`, for x (batch, ..., in_features)."""
+        if x.shape[1:-1].numel() > 1:  # rows of many tokens: what fills groups up costs more than a loop
+            parts = x.index_select(0, places.rows).split(places.lengths)
+            return torch.cat([(part @ A.T) @ B for part, A, B in zip(parts, self.A, self.B, strict=True)])
         grouped = x.index_select(0, places.filled).view(len(self.A), -1, x.shape[-1])
         added = torch.bmm(torch.bmm(grouped, self.A.mT), self.B)  # (adapters, rows * tokens, out_features)
         return added.view(len(places.filled), *x.shape[1:-1], -1).index_select(0, places.real)

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
+from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data.load import load_split
 from lora_hf.data.tokenize import encode_sources
+from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import padded
 from lora_hf.exporting.onnx import OnnxT5, write_graphs
 from lora_hf.files import check_new
@@ -33,6 +35,10 @@ def export(model: str, output: Path) -> int:
         RuntimeError: the graphs write other tokens than the model.
     """
     check_new(output)
+    if (Path(model) / CONFIG_NAME).is_file():
+        raise UserError(
+            f"{model} is an adapter: write it into its base with `lora-hf merge`, and export that"
+        )
     config = ModelConfig(model_name_or_path=model, dtype="float32")
     loaded, tokenizer = load_model(config, torch.device("cpu")), load_tokenizer(config)
     write_graphs(loaded, output)

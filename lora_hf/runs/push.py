@@ -64,7 +64,11 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
     if not Path(adapter).expanduser().is_dir():
         raise UserError(f"--adapter {adapter!r}: no such folder")
     folder = find_adapter(adapter).resolve()
-    read_weights(folder)  # whole, and those that were saved
+    weights = read_weights(folder)  # whole, and those that were saved
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"{folder}: {broken[0]} is not all finite numbers; `lora-hf doctor {folder}` says more"
+        )
     facts = gather(folder, destination, said)
     name, revision = facts.base.on_hub, facts.base.revision
     peft = facts.adapter | {"base_model_name_or_path": name, "revision": revision}

@@ -1,5 +1,6 @@
 """The HTTP face: routes, and one form for every refusal, `{"detail": "..."}`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -7,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
@@ -15,6 +17,9 @@ from lora_hf.serving.messages import Answer, Ask, Fault, Health, Loaded, Source
 from lora_hf.serving.service import Refused, Service
 
 STATIC = "/docs/static"
+NO_OBJECT = (
+    'body: no JSON object; send one, with "Content-Type: application/json", such as {"dialogue": "..."}'
+)
 MOST_DRAINED = 2**26
 """Bytes of a refused body that are read before the refusal, so that its sender comes to reading it."""
 
@@ -22,9 +27,11 @@ MOST_DRAINED = 2**26
 def create_app(service: Service) -> FastAPI:
     """The application of a service."""
     app = FastAPI(title="lora-hf serve", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, most=service.limits.max_bytes)
+    app.state.service = service
+    app.add_middleware(BodyLimit, most=service.limits.max_bytes, refused=service.refused)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
+    app.add_exception_handler(HTTPException, _http_fault)
     app.mount(STATIC, StaticFiles(directory=swagger_ui_path), name="static")
     _add_routes(app, service)
     return app
@@ -94,15 +101,26 @@ async def _refused(request: Request, refused: Any) -> JSONResponse:
 
 async def _not_valid(request: Request, error: Any) -> JSONResponse:
     """One line that names each field; never what was sent, which may be long, or no text."""
-    faults = [f"{'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg']}" for fault in error.errors()]
+    request.app.state.service.refused(request.url.path, 422)
+    if any(fault["type"] == "json_invalid" or fault["loc"] == ("body",) for fault in error.errors()):
+        return JSONResponse({"detail": NO_OBJECT}, 422)
+    faults = [f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()]
     return JSONResponse({"detail": "; ".join(faults)}, 422)
+
+
+async def _http_fault(request: Request, error: Any) -> JSONResponse:
+    """Another address or way; and 400, which FastAPI says of some bodies that are no JSON."""
+    if error.status_code == 400:
+        request.app.state.service.refused(request.url.path, 422)
+        return JSONResponse({"detail": NO_OBJECT}, 422)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 class BodyLimit:
     """Middleware that refuses a body by its length, before it is read into memory."""
 
-    def __init__(self, app: Any, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: Any, most: int, refused: Callable[[str, int], None]) -> None:
+        self.app, self.most, self.refused = app, most, refused
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope.get("headers", ()))
@@ -115,4 +133,5 @@ class BodyLimit:
                 pass
         else:
             return await self.app(scope, receive, send)
+        self.refused(scope["path"], fault.status_code)
         await fault(scope, receive, send)

@@ -55,6 +55,11 @@ class Service:
             self.metrics.seconds.observe(seconds)
         return Answer(summary=summary, adapter=ask.adapter, truncated=truncated, seconds=round(seconds, 4))
 
+    def refused(self, path: str, status: int) -> None:
+        """Count a request for a summary that is refused before it is one."""
+        if path == "/summarize":
+            self.metrics.requests.labels("", str(status)).inc()
+
     def _job(self, ask: Ask) -> tuple[Job, bool]:
         limits = self.limits
         if len(ask.dialogue) > limits.max_chars:

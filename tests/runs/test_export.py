@@ -14,6 +14,7 @@ from conftest import TOKENS, make_bart, make_mt5, make_t5
 from lora_hf import cli
 from lora_hf.errors import UserError
 from lora_hf.exporting.onnx import OnnxT5, write_graphs
+from lora_hf.runs.export import export
 
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
@@ -44,6 +45,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.Captu
         write_graphs(make_bart(), tmp_path / "x")
     with pytest.raises(UserError, match="has no encoder.onnx"):
         OnnxT5(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="is an adapter: write it into its base with `lora-hf merge`"):
+        export(str(tmp_path / "adapter"), tmp_path / "y")
     (tmp_path / "mine.txt").write_text("x")
     assert cli.run(["export", "embedded", "--output", str(tmp_path)], debug=False) == 2
     assert "nothing is overwritten" in capsys.readouterr().err

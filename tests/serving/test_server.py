@@ -95,18 +95,24 @@ def test_each_answer_of_a_mixed_batch_is_what_its_adapter_alone_writes(
         ({"dialogue": "A: Hi", "adapter": "aa"}, 404, "'aa'; loaded are ['a', 'b']. Did you mean 'a'?"),
         ({"dialogue": "x" * 2001}, 413, "dialogue: 2,001 characters, of 2,000 at most"),
         ({"dialogue": "A: Hi there. " * 60, "adapter": "a"}, 413, "longer than the 96 tokens"),
-        (b"{", 422, "JSON decode error"),
-        (b"\x80", 400, "error parsing the body"),
+        (b"{", 422, "body: no JSON object; send one"),
+        (b"[]", 422, "body: no JSON object; send one"),
+        (b"\x80", 422, "Content-Type: application/json"),
         (b'{"dialogue": "A: \\ud800"}', 422, "dialogue: Value error, holds what is no character"),
         ({"dialogue": "A: Hi", "adapter": "\0"}, 422, "adapter: Value error, holds what is no character"),
-        (b"[" * 20_000, 400, "error parsing the body"),
+        (b"[" * 20_000, 422, "Content-Type: application/json"),
         ({"dialogue": "x" * 100_000}, 413, "body: 100,"),
     ],
 )  # fmt: skip
 def test_what_is_not_answered_says_why(server: Server, body: Any, status: int, told: str) -> None:
+    def counted() -> float:
+        series = rf'^lora_hf_requests_total{{adapter="a?",status="{status}"}} (\S+)$'
+        return sum(map(float, re.findall(series, server.request("GET", "/metrics")[1], re.MULTILINE)))
+
+    before = counted()
     found, answer, _ = server.request("POST", "/summarize", body)
     assert (found, list(answer)) == (status, ["detail"])
-    assert told in answer["detail"]
+    assert told in answer["detail"] and counted() == before + 1
 
 
 def test_a_long_dialogue_is_cut_where_that_is_asked_for(server: Server) -> None:
