@@ -42,16 +42,14 @@ def page(sides: Sides, title: str) -> gr.Blocks:
     """A dialogue; what all sides make of it, side by side; and one adapter after another on the one base."""
     with gr.Blocks(title=f"lora-hf demo: {title}", analytics_enabled=False) as blocks:
         gr.Markdown(f"# {title}")
-        sample = gr.Dropdown(
-            _choices(sides), value=None, label="A dialogue of the test split", elem_id="sample"
-        )
+        sample = gr.Dropdown(_choices(sides), label="A dialogue of the test split", elem_id="sample")
         dialogue = gr.Textbox(label="Dialogue", lines=8, max_length=Limits.max_chars, elem_id="dialogue")
         reference = gr.Textbox(label="What a person wrote", interactive=False, elem_id="reference")
         button = gr.Button("Summarize by all", variant="primary", elem_id="all")
         with gr.Row():
             answers = [_answer_box(name, f"answer-{name}") for name in sides.names]
         live = gr.Radio([BASE, *sides.adapters], label="Switch adapters on the one base", elem_id="live")
-        live_answer = _answer_box("Its summary", "live-answer")
+        live_answer = _answer_box(BASE, "live-answer")
         sample.change(lambda number: _sample(sides, number), sample, [dialogue, reference])
         dialogue.input(lambda: "", None, reference)  # another dialogue than the person's
         button.click(lambda text: (yield from _write_all(sides, text)), dialogue, answers)
