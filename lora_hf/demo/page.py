@@ -42,7 +42,9 @@ def page(sides: Sides, title: str) -> gr.Blocks:
     """A dialogue; what all sides make of it, side by side; and one adapter after another on the one base."""
     with gr.Blocks(title=f"lora-hf demo: {title}", analytics_enabled=False) as blocks:
         gr.Markdown(f"# {title}")
-        sample = gr.Dropdown(_choices(sides), label="A dialogue of the test split", elem_id="sample")
+        sample = gr.Dropdown(
+            _choices(sides), value=None, label="A dialogue of the test split", elem_id="sample"
+        )
         dialogue = gr.Textbox(label="Dialogue", lines=8, max_length=Limits.max_chars, elem_id="dialogue")
         reference = gr.Textbox(label="What a person wrote", interactive=False, elem_id="reference")
         button = gr.Button("Summarize by all", variant="primary", elem_id="all")
