@@ -19,6 +19,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+pytest_plugins = ["hub_fixtures"]  # hub, client, trained
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TOKENS = 96
 

@@ -137,7 +137,7 @@ def test_gradients_flow_through_a_4_bit_base_after_an_evaluation(
 
 
 def train_two_steps(model: nn.Module, folder: Path) -> None:
-    from training.test_trainer import Rows, arguments, make_trainer
+    from training.tiny_trainer import Rows, arguments, make_trainer
 
     trainer = make_trainer(
         model, arguments(folder, max_steps=2, learning_rate=0.05), LoraTrainer, train_dataset=Rows(8)

@@ -93,7 +93,7 @@ def test_the_trap_a_wo_whose_bits_are_called_uint8_leaves_garbage(tmp_path: Path
 def test_adapters_on_every_layer_of_every_store_train_merge_and_load(
     store: str, checkpointing: bool, tmp_path: Path, batch: dict
 ) -> None:
-    from training.test_trainer import Rows, arguments, make_trainer
+    from training.tiny_trainer import Rows, arguments, make_trainer
 
     config = stored(tmp_path / "base", store, quantize_wo=True)
     model = inject_adapters(load_model(config, CPU), EVERYTHING)

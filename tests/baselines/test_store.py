@@ -11,7 +11,7 @@ import torch
 from baselines.test_bottleneck import randomize
 from conftest import MODELS, make_t5
 from safetensors.torch import load_file, save_file
-from training.test_trainer import StopAt, arguments, losses, make_trainer
+from training.tiny_trainer import StopAt, arguments, losses, make_trainer
 
 from lora_hf import LoraConfig, inject_adapters
 from lora_hf.baselines import add_bottlenecks, add_prompt, load_extras, save_extras

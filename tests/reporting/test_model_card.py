@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hub_server import card_mistakes
+from hub_store import card_mistakes
 from huggingface_hub import ModelCard
 
 from lora_hf.config import RunConfig

@@ -9,7 +9,7 @@ import torch
 from conftest import make_bart, make_t5
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from training.test_trainer import StopAt, adapted, arguments, losses, make_trainer
+from training.tiny_trainer import StopAt, adapted, arguments, losses, make_trainer
 from transformers.trainer_callback import TrainerCallback
 
 from lora_hf import LoraConfig, UserError, inject_adapters, save_adapter

@@ -1,0 +1,136 @@
+"""What a Hub keeps: repositories, commits, branches and objects, on disk; and what it refuses in a card."""
+
+import hashlib
+import json
+import re
+import threading
+from pathlib import Path
+
+import yaml
+
+LARGE = (".safetensors", ".bin", ".parquet")
+REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class Refused(Exception):
+    """An answer that is not 200."""
+
+    def __init__(self, status, message, code=None):
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+class Store:
+    """Repositories, commits, branches and objects, as files; a new Store of the same folder goes on."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        self.lock = threading.RLock()
+        for name in ("repos", "blobs", "objects"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def repo(self, name):
+        return self.root / "repos" / name.replace("/", "--")
+
+    def exists(self, name):
+        return (self.repo(name) / "meta.json").is_file()
+
+    def meta(self, name):
+        return json.loads((self.repo(name) / "meta.json").read_text())
+
+    def create(self, name, private):
+        with self.lock:
+            (self.repo(name) / "commits").mkdir(parents=True)
+            (self.repo(name) / "meta.json").write_text(json.dumps({"private": private}))
+            self._refs(name, {})
+            attributes = "".join(f"*{end} filter=lfs diff=lfs merge=lfs -text\n" for end in LARGE).encode()
+            self.commit(name, "main", "initial commit", {".gitattributes": self.blob(attributes)})
+
+    def refs(self, name):
+        return json.loads((self.repo(name) / "refs.json").read_text())
+
+    def _refs(self, name, refs):
+        (self.repo(name) / "refs.json").write_text(json.dumps(refs))
+
+    def branch(self, name, branch, oid):
+        with self.lock:
+            self._refs(name, self.refs(name) | {branch: oid})
+
+    def commit(self, name, branch, summary, tree):
+        with self.lock:
+            parent = self.refs(name).get(branch)
+            text = json.dumps({"parent": parent, "summary": summary, "tree": tree}, sort_keys=True)
+            oid = hashlib.sha1(text.encode()).hexdigest()
+            (self.repo(name) / "commits" / f"{oid}.json").write_text(text)
+            self.branch(name, branch, oid)
+            return oid
+
+    def resolve(self, name, revision):
+        oid = self.refs(name).get(revision, revision)
+        return oid if (self.repo(name) / "commits" / f"{oid}.json").is_file() else None
+
+    def commits(self, name, revision="main"):
+        """The summaries, newest first."""
+        oid, found = self.resolve(name, revision), []
+        while oid:
+            commit = json.loads((self.repo(name) / "commits" / f"{oid}.json").read_text())
+            found.append(commit["summary"])
+            oid = commit["parent"]
+        return found
+
+    def tree(self, name, revision="main"):
+        oid = self.resolve(name, revision)
+        return json.loads((self.repo(name) / "commits" / f"{oid}.json").read_text())["tree"]
+
+    def blob(self, content):
+        """Keep a small file; its entry in a tree, with git's own hash."""
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        (self.root / "blobs" / oid).write_bytes(content)
+        return {"oid": oid, "size": len(content), "lfs": False}
+
+    def object(self, oid):
+        return self.root / "objects" / oid
+
+    def read(self, name, path, revision="main"):
+        """A file's bytes."""
+        entry = self.tree(name, revision)[path]
+        return (self.root / ("objects" if entry["lfs"] else "blobs") / entry["oid"]).read_bytes()
+
+    def seed(self, name, folder, **more):
+        """A repository of a folder's files, and of more by name; no client was needed."""
+        self.create(name, private=False)
+        tree = self.tree(name)
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()} | more
+        for path, content in files.items():
+            tree[path] = self.blob(content)
+            if path.endswith(LARGE):
+                oid = hashlib.sha256(content).hexdigest()
+                self.object(oid).write_bytes(content)
+                tree[path] = {"oid": oid, "size": len(content), "lfs": True}
+        return self.commit(name, "main", "seeded", tree)
+
+
+def card_mistakes(text):
+    """What the Hub's validation finds in a card's metadata."""
+    head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if not head:
+        return ["no metadata"]
+    try:
+        data = yaml.safe_load(head[1])
+    except yaml.YAMLError as error:
+        return [str(error)]
+    mistakes = []
+    for key in ("base_model", "datasets"):
+        names = data.get(key) or []
+        for name in [names] if isinstance(names, str) else names:
+            if not REPO_NAME.fullmatch(name):
+                mistakes.append(
+                    f'"{key}" with value "{name}" is not valid. Use a model id from https://hf.co.'
+                )
+    for index in data.get("model-index", []):
+        for result in index["results"]:
+            needed = [index.get("name"), result["task"].get("type"), result["dataset"].get("type")]
+            needed += [result["dataset"].get("name"), *(metric.get("type") for metric in result["metrics"])]
+            if not all(needed) or any("value" not in metric for metric in result["metrics"]):
+                mistakes.append('"model-index" lacks a required field')
+    return mistakes

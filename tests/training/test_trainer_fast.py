@@ -1,0 +1,112 @@
+"""The trainer's fast paths: the same steps and summaries, and a reason where they are not taken."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODELS, make_t5, randomize
+from training.tiny_trainer import Rows, adapted, arguments, losses, make_trainer, tokenizer
+from transformers import (
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+)
+
+from lora_hf import LoraConfig, inject_adapters
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_fast_paths_take_the_same_steps(
+    bf16: bool, smoothing: float, checkpointing: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = []
+    for fast_paths in (False, True):
+        args = arguments(
+            tmp_path,
+            max_steps=8,
+            bf16=bf16,
+            label_smoothing_factor=smoothing,
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+            gradient_accumulation_steps=2,
+            eval_strategy="steps",
+            eval_steps=4,
+        )
+        trainer = make_trainer(adapted(), args, eval_dataset=Rows(6, seed=9), fast_paths=fast_paths)
+        trainer.train()
+        evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        runs.append(torch.tensor([*losses(trainer), *evaluated]))
+    torch.testing.assert_close(*runs, rtol=0, atol=2e-2 if bf16 else 1e-4)
+    assert len(runs[0]) == 10 and not trainer.has_fast_loss
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_float32_weights_under_bfloat16_autocast_with_adapter_dropout(use_dora: bool, tmp_path: Path) -> None:
+    trained = []
+    for fast_paths in (False, True):
+        config = LoraConfig(r=4, lora_dropout=0.1, use_dora=use_dora, target_modules="all-linear")
+        model = inject_adapters(make_t5(), config)
+        trainer = make_trainer(model, arguments(tmp_path, max_steps=4, bf16=True), fast_paths=fast_paths)
+        trainer.train()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        trained.append(losses(trainer))
+    assert trained[0] == pytest.approx(trained[1], abs=0.1)  # the masks are others
+
+
+def test_a_collator_that_makes_decoder_inputs(tmp_path: Path) -> None:
+    runs = []
+    for gives_model in (False, True):
+        model = adapted()
+        trainer = make_trainer(model, arguments(tmp_path, max_steps=4))
+        if gives_model:
+            trainer.data_collator = DataCollatorForSeq2Seq(tokenizer(), model=model)
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == runs[1]
+
+
+def test_a_search_that_is_asked_for_in_a_configuration(tmp_path: Path) -> None:
+    outputs = []
+    for fast_paths in (False, True):
+        model = adapted()
+        randomize(model)
+        trainer = make_trainer(model, arguments(tmp_path, predict_with_generate=True), fast_paths=fast_paths)
+        searched = GenerationConfig(
+            num_beams=3, max_length=12, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0
+        )
+        outputs.append(trainer.predict(Rows(9, seed=9), generation_config=searched).predictions)
+    assert np.array_equal(*outputs) and len(outputs[0]) == 9
+
+
+def test_a_model_without_fast_paths_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = adapted(make=MODELS["bart"][0], targets=("q_proj",))
+    with caplog.at_level("INFO", "lora_hf"):
+        make_trainer(model, arguments(tmp_path, max_steps=1), fast_paths=True).train()
+    assert "no fast paths: they are written for t5, mt5, umt5, and this is bart" in caplog.text
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_validation_s_summaries_are_the_same_by_the_fast_paths(beams: int, tmp_path: Path) -> None:
+    outputs = []
+    for fast_paths in (False, True):
+        args = arguments(
+            tmp_path, predict_with_generate=True, generation_max_length=12, generation_num_beams=beams
+        )
+        model = adapted()
+        randomize(model)
+        trainer = make_trainer(model, args, fast_paths=fast_paths)
+        calls: list[int] = []
+        model.decoder.register_forward_pre_hook(
+            lambda m, a, kw, calls=calls: calls.append(
+                "PackedLinear" in {type(x).__name__ for x in m.modules()}
+            ),
+            with_kwargs=True,
+        )
+        output = trainer.predict(Rows(9, seed=9))
+        assert set(calls) == {fast_paths}
+        outputs.append((output.predictions, output.metrics["test_loss"]))
+    assert np.array_equal(outputs[0][0], outputs[1][0])
+    assert len(np.unique(outputs[0][0])) > 5
+    assert outputs[0][1] == pytest.approx(outputs[1][1], abs=1e-5)
