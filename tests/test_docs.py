@@ -5,12 +5,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FEW
 from typer.main import get_command
 
 from lora_hf import cli
+from lora_hf.adapters.carried import lora_layers
 from lora_hf.config.file import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -108,11 +110,16 @@ def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> No
     assert (tmp_path / "summaries.jsonl").is_file() and (tmp_path / "cut/truncation.png").is_file()
 
 
-@pytest.mark.parametrize("page", ["concepts", "from_peft"])
-def test_the_python_on_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "adapters"), [("concepts", ["news", "chat"]), ("from_peft", ["default"])])
+def test_the_python_on_a_page_runs(
+    page: str, adapters: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL)
-    exec(compile(code, page, "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(code, page, "exec"), names)
+    layers = lora_layers(names["model"])
+    assert len(layers) == 48 and all(list(layer.adapters) == adapters for layer in layers.values())
 
 
 def test_the_config_page_is_what_the_code_says() -> None:

@@ -167,12 +167,16 @@ CHECKS = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_what_it_says(path, tmp_path):
-    CHECKS[path.stem](executed(path, tmp_path))
+    notebook = executed(path, tmp_path)
+    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+    CHECKS[path.stem](notebook)
 
 
 @pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
 def test_the_committed_outputs_show_what_is_said(path):
-    CHECKS[path.stem](nbformat.read(path, as_version=4))
+    notebook = nbformat.read(path, as_version=4)
+    assert shown(notebook)
+    CHECKS[path.stem](notebook)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -56,26 +56,23 @@ def generate_summaries(
         One text a source, in the order of `sources`.
     """
     model.eval()
-    texts = [""] * len(sources)
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
-    n = asked_for(model, options | {"do_sample": False}).num_beams or 1
-    decoding = decoding_for(model, options | {"do_sample": False}) if fast_paths else None
+    searched = options | {"do_sample": False}
+    n = asked_for(model, searched).num_beams or 1
+    decoding = decoding_for(model, searched) if fast_paths else None
+    searched["max_length"] = None  # a checkpoint's own, which would be warned of beside max_new_tokens
     fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
+    texts = [""] * len(sources)
     with fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
-            own = [limits[i] for i in rows]
             inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
             chosen = adapter_rows(model, [adapters[i] for i in rows], frozen=True) if adapters else None
+            own = [limits[i] for i in rows]
             with chosen or nullcontext():
-                encoded = {"encoder_outputs": _encode(model, **inputs)} if fast_paths else {}
+                if fast_paths:
+                    inputs["encoder_outputs"] = _encode(model, **inputs)
                 tokens = model.generate(
-                    **inputs,
-                    **encoded,
-                    max_new_tokens=max(own),
-                    max_length=None,
-                    do_sample=False,
-                    custom_generate=decoding,
-                    **options,
+                    **inputs, max_new_tokens=max(own), **searched, custom_generate=decoding
                 )
             tokens = _cut(tokens, own, tokenizer.pad_token_id)
             for i, text in zip(rows, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
@@ -108,7 +105,7 @@ def fast_generation(model: Any, merged: bool = True) -> Iterator[None]:
         yield
 
 
-def padded(sources: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+def padded(sources: list[list[int]], pad: int, device: torch.device) -> dict[str, Any]:
     """input_ids and attention_mask, (rows, longest), padded on the right."""
     ids = pad_sequence([torch.tensor(row) for row in sources], batch_first=True, padding_value=pad)
     length = torch.tensor([len(row) for row in sources])

@@ -42,7 +42,8 @@ def attention(
         (batch, queries, heads, d_kv), and None for the probabilities.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if not dropout and query.device.type == "cpu" and not torch.is_grad_enabled():
+    shares_keys = len(key) < len(query)
+    if not dropout and not torch.is_grad_enabled() and (shares_keys or query.device.type == "cpu"):
         return _without_gradients(query, key, value, _added(position_bias, attention_mask), scale), None
     if not dropout or not has_cheap_masks(query, dropout):
         return sdpa_attention_forward(

@@ -10,16 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_hf.adapters.functional import draw_mask, masked
+from lora_hf.adapters.functional import draw_mask, has_cheap_masks, masked
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), as T5LayerNorm.
 
-    The mean is taken in float32 at least; a half-precision weight gives its dtype to the result.
+    The mean is taken in float32 at least; a half-precision weight gives its dtype to the result. A GPU has
+    one kernel for it, where x and weight are of one dtype; it rounds once less.
     """
+    if _has_kernel(x, weight):
+        return F.rms_norm(x, weight.shape, weight, eps)
     normed: Tensor = _RmsNorm.apply(x, weight, eps)
     return normed
+
+
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    return x.device.type != "cpu" and x.dtype == weight.dtype
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -52,9 +59,12 @@ def _normed(wide: Tensor, inverse: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def gated_gelu(gate: Tensor, value: Tensor, rate: float) -> Tensor:
     """dropout(gelu(gate) * value), gelu by its tanh approximation (`gelu_new`; GLU: arXiv:2002.05202)."""
-    mask, keep = draw_mask(gate.shape, rate) if rate else (None, 1.0)
-    product: Tensor = _GatedGelu.apply(gate, value, mask, 1 / keep)
-    return product
+    if not rate or not has_cheap_masks(gate, rate):
+        product: Tensor = _GatedGelu.apply(gate, value, None, 1.0)
+        return F.dropout(product, rate) if rate else product
+    mask, keep = draw_mask(gate.shape, rate)
+    dropped: Tensor = _GatedGelu.apply(gate, value, mask, 1 / keep)
+    return dropped
 
 
 class _GatedGelu(torch.autograd.Function):

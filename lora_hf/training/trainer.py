@@ -38,7 +38,7 @@ class LoraTrainer(Seq2SeqTrainer):
     Args:
         loraplus_lr_ratio: LoRA+ (arXiv:2402.12354): the learning rate of every B is this times the others',
             throughout the schedule; at least 1.
-        fast_paths: a T5 on a CPU trains by faster ways to the same sums (`lora_hf.fast`), in less memory;
+        fast_paths: a T5 trains by faster ways to the same sums (`lora_hf.fast`), in less memory;
             another model draws its adapters' dropout faster, and the log says why not the rest. Summaries
             for the validation are written as `generate_summaries` does it.
 
@@ -126,6 +126,8 @@ class LoraTrainer(Seq2SeqTrainer):
     def _why_logits(self) -> str | None:
         if self.label_smoother is not None:
             return "label smoothing needs them"
+        if is_deepspeed_zero3_enabled() or self.is_fsdp_enabled:
+            return "the head's weight is spread over the processes"
         return None if has_plain_frozen_head(self.model) else "the head trains, or is no plain linear layer"
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

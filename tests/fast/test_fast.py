@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TOKENS, make_bart, make_mt5, make_t5, randomize
 from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from lora_hf import LoraConfig, inject_adapters
 from lora_hf.adapters import functional
@@ -49,6 +50,26 @@ def test_the_norm() -> None:
 
     x, weight = torch.randn(2, 3, 8, **DOUBLE), torch.randn(8, **DOUBLE)
     assert_same(lambda x, w: rms_norm(x, w, 1e-6), reference, x, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_by_one_kernel_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = T5LayerNorm(64).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(5, 7, 64, dtype=dtype)
+    monkeypatch.setattr("lora_hf.fast.elementwise._has_kernel", lambda x, weight: True)
+    ours = rms_norm(x, norm.weight, norm.variance_epsilon)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, norm(x))
+
+
+def test_the_gated_activation_drops_as_torch_does_without_cheap_masks() -> None:
+    gate, value = torch.randn(2, 3, 10, 40)
+    torch.manual_seed(0)
+    with cheap_masks(False):
+        ours = gated_gelu(gate, value, 0.1)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, F.dropout(F.gelu(gate, approximate="tanh") * value, 0.1))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
@@ -131,6 +152,23 @@ def adapted(make: Any, rate: float) -> Any:
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = rate
     return model.train()
+
+
+def test_the_ways_of_a_gpu_in_a_whole_model(batch: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel for the norm, torch's dropout and attention: from the same draws the same gradients."""
+    monkeypatch.setattr("lora_hf.fast.elementwise._has_kernel", lambda x, weight: True)
+    monkeypatch.setattr(functional, "has_cheap_masks", lambda x, rate: False)
+    monkeypatch.setattr("lora_hf.fast.elementwise.has_cheap_masks", lambda x, rate: False)
+    monkeypatch.setattr("lora_hf.fast.attention.has_cheap_masks", lambda x, rate: False)
+    model = adapted(make_t5, 0.1)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    for way in (nullcontext, lambda: faster(model)):
+        torch.manual_seed(3)
+        with way():
+            found.append(torch.autograd.grad(model(**batch).loss, trained))
+    for ours, reference in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [make_t5, make_mt5])

@@ -13,7 +13,7 @@ from conftest import make_t5
 from torch import nn
 from transformers import T5Config
 
-from lora_hf import LoraConfig, inject_adapters
+from lora_hf import LoraConfig, cli, inject_adapters
 from lora_hf.config import METHODS, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
@@ -211,3 +211,9 @@ def test_every_method_that_trains_can_be_planned(method: str) -> None:
         "full": 76_961_152,
     }
     assert plan_step(run)["trainable"] == trainable[method]
+
+
+def test_as_json_a_measured_plan_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.max_train_samples=16", "training.per_device_train_batch_size=2"]
+    assert cli.run(["plan", "--config", "quickstart", "--measure", "--json", *words], debug=False) == 0
+    assert json.loads(capsys.readouterr().out)["step_seconds"] > 0

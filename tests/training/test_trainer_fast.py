@@ -1,11 +1,12 @@
 """The trainer's fast paths: the same steps and summaries, and a reason where they are not taken."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, make_t5, randomize
+from conftest import MODELS, TOKENS, make_t5, randomize
 from training.tiny_trainer import Rows, adapted, arguments, losses, make_trainer, tokenizer
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -13,6 +14,7 @@ from transformers import (
 )
 
 from lora_hf import LoraConfig, inject_adapters
+from lora_hf.evaluation.generate import generate_summaries
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -110,3 +112,44 @@ def test_the_validation_s_summaries_are_the_same_by_the_fast_paths(beams: int, t
     assert np.array_equal(outputs[0][0], outputs[1][0])
     assert len(np.unique(outputs[0][0])) > 5
     assert outputs[0][1] == pytest.approx(outputs[1][1], abs=1e-5)
+
+
+def smoothed(model: Any) -> dict[str, Any]:
+    return {"label_smoothing_factor": 0.1}
+
+
+def head_trained(model: Any) -> dict[str, Any]:
+    model.lm_head.weight.requires_grad_(True)
+    return {}
+
+
+def other_activation(model: Any) -> dict[str, Any]:
+    for module in model.modules():
+        if hasattr(module, "act"):
+            module.act = torch.nn.SiLU()
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (smoothed, "the loss is had from all logits: label smoothing needs them"),
+        (head_trained, "the loss is had from all logits: the head trains"),
+        (other_activation, "4 feed-forward layers go the plain way: their activation is not gelu_new"),
+    ],
+)
+def test_what_goes_the_plain_way_is_said(change: Any, told: str, tmp_path: Path, caplog: Any) -> None:
+    model = adapted()
+    args = arguments(tmp_path, max_steps=1, **change(model))
+    with caplog.at_level("INFO", "lora_hf"):
+        make_trainer(model, args).train()
+    assert told in caplog.text
+
+
+def test_rows_that_a_logits_processor_knows_by_number_stay(caplog: Any) -> None:
+    def any_token(row: int, ids: Any) -> list[int]:
+        return list(range(TOKENS))
+
+    with caplog.at_level("INFO", "lora_hf"):
+        generate_summaries(make_t5(), tokenizer(), [[5, 6]], 3, prefix_allowed_tokens_fn=any_token)
+    assert "finished rows stay in their batch" in caplog.text
