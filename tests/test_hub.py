@@ -397,6 +397,29 @@ def test_a_dry_run_prints_what_would_go_up_and_asks_for_no_token(hub, client, tr
     assert card_mistakes(card) == [] and hub.count("POST", "/") == 0
 
 
+def refused(capsys, *words, repo=REPO):
+    """What a dry run in this process says instead of the card."""
+    assert cli.run([*map(str, push(*words, "--dry-run", repo=repo))], debug=False) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("written", "near"),
+    [("MIT", "'mit'"), ("Apache 2.0", "'apache-2.0'"), ("gplv3", "'gpl"), ("cc-by-4", "'cc-by-4.0'")],
+)
+def test_a_licence_is_one_that_the_hub_knows(trained, capsys, written, near):
+    line = refused(capsys, trained, "--license", written)
+    assert f"--license={written!r} is no licence that the Hub knows. Did you mean {near}" in line
+    assert line.endswith("one that is not among them is 'other'")
+
+
+def test_a_licence_that_the_hub_knows_is_in_the_card(trained, capsys):
+    for license in ("other", "openrail++"):
+        done = cli.run([*map(str, push(trained, "--dry-run", "--license", license))], debug=False)
+        assert done == 0 and f"license: {license}\n" in capsys.readouterr().out
+
+
 def test_an_adapter_of_broken_numbers_is_not_pushed(tmp_path, trained, capsys):
     shutil.copytree(trained / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter/lora_hf.json").unlink()  # whose hash would tell

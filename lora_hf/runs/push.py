@@ -13,6 +13,7 @@ from lora_hf.config import RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import UserError
 from lora_hf.files import json_text
+from lora_hf.hub.licenses import check_license
 from lora_hf.hub.send import CARD, Destination, Parcel, check_login, send
 from lora_hf.hub.talk import check_repo_id
 from lora_hf.layout import ADAPTER, CONFIG, PREDICTIONS, RESULTS
@@ -35,7 +36,7 @@ class Said:
     base_model: str | None = None
     """USER/NAME or USER/NAME@REVISION of a base that was read from a folder."""
     license: str | None = None
-    """None: the base model's."""
+    """One of `hub.licenses`; None: the base model's."""
     samples: int | None = None
     """Dialogues in the card; None: three of public data, and none of others'."""
 
@@ -59,10 +60,12 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
     """All that goes up, by its name there.
 
     Raises:
-        UserError: no such folder, or what it holds is no whole adapter.
+        UserError: no such folder, what it holds is no whole adapter, or a licence that the Hub does not know.
     """
     if not Path(adapter).expanduser().is_dir():
         raise UserError(f"--adapter {adapter!r}: no such folder")
+    if said.license is not None:
+        check_license(said.license, "--license")
     folder = find_adapter(adapter).resolve()
     weights = read_weights(folder)  # whole, and those that were saved
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
