@@ -188,7 +188,10 @@ def test_a_mistake_of_who_and_where_is_one_error_without_the_token(hub, client, 
         "cannot push to 'ben/new': the token has no right to that": (push(trained, repo="ben/new"), TOKEN),
         "cannot push to 'ben/other': the token has no right": (push(trained, repo="ben/other"), TOKEN),
         "has a character that no token has": (push(trained), broken),
-        "--repo-id='dialogues' is not USER/NAME": (push(trained, repo="dialogues"), TOKEN),
+        "--repo-id='dialogues' is no name on the Hub: write USER/NAME": (
+            push(trained, repo="dialogues"),
+            TOKEN,
+        ),
         "--repo-id='anna/a--b' is no name on the Hub": (push(trained, repo="anna/a--b"), TOKEN),
         "no such folder": (push(tmp_path / "none"), TOKEN),
         "--base-model './t5' is not USER/NAME": (push(trained, "--base-model", "./t5"), TOKEN),
@@ -402,6 +405,15 @@ def refused(capsys, *words, repo=REPO):
     assert cli.run([*map(str, push(*words, "--dry-run", repo=repo))], debug=False) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     return line
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "dialogues", "anna/", "anna/a--b", "anna/.x", "anna/día", "anna/x.git", ""]
+)
+def test_what_is_no_name_of_a_repository_is_told_what_one_is(trained, capsys, name):
+    line = refused(capsys, trained, repo=name)
+    assert line.startswith(f"error: --repo-id={name!r} is no name on the Hub: write USER/NAME, such as")
+    assert "repo_type" not in line
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,6 @@ def push(adapter: str, destination: Destination, said: Said) -> str:
     Raises:
         UserError: no adapter, or it cannot be pushed there.
     """
-    check_repo_id(destination.repo_id, "--repo-id")
     return send(parcel_of(adapter, destination, said), destination, f"By lora_hf {__version__}")
 
 
@@ -62,6 +61,7 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
     Raises:
         UserError: no such folder, what it holds is no whole adapter, or a licence that the Hub does not know.
     """
+    check_repo_id(destination.repo_id, "--repo-id")
     if not Path(adapter).expanduser().is_dir():
         raise UserError(f"--adapter {adapter!r}: no such folder")
     if said.license is not None:
