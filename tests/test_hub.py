@@ -426,6 +426,28 @@ def test_a_licence_is_one_that_the_hub_knows(trained, capsys, written, near):
     assert line.endswith("one that is not among them is 'other'")
 
 
+def test_a_folder_without_an_adapter_is_told_what_one_is(trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "adapter" / WEIGHTS).unlink()
+    line = refused(capsys, run)
+    assert f"has no {WEIGHTS}; it holds adapter_config.json, lora_hf.json. An adapter is" in line
+    assert line.endswith("give their folder, or the run's that it is in")
+    shutil.rmtree(run / "adapter")
+    assert "config.yaml" in refused(capsys, run)
+    (tmp_path / "empty").mkdir()
+    assert f"has no {WEIGHTS}; it holds nothing. An adapter is" in refused(capsys, tmp_path / "empty")
+
+
+def test_a_run_of_full_fine_tuning_is_told_how_a_model_goes_up(trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "full")
+    (run / "adapter").rename(run / "model")
+    line = refused(capsys, run)
+    assert (
+        f"--adapter {str(run)!r} is a run of full fine-tuning: it holds a whole model and no adapter" in line
+    )
+    assert f"`hf upload USER/NAME {run / 'model'}`" in line
+
+
 def test_a_licence_that_the_hub_knows_is_in_the_card(trained, capsys):
     for license in ("other", "openrail++"):
         done = cli.run([*map(str, push(trained, "--dry-run", "--license", license))], debug=False)

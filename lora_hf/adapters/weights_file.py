@@ -9,11 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_hf.adapters.peft_format import WEIGHTS_NAME
+from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256
 
 MANIFEST_NAME = "lora_hf.json"
+FEW = 6
+"""Of a folder's files, those that an error names."""
 
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
@@ -42,9 +44,15 @@ def weights_in(folder: Path) -> Path:
     """
     file = folder / WEIGHTS_NAME
     if not file.is_file():
-        pickle = (folder / "adapter_model.bin").exists()
-        why = "only a pickle, which can run code when it is read; convert it with PEFT" if pickle else "none"
-        raise UserError(f"{folder} has no {WEIGHTS_NAME} ({why})")
+        why = "only a pickle, which can run code when it is read; convert it with PEFT"
+        if not (folder / "adapter_model.bin").exists():
+            names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            found = ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if names[FEW:] else "")
+            why = (
+                f"{found or 'nothing'}. An adapter is {CONFIG_NAME} and {WEIGHTS_NAME}, as "
+                "save_adapter and PEFT write them: give their folder, or the run's that it is in"
+            )
+        raise UserError(f"{folder} has no {WEIGHTS_NAME}; it holds {why}")
     return file
 
 

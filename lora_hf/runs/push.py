@@ -16,12 +16,12 @@ from lora_hf.files import json_text
 from lora_hf.hub.licenses import check_license
 from lora_hf.hub.send import CARD, Destination, Parcel, check_login, send
 from lora_hf.hub.talk import check_repo_id
-from lora_hf.layout import ADAPTER, CONFIG, PREDICTIONS, RESULTS
+from lora_hf.layout import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
 from lora_hf.reporting.card_facts import CardFacts
 from lora_hf.reporting.model_card import model_card
 from lora_hf.runs.directory import read_predictions, read_record
 from lora_hf.runs.public import public_base, public_config, public_dataset, public_license
-from lora_hf.runs.saved import find_adapter
+from lora_hf.runs.saved import find_adapter, upload
 from lora_hf.training.methods import METHODS, saved_method
 
 SAMPLES = 3
@@ -136,8 +136,8 @@ def check_push(config: RunConfig) -> None:
         return
     if config.method not in METHODS:
         raise UserError(
-            f"training.push_to_hub=true: method {config.method!r} makes no adapter (a whole model goes up by "
-            f"`hf upload USER/NAME {config.output_dir}/model`)"
+            f"training.push_to_hub=true: method {config.method!r} makes no adapter "
+            f"({upload(Path(config.output_dir, MODEL))})"
         )
     destination = _destination(config)
     user = check_login(destination)
