@@ -438,6 +438,16 @@ def test_a_folder_without_an_adapter_is_told_what_one_is(trained, tmp_path, caps
     assert f"has no {WEIGHTS}; it holds nothing. An adapter is" in refused(capsys, tmp_path / "empty")
 
 
+def test_weights_of_another_hash_are_told_with_a_remedy(trained, tmp_path, capsys):
+    changed = shutil.copytree(trained / "adapter", tmp_path / "changed")
+    manifest = json.loads((changed / "lora_hf.json").read_text())
+    (changed / "lora_hf.json").write_text(json.dumps(manifest | {"weights_sha256": "0" * 64}))
+    remedy = "it was changed or cut short: save or download the adapter again, all of its files"
+    assert remedy in refused(capsys, changed)
+    assert cli.run(["serve", "--adapter", f"a={changed}"], debug=False) == 2
+    assert remedy in capsys.readouterr().err
+
+
 def test_a_run_of_full_fine_tuning_is_told_how_a_model_goes_up(trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "full")
     (run / "adapter").rename(run / "model")

@@ -180,6 +180,9 @@ def test_what_is_no_adapter_of_this_base_is_not_loaded(
         f"{prompt} holds a prompt_tuning: only LoRA adapters are served beside others",
     )
     assert load("x", "none")[0] == 422
+    changed = shutil.copytree(adapters / "a", adapters / "changed")
+    (changed / "lora_hf.json").write_text(json.dumps(manifest | {"weights_sha256": "0" * 64}))
+    assert load("x", "changed")[0] == 422 and "download the adapter again" in load("x", "changed")[1]
     assert load("x/y", "a")[0] == 422 and "adapter name 'x/y'" in load("x/y", "a")[1]
     shutil.copytree(adapters / "a", tmp_path / "a")
     for path in (str(tmp_path / "a"), "../a", "/etc"):
