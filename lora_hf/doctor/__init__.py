@@ -84,5 +84,5 @@ def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
     """
     folder = find_adapter(name)
     if base_name:
-        locate(base_name)
+        locate(base_name, "--base")
     return examine(ADAPTER, {"folder": folder, "base_name": base_name})

@@ -119,11 +119,12 @@ def base_config(folder: Path, base: str | None = None) -> ModelConfig:
         where["revision"] = None
     stored = manifest.get("base_store", {})
     try:
-        return ModelConfig(**where, **stored)
+        config = ModelConfig(**where, **stored)
     except (TypeError, ValidationError) as error:
         raise UserError(
             f"{folder / MANIFEST_NAME}: {where} with base_store={stored!r} is no base: {first_line(error)}"
         ) from None
+    return config.named_by("--base" if base else f"{folder}: base_model_name_or_path")
 
 
 def prompt_config(folder: Path, **fields: Any) -> DataConfig:

@@ -256,7 +256,7 @@ def test_at_sigterm_what_waits_is_answered_first(adapters: Path) -> None:
         (["--adapter", "{a}", "--adapter", "{a}"], "the name 'a' is taken"),
         (["--adapter", "keys={folder}"], "adapter name 'keys'"),
         (["--base", "embedded", "--adapters-dir", "no/such"], "--adapters-dir 'no/such': no such folder"),
-        (["--base", "./no/model"], "model.model_name_or_path='./no/model': no such folder"),
+        (["--base", "./no/model"], "--base='./no/model': no such folder"),
         (["--base", "embedded", "--port", "{taken}"], "Address already in use"),
     ],
 )
