@@ -119,6 +119,14 @@ def test_a_base_that_an_adapter_names_is_told_with_the_file_that_names_it(mistak
     assert f"{adapter}: base_model_name_or_path='./no/model': no such folder" in error
 
 
+def test_the_doctor_repeats_no_notice(trained, tmp_path, capsys):
+    adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    (adapter / "lora_hf.json").unlink()  # as PEFT leaves it: four checks ask for the prompt
+    cli.run(["doctor", str(adapter)], debug=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("does not say its prompt" in line for line in lines) and len(lines) == len({*lines})
+
+
 def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):
     before = (trained / "results.json").stat().st_mtime_ns
     error = mistake("train", "--config", config, *FEW, f"output_dir={trained}", "lora.r=2", "seed=1")
