@@ -183,7 +183,9 @@ def test_what_is_no_adapter_of_this_base_is_not_loaded(
     changed = shutil.copytree(adapters / "a", adapters / "changed")
     (changed / "lora_hf.json").write_text(json.dumps(manifest | {"weights_sha256": "0" * 64}))
     assert load("x", "changed")[0] == 422 and "download the adapter again" in load("x", "changed")[1]
-    assert load("x/y", "a")[0] == 422 and "adapter name 'x/y'" in load("x/y", "a")[1]
+    assert load("x/y", "a")[0] == 422 and load("x/y", "a")[1] == (
+        "adapter name 'x/y': write 1 to 64 ASCII letters, digits, '_' or '-'"
+    )
     shutil.copytree(adapters / "a", tmp_path / "a")
     for path in (str(tmp_path / "a"), "../a", "/etc"):
         assert load("x", path) == (403, f"path: {path!r} is not below the server's folder of adapters")
@@ -254,7 +256,7 @@ def test_at_sigterm_what_waits_is_answered_first(adapters: Path) -> None:
         (["--adapter", "a"], "--adapter 'a': write NAME=DIR"),
         (["--adapter", "a=no/such/folder"], "--adapter 'no/such/folder'"),
         (["--adapter", "{a}", "--adapter", "{a}"], "the name 'a' is taken"),
-        (["--adapter", "keys={folder}"], "adapter name 'keys'"),
+        (["--adapter", "keys={folder}"], "adapter name 'keys' is a word of PyTorch's own; take"),
         (["--base", "embedded", "--adapters-dir", "no/such"], "--adapters-dir 'no/such': no such folder"),
         (["--base", "./no/model"], "--base='./no/model': no such folder"),
         (["--base", "embedded", "--port", "{taken}"], "Address already in use"),
