@@ -30,7 +30,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest of `known`, or nothing where none is near."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """` Did you mean 'x' or 'y'?` for the nearest of `known`, or nothing where none is near."""
+    near = get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.config import ModelConfig
+from lora_hf.config.model import NAME_FIELD
 from lora_hf.errors import UserError, first_line
 from lora_hf.files import checkpoint_fingerprint
 from lora_hf.hub.fetch import pin
@@ -48,8 +49,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def locate(name_or_path: str) -> str:
+def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
     """What `from_pretrained` is given: the package's own model, a folder that exists, or a Hub name.
+
+    Args:
+        name_or_path: as it was written.
+        field: the field or the option it was written in.
 
     Raises:
         UserError: it is written as a path, and no such folder is there.
@@ -60,23 +65,23 @@ def locate(name_or_path: str) -> str:
     if path.is_dir():
         return str(path)
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
-        raise UserError(f"model.model_name_or_path={name_or_path!r}: no such folder")
+        raise UserError(f"{field}={name_or_path!r}: no such folder")
     return name_or_path
 
 
 @contextmanager
-def _as_user_error(name: str) -> Iterator[None]:
+def _as_user_error(config: ModelConfig) -> Iterator[None]:
     """transformers' errors about a name or a folder, as one message with the field and the remedy."""
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{_not_loaded(name)}: {first_line(error)}{REMEDY}") from error
+        raise UserError(f"{_not_loaded(config)}: {first_line(error)}{REMEDY}") from error
 
 
-def _not_loaded(name: str) -> str:
-    return f"model.model_name_or_path={name!r} cannot be loaded"
+def _not_loaded(config: ModelConfig) -> str:
+    return f"{config.as_written} cannot be loaded"
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -85,15 +90,15 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         UserError: no such folder or Hub name, or one without a tokenizer.
     """
-    name = locate(config.model_name_or_path)
+    name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
-    with _as_user_error(config.model_name_or_path):
+    with _as_user_error(config):
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
         raise UserError(
-            f"model.model_name_or_path={config.model_name_or_path!r}: the folder has no tokenizer (none of "
-            f"{sorted(files)}), and Transformers would make an empty one"
+            f"{config.as_written}: the folder has no tokenizer (none of {sorted(files)}), and Transformers "
+            "would make an empty one"
         )
     return tokenizer
 
@@ -117,10 +122,10 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
         raise UserError(
             f"model.load_in_{bits}bit=true: {bits}-bit weights cannot all be trained; use method lora"
         )
-    name = locate(config.model_name_or_path)
+    name = locate(config.model_name_or_path, config.name_field)
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
     source = source_of(config, name)
-    with _as_user_error(config.model_name_or_path), _quiet():
+    with _as_user_error(config), _quiet():
         model = _read(config, name, source, dtype, device)
     keep_differentiable(model)
     guard_head(model)
@@ -182,7 +187,7 @@ def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
     """
     if Path(name).is_dir():
         return {}
-    commit, is_cut_off = pin(name, config.revision or "main", _not_loaded(name), REMEDY)
+    commit, is_cut_off = pin(name, config.revision or "main", _not_loaded(config), REMEDY)
     return {"revision": commit, "local_files_only": is_cut_off}
 
 

@@ -85,6 +85,48 @@ def test_each_mistake_in_a_run_is_one_error_that_names_it(
     assert not (tmp_path / "run").exists()  # a mistake leaves nothing behind
 
 
+@pytest.mark.parametrize("name", ["./no/model", "nobody/no-model"])
+@pytest.mark.parametrize("command", ["serve", "predict", "merge", "truncate", "doctor", "export"])
+def test_a_base_from_the_command_line_is_named_as_it_was_written(
+    config, trained, tmp_path, capsys, command, name
+):
+    (tmp_path / "talk.txt").write_text("A: Hi")
+    adapter, output = ["--adapter", trained, "--base", name], ["--output", tmp_path / "out"]
+    words = {
+        "serve": ["--base", name],
+        "predict": [tmp_path / "talk.txt", *adapter],
+        "merge": [*adapter, *output],
+        "truncate": [*adapter, *output],
+        "doctor": [trained, "--base", name],
+        "export": [name, *output],
+    }[command]
+    cli.run([command, *map(str, words)], debug=False)
+    said = "".join(capsys.readouterr())
+    is_unknown = (
+        command == "doctor" and name == "nobody/no-model"
+    )  # no fault of the option: the Hub is not asked
+    written = f"{'MODEL' if command == 'export' else '--base'}={name!r}"
+    assert ("nobody/no-model is not on this machine" if is_unknown else written) in said
+    assert "model.model_name_or_path" not in said
+
+
+def test_a_base_that_an_adapter_names_is_told_with_the_file_that_names_it(mistake, trained, tmp_path):
+    adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "./no/model"}))
+    (tmp_path / "talk.txt").write_text("A: Hi")
+    error = mistake("predict", tmp_path / "talk.txt", "--adapter", adapter)
+    assert f"{adapter}: base_model_name_or_path='./no/model': no such folder" in error
+
+
+def test_the_doctor_repeats_no_notice(trained, tmp_path, capsys):
+    adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    (adapter / "lora_hf.json").unlink()  # as PEFT leaves it: four checks ask for the prompt
+    cli.run(["doctor", str(adapter)], debug=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("does not say its prompt" in line for line in lines) and len(lines) == len({*lines})
+
+
 def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):
     before = (trained / "results.json").stat().st_mtime_ns
     error = mistake("train", "--config", config, *FEW, f"output_dir={trained}", "lora.r=2", "seed=1")

@@ -204,13 +204,12 @@ def _moved(stored: Stored, device: torch.device) -> Stored:
 
 
 def check_adapter_name(name: str) -> None:
-    """Names become folder names and module names: letters, digits, `_` and `-` only.
+    """Names become names of folders and of modules.
 
     Raises:
-        UserError: any other name, or one that `nn.ModuleDict` keeps for itself.
+        UserError: a name with other signs than those, or one that `nn.ModuleDict` keeps for itself.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or hasattr(nn.ModuleDict(), name):
-        raise UserError(
-            f"adapter name {name!r}: use 1 to 64 letters, digits, '_' or '-', "
-            "and no name of a method of torch.nn.ModuleDict"
-        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise UserError(f"adapter name {name!r}: write 1 to 64 ASCII letters, digits, '_' or '-'")
+    if hasattr(nn.ModuleDict(), name):
+        raise UserError(f"adapter name {name!r} is a word of PyTorch's own; take another, such as '{name}-1'")

@@ -9,11 +9,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_hf.adapters.peft_format import WEIGHTS_NAME
+from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256
 
 MANIFEST_NAME = "lora_hf.json"
+OTHER_HASH = f"{{}} is not the file that was saved: its hash is not the one in {MANIFEST_NAME}"
+AGAIN = "save or download the adapter again, all of its files"
+FEW = 6
+"""Of a folder's files, those that an error names."""
 
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
@@ -30,7 +34,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         UserError: no safetensors file, one that cannot be read, or one the manifest's hash does not fit.
     """
     file = weights_in(folder)
-    check_hash(folder)
+    if hash_fits(folder) is False:
+        raise UserError(f"{OTHER_HASH.format(file)}; it was changed or cut short: {AGAIN}")
     return read_tensors(file)
 
 
@@ -42,22 +47,22 @@ def weights_in(folder: Path) -> Path:
     """
     file = folder / WEIGHTS_NAME
     if not file.is_file():
-        pickle = (folder / "adapter_model.bin").exists()
-        why = "only a pickle, which can run code when it is read; convert it with PEFT" if pickle else "none"
-        raise UserError(f"{folder} has no {WEIGHTS_NAME} ({why})")
+        why = "only a pickle, which can run code when it is read; convert it with PEFT"
+        if not (folder / "adapter_model.bin").exists():
+            names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            found = ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if names[FEW:] else "")
+            why = (
+                f"{found or 'nothing'}. An adapter is {CONFIG_NAME} and {WEIGHTS_NAME}, as "
+                "save_adapter and PEFT write them: give their folder, or the run's that it is in"
+            )
+        raise UserError(f"{folder} has no {WEIGHTS_NAME}; it holds {why}")
     return file
 
 
-def check_hash(folder: Path) -> bool:
-    """Whether the manifest has the hash of the tensors' file, which then fits.
-
-    Raises:
-        UserError: it does not fit.
-    """
-    file, recorded = folder / WEIGHTS_NAME, read_manifest(folder).get("weights_sha256")
-    if recorded and recorded != file_sha256(file):
-        raise UserError(f"{file} is not the file that was saved: its hash is not the one in {MANIFEST_NAME}")
-    return bool(recorded)
+def hash_fits(folder: Path) -> bool | None:
+    """Whether the tensors' file is the one whose hash is in the manifest; None where it has none."""
+    recorded = read_manifest(folder).get("weights_sha256")
+    return file_sha256(folder / WEIGHTS_NAME) == recorded if recorded else None
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

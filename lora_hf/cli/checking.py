@@ -1,6 +1,8 @@
 """The commands that look before something is done: what is wrong here, and what a config may hold."""
 
 import json
+import logging
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +39,8 @@ def doctor(
     [dim]lora-hf doctor --config configs/quickstart.yaml lora.r=8[/dim]
     """
     findings = _findings(words or [], config, base)
-    found = list(findings) if as_json else [_told(finding) for finding in findings]
+    with _each_notice_once():
+        found = list(findings) if as_json else [_told(finding) for finding in findings]
     states = [finding.state for finding in found]
     counts = {state: states.count(state) for state in ("ok", "fault", "unknown")}
     if as_json:
@@ -66,6 +69,27 @@ def _findings(words: list[str], config: Path | None, base: str | None) -> "Itera
     elif adapters:
         asked = checks.of_adapter(adapters[0], base)
     return chain(checks.of_machine(), asked)
+
+
+@contextmanager
+def _each_notice_once() -> "Iterator[None]":
+    """Several checks load the same files, and what is logged of them is news the first time only."""
+    told: set[str] = set()
+
+    def is_news(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        known = message in told
+        told.add(message)
+        return not known
+
+    handlers = logging.getLogger("lora_hf").handlers
+    for handler in handlers:
+        handler.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_news)
 
 
 def _told(finding: "Finding") -> "Finding":

@@ -14,7 +14,9 @@ def push(
     base_model: Annotated[
         str | None, typer.Option(help="Of a base from a folder: USER/NAME or USER/NAME@REVISION.")
     ] = None,
-    license: Annotated[str | None, typer.Option(help="Such as apache-2.0; else the base model's.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="The Hub's identifier, such as apache-2.0; else the base model's.")
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=0, help="Test dialogues in the card; else 3, of public data only.")
     ] = None,

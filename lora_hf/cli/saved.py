@@ -10,7 +10,9 @@ from lora_hf.cli.options import Adapter, Base, Config, Json, Overrides, print_sc
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The output_dir of a train, compare or methods command.")],
+    run: Annotated[
+        Path, typer.Argument(help="The output_dir of a train, compare, methods or sweep command.")
+    ],
 ) -> None:
     """Write the report of runs that are done: a page, a table, figures.
 

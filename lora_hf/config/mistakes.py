@@ -117,6 +117,11 @@ def mistakes_of(error: ValidationError, data: Any) -> list[Mistake]:
     return list({mistake.path: mistake for mistake in (_mistake(e, data) for e in error.errors())}.values())
 
 
+def phrase_of(error: ErrorDetails) -> str:
+    """`is not an integer`: what follows a field and its value."""
+    return PHRASES[error["type"]].format(**error.get("ctx", {})) if error["type"] in PHRASES else error["msg"]
+
+
 def _value_at(data: Any, path: KeyPath) -> Any:
     for part in path:
         data = data[part]
@@ -132,7 +137,7 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
         return unknown_key(path[:-1], _value_at(data, path[:-1]))
     if error["type"] == "together":  # two fields that do not go together; the error names the one to change
         return wrong_value(context["path"], _value_at(data, context["path"]), error["msg"])
-    phrase = PHRASES[error["type"]].format(**context) if error["type"] in PHRASES else error["msg"]
+    phrase = phrase_of(error)
     if error["type"] == "string_type" and isinstance(value, (int, float)):
         phrase += f"; put it in quotes: {str(shown(value))!r}"
     if error["type"] == "literal_error":

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from lora_hf.config.fields import Count, Flag, Section, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+NAME_FIELD = "model.model_name_or_path"
 DENSE = {"load_in_4bit": False, "load_in_8bit": False}
 """What full fine-tuning lays over the section: quantized weights cannot all be trained."""
 
@@ -41,6 +42,24 @@ class ModelConfig(Section):
     """Inputs that share a scale and a zero point; 128 takes 10 % less memory and is a little coarser."""
     quantize_wo: Flag = False
     """Quantize T5's `wo` too, which Transformers leaves dense: least memory, a little more error."""
+
+    _name_field: str = NAME_FIELD
+
+    def named_by(self, field: str) -> Self:
+        """The same, for a name that was written elsewhere: errors say there."""
+        config = self.model_copy()
+        config._name_field = field
+        return config
+
+    @property
+    def name_field(self) -> str:
+        """The field or the option that the model's name was written in."""
+        return self._name_field
+
+    @property
+    def as_written(self) -> str:
+        """`model.model_name_or_path='a/b'`, or `--base='a/b'`: how an error names the model."""
+        return f"{self._name_field}={self.model_name_or_path!r}"
 
     @property
     def storage(self) -> str:

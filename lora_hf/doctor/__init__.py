@@ -6,6 +6,7 @@ A new check is a function and one line in a registry. The order is that of the r
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_hf.adapters.weights_file import AGAIN
 from lora_hf.config.file import find_config, load_config
 from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machine
 from lora_hf.doctor.finding import Check, Finding, examine
@@ -14,7 +15,6 @@ from lora_hf.runs.saved import find_adapter
 
 AS_SAID = "correct the config as said"
 CONVERT = "take the folder that save_adapter or PEFT wrote, whole"
-AGAIN = "save or download the adapter again"
 NAME_BASE = "give the base it was trained on: --base FOLDER or USER/NAME"
 
 MACHINE: dict[str, Check] = {
@@ -84,5 +84,5 @@ def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
     """
     folder = find_adapter(name)
     if base_name:
-        locate(base_name)
+        locate(base_name, "--base")
     return examine(ADAPTER, {"folder": folder, "base_name": base_name})

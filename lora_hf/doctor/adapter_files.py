@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.peft_format import read_peft_config
+from lora_hf.adapters.peft_format import WEIGHTS_NAME, read_peft_config
 from lora_hf.adapters.save import PREFIX
-from lora_hf.adapters.weights_file import check_hash, read_tensors, weights_in
+from lora_hf.adapters.weights_file import OTHER_HASH, hash_fits, read_tensors, weights_in
 from lora_hf.config import ModelConfig
 from lora_hf.doctor.finding import Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError
@@ -33,8 +33,10 @@ def weights(folder: Path) -> Findings:
 
 def hash_of_weights(folder: Path, weights: Mapping[str, Tensor]) -> Findings:
     """The tensors are those that were saved."""
-    is_recorded = check_hash(folder)
-    yield ok("the file that was saved") if is_recorded else unknown("none is recorded: PEFT writes none")
+    fits = hash_fits(folder)
+    if fits is False:
+        raise UserError(OTHER_HASH.format(folder / WEIGHTS_NAME))
+    yield ok("the file that was saved") if fits else unknown("none is recorded: PEFT writes none")
 
 
 def settings(folder: Path) -> Findings:

@@ -21,7 +21,7 @@ ASKING = 5  # seconds for the Hub to answer
 
 def checkpoint(store: ModelConfig) -> Findings:
     """The base's files are on this machine and whole; gives their folder."""
-    name = locate(store.model_name_or_path)
+    name = locate(store.model_name_or_path, store.name_field)
     folder = Path(name) if Path(name).is_dir() else cached(name, store.revision)
     try:
         files = checkpoint_files(folder)

@@ -4,9 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError
 
 HIDDEN = "***"
+REPO_ID = (
+    "USER/NAME, such as anna/dialogues: two parts of 1 to 96 ASCII letters, digits, '-', '_' or '.', "
+    "neither with '-' or '.' at an end, and no '--', '..' or final '.git' anywhere"
+)
+"""What `huggingface_hub` takes, whose own words are about its arguments."""
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2")
 """The libraries whose exceptions mean that no answer came; which of them depends on the client's version."""
 
@@ -27,14 +32,19 @@ def check_repo_id(repo_id: str, field: str) -> None:
     Raises:
         UserError: it is none.
     """
+    if repo_id.count("/") != 1 or not is_hub_name(repo_id):
+        raise UserError(f"{field}={repo_id!r} is no name on the Hub: write {REPO_ID}")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it can be a name on the Hub; a path of one or two parts can, too."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"{field}={repo_id!r} is no name on the Hub: {first_line(error)}") from None
-    if repo_id.count("/") != 1:
-        raise UserError(f"{field}={repo_id!r} is not USER/NAME: whose it is must be said")
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 @contextmanager

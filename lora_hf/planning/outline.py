@@ -32,14 +32,14 @@ def settings_of(config: ModelConfig) -> Any:
     named = re.fullmatch(r"google/flan-t5-(\w+)", config.model_name_or_path)
     if named and named[1] in SHAPES:
         return flan_t5(named[1])
-    name = locate(config.model_name_or_path)
+    name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
     try:
         return AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.model_name_or_path={config.model_name_or_path!r}: its config.json cannot be read: "
-            f"{first_line(error)} (give a folder, a name on the Hub, or a google/flan-t5, which needs none)"
+            f"{config.as_written}: its config.json cannot be read: {first_line(error)} "
+            "(give a folder, a name on the Hub, or a google/flan-t5, which needs none)"
         ) from error
 
 

@@ -39,7 +39,7 @@ def export(model: str, output: Path) -> int:
         raise UserError(
             f"{model} is an adapter: write it into its base with `lora-hf merge`, and export that"
         )
-    config = ModelConfig(model_name_or_path=model, dtype="float32")
+    config = ModelConfig(model_name_or_path=model, dtype="float32").named_by("MODEL")
     loaded, tokenizer = load_model(config, torch.device("cpu")), load_tokenizer(config)
     write_graphs(loaded, output)
     loaded.config.save_pretrained(output)

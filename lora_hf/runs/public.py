@@ -12,7 +12,7 @@ from lora_hf.config import RunConfig
 from lora_hf.config.document import write_value
 from lora_hf.errors import UserError
 from lora_hf.hub.fetch import public_info
-from lora_hf.hub.talk import split_name
+from lora_hf.hub.talk import is_hub_name, split_name
 from lora_hf.modeling import EMBEDDED
 from lora_hf.reporting.card_facts import Base
 
@@ -51,17 +51,6 @@ def public_base(name: str | None, manifest: dict[str, Any], given: str | None) -
         "the base %r has no known name on the Hub, and the card names none; --base-model USER/NAME does", name
     )
     return Base(None, None, fingerprint)
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether it can be a name on the Hub; a path of one or two parts can, too."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def public_dataset(name: str) -> str | None:

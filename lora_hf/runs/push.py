@@ -13,14 +13,15 @@ from lora_hf.config import RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import UserError
 from lora_hf.files import json_text
+from lora_hf.hub.licenses import check_license
 from lora_hf.hub.send import CARD, Destination, Parcel, check_login, send
 from lora_hf.hub.talk import check_repo_id
-from lora_hf.layout import ADAPTER, CONFIG, PREDICTIONS, RESULTS
+from lora_hf.layout import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
 from lora_hf.reporting.card_facts import CardFacts
 from lora_hf.reporting.model_card import model_card
 from lora_hf.runs.directory import read_predictions, read_record
 from lora_hf.runs.public import public_base, public_config, public_dataset, public_license
-from lora_hf.runs.saved import find_adapter
+from lora_hf.runs.saved import find_adapter, upload
 from lora_hf.training.methods import METHODS, saved_method
 
 SAMPLES = 3
@@ -35,7 +36,7 @@ class Said:
     base_model: str | None = None
     """USER/NAME or USER/NAME@REVISION of a base that was read from a folder."""
     license: str | None = None
-    """None: the base model's."""
+    """One of `hub.licenses`; None: the base model's."""
     samples: int | None = None
     """Dialogues in the card; None: three of public data, and none of others'."""
 
@@ -51,7 +52,6 @@ def push(adapter: str, destination: Destination, said: Said) -> str:
     Raises:
         UserError: no adapter, or it cannot be pushed there.
     """
-    check_repo_id(destination.repo_id, "--repo-id")
     return send(parcel_of(adapter, destination, said), destination, f"By lora_hf {__version__}")
 
 
@@ -59,10 +59,13 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
     """All that goes up, by its name there.
 
     Raises:
-        UserError: no such folder, or what it holds is no whole adapter.
+        UserError: no such folder, what it holds is no whole adapter, or a licence that the Hub does not know.
     """
+    check_repo_id(destination.repo_id, "--repo-id")
     if not Path(adapter).expanduser().is_dir():
         raise UserError(f"--adapter {adapter!r}: no such folder")
+    if said.license is not None:
+        check_license(said.license, "--license")
     folder = find_adapter(adapter).resolve()
     weights = read_weights(folder)  # whole, and those that were saved
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
@@ -133,8 +136,8 @@ def check_push(config: RunConfig) -> None:
         return
     if config.method not in METHODS:
         raise UserError(
-            f"training.push_to_hub=true: method {config.method!r} makes no adapter (a whole model goes up by "
-            f"`hf upload USER/NAME {config.output_dir}/model`)"
+            f"training.push_to_hub=true: method {config.method!r} makes no adapter "
+            f"({upload(Path(config.output_dir, MODEL))})"
         )
     destination = _destination(config)
     user = check_login(destination)

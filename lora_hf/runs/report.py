@@ -1,6 +1,7 @@
 """A report of runs that are done: from their folders alone, without loading a model.
 
-Three kinds of folder have one: a comparison's and a study's, which hold a folder a run, and a run's own.
+Four kinds of folder have one: a comparison's, a study's and a sweep's, which hold a folder a run, and a
+run's own.
 """
 
 import re
@@ -66,7 +67,7 @@ def report(root: Path) -> list[Path]:
     """Write the report of a folder anew, and return its files.
 
     Args:
-        root: what `compare`, `methods` or `train` wrote into.
+        root: what `train`, `compare`, `methods` or `sweep` wrote into.
 
     Raises:
         UserError: no finished run is there, or some of the arms are missing.
@@ -98,7 +99,8 @@ def found_runs(root: Path) -> dict[str, list[Path]]:
         found.setdefault(_SEED.sub("", results.parent.name), []).append(results.parent)
     if not found:
         raise UserError(
-            f"{str(root)!r} holds no finished run: give the output_dir of a train, compare or methods command"
+            f"{str(root)!r} holds no finished run: give the output_dir of a train, compare, methods or "
+            "sweep command, or a run's folder in it"
         )
     return found
 

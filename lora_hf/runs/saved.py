@@ -17,7 +17,7 @@ from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.scoring import score_model, summarize
 from lora_hf.hub.fetch import fetch
-from lora_hf.layout import ADAPTER, CONFIG
+from lora_hf.layout import ADAPTER, CONFIG, MODEL
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.training.methods import load_saved, saved_method
 
@@ -35,16 +35,26 @@ def find_adapter(name: str) -> Path:
         name: a path, or USER/NAME or USER/NAME@REVISION: a commit, a tag or a branch.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or a run that has none.
     """
     folder = Path(name).expanduser()
     if (folder / ADAPTER).is_dir():  # a run's directory, given for the adapter in it
         return folder / ADAPTER
+    if (folder / MODEL).is_dir():
+        raise UserError(
+            f"--adapter {name!r} is a run of full fine-tuning: it holds a whole model and no adapter; "
+            f"give the run of a method that trains one ({upload(folder / MODEL)})"
+        )
     if folder.is_dir():
         return folder
     if name.partition("@")[0].count("/") != 1 or name.startswith((".", "~", "/")):
         raise UserError(f"--adapter {name!r}: no such folder")
     return fetch(name, ADAPTER_FILES, f"--adapter {name!r} is no folder and cannot be had from the Hub")
+
+
+def upload(model: Path) -> str:
+    """What pushes a whole model, which needs nothing of ours."""
+    return f"a whole model goes up by `hf upload USER/NAME {model}`"
 
 
 def config_of_run(adapter: str) -> RunConfig:
@@ -109,11 +119,12 @@ def base_config(folder: Path, base: str | None = None) -> ModelConfig:
         where["revision"] = None
     stored = manifest.get("base_store", {})
     try:
-        return ModelConfig(**where, **stored)
+        config = ModelConfig(**where, **stored)
     except (TypeError, ValidationError) as error:
         raise UserError(
             f"{folder / MANIFEST_NAME}: {where} with base_store={stored!r} is no base: {first_line(error)}"
         ) from None
+    return config.named_by("--base" if base else f"{folder}: base_model_name_or_path")
 
 
 def prompt_config(folder: Path, **fields: Any) -> DataConfig:

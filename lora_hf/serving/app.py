@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
 from lora_hf import __version__
-from lora_hf.serving.messages import Answer, Ask, Fault, Health, Loaded, Source
+from lora_hf.serving.messages import Answer, Ask, Fault, Health, Loaded, Source, wrong_field
 from lora_hf.serving.service import Refused, Service
 
 STATIC = "/docs/static"
@@ -100,12 +100,12 @@ async def _refused(request: Request, refused: Any) -> JSONResponse:
 
 
 async def _not_valid(request: Request, error: Any) -> JSONResponse:
-    """One line that names each field; never what was sent, which may be long, or no text."""
+    """One line that names each field, its value and what is accepted."""
     request.app.state.service.refused(request.url.path, 422)
     if any(fault["type"] == "json_invalid" or fault["loc"] == ("body",) for fault in error.errors()):
         return JSONResponse({"detail": NO_OBJECT}, 422)
-    faults = [f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()]
-    return JSONResponse({"detail": "; ".join(faults)}, 422)
+    asked = Ask if request.url.path == "/summarize" else Source
+    return JSONResponse({"detail": "; ".join(wrong_field(fault, asked) for fault in error.errors())}, 422)
 
 
 async def _http_fault(request: Request, error: Any) -> JSONResponse:

@@ -1,8 +1,11 @@
 """What is asked and answered, as JSON."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import ErrorDetails
+
+from lora_hf.config.mistakes import near_choice, phrase_of, shown
 
 
 def _text(text: str) -> str:
@@ -83,3 +86,26 @@ class Fault(Message):
     """Why a request was not answered."""
 
     detail: str
+
+
+def wrong_field(fault: ErrorDetails, asked: type[Message]) -> str:
+    """One mistake in what was sent, in the words that a config's mistakes have.
+
+    Args:
+        fault: one of pydantic's, whose place begins with `body`.
+        asked: what should have been sent.
+    """
+    name, fields = ".".join(map(str, fault["loc"][1:])), list(asked.model_fields)
+    if fault["type"] == "missing":
+        return f"{name} is missing, and must be sent; known are {', '.join(fields)}"
+    if fault["type"] == "extra_forbidden":
+        hint = near_choice(name, fields) or f"; known are {', '.join(fields)}"
+        return f"unknown field {shown(name)} (value {_short(fault['input'])}){hint}"
+    return f"{name}={_short(fault['input'])} {phrase_of(fault)}"
+
+
+def _short(value: Any) -> str:
+    """What was sent; a list or an object is not repeated, for it may be of any depth."""
+    if isinstance(value, list):
+        return "[...]"
+    return "{...}" if isinstance(value, dict) else shown(value)

@@ -56,7 +56,7 @@ def base_for(folders: list[Path], base: str | None) -> ModelConfig:
         return base_config(folders[0], base)
     if base is None:
         raise UserError("give --base, or an adapter that names its base")
-    return ModelConfig(model_name_or_path=base)
+    return ModelConfig(model_name_or_path=base).named_by("--base")
 
 
 def named(adapters: list[str]) -> dict[str, str]:

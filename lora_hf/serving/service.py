@@ -66,7 +66,7 @@ class Service:
             raise Refused(413, f"dialogue: {len(ask.dialogue):,} characters, of {limits.max_chars:,} at most")
         for name, most in (("num_beams", limits.max_beams), ("max_new_tokens", limits.max_new_tokens)):
             if (value := getattr(ask, name)) and value > most:
-                raise Refused(422, f"{name}: {value} is more than this server's {most}")
+                raise Refused(422, f"{name}={value} is more than this server's {most}")
         if ask.adapter not in self.engine.adapters:
             raise self._unknown(str(ask.adapter))
         served = self.engine.adapters[ask.adapter]

@@ -149,7 +149,8 @@ def test_what_is_missing_is_named(compared: Path, missing: str, capsys: pytest.C
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         assert cli.run(["report", str(folder)], debug=False) == 2
-        assert "holds no finished run" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "holds no finished run: give the output_dir of a train, compare, methods or sweep" in said
 
 
 def test_shared_words_are_those_that_rouge_counts() -> None:

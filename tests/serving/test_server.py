@@ -84,22 +84,25 @@ def test_each_answer_of_a_mixed_batch_is_what_its_adapter_alone_writes(
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
-        ({}, 422, "dialogue: Field required"),
-        ({"dialogue": " \n"}, 422, "dialogue: Value error, is empty"),
-        ({"dialogue": 7}, 422, "dialogue: Input should be a valid string"),
-        ({"dialogue": "A: Hi", "adaptor": "a"}, 422, "adaptor: Extra inputs are not permitted"),
-        ({"dialogue": "A: Hi", "num_beams": "2"}, 422, "num_beams: Input should be a valid integer"),
-        ({"dialogue": "A: Hi", "num_beams": 3}, 422, "num_beams: 3 is more than this server's 2"),
-        ({"dialogue": "A: Hi", "max_new_tokens": 17}, 422, "max_new_tokens: 17 is more than"),
-        ({"dialogue": "A: Hi", "max_new_tokens": 0}, 422, "max_new_tokens: Input should be greater"),
+        ({}, 422, "dialogue is missing, and must be sent; known are dialogue, adapter,"),
+        ({"dialogue": " \n"}, 422, r"dialogue=' \n' is empty"),
+        ({"dialogue": 7}, 422, "dialogue=7 is not text"),
+        ({"dialogue": "A: Hi", "adaptor": "a"}, 422, "'adaptor' (value 'a'); did you mean 'adapter'?"),
+        ({"dialogue": "A: Hi", "num_beams": "2"}, 422, "num_beams='2' is not an integer"),
+        ({"dialogue": "A: Hi", "num_beams": 3}, 422, "num_beams=3 is more than this server's 2"),
+        ({"dialogue": "A: Hi", "max_new_tokens": 17}, 422, "max_new_tokens=17 is more than"),
+        ({"dialogue": "A: Hi", "max_new_tokens": 0}, 422, "max_new_tokens=0 must be at least 1"),
         ({"dialogue": "A: Hi", "adapter": "aa"}, 404, "'aa'; loaded are ['a', 'b']. Did you mean 'a'?"),
         ({"dialogue": "x" * 2001}, 413, "dialogue: 2,001 characters, of 2,000 at most"),
         ({"dialogue": "A: Hi there. " * 60, "adapter": "a"}, 413, "longer than the 96 tokens"),
+        ({"dialogue": "A: Hi", "zzz": 1}, 422, "unknown field 'zzz' (value 1); known are dialogue, a"),
+        ({"dialogue": ["A: Hi"], "truncate": 1}, 422, "dialogue=[...] is not text; truncate=1 is not"),
+        (b'{"dialogue": ' + b"[" * 400 + b"]" * 400 + b"}", 422, "dialogue=[...] is not text"),
         (b"{", 422, "body: no JSON object; send one"),
         (b"[]", 422, "body: no JSON object; send one"),
         (b"\x80", 422, "Content-Type: application/json"),
-        (b'{"dialogue": "A: \\ud800"}', 422, "dialogue: Value error, holds what is no character"),
-        ({"dialogue": "A: Hi", "adapter": "\0"}, 422, "adapter: Value error, holds what is no character"),
+        (b'{"dialogue": "A: \\ud800"}', 422, r"dialogue='A: \ud800' holds what is no character"),
+        ({"dialogue": "A: Hi", "adapter": "\0"}, 422, r"adapter='\x00' holds what is no character"),
         (b"[" * 20_000, 422, "Content-Type: application/json"),
         ({"dialogue": "x" * 100_000}, 413, "body: 100,"),
     ],
@@ -165,7 +168,7 @@ def test_adapters_come_and_go_while_requests_are_answered(
 def test_what_is_no_adapter_of_this_base_is_not_loaded(
     server: Server, adapters: Path, tmp_path: Path
 ) -> None:
-    def load(name: str, path: str) -> tuple[int, str]:
+    def load(name: Any, path: str) -> tuple[int, str]:
         status, answer, _ = server.request("POST", "/adapters", {"name": name, "path": path})
         return status, answer["detail"]
 
@@ -180,7 +183,14 @@ def test_what_is_no_adapter_of_this_base_is_not_loaded(
         f"{prompt} holds a prompt_tuning: only LoRA adapters are served beside others",
     )
     assert load("x", "none")[0] == 422
-    assert load("x/y", "a")[0] == 422 and "adapter name 'x/y'" in load("x/y", "a")[1]
+    assert load("", "a") == (422, "name='' is empty")
+    assert load(7, "a") == (422, "name=7 is not text")
+    changed = shutil.copytree(adapters / "a", adapters / "changed")
+    (changed / "lora_hf.json").write_text(json.dumps(manifest | {"weights_sha256": "0" * 64}))
+    assert load("x", "changed")[0] == 422 and "download the adapter again" in load("x", "changed")[1]
+    assert load("x/y", "a")[0] == 422 and load("x/y", "a")[1] == (
+        "adapter name 'x/y': write 1 to 64 ASCII letters, digits, '_' or '-'"
+    )
     shutil.copytree(adapters / "a", tmp_path / "a")
     for path in (str(tmp_path / "a"), "../a", "/etc"):
         assert load("x", path) == (403, f"path: {path!r} is not below the server's folder of adapters")
@@ -251,9 +261,9 @@ def test_at_sigterm_what_waits_is_answered_first(adapters: Path) -> None:
         (["--adapter", "a"], "--adapter 'a': write NAME=DIR"),
         (["--adapter", "a=no/such/folder"], "--adapter 'no/such/folder'"),
         (["--adapter", "{a}", "--adapter", "{a}"], "the name 'a' is taken"),
-        (["--adapter", "keys={folder}"], "adapter name 'keys'"),
+        (["--adapter", "keys={folder}"], "adapter name 'keys' is a word of PyTorch's own; take"),
         (["--base", "embedded", "--adapters-dir", "no/such"], "--adapters-dir 'no/such': no such folder"),
-        (["--base", "./no/model"], "model.model_name_or_path='./no/model': no such folder"),
+        (["--base", "./no/model"], "--base='./no/model': no such folder"),
         (["--base", "embedded", "--port", "{taken}"], "Address already in use"),
     ],
 )
