@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_callback import TrainerCallback
 
 from lora_hf import LoraConfig, LoraTrainer, inject_adapters, load_adapter, save_adapter
-from lora_hf.training.trainer import last_checkpoint
+from lora_hf.training.checkpoints import last_checkpoint
 
 CONFIG = LoraConfig(r=4, lora_alpha=10)
 

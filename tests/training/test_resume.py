@@ -1,0 +1,221 @@
+"""Going on after a kill: from the last whole checkpoint, to the bits that an unbroken run ends with."""
+
+import errno
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_t5
+from torch import nn
+from training.test_trainer import Rows, adapted, arguments, losses, make_trainer
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from lora_hf.errors import NotWritten
+from lora_hf.layout import PARTIAL
+from lora_hf.training import LoraTrainer
+from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, set_aside
+from lora_hf.training.interrupt import Interrupted, StopOnSignal
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+
+
+class Killed(BaseException):
+    """What nothing catches, as nothing catches SIGKILL."""
+
+
+class KillAt(TrainerCallback):
+    """Ends the process, as far as the trainer can tell, once a checkpoint is saved at this step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+def dropping() -> nn.Module:
+    model = make_t5()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    return adapted(make=lambda: model)
+
+
+def trainer_of(folder: Path, *callbacks: TrainerCallback, **fields: Any) -> LoraTrainer:
+    """Ten steps of an epoch of twelve, a checkpoint every fourth and at the end."""
+    fields = {"save_strategy": "steps", "save_steps": 4, "seed": 3} | fields
+    return make_trainer(
+        dropping(), arguments(folder, **fields), callbacks=list(callbacks), eval_dataset=Rows(6, seed=9)
+    )
+
+
+def resume(trainer: LoraTrainer, folder: Path) -> LoraTrainer:
+    trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)))
+    return trainer
+
+
+def assert_equal(ours: LoraTrainer, theirs: LoraTrainer) -> None:
+    for (name, one), other in zip(
+        ours.model.named_parameters(), theirs.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other[1]), name
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> LoraTrainer:
+    trainer = trainer_of(tmp_path / "whole")
+    trainer.train()
+    return trainer
+
+
+def test_a_run_killed_after_its_last_step_takes_no_other(whole: LoraTrainer, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        trainer_of(tmp_path / "run", KillAt(10)).train()
+    resumed = resume(trainer_of(tmp_path / "run"), tmp_path / "run")
+    assert resumed.state.global_step == 10
+    assert_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("killed", [4, 8, 12])
+def test_early_stopping_counts_on_where_it_was(killed: int, tmp_path: Path) -> None:
+    fields = EVALUATED | {
+        "max_steps": 40,
+        "learning_rate": 2.0,  # diverges: the evaluations only get worse
+        "lr_scheduler_type": "constant",
+        "restore_callback_states_from_checkpoint": True,
+    }
+    unbroken = trainer_of(tmp_path / "whole", EarlyStoppingCallback(2), **fields)
+    unbroken.train()
+    assert unbroken.state.global_step == 12
+    with pytest.raises(Killed):
+        trainer_of(tmp_path / "run", KillAt(killed), EarlyStoppingCallback(2), **fields).train()
+    resumed = resume(trainer_of(tmp_path / "run", EarlyStoppingCallback(2), **fields), tmp_path / "run")
+    assert resumed.state.global_step == 12
+    assert Path(str(resumed.state.best_model_checkpoint)).name == "checkpoint-4"
+    assert_equal(resumed, unbroken)
+
+
+def test_an_evaluation_does_not_move_the_training(whole: LoraTrainer, tmp_path: Path) -> None:
+    evaluated = trainer_of(tmp_path / "run", eval_strategy="steps", eval_steps=3)
+    evaluated.train()
+    assert losses(evaluated) == losses(whole)
+    assert_equal(evaluated, whole)
+
+
+class SignalInEvaluation(TrainerCallback):
+    """SIGTERM at the first evaluation of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [4, 10])
+def test_an_evaluation_that_was_cut_short_is_made_after_the_resume(step: int, tmp_path: Path) -> None:
+    fields = EVALUATED | {"per_device_eval_batch_size": 2}
+    unbroken = trainer_of(tmp_path / "whole", **fields)
+    unbroken.train()
+    stop = StopOnSignal()
+    stopped = trainer_of(tmp_path / "run", SignalInEvaluation(step), stop, **fields)
+    with pytest.raises(Interrupted):
+        stopped.train()
+    stop.restore()
+    stopped._save_checkpoint(stopped.model, trial=None)  # as `fit` does
+    resumed = resume(trainer_of(tmp_path / "run", **fields), tmp_path / "run")
+
+    def evaluated(trainer: LoraTrainer) -> list[tuple[int, float]]:
+        return [(e["step"], e["eval_loss"]) for e in trainer.state.log_history if "eval_loss" in e]
+
+    assert evaluated(resumed) == evaluated(unbroken) and len(evaluated(resumed)) == 3
+    names = [Path(str(t.state.best_model_checkpoint)).name for t in (resumed, unbroken)]
+    assert names[0] == names[1]
+    assert_equal(resumed, unbroken)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_those_before(
+    whole: LoraTrainer, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    run = tmp_path / "run"
+    trainer = trainer_of(run)
+    save_random_states = trainer._save_rng_state
+
+    def half(folder: str) -> None:
+        if trainer.state.global_step == 8:
+            monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
+            raise Killed
+        save_random_states(folder)
+
+    monkeypatch.setattr(trainer, "_save_rng_state", half)
+    with pytest.raises(Killed):
+        trainer.train()
+    monkeypatch.undo()
+    assert sorted(p.name for p in run.iterdir()) == [f"{PARTIAL}checkpoints", "checkpoint-4"]
+    assert (run / f"{PARTIAL}checkpoints" / "checkpoint-8" / "optimizer.pt").is_file()
+    with caplog.at_level(logging.INFO, logger="lora_hf"):
+        found = last_checkpoint(run)
+        set_aside(run, found)
+    assert found == run / "checkpoint-4" and [p.name for p in run.iterdir()] == ["checkpoint-4"]
+    assert "half-written" in caplog.text
+    assert_equal(resume(trainer_of(run), run), whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "unsealed"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_line(
+    damage: str, whole: LoraTrainer, tmp_path: Path, caplog: Any
+) -> None:
+    run = tmp_path / "run"
+    trainer_of(run).train()
+    optimizer = run / "checkpoint-10" / "optimizer.pt"
+    content = optimizer.read_bytes()
+    if damage == "cut":
+        optimizer.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        optimizer.write_bytes(content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:])
+    elif damage == "missing":
+        optimizer.unlink()
+    else:
+        (run / "checkpoint-10" / MANIFEST).unlink()
+    with caplog.at_level(logging.WARNING, logger="lora_hf"):
+        found = last_checkpoint(run)
+        set_aside(run, found)
+    assert found == run / "checkpoint-8"
+    (line,) = caplog.messages
+    assert "checkpoint-10" in line and "passed over" in line
+    assert {p.name for p in run.iterdir()} == {"checkpoint-4", "checkpoint-8", "broken-checkpoint-10"}
+    assert_equal(resume(trainer_of(run), run), whole)
+    assert last_checkpoint(run) == run / "checkpoint-10"
+
+
+def test_no_room_for_a_checkpoint_ends_in_one_error_and_keeps_those_before(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    trainer = trainer_of(tmp_path)
+
+    def full(folder: str) -> None:
+        if trainer.state.global_step == 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer, "_save_scaler", full)
+    with pytest.raises(NotWritten, match="No space left on device: .*checkpoint-8"):
+        trainer.train()
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    fields = EVALUATED | {"max_steps": 20, "save_total_limit": 2, "learning_rate": 2.0}
+    trainer = trainer_of(tmp_path, lr_scheduler_type="constant", **fields)
+    trainer.train()
+    best = Path(str(trainer.state.best_model_checkpoint))
+    assert best.parent == tmp_path and best.name == "checkpoint-4"
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-20"}
+    assert (best / "trainer_state.json").read_text().count(f"{tmp_path}/checkpoint-4") == 1
