@@ -1,4 +1,4 @@
-"""Kill a short run at random moments, give the same command again, and compare what it ends with, byte by byte.
+"""Kill a short run at random moments, give the same command again, and compare the ends, byte by byte.
 
     make soak
     python scripts/soak_kill.py --kills 50
