@@ -19,6 +19,8 @@ from lora_hf.layout import PARTIAL
 
 PREFIX = "checkpoint-"
 STATE = "trainer_state.json"
+RANDOM_STATES = "rng_state"
+"""What the names of their files begin with: one a process."""
 MANIFEST = "checkpoint.json"
 """Written last: SHA-256 by file."""
 UNFINISHED = f"{PARTIAL}checkpoints"
@@ -53,6 +55,8 @@ def flaw(checkpoint: Path) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} does not fit it: {error!r}"
+    if not any(name.startswith(RANDOM_STATES) for name in hashes):
+        return "it holds no random states (training.save_only_model)"
     return f"{wrong[0]} is not as it was written" if wrong else None
 
 

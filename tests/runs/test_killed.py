@@ -1,22 +1,25 @@
 """What a kill, a full disk and a place that cannot be written leave of runs: what was there, and a way on."""
 
 import errno
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from conftest import FEW
 from disks import full_disk, read_only
 from training.test_resume import assert_equal, trainer_of
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten, UserError
-from lora_hf.files import whole, write_json, write_text
-from lora_hf.layout import ADAPTER, CONFIG, PARTIAL
+from lora_hf.files import file_sha256, whole, write_json, write_text
+from lora_hf.layout import ADAPTER, CHECKPOINTS, CONFIG, PARTIAL, RESULTS
 from lora_hf.runs.alone import alone
 from lora_hf.runs.directory import RunDirectory
 from lora_hf.runs.study import check_root, run_process
@@ -170,3 +173,29 @@ def test_the_command_ends_in_one_message_without_a_traceback(monkeypatch, capsys
     (line,) = capsys.readouterr().err.splitlines()
     told = "error: runs/a/checkpoints/checkpoint-4 cannot be written: No space left on device; "
     assert line.startswith(told) and "the same command" in line
+
+
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_goes_on_by_the_same_command_once_there_is_room(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {learning_rate: 5.0e-3}\n")
+    words = [sys.executable, "-m", "lora_hf", "train", "--config", str(config), *FEW]
+    words += ["training.max_steps=8", "training.save_strategy=steps", "training.save_steps=2"]
+
+    def run(folder):
+        return subprocess.run([*words, f"output_dir={folder}"], capture_output=True, text=True, cwd=ROOT)
+
+    with full_disk(tmp_path / "disk", 400) as more_room:
+        done = run(tmp_path / "disk" / "run")
+        (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert "checkpoint-" in error and "No space left on device" in error
+        last = last_checkpoint(tmp_path / "disk" / "run" / CHECKPOINTS)
+        assert last is not None
+        more_room(4000)
+        assert run(tmp_path / "disk" / "run").returncode == 0
+        record = json.loads((tmp_path / "disk" / "run" / RESULTS).read_text())
+        assert record["resumed_at_step"] == int(last.name.removeprefix("checkpoint-")) < 8
+        assert run(tmp_path / "whole").returncode == 0
+        weights = Path(ADAPTER) / "adapter_model.safetensors"
+        assert file_sha256(tmp_path / "disk" / "run" / weights) == file_sha256(tmp_path / "whole" / weights)

@@ -195,6 +195,12 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_line(
     assert last_checkpoint(run) == run / "checkpoint-10"
 
 
+def test_a_checkpoint_of_the_model_alone_is_not_gone_on_from(tmp_path: Path, caplog: Any) -> None:
+    trainer_of(tmp_path, save_only_model=True, max_steps=4).train()
+    assert (tmp_path / "checkpoint-4" / MANIFEST).is_file() and last_checkpoint(tmp_path) is None
+    assert "no random states" in caplog.text
+
+
 def test_no_room_for_a_checkpoint_ends_in_one_error_and_keeps_those_before(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
