@@ -23,6 +23,9 @@ STORE = ".db"
 PARTIAL = ".partial."
 """What the name of a file or folder begins with until it is whole; a leftover of a kill is nobody's."""
 
+UNFINISHED = f"{PARTIAL}checkpoints"
+"""In the folder of the checkpoints: where the next one is written."""
+
 OWN = (
     *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS),
     *(REPORT + end for end in ENDS),

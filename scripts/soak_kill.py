@@ -28,8 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_hf.files import file_sha256, write_json
-from lora_hf.layout import ADAPTER, CHECKPOINTS, CONFIG, PREDICTIONS, RESULTS
-from lora_hf.training.checkpoints import UNFINISHED
+from lora_hf.layout import ADAPTER, CHECKPOINTS, CONFIG, PREDICTIONS, RESULTS, UNFINISHED
 
 RUN = """
 method: lora

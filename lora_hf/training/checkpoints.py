@@ -15,7 +15,7 @@ from typing import Any
 from transformers.trainer_callback import TrainerState
 
 from lora_hf.files import file_sha256, whole, write_json
-from lora_hf.layout import PARTIAL
+from lora_hf.layout import UNFINISHED
 
 PREFIX = "checkpoint-"
 STATE = "trainer_state.json"
@@ -23,8 +23,6 @@ RANDOM_STATES = "rng_state"
 """What the names of their files begin with: one a process."""
 MANIFEST = "checkpoint.json"
 """Written last: SHA-256 by file."""
-UNFINISHED = f"{PARTIAL}checkpoints"
-"""The folder in which the next checkpoint is written."""
 BROKEN = "broken-"
 logger = logging.getLogger(__name__)
 
