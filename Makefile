@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two test processes on two cores would otherwise wait for each other's threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: quickstart test test-full lint format types methods bench costs docs reproduce clean
+.PHONY: quickstart test test-full soak lint format types methods bench costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -14,6 +14,9 @@ test: lint types                   ## what a change must pass
 
 test-full: .venv/.installed-test   ## what takes minutes: the quickstart's figures, the notebook, the wheel
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+soak: .venv/.installed-test        ## the long forms of docs/reliability.md
+	$(BIN)/python scripts/soak_kill.py --kills 50
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A mistake in what the user wrote or gave: a config, a file, a name, a value."""
 
 
+class NotWritten(OSError):
+    """The disk is full, or a place cannot be written (any more); what was there is as it was."""
+
+
 class ArmFailed(Exception):
     """A run in a process of its own ended with another status than 0; it has said why itself, if it could."""
 

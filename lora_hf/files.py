@@ -1,13 +1,17 @@
 """Small things about files: a checkpoint's fingerprint, hashes, and writes that are whole or not there."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lora_hf.errors import UserError
+from lora_hf.errors import NotWritten, UserError
+from lora_hf.layout import PARTIAL
 
 PIECE = 4096  # bytes
 PIECES = 16
@@ -64,12 +68,94 @@ def check_new(output: Path) -> None:
         raise UserError(f"--output {str(output)!r} {what}; nothing is overwritten: choose another")
 
 
+@contextmanager
+def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
+    """A path to write a file or a folder at, which takes its place by a rename once the block has ended.
+
+    A kill leaves the old one or the new, and at most what is beside it, which the next write removes; a
+    failure leaves the old one and nothing else.
+
+    Args:
+        place: of the file or folder.
+        beside: where it is written, on the same disk; by default a hidden name in the same folder.
+
+    Raises:
+        NotWritten: the disk is full, or the place cannot be written.
+    """
+    beside = beside or place.with_name(PARTIAL + place.name)
+    try:
+        _remove(beside)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        for written in (beside, *(beside.rglob("*") if beside.is_dir() else ())):
+            _sync(written)
+        _take_place(beside, place)
+    except BaseException as error:
+        cause = error if isinstance(error, OSError) else _no_room(error, beside)
+        with suppress(OSError):
+            _remove(beside)
+        if cause is None:
+            raise
+        raise NotWritten(cause.errno, cause.strerror or str(cause), str(place)) from error
+    finally:
+        if beside.parent != place.parent:
+            with suppress(OSError):
+                beside.parent.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what a file or a folder says, so that the rename outlives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _take_place(beside: Path, place: Path) -> None:
+    """Rename; a folder that is there makes room first, for no rename replaces one that holds something."""
+    old = beside.with_name(f"{PARTIAL}old.{place.name}")
+    _remove(old)
+    if place.is_dir():
+        os.replace(place, old)
+    os.replace(beside, place)
+    _sync(place.parent)
+    _remove(old)
+
+
+def _no_room(error: BaseException, beside: Path) -> OSError | None:
+    """The system's own error, where a library has put another in its place: by writing a MiB."""
+    if not isinstance(error, Exception):
+        return None
+    probe = beside.with_name(f"{PARTIAL}probe")
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as cause:
+        return cause
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
+
+
 def write_text(file: Path, text: str) -> None:
-    """Write a file whole: beside its place first, then renamed, so that a kill leaves the old or the new."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(file.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)
+    """Write a file whole.
+
+    Raises:
+        NotWritten: as `whole`.
+    """
+    with whole(file) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, value: object) -> None:

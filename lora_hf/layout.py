@@ -20,6 +20,12 @@ ENDS = (".json", ".md", PAGE, ".png")
 STORE = ".db"
 """Of a sweep that searches: its trials."""
 
+PARTIAL = ".partial."
+"""What the name of a file or folder begins with until it is whole; a leftover of a kill is nobody's."""
+
+UNFINISHED = f"{PARTIAL}checkpoints"
+"""In the folder of the checkpoints: where the next one is written."""
+
 OWN = (
     *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS),
     *(REPORT + end for end in ENDS),

@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from lora_hf.errors import ArmFailed, FaultFound, UserError
+from lora_hf.errors import ArmFailed, FaultFound, NotWritten, UserError
 
 
 def exit_status(task: Callable[[], object], debug: bool = False) -> int:
@@ -39,6 +39,11 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         return 1
     except ArmFailed as failure:
         return _status_of(failure)
+    except NotWritten as error:
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {_not_written(error)}", file=sys.stderr)
+        return 1
     except Exception as error:
         if not isinstance(error, UserError) and not hasattr(error, "format_message"):
             raise
@@ -75,6 +80,13 @@ def _set_up_logging() -> None:
     ours.handlers = [logging.StreamHandler(sys.stderr)]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _not_written(error: NotWritten) -> str:
+    return (
+        f"{error.filename} cannot be written: {error.strerror}; what was there is as it was. Make room, or "
+        "let it be written, and give the same command again"
+    )
 
 
 def _message(error: Any) -> str:

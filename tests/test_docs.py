@@ -27,6 +27,7 @@ PAGES = (
     "methods",
     "rank_study",
     "performance",
+    "reliability",
 )
 FAR = ("USER/NAME", "google/", "flan_t5")
 """What a command names if it needs the Hub, a GPU or hours."""

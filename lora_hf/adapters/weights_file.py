@@ -1,7 +1,6 @@
 """An adapter's folder as files: tensors without pickles, our manifest, and every difference named at once."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.errors import UserError
-from lora_hf.files import file_sha256
+from lora_hf.files import file_sha256, whole
 
 MANIFEST_NAME = "lora_hf.json"
 OTHER_HASH = f"{{}} is not the file that was saved: its hash is not the one in {MANIFEST_NAME}"
@@ -22,9 +21,8 @@ FEW = 6
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
     """Whole or not at all; one metadata key, for safetensors writes several in random order."""
-    partial = file.with_name(file.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, file)
+    with whole(file) as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

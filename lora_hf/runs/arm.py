@@ -21,6 +21,7 @@ from lora_hf.evaluation.scoring import score_model, write_predictions
 from lora_hf.files import write_json
 from lora_hf.layout import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
+from lora_hf.runs.alone import alone
 from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
 from lora_hf.runs.push import check_push, push_run
 from lora_hf.training.fit import adapt, fit, load_trained
@@ -43,12 +44,17 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     check_push(config)
     if config.method != "base":
         check_trackers(config.training.get("report_to"))
-    device = pick_device()
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
-    model = load_model(config.model, device, train_all=config.method == "full")
+    model = load_model(config.model, pick_device(), train_all=config.method == "full")
     if config.method in METHODS:
         METHODS[config.method].check(config, model)  # a typo must not clear the directory
+    with alone(run.path):
+        return _run(config, run, model, tokenizer, data)
+
+
+def _run(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data: ArmData) -> dict[str, Any]:
+    """The stages that write, each of them left out where its result is there."""
     run.claim({"data": data.fingerprint, "model": model.base_fingerprint})
     if (record := run.results()) is not None:
         logger.info("%s: finished before with the same inputs; left as it is", run.path)
@@ -56,7 +62,7 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
         return record
     set_seed(config.seed)
     if config.method != "base" and (run / TRAINED).is_file():
-        model = load_trained(config, run.path, model, device)
+        model = load_trained(config, run.path, model, model.device)
     elif config.method != "base":
         adapt(config, model)
         write_json(run / TRAINED, fit(config, run.path, model, tokenizer, data))
@@ -71,7 +77,7 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     )
     write_predictions(run / PREDICTIONS, rows)
     record = _record(config, run, model, data) | scores
-    record["peak_memory_mib"] = round(peak_memory_mib(device), 1)
+    record["peak_memory_mib"] = round(peak_memory_mib(model.device), 1)
     write_json(run / RESULTS, record)
     push_run(config)
     return record

@@ -15,7 +15,7 @@ from lora_hf.config.document import read_document
 from lora_hf.config.file import changed_fields, resolved_yaml
 from lora_hf.errors import UserError
 from lora_hf.files import write_json, write_text
-from lora_hf.layout import CONFIG, INPUTS, OWN, PREDICTIONS, RESULTS
+from lora_hf.layout import CONFIG, INPUTS, OWN, PARTIAL, PREDICTIONS, RESULTS
 
 SILENT = (
     "logging_",
@@ -113,9 +113,10 @@ class RunDirectory:
 
     def _held(self) -> list[str]:
         try:
-            return sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
+            names = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
         except OSError as error:
             raise UserError(f"output_dir={str(self.path)!r} cannot be read: {error.strerror}") from error
+        return [name for name in names if not name.startswith(PARTIAL)]
 
     def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
         old = read_record(self / INPUTS)
@@ -145,8 +146,7 @@ class RunDirectory:
     def _clear(self, changed: list[str]) -> None:
         """Remove what a run writes: the results first and the config last, so that a kill leaves no lie."""
         logger.info("%s: computed again, for %s", self.path, "; ".join(changed))
-        for name in reversed(OWN):
-            target = self / name
+        for target in [*(self / name for name in reversed(OWN)), *self.path.glob(f"{PARTIAL}*")]:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 

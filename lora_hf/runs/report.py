@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.errors import UserError
-from lora_hf.files import file_sha256, write_json, write_text
+from lora_hf.files import file_sha256, whole, write_json, write_text
 from lora_hf.layout import ADAPTER, COMPARISON, CONFIG, PAGE, REPORT, RESULTS, STUDY, SWEEP
 from lora_hf.reporting.charts import Draw
 from lora_hf.reporting.methods_plot import draw_methods
@@ -135,7 +135,8 @@ def write_report(kind: Kind, root: Path, folders: Folders, known: Mapping[str, A
     write_text(files[2], report_page(as_report(kind, summary, folders, rows)))
     if kind.draw:
         files.append(stem.with_suffix(".png"))
-        kind.draw(summary, files[-1])
+        with whole(files[-1]) as beside:
+            kind.draw(summary, beside)
     return files
 
 

@@ -4,6 +4,7 @@ Each run is a process of its own, started by the command a person would type, so
 memory are its own. A run that is finished with the same inputs is left as it is.
 """
 
+import ctypes
 import json
 import logging
 import shlex
@@ -19,10 +20,11 @@ from typing import Any
 from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.config import RunConfig
 from lora_hf.errors import ArmFailed, UserError
-from lora_hf.layout import ENDS, STORE
+from lora_hf.layout import ENDS, PARTIAL, STORE
 from lora_hf.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,8 @@ def check_root(config: RunConfig, groups: tuple[str, ...], report: str) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(f"output_dir={str(root)!r} is a file")
     found = {p.name for p in root.iterdir()} if root.exists() else set()
-    foreign = sorted(
-        name for name in found - {report + end for end in (*ENDS, STORE)} if not name.startswith(groups)
-    )
+    ours = (*groups, report + STORE, PARTIAL)  # of a store also its journal, which a kill leaves
+    foreign = sorted(name for name in found - {report + end for end in ENDS} if not name.startswith(ours))
     if foreign and not config.overwrite:
         raise UserError(
             f"output_dir={str(root)!r} holds {foreign[:5]} and no comparison; choose another output_dir, or "
@@ -147,9 +148,10 @@ def check_alone(arms: Sequence[Arm]) -> None:
 def run_process(command: list[str]) -> None:
     """Run a command, hand it the signals that come, and wait for it.
 
-    The child gets a process group of its own: a Ctrl-C in the terminal reaches it once, through here.
+    The child gets a process group of its own: a Ctrl-C in the terminal reaches it once, through here. If
+    this process is killed, the child is told to stop, so that the same command finds nobody at work.
     """
-    child = subprocess.Popen(command, process_group=0)
+    child = subprocess.Popen(command, process_group=0, preexec_fn=_stop_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -162,6 +164,12 @@ def run_process(command: list[str]) -> None:
             signal.signal(number, handler)
     if status != 0:
         raise ArmFailed(status)
+
+
+def _stop_with_parent() -> None:
+    """Have the system send SIGTERM when the parent ends; where it cannot, others wait for the run's lock."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def folders_of(arms: Sequence[Arm]) -> dict[str, list[Path]]:

@@ -42,6 +42,7 @@ def training_arguments(
         "bf16": compute_dtype == torch.bfloat16,
         "save_strategy": "epoch",
         "logging_steps": 50,
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has been patient
     }
     try:
         return Seq2SeqTrainingArguments(

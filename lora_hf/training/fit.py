@@ -11,12 +11,14 @@ from lora_hf.adapters import count_parameters
 from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData
 from lora_hf.evaluation.scoring import ValidationRouge
+from lora_hf.files import whole
 from lora_hf.layout import ADAPTER, CHECKPOINTS, MODEL
 from lora_hf.modeling import load_model, resolve_dtype, save_model
 from lora_hf.training.arguments import training_arguments
+from lora_hf.training.checkpoints import last_checkpoint, set_aside
 from lora_hf.training.interrupt import Interrupted, StopOnSignal
 from lora_hf.training.methods import METHODS
-from lora_hf.training.trainer import LoraTrainer, last_checkpoint
+from lora_hf.training.trainer import LoraTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ def fit(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData)
     stop = StopOnSignal()
     trainer = make_trainer(config, run, model, tokenizer, data, stop)
     checkpoint = last_checkpoint(run / CHECKPOINTS)
+    if trainer.args.should_save:
+        set_aside(run / CHECKPOINTS, checkpoint)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     output = _train(trainer, stop, str(checkpoint) if checkpoint else None)
@@ -109,9 +113,11 @@ def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data:
             "max_new_tokens": data.max_new_tokens,
             "base_store": config.model.how_stored(),
         }
-        METHODS[config.method].save(model, run / ADAPTER, use)
+        with whole(run / ADAPTER) as folder:
+            METHODS[config.method].save(model, folder, use)
         return
-    save_model(model, tokenizer, run / MODEL)
+    with whole(run / MODEL) as folder:
+        save_model(model, tokenizer, folder)
 
 
 def load_trained(config: RunConfig, run: Path, model: Any, device: torch.device) -> Any:

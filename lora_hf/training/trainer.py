@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Seq2SeqTrainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.functional import cheap_masks
@@ -22,11 +22,12 @@ from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
 from lora_hf.training.loraplus import split_groups
 from lora_hf.training.methods import added_weights
+from lora_hf.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class LoraTrainer(Seq2SeqTrainer):
+class LoraTrainer(ResumableTrainer):
     """Seq2SeqTrainer for a model with adapters, or with a baseline's weights.
 
     - Checkpoints hold these only, adapters in PEFT's format; resuming and loading the best model read them.
@@ -34,6 +35,8 @@ class LoraTrainer(Seq2SeqTrainer):
       processes. The Trainer's own multiplies T5's by their number, because T5 takes `num_items_in_batch`
       and does not use it (10.14 became 20.04 at an accumulation of 2).
     - The batch order is a pure function of (data, seed, epoch), length grouping included.
+    - Checkpoints and going on from them: `ResumableTrainer`.
+    - An evaluation leaves the random states as they were, so that the training is the same without it.
 
     Args:
         loraplus_lr_ratio: LoRA+ (arXiv:2402.12354): the learning rate of every B is this times the others',
@@ -132,6 +135,11 @@ class LoraTrainer(Seq2SeqTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's own, its summaries by the fast paths where these can be."""
+        cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=cuda):  # a data loader draws a seed, sampling its tokens
+            return self._evaluation_loop(*args, **kwargs)
+
+    def _evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         is_encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         writes = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
         if not (self.fast_paths and writes):
@@ -171,14 +179,3 @@ class LoraTrainer(Seq2SeqTrainer):
             added.restore(self.model, Path(best))
         else:
             super()._load_best_model()
-
-
-def is_resumable(checkpoint: Path) -> bool:
-    """Whether a checkpoint folder is whole: the Trainer writes `trainer_state.json` near the end."""
-    return (checkpoint / "trainer_state.json").is_file() and (checkpoint / "rng_state.pth").is_file()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole `checkpoint-N` in a folder, or None."""
-    found = [c for c in folder.glob("checkpoint-*") if c.name[11:].isdigit() and is_resumable(c)]
-    return max(found, key=lambda c: int(c.name[11:]), default=None)

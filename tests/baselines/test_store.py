@@ -18,8 +18,8 @@ from lora_hf.baselines import add_bottlenecks, add_prompt, load_extras, save_ext
 from lora_hf.baselines.store import new_weights
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256
+from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.methods import saved_method
-from lora_hf.training.trainer import last_checkpoint
 
 PutIn = Callable[[Any], None]
 BASELINES: dict[str, tuple[Any, PutIn, int]] = {

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,34 @@ def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(confi
     assert subprocess.run(words, capture_output=True).returncode == 0
     record = json.loads((root / "comparison.json").read_text())["arms"]["lora"]
     assert record["resumed_at_step"] > 0 and record["steps"] == 200
+
+
+@pytest.mark.parametrize("verb, arm", [("compare", "lora"), ("sweep", "r-2")])
+def test_a_study_whose_process_is_killed_goes_on_where_it_was(verb, arm, config_file):
+    """SIGKILL of the parent alone: its arm stops by itself, and the same command, at once, takes it up."""
+    root = config_file.parent / "run"
+    own = ["training.max_steps=60", "training.save_strategy=steps", "training.save_steps=5"]
+    own += ["arms.full.training.max_steps=2"]
+    if verb == "sweep":
+        own += ["sweep.space={lora: {r: [2]}}", "training.eval_strategy=steps", "training.eval_steps=20"]
+    words = [sys.executable, "-m", "lora_hf", verb, "--config", str(config_file), *own]
+    parent = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (root / arm / "checkpoints" / "checkpoint-10").exists():
+        assert parent.poll() is None
+        time.sleep(0.005)
+    parent.kill()
+    parent.wait()
+    before = stamps(root)
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(before) == ["base"] and stamps(root)["base"] == before["base"]
+    record = json.loads((root / arm / RESULTS).read_text())
+    assert 10 <= record["resumed_at_step"] < 60 and record["steps"] == 60
+    if verb == "compare":
+        whole = [*words[:3], "train", *words[4:], f"output_dir={root.parent / 'whole'}"]
+        assert subprocess.run(whole, capture_output=True).returncode == 0
+        weights = Path("adapter") / "adapter_model.safetensors"
+        assert (root / arm / weights).read_bytes() == (root.parent / "whole" / weights).read_bytes()
 
 
 def test_an_arms_peak_memory_does_not_begin_at_its_parents():

@@ -13,8 +13,8 @@ from training.tiny_trainer import StopAt, adapted, arguments, losses, make_train
 from transformers.trainer_callback import TrainerCallback
 
 from lora_hf import LoraConfig, UserError, inject_adapters, save_adapter
+from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.loraplus import split_groups
-from lora_hf.training.trainer import last_checkpoint
 
 RATIO = 16.0
 

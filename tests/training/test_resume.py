@@ -1,129 +1,227 @@
-"""What a training leaves: checkpoints it goes on from bit for bit, the best one, a head that stays untied."""
+"""Going on after a kill: from the last whole checkpoint, to the bits that an unbroken run ends with."""
 
+import errno
+import logging
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from conftest import TOKENS, make_t5
-from safetensors.torch import load_file
+from conftest import make_t5
 from torch import nn
-from training.tiny_trainer import CONFIG, Rows, StopAt, adapted, arguments, losses, make_trainer
+from training.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
+from transformers import EarlyStoppingCallback, TrainerCallback
 
-from lora_hf import LoraTrainer, inject_adapters, load_adapter, save_adapter
-from lora_hf.training.trainer import last_checkpoint
+from lora_hf.errors import NotWritten
+from lora_hf.layout import PARTIAL
+from lora_hf.training import LoraTrainer
+from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, set_aside
+from lora_hf.training.interrupt import Interrupted, StopOnSignal
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
 
 
-@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("fast_paths", [False, True])
-def test_resuming_in_the_second_epoch_ends_bit_for_bit_where_an_unbroken_run_ends(
-    strategy: str, full: bool, fast_paths: bool, tmp_path: Path
+class Killed(BaseException):
+    """What nothing catches, as nothing catches SIGKILL."""
+
+
+class KillAt(TrainerCallback):
+    """Ends the process, as far as the trainer can tell, once a checkpoint is saved at this step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+def dropping() -> nn.Module:
+    model = make_t5()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    return adapted(make=lambda: model)
+
+
+def trainer_of(folder: Path, *callbacks: TrainerCallback, **fields: Any) -> LoraTrainer:
+    """Ten steps of an epoch of twelve, a checkpoint every fourth and at the end."""
+    fields = {"save_strategy": "steps", "save_steps": 4, "seed": 3} | fields
+    return make_trainer(
+        dropping(), arguments(folder, **fields), callbacks=list(callbacks), eval_dataset=Rows(6, seed=9)
+    )
+
+
+def resume(trainer: LoraTrainer, folder: Path) -> LoraTrainer:
+    trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)))
+    return trainer
+
+
+def assert_equal(ours: LoraTrainer, theirs: LoraTrainer) -> None:
+    for (name, one), other in zip(
+        ours.model.named_parameters(), theirs.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other[1]), name
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> LoraTrainer:
+    trainer = trainer_of(tmp_path / "whole")
+    trainer.train()
+    return trainer
+
+
+def test_a_run_killed_after_its_last_step_takes_no_other(whole: LoraTrainer, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        trainer_of(tmp_path / "run", KillAt(10)).train()
+    resumed = resume(trainer_of(tmp_path / "run"), tmp_path / "run")
+    assert resumed.state.global_step == 10
+    assert_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("killed", [4, 8, 12])
+def test_early_stopping_counts_on_where_it_was(killed: int, tmp_path: Path) -> None:
+    fields = EVALUATED | {
+        "max_steps": 40,
+        "learning_rate": 2.0,  # diverges: the evaluations only get worse
+        "lr_scheduler_type": "constant",
+        "restore_callback_states_from_checkpoint": True,
+    }
+    unbroken = trainer_of(tmp_path / "whole", EarlyStoppingCallback(2), **fields)
+    unbroken.train()
+    assert unbroken.state.global_step == 12
+    with pytest.raises(Killed):
+        trainer_of(tmp_path / "run", KillAt(killed), EarlyStoppingCallback(2), **fields).train()
+    resumed = resume(trainer_of(tmp_path / "run", EarlyStoppingCallback(2), **fields), tmp_path / "run")
+    assert resumed.state.global_step == 12
+    assert Path(str(resumed.state.best_model_checkpoint)).name == "checkpoint-4"
+    assert_equal(resumed, unbroken)
+
+
+def test_an_evaluation_does_not_move_the_training(whole: LoraTrainer, tmp_path: Path) -> None:
+    evaluated = trainer_of(tmp_path / "run", eval_strategy="steps", eval_steps=3)
+    evaluated.train()
+    assert losses(evaluated) == losses(whole)
+    assert_equal(evaluated, whole)
+
+
+class SignalInEvaluation(TrainerCallback):
+    """SIGTERM at the first evaluation of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [4, 10])
+def test_an_evaluation_that_was_cut_short_is_made_after_the_resume(step: int, tmp_path: Path) -> None:
+    fields = EVALUATED | {"per_device_eval_batch_size": 2}
+    unbroken = trainer_of(tmp_path / "whole", **fields)
+    unbroken.train()
+    stop = StopOnSignal()
+    stopped = trainer_of(tmp_path / "run", SignalInEvaluation(step), stop, **fields)
+    with pytest.raises(Interrupted):
+        stopped.train()
+    stop.restore()
+    stopped._save_checkpoint(stopped.model, trial=None)  # as `fit` does
+    resumed = resume(trainer_of(tmp_path / "run", **fields), tmp_path / "run")
+
+    def evaluated(trainer: LoraTrainer) -> list[tuple[int, float]]:
+        return [(e["step"], e["eval_loss"]) for e in trainer.state.log_history if "eval_loss" in e]
+
+    assert evaluated(resumed) == evaluated(unbroken) and len(evaluated(resumed)) == 3
+    names = [Path(str(t.state.best_model_checkpoint)).name for t in (resumed, unbroken)]
+    assert names[0] == names[1]
+    assert_equal(resumed, unbroken)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_those_before(
+    whole: LoraTrainer, tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    def dropout_t5() -> nn.Module:
-        model = make_t5()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.1
-        return model.train() if full else adapted(make=lambda: model)
+    run = tmp_path / "run"
+    trainer = trainer_of(run)
+    save_random_states = trainer._save_rng_state
 
-    def trainer_of(folder: str, *callbacks: Any) -> LoraTrainer:
-        args = arguments(
-            tmp_path / folder,
-            max_steps=30,
-            save_strategy="steps",
-            save_steps=9,
-            train_sampling_strategy=strategy,
-            seed=3,
-        )
-        return make_trainer(dropout_t5(), args, callbacks=list(callbacks), fast_paths=fast_paths)
+    def half(folder: str) -> None:
+        if trainer.state.global_step == 8:
+            monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
+            raise Killed
+        save_random_states(folder)
 
-    whole = trainer_of("whole")
-    whole.train()
-    trainer_of("broken", StopAt(18)).train()  # 12 steps an epoch: in the middle of the second
-    resumed = trainer_of("broken")
-    resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "broken")))
-    assert losses(resumed)[-12:] == losses(whole)[-12:]
-    for (name, ours), theirs in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
+    monkeypatch.setattr(trainer, "_save_rng_state", half)
+    with pytest.raises(Killed):
+        trainer.train()
+    monkeypatch.undo()
+    assert sorted(p.name for p in run.iterdir()) == [f"{PARTIAL}checkpoints", "checkpoint-4"]
+    assert (run / f"{PARTIAL}checkpoints" / "checkpoint-8" / "optimizer.pt").is_file()
+    with caplog.at_level(logging.INFO, logger="lora_hf"):
+        found = last_checkpoint(run)
+        set_aside(run, found)
+    assert found == run / "checkpoint-4" and [p.name for p in run.iterdir()] == ["checkpoint-4"]
+    assert "half-written" in caplog.text
+    assert_equal(resume(trainer_of(run), run), whole)
 
 
-def test_checkpoints_hold_the_adapters_only_and_peft_reads_them(tmp_path: Path, batch: dict) -> None:
-    model = adapted()
-    trainer = make_trainer(model, arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=4))
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "unsealed"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_line(
+    damage: str, whole: LoraTrainer, tmp_path: Path, caplog: Any
+) -> None:
+    run = tmp_path / "run"
+    trainer_of(run).train()
+    optimizer = run / "checkpoint-10" / "optimizer.pt"
+    content = optimizer.read_bytes()
+    if damage == "cut":
+        optimizer.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        optimizer.write_bytes(content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:])
+    elif damage == "missing":
+        optimizer.unlink()
+    else:
+        (run / "checkpoint-10" / MANIFEST).unlink()
+    with caplog.at_level(logging.WARNING, logger="lora_hf"):
+        found = last_checkpoint(run)
+        set_aside(run, found)
+    assert found == run / "checkpoint-8"
+    (line,) = caplog.messages
+    assert "checkpoint-10" in line and "passed over" in line
+    assert {p.name for p in run.iterdir()} == {"checkpoint-4", "checkpoint-8", "broken-checkpoint-10"}
+    assert_equal(resume(trainer_of(run), run), whole)
+    assert last_checkpoint(run) == run / "checkpoint-10"
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_gone_on_from(tmp_path: Path, caplog: Any) -> None:
+    trainer_of(tmp_path, save_only_model=True, max_steps=4).train()
+    assert (tmp_path / "checkpoint-4" / MANIFEST).is_file() and last_checkpoint(tmp_path) is None
+    assert "no random states" in caplog.text
+
+
+def test_no_room_for_a_checkpoint_ends_in_one_error_and_keeps_those_before(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    trainer = trainer_of(tmp_path)
+
+    def full(folder: str) -> None:
+        if trainer.state.global_step == 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer, "_save_scaler", full)
+    with pytest.raises(NotWritten, match="No space left on device: .*checkpoint-8"):
+        trainer.train()
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    fields = EVALUATED | {"max_steps": 20, "save_total_limit": 2, "learning_rate": 2.0}
+    trainer = trainer_of(tmp_path, lr_scheduler_type="constant", **fields)
     trainer.train()
-    checkpoint = tmp_path / "checkpoint-4"
-    tensors = load_file(checkpoint / "adapter_model.safetensors")
-    assert len(tensors) == 24 and all(".lora_" in key for key in tensors)
-    assert not (checkpoint / "model.safetensors").exists()
-    theirs = peft.PeftModel.from_pretrained(make_t5(), checkpoint).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(**batch).logits, model.eval()(**batch).logits, rtol=0, atol=1e-5)
-
-
-def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(tmp_path: Path) -> None:
-    model = adapted()
-    args = arguments(
-        tmp_path,
-        max_steps=12,
-        learning_rate=2e-2,
-        save_strategy="steps",
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=2,
-        load_best_model_at_end=True,
-        greater_is_better=True,  # training lowers the loss: the last checkpoint is surely not this best one
-    )
-    trainer = make_trainer(model, args, eval_dataset=Rows(8, seed=9))
-    trainer.train()
-    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert evaluated[-1] < max(evaluated) - 0.05
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(evaluated), abs=1e-6)
-    best = load_file(Path(trainer.state.best_model_checkpoint) / "adapter_model.safetensors")
-    name = "encoder.block.0.layer.0.SelfAttention.q"
-    torch.testing.assert_close(
-        model.get_submodule(name).adapters["default"].lora_B, best[f"base_model.model.{name}.lora_B.weight"]
-    )
-
-
-def test_the_untied_head_survives_training_saving_reloading_and_merging(tmp_path: Path, batch: dict) -> None:
-    from lora_hf import merge_and_unload
-    from lora_hf.config import ModelConfig
-    from lora_hf.modeling import load_model
-
-    make_t5().save_pretrained(tmp_path / "base")
-    config = ModelConfig(model_name_or_path=str(tmp_path / "base"))
-    device = torch.device("cpu")
-    model = load_model(config, device)
-    head = model.lm_head.weight.detach().clone()
-    make_trainer(inject_adapters(model, CONFIG), arguments(tmp_path, max_steps=4)).train()
-    model.tie_weights()
-    model.resize_token_embeddings(TOKENS)
-    assert torch.equal(model.lm_head.weight, head) and not torch.equal(model.shared.weight, head)
-    save_adapter(model, tmp_path / "adapter")
-    again = load_adapter(load_model(config, device), tmp_path / "adapter")
-    merge_and_unload(again).save_pretrained(tmp_path / "merged")
-    merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "merged")), device)
-    assert torch.equal(merged.lm_head.weight, head)
-    with torch.no_grad():
-        torch.testing.assert_close(merged(**batch).logits, model.eval()(**batch).logits, rtol=0, atol=1e-5)
-
-
-def test_a_model_trained_whole_keeps_its_head_and_loads_as_a_plain_one(tmp_path: Path, batch: dict) -> None:
-    from transformers import AutoModelForSeq2SeqLM
-
-    from lora_hf.config import ModelConfig
-    from lora_hf.modeling import load_model
-
-    make_t5().save_pretrained(tmp_path / "base")
-    model = load_model(
-        ModelConfig(model_name_or_path=str(tmp_path / "base")), torch.device("cpu"), train_all=True
-    )
-    args = arguments(tmp_path / "out", max_steps=4, save_strategy="steps", save_steps=2)
-    make_trainer(model, args).train()
-    model.save_pretrained(tmp_path / "trained")
-    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "trained").eval()
-    assert not torch.equal(plain.lm_head.weight, plain.shared.weight)
-    with torch.no_grad():
-        assert torch.equal(plain(**batch).logits, model.eval()(**batch).logits)
+    best = Path(str(trainer.state.best_model_checkpoint))
+    assert best.parent == tmp_path and best.name == "checkpoint-4"
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-20"}
+    assert (best / "trainer_state.json").read_text().count(f"{tmp_path}/checkpoint-4") == 1

@@ -1,0 +1,129 @@
+"""What a training leaves: checkpoints it goes on from bit for bit, the best one, a head that stays untied."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from conftest import TOKENS, make_t5
+from safetensors.torch import load_file
+from torch import nn
+from training.tiny_trainer import CONFIG, Rows, StopAt, adapted, arguments, losses, make_trainer
+
+from lora_hf import LoraTrainer, inject_adapters, load_adapter, save_adapter
+from lora_hf.training.checkpoints import last_checkpoint
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("fast_paths", [False, True])
+def test_resuming_in_the_second_epoch_ends_bit_for_bit_where_an_unbroken_run_ends(
+    strategy: str, full: bool, fast_paths: bool, tmp_path: Path
+) -> None:
+    def dropout_t5() -> nn.Module:
+        model = make_t5()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.1
+        return model.train() if full else adapted(make=lambda: model)
+
+    def trainer_of(folder: str, *callbacks: Any) -> LoraTrainer:
+        args = arguments(
+            tmp_path / folder,
+            max_steps=30,
+            save_strategy="steps",
+            save_steps=9,
+            train_sampling_strategy=strategy,
+            seed=3,
+        )
+        return make_trainer(dropout_t5(), args, callbacks=list(callbacks), fast_paths=fast_paths)
+
+    whole = trainer_of("whole")
+    whole.train()
+    trainer_of("broken", StopAt(18)).train()  # 12 steps an epoch: in the middle of the second
+    resumed = trainer_of("broken")
+    resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "broken")))
+    assert losses(resumed)[-12:] == losses(whole)[-12:]
+    for (name, ours), theirs in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_checkpoints_hold_the_adapters_only_and_peft_reads_them(tmp_path: Path, batch: dict) -> None:
+    model = adapted()
+    trainer = make_trainer(model, arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=4))
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-4"
+    tensors = load_file(checkpoint / "adapter_model.safetensors")
+    assert len(tensors) == 24 and all(".lora_" in key for key in tensors)
+    assert not (checkpoint / "model.safetensors").exists()
+    theirs = peft.PeftModel.from_pretrained(make_t5(), checkpoint).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**batch).logits, model.eval()(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(tmp_path: Path) -> None:
+    model = adapted()
+    args = arguments(
+        tmp_path,
+        max_steps=12,
+        learning_rate=2e-2,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        greater_is_better=True,  # training lowers the loss: the last checkpoint is surely not this best one
+    )
+    trainer = make_trainer(model, args, eval_dataset=Rows(8, seed=9))
+    trainer.train()
+    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert evaluated[-1] < max(evaluated) - 0.05
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(evaluated), abs=1e-6)
+    best = load_file(Path(trainer.state.best_model_checkpoint) / "adapter_model.safetensors")
+    name = "encoder.block.0.layer.0.SelfAttention.q"
+    torch.testing.assert_close(
+        model.get_submodule(name).adapters["default"].lora_B, best[f"base_model.model.{name}.lora_B.weight"]
+    )
+
+
+def test_the_untied_head_survives_training_saving_reloading_and_merging(tmp_path: Path, batch: dict) -> None:
+    from lora_hf import merge_and_unload
+    from lora_hf.config import ModelConfig
+    from lora_hf.modeling import load_model
+
+    make_t5().save_pretrained(tmp_path / "base")
+    config = ModelConfig(model_name_or_path=str(tmp_path / "base"))
+    device = torch.device("cpu")
+    model = load_model(config, device)
+    head = model.lm_head.weight.detach().clone()
+    make_trainer(inject_adapters(model, CONFIG), arguments(tmp_path, max_steps=4)).train()
+    model.tie_weights()
+    model.resize_token_embeddings(TOKENS)
+    assert torch.equal(model.lm_head.weight, head) and not torch.equal(model.shared.weight, head)
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(load_model(config, device), tmp_path / "adapter")
+    merge_and_unload(again).save_pretrained(tmp_path / "merged")
+    merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "merged")), device)
+    assert torch.equal(merged.lm_head.weight, head)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, model.eval()(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_a_model_trained_whole_keeps_its_head_and_loads_as_a_plain_one(tmp_path: Path, batch: dict) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    from lora_hf.config import ModelConfig
+    from lora_hf.modeling import load_model
+
+    make_t5().save_pretrained(tmp_path / "base")
+    model = load_model(
+        ModelConfig(model_name_or_path=str(tmp_path / "base")), torch.device("cpu"), train_all=True
+    )
+    args = arguments(tmp_path / "out", max_steps=4, save_strategy="steps", save_steps=2)
+    make_trainer(model, args).train()
+    model.save_pretrained(tmp_path / "trained")
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "trained").eval()
+    assert not torch.equal(plain.lm_head.weight, plain.shared.weight)
+    with torch.no_grad():
+        assert torch.equal(plain(**batch).logits, model.eval()(**batch).logits)
