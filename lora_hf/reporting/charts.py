@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,10 +19,30 @@ INK = "#010203"
 MORE_COLORS = ("#4c9f70", "#b565a7", "#c9a227", "#3aa6a6", "#d1495b", "#7d6bb0", "#8a9a5b", "#a9746e")
 INCHES = (4.6, 3.1)
 """A chart's size: on a phone, where it fills the width, its text is still read."""
+OPACITY, SIZE = (0.25, 0.9), (3.5, 8.0)
+"""Of the dots: at many dialogues, and at few."""
 LABELLED = 5
 """With more groups than these a legend names the points, not words beside them."""
 Report = Mapping[str, Any]
 Draw = Callable[[Axes, Report], None]
+
+
+class Curve(NamedTuple):
+    """A chart of what the Trainer logs."""
+
+    title: str
+    label: str
+    field: str
+    """What has it logged."""
+
+
+CURVES = {
+    "loss": Curve("Training loss over steps", "loss", "training.logging_steps"),
+    "eval_rouge1": Curve(
+        "ROUGE-1 on the validation split over steps", ROUGE_LABELS["rouge1"], "training.eval_strategy"
+    ),
+}
+"""By the key in the Trainer's log."""
 
 
 def charts(report: Report) -> dict[str, str]:
@@ -33,12 +53,18 @@ def charts(report: Report) -> dict[str, str]:
             `charts`, title -> what draws it, which come first.
     """
     drawn: dict[str, Draw] = report["charts"] | {"ROUGE-1 against the weights trained": _weights}
-    if _logged(report, "loss"):
-        drawn["Training loss over steps"] = _curves("loss", "loss")
-    if _logged(report, "eval_rouge1"):
-        drawn["ROUGE-1 on the validation split over steps"] = _curves("eval_rouge1", "ROUGE-1")
+    drawn |= {curve.title: _curves(key, curve.label) for key, curve in CURVES.items() if _logged(report, key)}
     drawn |= {"Words of a summary": _lengths, "ROUGE-1 of each test dialogue": _dialogues}
     return {title: _svg(title, draw, report) for title, draw in drawn.items()}
+
+
+def undrawn(report: Report) -> str:
+    """Which curves are not among the charts, and why, in a line; nothing where all are."""
+    if missing := [curve for key, curve in CURVES.items() if not _logged(report, key)]:
+        if not any(record["trainable_parameters"] for record in report["records"].values()):
+            return "Nothing was trained, and so there are no curves over steps."
+        return "; ".join(f"{curve.title}: nothing was logged ({curve.field})" for curve in missing) + "."
+    return ""
 
 
 def color_of(report: Report, group: str) -> str:
@@ -166,13 +192,20 @@ def _dialogues(axes: Axes, report: Report) -> None:
     for place, group in enumerate(names):
         values = report["scores"][group]["rouge1"]
         heights = [place + ((i * 0.618034) % 1 - 0.5) * 0.7 for i in range(len(values))]  # spread evenly
-        axes.plot(values, heights, ".", color=color_of(report, group), ms=3.5, alpha=0.45, mew=0)
+        opacity, size = dots(len(values))
+        axes.plot(values, heights, ".", color=color_of(report, group), ms=size, alpha=opacity, mew=0)
         axes.plot([median(values)] * 2, [place - 0.4, place + 0.4], color=INK, lw=1.8)
     axes.set_yticks(range(len(names)), [report["labels"][name] for name in names])
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1.02)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"{ROUGE_LABELS['rouge1']}; the line is the median")
+
+
+def dots(n: int) -> tuple[float, float]:
+    """Opacity and size, by how many there are: few are seen one by one, many as a cloud."""
+    (least, most), (small, large) = OPACITY, SIZE
+    return min(max(6 / n**0.5, least), most), min(max(36 / n**0.5, small), large)
 
 
 def _legend(axes: Axes, report: Report) -> None:

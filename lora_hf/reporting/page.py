@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lora_hf.reporting.charts import charts
+from lora_hf.reporting.charts import charts, undrawn
 from lora_hf.reporting.shared_words import marked
 
 TEMPLATES = Path(__file__).parents[1] / "assets" / "report"
@@ -37,6 +37,7 @@ def report_page(report: Mapping[str, Any]) -> str:
     return environment.get_template("page.html.j2").render(
         **{name: report[name] for name in ("title", "lead", "lines", "notes", "command", "facts", "configs")},
         charts=charts(report),
+        undrawn=undrawn(report),
         dialogues=listed,
         orders=data["orders"],
         left_out=len(next(iter(report["rows"].values()))) - len(listed),

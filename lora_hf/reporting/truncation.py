@@ -1,20 +1,31 @@
 """An adapter cut to smaller ranks, as a table and a picture: scores, and each layer's spectrum."""
 
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from lora_hf.reporting.charts import MORE_COLORS
 from lora_hf.reporting.plots import COLORS, DPI
 from lora_hf.reporting.table import Record, markdown_table, terminal_table
 
 HEADER = ["rank", "ROUGE-1 [95 %]", "− whole", "p", "energy kept"]
-STACKS = {"encoder": "#33658a", "EncDecAttention": "#4c9f70", "decoder": "#e07a3f"}
-"""Part of a layer's name -> color, the first that is in it; others are gray."""
-LABELS = {"EncDecAttention": "decoder, to the source"}
+STACKS = {
+    "EncDecAttention": "decoder, to the source",
+    "encoder_attn": "decoder, to the source",
+    "encoder": "encoder",
+    "decoder": "decoder",
+}
+"""Part of a layer's name -> its panel, the first that is in it."""
+OTHER = "other layers"
+PALETTE = (COLORS["full"], *MORE_COLORS)
+"""Of the projections."""
+Spectra = Mapping[str, Sequence[float]]
 
 
 def truncation_lines(record: Record) -> list[list[str]]:
@@ -60,13 +71,32 @@ def truncation_terminal(record: Record) -> Table:
 
 
 def draw_truncation(record: Record, file: Path) -> None:
-    """Write a PNG, 1350 pixels wide: ROUGE-1 by rank with intervals, and every layer's spectrum."""
-    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        scores, spectrum = figure.subplots(1, 2)
-        _draw_scores(scores, record)
-        _draw_spectra(spectrum, record)
+    """Write a PNG, 1500 pixels wide: ROUGE-1 by rank with intervals, and the spectra, a panel a stack."""
+    stacks = by_stack(record["spectra"])
+    with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        grid = figure.add_gridspec(1, 1 + len(stacks), width_ratios=[1.6, *[1] * len(stacks)])
+        _draw_scores(figure.add_subplot(grid[0]), record)
+        names = list(dict.fromkeys(name for of in stacks.values() for name in of))
+        colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+        panels = [figure.add_subplot(grid[1 + i]) for i in range(len(stacks))]
+        for axes, (stack, of) in zip(panels, stacks.items(), strict=True):
+            _draw_spectra(axes, of, colors)
+            axes.set_title(stack, fontsize=9)
+            axes.tick_params(labelleft=axes is panels[0])
+        panels[0].set_ylabel("singular value over the layer's largest")
         figure.savefig(file, dpi=DPI)
+
+
+def by_stack(spectra: Spectra) -> dict[str, dict[str, list[Sequence[float]]]]:
+    """Stack -> projection (`q`, `v`, ...) -> each layer's singular values over its largest, encoder first."""
+    found: dict[str, dict[str, list[Sequence[float]]]] = {}
+    for path, values in spectra.items():
+        stack = next((title for part, title in STACKS.items() if part in path), OTHER)
+        shares = [value / values[0] if values[0] else 0.0 for value in values]
+        found.setdefault(stack, {}).setdefault(path.rpartition(".")[2], []).append(shares)
+    order = ["encoder", "decoder", *STACKS.values(), OTHER]
+    return {stack: found[stack] for stack in sorted(found, key=order.index)}
 
 
 def _draw_scores(axes: Axes, record: Record) -> None:
@@ -88,19 +118,17 @@ def _draw_scores(axes: Axes, record: Record) -> None:
     axes.set_ylabel("ROUGE-1, with its 95 % interval")
 
 
-def _draw_spectra(axes: Axes, record: Record) -> None:
-    """Each layer's singular values over its largest."""
-    told: set[str] = set()
-    for path, values in record["spectra"].items():
-        stack = next((name for name in STACKS if name in path), "other")
-        label = LABELS.get(stack, stack)
-        shares = [value / values[0] if values[0] else 0.0 for value in values]
-        shown: dict[str, Any] = {} if label in told else {"label": label}
-        told.add(label)
-        axes.plot(
-            range(1, len(values) + 1), shares, color=STACKS.get(stack, "#888888"), lw=0.9, alpha=0.7, **shown
-        )
+def _draw_spectra(axes: Axes, of: Mapping[str, list[Sequence[float]]], colors: Mapping[str, str]) -> None:
+    """A thin line a layer, and a thick one a projection: its layers' median."""
+    for name, layers in of.items():
+        for shares in layers:
+            axes.plot(range(1, len(shares) + 1), shares, color=colors[name], lw=0.7, alpha=0.4)
+        middle = [median(column) for column in zip_longest(*layers, fillvalue=0.0)]
+        axes.plot(range(1, len(middle) + 1), middle, color=colors[name], lw=2.2, label=name)
+    axes.set_xscale("log", base=2)
+    ticks = [2**i for i in range(len(middle).bit_length())]
+    axes.set_xticks(ticks, list(map(str, ticks)))
+    axes.minorticks_off()
     axes.set_ylim(0, 1.05)
-    axes.set_xlabel("singular direction of a layer's update")
-    axes.set_ylabel("singular value over the layer's largest")
-    axes.legend(frameon=False)
+    axes.set_xlabel("singular direction")
+    axes.legend(frameon=False, fontsize=8, title_fontsize=8, title="median; thin: a layer")

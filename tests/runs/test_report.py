@@ -10,6 +10,7 @@ import pytest
 from lora_hf import cli
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.files import file_sha256, write_json, write_text
+from lora_hf.reporting.charts import dots
 from lora_hf.reporting.shared_words import marked
 from lora_hf.runs.report import report
 
@@ -144,6 +145,25 @@ def test_what_is_missing_is_named(compared: Path, missing: str, capsys: pytest.C
     (compared / missing / "results.json").unlink()
     assert cli.run(["report", str(compared)], debug=False) == 2
     assert f"none of ['{missing}']" in capsys.readouterr().err
+
+
+def test_a_curve_that_was_not_logged_is_told_in_a_line(compared: Path) -> None:
+    for name in ("base", "full", "lora"):
+        file = compared / name / "results.json"
+        record = json.loads(file.read_text())
+        kept = [{key: value for key, value in entry.items() if key != "loss"} for entry in record["log"]]
+        write_json(file, record | {"log": kept})
+    page = report(compared)[2].read_text()
+    assert ">Training loss over steps: nothing was logged (training.logging_steps).</p>" in page
+    assert "<figcaption>ROUGE-1 on the validation split over steps<" in page
+    assert ">Nothing was trained, and so there are no curves over steps.</p>" in (
+        report(compared / "base")[2].read_text()
+    )
+
+
+def test_few_dialogues_are_dots_that_are_seen_and_many_a_cloud() -> None:
+    assert dots(20)[0] >= 0.8 and dots(20)[1] > 2 * dots(1500)[1]
+    assert dots(1500)[0] < 0.3 <= dots(200)[0] < 0.5
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

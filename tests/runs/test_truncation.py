@@ -11,6 +11,7 @@ from lora_hf import LoraConfig, cli, combine_adapters, inject_adapters, load_ada
 from lora_hf.adapters.carried import lora_layers
 from lora_hf.config import ModelConfig
 from lora_hf.modeling import load_model
+from lora_hf.reporting.truncation import by_stack
 
 
 @pytest.mark.parametrize("init", [True, "pissa"])
@@ -92,3 +93,17 @@ def test_without_a_run_the_data_must_be_named(
         assert "say by --config" in capsys.readouterr().err
     finally:
         alone.rename(trained / "adapter")
+
+
+def test_the_spectra_are_told_apart_by_stack_and_projection() -> None:
+    paths = [f"decoder.block.{i}.layer.1.EncDecAttention.{name}" for i in (0, 1) for name in "qv"]
+    paths += ["encoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.0.SelfAttention.q"]
+    found = by_stack({path: [4.0, 1.0] for path in paths})
+    assert {stack: {name: len(layers) for name, layers in of.items()} for stack, of in found.items()} == {
+        "encoder": {"q": 1}, "decoder": {"q": 1}, "decoder, to the source": {"q": 2, "v": 2}
+    }  # fmt: skip
+    assert list(found)[0] == "encoder" and found["encoder"]["q"] == [[1.0, 0.25]]
+    bart = "model.decoder.layers.0.encoder_attn.q_proj"  # its name has both stacks'
+    assert by_stack({bart: [0.0], "blocks.0.fc": [2.0]}) == {
+        "decoder, to the source": {"q_proj": [[0.0]]}, "other layers": {"fc": [[1.0]]}
+    }  # fmt: skip
