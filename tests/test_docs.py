@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "index",
     "recipes",
+    "reliability",
     "concepts",
     "hub",
     "serving",
