@@ -147,7 +147,7 @@ class LoraTrainer(Seq2SeqTrainer):
             check_weights(self)
         except UserError as error:
             kept = last_checkpoint(Path(str(self.args.output_dir)))
-            held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint had been written"
+            held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint to go on from"
             raise UserError(f"{error}; {held}") from error
         return output
 
