@@ -38,3 +38,9 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """` Did you mean 'x' or 'y'?` for the nearest of `known`, or nothing where none is near."""
     near = get_close_matches(name, list(known), n=most, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first of the names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -12,13 +12,10 @@ from lora_hf.adapters.save import PREFIX
 from lora_hf.adapters.weights_file import OTHER_HASH, hash_fits, read_tensors, weights_in
 from lora_hf.config import ModelConfig
 from lora_hf.doctor.finding import Finding, Findings, fault, ok, unknown
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, few
 from lora_hf.reporting.table import bytes_cell
 from lora_hf.runs.saved import base_config
 from lora_hf.training.methods import saved_method
-
-FEW = 3
-"""Tensors that are named where more are meant."""
 
 
 def weights(folder: Path) -> Findings:
@@ -60,9 +57,9 @@ def numbers(weights: Mapping[str, Tensor]) -> Findings:
     """Every number is finite, and no matrix is zero."""
     integers = [name for name, tensor in weights.items() if not tensor.is_floating_point()]
     if integers:
-        raise UserError(f"{few(integers)} {kinds(weights, integers)}, and no floating-point numbers")
+        raise UserError(f"{names(integers)} {kinds(weights, integers)}, and no floating-point numbers")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{len(broken)} of {len(weights)} tensors hold NaN or infinity: {few(broken)}")
+        raise UserError(f"{len(broken)} of {len(weights)} tensors hold NaN or infinity: {names(broken)}")
     yield judge_zeros([n for n, t in weights.items() if t.dim() > 1 and not t.any()], len(weights))
 
 
@@ -78,13 +75,12 @@ def judge_zeros(zero: list[str], n: int) -> Finding:
     remedy = (
         "train it: no gradient has reached these; check that their layers are used and the rate is above 0"
     )
-    return fault(f"{len(zero)} of {n} tensors are zero and do nothing: {few(zero)}", remedy)
+    return fault(f"{len(zero)} of {n} tensors are zero and do nothing: {names(zero)}", remedy)
 
 
-def few(names: list[str]) -> str:
-    """The first of the names, without what is before every one of them in PEFT's files."""
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(name.removeprefix(PREFIX) for name in sorted(names)[:FEW]) + more
+def names(tensors: list[str]) -> str:
+    """A few of them, without what is before every one in PEFT's files."""
+    return few(name.removeprefix(PREFIX) for name in tensors)
 
 
 def store(folder: Path, settings: Any, base_name: str | None) -> Findings:

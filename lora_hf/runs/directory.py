@@ -24,10 +24,11 @@ SILENT = (
     "disable_tqdm",
     "save_total_limit",
     "log_level",
+    "auto_find_batch_size",
     "hub_",
     "push_",
 )
-"""Fields of `training` that change what is told of a run, not its outcome."""
+"""Fields of `training` that change what is told of a run, or whether it comes to its end, not its outcome."""
 logger = logging.getLogger(__name__)
 
 

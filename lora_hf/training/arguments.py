@@ -41,6 +41,7 @@ def training_arguments(
         "use_cpu": pick_device().type == "cpu",  # bfloat16 on a CPU is refused unless this is said
         "bf16": compute_dtype == torch.bfloat16,
         "save_strategy": "epoch",
+        "logging_nan_inf_filter": False,  # `numbers` looks once a step; this looks at each batch, and hides
         "logging_steps": 50,
         "restore_callback_states_from_checkpoint": True,  # how long early stopping has been patient
     }

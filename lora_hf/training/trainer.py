@@ -6,6 +6,7 @@ class's name. A model without adapters is trained whole, by the same code.
 
 import logging
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.functional import cheap_masks
 from lora_hf.data.sampler import EpochSampler
+from lora_hf.errors import UserError
 from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
+from lora_hf.training.checkpoints import last_checkpoint
+from lora_hf.training.halving import EVALUATE, HALVE, Halving, memory_told
 from lora_hf.training.loraplus import split_groups
 from lora_hf.training.methods import added_weights
+from lora_hf.training.numbers import NumberWatch, check_base_dtype, check_weights
 from lora_hf.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,9 @@ class LoraTrainer(ResumableTrainer):
     - The batch order is a pure function of (data, seed, epoch), length grouping included.
     - Checkpoints and going on from them: `ResumableTrainer`.
     - An evaluation leaves the random states as they were, so that the training is the same without it.
+    - A loss that is not finite, gradients that are all zero or a learning rate stuck at 0 end the training
+      by a `UserError`, and weights that are not finite are never written.
+    - `auto_find_batch_size` halves a batch that does not fit and doubles the accumulation: the same sums.
 
     Args:
         loraplus_lr_ratio: LoRA+ (arXiv:2402.12354): the learning rate of every B is this times the others',
@@ -112,7 +120,42 @@ class LoraTrainer(ResumableTrainer):
         with self.accelerator.autocast():  # the model's own, which gives float32 back, ended with its forward
             return chunked_cross_entropy(hidden, head, labels)
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one batch; in halves where it is asked for and memory runs out."""
+        run = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        shares = num_items_in_batch is not None  # a mean over rows has no halves that add up to it
+        loss = self.halving.take(run, inputs) if self.halving.is_asked and shares else run(inputs)
+        self.watch.losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.halving.end_step()
+        self.watch.check_step(norm)
+        return norm
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with memory_told(lambda: f"evaluation after step {self.state.global_step}", EVALUATE):
+            metrics = super()._evaluate(*args, **kwargs)
+        self.watch.check_evaluation(metrics)
+        return metrics
+
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self.watch, self.halving = NumberWatch(self), Halving(self)
+        check_base_dtype(self.model)
+        try:
+            with memory_told(lambda: f"step {self.state.global_step + 1}", HALVE):
+                output = self._train_by_the_fastest(*args, **kwargs)
+            check_weights(self)
+        except UserError as error:
+            kept = last_checkpoint(Path(str(self.args.output_dir)))
+            held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint to go on from"
+            raise UserError(f"{error}; {held}") from error
+        return output
+
+    def _train_by_the_fastest(self, *args: Any, **kwargs: Any) -> Any:
         reason = why_not(self.model) if self.fast_paths else "not asked for"
         if self.fast_paths and reason:
             logger.info("no fast paths: %s", reason)
@@ -162,6 +205,7 @@ class LoraTrainer(ResumableTrainer):
         return EpochSampler(len(dataset), seed, self.args.train_batch_size * self.args.world_size, lengths)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        check_weights(self)
         if added := added_weights(self.model):
             added.save(self.model, Path(output_dir or str(self.args.output_dir)), {})
         else:
