@@ -1,17 +1,21 @@
 """Ctrl-C and SIGTERM (which Slurm sends before the end): save a checkpoint, then stop.
 
 A signal while training is remembered until the step ends, for a checkpoint in the middle of a step would not
-be one. A second one stops at once.
+be one. A second one stops at once, unless it is the first one's echo: Linux tells a process of its parent's
+end once for each of the parent's threads.
 """
 
 import logging
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 0.5
+"""Seconds within which a second signal is the first one again."""
 logger = logging.getLogger(__name__)
 
 
@@ -24,6 +28,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._when = 0.0
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -48,7 +53,9 @@ class StopOnSignal(TrainerCallback):
         self._before = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and time.monotonic() - self._when < ECHO:
+            return
         if self.received is not None:
             raise Interrupted("stopped at the second signal, without a checkpoint of this step")
-        self.received = number
+        self.received, self._when = number, time.monotonic()
         logger.warning("%s: saving a checkpoint, then stopping", signal.Signals(number).name)

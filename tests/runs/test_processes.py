@@ -80,6 +80,7 @@ def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(confi
     assert record["resumed_at_step"] > 0 and record["steps"] == 200
 
 
+@pytest.mark.timeout(1800)  # on a busy machine
 @pytest.mark.parametrize("verb, arm", [("compare", "lora"), ("sweep", "r-2")])
 def test_a_study_whose_process_is_killed_goes_on_where_it_was(verb, arm, config_file):
     """SIGKILL of the parent alone: its arm stops by itself, and the same command, at once, takes it up."""

@@ -225,3 +225,16 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert best.parent == tmp_path and best.name == "checkpoint-4"
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-20"}
     assert (best / "trainer_state.json").read_text().count(f"{tmp_path}/checkpoint-4") == 1
+
+
+def test_a_second_signal_stops_at_once_and_an_echo_does_not(monkeypatch: Any) -> None:
+    now = [10.0]
+    monkeypatch.setattr("lora_hf.training.interrupt.time.monotonic", lambda: now[0])
+    stop = StopOnSignal()
+    stop._remember(signal.SIGTERM, None)
+    now[0] += 0.1
+    stop._remember(signal.SIGTERM, None)  # of another thread of a parent that was killed
+    assert stop.received == signal.SIGTERM
+    now[0] += 1
+    with pytest.raises(Interrupted, match="second signal"):
+        stop._remember(signal.SIGTERM, None)
