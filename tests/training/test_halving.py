@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_t5
-from test_trainer import Rows, StopAt, adapted, arguments, losses, make_trainer
 from torch import nn
+from training.tiny_trainer import Rows, StopAt, adapted, arguments, losses, make_trainer
 
 from lora_hf import LoraTrainer
 from lora_hf.errors import UserError

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import FEW, make_t5
 from safetensors.torch import load_file
-from test_trainer import CONFIG, Rows, adapted, arguments, losses, make_trainer
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
+from training.tiny_trainer import CONFIG, Rows, adapted, arguments, losses, make_trainer
 from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 
 from lora_hf import LoraTrainer, inject_adapters
