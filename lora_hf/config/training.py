@@ -51,7 +51,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 1),
     "adam_epsilon": (0, float("inf")),
     "label_smoothing_factor": (0, 1),
-    "dataloader_num_workers": (0, float("inf")),
+    "dataloader_num_workers": (0, 1024),  # each is a process
     "logging_steps": (0, float("inf")),
     "eval_steps": (0, float("inf")),
     "save_steps": (0, float("inf")),
@@ -177,10 +177,20 @@ def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself will warn
-            Trial(output_dir="unused", use_cpu=True, **settings)
+            _try_schedule(Trial(output_dir="unused", use_cpu=True, **settings))
     except (ValueError, TypeError, OSError, ImportError) as error:
         return [_refusal(str(error), training, path)]
     return []
+
+
+def _try_schedule(args: Any) -> None:
+    """Make the schedule of the learning rate: some need `lr_scheduler_kwargs`, and know only their own."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    kwargs = {"scheduler_specific_kwargs": args.lr_scheduler_kwargs} if args.lr_scheduler_kwargs else {}
+    get_scheduler(args.lr_scheduler_type, optimizer, 1, 1000, **kwargs)
 
 
 def _refusal(message: str, training: Mapping[str, Any], path: KeyPath) -> Mistake:
