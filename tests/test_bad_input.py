@@ -139,6 +139,10 @@ def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> N
     [
         ("training: {dataloader_num_workers: 1000000000}", "must be at most 1024"),
         ("training: {lr_scheduler_type: cosine_with_min_lr}", "min_lr"),
+        (
+            "training: {torch_compile: true, torch_compile_mode: fast}",
+            "is not one of default, reduce-overhead",
+        ),
         ("generation: {num_beams: 1000000000}", "num_beams"),
         ("lora: {target_modules: 'a{99999999999999999999}'}", "is not a regular expression"),
     ],

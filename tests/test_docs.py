@@ -25,6 +25,8 @@ PAGES = (
     "methods",
     "rank_study",
     "performance",
+    "reliability",
+    "security",
 )
 FAR = ("USER/NAME", "google/", "flan_t5")
 """What a command names if it needs the Hub, a GPU or hours."""

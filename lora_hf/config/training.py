@@ -57,6 +57,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "save_steps": (0, float("inf")),
     "warmup_steps": (0, float("inf")),
 }
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
 # They set environment variables, process groups or global flags when given, or depend on this machine.
 _NOT_TRIED = """deepspeed fsdp fsdp_config accelerator_config parallelism_config tf32 use_cpu
 torch_compile torch_compile_backend torch_compile_mode""".split()
@@ -106,6 +107,8 @@ def _check(key: str, value: Any) -> Any:
     value = _convert(value, key)
     if key in FP16_FIELDS and value:
         raise ValueError(FP16)
+    if key == "torch_compile_mode" and value is not None and value not in COMPILE_MODES:
+        raise ValueError(f"is not one of {', '.join(COMPILE_MODES)}")
     low, high = BOUNDS.get(key, (float("-inf"), float("inf")))
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"must be at least {low:g}" if value < low else f"must be at most {high:g}")

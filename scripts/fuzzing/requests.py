@@ -177,7 +177,9 @@ def fault(answer: bytes) -> str | None:
     """What is wrong with an answer, or None; none at all is what an unfinished request gets."""
     if not answer:
         return None
-    found = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
+    found = re.match(
+        rb"(?:HTTP/1\.1 100 .*?\r\n\r\n)?HTTP/1\.1 (\d{3}) ", answer, re.DOTALL
+    )  # 100: asked for
     if not found:
         return f"no HTTP: {answer[:80]!r}"
     status = int(found[1])

@@ -100,6 +100,7 @@ def _child(task: Callable[[], int], folder: Path, log: Path, noted: Path) -> Non
                 os.open(file, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if number == 1 else os.O_APPEND)), number
             )
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
