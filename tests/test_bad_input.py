@@ -143,6 +143,7 @@ def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> N
             "training: {torch_compile: true, torch_compile_mode: fast}",
             "is not one of default, reduce-overhead",
         ),
+        ("training: {dataloader_multiprocessing_context: fork}", "needs training.dataloader_num_workers"),
         ("generation: {num_beams: 1000000000}", "num_beams"),
         ("lora: {target_modules: 'a{99999999999999999999}'}", "is not a regular expression"),
     ],

@@ -177,6 +177,9 @@ def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -
         device = None  # type: ignore[assignment]  # setting it up would start process groups
 
     settings = {key: value for key, value in training.items() if key not in _NOT_TRIED}
+    start = "dataloader_multiprocessing_context"
+    if training.get(start) and not training.get("dataloader_num_workers"):
+        return [wrong_value((*path, start), training[start], "needs training.dataloader_num_workers above 0")]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself will warn
