@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two test processes on two cores would otherwise wait for each other's threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: quickstart test test-full soak lint format types methods bench costs docs reproduce clean
+.PHONY: quickstart test test-full soak audit lint format types methods bench costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -17,6 +17,12 @@ test-full: .venv/.installed-test   ## what takes minutes: the quickstart's figur
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/soak_kill.py --kills 50
+	$(BIN)/python scripts/fuzz.py config --count 1000
+	$(BIN)/python scripts/fuzz.py adapter --count 500
+	$(BIN)/python scripts/fuzz.py data request --count 200
+
+audit: .venv/.installed-audit      ## known vulnerabilities of the packages, and bandit over the code
+	$(BIN)/python scripts/audit.py
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -60,3 +66,7 @@ clean:
 .venv/.installed-test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ .venv/.installed
+
+.venv/.installed-audit: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	@touch $@

@@ -5,8 +5,16 @@ of the program or the machine and ends with status 1. A message names the field 
 the value, what would do, and the nearest match.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+NOT_JSON = (ValueError, RecursionError)
+"""What `json.loads` raises: integers of thousands of digits and deep nesting are no JSONDecodeError."""
+
+
+NOT_REGULAR = (re.error, OverflowError, RecursionError)
+"""What `re.compile` raises."""
 
 
 class UserError(ValueError):

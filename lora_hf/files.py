@@ -9,12 +9,15 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from lora_hf.errors import NotWritten, UserError
+from lora_hf.errors import NOT_JSON, NotWritten, UserError, first_line
 from lora_hf.layout import PARTIAL
 
 PIECE = 4096  # bytes
 PIECES = 16
+MOST_JSON = 2**24
+"""Bytes of a config or manifest; a thousand times the longest. What is longer is some other file."""
 
 
 def checkpoint_fingerprint(files: Iterable[Path]) -> str:
@@ -55,6 +58,28 @@ def file_sha256(file: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object of a small file.
+
+    Raises:
+        UserError: it is none, is no file at all (a pipe would be waited for), or cannot be read.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is not a file")
+        if file.stat().st_size > MOST_JSON:
+            raise UserError(f"{file} has {file.stat().st_size:,} bytes, of {MOST_JSON:,} at most")
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, *NOT_JSON) as error:
+        raise UserError(f"{file} is not readable as JSON: {first_line(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} does not hold a JSON object")
+    return value
 
 
 def check_new(output: Path) -> None:

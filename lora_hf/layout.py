@@ -12,6 +12,8 @@ TRAINED = "training.json"
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
 """Written last: a run with this file is finished."""
+ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+"""The scores in it."""
 
 COMPARISON, STUDY, SWEEP, REPORT = "comparison", "methods", "sweep", "report"
 """The reports of several runs, in the folder above theirs, and of one, in its own; with each of `ENDS`."""

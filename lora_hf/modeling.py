@@ -28,6 +28,8 @@ from lora_hf.quantize import bitsandbytes_config, nothing_kept_dense, quantize_a
 EMBEDDED = "embedded"
 ASSETS = Path(__file__).parent / "assets" / "tiny_t5"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NO_CODE = {"trust_remote_code": False}
+"""Without it Transformers asks, on the terminal, whether the code of a repository may run."""
 REMEDY = (
     " (give a folder that holds config.json, tokenizer files and safetensors, or a name on the Hub "
     f"that can be reached; {EMBEDDED!r} needs neither)"
@@ -93,7 +95,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
     with _as_user_error(config):
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE, **source)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
         raise UserError(
@@ -146,13 +148,13 @@ def _read(
     """The model on its device, in its store."""
     if config.storage == "affine4":
         check_hqq()
-    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **source}
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_CODE, **source}
     if source:  # it looks for an adapter too, and retries where nothing answers
         kwargs["adapter_kwargs"] = {"local_files_only": source["local_files_only"]}
     if config.storage in ("nf4", "fp4", "int8"):
         quantization = bitsandbytes_config(config, resolve_dtype(config.bnb_4bit_compute_dtype, device))
         kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
-        settings = AutoConfig.from_pretrained(name, **source)
+        settings = AutoConfig.from_pretrained(name, **NO_CODE, **source)
         with nothing_kept_dense(settings) if config.quantize_wo else nullcontext():
             return AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
     model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)

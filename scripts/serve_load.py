@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -63,13 +63,9 @@ def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
 
 
 @contextmanager
-def server(
-    base: str, adapter: Path, n: int, given: argparse.Namespace
-) -> Iterator[tuple[int, psutil.Process]]:
-    """A server with so many adapters; yields its port and its process."""
-    named = [f"--adapter=a{i}={adapter}" for i in range(n)]
-    command = [sys.executable, "-m", "lora_hf", "serve", "--port=0", f"--base={base}", *named]
-    command += [f"--max-batch={given.batch}", "--timeout=600"]
+def serving(options: list[str]) -> Iterator[tuple[int, psutil.Process]]:
+    """A server with these options; yields its port and its process."""
+    command = [sys.executable, "-m", "lora_hf", "serve", "--port=0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
@@ -85,6 +81,14 @@ def server(
     finally:
         process.terminate()
         process.wait()
+
+
+def server(
+    base: str, adapter: Path, n: int, given: argparse.Namespace
+) -> AbstractContextManager[tuple[int, psutil.Process]]:
+    """A server with so many adapters; yields its port and its process."""
+    named = [f"--adapter=a{i}={adapter}" for i in range(n)]
+    return serving([f"--base={base}", *named, f"--max-batch={given.batch}", "--timeout=600"])
 
 
 class Clients:

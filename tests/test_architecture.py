@@ -39,7 +39,7 @@ ADAPTERS = [
     {"stacks", "backends", "undo"},
     {"replicate"},
     {"methods"},
-    {"start", "saved", "rows"},
+    {"start", "saved", "rows", "patterns"},
     {"layer"},
     {"targets", "carried", "peft_format", "peft_tensors"},
     {"weights_file"},

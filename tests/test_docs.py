@@ -28,6 +28,7 @@ PAGES = (
     "rank_study",
     "performance",
     "reliability",
+    "security",
 )
 FAR = ("USER/NAME", "google/", "flan_t5")
 """What a command names if it needs the Hub, a GPU or hours."""

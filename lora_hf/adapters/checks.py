@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lora_hf.errors import UserError
+from lora_hf.errors import NOT_REGULAR, UserError
 
 Holds = Callable[[Any], bool]
 Rule = tuple[Holds, str]
@@ -96,5 +96,5 @@ def _check(name: str, value: Any, rule: Rule) -> None:
 def _check_expression(name: str, pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except NOT_REGULAR as error:
         raise UserError(f"lora.{name}={pattern!r} is not a regular expression: {error}") from None

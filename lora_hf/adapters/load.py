@@ -1,6 +1,7 @@
 """Adapters from disk, strictly: what does not fit is one error that names both sides, and changes nothing."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,14 @@ from lora_hf.adapters.save import PREFIX, START_NAME, adapted, adapter_state
 from lora_hf.adapters.start import Start, draw_start, restore
 from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.adapters.undo import undone_on_error
-from lora_hf.adapters.weights_file import check_tensors, read_manifest, read_tensors, read_weights
+from lora_hf.adapters.weights_file import (
+    Shapes,
+    check_shapes,
+    check_tensors,
+    read_manifest,
+    read_tensors,
+    read_weights,
+)
 from lora_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,11 +57,11 @@ def load_adapter(
     check_adapter_name(adapter_name)
     config, _ = read_peft_config(folder)
     check_base(model, folder)
-    tensors = without_base_copies(model, read_weights(folder), folder)
     with undone_on_error(model):
         if config.layer_replication:
             replicate_layers(model, config.layer_replication)
-        check_tensors(tensors, expected_shapes(model, config), folder)
+        tensors = read_weights(folder, lambda shapes: _check_fit(model, config, shapes, folder))
+        tensors = without_base_copies(model, tensors, folder)
         check_formats(model, config, folder)
         begin = _Beginning(folder, config, originals_of(model, originals))
         with torch.random.fork_rng(devices=[]):  # a start drawn here is overwritten: leave the seed alone
@@ -64,22 +72,36 @@ def load_adapter(
     return model
 
 
+def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, folder: Path) -> None:
+    copies = {key: owner.shape for key, owner in _base_copies(model, shapes).items()}
+    check_shapes(shapes, expected_shapes(model, config) | {k: tuple(s) for k, s in copies.items()}, folder)
+
+
+def _base_copies(model: nn.Module, keys: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Of a file's keys, those of untouched embeddings, each with the model's own."""
+    weights = dict(model.named_parameters())
+    copies = {}
+    for key in keys:
+        path = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")
+        own = weights.get(f"{path}.weight", weights.get(f"{path}.base_layer.weight"))
+        if key.endswith(".base_layer.weight") and own is not None:
+            copies[key] = own
+    return copies
+
+
 def without_base_copies(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Leave out the untouched embedding that PEFT writes beside an adapter of one.
 
     Raises:
         UserError: it is not the model's own: a resized or trained embedding, which no adapter of ours brings.
     """
-    weights = dict(model.named_parameters())
-    kept = {}
-    for key, tensor in tensors.items():
-        path = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")
-        own = weights.get(f"{path}.weight", weights.get(f"{path}.base_layer.weight"))
-        if not key.endswith(".base_layer.weight") or own is None:
-            kept[key] = tensor
-        elif own.shape != tensor.shape or not torch.equal(own.cpu().to(tensor.dtype), tensor):
+    copies = _base_copies(model, tensors)
+    for key, own in copies.items():
+        tensor = tensors[key]
+        if own.shape != tensor.shape or not torch.equal(own.cpu().to(tensor.dtype), tensor):
+            path = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")
             raise UserError(f"the adapter {folder} brings its own weight of {path}, which is not this base's")
-    return kept
+    return {key: tensor for key, tensor in tensors.items() if key not in copies}
 
 
 class _Beginning:

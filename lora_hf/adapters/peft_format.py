@@ -5,7 +5,6 @@ be at a value that means "nothing", or the file is refused: an adapter that need
 be silently wrong.
 """
 
-import json
 import logging
 import math
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.errors import UserError
+from lora_hf.files import read_object
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -122,11 +122,6 @@ def _whole(value: float) -> float:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except FileNotFoundError:
         raise UserError(f"{file.parent} is no adapter folder: it has no {file.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file} does not hold a JSON object")
-    return raw

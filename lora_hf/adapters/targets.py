@@ -13,6 +13,7 @@ from torch import nn
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches, pattern_matches
 from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.patterns import check_patterns
 from lora_hf.adapters.saved import SavedModule
 from lora_hf.errors import UserError, did_you_mean
 
@@ -54,15 +55,27 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     for name, module in own_modules(model):
         names.setdefault(identity(module), []).append(name)
         modules.setdefault(identity(module), module)
+    everything = [name for own in names.values() for name in own]
+    check_patterns(config, everything)
     found = {
         own[0]: modules[key] for key, own in names.items() if _is_target(model, config, own, modules[key])
     }
-    everything = [name for own in names.values() for name in own]
     _check_all_used(model, config, everything, list(found))
     owners = _owners(model)
     for name, module in found.items():
         _check_carries(owners, config, name, module)
+        _check_rank(config.at(name), name, module)
     return found
+
+
+def _check_rank(config: LoraConfig, name: str, module: nn.Module) -> None:
+    """Twice the smaller side is the most that any file has: a start taken over from the whole weight."""
+    base = (module if isinstance(module, LoraLayer) else LoraLayer(module)).base
+    most = base.in_features + base.out_features
+    if config.r > most:
+        raise UserError(
+            f"lora.r={config.r}: layer {name} has {most} inputs and outputs together; no larger rank helps"
+        )
 
 
 def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:

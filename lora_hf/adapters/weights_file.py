@@ -1,22 +1,23 @@
 """An adapter's folder as files: tensors without pickles, our manifest, and every difference named at once."""
 
-import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.errors import UserError
-from lora_hf.files import file_sha256, whole
+from lora_hf.files import file_sha256, read_object, whole
 
 MANIFEST_NAME = "lora_hf.json"
 OTHER_HASH = f"{{}} is not the file that was saved: its hash is not the one in {MANIFEST_NAME}"
 AGAIN = "save or download the adapter again, all of its files"
 FEW = 6
 """Of a folder's files, those that an error names."""
+Shapes = dict[str, tuple[int, ...]]
 
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
@@ -25,13 +26,19 @@ def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
         save_file(tensors, beside, metadata={"format": "pt"})
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, check: Callable[[Shapes], None] | None = None) -> dict[str, Tensor]:
     """The tensors of an adapter folder; a pickle is refused, and a changed file is noticed.
+
+    Args:
+        folder: the adapter's.
+        check: refuses shapes that do not fit, before memory is taken for them.
 
     Raises:
         UserError: no safetensors file, one that cannot be read, or one the manifest's hash does not fit.
     """
     file = weights_in(folder)
+    if check:
+        check(read_shapes(file))
     if hash_fits(folder) is False:
         raise UserError(f"{OTHER_HASH.format(file)}; it was changed or cut short: {AGAIN}")
     return read_tensors(file)
@@ -63,6 +70,15 @@ def hash_fits(folder: Path) -> bool | None:
     return file_sha256(folder / WEIGHTS_NAME) == recorded if recorded else None
 
 
+def read_shapes(file: Path) -> Shapes:
+    """Names and shapes of a safetensors file, of which only the header is read; errors as `read_tensors`."""
+    try:
+        with safe_open(file, framework="numpy") as opened:  # torch's would take memory for the whole
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
@@ -71,31 +87,29 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """
     try:
         return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Our manifest beside PEFT's files, or nothing where PEFT wrote them."""
-    file = folder / MANIFEST_NAME
-    if not file.is_file():
-        return {}
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable as JSON: {error}") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{file} does not hold a JSON object")
-    return manifest
+        return read_object(folder / MANIFEST_NAME)
+    except FileNotFoundError:
+        return {}
 
 
-def check_tensors(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], source: Any) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], expected: Shapes, source: Any) -> None:
+    """`check_shapes` of tensors."""
+    check_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected, source)
+
+
+def check_shapes(found: Shapes, expected: Shapes, source: Any) -> None:
     """Compare names and shapes, and say everything that differs at once.
 
     Raises:
         UserError: missing, unexpected or mis-shaped tensors.
     """
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     wrong = [
         f"{key} is {found[key]} here and {expected[key]} in the model"
         for key in sorted(found.keys() & expected.keys())

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainSerializer, field_validator
 
 from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Section, Text
+from lora_hf.errors import NOT_REGULAR
 
 Start = Literal[True, "gaussian", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "loftq"]
 
@@ -87,5 +88,5 @@ class LoraSection(Section):
 def _check_expression(text: str) -> None:
     try:
         re.compile(text)
-    except re.error as error:
+    except NOT_REGULAR as error:
         raise ValueError(f"is not a regular expression: {error}") from None

@@ -61,7 +61,7 @@ class DataConfig(Section):
 class GenerationConfig(Section):
     """How summaries are written, the same for every arm."""
 
-    num_beams: Count = 1
+    num_beams: Annotated[Count, Field(le=1024)] = 1
     """1 is greedy; more is slower and usually a little better."""
     max_new_tokens: Count | None = None
     """Longest summary in tokens; null: long enough for the references."""

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lora_hf.config.mistakes import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
 from lora_hf.config.schema import Flag, Integer, Number
+from lora_hf.layout import ROUGE_NAMES
 
 # What has a field of its own here would otherwise be said twice, and only one of the two would be heard.
 ELSEWHERE = {
@@ -51,12 +53,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 1),
     "adam_epsilon": (0, float("inf")),
     "label_smoothing_factor": (0, 1),
-    "dataloader_num_workers": (0, float("inf")),
+    "dataloader_num_workers": (0, 1024),  # each is a process
     "logging_steps": (0, float("inf")),
     "eval_steps": (0, float("inf")),
     "save_steps": (0, float("inf")),
     "warmup_steps": (0, float("inf")),
 }
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
+BEST = ("loss", *ROUGE_NAMES, "words")
+"""What an evaluation during training gives."""
 # They set environment variables, process groups or global flags when given, or depend on this machine.
 _NOT_TRIED = """deepspeed fsdp fsdp_config accelerator_config parallelism_config tf32 use_cpu
 torch_compile torch_compile_backend torch_compile_mode""".split()
@@ -106,6 +111,12 @@ def _check(key: str, value: Any) -> Any:
     value = _convert(value, key)
     if key in FP16_FIELDS and value:
         raise ValueError(FP16)
+    if key == "torch_compile_mode" and value is not None and value not in COMPILE_MODES:
+        raise ValueError(f"is not one of {', '.join(COMPILE_MODES)}")
+    if key == "metric_for_best_model" and str(value or "loss").removeprefix("eval_") not in BEST:
+        raise ValueError(f"is not one of {', '.join(BEST)}, which an evaluation gives")
+    if key == "accelerator_config" and isinstance(value, str) and not Path(value).is_file():
+        raise ValueError("is no file; write its fields as a mapping, or the path of a JSON file")
     low, high = BOUNDS.get(key, (float("-inf"), float("inf")))
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"must be at least {low:g}" if value < low else f"must be at most {high:g}")
@@ -174,13 +185,26 @@ def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -
         device = None  # type: ignore[assignment]  # setting it up would start process groups
 
     settings = {key: value for key, value in training.items() if key not in _NOT_TRIED}
+    start = "dataloader_multiprocessing_context"
+    if training.get(start) and not training.get("dataloader_num_workers"):
+        return [wrong_value((*path, start), training[start], "needs training.dataloader_num_workers above 0")]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself will warn
-            Trial(output_dir="unused", use_cpu=True, **settings)
+            _try_schedule(Trial(output_dir="unused", use_cpu=True, **settings))
     except (ValueError, TypeError, OSError, ImportError) as error:
         return [_refusal(str(error), training, path)]
     return []
+
+
+def _try_schedule(args: Any) -> None:
+    """Make the schedule of the learning rate: some need `lr_scheduler_kwargs`, and know only their own."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    kwargs = {"scheduler_specific_kwargs": args.lr_scheduler_kwargs} if args.lr_scheduler_kwargs else {}
+    get_scheduler(args.lr_scheduler_type, optimizer, 1, 1000, **kwargs)
 
 
 def _refusal(message: str, training: Mapping[str, Any], path: KeyPath) -> Mistake:

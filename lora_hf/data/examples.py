@@ -4,6 +4,7 @@ Rows that share a dialogue are one dialogue with several references, as in Dialo
 dialogues x 3): it is summarized once and scored against each, and limits count dialogues, not rows.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +14,8 @@ from lora_hf.config import DataConfig
 from lora_hf.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
+HALVES = re.compile("[\ud800-\udfff]")
+"""JSON can hold halves of characters, which are no text: no tokenizer and no file takes them."""
 
 
 @dataclass(frozen=True)
@@ -84,4 +87,4 @@ def _name(row: Row, config: DataConfig, number: int) -> str:
 
 
 def _is_text(cell: Any) -> bool:
-    return isinstance(cell, str) and bool(cell.strip())
+    return isinstance(cell, str) and bool(cell.strip()) and not HALVES.search(cell)

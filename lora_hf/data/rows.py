@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line
 
 Row = dict[str, Any]
 
@@ -94,10 +94,12 @@ def _read_json(path: Path) -> list[Row]:
     text = path.read_text(encoding="utf-8-sig")
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # json lines under the name of json, as datasets also takes them
+    except NOT_JSON as error:
+        if (
+            getattr(error, "msg", "") == "Extra data"
+        ):  # json lines under the name of json, as datasets also takes them
             return _parse_lines(path, text)
-        raise UserError(f"{path}, line {error.lineno}: not json: {error.msg}") from error
+        raise UserError(f"{path}{_line_of(error)}: not json: {_why(error)}") from error
     rows = data if isinstance(data, list) else [data]
     for number, row in enumerate(rows, start=1):
         _require_object(row, f"{path}, item {number}")
@@ -112,10 +114,20 @@ def _parse_lines(path: Path, text: str) -> list[Row]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not json: {error.msg}") from error
+            except NOT_JSON as error:
+                raise UserError(f"{path}, line {number}: not json: {_why(error)}") from error
             _require_object(rows[-1], f"{path}, line {number}")
     return rows
+
+
+def _line_of(error: Exception) -> str:
+    return f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
 
 
 def _require_object(row: object, where: str) -> None:
@@ -129,8 +141,8 @@ def _read_parquet(path: Path) -> list[Row]:
 
     try:
         return list(parquet.ParquetFile(path).read().to_pylist())
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a parquet file: {error}") from error
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise UserError(f"{path} is not a parquet file: {first_line(error)}") from error
 
 
 def _neighbour(path: Path) -> str:

@@ -11,6 +11,8 @@ from lora_hf.data.examples import Example
 from lora_hf.data.prompt import PLACE, fill_prompt, prompt_template
 from lora_hf.errors import UserError
 
+ABSURD = 2**18
+"""Characters of a text; a book has more, a dialogue of 512 tokens some 2,000."""
 GENERATION_MARGIN = 1.25
 """Generated summaries may be this much longer than the longest reference seen."""
 
@@ -53,8 +55,8 @@ class TokenizedDialogues(Dataset):
     def __init__(self, examples: list[Example], tokenizer: Any, config: DataConfig, split: str) -> None:
         pairs = [(example.dialogue, reference) for example in examples for reference in example.references]
         sources = encode_sources([dialogue for dialogue, _ in pairs], tokenizer, config)
-        targets = _encode([reference for _, reference in pairs], tokenizer)
         limit = config.max_target_length
+        targets = _encode([_beginning(reference, limit, tokenizer) for _, reference in pairs], tokenizer)
         end = [tokenizer.eos_token_id]
         self.rows = [
             {
@@ -92,6 +94,7 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
             f"data.max_source_length={limit} leaves no room for a dialogue: the prompt alone has "
             f"{prompt_length} tokens"
         )
+    dialogues = [_beginning(dialogue, limit, tokenizer) for dialogue in dialogues]
     ids = _encode([fill_prompt(template, dialogue) for dialogue in dialogues], tokenizer)
     after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
     tail = [*after, tokenizer.eos_token_id]
@@ -100,6 +103,17 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
         ids[number] = ids[number][: limit - len(tail)] + tail
     alone = _encode([dialogues[number] for number in cut], tokenizer)
     return Sources(ids, len(cut), sum(len(row) > limit for row in alone))
+
+
+def _beginning(text: str, limit: int, tokenizer: Any) -> str:
+    """What certainly holds more than `limit` tokens of a text of absurd length, for the rest is cut anyway.
+
+    A row of 32 MB took 2 GiB to tokenize whole.
+    """
+    n = max(ABSURD, limit)
+    while n < len(text) and len(_encode([text[:n]], tokenizer)[0]) <= 2 * limit:
+        n *= 4
+    return text[:n]
 
 
 def generation_length(target_lengths: list[int], limit: int) -> int:

@@ -13,6 +13,7 @@ trained English model on 15,899 summaries of DialogSum and FLAN-T5 it then split
 `Rouge`, the same numbers as an `evaluate.Metric`, lives in `metric.py`: importing `evaluate` takes seconds.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,9 @@ from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
+from lora_hf.errors import UserError
 from lora_hf.evaluation.parallel import cores, in_processes
+from lora_hf.layout import ROUGE_NAMES
 
 if TYPE_CHECKING:
     from lora_hf.evaluation.metric import Rouge as Rouge
@@ -41,9 +44,13 @@ else:
         return Rouge
 
 
-ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 PAYS_FROM = 3_000_000
 """Characters: some four seconds for one process, of which a worker needs more than one to start."""
+
+MOST_CELLS = 25_000_000
+"""Words times words of a pair: two texts of 5,000, some ten seconds. A dialogue's summary has a hundred."""
+LONGEST = 1_000_000
+"""Characters of a text; splitting it into sentences is linear, and slow."""
 
 # Two are missing on purpose: "No." is an answer in a dialogue, and "etc." mostly ends its sentence.
 _ABBREVIATIONS = (
@@ -87,11 +94,13 @@ def rouge_per_pair(
     Raises:
         ValueError: the two differ in length.
         TypeError: an item is not a string.
+        UserError: two texts so long that their longest common subsequence is out of reach.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions, but {len(references)} references")
     _require_strings("predictions", predictions)
     _require_strings("references", references)
+    _refuse_absurd(predictions, references)
     if processes is None:
         is_long = sum(map(len, predictions)) + sum(map(len, references)) >= PAYS_FROM
         processes = cores() if is_long else 1
@@ -151,6 +160,19 @@ def group_scores(per_pair: Mapping[str, Sequence[float]], groups: Sequence[Seque
         mean={name: [fmean(row) for row in values] for name, values in rows.items()},
         best={name: [max(row) for row in values] for name, values in rows.items()},
     )
+
+
+def _refuse_absurd(predictions: Sequence[str], references: Sequence[str]) -> None:
+    for number, pair in enumerate(zip(predictions, references, strict=True), start=1):
+        if max(map(len, pair)) <= LONGEST and len(pair[0]) * len(pair[1]) <= 4 * MOST_CELLS:
+            continue  # a word and a space are two characters: no more words than that
+        words = [len(re.findall("[a-z0-9]+", text.lower())) for text in pair]
+        if max(map(len, pair)) > LONGEST or words[0] * words[1] > MOST_CELLS:
+            raise UserError(
+                f"prediction and reference {number}: {words[0]:,} and {words[1]:,} words ({len(pair[0]):,} "
+                f"and {len(pair[1]):,} characters): ROUGE-L takes the product of the two, {MOST_CELLS:,} at "
+                f"most, and {LONGEST:,} characters; are these summaries?"
+            )
 
 
 def _require_strings(name: str, texts: Sequence[object]) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError, first_line
-from lora_hf.modeling import locate, source_of
+from lora_hf.modeling import NO_CODE, locate, source_of
 from lora_hf.shapes import COMMON, SHAPES
 from lora_hf.training.methods import METHODS
 
@@ -35,7 +35,7 @@ def settings_of(config: ModelConfig) -> Any:
     name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
     try:
-        return AutoConfig.from_pretrained(name, **source)
+        return AutoConfig.from_pretrained(name, **NO_CODE, **source)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{config.as_written}: its config.json cannot be read: {first_line(error)} "

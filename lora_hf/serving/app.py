@@ -1,6 +1,9 @@
 """The HTTP face: routes, and one form for every refusal, `{"detail": "..."}`."""
 
+import asyncio
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,7 +31,8 @@ def create_app(service: Service) -> FastAPI:
     """The application of a service."""
     app = FastAPI(title="lora-hf serve", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(BodyLimit, most=service.limits.max_bytes, refused=service.refused)
+    limits = service.limits
+    app.add_middleware(BodyLimit, most=limits.max_bytes, seconds=limits.timeout, refused=service.refused)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _http_fault)
@@ -117,10 +121,10 @@ async def _http_fault(request: Request, error: Any) -> JSONResponse:
 
 
 class BodyLimit:
-    """Middleware that refuses a body by its length, before it is read into memory."""
+    """Refuses a body by its length, before it is read into memory, and one that does not come."""
 
-    def __init__(self, app: Any, most: int, refused: Callable[[str, int], None]) -> None:
-        self.app, self.most, self.refused = app, most, refused
+    def __init__(self, app: Any, most: int, seconds: float, refused: Callable[[str, int], None]) -> None:
+        self.app, self.most, self.seconds, self.refused = app, most, seconds, refused
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope.get("headers", ()))
@@ -129,9 +133,28 @@ class BodyLimit:
             fault = JSONResponse({"detail": "send the body with a Content-Length"}, 411)
         elif length > self.most:
             fault = JSONResponse({"detail": f"body: {length:,} bytes, of {self.most:,} at most"}, 413)
-            while length <= MOST_DRAINED and (await receive()).get("more_body"):
-                pass
+            receive_in_time = self._in_time(receive)
+            with suppress(HTTPException):
+                while length <= MOST_DRAINED and (await receive_in_time()).get("more_body"):
+                    pass
         else:
-            return await self.app(scope, receive, send)
+            return await self.app(scope, self._in_time(receive), send)
         self.refused(scope["path"], fault.status_code)
         await fault(scope, receive, send)
+
+    def _in_time(self, receive: Any) -> Any:
+        """The same, which waits for a body as long as a request may take; after it, for ever."""
+        whole, end = False, time.monotonic() + self.seconds
+
+        async def in_time() -> Any:
+            nonlocal whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), end - time.monotonic())
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {self.seconds:g} s") from None
+            whole = not message.get("more_body")
+            return message
+
+        return in_time

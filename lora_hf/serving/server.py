@@ -20,6 +20,8 @@ from lora_hf.serving.service import Service
 
 SPARE = 5
 """Seconds beyond the time of a request that its connection has when the server ends."""
+OTHERS = 256
+"""Connections beside those whose request waits: open, and silent."""
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +44,8 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     config = base_for(list(folders.values()), base)
     with listening(host, port) as listener, closing(Service(Engine(config, folders), limits)) as service:
         app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
-        run(app, listener, "serving on %s (API page: /docs)", grace, at_end=service.batcher.hurry)
+        most = limits.max_queue + limits.max_batch + OTHERS
+        run(app, listener, "serving on %s (API page: /docs)", grace, service.batcher.hurry, most)
     logger.info("all that waited is answered")
 
 
@@ -92,7 +95,14 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(app: Any, listener: socket.socket, says: str, grace: int, at_end: Callable[[], None]) -> None:
+def run(
+    app: Any,
+    listener: socket.socket,
+    says: str,
+    grace: int,
+    at_end: Callable[[], None],
+    most: int | None = None,
+) -> None:
     """Run an application until SIGTERM or Ctrl-C, and then until its open requests are answered.
 
     Args:
@@ -101,8 +111,10 @@ def run(app: Any, listener: socket.socket, says: str, grace: int, at_end: Callab
         says: logged once it can be reached, with the address for `%s`.
         grace: seconds that open requests have at the end.
         at_end: called when the end begins.
+        most: connections and requests at once; one more is 503.
     """
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    options |= {"http": "h11", "limit_concurrency": most}  # h11 bounds a request's head, httptools does not
     settings = uvicorn.Config(app, timeout_graceful_shutdown=grace, **options)
     with suppress(KeyboardInterrupt):  # uvicorn repeats the signal once everything is answered
         _Server(settings, says, at_end).run([listener])

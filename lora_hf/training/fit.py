@@ -10,6 +10,7 @@ from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerC
 from lora_hf.adapters import count_parameters
 from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData
+from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.scoring import ValidationRouge
 from lora_hf.files import whole
 from lora_hf.layout import ADAPTER, CHECKPOINTS, MODEL
@@ -68,7 +69,10 @@ def make_trainer(
 ) -> LoraTrainer:
     """The trainer of an arm; full fine-tuning keeps its weights in float32 and computes as the others do."""
     dtype = resolve_dtype(config.model.dtype, model.device)
-    args = training_arguments(config, str(run / CHECKPOINTS), data.max_new_tokens, dtype)
+    try:
+        args = training_arguments(config, str(run / CHECKPOINTS), data.max_new_tokens, dtype)
+    except ImportError as error:  # of a package that a setting needs, such as deepspeed
+        raise UserError(f"training: a setting needs a package: {first_line(error)}") from error
     callbacks: list[TrainerCallback] = [stop]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))

@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.functional import cheap_masks
 from lora_hf.data.sampler import EpochSampler
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
@@ -86,7 +86,11 @@ class LoraTrainer(ResumableTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's own, whichever was asked for; with LoRA+, every B in a group of its own rate."""
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        try:
+            optimizer = super().create_optimizer(model)
+        except (ImportError, ValueError) as error:  # its package is not here, or the arguments are another's
+            name: Any = self.args.optim
+            raise UserError(f"training.optim={name.value!r}: {first_line(error)}") from error
         if is_new and self.loraplus_lr_ratio is not None:
             split_groups(optimizer, self.model if model is None else model, self.loraplus_lr_ratio)
         return optimizer

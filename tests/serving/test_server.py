@@ -5,8 +5,10 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +279,26 @@ def test_a_mistake_in_the_command_is_one_error(
     signal.signal(signal.SIGTERM, before)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert told in line
+
+
+def test_malformed_requests_get_an_answer_below_500_and_the_server_stays(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from scripts.fuzzing import requests
+
+    monkeypatch.setattr(requests, "MORE", 1)
+    said: list[str] = []
+    assert requests.try_all(server.port, server.process.pid, 25, 7, said.append) == 0, said
+    assert said[-1].startswith("request: 25 inputs")
+
+
+def test_a_body_that_does_not_come_and_a_head_without_end_are_refused(adapters: Path) -> None:
+    with serving("--base", "embedded", "--timeout", "1") as running:
+        head = b"POST /summarize HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        for sent, status in ((head, b"408"), (b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000, b"400")):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
+                with suppress(ConnectionError):
+                    connection.sendall(sent)
+                assert connection.recv(1000).startswith(b"HTTP/1.1 " + status)
+        assert running.request("GET", "/health")[0] == 200

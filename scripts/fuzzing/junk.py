@@ -1,0 +1,139 @@
+"""What is put where it does not belong: values of every kind, and bytes broken in every way."""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+NAMES = [
+    "../../../out_of_here",
+    "/etc/passwd",
+    "a/../../b",
+    "..",
+    ".",
+    "~",
+    "C:\\x",
+    "x" * 5000,
+    "a\0b",
+    "",
+    " ",
+]
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, 2, 3, -1, 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), 10**9, 10**30),
+    *(
+        2**31,
+        2**63,
+        -(2**63),
+        "8",
+        "5e-4",
+        "no",
+        "none",
+        "auto",
+        "true",
+        "\ud800",
+        "\U0001f642",
+        "{dialogue}",
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [1, 2],
+        ["q"],
+        ["q", "v"],
+        {"a": {"b": 1}},
+        {"q": 4},
+        {"q": 10**9},
+        "q|v",
+        ".*q",
+        "(",
+        "*",
+    ),
+    *("([a-zA-Z0-9_.]+)+!", "hf_abcdefghijklmnopqrstuvwxyz", "!!python/object/apply:os.system ['touch x']"),
+    *(
+        "steps",
+        "epoch",
+        "all-linear",
+        "pissa",
+        "loftq",
+        "olora",
+        "float16",
+        "bfloat16",
+        "full",
+        "lora",
+        "base",
+    ),
+    *NAMES,
+]
+
+
+def deep(n: int, is_map: bool) -> str:
+    """JSON, and YAML, of n levels."""
+    return '{"a":' * n + "1" + "}" * n if is_map else "[" * n + "]" * n
+
+
+def break_bytes(random: Random, data: bytes) -> bytes:
+    """The data with one to three things done to it."""
+    for _ in range(random.choice((1, 1, 2, 3))):
+        data = random.choice(BREAKS)(random, data)
+    return data
+
+
+def _cut(random: Random, data: bytes) -> bytes:
+    return data[: random.randrange(len(data) + 1)]
+
+
+def _flip(random: Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(random.choice((1, 1, 2, 8)) if data else 0):
+        changed[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def _insert(random: Random, data: bytes) -> bytes:
+    at = random.randrange(len(data) + 1)
+    what = random.choice(
+        [
+            b"\0",
+            b"\xff\xfe",
+            b"\xef\xbb\xbf",
+            b"\r",
+            b"\t",
+            b'"',
+            b"'",
+            b"{",
+            b"]",
+            b"\xed\xa0\x80",
+            b"\x1b[2J",
+        ]
+        + [random.randbytes(random.randrange(1, 64)), "\u2028".encode(), b"9" * 5000, b"[" * 3000]
+    )
+    return data[:at] + what + data[at:]
+
+
+def _repeat(random: Random, data: bytes) -> bytes:
+    begin = random.randrange(len(data) + 1)
+    end = min(len(data), begin + random.randrange(1, 200))
+    return data[:end] + data[begin:end] * random.choice((1, 2, 500)) + data[end:]
+
+
+def _remove(random: Random, data: bytes) -> bytes:
+    begin = random.randrange(len(data) + 1)
+    return data[:begin] + data[begin + random.randrange(1, 64) :]
+
+
+def _encode(random: Random, data: bytes) -> bytes:
+    return data.decode("utf-8", "replace").encode(
+        random.choice(("utf-16", "utf-32", "cp500", "utf-7")), "replace"
+    )
+
+
+BREAKS: list[Callable[[Random, bytes], bytes]] = [
+    _cut,
+    _flip,
+    _flip,
+    _insert,
+    _insert,
+    _repeat,
+    _remove,
+    _encode,
+]
