@@ -240,11 +240,13 @@ def test_the_last_override_wins_and_sections_are_made_as_needed() -> None:
     config = load(
         "method: lora",
         "training.max_steps=1",
+        "training.lr_scheduler_type=cosine",
         "training.lr_scheduler_kwargs.num_cycles=2",
         "seed=1",
         "seed=2",
     )
-    assert config.training == {"max_steps": 1, "lr_scheduler_kwargs": {"num_cycles": 2}}
+    schedule = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}
+    assert config.training == {"max_steps": 1, **schedule}
     assert config.seed == 2
 
 
@@ -314,6 +316,7 @@ data:
   id_column: "null"
 training:
   learning_rate: 1e-5
+  lr_scheduler_type: cosine
   lr_scheduler_kwargs: {num_cycles: 2}
   report_to: [tensorboard]
   eval_strategy: no
