@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,9 @@ def in_checkpoint(number: int, seconds: float) -> Callable[[Path], bool]:
     seen: dict[str, float] = {}
 
     def moment(run: Path) -> bool:
-        for place in (run / CHECKPOINTS / UNFINISHED).glob("*"):
-            seen.setdefault(place.name, time.monotonic())
+        with suppress(FileNotFoundError):  # not there yet, or just renamed
+            for name in os.listdir(run / CHECKPOINTS / UNFINISHED):
+                seen.setdefault(name, time.monotonic())
         return len(seen) >= number and time.monotonic() - [*seen.values()][number - 1] >= seconds
 
     return moment
