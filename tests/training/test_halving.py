@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_t5
-from torch import nn
-from training.tiny_trainer import Rows, StopAt, adapted, arguments, losses, make_trainer
+from training.tiny_trainer import Rows, StopAt, adapted, arguments, dropping, losses, make_trainer
 
 from lora_hf import LoraTrainer
 from lora_hf.errors import UserError
@@ -38,15 +36,6 @@ class Small(LoraTrainer):
                     parameter.grad = torch.full_like(parameter, 1e3)
             raise torch.OutOfMemoryError(CUDA)
         return loss
-
-
-def dropping() -> nn.Module:
-    """A model whose steps draw random numbers."""
-    model = make_t5()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.1
-    return adapted(make=lambda: model)
 
 
 def trained(trainer: Any) -> torch.Tensor:

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_t5
-from torch import nn
-from training.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
+from training.tiny_trainer import Rows, arguments, dropping, losses, make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_hf.errors import NotWritten
@@ -37,14 +35,6 @@ class KillAt(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             raise Killed
-
-
-def dropping() -> nn.Module:
-    model = make_t5()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.1
-    return adapted(make=lambda: model)
 
 
 def trainer_of(folder: Path, *callbacks: TrainerCallback, **fields: Any) -> LoraTrainer:

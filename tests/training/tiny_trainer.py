@@ -87,6 +87,15 @@ def adapted(seed: int = 5, make: Any = make_t5, targets: tuple[str, ...] = ("q",
     return inject_adapters(make(), LoraConfig(r=4, lora_alpha=10, target_modules=targets))
 
 
+def dropping() -> nn.Module:
+    """A model whose steps draw random numbers."""
+    model = make_t5()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    return adapted(make=lambda: model)
+
+
 class PeftInOrder(Seq2SeqTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
