@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,8 @@ def _wait(pid: int, start: float) -> tuple[int, Any]:
         if time.monotonic() - start > 5 * SECONDS:
             os.killpg(pid, signal.SIGKILL)
         time.sleep(0.005)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what it started and left behind
-    except ProcessLookupError:
-        pass
     return status, usage
 
 
