@@ -15,7 +15,10 @@ from typing import Any
 
 import typer
 
+from lora_hf import processes
 from lora_hf.errors import ArmFailed, FaultFound, NotWritten, UserError
+
+LOST = "another process of this run has ended; the same command goes on from the last checkpoint"
 
 
 def exit_status(task: Callable[[], object], debug: bool = False) -> int:
@@ -30,7 +33,8 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         task()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
+        if processes.is_main():
+            print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,11 +49,18 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         print(f"error: {_not_written(error)}", file=sys.stderr)
         return 1
     except Exception as error:
+        if processes.has_lost_another(error) and not debug:
+            print(LOST, file=sys.stderr)
+            return 1
         if not isinstance(error, UserError) and not hasattr(error, "format_message"):
             raise
         if debug:
             traceback.print_exception(error)
-        print(f"error: {_message(error)}", file=sys.stderr)
+        is_agreed = isinstance(error, processes.Agreed)
+        if processes.is_main() or not is_agreed:
+            print(f"error: {_message(error)}", file=sys.stderr)
+        if is_agreed:
+            processes.stop()  # a launcher ends all once one has: not before it is told
         return 2
     return 0
 
@@ -75,7 +86,7 @@ def _status_of(failure: ArmFailed) -> int:
 def _set_up_logging() -> None:
     """Our lines on standard error; of the libraries', warnings, without bars for what takes a moment."""
     ours = logging.getLogger("lora_hf")
-    ours.setLevel(logging.INFO)
+    ours.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     ours.propagate = False
     ours.handlers = [logging.StreamHandler(sys.stderr)]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code

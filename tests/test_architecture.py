@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # checks names against it; `generator` is the standard library's alone.
 ORDER = [
     {"errors", "layout"},
-    {"files", "originals", "hub"},
+    {"files", "originals", "hub", "processes"},
     {"adapters", "data.prompt", "data.generator"},
     {"baselines", "fast"},
     {"config"},

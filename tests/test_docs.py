@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "index",
     "recipes",
+    "processes",
     "concepts",
     "hub",
     "serving",

@@ -8,6 +8,7 @@ from functools import partial
 
 import typer
 
+from lora_hf import processes
 from lora_hf.cli import checking, hub, running, saved, serving
 from lora_hf.status import exit_status, invoke
 
@@ -60,4 +61,11 @@ def run(words: list[str], debug: bool) -> int:
     Raises:
         Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
     """
-    return exit_status(partial(invoke, typer.main.get_command(app), words), debug)
+    return exit_status(partial(_invoke, words), debug)
+
+
+def _invoke(words: list[str]) -> None:
+    if words and words[0] != running.train.__name__:
+        remedy = "start each run by `torchrun ... -m lora_hf train`, and this command without it"
+        processes.refuse_several(f"lora-hf {words[0]}", remedy)
+    invoke(typer.main.get_command(app), words)

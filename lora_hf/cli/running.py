@@ -6,22 +6,27 @@ from typing import Annotated
 
 import typer
 
+from lora_hf import processes
 from lora_hf.cli.options import Config, Json, Overrides, print_report, print_scores
 from lora_hf.layout import COMPARISON, STUDY, SWEEP
 
 
 def train(config: Config, overrides: Overrides = None) -> None:
-    """Run one arm: load, adapt, train, score.
+    """Run one arm: load, adapt, train, score; under torchrun or `accelerate launch` in several processes.
 
     [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
     """
     from lora_hf.config.file import load_config
 
-    run = load_config(config, overrides or [])
+    processes.start()
+    run = processes.together(lambda: load_config(config, overrides or []))
     from lora_hf.runs.arm import run_arm  # after the config's mistakes: it takes seconds
 
-    print_scores(run_arm(run.for_arm(run.method, run.seed, run.output_dir)))
-    print(f"results: {Path(run.output_dir) / 'results.json'}")
+    record = run_arm(run.for_arm(run.method, run.seed, run.output_dir))
+    processes.stop()
+    if processes.is_main():
+        print_scores(record)
+        print(f"results: {Path(run.output_dir) / 'results.json'}")
 
 
 def compare(config: Config, overrides: Overrides = None) -> None:

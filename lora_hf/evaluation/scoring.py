@@ -17,6 +17,7 @@ from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.rouge import ROUGE_NAMES, rouge_per_pair, score_dialogues
 from lora_hf.evaluation.significance import bootstrap_interval
 from lora_hf.files import write_text
+from lora_hf.processes import from_main, gather, is_main, rank, shares, world_size
 
 SAMPLES = 2
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class ValidationRouge:
         )
         for written, reference in list(zip(predictions, references, strict=True))[:SAMPLES]:
             logger.info("reference: %s\n  written: %s", reference, written)
-        scores = rouge_per_pair(predictions, references)
+        scores = from_main(lambda: rouge_per_pair(predictions, references))
         words = [len(text.split()) for text in predictions]
         return {name: float(np.mean(scores[name])) for name in ROUGE_NAMES} | {"words": float(np.mean(words))}
 
@@ -54,7 +55,7 @@ def score_model(
     max_new_tokens: int,
     fast_paths: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summarize the test dialogues and score them.
+    """Summarize the test dialogues, each in one of the run's processes, and score them.
 
     Args:
         config: how to generate.
@@ -70,13 +71,16 @@ def score_model(
         predictions.jsonl.
     """
     start = time.perf_counter()
-    predictions = summarize(config, model, tokenizer, sources, max_new_tokens, fast_paths)
+    own = shares([len(ids) for ids in sources], world_size())[rank()]
+    written = summarize(config, model, tokenizer, [sources[i] for i in own], max_new_tokens, fast_paths)
+    found = {i: text for part in gather(dict(zip(own, written, strict=True))) for i, text in part.items()}
+    predictions = [found[i] for i in range(len(sources))]
     seconds = time.perf_counter() - start
     rows = [
         {"id": e.id, "dialogue": e.dialogue, "references": list(e.references), "prediction": prediction}
         for e, prediction in zip(test, predictions, strict=True)
     ]
-    return rouge_record(rows) | {"eval_seconds": round(seconds, 2)}, rows
+    return from_main(lambda: rouge_record(rows)) | {"eval_seconds": round(seconds, 2)}, rows
 
 
 def summarize(
@@ -93,7 +97,9 @@ def summarize(
         del options["length_penalty"]
     columns = (TextColumn("summarizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (console.is_terminal and is_main())
+    ) as progress:
         task = progress.add_task("", total=len(sources))
         return generate_summaries(
             model,

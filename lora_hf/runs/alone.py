@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_hf.errors import UserError
+from lora_hf.processes import is_main
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"output_dir={str(folder)!r} cannot be written: {error.strerror}") from error
     try:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_main():
             _lock(descriptor, folder)
         yield
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lora_hf import __version__
 from lora_hf.adapters import count_parameters
@@ -21,6 +22,7 @@ from lora_hf.evaluation.scoring import score_model, write_predictions
 from lora_hf.files import write_json
 from lora_hf.layout import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
+from lora_hf.processes import from_main, gather, is_sharded, together, world_size
 from lora_hf.runs.alone import alone
 from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
 from lora_hf.runs.push import check_push, push_run
@@ -40,32 +42,22 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
         Interrupted: told to stop; a checkpoint is saved.
     """
     run = RunDirectory(config)
-    run.check()
-    check_push(config)
-    if config.method != "base":
-        check_trackers(config.training.get("report_to"))
-    tokenizer = load_tokenizer(config.model)
-    data = load_data(config, tokenizer)
-    model = load_model(config.model, pick_device(), train_all=config.method == "full")
-    if config.method in METHODS:
-        METHODS[config.method].check(config, model)  # a typo must not clear the directory
+    device = pick_device()
+    tokenizer, data, model = together(lambda: _read(config, run, device))
     with alone(run.path):
         return _run(config, run, model, tokenizer, data)
 
 
 def _run(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data: ArmData) -> dict[str, Any]:
     """The stages that write, each of them left out where its result is there."""
-    run.claim({"data": data.fingerprint, "model": model.base_fingerprint})
-    if (record := run.results()) is not None:
+    from_main(lambda: run.claim({"data": data.fingerprint, "model": model.base_fingerprint}))
+    if (record := from_main(run.results)) is not None:
         logger.info("%s: finished before with the same inputs; left as it is", run.path)
-        push_run(config)
+        from_main(lambda: push_run(config))
         return record
     set_seed(config.seed)
-    if config.method != "base" and (run / TRAINED).is_file():
-        model = load_trained(config, run.path, model, model.device)
-    elif config.method != "base":
-        adapt(config, model)
-        write_json(run / TRAINED, fit(config, run.path, model, tokenizer, data))
+    if config.method != "base":
+        model = _trained(config, run, model, tokenizer, data)
     scores, rows = score_model(
         config.generation,
         model,
@@ -75,9 +67,43 @@ def _run(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data:
         data.max_new_tokens,
         config.fast_paths,
     )
+    scores["peak_memory_mib"] = max(gather(round(peak_memory_mib(model.device), 1)))
+    return from_main(lambda: _written(config, run, _record(config, run, model, data) | scores, rows))
+
+
+def _read(config: RunConfig, run: RunDirectory, device: torch.device) -> tuple[Any, ArmData, Any]:
+    """Tokenizer, data and base model, once all that can be wrong without them is seen to be right."""
+    run.check()
+    check_push(config)
+    if config.method != "base":
+        check_trackers(config.training.get("report_to"))
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config, tokenizer)
+    model = load_model(config.model, device, train_all=config.method == "full")
+    if config.method in METHODS:
+        METHODS[config.method].check(config, model)  # a typo must not clear the directory
+    return tokenizer, data, model
+
+
+def _trained(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data: ArmData) -> Any:
+    """The model with what was learned in it, trained here or before, and whole in every process."""
+    device = model.device
+    if from_main((run / TRAINED).is_file):
+        return together(lambda: load_trained(config, run.path, model, device))
+    together(lambda: adapt(config, model))
+    trained = fit(config, run.path, model, tokenizer, data)
+    from_main(lambda: write_json(run / TRAINED, trained))
+    if not is_sharded(model):
+        return model
+    unset_hf_deepspeed_config()  # or the next model would be loaded in parts too
+    fresh = load_model(config.model, device, train_all=config.method == "full")
+    return load_trained(config, run.path, fresh, device)
+
+
+def _written(
+    config: RunConfig, run: RunDirectory, record: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     write_predictions(run / PREDICTIONS, rows)
-    record = _record(config, run, model, data) | scores
-    record["peak_memory_mib"] = round(peak_memory_mib(model.device), 1)
     write_json(run / RESULTS, record)
     push_run(config)
     return record
@@ -102,6 +128,7 @@ def _record(config: RunConfig, run: RunDirectory, model: Any, data: ArmData) -> 
         "dtype": str(model.dtype).removeprefix("torch."),
         "storage": config.model.storage,
         "device": device_name(model.device),
+        "processes": world_size(),
         "versions": versions(),
     }
 

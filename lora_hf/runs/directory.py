@@ -16,6 +16,7 @@ from lora_hf.config.file import changed_fields, resolved_yaml
 from lora_hf.errors import UserError
 from lora_hf.files import write_json, write_text
 from lora_hf.layout import CONFIG, INPUTS, OWN, PARTIAL, PREDICTIONS, RESULTS
+from lora_hf.processes import world_size
 
 SILENT = (
     "logging_",
@@ -29,14 +30,21 @@ SILENT = (
     "push_",
 )
 """Fields of `training` that change what is told of a run, or whether it comes to its end, not its outcome."""
+ROWS, DEFAULT_ROWS = "per_device_train_batch_size", 8  # as Seq2SeqTrainingArguments has it
+PROCESSES = "processes"
+"""In the record of inputs: how many trained it, where several did."""
 logger = logging.getLogger(__name__)
 
 
-def inputs_of(config: RunConfig) -> dict[str, Any]:
+def inputs_of(config: RunConfig, world: int = 1) -> dict[str, Any]:
     """The fields of one arm's config that its outcome depends on.
 
     The base arm trains nothing, so that a new learning rate leaves it as it is; a new rank leaves full
-    fine-tuning as it is.
+    fine-tuning as it is. Of several processes' batches only the sum counts: 2 of 4 rows are as 1 of 8.
+
+    Args:
+        config: the arm's.
+        world: the number of processes that train it.
     """
     fields = config.model_dump(
         mode="json", exclude={"output_dir", "overwrite", "arms", "variants", "sweep", "seeds"}
@@ -49,6 +57,8 @@ def inputs_of(config: RunConfig) -> dict[str, Any]:
         del fields["training"], fields["seed"], fields["early_stopping_patience"]
         return fields
     fields["training"] = {k: v for k, v in fields["training"].items() if not k.startswith(SILENT)}
+    if world > 1:
+        fields["training"][ROWS] = fields["training"].get(ROWS, DEFAULT_ROWS) * world
     return fields
 
 
@@ -92,7 +102,8 @@ class RunDirectory:
             if self.results() is None:
                 # without `overwrite`, or whoever repeats the run from this file would overwrite unasked
                 write_text(self / CONFIG, resolved_yaml(self.config.model_copy(update={"overwrite": False})))
-                write_json(self / INPUTS, fingerprints)
+                several = {PROCESSES: world_size()} if world_size() > 1 else {}
+                write_json(self / INPUTS, fingerprints | several)
         except OSError as error:
             raise UserError(f"output_dir={str(self.path)!r} cannot be written: {error.strerror}") from error
 
@@ -110,7 +121,10 @@ class RunDirectory:
             old = RunConfig.model_validate(read_document(self / CONFIG).data)
         except ValueError as error:
             return [f"{CONFIG} is not readable: {str(error).splitlines()[0]}"]
-        return changed_fields(inputs_of(old), inputs_of(self.config))
+        before = (read_record(self / INPUTS) or {}).get(PROCESSES, 1)
+        changed = changed_fields(inputs_of(old, before), inputs_of(self.config, world_size()))
+        several = max(before, world_size()) > 1
+        return [line.replace(f"{ROWS}:", f"{ROWS} x processes:") if several else line for line in changed]
 
     def _held(self) -> list[str]:
         try:
@@ -121,7 +135,9 @@ class RunDirectory:
 
     def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
         old = read_record(self / INPUTS)
-        return [] if old is None else changed_fields(old, fingerprints)
+        if old is None:
+            return []
+        return changed_fields({key: old[key] for key in old if key != PROCESSES}, fingerprints)
 
     def _refuse_strangers(self, held: list[str]) -> None:
         """Files of somebody else: `overwrite` allows to write beside them, never in their place."""

@@ -67,6 +67,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """`last_checkpoint`, and what it passes over out of the way."""
+    checkpoint = last_checkpoint(folder)
+    set_aside(folder, checkpoint)
+    return checkpoint
+
+
 def set_aside(folder: Path, going_on_from: Path | None) -> None:
     """Move what `last_checkpoint` passed over out of the way, and remove what a kill left half-written."""
     for checkpoint in _newest_first(folder):

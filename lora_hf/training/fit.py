@@ -15,8 +15,9 @@ from lora_hf.evaluation.scoring import ValidationRouge
 from lora_hf.files import whole
 from lora_hf.layout import ADAPTER, CHECKPOINTS, MODEL
 from lora_hf.modeling import load_model, resolve_dtype, save_model
+from lora_hf.processes import from_main, gathered, is_main, together
 from lora_hf.training.arguments import training_arguments
-from lora_hf.training.checkpoints import last_checkpoint, set_aside
+from lora_hf.training.checkpoints import newest_checkpoint
 from lora_hf.training.interrupt import Interrupted, StopOnSignal
 from lora_hf.training.methods import METHODS
 from lora_hf.training.trainer import LoraTrainer
@@ -42,14 +43,14 @@ def fit(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData)
         Interrupted: told to stop; a checkpoint is saved.
     """
     stop = StopOnSignal()
-    trainer = make_trainer(config, run, model, tokenizer, data, stop)
-    checkpoint = last_checkpoint(run / CHECKPOINTS)
-    if trainer.args.should_save:
-        set_aside(run / CHECKPOINTS, checkpoint)
+    trainer = together(lambda: make_trainer(config, run, model, tokenizer, data, stop))
+    checkpoint = from_main(lambda: newest_checkpoint(run / CHECKPOINTS))
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     output = _train(trainer, stop, str(checkpoint) if checkpoint else None)
-    save_trained(config, run, model, tokenizer, data)
+    with gathered(model, only_trained=config.method in METHODS):
+        if is_main():
+            save_trained(config, run, model, tokenizer, data)
     trainable, total = count_parameters(model)
     return {
         "train_seconds": round(output.metrics["train_runtime"], 2),

@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from lora_hf.errors import UserError, first_line
+from lora_hf.processes import Agreed
 
 KEY = "train_micro_batch_size"
 """Of the entry in the Trainer's log that says so: a resumed run finds it there."""
@@ -44,7 +45,7 @@ class Halving:
         self.trainer = trainer
         self.is_asked = trainer.args.auto_find_batch_size
         if self.is_asked and (trainer.args.world_size > 1 or trainer.is_deepspeed_enabled):
-            raise UserError(
+            raise Agreed(
                 "training.auto_find_batch_size=true halves a batch in one process alone; with several, or "
                 "with DeepSpeed, give a smaller training.per_device_train_batch_size"
             )

@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from lora_hf.processes import is_anywhere
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO = 0.5
 """Seconds within which a second signal is the first one again."""
@@ -38,13 +40,19 @@ class StopOnSignal(TrainerCallback):
         self.restore()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.received is not None:
+        if self._is_told():
             control.should_save = control.should_training_stop = True
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation can take minutes: leave it; whoever catches this saves the checkpoint."""
-        if self.received is not None:
+        if self._is_told():
             raise Interrupted
+
+    def _is_told(self) -> bool:
+        """Whether a signal came to any process of the run: all stop after the same step."""
+        if is_anywhere(self.received is not None) and self.received is None:
+            self.received = signal.SIGTERM
+        return self.received is not None
 
     def restore(self) -> None:
         """Put the former handlers back."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_hf.errors import UserError, few
 from lora_hf.fast.t5 import MODELS
+from lora_hf.processes import Agreed, total
 
 ZERO_STEPS = 2
 """Steps for which the learning rate may be 0: the first of a warm-up, and one more."""
@@ -42,19 +43,17 @@ class NumberWatch:
         Raises:
             UserError: the loss or the norm is not finite, all gradients are zero, or the rate is stuck at 0.
         """
-        norm = None if grad_norm is None else float(grad_norm)
-        loss = float(sum(self.losses))
+        norm = None if grad_norm is None else float(getattr(grad_norm, "full_tensor", lambda: grad_norm)())
+        loss = total(float(sum(self.losses)))  # of all processes: each ends by the same words
         self.losses = []
         step, scaler = self.trainer.state.global_step + 1, getattr(self.trainer.accelerator, "scaler", None)
         for what, value in (("loss", loss), ("gradient norm", norm if scaler is None else None)):
             if value is not None and not isfinite(value):  # a scaler takes care of infinite gradients itself
-                raise UserError(f"step {step}: the {what} is {value}; {self._remedy(step)}")
+                raise Agreed(f"step {step}: the {what} is {value}; {self._remedy(step)}")
         if norm == 0 and loss > 0:
-            raise UserError(
-                f"step {step}: all gradients are zero at a loss of {loss:.4g}; {self._unreached()}"
-            )
+            raise Agreed(f"step {step}: all gradients are zero at a loss of {loss:.4g}; {self._unreached()}")
         if step == (ZERO_STEPS if scaler is None else SCALER_STEPS) + 1 and self._rate() == 0:
-            raise UserError(f"step {step}: the learning rate is still 0; {self._stuck(scaler is not None)}")
+            raise Agreed(f"step {step}: the learning rate is still 0; {self._stuck(scaler is not None)}")
 
     def check_evaluation(self, metrics: dict[str, float]) -> None:
         """Look at what an evaluation between two steps has found.
@@ -65,7 +64,7 @@ class NumberWatch:
         step = self.trainer.state.global_step
         for name, value in metrics.items():
             if name.endswith("_loss") and not isfinite(value):
-                raise UserError(f"after step {step}: {name} is {value}; {self._remedy(step + 1)}")
+                raise Agreed(f"after step {step}: {name} is {value}; {self._remedy(step + 1)}")
 
     def _rate(self) -> float:
         return max(float(group["lr"]) for group in self.trainer.optimizer.param_groups)
@@ -94,7 +93,8 @@ class NumberWatch:
         args, model = self.trainer.args, self.trainer.model
         trains = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         without = [name for name, p in trains if p.grad is None]
-        largest = max(_local(p).abs().max().item() for _, p in trains)
+        held = [_local(p) for _, p in trains]
+        largest = max((p.abs().max().item() for p in held if p.numel()), default=0.0)
         causes = [
             "matrices A and B that are both zero",
             f"weights too large (up to {largest:.2g}, at training.learning_rate={args.learning_rate:g})",

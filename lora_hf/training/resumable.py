@@ -1,4 +1,4 @@
-"""A Seq2SeqTrainer that a kill costs nothing but the steps since its last checkpoint."""
+"""A trainer that a kill costs nothing but the steps since its last checkpoint."""
 
 import time
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from lora_hf.training.checkpoints import STATE, checkpoint_in, is_over, seal, was_cut_short, whole_checkpoint
+from lora_hf.training.ordered import OrderedTrainer
 
 
-class ResumableTrainer(Seq2SeqTrainer):
+class ResumableTrainer(OrderedTrainer):
     """Going on from any checkpoint ends with the bits of a run that nothing interrupted.
 
     - A checkpoint is written beside its place and renamed; then the oldest go, where there is a limit.

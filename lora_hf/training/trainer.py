@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.functional import cheap_masks
-from lora_hf.data.sampler import EpochSampler
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
+from lora_hf.processes import gathered
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.halving import EVALUATE, HALVE, Halving, memory_told
 from lora_hf.training.loraplus import split_groups
@@ -156,11 +155,12 @@ class LoraTrainer(ResumableTrainer):
         except UserError as error:
             kept = last_checkpoint(Path(str(self.args.output_dir)))
             held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint to go on from"
-            raise UserError(f"{error}; {held}") from error
+            raise type(error)(f"{error}; {held}") from error
         return output
 
     def _train_by_the_fastest(self, *args: Any, **kwargs: Any) -> Any:
-        reason = why_not(self.model) if self.fast_paths else "not asked for"
+        reason = "weights are sharded" if self._is_sharded() else why_not(self.model)
+        reason = reason if self.fast_paths else "not asked for"
         if self.fast_paths and reason:
             logger.info("no fast paths: %s", reason)
         plain = self._why_logits() if reason is None else reason
@@ -173,15 +173,16 @@ class LoraTrainer(ResumableTrainer):
             finally:
                 self.has_fast_loss = False
 
+    def _is_sharded(self) -> bool:
+        return bool(is_deepspeed_zero3_enabled() or self.is_fsdp_enabled)
+
     def _why_logits(self) -> str | None:
         if self.label_smoother is not None:
             return "label smoothing needs them"
-        if is_deepspeed_zero3_enabled() or self.is_fsdp_enabled:
-            return "the head's weight is spread over the processes"
         return None if has_plain_frozen_head(self.model) else "the head trains, or is no plain linear layer"
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's own, its summaries by the fast paths where these can be."""
+        """Each row counted once, the summaries by the fast paths where these can be."""
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=cuda):  # a data loader draws a seed, sampling its tokens
             return self._evaluation_loop(*args, **kwargs)
@@ -192,38 +193,41 @@ class LoraTrainer(ResumableTrainer):
         if not (self.fast_paths and writes):
             return super().evaluation_loop(*args, **kwargs)
         asked = getattr(self, "_gen_kwargs", {})
-        is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled  # all processes go on together
+        is_sharded = self._is_sharded()  # then all processes go on together
         if not is_sharded and decoding_for(self.model, asked) is greedy:
             self._gen_kwargs = asked | {"custom_generate": greedy}
         with nullcontext() if is_sharded else fast_generation(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        strategy = str(getattr(self.args, "train_sampling_strategy", "random"))
-        if strategy not in ("random", "group_by_length") or not hasattr(dataset, "__len__"):
-            return super()._get_train_sampler(dataset)
-        grouped = strategy == "group_by_length"
-        lengths = [len(row["input_ids"]) for row in dataset] if grouped else None
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(len(dataset), seed, self.args.train_batch_size * self.args.world_size, lengths)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The added weights, whole, from one process; a model without them as the Trainer does it."""
+        if added_weights(self.model) is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with gathered(self.model):
+            self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         check_weights(self)
         if added := added_weights(self.model):
-            added.save(self.model, Path(output_dir or str(self.args.output_dir)), {})
+            if self.args.should_save:
+                added.save(self.model, Path(output_dir or str(self.args.output_dir)), {})
         else:
             super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if added := added_weights(self.model):
-            added.restore(self.model, Path(resume_from_checkpoint))
+            with gathered(self.model, changed=True):
+                added.restore(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         added, best = added_weights(self.model), self.state.best_model_checkpoint
         if added and best:
-            added.restore(self.model, Path(best))
+            with gathered(self.model, changed=True):
+                added.restore(self.model, Path(best))
         else:
             super()._load_best_model()
