@@ -12,7 +12,7 @@ quickstart: .venv/.installed       ## base, full and LoRA on the embedded model 
 test: lint types                   ## what a change must pass
 	$(PYTEST) -m "not slow and not gpu"
 
-test-full: .venv/.installed-test   ## what takes minutes: the quickstart's figures, the notebook, the wheel
+test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebook, the wheel
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
@@ -66,6 +66,11 @@ clean:
 .venv/.installed-test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ .venv/.installed
+
+.venv/.installed-zero: .venv/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --target .venv/zero --upgrade --no-deps \
+	  deepspeed hjson py-cpuinfo msgpack einops ninja
+	@touch $@
 
 .venv/.installed-audit: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'

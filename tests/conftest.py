@@ -19,7 +19,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-pytest_plugins = ["hub_fixtures"]  # hub, client, trained
+pytest_plugins = ["hub_fixtures", "several.launching"]  # hub, client, trained
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TOKENS = 96
 

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         app(prog_name="lora-hf")
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
-    sys.exit(run(words, debug=len(words) < len(given)))
+    processes.leave(run(words, debug=len(words) < len(given)))
 
 
 def run(words: list[str], debug: bool) -> int:

@@ -1,0 +1,78 @@
+"""Starting runs of two processes as torchrun does, and what they must have in common with a run of one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TRAIN = """train --config configs/quickstart.yaml data.max_train_samples=37 data.max_eval_samples=5
+data.max_test_samples=7 data.max_source_length=96 generation.max_new_tokens=6 training.logging_steps=1
+training.disable_tqdm=true training.save_steps=3 training.learning_rate=1e-3 training.max_steps=7
+training.eval_strategy=steps training.eval_steps=6""".split()
+"""7 steps: the last row of an epoch is a batch of its own, and the second epoch begins."""
+ROWS = "training.per_device_train_batch_size"
+
+
+def start(folder, rows, *more, processes=2, env=None):
+    launcher = TORCHRUN if processes == 2 else [sys.executable]
+    words = [*launcher, "-m", "lora_hf", *TRAIN, f"output_dir={folder}", f"{ROWS}={rows}", *more]
+    known = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (env or {})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=ROOT, env=known, **pipes)
+
+
+def run(*words, **options):
+    child = start(*words, **options)
+    out, err = child.communicate(timeout=120)
+    return child.returncode, out, err
+
+
+def record(folder, name="results.json"):
+    return json.loads((folder / name).read_text())
+
+
+def logged(folder, key="loss"):
+    return [line[key] for line in record(folder, "training.json")["log"] if key in line]
+
+
+def assert_same_run(found, expected):
+    assert logged(found) == pytest.approx(logged(expected), abs=1e-4) and len(logged(found)) == 7
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
+        assert record(found)[name] == pytest.approx(record(expected)[name], abs=1e-9)
+    written, reference = (load_file(f / "adapter/adapter_model.safetensors") for f in (found, expected))
+    assert written.keys() == reference.keys() and all(t.numel() for t in written.values())
+    apart = [(written[name] - reference[name]).abs().flatten() for name in reference]
+    # Adam moves a weight whose gradient is rounding noise by its whole rate: two of 49,152 under ZeRO-3
+    assert (torch.cat(apart) > 1e-4).float().mean() < 1e-4
+    ids = [[json.loads(line)["id"] for line in (f / "predictions.jsonl").open()] for f in (found, expected)]
+    assert ids[0] == ids[1] and len(ids[0]) == 7
+
+
+def kill_one_of_two(folder, env=None):
+    """Start a run, and kill one of its processes after the first checkpoint; what the launcher has said."""
+    child = start(folder, 4, env=env)
+    for line in child.stdout:
+        if "'loss'" in line and (folder / "checkpoints/checkpoint-3/rng_state_1.pth").exists():
+            break
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child.pid)], capture_output=True, text=True)
+    os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode != 0 and not (folder / "results.json").exists()
+    assert "another process of this run has ended" in err or "SIGTERM: saving a checkpoint" in err
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory):
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    status, _, err = run(folder, 8, processes=1)
+    assert status == 0, err
+    return folder
