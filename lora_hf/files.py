@@ -60,6 +60,12 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def folder_sha256(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a folder, by its path in it; nothing where there is no folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object of a small file.
 

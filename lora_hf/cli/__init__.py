@@ -27,6 +27,7 @@ VERBS = (
     saved.export,
     saved.truncate,
     saved.score,
+    checking.verify,
     serving.serve,
     serving.demo,
     hub.push,

@@ -38,7 +38,30 @@ def doctor(
 
     [dim]lora-hf doctor --config configs/quickstart.yaml lora.r=8[/dim]
     """
-    findings = _findings(words or [], config, base)
+    _report(_findings(words or [], config, base), as_json)
+
+
+def verify(
+    run: Annotated[
+        Path, typer.Argument(help="The output_dir of a finished train, compare, methods or sweep command.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Score a finished run again and compare: files, data, base, summaries, ROUGE; status 1 if any differs.
+
+    [dim]lora-hf verify runs/quickstart/lora[/dim]
+    """
+    from lora_hf import doctor as checks
+
+    _report(checks.of_run(run), as_json)
+
+
+def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
+    """The findings, each as soon as it is there, or all as JSON.
+
+    Raises:
+        FaultFound: one of them is a fault.
+    """
     with _each_notice_once():
         found = list(findings) if as_json else [_told(finding) for finding in findings]
     states = [finding.state for finding in found]

@@ -1,15 +1,17 @@
-"""What can be seen to be wrong before it hurts: of the machine, of a config, of an adapter.
+"""What can be seen to be wrong before it hurts: of a machine, a config, an adapter, a finished run.
 
 A new check is a function and one line in a registry. The order is that of the report, and of what needs what.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lora_hf.adapters.weights_file import AGAIN
 from lora_hf.config.file import find_config, load_config
-from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machine
+from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machine, runs
 from lora_hf.doctor.finding import Check, Finding, examine
+from lora_hf.errors import UserError
 from lora_hf.modeling import locate
 from lora_hf.runs.saved import find_adapter
 
@@ -54,6 +56,16 @@ ADAPTER: dict[str, Check] = {
     "merging": Check(adapter_on_base.merging, AGAIN),
     "tokens": Check(adapter_on_base.tokens, "train with a larger data.max_source_length"),
 }
+RUN: dict[str, Check] = {
+    "record": Check(runs.record, runs.AGAIN),
+    "files": Check(runs.files, runs.AGAIN),
+    "rouge": Check(runs.rouge, runs.AGAIN),
+    "made_by": Check(runs.made_by, runs.AGAIN),
+    "config": Check(runs.config, runs.AGAIN),
+    "data": Check(runs.data, "put the data back that it was trained on"),
+    "model": Check(runs.model, "put the base model back that it was trained on"),
+    "scoring": Check(runs.scoring, runs.AGAIN),
+}
 
 
 def of_machine() -> Iterator[Finding]:
@@ -86,3 +98,18 @@ def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
     if base_name:
         locate(base_name, "--base")
     return examine(ADAPTER, {"folder": folder, "base_name": base_name})
+
+
+def of_run(path: Path) -> Iterator[Finding]:
+    """The findings on a finished run, or on each of those in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = runs.finished(path)
+    if not found:
+        raise UserError(f"{path} holds no finished run: one has config.yaml and results.json")
+    for run in found:
+        name = "" if len(found) == 1 else f"{run.relative_to(path)}: "
+        for finding in examine(RUN, {"run": run}):
+            yield replace(finding, title=f"{name}{finding.title}")

@@ -19,7 +19,7 @@ from lora_hf.adapters import count_parameters
 from lora_hf.config import RunConfig
 from lora_hf.data.arm import ArmData, load_data
 from lora_hf.evaluation.scoring import score_model, write_predictions
-from lora_hf.files import write_json
+from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.layout import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.processes import from_main, gather, is_sharded, together, world_size
@@ -58,7 +58,16 @@ def _run(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data:
     set_seed(config.seed)
     if config.method != "base":
         model = _trained(config, run, model, tokenizer, data)
-    scores, rows = score_model(
+    scores, rows = score_arm(config, model, tokenizer, data)
+    scores["peak_memory_mib"] = max(gather(round(peak_memory_mib(model.device), 1)))
+    return from_main(lambda: _written(config, run, _record(config, run, model, data) | scores, rows))
+
+
+def score_arm(
+    config: RunConfig, model: Any, tokenizer: Any, data: ArmData
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`score_model` of an arm's model on its test split."""
+    return score_model(
         config.generation,
         model,
         tokenizer,
@@ -67,8 +76,6 @@ def _run(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data:
         data.max_new_tokens,
         config.fast_paths,
     )
-    scores["peak_memory_mib"] = max(gather(round(peak_memory_mib(model.device), 1)))
-    return from_main(lambda: _written(config, run, _record(config, run, model, data) | scores, rows))
 
 
 def _read(config: RunConfig, run: RunDirectory, device: torch.device) -> tuple[Any, ArmData, Any]:
@@ -104,9 +111,15 @@ def _written(
     config: RunConfig, run: RunDirectory, record: dict[str, Any], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     write_predictions(run / PREDICTIONS, rows)
-    write_json(run / RESULTS, record)
+    write_json(run / RESULTS, record | {"sha256": _hashes(run)})
     push_run(config)
     return record
+
+
+def _hashes(run: RunDirectory) -> dict[str, str]:
+    """SHA-256 of what was learned and written, by its path in the run's folder."""
+    kept = {f"{part}/{name}": h for part in (ADAPTER, MODEL) for name, h in folder_sha256(run / part).items()}
+    return kept | {PREDICTIONS: file_sha256(run / PREDICTIONS)}
 
 
 def _record(config: RunConfig, run: RunDirectory, model: Any, data: ArmData) -> dict[str, Any]:

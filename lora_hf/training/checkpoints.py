@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from lora_hf.files import file_sha256, whole, write_json
+from lora_hf.files import file_sha256, folder_sha256, whole, write_json
 from lora_hf.layout import UNFINISHED
 
 PREFIX = "checkpoint-"
@@ -40,8 +40,7 @@ def whole_checkpoint(place: Path, is_writer: bool) -> AbstractContextManager[Pat
 
 def seal(checkpoint: Path) -> None:
     """Write down what the checkpoint holds."""
-    names = sorted(str(f.relative_to(checkpoint)) for f in checkpoint.rglob("*") if f.is_file())
-    write_json(checkpoint / MANIFEST, {"sha256": {name: file_sha256(checkpoint / name) for name in names}})
+    write_json(checkpoint / MANIFEST, {"sha256": folder_sha256(checkpoint)})
 
 
 def flaw(checkpoint: Path) -> str | None:

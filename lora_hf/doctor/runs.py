@@ -1,0 +1,121 @@
+"""Checks of a finished run: its files are those that it wrote, and its scoring, done again, says the same."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_hf.config import RunConfig
+from lora_hf.config.file import changed_fields, load_config
+from lora_hf.data.arm import ArmData, load_data
+from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok, unknown
+from lora_hf.errors import UserError, few, first_line
+from lora_hf.evaluation.scoring import rouge_record
+from lora_hf.files import file_sha256, read_object
+from lora_hf.layout import CONFIG, PREDICTIONS, RESULTS, ROUGE_NAMES
+from lora_hf.modeling import load_model, load_tokenizer, pick_device
+from lora_hf.runs.arm import device_name, score_arm, versions
+from lora_hf.runs.directory import read_predictions
+from lora_hf.training.fit import load_trained
+
+AGAIN = "compute the run again: the same command with overwrite=true"
+EXACT = 1e-9
+"""How far the same arithmetic in the same order may be apart."""
+
+
+def finished(runs: Path) -> list[Path]:
+    """The folders of finished runs, in a run's own folder or in that of several."""
+    return sorted(file.parent for file in runs.rglob(RESULTS) if (file.parent / CONFIG).is_file())
+
+
+def record(run: Path) -> Findings:
+    """What the run says of itself; gives `results.json`."""
+    held = read_object(run / RESULTS)
+    yield ok(f"{held.get('method')}, seed {held.get('seed')}: ROUGE-L {held.get('rougeL', float('nan')):.4f}")
+    return held
+
+
+def files(run: Path, record: dict[str, Any]) -> Findings:
+    """Every file that the run has recorded is there, and as it was written."""
+    known = record.get("sha256")
+    if not known:
+        raise CannotTell(f"{RESULTS} holds no hashes: an older version wrote it")
+    gone = [name for name in known if not (run / name).is_file()]
+    changed = [name for name in known if name not in gone and file_sha256(run / name) != known[name]]
+    if gone:
+        yield fault(f"missing: {few(gone)}", AGAIN)
+    if changed:
+        yield fault(f"not as the run wrote it: {few(changed)}", f"take it from a copy, or {AGAIN}")
+    if not gone + changed:
+        yield ok(f"{len(known)} files are as the run wrote them (SHA-256)")
+
+
+def rouge(run: Path, record: dict[str, Any]) -> Findings:
+    """The recorded ROUGE is that of the recorded summaries; gives these."""
+    try:
+        rows = read_predictions(run)
+        scores = rouge_record(rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run / PREDICTIONS} is not what a run writes: {first_line(error)}") from error
+    yield from _compared("of the recorded summaries", scores, record)
+    return rows
+
+
+def made_by(record: dict[str, Any]) -> Findings:
+    """Made by these versions on such a device: elsewhere the same bits are not promised."""
+    here = {"versions": versions(), "device": device_name(pick_device())}
+    if changed := changed_fields({key: record.get(key) for key in here}, here):
+        yield unknown(f"made elsewhere, so that summaries may differ: {'; '.join(changed)}")
+    else:
+        yield ok(f"made by these versions, on {here['device']}")
+
+
+def config(run: Path) -> Findings:
+    """The config can be read; gives it."""
+    held = load_config(run / CONFIG)
+    yield ok(f"{run / CONFIG} is readable")
+    return held
+
+
+def data(config: RunConfig, record: dict[str, Any]) -> Findings:
+    """The data are those of the run; gives them, as tokens."""
+    found = load_data(config, load_tokenizer(config.model))
+    remedy = f"put the data back that it was trained on, or {AGAIN}"
+    yield _same(config.data.dataset_name, found.fingerprint, record.get("data_fingerprint"), remedy)
+    return found
+
+
+def model(run: Path, config: RunConfig, record: dict[str, Any]) -> Findings:
+    """The base is that of the run; gives the model with what was trained."""
+    base = load_model(config.model, pick_device())
+    name, remedy = config.model.model_name_or_path, f"name the revision in model.revision, or {AGAIN}"
+    yield _same(name, base.base_fingerprint, record.get("base_fingerprint"), remedy)
+    return base if config.method == "base" else load_trained(config, run, base, base.device)
+
+
+def scoring(
+    config: RunConfig, data: ArmData, model: Any, rouge: list[dict[str, Any]], record: dict[str, Any]
+) -> Findings:
+    """Summaries written now are those that were recorded, and so is their ROUGE."""
+    scores, rows = score_arm(config, model, load_tokenizer(config.model), data)
+    before = {row["id"]: row["prediction"] for row in rouge}
+    other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
+    if other:
+        yield fault(f"{len(other)} of {len(rows)} summaries are others now: {few(other)}", AGAIN)
+    else:
+        yield ok(f"{len(rows)} of {len(rows)} summaries, written again, are the same")
+    yield from _compared("of the summaries written now", scores, record)
+
+
+def _same(name: str, found: str, known: str | None, remedy: str) -> Finding:
+    """What a name in the config stands for, by its hash."""
+    if found == known:
+        return ok(f"{name} is as it was: {found}")
+    return fault(f"{name} is {found}, and the run's was {known}", remedy)
+
+
+def _compared(what: str, found: dict[str, Any], known: dict[str, Any]) -> Findings:
+    apart = {name: abs(found[name] - known.get(name, float("nan"))) for name in ROUGE_NAMES}
+    if all(value <= EXACT for value in apart.values()):
+        yield ok(f"ROUGE {what} is as recorded")
+        return
+    told = ", ".join(f"{name} {known.get(name)} -> {found[name]}" for name in ROUGE_NAMES)
+    yield fault(f"ROUGE {what} is not as recorded: {told}", AGAIN)

@@ -1,0 +1,117 @@
+"""The same answer twice: equal runs in processes of their own, and `verify`, which scores one again."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_hf.doctor import RUN, of_run
+
+ROOT = Path(__file__).parents[2]
+CLI = [sys.executable, "-m", "lora_hf"]
+SETTINGS = """data.max_train_samples=24 data.max_eval_samples=4 data.max_test_samples=6 training.max_steps=4
+training.disable_tqdm=true training.eval_strategy=no training.save_strategy=no""".split()
+
+
+def command(*words):
+    done = subprocess.run([*CLI, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def train(folder, config="configs/quickstart.yaml"):
+    status, _, err = command("train", "--config", str(config), f"output_dir={folder}", *SETTINGS)
+    assert status == 0, err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs") / "first")
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())
+
+
+def faults(run):
+    return {finding.check: finding.title for finding in of_run(run) if finding.state == "fault"}
+
+
+def test_the_same_run_in_another_process_writes_the_same_bytes(trained, tmp_path):
+    second = train(tmp_path / "second")
+    assert results(second)["sha256"] == results(trained)["sha256"]
+    assert {"adapter/adapter_model.safetensors", "predictions.jsonl"} <= results(trained)["sha256"].keys()
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "train_loss"):
+        assert results(second)[name] == results(trained)[name]
+
+
+def test_verify_finds_a_run_as_it_was(run):
+    status, out, err = command("verify", str(run), "--json")
+    report = json.loads(out)
+    assert status == 0 and report["fault"] == report["unknown"] == 0, (out, err)
+    assert {finding["check"] for finding in report["findings"]} == set(RUN)
+    assert "6 of 6 summaries, written again, are the same" in out
+
+
+def test_a_changed_weight_is_seen_by_its_hash_and_by_what_it_writes(run):
+    file = run / "adapter/adapter_model.safetensors"
+    held = bytearray(file.read_bytes())
+    held[-2000:] = b"\x42" * 2000  # finite numbers, of other sizes
+    file.write_bytes(held)
+    found = faults(run)
+    assert "adapter/adapter_model.safetensors" in found["files"] and {"files", "model"} <= found.keys()
+
+
+def test_a_changed_score_is_seen(run):
+    (run / "results.json").write_text(json.dumps(results(run) | {"rougeL": 0.99}))
+    assert "rougeL 0.99 ->" in faults(run)["rouge"] and "scoring" in faults(run)
+
+
+def test_a_changed_summary_is_seen(run):
+    file = run / "predictions.jsonl"
+    first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | {"prediction": "Other."}), *rest]) + "\n")
+    found = faults(run)
+    assert "predictions.jsonl" in found["files"] and "1 of 6 summaries are others now" in found["scoring"]
+
+
+def test_missing_and_torn_files_are_faults(run):
+    (run / "predictions.jsonl").unlink()
+    assert {"files", "rouge"} <= faults(run).keys()
+    (run / "results.json").write_text("{")
+    status, out, _ = command("verify", str(run))
+    assert status == 1 and "not readable as JSON" in out.replace("\n", " ")
+
+
+def write_splits(folder, summary):
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "validation", "test"):
+        rows = [{"dialogue": f"A: {split} {i}? B: yes.", "summary": summary.format(i)} for i in range(3)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_changed_data_is_seen(tmp_path):
+    write_splits(tmp_path / "mine", "{} is meant.")
+    words = [f"data.dataset_name={tmp_path / 'mine'}", "method=base", f"output_dir={tmp_path / 'run'}"]
+    status, _, err = command("train", "--config", "configs/quickstart.yaml", *words)
+    assert status == 0, err
+    assert not faults(tmp_path / "run")
+    write_splits(tmp_path / "mine", "{} is another.")
+    assert "data" in faults(tmp_path / "run")
+
+
+def test_a_folder_of_several_runs_names_each_and_one_of_none_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "both/lora")
+    shutil.copytree(run, tmp_path / "both/other")
+    titles = [finding.title for finding in of_run(tmp_path / "both")]
+    assert {title.split(":")[0] for title in titles} == {"lora", "other"}
+    status, _, err = command("verify", str(tmp_path / "nothing"))
+    assert status == 2 and "nothing holds no finished run" in err
