@@ -20,6 +20,8 @@ soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/fuzz.py config --count 1000
 	$(BIN)/python scripts/fuzz.py adapter --count 500
 	$(BIN)/python scripts/fuzz.py data request --count 200
+	$(BIN)/python scripts/large_data.py --rows 1000000
+	$(BIN)/python scripts/soak_long.py
 
 audit: .venv/.installed-audit      ## known vulnerabilities of the packages, and bandit over the code
 	$(BIN)/python scripts/audit.py

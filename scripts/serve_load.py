@@ -63,20 +63,21 @@ def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
 
 
 @contextmanager
-def serving(options: list[str]) -> Iterator[tuple[int, psutil.Process]]:
-    """A server with these options; yields its port and its process."""
+def serving(options: list[str], told: Callable[[str], object] = str) -> Iterator[tuple[int, psutil.Process]]:
+    """A server with these options; yields its port and its process; `told` is given each line it logs."""
     command = [sys.executable, "-m", "lora_hf", "serve", "--port=0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
+    log = process.stderr
+    assert log
     try:
         lines: list[str] = []
-        for line in process.stderr:
+        for line in log:
             lines.append(line)
             if found := re.search(r"serving on \S+:(\d+)", line):
                 break
         else:
             raise RuntimeError("".join(lines))
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        threading.Thread(target=lambda: [told(line) for line in log], daemon=True).start()
         yield int(found[1]), psutil.Process(process.pid)
     finally:
         process.terminate()

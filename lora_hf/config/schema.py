@@ -30,6 +30,8 @@ class DataConfig(Section):
     """`embedded` (the package's sample), a Hub name, or a file or folder of jsonl, json, csv or parquet."""
     dataset_revision: Text | None = None
     """Commit, tag or branch on the Hub."""
+    streaming: bool = False
+    """Read the training split while it is trained on, 4,096 rows in memory: for more than memory holds."""
     dataset_config: Text | None = None
     """The dataset's configuration, where it has several."""
     dialogue_column: Text = "dialogue"

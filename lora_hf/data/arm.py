@@ -7,6 +7,7 @@ from typing import Any
 from lora_hf.config import RunConfig
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.load import load_split
+from lora_hf.data.stream import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 
 logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 class ArmData:
     """Token ids to train and validate on, dialogues and their token ids to test on."""
 
-    train: TokenizedDialogues
+    train: TokenizedDialogues | StreamedDialogues
     validation: TokenizedDialogues
     test: list[Example]
     test_sources: list[list[int]]
@@ -33,8 +34,10 @@ def load_data(config: RunConfig, tokenizer: Any) -> ArmData:
     Raises:
         UserError: as `load_split`.
     """
-    train, validation, test = (load_split(config.data, split) for split in ("train", "validation", "test"))
-    train_rows = TokenizedDialogues(train, tokenizer, config.data, "train")
+    train_rows, train = load_train(config.data, tokenizer)
+    if isinstance(train_rows, StreamedDialogues):
+        check_steps(train_rows.source, config.data, config.training.get("max_steps", -1))
+    validation, test = load_split(config.data, "validation"), load_split(config.data, "test")
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
     sources = encode_sources([example.dialogue for example in test], tokenizer, config.data)
     limit = config.data.max_source_length

@@ -5,7 +5,7 @@ dialogues x 3): it is summarized once and scored against each, and limits count 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -62,6 +62,18 @@ def check_rows(rows: list[Row], columns: Mapping[str, str], source: str) -> None
             f"{source}: {len(empty):,} of {len(rows):,} rows have an empty {' or '.join(names)}, or one that "
             f"is not text; the first are rows {[i + 1 for i in empty[:5]]}"
         )
+
+
+def check_each(rows: Iterable[Row], columns: Mapping[str, str], source: str) -> Iterator[Row]:
+    """The rows, each of them seen to have text in every column when it is come to.
+
+    Raises:
+        UserError: as `check_rows`, but for no rows.
+    """
+    for number, row in enumerate(rows, start=1):
+        if not all(_is_text(row.get(name)) for name in columns.values()):
+            check_rows([row], columns, f"{source}, row {number:,}")
+        yield row
 
 
 def group_rows(rows: list[Row], config: DataConfig) -> list[Example]:

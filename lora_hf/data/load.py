@@ -1,13 +1,15 @@
 """Where dialogues come from: the package's generator, local files, or the Hub."""
 
 import logging
+from collections.abc import Iterator
 from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lora_hf.config import DataConfig
-from lora_hf.data.examples import Example, check_rows, dialogues_of, group_rows
-from lora_hf.data.rows import READERS, read_rows, read_utf8
+from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
+from lora_hf.data.rows import READERS, iterate_rows, read_rows, read_utf8
 from lora_hf.errors import UserError, first_line
 from lora_hf.hub.fetch import check_dataset
 
@@ -24,21 +26,63 @@ def load_split(config: DataConfig, split: Split) -> list[Example]:
     Raises:
         UserError: no such source, split or column, an empty split, or a row without text.
     """
-    limits = {
-        "train": config.max_train_samples,
-        "validation": config.max_eval_samples,
-        "test": config.max_test_samples,
-    }
-    columns = {"data.dialogue_column": config.dialogue_column, "data.summary_column": config.summary_column}
+    limit = _limit(config, split)
+    if config.streaming:
+        return group_rows(list(_until(iterate_split(config, split), config.dialogue_column, limit)), config)
     file = Path(config.dataset_name).expanduser()
     if file.is_file():
         rows = read_rows(file)
-        check_rows(rows, columns, config.dataset_name)
+        check_rows(rows, _columns(config), config.dataset_name)
         rows = _slice(rows, config, split)
     else:
-        rows = _rows(config, split, limits[split])
-        check_rows(rows, columns, f"{config.dataset_name} [{split}]")
-    return group_rows(rows, config)[: limits[split]]
+        rows = list(_rows(config, split))
+        check_rows(rows, _columns(config), f"{config.dataset_name} [{split}]")
+    return group_rows(rows, config)[:limit]
+
+
+def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
+    """The rows of a split, checked one by one; of the training split at most `max_train_samples`.
+
+    Raises:
+        UserError: as `load_split`, where what is wrong is come to.
+    """
+    file = Path(config.dataset_name).expanduser()
+    if file.is_file():
+        rows = check_each(iterate_rows(file), _columns(config), config.dataset_name)
+        rows = filter(lambda row: _home(row[config.dialogue_column]) == split, rows)
+    else:
+        rows = check_each(_rows(config, split), _columns(config), f"{config.dataset_name} [{split}]")
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"data.dataset_name={config.dataset_name!r}: no rows fall to {split}")
+    yield from islice(chain([first], rows), config.max_train_samples if split == "train" else None)
+
+
+def is_on_hub(config: DataConfig) -> bool:
+    """Whether the data are a repository's, and not on this machine."""
+    return config.dataset_name != EMBEDDED and not Path(config.dataset_name).expanduser().exists()
+
+
+def _until(rows: Iterator[Row], column: str, limit: int | None) -> Iterator[Row]:
+    """The rows of the first `limit` dialogues, read no further than the next one."""
+    seen: set[str] = set()
+    for row in rows:
+        seen.add(row[column])
+        if limit is not None and len(seen) > limit:
+            return
+        yield row
+
+
+def _limit(config: DataConfig, split: Split) -> int | None:
+    return {
+        "train": config.max_train_samples,
+        "validation": config.max_eval_samples,
+        "test": config.max_test_samples,
+    }[split]
+
+
+def _columns(config: DataConfig) -> dict[str, str]:
+    return {"data.dialogue_column": config.dialogue_column, "data.summary_column": config.summary_column}
 
 
 def read_file(file: Path, config: DataConfig) -> list[Example]:
@@ -55,14 +99,14 @@ def read_file(file: Path, config: DataConfig) -> list[Example]:
     return dialogues_of(rows, config)
 
 
-def _rows(config: DataConfig, split: Split, limit: int | None) -> list[dict[str, Any]]:
+def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     if config.dataset_name == EMBEDDED:
-        from lora_hf.data.generator import generate
+        from lora_hf.data.generator import iterate
 
-        return list(generate(split, limit or EMBEDDED_ROWS[split]))
+        return iterate(split, _limit(config, split) or EMBEDDED_ROWS[split])
     path = Path(config.dataset_name).expanduser()
     if path.is_dir():
-        return read_rows(_split_file(path, split))
+        return iterate_rows(_split_file(path, split))
     is_path = path.is_absolute() or config.dataset_name.startswith((".", "~"))
     if is_path or path.suffix.lower() in READERS or len(path.parts) > 2:
         raise UserError(f"data.dataset_name={config.dataset_name!r}: no such file or folder")
@@ -80,14 +124,14 @@ def _split_file(folder: Path, split: Split) -> Path:
     return chosen[0]
 
 
-def _slice(rows: list[dict[str, Any]], config: DataConfig, split: Split) -> list[dict[str, Any]]:
+def _home(dialogue: str) -> Split:
     """A file without splits: a hash of each dialogue sends 80 % to train, 10 % to each other split."""
+    digest = sha256(dialogue.encode()).digest()[0] % 10
+    return "test" if digest == 9 else "validation" if digest == 8 else "train"
 
-    def home(row: dict[str, Any]) -> Split:
-        digest = sha256(row[config.dialogue_column].encode()).digest()[0] % 10
-        return "test" if digest == 9 else "validation" if digest == 8 else "train"
 
-    chosen = [row for row in rows if home(row) == split]
+def _slice(rows: list[Row], config: DataConfig, split: Split) -> list[Row]:
+    chosen = [row for row in rows if _home(row[config.dialogue_column]) == split]
     logger.info("%s [%s]: %s of %s rows", config.dataset_name, split, f"{len(chosen):,}", f"{len(rows):,}")
     if not chosen:
         raise UserError(
@@ -98,7 +142,7 @@ def _slice(rows: list[dict[str, Any]], config: DataConfig, split: Split) -> list
     return chosen
 
 
-def _read_hub(config: DataConfig, split: Split) -> list[dict[str, Any]]:
+def _read_hub(config: DataConfig, split: Split) -> Iterator[Row]:
     from datasets import load_dataset
 
     name, revision = config.dataset_name, config.dataset_revision
@@ -106,7 +150,8 @@ def _read_hub(config: DataConfig, split: Split) -> list[dict[str, Any]]:
     remedy = f" (give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
     check_dataset(name, revision, what, remedy)
     try:
-        dataset: Any = load_dataset(name, config.dataset_config, split=split, revision=revision)
+        options = {"split": split, "revision": revision, "streaming": config.streaming}
+        dataset: Any = load_dataset(name, config.dataset_config, **options)
     except Exception as error:  # datasets raises a dozen kinds; all mean that this name gave no data
         raise UserError(f"{what}: {first_line(error)}{remedy}") from error
-    return list(dataset)
+    return iter(dataset)

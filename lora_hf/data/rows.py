@@ -16,6 +16,8 @@ from typing import Any
 from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line
 
 Row = dict[str, Any]
+PARQUET_ROWS = 1024
+"""That are decoded at once."""
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -26,6 +28,18 @@ def read_rows(path: str | Path) -> list[Row]:
 
     Raises:
         UserError: no such file, an unknown ending, not UTF-8, malformed (with the line), or no rows.
+    """
+    rows = list(iterate_rows(path))
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    return rows
+
+
+def iterate_rows(path: str | Path) -> Iterator[Row]:
+    """`read_rows`, a row at a time, of which no more is held than the file's format asks for: of json all.
+
+    Raises:
+        UserError: as `read_rows`, but for no rows; what is malformed where it is come to.
     """
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
@@ -38,10 +52,7 @@ def read_rows(path: str | Path) -> list[Row]:
             f"{path}: cannot read files ending in {path.suffix!r}; known are {', '.join(READERS)}"
         )
     with _readable(path):
-        rows = reader(path)
-    if not rows:
-        raise UserError(f"{path} has no rows")
-    return rows
+        yield from reader(path)
 
 
 def read_utf8(path: Path) -> str:
@@ -66,58 +77,65 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than a long dialogue
-    rows: list[Row] = []
     with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: Excel's files begin with a mark
         reader = csv.DictReader(file, strict=True)
         try:
             names = reader.fieldnames or []
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise UserError(f"{path}: more than one column is called {repeated[0]!r}")
             for row in reader:
                 if None in row or None in row.values():  # how DictReader marks a row too long or too short
                     count = f"{'more' if None in row else 'fewer'} cells than the {len(names)} columns"
                     raise UserError(f"{path}, line {reader.line_num}: {count}")
-                rows.append(row)
+                yield row
         except csv.Error as error:
             raise UserError(f"{path}, after line {reader.line_num}: not csv: {error}") from error
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(f"{path}: more than one column is called {repeated[0]!r}")
-    return rows
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    return _parse_lines(path, path.read_text(encoding="utf-8-sig"))
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except NOT_JSON as error:
+                raise UserError(f"{path}, line {number}: not json: {_why(error)}") from error
+            _require_object(row, f"{path}, line {number}")
+            yield row
 
 
-def _read_json(path: Path) -> list[Row]:
-    text = path.read_text(encoding="utf-8-sig")
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, and an error that counts the bytes from the file's beginning.
+
+    Not `splitlines`: U+2028 may stand inside a string.
+    """
+    begun = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield line.decode("utf-8-sig" if begun == 0 else "utf-8")
+            except UnicodeDecodeError as error:
+                error.start += begun
+                raise
+            begun += len(line)
+
+
+def _read_json(path: Path) -> Iterator[Row]:
     try:
-        data = json.loads(text)
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except NOT_JSON as error:
         if (
             getattr(error, "msg", "") == "Extra data"
         ):  # json lines under the name of json, as datasets also takes them
-            return _parse_lines(path, text)
+            yield from _read_jsonl(path)
+            return
         raise UserError(f"{path}{_line_of(error)}: not json: {_why(error)}") from error
     rows = data if isinstance(data, list) else [data]
     for number, row in enumerate(rows, start=1):
         _require_object(row, f"{path}, item {number}")
-    return rows
-
-
-def _parse_lines(path: Path, text: str) -> list[Row]:
-    rows = []
-    for number, line in enumerate(
-        text.split("\n"), start=1
-    ):  # not splitlines: U+2028 may stand inside a string
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except NOT_JSON as error:
-                raise UserError(f"{path}, line {number}: not json: {_why(error)}") from error
-            _require_object(rows[-1], f"{path}, line {number}")
-    return rows
+        yield row
 
 
 def _line_of(error: Exception) -> str:
@@ -135,12 +153,13 @@ def _require_object(row: object, where: str) -> None:
         raise UserError(f"{where}: an object {{column: cell, ...}} is needed, this is a {type(row).__name__}")
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return list(parquet.ParquetFile(path).read().to_pylist())
+        for batch in parquet.ParquetFile(path).iter_batches(PARQUET_ROWS):
+            yield from batch.to_pylist()
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {first_line(error)}") from error
 
@@ -150,7 +169,7 @@ def _neighbour(path: Path) -> str:
     return did_you_mean(path.name, names)
 
 
-READERS: dict[str, Callable[[Path], list[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".json": _read_json,

@@ -13,6 +13,8 @@ from lora_hf.errors import UserError
 
 ABSURD = 2**18
 """Characters of a text; a book has more, a dialogue of 512 tokens some 2,000."""
+ENCODED = 512
+"""Texts that go to the tokenizer at once, which holds some 100 bytes a token meanwhile."""
 GENERATION_MARGIN = 1.25
 """Generated summaries may be this much longer than the longest reference seen."""
 
@@ -125,7 +127,5 @@ def generation_length(target_lengths: list[int], limit: int) -> int:
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(texts, verbose=False).input_ids
-    return ids
+    pieces = (texts[at : at + ENCODED] for at in range(0, len(texts), ENCODED))
+    return [ids for piece in pieces for ids in tokenizer(piece, verbose=False).input_ids]

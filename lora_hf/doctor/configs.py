@@ -15,6 +15,7 @@ from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data.load import EMBEDDED, SPLITS, Split, load_split
+from lora_hf.data.stream import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok
 from lora_hf.doctor.machine import free_memory
@@ -186,7 +187,11 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
         if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
             raise CannotTell(f"{data.dataset_name} is on the Hub, from where a run reads it first")
     for split in splits:
-        rows = TokenizedDialogues(load_split(data, split), tokenizer, data, split)
+        rows = (
+            load_train(data, tokenizer)[0]
+            if split == "train"
+            else TokenizedDialogues(load_split(data, split), tokenizer, data, split)
+        )
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation, longest)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lora_hf.config import RunConfig
-from lora_hf.data.load import load_split
+from lora_hf.data.stream import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.modeling import DTYPES, EMBEDDED, load_tokenizer, pick_device, resolve_dtype
@@ -144,12 +144,10 @@ def _work(config: RunConfig) -> tuple[Batch, int | None, str]:
     return Batch(size, *longest), steps, f"the longest of {len(rows):,} training rows; {rows.truncation}"
 
 
-def rows_at_hand(config: RunConfig) -> TokenizedDialogues | None:
+def rows_at_hand(config: RunConfig) -> TokenizedDialogues | StreamedDialogues | None:
     """The training split as token ids, or None where reading it would need the Hub."""
     data, model = config.data.dataset_name, config.model.model_name_or_path
     here = [name == EMBEDDED or Path(name).expanduser().exists() for name in (data, model)]
     if not all(here):
         return None
-    return TokenizedDialogues(
-        load_split(config.data, "train"), load_tokenizer(config.model), config.data, "train"
-    )
+    return load_train(config.data, load_tokenizer(config.model))[0]

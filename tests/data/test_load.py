@@ -154,7 +154,7 @@ def test_a_hub_dataset_is_asked_for_by_its_name_configuration_split_and_revision
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     named = config("some/dialogues", dataset_config="en", dataset_revision="abc")
     assert load_split(named, "test") == GROUPED
-    assert asked == [(("some/dialogues", "en"), {"split": "test", "revision": "abc"})]
+    assert asked == [(("some/dialogues", "en"), {"split": "test", "revision": "abc", "streaming": False})]
 
 
 def test_the_embedded_sample_needs_no_file_and_a_limit_takes_its_first_dialogues():

@@ -35,6 +35,14 @@ def test_two_processes_end_as_one_and_print_once(one, tmp_path):
     assert status == 1 and len(errors) == 1 and "lora.r: 16 -> 4" in errors[0]  # torchrun's own status
 
 
+def test_two_processes_stream_as_one_does(tmp_path):
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        status, _, err = run(folder, 8 // processes, "data.streaming=true", processes=processes)
+        assert status == 0, err
+    assert_same_run(tmp_path / "2", tmp_path / "1")
+
+
 def test_fsdp2_holds_parts_and_computes_and_saves_what_one_process_does(tmp_path):
     words = [*TORCHRUN, "tests/several/sharded.py", str(tmp_path)]
     known = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}

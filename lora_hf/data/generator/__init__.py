@@ -5,12 +5,13 @@ reads; how a summary is worded is the same everywhere, for that is what fine-tun
 """
 
 import random
+from collections.abc import Iterator
 from typing import get_args
 
 from lora_hf.data.generator.dialogue import Dialogue, make_dialogue
 from lora_hf.data.generator.names import Split
 
-__all__ = ["Split", "dialogues", "generate"]
+__all__ = ["Split", "dialogues", "generate", "iterate"]
 
 
 def dialogues(split: Split, n: int, seed: int = 0, start: int = 0) -> list[Dialogue]:
@@ -36,7 +37,13 @@ def generate(split: Split, n: int, seed: int = 0) -> list[dict[str, str]]:
     Raises:
         ValueError: an unknown split, or a negative number.
     """
-    return [
-        {"id": f"{split}-{seed}-{i}", "dialogue": made.text, "summary": made.summary, "topic": made.topic}
-        for i, made in enumerate(dialogues(split, n, seed))
-    ]
+    return [_row(split, seed, i, made) for i, made in enumerate(dialogues(split, n, seed))]
+
+
+def iterate(split: Split, n: int, seed: int = 0) -> Iterator[dict[str, str]]:
+    """`generate`, a row at a time."""
+    return (_row(split, seed, i, made) for i in range(n) for made in dialogues(split, 1, seed, i))
+
+
+def _row(split: Split, seed: int, i: int, made: Dialogue) -> dict[str, str]:
+    return {"id": f"{split}-{seed}-{i}", "dialogue": made.text, "summary": made.summary, "topic": made.topic}

@@ -1,0 +1,22 @@
+"""The soak of training and service in its short form, and what it calls flat."""
+
+import pytest
+
+from scripts.soak_long import growth, serve, train
+
+
+@pytest.mark.parametrize(
+    ("last", "flat"), [((100.0, 7), True), ((104.9, 9), True), ((105.1, 7), False), ((100.0, 10), False)]
+)
+def test_the_last_fifth_is_set_beside_the_second(last, flat):
+    seen = [(50.0, 3)] * 10 + [(100.0, 7)] * 30 + [last] * 10
+    found = growth(seen)
+    assert found["flat"] is flat and found["mib"] == [100.0, last[0]] and found["handles"] == [7, last[1]]
+
+
+def test_a_short_training_and_a_short_service_are_watched(tmp_path):
+    (tmp_path / "one").mkdir()
+    trained, served = train(tmp_path / "one", 40), serve(tmp_path, 50)
+    assert trained["status"] == 0 and trained["looked"] and served["requests"] == 100 and served["looked"]
+    assert 0 < trained["log_bytes"] < 20_000 and served["log_bytes"] < 20_000
+    assert served["handles"][1] <= served["handles"][0] + 2

@@ -1,0 +1,66 @@
+"""Training on a split that is streamed: whole epochs, and going on to the bit."""
+
+import pytest
+from training.test_resume import KillAt, Killed, assert_equal, resume
+from training.tiny_trainer import Rows, arguments, dropping, make_trainer
+
+from lora_hf.data import stream
+from lora_hf.data.stream import Source, StreamedDialogues
+from lora_hf.errors import UserError
+
+
+class FromRows(StreamedDialogues):
+    """Of token ids that are at hand, in the place of text."""
+
+    def __init__(self, n):
+        self.known = Rows(48).rows
+        super().__init__(Source(lambda: iter(self.known), n, ""), None, None)
+
+    def _tokens(self, rows):
+        return type("Tokens", (), {"rows": rows, "target_lengths": [], "truncation": ""})
+
+
+def trainer_of(folder, *callbacks, n=48, **fields):
+    """Eighteen steps, an epoch and a half, a checkpoint every seventh."""
+    fields = {"save_strategy": "steps", "save_steps": 7, "seed": 3, "max_steps": 18} | fields
+    return make_trainer(
+        dropping(), arguments(folder, **fields), callbacks=list(callbacks), train_dataset=FromRows(n)
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_window(monkeypatch):
+    monkeypatch.setattr(stream, "WINDOW", 16)
+
+
+@pytest.mark.parametrize("n", [48, None])
+@pytest.mark.parametrize("step", [7, 14])
+def test_a_killed_run_goes_on_to_the_bit(tmp_path, step, n):
+    whole = trainer_of(tmp_path / "whole", n=n)
+    whole.train()
+    with pytest.raises(Killed):
+        trainer_of(tmp_path / "run", KillAt(step), n=n).train()
+    resumed = resume(trainer_of(tmp_path / "run", n=n), tmp_path / "run")
+    assert resumed.state.global_step == 18
+    assert_equal(resumed, whole)
+
+
+def test_epochs_are_counted_as_those_of_rows_that_are_held(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=-1, num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 2 * 12 and trainer.state.epoch == 2
+
+
+def test_each_row_is_trained_on_once_an_epoch(tmp_path):
+    trainer = trainer_of(tmp_path)
+    rows = [row for batch in trainer.get_train_dataloader() for row in batch["labels"]]
+    assert len(rows) == 48
+    known = sorted(row["labels"] for row in Rows(48).rows)
+    assert sorted([int(i) for i in row if i != -100] for row in rows) == known
+
+
+def test_what_cannot_be_streamed_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="training.dataloader_num_workers: 0 .it is 2"):
+        trainer_of(tmp_path, dataloader_num_workers=2).train()
+    with pytest.raises(UserError, match="random or group_by_length .it is 'sequential'"):
+        trainer_of(tmp_path, train_sampling_strategy="sequential").train()
