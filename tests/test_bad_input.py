@@ -143,6 +143,7 @@ def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> N
             "training: {torch_compile: true, torch_compile_mode: fast}",
             "is not one of default, reduce-overhead",
         ),
+        ("training: {torch_compile_backend: inf}", "is not one of no, eager"),
         ("training: {dataloader_multiprocessing_context: fork}", "needs training.dataloader_num_workers"),
         ("training: {accelerator_config: nowhere.json}", "is no file; write its fields as a mapping"),
         ("training: {metric_for_best_model: accuracy}", "is not one of loss, rouge1"),

@@ -113,6 +113,8 @@ def _check(key: str, value: Any) -> Any:
         raise ValueError(FP16)
     if key == "torch_compile_mode" and value is not None and value not in COMPILE_MODES:
         raise ValueError(f"is not one of {', '.join(COMPILE_MODES)}")
+    if key == "torch_compile_backend" and value is not None and str(value) not in compile_backends():
+        raise ValueError(f"is not one of {', '.join(compile_backends())}")
     if key == "metric_for_best_model" and str(value or "loss").removeprefix("eval_") not in BEST:
         raise ValueError(f"is not one of {', '.join(BEST)}, which an evaluation gives")
     if key == "accelerator_config" and isinstance(value, str) and not Path(value).is_file():
@@ -121,6 +123,13 @@ def _check(key: str, value: Any) -> Any:
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"must be at least {low:g}" if value < low else f"must be at most {high:g}")
     return value
+
+
+def compile_backends() -> list[str]:
+    """The names that accelerate takes; it asks for them when the model is loaded."""
+    from accelerate.utils import DynamoBackend
+
+    return [backend.value.lower() for backend in DynamoBackend]
 
 
 def choices_of(key: str) -> list[str]:

@@ -153,10 +153,17 @@ class LoraTrainer(ResumableTrainer):
                 output = self._train_by_the_fastest(*args, **kwargs)
             check_weights(self)
         except UserError as error:
+            self._close_bars()
             kept = last_checkpoint(Path(str(self.args.output_dir)))
             held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint to go on from"
             raise type(error)(f"{error}; {held}") from error
         return output
+
+    def _close_bars(self) -> None:
+        """End the line of the progress bar, which an error would go on in."""
+        for callback in self.callback_handler.callbacks:
+            if bar := getattr(callback, "training_bar", None):
+                bar.close()
 
     def _train_by_the_fastest(self, *args: Any, **kwargs: Any) -> Any:
         reason = "weights are sharded" if self._is_sharded() else why_not(self.model)

@@ -183,6 +183,8 @@ def _pickle(random: Random, adapter: Path) -> None:
     )
     if random.random() < 0.5:
         (adapter / WEIGHTS_NAME).unlink(missing_ok=True)
+    if (adapter / name).is_dir():  # another break's
+        (adapter / name).rmdir()
     (adapter / name).write_bytes(pickle.dumps(_Command()))
     if random.random() < 0.3:
         torch.save({"x": _Command()}, adapter / name)

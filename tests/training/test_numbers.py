@@ -201,6 +201,14 @@ def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Pat
     assert not (run / "adapter").exists() and not (run / "training.json").exists()
 
 
+def test_the_error_begins_a_line_where_a_progress_bar_stands(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lora_hf", "train", "--config", "quickstart", *FEW]
+    command += ["training.learning_rate=0", "training.max_steps=4", "training.disable_tqdm=false"]
+    done = subprocess.run([*command, f"output_dir={tmp_path / 'run'}"], capture_output=True, text=True)
+    assert done.returncode == 2 and "2/4" in done.stderr
+    assert sum(line.startswith("error: step 3: the learning rate") for line in done.stderr.split("\n")) == 1
+
+
 def test_a_good_run_is_left_alone(tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, logging_nan_inf_filter=False))
     trainer.train()
