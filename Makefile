@@ -48,7 +48,7 @@ costs: .venv/.installed-test       ## how time and memory of a step grow: costs/
 
 docs: .venv/.installed-test        ## the documentation as a site, in site/
 	$(BIN)/python scripts/config_reference.py --check
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on DialogSum, from the Hub
 	$(BIN)/python scripts/reproduce.py

@@ -119,6 +119,8 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
         beside.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         for written in (beside, *(beside.rglob("*") if beside.is_dir() else ())):
+            if written.is_file() and written != beside:  # safetensors leaves its own to their owner alone
+                written.chmod(beside.stat().st_mode & 0o666)
             _sync(written)
         _take_place(beside, place)
     except BaseException as error:

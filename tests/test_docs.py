@@ -131,7 +131,7 @@ def test_the_config_page_is_what_the_code_says() -> None:
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     api = (tmp_path / "api/index.html").read_text(encoding="utf-8")
     assert "inject_adapters" in api and "The start is the identity" in api

@@ -25,6 +25,12 @@ def test_what_is_no_name_of_a_repository_is_told_what_one_is(trained, capsys, na
     assert "repo_type" not in line
 
 
+@pytest.mark.parametrize("name", ["a b", "a..b", ".a", "a.lock", "a/", "a:b", "día"])
+def test_what_is_no_name_of_a_branch_is_refused(trained, capsys, name):
+    line = refused(capsys, trained, "--revision", name)
+    assert line.startswith(f"error: --revision={name!r} is no name of a branch")
+
+
 @pytest.mark.parametrize(
     ("written", "near"),
     [("MIT", "'mit'"), ("Apache 2.0", "'apache-2.0'"), ("gplv3", "'gpl"), ("cc-by-4", "'cc-by-4.0'")],

@@ -86,7 +86,7 @@ def _write_all(sides: Sides, dialogue: str) -> Iterator[list[Any]]:
 def _write(sides: Sides, name: str, dialogue: str) -> Any:
     """The answer, its time beside its name."""
     if not dialogue.strip():
-        raise gr.Error("Write a dialogue, or take one of the test split.")
+        raise gr.Error("Write a dialogue, or take one of the test split.", print_exception=False)
     written = sides.write(name, dialogue)
     cut = ", of a dialogue that was cut" if written.is_cut else ""
     return gr.update(value=written.summary, label=f"{name} \u00b7 {written.seconds:.2f} s{cut}")

@@ -72,8 +72,11 @@ def paired_test(
     one. The observed pattern counts as one of them, so p is never 0 (Phipson and Smyth 2010).
 
     Args:
-        a, b: one value a dialogue, (n,) each; `a[i]` and `b[i]` belong to the same dialogue.
-        confidence, resamples: as in `bootstrap_interval`.
+        a: one value a dialogue, (n,).
+        b: the other system's, (n,); `a[i]` and `b[i]` belong to the same dialogue.
+        confidence: as in `bootstrap_interval`.
+        resamples: as in `bootstrap_interval`.
+        seed: of the sign patterns.
 
     Raises:
         ValueError: as in `bootstrap_interval`, or a and b differ in length.

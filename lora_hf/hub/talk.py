@@ -1,11 +1,13 @@
 """Names on the Hub, and whatever its client raises as one error of the user's that says what to do."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lora_hf.errors import UserError
 
+BRANCH = re.compile(r"[A-Za-z0-9_](?:[\w./-]*[A-Za-z0-9_-])?", re.ASCII)
 HIDDEN = "***"
 REPO_ID = (
     "USER/NAME, such as anna/dialogues: two parts of 1 to 96 ASCII letters, digits, '-', '_' or '.', "
@@ -34,6 +36,20 @@ def check_repo_id(repo_id: str, field: str) -> None:
     """
     if repo_id.count("/") != 1 or not is_hub_name(repo_id):
         raise UserError(f"{field}={repo_id!r} is no name on the Hub: write {REPO_ID}")
+
+
+def check_branch(branch: str, field: str) -> None:
+    """Refuse what git takes for no branch.
+
+    Args:
+        branch: as it was written.
+        field: the option it was written in.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not BRANCH.fullmatch(branch) or ".." in branch or "//" in branch or branch.endswith((".", ".lock")):
+        raise UserError(f"{field}={branch!r} is no name of a branch: letters, digits, and - _ . / between")
 
 
 def is_hub_name(name: str) -> bool:

@@ -1,6 +1,7 @@
 """A report's charts as SVG for a page: text stays text, and the ink is the page's own, light or dark."""
 
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from lora_hf.reporting.plots import COLORS
 from lora_hf.reporting.table import ROUGE_LABELS
@@ -22,7 +24,9 @@ INCHES = (4.6, 3.1)
 OPACITY, SIZE = (0.25, 0.9), (3.5, 8.0)
 """Of the dots: at many dialogues, and at few."""
 LABELLED = 5
-"""With more groups than these a legend names the points, not words beside them."""
+"""With more groups than these the legend stands below the chart."""
+ROW = 0.16
+"""Inches of a row of it."""
 Report = Mapping[str, Any]
 Draw = Callable[[Axes, Report], None]
 
@@ -63,7 +67,7 @@ def undrawn(report: Report) -> str:
     if missing := [curve for key, curve in CURVES.items() if not _logged(report, key)]:
         if not any(record["trainable_parameters"] for record in report["records"].values()):
             return "Nothing was trained, and so there are no curves over steps."
-        return "; ".join(f"{curve.title}: nothing was logged ({curve.field})" for curve in missing) + "."
+        return "; ".join(f"{curve.title}: logged less than twice ({curve.field})" for curve in missing) + "."
     return ""
 
 
@@ -109,7 +113,7 @@ def _logged(report: Report, key: str) -> dict[str, list[tuple[float, float]]]:
     for group, record in report["records"].items():
         log = record.get("runs", [record])[0].get("log", [])
         points = [(entry["step"], entry[key]) for entry in log if key in entry and "step" in entry]
-        if points:
+        if len(points) > 1:  # of one there is no curve
             found[group] = points
     return found
 
@@ -131,6 +135,9 @@ def _weights(axes: Axes, report: Report) -> None:
             count, value, reach, fmt="o", color=color, ecolor=INK, elinewidth=0.8, capsize=3, label=label
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())  # its numbers would stand over each other
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel("weights trained")
     axes.set_ylabel(ROUGE_LABELS["rouge1"])
@@ -141,10 +148,7 @@ def _curves(key: str, label: str) -> Draw:
     def draw(axes: Axes, report: Report) -> None:
         for group, points in _logged(report, key).items():
             steps, values = zip(*points, strict=True)
-            marker = "o" if len(points) < 3 else ""
-            axes.plot(
-                steps, values, marker=marker, color=color_of(report, group), label=report["labels"][group]
-            )
+            axes.plot(steps, values, color=color_of(report, group), label=report["labels"][group])
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         _legend(axes, report)
@@ -209,5 +213,12 @@ def dots(n: int) -> tuple[float, float]:
 
 
 def _legend(axes: Axes, report: Report) -> None:
-    columns = 1 if len(report["labels"]) <= LABELLED else 2
-    axes.legend(loc="best", ncols=columns, fontsize=9 if columns == 1 else 7)
+    """In the chart, or of many groups below it, where it hides nothing."""
+    if len(report["labels"]) <= LABELLED:
+        axes.legend(loc="best")
+        return
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    handles, labels = axes.get_legend_handles_labels()
+    figure.set_figheight(INCHES[1] + ROW * math.ceil(len(labels) / 2))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)

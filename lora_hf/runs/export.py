@@ -12,7 +12,8 @@ from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import padded
 from lora_hf.exporting.onnx import OnnxT5, write_graphs
-from lora_hf.files import check_new
+from lora_hf.files import check_new, whole
+from lora_hf.layout import ADAPTER, MODEL
 from lora_hf.modeling import load_model, load_tokenizer
 
 SAMPLE = 8
@@ -35,17 +36,20 @@ def export(model: str, output: Path) -> int:
         RuntimeError: the graphs write other tokens than the model.
     """
     check_new(output)
-    if (Path(model) / CONFIG_NAME).is_file():
+    if (Path(model) / MODEL).is_dir():  # a run's directory, given for the model in it
+        model = str(Path(model) / MODEL)
+    if (Path(model) / CONFIG_NAME).is_file() or (Path(model) / ADAPTER).is_dir():
         raise UserError(
             f"{model} is an adapter: write it into its base with `lora-hf merge`, and export that"
         )
     config = ModelConfig(model_name_or_path=model, dtype="float32").named_by("MODEL")
     loaded, tokenizer = load_model(config, torch.device("cpu")), load_tokenizer(config)
-    write_graphs(loaded, output)
-    loaded.config.save_pretrained(output)
-    loaded.generation_config.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    return check_same(loaded, tokenizer, OnnxT5(output))
+    with whole(output) as folder:
+        write_graphs(loaded, folder)
+        loaded.config.save_pretrained(folder)
+        loaded.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return check_same(loaded, tokenizer, OnnxT5(folder))
 
 
 def check_same(model: Any, tokenizer: Any, graphs: OnnxT5) -> int:

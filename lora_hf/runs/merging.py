@@ -10,7 +10,7 @@ from lora_hf.adapters import merge_and_unload, merge_errors
 from lora_hf.data.load import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
-from lora_hf.files import check_new
+from lora_hf.files import check_new, whole
 from lora_hf.modeling import save_model
 from lora_hf.runs.saved import find_adapter, load_with_base, prompt_config
 from lora_hf.training.methods import saved_method
@@ -46,7 +46,8 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
         errors.pop("requantized", None)  # Transformers has no such layer: the folder would not be a plain one
     check_choice(adapter, onto, errors)
     merge_and_unload(model, onto)
-    save_model(model, tokenizer, output)
+    with whole(output) as folder:
+        save_model(model, tokenizer, folder)
     return errors
 
 

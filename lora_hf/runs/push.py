@@ -15,7 +15,7 @@ from lora_hf.errors import UserError
 from lora_hf.files import json_text
 from lora_hf.hub.licenses import check_license
 from lora_hf.hub.send import CARD, Destination, Parcel, check_login, send
-from lora_hf.hub.talk import check_repo_id
+from lora_hf.hub.talk import check_branch, check_repo_id
 from lora_hf.layout import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
 from lora_hf.reporting.card_facts import CardFacts
 from lora_hf.reporting.model_card import model_card
@@ -62,6 +62,8 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
         UserError: no such folder, what it holds is no whole adapter, or a licence that the Hub does not know.
     """
     check_repo_id(destination.repo_id, "--repo-id")
+    if destination.branch:
+        check_branch(destination.branch, "--revision")
     if not Path(adapter).expanduser().is_dir():
         raise UserError(f"--adapter {adapter!r}: no such folder")
     if said.license is not None:

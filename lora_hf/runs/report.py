@@ -4,6 +4,7 @@ Four kinds of folder have one: a comparison's, a study's and a sweep's, which ho
 run's own.
 """
 
+import logging
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, whole, write_json, write_text
-from lora_hf.layout import ADAPTER, COMPARISON, CONFIG, PAGE, REPORT, RESULTS, STUDY, SWEEP
+from lora_hf.layout import ADAPTER, COMPARISON, CONFIG, PAGE, PREDICTIONS, REPORT, RESULTS, STUDY, SWEEP
 from lora_hf.reporting.charts import Draw
 from lora_hf.reporting.methods_plot import draw_methods
 from lora_hf.reporting.methods_table import methods_lines, methods_markdown, methods_notes
@@ -31,6 +32,7 @@ Folders = Mapping[str, Sequence[Path]]
 Lines = list[list[str]]
 _SEED = re.compile(r"-seed-(\d+)$")
 WEIGHTS = "adapter_model.safetensors"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,12 @@ def _first_seed_first(name: str) -> tuple[str, int]:
 
 def gather(folders: Folders) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     """By group, the record and the predictions of each of its runs."""
+    for run in (run for runs in folders.values() for run in runs):
+        known = (read_record(run / RESULTS) or {}).get("sha256", {}).get(PREDICTIONS)
+        if known not in (None, file_sha256(run / PREDICTIONS)):
+            logger.warning(
+                "%s is not as the run wrote it: `lora-hf verify %s` says more", run / PREDICTIONS, run
+            )
     records = {group: [read_record(run / RESULTS) for run in runs] for group, runs in folders.items()}
     return records, {group: [read_predictions(run) for run in runs] for group, runs in folders.items()}
 

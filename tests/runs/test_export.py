@@ -49,6 +49,12 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="is an adapter: write it into its base with `lora-hf merge`"):
         export(str(tmp_path / "adapter"), tmp_path / "y")
+    with pytest.raises(UserError, match="is an adapter: write it"):
+        export(str(tmp_path), tmp_path / "y")  # a run's directory
+    (tmp_path / "full/model").mkdir(parents=True)
+    with pytest.raises(UserError, match="full/model"):
+        export(str(tmp_path / "full"), tmp_path / "y")
+    assert not (tmp_path / "y").exists()
     (tmp_path / "mine.txt").write_text("x")
     assert cli.run(["export", "embedded", "--output", str(tmp_path)], debug=False) == 2
     assert "nothing is overwritten" in capsys.readouterr().err

@@ -75,6 +75,8 @@ def test_the_folder_is_plain_transformers_and_as_far_from_the_trained_model_as_t
     assert errors["dequantized"] < 1e-5 < errors["requantized" if store == "nf4" else "checkpoint"]
     assert error == pytest.approx(errors[onto], rel=2) or max(error, errors[onto]) < 1e-5
     assert not any("lora" in name for name, _ in plain.named_parameters())
+    modes = {oct(file.stat().st_mode) for file in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1  # safetensors writes a file that only its owner may read
 
 
 def test_a_manifest_that_says_no_store_is_named(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from lora_hf import cli
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.files import file_sha256, write_json, write_text
-from lora_hf.reporting.charts import dots
+from lora_hf.reporting.charts import _logged, _weights, dots
 from lora_hf.reporting.shared_words import marked
 from lora_hf.runs.report import report
 
@@ -124,6 +125,37 @@ def test_one_run_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "| ROUGE-1 | 0.4000 |" in (run / "report.md").read_text()
 
 
+def test_summaries_that_were_changed_are_told(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = compared / "lora"
+    record = json.loads((run / "results.json").read_text())
+    known = {"sha256": {"predictions.jsonl": file_sha256(run / "predictions.jsonl")}}
+    write_json(run / "results.json", record | known)
+    report(run)
+    assert not caplog.records
+    with (run / "predictions.jsonl").open("a") as file:
+        file.write("\n")
+    report(run)
+    (record,) = caplog.records
+    assert "is not as the run wrote it: `lora-hf verify" in record.getMessage()
+
+
+def test_many_groups_have_their_legend_below_and_one_step_is_no_curve() -> None:
+    names = [f"r-{i}" for i in range(8)]
+    shown = {"labels": dict(zip(names, names, strict=True)), "charts": {}, "intervals": {}, "records": {}}
+    for i, name in enumerate(names):
+        shown["intervals"][name] = {"rouge1": [0.4, 0.6]}
+        log = [{"step": 5, "loss": 1.0}, *([{"step": 9, "loss": 0.5}] if i else [])]
+        shown["records"][name] = {"rouge1": 0.5, "trainable_parameters": 3000 * 2**i, "log": log}
+    assert _logged(shown, "loss").keys() == set(names[1:])
+    axes = Figure(layout="constrained").subplots()
+    _weights(axes, shown)
+    assert axes.get_legend() is None and len(axes.figure.legends) == 1
+    axes.figure.canvas.draw()
+    ticks = [t for t in axes.get_xticklabels(which="both") if t.get_text()]
+    inside = [t.get_window_extent() for t in ticks]
+    assert all(a.x1 <= b.x0 for a, b in zip(inside, inside[1:], strict=False))
+
+
 def test_seeds_of_a_group_are_one_arm(compared: Path) -> None:
     write_run(compared, "lora", "lora-seed-7", seed=7)
     record = json.loads(report(compared)[0].read_text())
@@ -154,7 +186,7 @@ def test_a_curve_that_was_not_logged_is_told_in_a_line(compared: Path) -> None:
         kept = [{key: value for key, value in entry.items() if key != "loss"} for entry in record["log"]]
         write_json(file, record | {"log": kept})
     page = report(compared)[2].read_text()
-    assert ">Training loss over steps: nothing was logged (training.logging_steps).</p>" in page
+    assert ">Training loss over steps: logged less than twice (training.logging_steps).</p>" in page
     assert "<figcaption>ROUGE-1 on the validation split over steps<" in page
     assert ">Nothing was trained, and so there are no curves over steps.</p>" in (
         report(compared / "base")[2].read_text()
