@@ -1,5 +1,6 @@
 """Models built from configs, small enough to train in a test, with the shapes and quirks of the real ones."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -98,6 +99,16 @@ MODELS = {
     "mt5": (make_mt5, ("q", "v")),
     "bart": (make_bart, ("q_proj", "v_proj")),
 }
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was():
+    """A command in this process takes our lines to standard error, and caplog would miss them after it."""
+    ours = logging.getLogger("lora_hf")
+    level, propagate, handlers = ours.level, ours.propagate, ours.handlers
+    yield
+    ours.setLevel(level)
+    ours.propagate, ours.handlers = propagate, handlers
 
 
 @pytest.fixture

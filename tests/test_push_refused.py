@@ -17,7 +17,8 @@ def refused(capsys, *words, repo=REPO):
 
 
 @pytest.mark.parametrize(
-    "name", ["a/b/c", "dialogues", "anna/", "anna/a--b", "anna/.x", "anna/día", "anna/x.git", ""]
+    "name",
+    ["a/b/c", "dialogues", "anna/", "anna/a--b", "anna/.x", "anna/día", "anna/x.git", f"{'a' * 97}/x", ""],
 )
 def test_what_is_no_name_of_a_repository_is_told_what_one_is(trained, capsys, name):
     line = refused(capsys, trained, repo=name)

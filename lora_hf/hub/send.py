@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,24 @@ def send(parcel: Parcel, destination: Destination, message: str) -> str:
         api = HfApi()
         present = _prepare(api, destination)
         parcel = _without_edited(api, parcel, present, destination)
-        try:
-            return _commit(api, parcel, present, destination, message)
-        except Exception as error:
-            # Uploads are tried again by the client, the commit is not: its answer may be what was lost.
-            if not is_lost(error):
-                raise
-            logger.warning("the connection was lost; once more")
-            api.model_info(destination.repo_id)  # at once an error where the Hub is gone for good
-            return _commit(api, parcel, present, destination, message)
+        _twice(api, destination, partial(_upload, api, parcel, destination))
+        commit = partial(_commit, api, parcel, present, destination, message)
+        return str(_twice(api, destination, commit))
+
+
+def _twice(api: Any, destination: Destination, step: Callable[[], Any]) -> Any:
+    """What a step returns; once more where the connection was lost, if the Hub answers by then.
+
+    The client's 2.4 tries an upload again and 1.16 does not, and neither the commit: its answer may be lost.
+    """
+    try:
+        return step()
+    except Exception as error:
+        if not is_lost(error):
+            raise
+        logger.warning("the connection was lost; once more")
+        api.model_info(destination.repo_id)  # at once an error where the Hub is gone for good
+        return step()
 
 
 def _prepare(api: Any, destination: Destination) -> set[str]:
@@ -138,17 +148,28 @@ def _info(api: Any, destination: Destination) -> Any:
         return api.model_info(destination.repo_id)
 
 
-def _commit(api: Any, parcel: Parcel, present: set[str], destination: Destination, message: str) -> str:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+def _upload(api: Any, parcel: Parcel, destination: Destination) -> None:
+    """The large files, before the commit; what is there already is not sent."""
+    api.preupload_lfs_files(destination.repo_id, _additions(parcel), revision=destination.branch)
 
-    operations: list[Any] = [
-        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
-        for name, content in parcel.items()
-        if content is not None
-    ]
+
+def _commit(api: Any, parcel: Parcel, present: set[str], destination: Destination, message: str) -> str:
+    from huggingface_hub import CommitOperationDelete
+
     outdated = [name for name, content in parcel.items() if content is None and name in present]
-    operations += [CommitOperationDelete(name) for name in outdated]
+    operations = [*_additions(parcel), *map(CommitOperationDelete, outdated)]
     commit = api.create_commit(
         destination.repo_id, operations, commit_message=message, revision=destination.branch
     )
     return str(commit.commit_url)
+
+
+def _additions(parcel: Parcel) -> list[Any]:
+    """New ones for each try: they remember what was there at their first, and would be committed twice."""
+    from huggingface_hub import CommitOperationAdd
+
+    return [
+        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
+        for name, content in parcel.items()
+        if content is not None
+    ]

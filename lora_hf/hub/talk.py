@@ -14,6 +14,7 @@ REPO_ID = (
     "neither with '-' or '.' at an end, and no '--', '..' or final '.git' anywhere"
 )
 """What `huggingface_hub` takes, whose own words are about its arguments."""
+PART = re.compile(r"[A-Za-z0-9._-]{1,96}")
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2")
 """The libraries whose exceptions mean that no answer came; which of them depends on the client's version."""
 
@@ -56,6 +57,9 @@ def is_hub_name(name: str) -> bool:
     """Whether it can be a name on the Hub; a path of one or two parts can, too."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    # The client's 1.16 lets through other letters, an owner of any length, and a line's end.
+    if not all(PART.fullmatch(part) for part in name.split("/")):
+        return False
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import transformers
 import yaml
 
 from lora_hf.config import RunConfig
@@ -17,6 +18,7 @@ from lora_hf.config.mistakes import section_fields
 from lora_hf.config.training import ELSEWHERE, training_fields
 from lora_hf.errors import UserError
 
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 CONFIGS = sorted(SHIPPED.glob("*.yaml"))
 SCHEMA = config_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -32,9 +34,20 @@ def is_taken(data: Any, file: Path) -> bool:
     return True
 
 
+def without_training(schema: dict[str, Any]) -> dict[str, Any]:
+    """What is declared here: `training` is as `transformers` declares it."""
+    parts = {name: part for name, part in schema["$defs"].items() if name != "Training"}
+    return schema | {"$defs": parts}
+
+
 def test_the_schema_is_one_and_the_shipped_file_is_it() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     shipped = json.loads((SHIPPED / FILE).read_text(encoding="utf-8"))
+    assert without_training(shipped) == without_training(SCHEMA), "lora-hf schema > configs/schema.json"
+    pinned = re.search(r"(?m)^transformers==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"))
+    assert pinned
+    if transformers.__version__ != pinned[1]:
+        pytest.skip(f"the shipped file's training fields are those of transformers {pinned[1]}")
     assert shipped == SCHEMA, "lora-hf schema > configs/schema.json"
 
 
