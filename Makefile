@@ -2,18 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a process: two test processes on two cores would otherwise wait for each other's threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+FAST := -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
-.PHONY: quickstart test test-full soak audit lint format types methods bench costs docs reproduce clean
+LOWEST := .venv-lowest
+
+.PHONY: quickstart test test-full test-lowest soak audit lint format types methods bench costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
 
 test: lint types                   ## what a change must pass
-	$(PYTEST) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python $(FAST)
 
 test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebook, the wheel
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-lowest: $(LOWEST)/.installed  ## the fast tests on the oldest versions that pyproject.toml admits, but of torch
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(FAST)
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/soak_kill.py --kills 50
@@ -54,12 +59,12 @@ reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on 
 	$(BIN)/python scripts/reproduce.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs site
+	rm -rf .venv $(LOWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs site
 
-.venv/bin/python:
+.venv/bin/python $(LOWEST)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(@D:/bin=)
 
 .venv/.installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -76,4 +81,9 @@ clean:
 
 .venv/.installed-audit: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	@touch $@
+
+$(LOWEST)/.installed: $(LOWEST)/bin/python pyproject.toml constraints.txt scripts/lowest.py
+	$(LOWEST)/bin/python scripts/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	@touch $@
