@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from lora_hf.errors import UserError
 from lora_hf.exporting.graphs import DecoderGraph, EncoderGraph
+from lora_hf.fast.t5 import attention_by
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 KINDS = ("t5", "mt5")
@@ -29,12 +30,8 @@ def write_graphs(model: Any, folder: Path) -> None:
     """
     _check(model)
     folder.mkdir(parents=True, exist_ok=True)
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
+    with attention_by(model, "eager"):
         _write_both(model, folder)
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _write_both(model: Any, folder: Path) -> None:

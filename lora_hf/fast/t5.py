@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
@@ -78,19 +78,29 @@ def faster(model: Any) -> Iterator[None]:
     changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and _has_gelu(m)]
     if kept := sum(type(m) in FASTER and not _has_gelu(m) for m in model.modules()):
         logger.info("%d feed-forward layers go the plain way: their activation is not gelu_new", kept)
-    before = model.config._attn_implementation
-    if HAS_INTERFACE:
-        model.set_attn_implementation(ATTENTION)
     for module, kind in changed:
         module.__class__ = _faster_class(kind)  # type: ignore[arg-type]
     try:
-        with cheap_masks(True):
+        with cheap_masks(True), attention_by(model, ATTENTION):
             yield
     finally:
         for module, kind in changed:
             module.__class__ = kind
-        if HAS_INTERFACE:
-            model.set_attn_implementation(before)
+
+
+@contextmanager
+def attention_by(model: Any, name: str) -> Iterator[None]:
+    """Inside the block model, encoder and decoder have another attention function, where they can choose."""
+    # each by itself: Transformers 5.17 sets the model's alone
+    parts = [m for m in model.modules() if isinstance(m, PreTrainedModel)] if HAS_INTERFACE else []
+    before = [part.config._attn_implementation for part in parts]
+    try:
+        for part in parts:
+            part.set_attn_implementation(name)
+        yield
+    finally:
+        for part, own in zip(parts, before, strict=True):
+            part.set_attn_implementation(own)
 
 
 def _has_gelu(module: Any) -> bool:

@@ -56,6 +56,10 @@ def test_generation_with_the_cache_is_that_without_and_the_reference_s(
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": num_beams, "do_sample": False}
     options |= {"pad_token_id": 0, "attention_mask": batch["attention_mask"].flip(1)}
     ids = (batch["input_ids"] * batch["attention_mask"]).flip(1)  # padded on the left, for decoders
+    one = options | {"num_beams": 1, "output_logits": True, "return_dict_in_generate": True}
+    own = [build(kind, 3, 3).generate(ids, use_cache=cache, **one).logits for cache in (True, False)]
+    if not torch.allclose(torch.stack(own[0]), torch.stack(own[1]), atol=1e-4):
+        pytest.skip(f"this Transformers' own {kind} writes otherwise with its cache (UMT5 in 5.17)")
     cached = model.generate(ids, use_cache=True, **options)
     assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
     assert torch.equal(cached, deeper(kind, spec).generate(ids, use_cache=False, **options))

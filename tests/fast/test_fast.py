@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TOKENS, make_bart, make_mt5, make_t5, randomize
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from lora_hf import LoraConfig, inject_adapters
@@ -16,7 +17,7 @@ from lora_hf.adapters.functional import cheap_masks, draw_mask, dropout, low_ran
 from lora_hf.fast.attention import attention
 from lora_hf.fast.elementwise import gated_gelu, rms_norm
 from lora_hf.fast.loss import chunked_cross_entropy
-from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
+from lora_hf.fast.t5 import ATTENTION, HAS_INTERFACE, faster, has_plain_frozen_head, why_not, without_head
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 
@@ -241,3 +242,13 @@ def test_one_source_for_several_queries_is_that_source_for_each(masked_source: b
         wanted, _ = attention(nn.Module(), query, *many, of_each, scaling=1.0, position_bias=bias)
     assert once.shape == (sources * beams, 1, heads, size)
     torch.testing.assert_close(once, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not HAS_INTERFACE, reason="this Transformers has one attention function for T5")
+def test_encoder_and_decoder_take_the_attention_too_and_give_it_back() -> None:
+    model = make_t5()
+    parts = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+    before = [part.config._attn_implementation for part in parts]
+    with faster(model):
+        assert {part.config._attn_implementation for part in parts} == {ATTENTION} and len(parts) == 3
+    assert [part.config._attn_implementation for part in parts] == before
