@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,13 +188,17 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
         if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
             raise CannotTell(f"{data.dataset_name} is on the Hub, from where a run reads it first")
     for split in splits:
-        rows = (
-            load_train(data, tokenizer)[0]
-            if split == "train"
-            else TokenizedDialogues(load_split(data, split), tokenizer, data, split)
-        )
+        rows = load_train(data, tokenizer)[0] if split == "train" else held_rows(data, split, tokenizer)
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation, longest)
+
+
+def held_rows(data: DataConfig, split: Split, tokenizer: Any) -> TokenizedDialogues:
+    """Of validation a row a reference, as the loss takes it; of the test split a row a dialogue."""
+    examples = load_split(data, split)
+    if split == "test":
+        examples = [replace(example, references=example.references[:1]) for example in examples]
+    return TokenizedDialogues(examples, tokenizer, data, split)
 
 
 def judge_cut(cut: Truncation, longest: int) -> Finding:

@@ -1,5 +1,6 @@
 """The doctor on a config: what a run would find out late, found at once."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -129,3 +130,12 @@ def test_a_study_is_examined_variant_by_variant() -> None:
         assert f"{variant}: " in findings["targets"][0].title
     findings = found('variants.dora={lora: {use_dora: true, target_modules: ["query"]}}', path=path)
     assert findings["targets"][0].state == "fault" and findings["targets"][0].title.startswith("dora: ")
+
+
+def test_a_test_dialogue_of_several_references_counts_once(tmp_path: Path) -> None:
+    rows = [{"dialogue": f"Ann: is it {i // 3}? Bob: yes.", "summary": f"{i}."} for i in range(12)]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    whole = [f"data.max_{split}_samples=null" for split in ("train", "eval", "test")]
+    told = [finding.title for finding in found(f"data.dataset_name={tmp_path}", *whole)["tokens"]]
+    assert [title.split(" rows")[0] for title in told] == ["train: 12", "validation: 12", "test: 4"]
