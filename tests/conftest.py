@@ -102,13 +102,17 @@ MODELS = {
 
 
 @pytest.fixture(autouse=True)
-def logger_as_it_was():
-    """A command in this process takes our lines to standard error, and caplog would miss them after it."""
+def loggers_as_they_begin():
+    """A command in this process takes our lines to standard error, and caplog would miss them after it.
+
+    At each test's beginning, for fixtures of a module run commands too; and alembic disables loggers.
+    """
     ours = logging.getLogger("lora_hf")
-    level, propagate, handlers = ours.level, ours.propagate, ours.handlers
-    yield
-    ours.setLevel(level)
-    ours.propagate, ours.handlers = propagate, handlers
+    ours.setLevel(logging.NOTSET)
+    ours.propagate, ours.handlers = True, []
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("lora_hf") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture
