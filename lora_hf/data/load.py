@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
@@ -151,7 +151,6 @@ def _read_hub(config: DataConfig, split: Split) -> Iterator[Row]:
     check_dataset(name, revision, what, remedy)
     try:
         options = {"split": split, "revision": revision, "streaming": config.streaming}
-        dataset: Any = load_dataset(name, config.dataset_config, **options)
+        yield from load_dataset(name, config.dataset_config, **options)  # a stream is fetched as it is read
     except Exception as error:  # datasets raises a dozen kinds; all mean that this name gave no data
         raise UserError(f"{what}: {first_line(error)}{remedy}") from error
-    return iter(dataset)

@@ -165,3 +165,17 @@ def test_the_hub_is_streamed_and_asks_for_the_number_of_steps(tmp_path, tokenize
     rows = iter(data.train)
     twice = [repr(next(rows)) for _ in range(2 * 53)]  # it begins again by itself
     assert sorted(twice[:53]) == sorted(twice[53:])
+
+
+def test_a_stream_that_breaks_off_is_told(monkeypatch):
+    import datasets
+
+    def load_dataset(*names, **options):
+        yield ROWS[0]
+        raise ConnectionError("the other side has gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("lora_hf.data.load.check_dataset", lambda *given: None)
+    config = DataConfig(dataset_name="somebody/talks", streaming=True)
+    with pytest.raises(UserError, match="somebody/talks.*did not load: the other side has gone"):
+        load_split(config, "test")
