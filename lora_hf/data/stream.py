@@ -138,7 +138,7 @@ def load_train(
         examples = load_split(config, "train")
         return TokenizedDialogues(examples, tokenizer, config, "train"), examples
     except MemoryError as error:
-        remedy = "data.streaming: true holds 4,096 rows at a time"
+        remedy = f"data.streaming: true holds {WINDOW:,} rows at a time"
         raise UserError(
             f"data.dataset_name={config.dataset_name!r} does not fit in memory; {remedy}"
         ) from error

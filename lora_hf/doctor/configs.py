@@ -15,7 +15,7 @@ from lora_hf.adapters.inits import BLIND, init_for
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.config.variants import with_grid, with_variant
-from lora_hf.data.load import EMBEDDED, SPLITS, Split, load_split
+from lora_hf.data.load import SPLITS, Split, is_on_hub, load_split
 from lora_hf.data.stream import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok
@@ -184,7 +184,7 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
     Raises:
         CannotTell: the data is on the Hub, from where a run reads it.
     """
-    if data.dataset_name != EMBEDDED and not Path(data.dataset_name).expanduser().exists():
+    if is_on_hub(data):
         if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
             raise CannotTell(f"{data.dataset_name} is on the Hub, from where a run reads it first")
     for split in splits:
