@@ -3,6 +3,7 @@
 0 done; 2 the user's mistake, with a message that begins `error: `; 130 interrupted; 1 anything else.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -52,7 +53,7 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         if processes.has_lost_another(error) and not debug:
             print(LOST, file=sys.stderr)
             return 1
-        if not isinstance(error, UserError) and not hasattr(error, "format_message"):
+        if not _is_the_users(error):
             raise
         if debug:
             traceback.print_exception(error)
@@ -100,9 +101,19 @@ def _not_written(error: NotWritten) -> str:
     )
 
 
+def _is_too_long(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
+def _is_the_users(error: Exception) -> bool:
+    return isinstance(error, UserError) or hasattr(error, "format_message") or _is_too_long(error)
+
+
 def _message(error: Any) -> str:
     if isinstance(error, UserError):
         return str(error)
+    if _is_too_long(error):
+        return f"{error.filename!r} is too long for a path"
     return error.format_message() or "no command is given"
 
 

@@ -52,6 +52,11 @@ print(status, sorted(heavy), time.process_time(), file=sys.stderr)
         assert f" {verb} " in out
 
 
+def test_a_path_too_long_for_any_file_system_is_one_error(capsys):
+    assert cli.run(["report", "r" * 256], debug=False) == 2
+    assert capsys.readouterr().err == f"error: {'r' * 256 + '/results.json'!r} is too long for a path\n"
+
+
 def test_a_config_that_is_not_there_is_one_error_and_debug_adds_its_traceback():
     for more, tracebacks in (([], 0), (["--debug"], 1)):
         child = process("scripts/train.py", "--config", "configs/quickstrt.yaml", *more)

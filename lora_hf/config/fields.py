@@ -1,11 +1,13 @@
 """The scalar types of the config's fields, and what a section is."""
 
+import os
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; beyond these no file system can even be asked
 NUMBER = r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?"
 """A number as text, such as `5e-4`, which PyYAML reads as text."""
 
@@ -28,11 +30,21 @@ def _read_list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _check_place(value: str) -> str:
+    path = os.fsencode(value)
+    if len(path) > LONGEST_PATH or max(map(len, path.split(b"/"))) > LONGEST_NAME:
+        raise ValueError(
+            f"is too long for a path: {LONGEST_NAME} bytes a name and {LONGEST_PATH} in all are the most"
+        )
+    return value
+
+
 T = TypeVar("T")
 Number = Annotated[float, BeforeValidator(_read_number), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_read_integer)]
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Text, AfterValidator(_check_place)]
 Count = Annotated[Integer, Field(ge=1)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
 Items = Annotated[tuple[T, ...], BeforeValidator(_read_list)]

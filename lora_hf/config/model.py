@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from lora_hf.config.fields import Count, Flag, Section, Text
+from lora_hf.config.fields import Count, Flag, Place, Section, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NAME_FIELD = "model.model_name_or_path"
@@ -20,7 +20,7 @@ class ModelConfig(Section):
     mean nothing without them, so that one arm or variant can switch quantization off by itself.
     """
 
-    model_name_or_path: Text = "embedded"
+    model_name_or_path: Place = "embedded"
     """`embedded` (the tiny T5 in the package), a name on the Hub, or a folder."""
     revision: Text | None = None
     """Commit, tag or branch on the Hub; a commit makes the run repeatable."""

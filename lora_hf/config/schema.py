@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
-from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Section, Seed, Text
+from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
 from lora_hf.config.lora import LoraSection
 from lora_hf.config.model import DENSE, ModelConfig
 from lora_hf.config.sweep import SweepSection
@@ -26,7 +26,7 @@ SECTIONS = "model lora bottleneck prompt_tuning data training generation arms va
 class DataConfig(Section):
     """The dialogues, their summaries and the prompt around them."""
 
-    dataset_name: Text = "embedded"
+    dataset_name: Place = "embedded"
     """`embedded` (the package's sample), a Hub name, or a file or folder of jsonl, json, csv or parquet."""
     dataset_revision: Text | None = None
     """Commit, tag or branch on the Hub."""
@@ -105,7 +105,7 @@ class RunConfig(Section):
     """For a study of methods: name -> what that run lays over the rest, nested as the rest is."""
     sweep: SweepSection = SweepSection()
     """For a sweep: the fields that take several values."""
-    output_dir: Text = "runs/run"
+    output_dir: Place = "runs/run"
     """The run directory; runs/<name of the config> where a file does not say."""
     seed: Seed = 42
     """Of the order of the data, of dropout and of the adapters' start."""
