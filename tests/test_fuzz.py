@@ -11,8 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from lora_hf import files  # noqa: E402
+from lora_hf.layout import PARTIAL  # noqa: E402
 from scripts.audit import audited  # noqa: E402
-from scripts.fuzzing.trial import OUT, attempt  # noqa: E402
+from scripts.fuzzing.trial import BESIDE, OUT, attempt  # noqa: E402
 
 
 def test_broken_configs_adapters_and_data_files_keep_the_promise(tmp_path: Path) -> None:
@@ -36,7 +38,19 @@ def write_outside() -> int:
 
 
 def leave_half() -> int:
-    Path(OUT, "weights.partial").write_text("x")
+    Path(OUT, PARTIAL + "weights").write_text("x")
+    return 0
+
+
+def leave_half_beside() -> int:
+    Path(BESIDE[0]).write_text("x")
+    return 0
+
+
+def write_whole() -> int:
+    with files.whole(Path(OUT)) as folder:
+        folder.mkdir()
+        (folder / "x").write_text("x")
     return 0
 
 
@@ -57,6 +71,8 @@ def say_twice() -> int:
         (crash, "status 1"),
         (write_outside, "wrote or started outside"),
         (leave_half, "half a file left"),
+        (leave_half_beside, "wrote or started outside"),
+        (write_whole, None),
         (refuse_and_leave, "a refused input left"),
         (say_twice, "not one clear error"),
         (lambda: os.system("true"), "wrote or started outside"),

@@ -33,7 +33,6 @@ def training_arguments(
     check_dtype(compute_dtype)
     defaults: dict[str, Any] = {
         "predict_with_generate": True,
-        "report_to": "none",
         "train_sampling_strategy": "group_by_length",
         "per_device_eval_batch_size": config.generation.batch_size,
         CHECKPOINTING: {"use_reentrant": False},  # a frozen base's input has no gradient
@@ -45,13 +44,17 @@ def training_arguments(
         "logging_steps": 50,
         "restore_callback_states_from_checkpoint": True,  # how long early stopping has been patient
     }
+    decided = {
+        "push_to_hub": False,  # `runs.push` does it, of the whole run
+        "report_to": config.training.get("report_to") or "none",  # Transformers takes null for a name
+    }
     try:
         return Seq2SeqTrainingArguments(
             output_dir=checkpoints,
             seed=config.seed,
             generation_max_length=max_new_tokens + 1,  # an encoder-decoder counts the start token
             generation_num_beams=1,
-            **(defaults | config.training | {"push_to_hub": False}),  # `runs.push` does it, of the whole run
+            **(defaults | config.training | decided),
         )
     except ValueError as error:  # what this machine cannot do, such as bf16 without a device that has it
         raise UserError(f"training: {error}") from error

@@ -14,7 +14,7 @@ def check_trackers(names: str | list[str] | None) -> None:
     Raises:
         UserError: a name that is none, or a tracker that cannot be made here.
     """
-    if names in (None, "all"):  # all that are installed
+    if names == "all":  # that are installed
         return
     for name in [names] if isinstance(names, str) else names or []:
         try:

@@ -16,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_hf.layout import PARTIAL
+
 SECONDS = 30
 """Of processor time, for a busy machine has to judge as an idle one does; five times as long on the clock."""
 MIB = 2048
 OUT = "out"
 """Where an input may write, below the folder of its trial."""
+BESIDE = (PARTIAL + OUT, f"{PARTIAL}old.{OUT}")
+"""Where what is written whole is made, and what was there kept until then: gone when the command ends."""
 CLAIMED = {"config.yaml", "inputs.json"}
 """What a run writes once its data and its model are found good: not results."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -48,7 +52,7 @@ class Outcome:
             return f"status {self.status}: {lines[-1] if lines else ''}"[:300]
         if self.mib > MIB:
             return f"{self.mib} MiB of memory"
-        if any(name.endswith(".partial") for name in self.left):
+        if any(part.startswith(PARTIAL) for name in self.left for part in Path(name).parts):
             return f"half a file left: {self.left}"
         if self.status == 0:
             return None
@@ -103,7 +107,8 @@ def _child(task: Callable[[], int], folder: Path, log: Path, noted: Path) -> Non
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (data + (MIB << 20),) * 2)
-        _note(noted, (folder / OUT, Path(os.environ["HF_HOME"]), Path(os.environ["TMPDIR"]), Path("/dev")))
+        homes = (*map(Path, (os.environ["HF_HOME"], os.environ["TMPDIR"], "/dev")),)
+        _note(noted, (*(folder / name for name in (OUT, *BESIDE)), *homes))
         status = task()
     except BaseException:
         traceback.print_exc()
@@ -126,6 +131,8 @@ def _note(noted: Path, allowed: tuple[Path, ...]) -> None:
         if isinstance(where, int) or (event in STARTS and sys.executable in str(given)):
             return
         path = Path(os.path.realpath(os.fsdecode(where))) if event not in STARTS else Path("/")
+        if event == "os.mkdir" and path.is_dir():  # changes nothing
+            return
         if event in STARTS or not any(path.is_relative_to(home) for home in homes):
             os.write(stream, f"{event} {str(where)[:200]!r}\n".encode(errors="replace"))
 

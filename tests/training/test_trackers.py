@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import FEW
 
+from lora_hf.config.file import load_config
 from lora_hf.errors import UserError
+from lora_hf.training.arguments import training_arguments
 from lora_hf.training.trackers import EXTRA, check_trackers
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +145,13 @@ def test_mlflow_receives_them_in_a_local_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [None, "none", "all", [], ["tensorboard"], "tensorboard"])
 def test_what_is_installed_or_asks_for_none_is_taken(names: str | list[str] | None) -> None:
     check_trackers(names)
+
+
+def test_null_asks_for_none(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("training: {report_to: null}")
+    config = load_config(tmp_path / "c.yaml")
+    check_trackers(config.training["report_to"])
+    assert not training_arguments(config, str(tmp_path), 8, torch.float32).report_to
 
 
 @pytest.mark.parametrize("name", EXTRA)
