@@ -17,6 +17,7 @@ from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.adapters.weights_file import MANIFEST_NAME
 from lora_hf.config import ModelConfig
+from lora_hf.errors import NOT_JSON
 from lora_hf.modeling import load_model
 from scripts.fuzzing.junk import NAMES, VALUES, break_bytes, deep
 from scripts.fuzzing.trial import OUT
@@ -140,7 +141,9 @@ def _header(random: Random, adapter: Path) -> None:
     (n,) = struct.unpack("<Q", data[:8].ljust(8, b"\0"))
     try:
         header = json.loads(data[8 : 8 + n])
-    except ValueError:
+    except NOT_JSON:
+        return
+    if not header or not isinstance(header, dict):  # broken before
         return
     name = random.choice([*header])
     lies: list[Any] = [
@@ -230,5 +233,5 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         return fields if isinstance(fields, dict) else {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, *NOT_JSON):
         return {}
