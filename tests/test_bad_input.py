@@ -147,6 +147,8 @@ def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> N
         ("training: {dataloader_multiprocessing_context: fork}", "needs training.dataloader_num_workers"),
         ("training: {accelerator_config: nowhere.json}", "is no file; write its fields as a mapping"),
         ("training: {metric_for_best_model: accuracy}", "is not one of loss, rouge1"),
+        ("training: {data_seed: 1000000000000000000000000000000}", "data_seed=1.* must be at most"),
+        ("training: {batch_eval_metrics: true}", "batch_eval_metrics=true has no use here"),
         ("generation: {num_beams: 1000000000}", "num_beams"),
         pytest.param(f"data: {{dataset_name: '{'9' * 256}'}}", "dataset_name='9.* is too long", id="name"),
         pytest.param(f"output_dir: {'deep/' * 820}", "output_dir='deep/.* is too long", id="path"),

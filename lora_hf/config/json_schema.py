@@ -15,7 +15,7 @@ from lora_hf.config.schema import SECTIONS, RunConfig
 from lora_hf.config.training import (
     BOUNDS,
     ELSEWHERE,
-    FP16_FIELDS,
+    LEFT_OFF,
     choices_of,
     plain_types,
     read_as,
@@ -86,7 +86,7 @@ def training_schema() -> Schema:
 
 def _field(name: str) -> Schema:
     described = {"description": text} if (text := _help(name)) else {}
-    if name in FP16_FIELDS:
+    if name in LEFT_OFF:
         return {"const": False} | described
     if choices := choices_of(name):
         return {"enum": choices} | described

@@ -33,11 +33,17 @@ ELSEWHERE = {
     "hub_strategy": "is not needed: the finished run is pushed, once",
     "hub_always_push": "is not needed: the finished run is pushed, once",
 }
-FP16_FIELDS = ("fp16", "fp16_full_eval")
 FP16 = (
     "overflows in T5 (its feed-forward output passes 65504, and the loss becomes NaN); "
     "use bf16: true on a GPU that has it, or float32"
 )
+LEFT_OFF = {
+    "fp16": FP16,
+    "fp16_full_eval": FP16,
+    "batch_eval_metrics": "has no use here: ROUGE is taken of all summaries at once",
+}
+LARGEST = 2**63 - 1
+"""Of an integer, whatever it is for."""
 # Inclusive bounds of what Transformers does not check when it is given.
 BOUNDS: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, float("inf")),
@@ -109,8 +115,8 @@ def _check(key: str, value: Any) -> Any:
     if key in ELSEWHERE:
         raise ValueError(ELSEWHERE[key])
     value = _convert(value, key)
-    if key in FP16_FIELDS and value:
-        raise ValueError(FP16)
+    if key in LEFT_OFF and value:
+        raise ValueError(LEFT_OFF[key])
     if key == "torch_compile_mode" and value is not None and value not in COMPILE_MODES:
         raise ValueError(f"is not one of {', '.join(COMPILE_MODES)}")
     if key == "torch_compile_backend" and value is not None and str(value) not in compile_backends():
@@ -119,7 +125,8 @@ def _check(key: str, value: Any) -> Any:
         raise ValueError(f"is not one of {', '.join(BEST)}, which an evaluation gives")
     if key == "accelerator_config" and isinstance(value, str) and not Path(value).is_file():
         raise ValueError("is no file; write its fields as a mapping, or the path of a JSON file")
-    low, high = BOUNDS.get(key, (float("-inf"), float("inf")))
+    most = LARGEST if isinstance(value, int) else float("inf")
+    low, high = BOUNDS.get(key, (-most, most))
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"must be at least {low:g}" if value < low else f"must be at most {high:g}")
     return value
