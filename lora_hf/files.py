@@ -66,8 +66,8 @@ def folder_sha256(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object of a small file.
+def read_object(file: Path, most: int = MOST_JSON) -> dict[str, Any]:
+    """The JSON object of a file of so many bytes at most.
 
     Raises:
         UserError: it is none, is no file at all (a pipe would be waited for), or cannot be read.
@@ -76,8 +76,8 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file")
-        if file.stat().st_size > MOST_JSON:
-            raise UserError(f"{file} has {file.stat().st_size:,} bytes, of {MOST_JSON:,} at most")
+        if file.stat().st_size > most:
+            raise UserError(f"{file} has {file.stat().st_size:,} bytes, of {most:,} at most")
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
@@ -115,7 +115,7 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
     """
     beside = beside or place.with_name(PARTIAL + place.name)
     try:
-        _remove(beside)
+        remove(beside)
         beside.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         for written in (beside, *(beside.rglob("*") if beside.is_dir() else ())):
@@ -126,7 +126,7 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
     except BaseException as error:
         cause = error if isinstance(error, OSError) else _no_room(error, beside)
         with suppress(OSError):
-            _remove(beside)
+            remove(beside)
         if cause is None:
             raise
         raise NotWritten(cause.errno, cause.strerror or str(cause), str(place)) from error
@@ -136,7 +136,8 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
                 beside.parent.rmdir()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it; nothing where there is neither."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -158,12 +159,12 @@ def _sync(path: Path) -> None:
 def _take_place(beside: Path, place: Path) -> None:
     """Rename; a folder that is there makes room first, for no rename replaces one that holds something."""
     old = beside.with_name(f"{PARTIAL}old.{place.name}")
-    _remove(old)
+    remove(old)
     if place.is_dir():
         os.replace(place, old)
     os.replace(beside, place)
     _sync(place.parent)
-    _remove(old)
+    remove(old)
 
 
 def _no_room(error: BaseException, beside: Path) -> OSError | None:

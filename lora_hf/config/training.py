@@ -46,9 +46,11 @@ LARGEST = 2**63 - 1
 """Of an integer, whatever it is for."""
 # Inclusive bounds of what Transformers does not check when it is given.
 BOUNDS: dict[str, tuple[float, float]] = {
-    "per_device_train_batch_size": (1, float("inf")),
-    "per_device_eval_batch_size": (1, float("inf")),
-    "gradient_accumulation_steps": (1, float("inf")),
+    "per_device_train_batch_size": (1, 2**31),
+    "per_device_eval_batch_size": (1, 2**31),
+    "gradient_accumulation_steps": (1, 2**31),
+    "eval_accumulation_steps": (1, 2**31),
+    "data_seed": (0, 2**32 - 1),  # as the seed
     "save_total_limit": (1, float("inf")),
     "num_train_epochs": (0, float("inf")),
     "max_steps": (-1, float("inf")),
@@ -117,6 +119,8 @@ def _check(key: str, value: Any) -> Any:
     value = _convert(value, key)
     if key in LEFT_OFF and value:
         raise ValueError(LEFT_OFF[key])
+    if key == "predict_with_generate" and not value:
+        raise ValueError("is always true here: an evaluation takes ROUGE of written summaries")
     if key == "torch_compile_mode" and value is not None and value not in COMPILE_MODES:
         raise ValueError(f"is not one of {', '.join(COMPILE_MODES)}")
     if key == "torch_compile_backend" and value is not None and str(value) not in compile_backends():

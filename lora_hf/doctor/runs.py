@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lora_hf.config import RunConfig
 from lora_hf.config.file import changed_fields, load_config
 from lora_hf.data.arm import ArmData, load_data
@@ -10,9 +12,9 @@ from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok, unk
 from lora_hf.errors import UserError, few, first_line
 from lora_hf.evaluation.scoring import rouge_record
 from lora_hf.files import file_sha256, read_object
-from lora_hf.layout import CONFIG, PREDICTIONS, RESULTS, ROUGE_NAMES
+from lora_hf.layout import CONFIG, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
 from lora_hf.modeling import load_model, load_tokenizer, pick_device
-from lora_hf.runs.arm import device_name, score_arm, versions
+from lora_hf.runs.arm import device_name, hashes, score_arm, versions
 from lora_hf.runs.directory import read_predictions
 from lora_hf.training.fit import load_trained
 
@@ -22,19 +24,24 @@ EXACT = 1e-9
 
 
 def finished(runs: Path) -> list[Path]:
-    """The folders of finished runs, in a run's own folder or in that of several."""
-    return sorted(file.parent for file in runs.rglob(RESULTS) if (file.parent / CONFIG).is_file())
+    """The folders of runs, in a run's own folder or in that of several; nothing where none has ended."""
+    found = sorted(file.parent for file in runs.rglob(CONFIG) if (file.parent / INPUTS).is_file())
+    return found if any((run / RESULTS).is_file() for run in found) else []
 
 
 def record(run: Path) -> Findings:
     """What the run says of itself; gives `results.json`."""
+    if not (run / RESULTS).is_file():
+        raise UserError(f"it has not ended: {RESULTS} is missing")
     held = read_object(run / RESULTS)
-    yield ok(f"{held.get('method')}, seed {held.get('seed')}: ROUGE-L {held.get('rougeL', float('nan')):.4f}")
+    if wrong := [name for name in ROUGE_NAMES if not isinstance(held.get(name), float)]:
+        raise UserError(f"{run / RESULTS} is not what a run writes: {wrong[0]}={held.get(wrong[0])!r}")
+    yield ok(f"{held.get('method')}, seed {held.get('seed')}: ROUGE-L {held['rougeL']:.4f}")
     return held
 
 
 def files(run: Path, record: dict[str, Any]) -> Findings:
-    """Every file that the run has recorded is there, and as it was written."""
+    """Every file that the run has recorded is there, as it was written, and no other beside its weights."""
     known = record.get("sha256")
     if not known:
         raise CannotTell(f"{RESULTS} holds no hashes: an older version wrote it")
@@ -44,7 +51,9 @@ def files(run: Path, record: dict[str, Any]) -> Findings:
         yield fault(f"missing: {few(gone)}", AGAIN)
     if changed:
         yield fault(f"not as the run wrote it: {few(changed)}", f"take it from a copy, or {AGAIN}")
-    if not gone + changed:
+    if added := [name for name in hashes(run) if name not in known]:
+        yield fault(f"not recorded by the run: {few(added)}", f"move it away, or {AGAIN}")
+    if not gone + changed + added:
         yield ok(f"{len(known)} files are as the run wrote them (SHA-256)")
 
 
@@ -53,8 +62,10 @@ def rouge(run: Path, record: dict[str, Any]) -> Findings:
     try:
         rows = read_predictions(run)
         scores = rouge_record(rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run / PREDICTIONS} is not what a run writes: {first_line(error)}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{run / PREDICTIONS} is missing") from error
+    except (ValueError, TypeError) as error:  # of rows that are as they should be and cannot be scored
+        raise UserError(first_line(error)) from error
     yield from _compared("of the recorded summaries", scores, record)
     return rows
 
@@ -95,14 +106,14 @@ def scoring(
     config: RunConfig, data: ArmData, model: Any, rouge: list[dict[str, Any]], record: dict[str, Any]
 ) -> Findings:
     """Summaries written now are those that were recorded, and so is their ROUGE."""
-    scores, rows = score_arm(config, model, load_tokenizer(config.model), data)
+    _, rows = score_arm(config, model, load_tokenizer(config.model), data)
     before = {row["id"]: row["prediction"] for row in rouge}
     other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
     if other:
         yield fault(f"{len(other)} of {len(rows)} summaries are others now: {few(other)}", AGAIN)
     else:
         yield ok(f"{len(rows)} of {len(rows)} summaries, written again, are the same")
-    yield from _compared("of the summaries written now", scores, record)
+    yield from _compared("of the summaries written now", rouge_record(rows), record)
 
 
 def _same(name: str, found: str, known: str | None, remedy: str) -> Finding:
@@ -112,10 +123,18 @@ def _same(name: str, found: str, known: str | None, remedy: str) -> Finding:
     return fault(f"{name} is {found}, and the run's was {known}", remedy)
 
 
+def _is_near(found: Any, known: Any) -> bool:
+    """Whether numbers, or intervals of them, are the same but for rounding."""
+    try:
+        return bool(np.allclose(found, known, rtol=0, atol=EXACT))
+    except (TypeError, ValueError):
+        return False
+
+
 def _compared(what: str, found: dict[str, Any], known: dict[str, Any]) -> Findings:
-    apart = {name: abs(found[name] - known.get(name, float("nan"))) for name in ROUGE_NAMES}
-    if all(value <= EXACT for value in apart.values()):
+    other = [name for name, value in found.items() if not _is_near(value, known.get(name))]
+    if not other:
         yield ok(f"ROUGE {what} is as recorded")
         return
-    told = ", ".join(f"{name} {known.get(name)} -> {found[name]}" for name in ROUGE_NAMES)
+    told = ", ".join(f"{name} {known.get(name)} -> {found[name]}" for name in other)
     yield fault(f"ROUGE {what} is not as recorded: {told}", AGAIN)

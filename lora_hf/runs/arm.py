@@ -111,12 +111,12 @@ def _written(
     config: RunConfig, run: RunDirectory, record: dict[str, Any], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     write_predictions(run / PREDICTIONS, rows)
-    write_json(run / RESULTS, record | {"sha256": _hashes(run)})
+    write_json(run / RESULTS, record | {"sha256": hashes(run.path)})
     push_run(config)
     return record
 
 
-def _hashes(run: RunDirectory) -> dict[str, str]:
+def hashes(run: Path) -> dict[str, str]:
     """SHA-256 of what was learned and written, by its path in the run's folder."""
     kept = {f"{part}/{name}": h for part in (ADAPTER, MODEL) for name, h in folder_sha256(run / part).items()}
     return kept | {PREDICTIONS: file_sha256(run / PREDICTIONS)}

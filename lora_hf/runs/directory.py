@@ -13,8 +13,8 @@ from typing import Any
 from lora_hf.config import METHODS, RunConfig
 from lora_hf.config.document import read_document
 from lora_hf.config.file import changed_fields, resolved_yaml
-from lora_hf.errors import UserError
-from lora_hf.files import write_json, write_text
+from lora_hf.errors import NOT_JSON, UserError, first_line
+from lora_hf.files import read_object, write_json, write_text
 from lora_hf.layout import CONFIG, INPUTS, OWN, PARTIAL, PREDICTIONS, RESULTS
 from lora_hf.processes import world_size
 
@@ -33,6 +33,8 @@ SILENT = (
 ROWS, DEFAULT_ROWS = "per_device_train_batch_size", 8  # as Seq2SeqTrainingArguments has it
 PROCESSES = "processes"
 """In the record of inputs: how many trained it, where several did."""
+MOST_RECORD = 2**30
+"""Bytes: of the log of a long training."""
 logger = logging.getLogger(__name__)
 
 
@@ -121,7 +123,10 @@ class RunDirectory:
             old = RunConfig.model_validate(read_document(self / CONFIG).data)
         except ValueError as error:
             return [f"{CONFIG} is not readable: {str(error).splitlines()[0]}"]
-        before = (read_record(self / INPUTS) or {}).get(PROCESSES, 1)
+        try:
+            before, _ = int((read_record(self / INPUTS) or {}).get(PROCESSES, 1)), self.results()
+        except (ValueError, TypeError) as error:
+            return [first_line(error)]
         changed = changed_fields(inputs_of(old, before), inputs_of(self.config, world_size()))
         several = max(before, world_size()) > 1
         return [line.replace(f"{ROWS}:", f"{ROWS} x processes:") if several else line for line in changed]
@@ -134,7 +139,10 @@ class RunDirectory:
         return [name for name in names if not name.startswith(PARTIAL)]
 
     def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
-        old = read_record(self / INPUTS)
+        try:
+            old = read_record(self / INPUTS)
+        except UserError:  # told by `_changed_config`
+            return []
         if old is None:
             return []
         return changed_fields({key: old[key] for key in old if key != PROCESSES}, fingerprints)
@@ -168,17 +176,31 @@ class RunDirectory:
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, or None where there is no such file."""
-    if not file.is_file():
-        return None
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record
+    """A JSON object from a file that a run has written, or None where there is no such file.
+
+    Raises:
+        UserError: it is none any more.
+    """
+    return read_object(file, MOST_RECORD) if file.is_file() else None
 
 
 def read_predictions(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run's predictions.jsonl: id, dialogue, references, prediction."""
-    text = (directory / PREDICTIONS).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
+    """The rows of a run's predictions.jsonl: id, dialogue, references, prediction.
+
+    Raises:
+        UserError: it is not what a run writes.
+        FileNotFoundError: there is no such file.
+    """
+    file = directory / PREDICTIONS
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        if not all(
+            isinstance(row["prediction"], str) and isinstance(row["references"], list) for row in rows
+        ):
+            raise ValueError("prediction is no text, or references are no list")
+    except (*NOT_JSON, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not what a run writes: {first_line(error)}") from error
+    return rows
 
 
 def folder_bytes(folder: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from lora_hf import files
 from lora_hf.adapters import combine_adapters, delete_adapter, save_adapter, set_adapter, spectra
 from lora_hf.config import RunConfig
 from lora_hf.data.load import load_split
@@ -70,15 +71,16 @@ def truncate(
         return scores | {"by_dialogue": dialogue_scores([rows])}
 
     results = {whole: scored()}
-    for rank in cut:
-        logger.info("rank %d of %d", rank, whole)
-        name = f"r{rank}"
-        combine_adapters(model, {NAME: 1.0}, name, "svd", rank)
-        save_adapter(model, output, name, manifest)  # with the prompt and the lengths it was trained with
-        results[rank] = scored()
-        delete_adapter(model, name)
-        set_adapter(model, NAME)
-    return _written(output, adapter, results, {path: values.tolist() for path, values in found.items()})
+    with files.whole(output) as folder:
+        for rank in cut:
+            logger.info("rank %d of %d", rank, whole)
+            name = f"r{rank}"
+            combine_adapters(model, {NAME: 1.0}, name, "svd", rank)
+            save_adapter(model, folder, name, manifest)  # with the prompt and lengths it was trained with
+            results[rank] = scored()
+            delete_adapter(model, name)
+            set_adapter(model, NAME)
+        return _written(folder, adapter, results, {path: values.tolist() for path, values in found.items()})
 
 
 def _checked(ranks: Sequence[int] | None, whole: int) -> list[int]:

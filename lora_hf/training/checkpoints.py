@@ -6,6 +6,7 @@ Trainer's rotation does not count it among those that are kept.
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,10 +15,12 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from lora_hf.files import file_sha256, folder_sha256, whole, write_json
+from lora_hf.errors import NOT_JSON, UserError
+from lora_hf.files import file_sha256, folder_sha256, remove, whole, write_json
 from lora_hf.layout import UNFINISHED
 
 PREFIX = "checkpoint-"
+NUMBERED = re.compile(rf"{PREFIX}[0-9]{{1,18}}")
 STATE = "trainer_state.json"
 RANDOM_STATES = "rng_state"
 """What the names of their files begin with: one a process."""
@@ -50,7 +53,7 @@ def flaw(checkpoint: Path) -> str | None:
         wrong = [name for name, known in hashes.items() if file_sha256(checkpoint / name) != known]
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} does not fit it: {error!r}"
     if not any(name.startswith(RANDOM_STATES) for name in hashes):
         return "it holds no random states (training.save_only_model)"
@@ -59,6 +62,8 @@ def flaw(checkpoint: Path) -> str | None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole `checkpoint-N` in a folder, or None; each newer one that is not is told of."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, and a run keeps its checkpoints there; move it away")
     for checkpoint in _newest_first(folder):
         if (reason := flaw(checkpoint)) is None:
             return checkpoint
@@ -79,7 +84,7 @@ def set_aside(folder: Path, going_on_from: Path | None) -> None:
         if checkpoint == going_on_from:
             break
         aside = checkpoint.with_name(BROKEN + checkpoint.name)
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         checkpoint.rename(aside)
     if (unfinished := folder / UNFINISHED).exists():
         names = sorted(path.name for path in unfinished.iterdir())
@@ -88,7 +93,7 @@ def set_aside(folder: Path, going_on_from: Path | None) -> None:
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
-    found = [c for c in folder.glob(f"{PREFIX}*") if c.name.removeprefix(PREFIX).isdigit()]
+    found = [c for c in folder.glob(f"{PREFIX}*") if NUMBERED.fullmatch(c.name)]
     return iter(sorted(found, key=lambda c: -int(c.name.removeprefix(PREFIX))))
 
 

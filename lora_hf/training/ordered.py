@@ -52,6 +52,7 @@ class OrderedTrainer(Seq2SeqTrainer):
         options: dict[str, Any] = {
             "collate_fn": self.data_collator,
             "pin_memory": self.args.dataloader_pin_memory,
+            "drop_last": self.args.dataloader_drop_last,
         }
         loader = DataLoader(stream, self.args.train_batch_size, **options)
         device = self.args.device

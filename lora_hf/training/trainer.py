@@ -151,6 +151,7 @@ class LoraTrainer(ResumableTrainer):
         try:
             with memory_told(lambda: f"step {self.state.global_step + 1}", HALVE):
                 output = self._train_by_the_fastest(*args, **kwargs)
+            self._check_steps()
             check_weights(self)
         except UserError as error:
             self._close_bars()
@@ -158,6 +159,14 @@ class LoraTrainer(ResumableTrainer):
             held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint to go on from"
             raise type(error)(f"{error}; {held}") from error
         return output
+
+    def _check_steps(self) -> None:
+        if self.state.max_steps and not self.state.global_step:
+            raise UserError(
+                f"training.dataloader_drop_last={str(self.args.dataloader_drop_last).lower()}: no batch of "
+                f"{self.args.train_batch_size} is full, and none was trained on; false, or a smaller "
+                "training.per_device_train_batch_size"
+            )
 
     def _close_bars(self) -> None:
         """End the line of the progress bar, which an error would go on in."""
@@ -167,6 +176,8 @@ class LoraTrainer(ResumableTrainer):
 
     def _train_by_the_fastest(self, *args: Any, **kwargs: Any) -> Any:
         reason = "weights are sharded" if self._is_sharded() else why_not(self.model)
+        if self.args.torch_compile:
+            reason = "torch_compile writes its own"
         reason = reason if self.fast_paths else "not asked for"
         if self.fast_paths and reason:
             logger.info("no fast paths: %s", reason)
@@ -174,7 +185,8 @@ class LoraTrainer(ResumableTrainer):
         if reason is None and plain:
             logger.info("the loss is had from all logits: %s", plain)
         self.has_fast_loss = plain is None
-        with cheap_masks(self.fast_paths), nullcontext() if reason else faster(self.model):
+        cheap = self.fast_paths and not self.args.torch_compile  # whose masks it cannot trace
+        with cheap_masks(cheap), nullcontext() if reason else faster(self.model):
             try:
                 return super()._inner_training_loop(*args, **kwargs)
             finally:

@@ -75,6 +75,31 @@ def test_a_changed_score_is_seen(run):
     assert "rougeL 0.99 ->" in faults(run)["rouge"] and "scoring" in faults(run)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rougeL": None}, "is not what a run writes: rougeL=None"),
+        ({"rouge2": "x"}, "is not what a run writes: rouge2='x'"),
+        ({"rouge1_interval": [0.1, 0.2]}, "rouge1_interval [0.1, 0.2] ->"),
+        ({"mean_words": 3.0}, "mean_words 3.0 ->"),
+    ],
+)
+def test_what_cannot_be_compared_or_differs_in_the_record_is_a_fault(run, change, told):
+    (run / "results.json").write_text(json.dumps(results(run) | change))
+    assert told in " ".join(faults(run).values())
+
+
+def test_weights_that_the_run_has_not_recorded_are_a_fault(run):
+    (run / "adapter/adapter_model.bin").write_bytes(b"x")
+    assert faults(run)["files"] == "not recorded by the run: adapter/adapter_model.bin"
+
+
+def test_of_several_runs_one_that_has_not_ended_is_a_fault(run):
+    shutil.copytree(run, run.parent / "several/whole")
+    shutil.copytree(run, run.parent / "several/cut").joinpath("results.json").unlink()
+    assert faults(run.parent / "several") == {"record": "cut: it has not ended: results.json is missing"}
+
+
 def test_a_changed_summary_is_seen(run):
     file = run / "predictions.jsonl"
     first, *rest = file.read_text().splitlines()

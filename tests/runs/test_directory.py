@@ -8,8 +8,8 @@ import yaml
 from lora_hf.config import METHODS, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import UserError
-from lora_hf.layout import ADAPTER, CONFIG, INPUTS, OWN, RESULTS
-from lora_hf.runs.directory import RunDirectory, folder_bytes, inputs_of, read_record
+from lora_hf.layout import ADAPTER, CONFIG, INPUTS, OWN, PREDICTIONS, RESULTS
+from lora_hf.runs.directory import RunDirectory, folder_bytes, inputs_of, read_predictions, read_record
 
 TRAINED = {*METHODS} - {"base"}
 HASHES = {"data": "d1", "model": "m1"}
@@ -134,6 +134,26 @@ def test_a_config_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path):
         run_of(tmp_path).check()
     run_of(tmp_path, overwrite=True).claim(HASHES)
     assert load_config(tmp_path / CONFIG).method == "lora"
+
+
+@pytest.mark.parametrize("name", [INPUTS, RESULTS])
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff", b"[" * 10**5, b'{"processes": "x"}'])
+def test_a_record_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path, name, damage):
+    finished(tmp_path)
+    (tmp_path / name).write_bytes(damage)
+    if name == RESULTS and damage.startswith(b"{" + b'"'):
+        return  # is a record
+    with pytest.raises(UserError, match="holds a run with other inputs"):
+        run_of(tmp_path).check()
+    run_of(tmp_path, overwrite=True).claim(HASHES)
+    assert read_record(tmp_path / INPUTS) == HASHES and not (tmp_path / RESULTS).exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"prediction": 3}', "[" * 10**5])
+def test_predictions_that_cannot_be_read_are_one_error(tmp_path, damage):
+    (tmp_path / PREDICTIONS).write_text(damage)
+    with pytest.raises(UserError, match="predictions.jsonl is not what a run writes"):
+        read_predictions(tmp_path)
 
 
 def test_the_stored_config_repeats_the_run_and_does_not_overwrite_unasked(tmp_path):

@@ -1,5 +1,6 @@
 """One adapter at smaller ranks: the best approximation, its spectrum, and the command."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from conftest import FEW, make_t5, randomize
 from lora_hf import LoraConfig, cli, combine_adapters, inject_adapters, load_adapter, spectra
 from lora_hf.adapters.carried import lora_layers
 from lora_hf.config import ModelConfig
+from lora_hf.config.file import load_config
+from lora_hf.errors import NotWritten
 from lora_hf.modeling import load_model
 from lora_hf.reporting.truncation import by_stack
+from lora_hf.runs.truncation import truncate
 
 
 @pytest.mark.parametrize("init", [True, "pissa"])
@@ -68,6 +72,16 @@ def test_the_command_cuts_scores_and_saves(
     assert manifests[0]["weights_sha256"] != manifests[1]["weights_sha256"]
     assert cli.run(words, debug=False) == 2  # nothing is overwritten
     assert "not empty" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_leaves_nothing_half(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lora_hf.runs.truncation.write_json", full)
+    with pytest.raises(NotWritten, match="No space left"):
+        truncate(str(trained), tmp_path / "cut", load_config(trained / "config.yaml"), [2])
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from torch import nn
 from training.tiny_trainer import CONFIG, Rows, StopAt, adapted, arguments, losses, make_trainer
 
 from lora_hf import LoraTrainer, inject_adapters, load_adapter, save_adapter
-from lora_hf.training.checkpoints import last_checkpoint
+from lora_hf.errors import UserError
+from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, newest_checkpoint, seal
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
@@ -127,3 +128,20 @@ def test_a_model_trained_whole_keeps_its_head_and_loads_as_a_plain_one(tmp_path:
     assert not torch.equal(plain.lm_head.weight, plain.shared.weight)
     with torch.no_grad():
         assert torch.equal(plain(**batch).logits, model.eval()(**batch).logits)
+
+
+def test_what_lies_among_checkpoints_stops_no_run(tmp_path: Path) -> None:
+    for name in ("checkpoint-1", "checkpoint-2", "checkpoint-\u00b2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-1/rng_state.pth").write_text("x")
+    seal(tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-2" / MANIFEST).write_text("[" * 200_000)
+    (tmp_path / "broken-checkpoint-2").write_text("a file")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert (tmp_path / "broken-checkpoint-2" / MANIFEST).is_file()
+
+
+def test_a_file_in_the_place_of_checkpoints_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("x")
+    with pytest.raises(UserError, match="checkpoints is a file"):
+        newest_checkpoint(tmp_path / "checkpoints")

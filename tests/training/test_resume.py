@@ -20,6 +20,8 @@ from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, set_aside
 from lora_hf.training.interrupt import Interrupted, StopOnSignal
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+WORSE = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "greater_is_better": True}
+"""A loss is wanted high and falls: each evaluation is worse than the one before, whatever was drawn."""
 
 
 class Killed(BaseException):
@@ -74,12 +76,7 @@ def test_a_run_killed_after_its_last_step_takes_no_other(whole: LoraTrainer, tmp
 
 @pytest.mark.parametrize("killed", [4, 8, 12])
 def test_early_stopping_counts_on_where_it_was(killed: int, tmp_path: Path) -> None:
-    fields = EVALUATED | {
-        "max_steps": 40,
-        "learning_rate": 2.0,  # diverges: the evaluations only get worse
-        "lr_scheduler_type": "constant",
-        "restore_callback_states_from_checkpoint": True,
-    }
+    fields = EVALUATED | WORSE | {"max_steps": 40, "restore_callback_states_from_checkpoint": True}
     unbroken = trainer_of(tmp_path / "whole", EarlyStoppingCallback(2), **fields)
     unbroken.train()
     assert unbroken.state.global_step == 12
@@ -208,8 +205,8 @@ def test_no_room_for_a_checkpoint_ends_in_one_error_and_keeps_those_before(
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
-    fields = EVALUATED | {"max_steps": 20, "save_total_limit": 2, "learning_rate": 2.0}
-    trainer = trainer_of(tmp_path, lr_scheduler_type="constant", **fields)
+    fields = EVALUATED | WORSE | {"max_steps": 20, "save_total_limit": 2}
+    trainer = trainer_of(tmp_path, **fields)
     trainer.train()
     best = Path(str(trainer.state.best_model_checkpoint))
     assert best.parent == tmp_path and best.name == "checkpoint-4"

@@ -59,6 +59,14 @@ def test_each_row_is_trained_on_once_an_epoch(tmp_path):
     assert sorted([int(i) for i in row if i != -100] for row in rows) == known
 
 
+def test_a_batch_that_is_not_full_is_left_out_where_that_is_asked_for(tmp_path):
+    fields = {"per_device_train_batch_size": 9, "max_steps": 5, "dataloader_drop_last": True}
+    loader = trainer_of(tmp_path, **fields).get_train_dataloader()
+    assert [len(batch["labels"]) for batch in loader] == [9] * 5
+    with pytest.raises(UserError, match="dataloader_drop_last=true: no batch of 49 is full"):
+        trainer_of(tmp_path, **fields | {"per_device_train_batch_size": 49}).train()
+
+
 def test_what_cannot_be_streamed_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="training.dataloader_num_workers: 0 .it is 2"):
         trainer_of(tmp_path, dataloader_num_workers=2).train()
