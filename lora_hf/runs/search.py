@@ -1,14 +1,16 @@
 """A search over a sweep's space by Optuna, kept in SQLite: a search that was killed goes on where it was."""
 
+import errno
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora_hf.config import RunConfig
 from lora_hf.config.sweep import Point, Range
-from lora_hf.errors import UserError
+from lora_hf.errors import NotWritten, UserError
 from lora_hf.layout import STORE, SWEEP
 from lora_hf.runs.grid import last_rouge
 
@@ -31,8 +33,31 @@ def search(config: RunConfig, run: Run) -> dict[str, Point]:
 
     Raises:
         UserError: Optuna is missing, or the folder holds a search of another space.
+        NotWritten: the store cannot be written.
     """
-    study = _study(config)
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UserError("sweep.trials needs the package optuna: pip install 'lora_hf[sweep]'") from None
+    with _stored(Path(config.output_dir) / f"{SWEEP}{STORE}") as file:
+        return _searched(config, run, _study(config, file))
+
+
+@contextmanager
+def _stored(file: Path) -> Iterator[Path]:
+    """Where trials are kept; what its database says, such as that the disk is full, as one error."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield file
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        raise NotWritten(errno.EIO, str(getattr(cause, "orig", cause)), str(file)) from error
+
+
+def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that was killed
@@ -49,15 +74,10 @@ def search(config: RunConfig, run: Run) -> dict[str, Point]:
     return found
 
 
-def _study(config: RunConfig) -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("sweep.trials needs the package optuna: pip install 'lora_hf[sweep]'") from None
+def _study(config: RunConfig, file: Path) -> Any:
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    root = Path(config.output_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    file = root / f"{SWEEP}{STORE}"
     study = optuna.create_study(
         storage=f"sqlite:///{file}",
         study_name="sweep",

@@ -8,9 +8,11 @@ import pytest
 from conftest import SMALL_COMPARISON
 
 from lora_hf import cli
-from lora_hf.errors import ArmFailed, UserError
+from lora_hf.config import RunConfig
+from lora_hf.errors import ArmFailed, NotWritten, UserError
 from lora_hf.reporting.sweep_table import loss_of, sweep_lines
 from lora_hf.runs import sweep as sweeping
+from lora_hf.runs.search import search
 from lora_hf.runs.sweep_summary import lines, plateau
 
 EVAL = "eval_strategy: steps, eval_steps: 0.999, "
@@ -74,6 +76,13 @@ def test_a_grid_is_run_reused_and_reported(config_file: Path, arms_in_this_proce
     assert (root / "sweep.html").read_text() == page and json.loads(
         (root / "sweep.json").read_text()
     ) == record
+
+
+def test_a_store_that_is_none_or_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    fields = {"output_dir": str(tmp_path), "sweep": {"space": {"lora.r": [2, 4]}, "trials": 2}}
+    (tmp_path / "sweep.db").write_bytes(b"no store" * 1000)
+    with pytest.raises(NotWritten, match="not a database.*sweep.db"):
+        search(RunConfig.model_validate(fields), lambda name, point: None)
 
 
 def test_a_search_that_was_killed_goes_on(
