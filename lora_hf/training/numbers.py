@@ -132,6 +132,21 @@ def _local(parameter: Any) -> Tensor:
     return shard.detach()
 
 
+def check_steps(trainer: Any) -> None:
+    """See that something was trained on.
+
+    Raises:
+        UserError: no batch was full.
+    """
+    args, state = trainer.args, trainer.state
+    if state.max_steps and not state.global_step:
+        raise UserError(
+            f"training.dataloader_drop_last={str(args.dataloader_drop_last).lower()}: no batch of "
+            f"{args.train_batch_size} is full, and none was trained on; false, or a smaller "
+            "training.per_device_train_batch_size"
+        )
+
+
 def check_weights(trainer: Any) -> None:
     """See that what a trainer has trained may be written.
 

@@ -25,7 +25,7 @@ from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.halving import EVALUATE, HALVE, Halving, memory_told
 from lora_hf.training.loraplus import split_groups
 from lora_hf.training.methods import added_weights
-from lora_hf.training.numbers import NumberWatch, check_base_dtype, check_weights
+from lora_hf.training.numbers import NumberWatch, check_base_dtype, check_steps, check_weights
 from lora_hf.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class LoraTrainer(ResumableTrainer):
         try:
             with memory_told(lambda: f"step {self.state.global_step + 1}", HALVE):
                 output = self._train_by_the_fastest(*args, **kwargs)
-            self._check_steps()
+            check_steps(self)
             check_weights(self)
         except UserError as error:
             self._close_bars()
@@ -159,14 +159,6 @@ class LoraTrainer(ResumableTrainer):
             held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint to go on from"
             raise type(error)(f"{error}; {held}") from error
         return output
-
-    def _check_steps(self) -> None:
-        if self.state.max_steps and not self.state.global_step:
-            raise UserError(
-                f"training.dataloader_drop_last={str(self.args.dataloader_drop_last).lower()}: no batch of "
-                f"{self.args.train_batch_size} is full, and none was trained on; false, or a smaller "
-                "training.per_device_train_batch_size"
-            )
 
     def _close_bars(self) -> None:
         """End the line of the progress bar, which an error would go on in."""
