@@ -1,6 +1,7 @@
 """The run directory: equal inputs go on or are left, other inputs stop, `overwrite` removes only its own."""
 
 import json
+from itertools import product
 
 import pytest
 import yaml
@@ -136,13 +137,13 @@ def test_a_config_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path):
     assert load_config(tmp_path / CONFIG).method == "lora"
 
 
-@pytest.mark.parametrize("name", [INPUTS, RESULTS])
-@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff", b"[" * 10**5, b'{"processes": "x"}'])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*product((INPUTS, RESULTS), (b"{", b"[]", b"\xff", b"[" * 10**5)), (INPUTS, b'{"processes": "x"}')],
+)
 def test_a_record_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path, name, damage):
     finished(tmp_path)
     (tmp_path / name).write_bytes(damage)
-    if name == RESULTS and damage.startswith(b"{" + b'"'):
-        return  # is a record
     with pytest.raises(UserError, match="holds a run with other inputs"):
         run_of(tmp_path).check()
     run_of(tmp_path, overwrite=True).claim(HASHES)
