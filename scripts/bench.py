@@ -32,13 +32,19 @@ AGREE = 1e-3
 
 
 def compare_training(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """Two epochs of the same dialogues, the second timed; then a few steps in float32 without dropout."""
+    """Epochs of the same dialogues, the last one timed; then a few steps in float32 without dropout.
+
+    The first is gone through uncompiled where its operations are counted, so that compiling takes one more.
+    """
     names = ["ours", "peer", "peer_best", "dora", *(["ours_4bit"] if given.load_in_4bit else [])]
     n = given.pairs
-    timed = [*options, f"--steps={n}", f"--batch={given.batch}", *(["--count"] if given.count else [])]
-    sides = in_turn("train", names, timed, 2 * n)
+    flags = [f"--{name}" for name in ("count", "compile") if getattr(given, name)]
+    epochs = 3 if given.compile else 2
+    timed = [*options, f"--steps={n}", f"--epochs={epochs}", f"--batch={given.batch}", *flags]
+    sides = in_turn("train", names, timed, epochs * n)
     seconds = {name: side.of("seconds", n) for name, side in sides.items()}
     few = ["--steps=6", "--epochs=1", "--no-dropout", "--dtype=float32", f"--batch={given.batch}"]
+    few += ["--compile"] if given.compile else []
     same = in_turn("train", ["ours", "peer"], [*options, *few], 6)
     losses = {name: side.of("loss", 6) for name, side in same.items()}
     apart = float(np.abs(losses["ours"] - losses["peer"]).max())
@@ -183,6 +189,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--evaluate-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--load-in-4bit", action="store_true", help="ours in 4 bits too")
     parser.add_argument("--count", action="store_true", help="share of the matrix rate; always on a GPU")
+    parser.add_argument("--compile", action="store_true", help="our blocks, by training.torch_compile")
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     given = parser.parse_args()
     if given.device == "cuda":

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from lora_hf.adapters.functional import cheap_masks
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
+from lora_hf.fast.compiled import as_written
 from lora_hf.fast.loss import chunked_cross_entropy
-from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
+from lora_hf.fast.t5 import without_head
 from lora_hf.processes import gathered
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.halving import EVALUATE, HALVE, Halving, memory_told
@@ -27,6 +26,7 @@ from lora_hf.training.loraplus import split_groups
 from lora_hf.training.methods import added_weights
 from lora_hf.training.numbers import NumberWatch, check_base_dtype, check_steps, check_weights
 from lora_hf.training.resumable import ResumableTrainer
+from lora_hf.training.ways import compiles_blocks, fastest, is_sharded, leave_whole, without_cache
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class LoraTrainer(ResumableTrainer):
             throughout the schedule; at least 1.
         fast_paths: a T5 trains by faster ways to the same sums (`lora_hf.fast`), in less memory;
             another model draws its adapters' dropout faster, and the log says why not the rest. Summaries
-            for the validation are written as `generate_summaries` does it.
+            for the validation are written as `generate_summaries` does it. `torch_compile` compiles the
+            model's blocks, and not the model.
 
     The other arguments are those of `transformers.Seq2SeqTrainer`.
 
@@ -80,6 +81,8 @@ class LoraTrainer(ResumableTrainer):
         super().__init__(model, *args, **kwargs)
         if has_flag:
             model._hf_peft_config_loaded = False
+        if compiles_blocks(self):
+            leave_whole(self)
         self.model_accepts_loss_kwargs = True  # it is this class that takes num_items_in_batch
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -105,7 +108,8 @@ class LoraTrainer(ResumableTrainer):
         if self.has_fast_loss and model.training and not return_outputs:
             outputs, loss = None, self._loss_without_logits(model, inputs)
         else:
-            outputs = model(**inputs)
+            kept = without_cache(self.model) if self.fast_paths and model.training else {}
+            outputs = model(**inputs, **kept)
             loss = self.label_smoother(outputs, inputs["labels"]) if self.label_smoother else outputs["loss"]
         if num_items_in_batch is not None:
             tokens = (inputs["labels"] != -100).sum()
@@ -167,35 +171,17 @@ class LoraTrainer(ResumableTrainer):
                 bar.close()
 
     def _train_by_the_fastest(self, *args: Any, **kwargs: Any) -> Any:
-        reason = "weights are sharded" if self._is_sharded() else why_not(self.model)
-        if self.args.torch_compile:
-            reason = "torch_compile writes its own"
-        reason = reason if self.fast_paths else "not asked for"
-        if self.fast_paths and reason:
-            logger.info("no fast paths: %s", reason)
-        plain = self._why_logits() if reason is None else reason
-        if reason is None and plain:
-            logger.info("the loss is had from all logits: %s", plain)
-        self.has_fast_loss = plain is None
-        cheap = self.fast_paths and not self.args.torch_compile  # whose masks it cannot trace
-        with cheap_masks(cheap), nullcontext() if reason else faster(self.model):
+        with fastest(self) as self.has_fast_loss:
             try:
                 return super()._inner_training_loop(*args, **kwargs)
             finally:
                 self.has_fast_loss = False
 
-    def _is_sharded(self) -> bool:
-        return bool(is_deepspeed_zero3_enabled() or self.is_fsdp_enabled)
-
-    def _why_logits(self) -> str | None:
-        if self.label_smoother is not None:
-            return "label smoothing needs them"
-        return None if has_plain_frozen_head(self.model) else "the head trains, or is no plain linear layer"
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Each row counted once, the summaries by the fast paths where these can be."""
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=cuda):  # a data loader draws a seed, sampling its tokens
+        written = as_written() if compiles_blocks(self) else nullcontext()
+        with torch.random.fork_rng(devices=cuda), written:  # a data loader draws a seed, sampling its tokens
             return self._evaluation_loop(*args, **kwargs)
 
     def _evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -204,10 +190,10 @@ class LoraTrainer(ResumableTrainer):
         if not (self.fast_paths and writes):
             return super().evaluation_loop(*args, **kwargs)
         asked = getattr(self, "_gen_kwargs", {})
-        is_sharded = self._is_sharded()  # then all processes go on together
-        if not is_sharded and decoding_for(self.model, asked) is greedy:
+        sharded = is_sharded(self)  # then all processes go on together
+        if not sharded and decoding_for(self.model, asked) is greedy:
             self._gen_kwargs = asked | {"custom_generate": greedy}
-        with nullcontext() if is_sharded else fast_generation(self.model):
+        with nullcontext() if sharded else fast_generation(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

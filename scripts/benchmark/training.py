@@ -88,6 +88,7 @@ def train(side: str, options: argparse.Namespace) -> None:
             num_train_epochs=options.epochs,
             learning_rate=1e-3,
             bf16=options.dtype == "bfloat16",
+            torch_compile=options.compile and not side.startswith("peer"),
             use_cpu=options.device == "cpu",
             logging_steps=1,
             train_sampling_strategy=grouped if options.dropout else "sequential",

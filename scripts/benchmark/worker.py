@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="of random dialogues in place of real ones, in tokens")
     parser.add_argument("--adapters", type=int, default=1, help="loaded; one is trained")
     parser.add_argument("--count", action="store_true", help="the operations of the first epoch")
+    parser.add_argument("--compile", action="store_true", help="our blocks")
     parser.add_argument("--no-dropout", dest="dropout", action="store_false")
     given = parser.parse_args()
     set_verbosity_error()

@@ -118,10 +118,6 @@ def smoothed(model: Any) -> dict[str, Any]:
     return {"label_smoothing_factor": 0.1}
 
 
-def compiled(model: Any) -> dict[str, Any]:
-    return {"torch_compile": True, "torch_compile_backend": "eager"}
-
-
 def head_trained(model: Any) -> dict[str, Any]:
     model.lm_head.weight.requires_grad_(True)
     return {}
@@ -138,7 +134,6 @@ def other_activation(model: Any) -> dict[str, Any]:
     ("change", "told"),
     [
         (smoothed, "the loss is had from all logits: label smoothing needs them"),
-        (compiled, "no fast paths: torch_compile writes its own"),
         (head_trained, "the loss is had from all logits: the head trains"),
         (other_activation, "4 feed-forward layers go the plain way: their activation is not gelu_new"),
     ],

@@ -41,12 +41,17 @@ class Dora(Lora):
 
     @torch.no_grad()
     def _cached_norm(self, base: Backend) -> Tensor:
+        if self.training:
+            return self._new_norm(base)
         weight, factors = base.layer.weight, (self.lora_A, self.lora_B)
         key = (base.changes, weight._version, id(weight), *(factor._version for factor in factors))
-        if self._norm[0] != key or self.training:
-            W = base.dequantize(torch.float32)
-            self._norm = (None if self.training else key, row_norms(W + super().delta(W)))
+        if self._norm[0] != key:
+            self._norm = (key, self._new_norm(base))
         return self._norm[1]
+
+    def _new_norm(self, base: Backend) -> Tensor:
+        W = base.dequantize(torch.float32)
+        return row_norms(W + super().delta(W))
 
     def train(self, mode: bool = True) -> "Dora":
         """Forget the norm: the weights may be others by now."""
