@@ -52,7 +52,8 @@ def plan_step(config: RunConfig) -> Record:
     batch, steps, said = _work(config)
     is_dense = config.model.storage == "dense"
     store = str(trained_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
-    fast = config.fast_paths and device.type == "cpu"
+    # elsewhere, and compiled, the plain ways' sums: an upper bound
+    fast = config.fast_paths and device.type == "cpu" and not config.training.get("torch_compile")
     own = memory(config, settings, store, activation_bytes(config, settings, _computed(store), batch, fast))
     return {
         "model": config.model.model_name_or_path,
