@@ -100,7 +100,8 @@ def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
         runs.append(torch.tensor([*losses(trainer), *evaluated]))
     torch.testing.assert_close(*runs, rtol=0, atol=1e-4)
     assert "torch_compile: 4 blocks" in caplog.text
-    assert counters["stats"]["unique_graphs"] <= 8  # of one row, or one token, is a graph of its own
+    # what has one row or one token is a graph of its own; so is, in older Transformers, what is recomputed
+    assert counters["stats"]["unique_graphs"] <= (12 if "gradient_checkpointing" in more else 8)
 
 
 def test_without_fast_paths_it_is_accelerate_that_compiles_the_model_whole(tmp_path: Path) -> None:
