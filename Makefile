@@ -5,6 +5,8 @@ BIN := .venv/bin
 FAST := -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 LOWEST := .venv-lowest
+# What takes minutes of commands, and asks nothing of a package that other tests do not ask.
+SAME := planning doctor test_soak_long.py test_status.py test_shell.py test_fuzz.py test_docs.py
 
 .PHONY: quickstart test test-full test-lowest soak audit lint format types methods bench costs docs reproduce clean
 
@@ -15,10 +17,10 @@ test: lint types                   ## what a change must pass
 	OMP_NUM_THREADS=1 $(BIN)/python $(FAST)
 
 test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebook, the wheel
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -m "slow and not gpu"
 
 test-lowest: $(LOWEST)/.installed  ## the fast tests on the oldest versions that pyproject.toml admits, but of torch
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(FAST)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(FAST) $(addprefix --ignore=tests/,$(SAME))
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/soak_kill.py --kills 50

@@ -59,6 +59,7 @@ def compare_training(options: list[str], given: argparse.Namespace) -> dict[str,
         "tokens_per_second": {
             k: round(sides[k].steps[0]["epoch_tokens"] / v.sum()) for k, v in seconds.items()
         },
+        "compiled_graphs": int(sides["ours"].steps[-1]["graphs"]),
         "losses_agree": apart <= AGREE,
         "losses_apart": apart,
         "losses": {name: [round(float(x), 5) for x in values] for name, values in losses.items()},

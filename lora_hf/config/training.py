@@ -136,6 +136,12 @@ def _check(key: str, value: Any) -> Any:
     return value
 
 
+def asks_to_compile(training: Mapping[str, Any]) -> bool:
+    """Whether these fields have torch compile; a backend or a mode alone does, as in Transformers."""
+    asked = any(training.get(f"torch_compile{end}") for end in ("", "_backend", "_mode"))
+    return asked and str(training.get("torch_compile_backend")).lower() != "no"
+
+
 def compile_backends() -> list[str]:
     """The names that accelerate takes; it asks for them when the model is loaded."""
     from accelerate.utils import DynamoBackend

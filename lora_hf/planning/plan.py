@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lora_hf.config import RunConfig
+from lora_hf.config.training import asks_to_compile
 from lora_hf.data.stream import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
@@ -53,7 +54,7 @@ def plan_step(config: RunConfig) -> Record:
     is_dense = config.model.storage == "dense"
     store = str(trained_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
     # elsewhere, and compiled, the plain ways' sums: an upper bound
-    fast = config.fast_paths and device.type == "cpu" and not config.training.get("torch_compile")
+    fast = config.fast_paths and device.type == "cpu" and not asks_to_compile(config.training)
     own = memory(config, settings, store, activation_bytes(config, settings, _computed(store), batch, fast))
     return {
         "model": config.model.model_name_or_path,

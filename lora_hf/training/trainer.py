@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
-from lora_hf.fast.compiled import as_written
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
 from lora_hf.processes import gathered
@@ -26,7 +25,7 @@ from lora_hf.training.loraplus import split_groups
 from lora_hf.training.methods import added_weights
 from lora_hf.training.numbers import NumberWatch, check_base_dtype, check_steps, check_weights
 from lora_hf.training.resumable import ResumableTrainer
-from lora_hf.training.ways import compiles_blocks, fastest, is_sharded, leave_whole, without_cache
+from lora_hf.training.ways import fastest, is_sharded, uncompiled, without_cache
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +80,6 @@ class LoraTrainer(ResumableTrainer):
         super().__init__(model, *args, **kwargs)
         if has_flag:
             model._hf_peft_config_loaded = False
-        if compiles_blocks(self):
-            leave_whole(self)
         self.model_accepts_loss_kwargs = True  # it is this class that takes num_items_in_batch
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -180,8 +177,7 @@ class LoraTrainer(ResumableTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Each row counted once, the summaries by the fast paths where these can be."""
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        written = as_written() if compiles_blocks(self) else nullcontext()
-        with torch.random.fork_rng(devices=cuda), written:  # a data loader draws a seed, sampling its tokens
+        with torch.random.fork_rng(devices=cuda), uncompiled(self):  # a data loader draws a seed
             return self._evaluation_loop(*args, **kwargs)
 
     def _evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,7 @@ class InTurn(TrainerCallback):
 
     def __init__(self, options: argparse.Namespace, tokens: int, bare: float) -> None:
         self.device, self.counted, self.tokens, self.bare = options.device, options.count, tokens, bare
+        self.compiles = options.compile
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gc.collect()
@@ -60,6 +61,10 @@ class InTurn(TrainerCallback):
         self.seconds = time.perf_counter() - self.start
         self.counter.__exit__(None, None, None)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.compiles and self.counted and round(state.epoch) == 1:
+            torch.compiler.reset()  # what was met while operations were counted would stay uncompiled
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
             peak, counted = memory(self.device, "VmHWM"), isinstance(self.counter, FlopCounterMode)
@@ -71,8 +76,16 @@ class InTurn(TrainerCallback):
                     "mib_with_weights": peak - self.bare,
                     "flop": self.counter.get_total_flops() if counted else None,
                     "epoch_tokens": self.tokens,
+                    "graphs": compiled_graphs() if self.compiles else 0,
                 }
             )
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch has compiled in this process."""
+    from torch._dynamo.utils import counters  # here: it takes memory, which is measured
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def train(side: str, options: argparse.Namespace) -> None:
@@ -89,6 +102,7 @@ def train(side: str, options: argparse.Namespace) -> None:
             learning_rate=1e-3,
             bf16=options.dtype == "bfloat16",
             torch_compile=options.compile and not side.startswith("peer"),
+            tf32=False if options.device == "cuda" else None,  # compiling alone would turn it on
             use_cpu=options.device == "cpu",
             logging_steps=1,
             train_sampling_strategy=grouped if options.dropout else "sequential",

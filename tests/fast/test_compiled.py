@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from training.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
 
 from lora_hf import LoraConfig, inject_adapters
+from lora_hf.errors import UserError
 from lora_hf.fast.compiled import blocks_of, compiled
 
 
@@ -41,9 +42,8 @@ def test_four_graphs_serve_every_length_and_give_the_same_gradients(use_dora: bo
     randomize(model)
     batches = [batch(*lengths) for lengths in ((7, 5), (19, 3), (11, 9), (4, 4))]
     expected = [gradients(model, each) for each in batches]
-    with compiled(model, "eager") as n:
+    with compiled(model, "EAGER"):
         found = [gradients(model, each) for each in batches]
-    assert n == len(model.encoder.block) + len(model.decoder.block)
     assert counters["stats"]["unique_graphs"] == 4 and not counters["graph_break"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -65,18 +65,19 @@ def test_a_model_s_blocks_are_those_that_it_names(name: str) -> None:
     assert len(blocks_of(model)) > 1
 
 
-def test_what_names_no_blocks_is_compiled_whole() -> None:
+def test_what_names_no_blocks_is_compiled_whole(caplog: pytest.LogCaptureFixture) -> None:
     class Own(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + 1
 
     model = Own()
-    with compiled(model, "eager") as n:
+    with caplog.at_level("INFO", "lora_hf"), compiled(model, "eager"):
         model(torch.ones(1, 2))
-    assert n == 1 and counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 1
+    assert "torch_compile: the model, which names no blocks" in caplog.text
 
 
-@pytest.mark.parametrize("more", [{}, {"label_smoothing_factor": 0.1}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("more", [{}, {"label_smoothing_factor": 0.1}])
 def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
     more: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,13 +101,53 @@ def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
         runs.append(torch.tensor([*losses(trainer), *evaluated]))
     torch.testing.assert_close(*runs, rtol=0, atol=1e-4)
     assert "torch_compile: 4 blocks" in caplog.text
-    # what has one row or one token is a graph of its own; so is, in older Transformers, what is recomputed
-    assert counters["stats"]["unique_graphs"] <= (12 if "gradient_checkpointing" in more else 8)
+    assert 4 <= counters["stats"]["unique_graphs"] <= 8  # what has one row or one token is a graph of its own
+    assert counters["stats"]["calls_captured"] > 400
+
+
+def small(folder: Path, **more: Any) -> Any:
+    return arguments(folder, max_steps=1, torch_compile=True, **({"torch_compile_backend": "eager"} | more))
+
+
+def test_many_configurations_in_one_process_are_all_compiled(tmp_path: Path) -> None:
+    for graphs, r in ((4, 2), (8, 3), (12, 5)):  # torch's own limit is 8
+        trainer = make_trainer(inject_adapters(make_t5(), LoraConfig(r=r)), small(tmp_path))
+        trainer.train()
+        assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: Any, inputs: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no compiler is here")
+
+    monkeypatch.setattr("torch._dynamo.backends.registry._COMPILER_FNS", {"eager": broken})
+    trainer = make_trainer(adapted(), small(tmp_path))
+    with pytest.raises(UserError, match="training.torch_compile: .*no compiler is here"):
+        trainer.train()
+    assert all(block._compiled_call_impl is None for block in blocks_of(trainer.model))
+
+
+@pytest.mark.parametrize(
+    ("more", "told", "graphs"),
+    [
+        ({"gradient_checkpointing": True}, "the model whole: what is computed again leaves no graph", None),
+        ({"torch_compile_backend": "no"}, "", 0),
+    ],
+)
+def test_what_is_not_compiled_block_by_block_is_said(
+    more: dict[str, Any], told: str, graphs: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "lora_hf"):
+        make_trainer(adapted(), small(tmp_path, **more)).train()
+    assert told in caplog.text and "blocks" not in caplog.text
+    assert graphs is None or counters["stats"]["unique_graphs"] == graphs
 
 
 def test_without_fast_paths_it_is_accelerate_that_compiles_the_model_whole(tmp_path: Path) -> None:
-    args = arguments(tmp_path, max_steps=1, torch_compile=True, torch_compile_backend="eager")
-    trainer = make_trainer(adapted(), args, fast_paths=False)
-    trainer.train()
-    assert type(trainer.model_wrapped).__name__ == "OptimizedModule"
-    assert type(make_trainer(adapted(), args).model_wrapped).__name__ != "OptimizedModule"
+    whole = make_trainer(adapted(), small(tmp_path), fast_paths=False)
+    in_blocks = make_trainer(adapted(), small(tmp_path))  # of the same process, and made after it
+    in_blocks.train()
+    in_blocks.predict(Rows(3))
+    assert type(in_blocks.model_wrapped).__name__ != "OptimizedModule"
+    whole.train()
+    assert type(whole.model_wrapped).__name__ == "OptimizedModule"
