@@ -17,7 +17,7 @@ test: lint types                   ## what a change must pass
 	OMP_NUM_THREADS=1 $(BIN)/python $(FAST)
 
 test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebook, the wheel
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-lowest: $(LOWEST)/.installed  ## the fast tests on the oldest versions that pyproject.toml admits, but of torch
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(FAST) $(addprefix --ignore=tests/,$(SAME))
