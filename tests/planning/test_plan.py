@@ -197,8 +197,11 @@ def test_the_command_needs_no_network_for_a_flan_t5(tmp_path: Path) -> None:
         "lora_hf/configs/flan_t5_base_dialogsum_lora.yaml",
     ]
     env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=env, check=True)
+    record = json.loads(done.stdout)
+    assert record["trainable"] == 3_538_944 and record["steps"] is None
     shown = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
-    assert "3,538,944 of 251,116,800 train (1.41%)" in shown
+    assert "247,577,856" not in shown and "3,538,944 of 251,116,800 train (1.41%)" in shown
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
