@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import MODELS, make_t5, randomize
 from torch._dynamo.utils import counters
-from training.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
+from training.tiny_trainer import Rows, adapted, all_losses, arguments, make_trainer
 
 from lora_hf import LoraConfig, inject_adapters
 from lora_hf.errors import UserError
@@ -97,8 +97,7 @@ def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
         with caplog.at_level("INFO", "lora_hf"):
             trainer = make_trainer(adapted(), args, eval_dataset=Rows(6, seed=9))
             trainer.train()
-        evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-        runs.append(torch.tensor([*losses(trainer), *evaluated]))
+        runs.append(all_losses(trainer))
     torch.testing.assert_close(*runs, rtol=0, atol=1e-4)
     assert "torch_compile: 4 blocks" in caplog.text
     assert 4 <= counters["stats"]["unique_graphs"] <= 8  # what has one row or one token is a graph of its own

@@ -112,3 +112,9 @@ class StopAt(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             control.should_training_stop = True
+
+
+def all_losses(trainer: Any) -> torch.Tensor:
+    """Of the steps, then of the evaluations."""
+    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return torch.tensor([*losses(trainer), *evaluated])
