@@ -18,15 +18,13 @@ from transformers.utils import logging as transformers_logging
 from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.config import ModelConfig
-from lora_hf.config.model import NAME_FIELD
+from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line
 from lora_hf.files import checkpoint_fingerprint
 from lora_hf.hub.fetch import pin
 from lora_hf.originals import OriginalWeights, checkpoint_files
 from lora_hf.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
 
-EMBEDDED = "embedded"
-ASSETS = Path(__file__).parent / "assets" / "tiny_t5"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NO_CODE = {"trust_remote_code": False}
 """Without it Transformers asks, on the terminal, whether the code of a repository may run."""

@@ -36,6 +36,9 @@ VERBS = (
 """In the order of `--help`; a verb is a function of the same name."""
 COMPLETING = "_LORA_HF_COMPLETE"
 """Set by the shell's completion, as Typer's scripts for it do."""
+HIDDEN = ("peft", "hqq", "sklearn")
+"""Packages that Transformers and NLTK import wherever they are installed, which takes seconds, and that no
+command uses through them. `adapters.backends.affine` reveals `hqq` where a base is stored by it."""
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -48,9 +51,11 @@ for verb in VERBS:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and leave the process with its exit status."""
+    """Run a command and leave the process with its exit status; to stay in the process, call `run`."""
     if COMPLETING in os.environ:
         app(prog_name="lora-hf")
+    for name in HIDDEN:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     processes.leave(run(words, debug=len(words) < len(given)))

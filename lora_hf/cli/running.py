@@ -1,14 +1,20 @@
 """The commands that train: they take a config."""
 
 import json
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lora_hf import processes
 from lora_hf.cli.options import Config, Json, Overrides, print_report, print_scores
 from lora_hf.layout import COMPARISON, STUDY, SWEEP
+
+if TYPE_CHECKING:
+    from lora_hf.config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Config, overrides: Overrides = None) -> None:
@@ -17,16 +23,30 @@ def train(config: Config, overrides: Overrides = None) -> None:
     [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
     """
     from lora_hf.config.file import load_config
+    from lora_hf.runs.finished import LEFT, finished_record
 
     processes.start()
-    run = processes.together(lambda: load_config(config, overrides or []))
-    from lora_hf.runs.arm import run_arm  # after the config's mistakes: it takes seconds
 
-    record = run_arm(run.for_arm(run.method, run.seed, run.output_dir))
+    def is_done(run: "RunConfig") -> bool:
+        return finished_record(_one(run)) is not None
+
+    run = processes.together(lambda: load_config(config, overrides or [], is_done=is_done))
+    record = finished_record(_one(run))
+    if record is not None:
+        logger.info(LEFT, run.output_dir)
+    else:
+        from lora_hf.runs.arm import run_arm  # after the config's mistakes: it takes seconds
+
+        record = run_arm(_one(run))
     processes.stop()
     if processes.is_main():
         print_scores(record)
         print(f"results: {Path(run.output_dir) / 'results.json'}")
+
+
+def _one(config: "RunConfig") -> "RunConfig":
+    """Return the run of the config's own method, without what is for several runs."""
+    return config.for_arm(config.method, config.seed, config.output_dir)
 
 
 def compare(config: Config, overrides: Overrides = None) -> None:
@@ -34,17 +54,21 @@ def compare(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
     """
-    from lora_hf.config.file import load_config
-
-    root = Path(load_config(config, overrides or []).output_dir)
-    from rich.console import Console
-
-    from lora_hf.reporting.table import comparison_terminal
     from lora_hf.runs import compare as comparing
 
     comparison = comparing.compare(config, overrides or [])
+    from rich.console import Console
+
+    from lora_hf.reporting.table import comparison_terminal
+
     Console().print(comparison_terminal(comparison))
-    print_report(root, COMPARISON)
+    print_report(_output_dir(config, overrides), COMPARISON)
+
+
+def _output_dir(config: Path, overrides: list[str] | None) -> Path:
+    from lora_hf.config.file import load_config
+
+    return Path(load_config(config, overrides or [], is_done=lambda run: True).output_dir)
 
 
 def methods(config: Config, overrides: Overrides = None) -> None:
@@ -52,16 +76,15 @@ def methods(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
     """
-    from lora_hf.config.file import load_config
+    from lora_hf.runs import methods as study
 
-    root = Path(load_config(config, overrides or [], is_study=True).output_dir)
+    summary = study.compare_methods(config, overrides or [])
     from rich.console import Console
 
     from lora_hf.reporting.methods_table import methods_terminal
-    from lora_hf.runs import methods as study
 
-    Console().print(methods_terminal(study.compare_methods(config, overrides or [])))
-    print_report(root, STUDY)
+    Console().print(methods_terminal(summary))
+    print_report(_output_dir(config, overrides), STUDY)
 
 
 def sweep(config: Config, overrides: Overrides = None) -> None:
@@ -69,16 +92,15 @@ def sweep(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
     """
-    from lora_hf.config.file import load_config
+    from lora_hf.runs.sweep import sweep as run_sweep
 
-    root = Path(load_config(config, overrides or [], is_study=True).output_dir)
+    summary = run_sweep(config, overrides or [])
     from rich.console import Console
 
     from lora_hf.reporting.sweep_table import sweep_terminal
-    from lora_hf.runs.sweep import sweep as run_sweep
 
-    Console().print(sweep_terminal(run_sweep(config, overrides or [])))
-    print_report(root, SWEEP)
+    Console().print(sweep_terminal(summary))
+    print_report(_output_dir(config, overrides), SWEEP)
 
 
 def reproduce(overrides: Overrides = None) -> None:

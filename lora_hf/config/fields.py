@@ -5,11 +5,15 @@ import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import GenerateJsonSchema
 
 _FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; beyond these no file system can even be asked
 NUMBER = r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?"
 """A number as text, such as `5e-4`, which PyYAML reads as text."""
+
+WORDS = "^([Yy]es|YES|[Oo]n|ON|[Tt]rue|TRUE|[Nn]o|NO|[Oo]ff|OFF|[Ff]alse|FALSE)$"
+"""Text that is read as true or false: YAML 1.1 reads these words as booleans, YAML 1.2 as text."""
 
 
 def _read_number(value: Any) -> Any:
@@ -54,3 +58,19 @@ class Section(BaseModel):
     """A part of the YAML."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Forgiving(GenerateJsonSchema):
+    """Generate the JSON schema of these types with what they forgive: `5e-4` or `yes` as text."""
+
+    def float_schema(self, schema: Any) -> dict[str, Any]:
+        """Return the schema of a number, or of text that holds one."""
+        return {"anyOf": [super().float_schema(schema), {"type": "string", "pattern": f"^{NUMBER}$"}]}
+
+    def bool_schema(self, schema: Any) -> dict[str, Any]:
+        """Return the schema of true or false, or of a word for it."""
+        return {"anyOf": [super().bool_schema(schema), {"type": "string", "pattern": WORDS}]}
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Leave out titles, which only repeat the names."""
+        return False

@@ -3,7 +3,7 @@
 Every mistake is found before any is told: one error, a line for each, with the file's line or `command line`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -22,7 +22,12 @@ NOT_INPUTS = ("output_dir", "overwrite")  # where and how a run is kept, not wha
 COMMAND_LINE = 10**9  # a line past every file's: the command line is told last
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), is_study: bool = False) -> RunConfig:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    is_study: bool = False,
+    is_done: Callable[[RunConfig], bool] = lambda config: False,
+) -> RunConfig:
     """The run that a YAML file and the overrides after it describe.
 
     A config that comes with the package is found by its name (`quickstart`, `configs/quickstart.yaml`) from
@@ -32,6 +37,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), is_study: bool 
         path: the YAML, or a shipped config's name.
         overrides: `key.sub=value`, each laid over the file.
         is_study: whether the variants will run: each is checked with the common fields under it.
+        is_done: whether everything that the config asks for is there already. If so, the training settings
+            are not checked together, which imports Transformers: the finished runs passed that check.
 
     Raises:
         UserError: with every mistake in it, one a line: `FILE:LINE: lora.r='eight' is not an integer`.
@@ -46,8 +53,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), is_study: bool 
         config = RunConfig.model_validate(document.data)
     except ValidationError as error:
         mistakes += mistakes_of(error, document.data)
-    mistakes = mistakes or _check_combinations(config)
     mistakes = mistakes or (check_variants(config) if is_study else [])
+    if not mistakes and not is_done(config):
+        mistakes = _check_combinations(config)
     if mistakes:
         raise UserError("\n".join(_told(path, document, mistakes)))
     return config

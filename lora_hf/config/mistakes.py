@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from lora_hf.config.schema import METHODS, RunConfig, Section
+from lora_hf.config.training_fields import training_fields
 
 KeyPath = tuple[str | int, ...]
 TRAINING = "training"
@@ -169,9 +170,7 @@ def _right_names(path: KeyPath) -> list[str]:
 
 
 def _training_names() -> list[str]:
-    from lora_hf.config.training import ELSEWHERE, training_fields  # not above: it takes seconds
-
-    return [f"{TRAINING}.{name}" for name in training_fields() if name not in ELSEWHERE]
+    return [f"{TRAINING}.{name}" for name in training_fields()]
 
 
 def _leaf(name: str) -> str:

@@ -1,5 +1,6 @@
 """The `model:` section: which base, and how its weights are stored."""
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -8,6 +9,9 @@ from pydantic_core import PydanticCustomError
 from lora_hf.config.fields import Count, Flag, Place, Section, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+EMBEDDED = "embedded"
+"""The name of the model and of the sample in the package."""
+ASSETS = Path(__file__).parents[1] / "assets" / "tiny_t5"
 NAME_FIELD = "model.model_name_or_path"
 DENSE = {"load_in_4bit": False, "load_in_8bit": False}
 """What full fine-tuning lays over the section: quantized weights cannot all be trained."""

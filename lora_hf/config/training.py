@@ -1,105 +1,40 @@
-"""Checks `training:` against the fields of `Seq2SeqTrainingArguments`: names, types, bounds, all together.
+"""Check `training:`: names, types and bounds by the fields' schemas, then all together by Transformers."""
 
-Names and types come from the dataclass itself, so a newer Transformers brings its own. What it accepts in
-silence and fails on later (a batch size of 0), or what has its place elsewhere (`output_dir`), is below.
-"""
-
-import dataclasses
 import re
-import typing
 import warnings
 from collections.abc import Mapping
-from enum import Enum
-from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from lora_hf.config.fields import Flag, Integer, Number
 from lora_hf.config.mistakes import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
-from lora_hf.config.schema import Flag, Integer, Number
+from lora_hf.config.training_fields import ELSEWHERE, FIXED, LARGEST, FieldSchema, training_fields
 from lora_hf.layout import ROUGE_NAMES
 
-# What has a field of its own here would otherwise be said twice, and only one of the two would be heard.
-ELSEWHERE = {
-    "output_dir": "belongs at the top level: output_dir",
-    "seed": "belongs at the top level: seed (or seeds)",
-    "generation_max_length": "belongs to generation: max_new_tokens",
-    "generation_num_beams": "belongs to generation: num_beams",
-    "generation_config": "belongs to the section generation",
-    "resume_from_checkpoint": "is not needed: the same command again goes on with an interrupted run",
-    "hub_token": "would be copied into the run directory: run `hf auth login`, or set HF_TOKEN",
-    "hub_strategy": "is not needed: the finished run is pushed, once",
-    "hub_always_push": "is not needed: the finished run is pushed, once",
-}
-FP16 = (
-    "overflows in T5 (its feed-forward output passes 65504, and the loss becomes NaN); "
-    "use bf16: true on a GPU that has it, or float32"
-)
-LEFT_OFF = {
-    "fp16": FP16,
-    "fp16_full_eval": FP16,
-    "batch_eval_metrics": "has no use here: ROUGE is taken of all summaries at once",
-}
-LARGEST = 2**63 - 1
-"""Of an integer, whatever it is for."""
-# Inclusive bounds of what Transformers does not check when it is given.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "per_device_train_batch_size": (1, 2**31),
-    "per_device_eval_batch_size": (1, 2**31),
-    "gradient_accumulation_steps": (1, 2**31),
-    "eval_accumulation_steps": (1, 2**31),
-    "data_seed": (0, 2**32 - 1),  # as the seed
-    "save_total_limit": (1, float("inf")),
-    "num_train_epochs": (0, float("inf")),
-    "max_steps": (-1, float("inf")),
-    "learning_rate": (0, float("inf")),
-    "weight_decay": (0, float("inf")),
-    "max_grad_norm": (0, float("inf")),
-    "adam_beta1": (0, 1),
-    "adam_beta2": (0, 1),
-    "adam_epsilon": (0, float("inf")),
-    "label_smoothing_factor": (0, 1),
-    "dataloader_num_workers": (0, 1024),  # each is a process
-    "logging_steps": (0, float("inf")),
-    "eval_steps": (0, float("inf")),
-    "save_steps": (0, float("inf")),
-    "warmup_steps": (0, float("inf")),
-}
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
 BEST = ("loss", *ROUGE_NAMES, "words")
-"""What an evaluation during training gives."""
+"""Metrics of an evaluation during training."""
 # They set environment variables, process groups or global flags when given, or depend on this machine.
 _NOT_TRIED = """deepspeed fsdp fsdp_config accelerator_config parallelism_config tf32 use_cpu
 torch_compile torch_compile_backend torch_compile_mode""".split()
-_NOUNS: dict[Any, str] = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    dict: "a mapping",
-    list: "a list",
-    NoneType: "null",
+_KINDS: dict[str, tuple[Any, str]] = {
+    "integer": (Integer, "an integer"),
+    "number": (Number, "a number"),
+    "boolean": (Flag, "true or false"),
+    "string": (str, "text"),
+    "object": (dict, "a mapping"),
+    "array": (list, "a list"),
+    "null": (NoneType, "null"),
 }
-_TYPES: dict[Any, Any] = {int: Integer, float: Number, bool: Flag}
-
-
-@cache
-def training_fields() -> dict[str, Any]:
-    """The settable fields of `Seq2SeqTrainingArguments` with their annotations."""
-    from transformers import Seq2SeqTrainingArguments  # here: it takes seconds
-
-    hints = typing.get_type_hints(Seq2SeqTrainingArguments)
-    return {
-        field.name: hints[field.name] for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init
-    }
+"""Types of a JSON schema: how a value is read, and what the type is called."""
 
 
 def check_training(
     training: Mapping[Any, Any], path: KeyPath = ("training",)
 ) -> tuple[dict[str, Any], list[Mistake]]:
-    """The section with numbers as numbers, and every key and value in it that is wrong."""
+    """Return the section with its values in their fields' types, and every mistake in it."""
     values: dict[str, Any] = {}
     mistakes: list[Mistake] = []
     for key, value in training.items():
@@ -113,24 +48,19 @@ def check_training(
 
 
 def _check(key: str, value: Any) -> Any:
-    """The value in its field's type; the error's text follows `key=value`."""
+    """Return the value in its field's type; the text of a ValueError follows `key=value`."""
     if key in ELSEWHERE:
         raise ValueError(ELSEWHERE[key])
-    value = _convert(value, key)
-    if key in LEFT_OFF and value:
-        raise ValueError(LEFT_OFF[key])
-    if key == "predict_with_generate" and not value:
-        raise ValueError("is always true here: an evaluation takes ROUGE of written summaries")
-    if key == "torch_compile_mode" and value is not None and value not in COMPILE_MODES:
-        raise ValueError(f"is not one of {', '.join(COMPILE_MODES)}")
-    if key == "torch_compile_backend" and value is not None and str(value) not in compile_backends():
-        raise ValueError(f"is not one of {', '.join(compile_backends())}")
+    schema = training_fields()[key]
+    value = _convert(value, {"anyOf": [{"type": "boolean"}]} if key in FIXED else schema)
+    if key in FIXED and value != FIXED[key][0]:
+        raise ValueError(FIXED[key][1])
     if key == "metric_for_best_model" and str(value or "loss").removeprefix("eval_") not in BEST:
         raise ValueError(f"is not one of {', '.join(BEST)}, which an evaluation gives")
     if key == "accelerator_config" and isinstance(value, str) and not Path(value).is_file():
         raise ValueError("is no file; write its fields as a mapping, or the path of a JSON file")
     most = LARGEST if isinstance(value, int) else float("inf")
-    low, high = BOUNDS.get(key, (-most, most))
+    low, high = schema.get("minimum", -most), schema.get("maximum", most)
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"must be at least {low:g}" if value < low else f"must be at most {high:g}")
     return value
@@ -142,69 +72,49 @@ def asks_to_compile(training: Mapping[str, Any]) -> bool:
     return asked and str(training.get("torch_compile_backend")).lower() != "no"
 
 
-def compile_backends() -> list[str]:
-    """The names that accelerate takes; it asks for them when the model is loaded."""
-    from accelerate.utils import DynamoBackend
-
-    return [backend.value.lower() for backend in DynamoBackend]
-
-
-def choices_of(key: str) -> list[str]:
-    """The values that a field of closed choices takes; none where it is open."""
-    from transformers import Seq2SeqTrainingArguments
-
-    members = typing.get_args(training_fields()[key])
-    enums = [m for m in members if isinstance(m, type) and issubclass(m, Enum)]
-    metadata = next(f.metadata for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.name == key)
-    return [str(member.value) for enum in enums for member in enum] or list(metadata.get("choices", ()))
-
-
-def plain_types(key: str) -> list[Any]:
-    """The types that a YAML can say of those that a field takes; none for a class of Transformers' own."""
-    annotation = training_fields()[key]
-    members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    return [member for member in members if _plain(member) in _NOUNS]
-
-
-def _convert(value: Any, key: str) -> Any:
-    if choices := choices_of(key):
-        if value not in choices:
-            few = len(choices) <= 16
-            listed = ", ".join(choices) if few else f"{len(choices)} names, such as {choices[0]}"
-            raise ValueError(f"is not one of {listed}{near_choice(value, choices)}")
-        return value
-    known = plain_types(key)
-    for member in known:
-        checked = TypeAdapter(read_as(member), config=ConfigDict(strict=True))
+def _convert(value: Any, schema: FieldSchema) -> Any:
+    if "enum" in schema:
+        if value in schema["enum"]:
+            return value
+        choices = [choice for choice in schema["enum"] if choice is not None]
+        few = len(choices) <= 16
+        listed = ", ".join(choices) if few else f"{len(choices)} names, such as {choices[0]}"
+        raise ValueError(f"is not one of {listed}{near_choice(value, choices)}")
+    kinds = schema.get("anyOf", [])
+    for kind in kinds:
+        checked = TypeAdapter(_read_as(kind), config=ConfigDict(strict=True))
         try:
             converted = checked.validate_python(value)
         except ValidationError:
             continue
         return value if converted == value else converted  # 25 steps stay 25, not 25.0
-    if not known:  # a class of Transformers or accelerate's own: its construction will tell
+    if not kinds:  # a class of Transformers or accelerate's own: its construction will tell
         return value
-    raise ValueError(f"is not {' or '.join(dict.fromkeys(_NOUNS[_plain(member)] for member in known))}")
+    raise ValueError(f"is not {' or '.join(dict.fromkeys(_KINDS[_type(kind)][1] for kind in kinds))}")
 
 
-def read_as(member: Any) -> Any:
-    """A type with what is forgiven in a config: `5e-4` as text, yes and no, a list of choices as texts."""
-    inner = typing.get_args(member)
-    if _plain(member) is list and inner and isinstance(inner[0], type) and issubclass(inner[0], Enum):
-        return list[Literal[tuple(str(choice.value) for choice in inner[0])]]  # type: ignore[misc]
-    return _TYPES.get(member, member)
+def _type(kind: FieldSchema) -> str:
+    """Return the type of one alternative, whose first member is the type without what is forgiven."""
+    name: str = kind["type"] if "type" in kind else _type(kind["anyOf"][0])
+    return name
 
 
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, UnionType)
-
-
-def _plain(annotation: Any) -> Any:
-    """`list` of `list[str]`."""
-    return typing.get_origin(annotation) or annotation
+def _read_as(kind: FieldSchema) -> Any:
+    """Return the Python type of one alternative of a field's schema."""
+    if "enum" in kind:
+        return Literal[tuple(kind["enum"])]
+    if items := kind.get("items"):
+        return list[_read_as(items)]  # type: ignore[misc]
+    if isinstance(values := kind.get("additionalProperties"), dict):
+        return dict[str, _read_as(values)]  # type: ignore[misc]
+    return _KINDS[_type(kind)][0]
 
 
 def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -> list[Mistake]:
-    """What Transformers itself says of the settings together; no device is touched and nothing is written."""
+    """Return what Transformers itself refuses in the settings taken together.
+
+    It imports Transformers, touches no device and writes nothing.
+    """
     from transformers import Seq2SeqTrainingArguments
 
     class Trial(Seq2SeqTrainingArguments):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lora_hf.config import DataConfig
+from lora_hf.config.model import EMBEDDED
 from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
 from lora_hf.data.rows import READERS, iterate_rows, read_rows, read_utf8
 from lora_hf.errors import UserError, first_line
@@ -15,7 +16,6 @@ from lora_hf.hub.fetch import check_dataset
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-EMBEDDED = "embedded"
 EMBEDDED_ROWS: dict[Split, int] = {"train": 10_000, "validation": 500, "test": 500}
 logger = logging.getLogger(__name__)
 

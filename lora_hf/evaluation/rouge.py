@@ -11,6 +11,7 @@ trained English model on 15,899 summaries of DialogSum and FLAN-T5 it then split
 (untrained: 6 %), and the rougeLsum of three models differs by at most 0.0002 (untrained: 0.0018).
 
 `Rouge`, the same numbers as an `evaluate.Metric`, lives in `metric.py`: importing `evaluate` takes seconds.
+NLTK and `rouge_score` are imported when the first text is scored, for the same reason.
 """
 
 import re
@@ -22,16 +23,13 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from nltk.stem.porter import PorterStemmer
-from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenize import tokenize
-
 from lora_hf.errors import UserError
-from lora_hf.evaluation.parallel import cores, in_processes
 from lora_hf.layout import ROUGE_NAMES
 
 if TYPE_CHECKING:
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+    from rouge_score.rouge_scorer import RougeScorer
+
     from lora_hf.evaluation.metric import Rouge as Rouge
 else:
 
@@ -43,9 +41,6 @@ else:
 
         return Rouge
 
-
-PAYS_FROM = 3_000_000
-"""Characters: some four seconds for one process, of which a worker needs more than one to start."""
 
 MOST_CELLS = 25_000_000
 """Words times words of a pair: two texts of 5,000, some ten seconds. A dialogue's summary has a hundred."""
@@ -78,15 +73,12 @@ def split_sentences(text: str) -> str:
     return "\n".join(sentences)
 
 
-def rouge_per_pair(
-    predictions: Sequence[str], references: Sequence[str], *, processes: int | None = None
-) -> dict[str, list[float]]:
+def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
     """Score each prediction against the reference beside it.
 
     Args:
         predictions: n summaries.
         references: n summaries, `references[i]` for `predictions[i]`.
-        processes: how many score; None takes one a core if the texts are so long that it pays.
 
     Returns:
         For each of `ROUGE_NAMES` n F1 values from 0 to 1. An empty text scores 0.
@@ -101,23 +93,6 @@ def rouge_per_pair(
     _require_strings("predictions", predictions)
     _require_strings("references", references)
     _refuse_absurd(predictions, references)
-    if processes is None:
-        is_long = sum(map(len, predictions)) + sum(map(len, references)) >= PAYS_FROM
-        processes = cores() if is_long else 1
-    processes = max(1, min(processes, len(predictions)))
-    if processes == 1:
-        return score_pairs(predictions, references)
-    pieces = [(predictions[i::processes], references[i::processes]) for i in range(processes)]
-    parts = in_processes(__name__, score_pairs.__name__, pieces)
-    scores = {name: [0.0] * len(predictions) for name in ROUGE_NAMES}
-    for i, part in enumerate(parts):
-        for name in ROUGE_NAMES:
-            scores[name][i::processes] = part[name]
-    return scores
-
-
-def score_pairs(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """`rouge_per_pair` in this process, of texts that were checked."""
     scorer = _scorer()
     scores: dict[str, list[float]] = {name: [] for name in ROUGE_NAMES}
     for prediction, reference in zip(predictions, references, strict=True):
@@ -181,16 +156,22 @@ def _require_strings(name: str, texts: Sequence[object]) -> None:
             raise TypeError(f"{name}[{index}] is {text!r}, a {type(text).__name__}, not a string")
 
 
-def _scorer() -> RougeScorer:
-    """`RougeScorer(ROUGE_NAMES, use_stemmer=True)`, but each word is stemmed once: half the time."""
+def _scorer() -> "RougeScorer":
+    """Return `RougeScorer(ROUGE_NAMES, use_stemmer=True)`, but with each word stemmed once: half the time."""
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenize import tokenize
+
     stemmer = SimpleNamespace(stem=cache(PorterStemmer().stem))
     tokenizer = SimpleNamespace(tokenize=lambda text: tokenize(text, stemmer))
     return RougeScorer(list(ROUGE_NAMES), tokenizer=tokenizer)
 
 
 @cache
-def _punkt() -> PunktSentenceTokenizer:
-    """Punkt (Kiss and Strunk 2006) that knows abbreviations and sentence starters, but no training text."""
+def _punkt() -> "PunktSentenceTokenizer":
+    """Return Punkt (Kiss and Strunk 2006) with abbreviations and sentence starters, but no training text."""
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
     known = PunktParameters()
     known.abbrev_types.update(_ABBREVIATIONS.split())
     known.sent_starters.update(_SENTENCE_STARTERS.split())

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_hf.config import RunConfig
+from lora_hf.config.model import EMBEDDED
 
-EMBEDDED = "embedded"
 WEIGHTS = {"bottleneck": "Bottleneck layers", "prompt_tuning": "A tuned prompt"}
 KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_rslora": "rsLoRA"}
 Record = dict[str, Any]

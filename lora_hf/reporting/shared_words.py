@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
-
-from nltk.stem.porter import PorterStemmer
+from typing import Any
 
 _WORD = re.compile(r"[A-Za-z0-9]+")
 _SHORT = 3
@@ -28,9 +27,12 @@ def marked(text: str, references: Sequence[str]) -> str:
 @cache
 def _stem(word: str) -> str:
     lower = word.lower()
-    return _stemmer().stem(lower) if len(lower) > _SHORT else lower
+    stem: str = _stemmer().stem(lower) if len(lower) > _SHORT else lower
+    return stem
 
 
 @cache
-def _stemmer() -> PorterStemmer:
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer  # here: it takes a second
+
     return PorterStemmer()

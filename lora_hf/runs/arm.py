@@ -25,6 +25,7 @@ from lora_hf.modeling import load_model, load_tokenizer, pick_device
 from lora_hf.processes import from_main, gather, is_sharded, together, world_size
 from lora_hf.runs.alone import alone
 from lora_hf.runs.directory import RunDirectory, folder_bytes, read_record
+from lora_hf.runs.finished import LEFT, sources_of
 from lora_hf.runs.push import check_push, push_run
 from lora_hf.training.fit import adapt, fit, load_trained
 from lora_hf.training.methods import METHODS
@@ -41,18 +42,19 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
         UserError: a mistake in the config, the data, the model or the output directory, or no push of it.
         Interrupted: told to stop; a checkpoint is saved.
     """
-    run = RunDirectory(config)
+    run, sources = RunDirectory(config), sources_of(config)
     device = pick_device()
     tokenizer, data, model = together(lambda: _read(config, run, device))
     with alone(run.path):
+        fingerprints = {"data": data.fingerprint, "model": model.base_fingerprint}
+        from_main(lambda: run.claim(fingerprints, sources))
         return _run(config, run, model, tokenizer, data)
 
 
 def _run(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data: ArmData) -> dict[str, Any]:
     """The stages that write, each of them left out where its result is there."""
-    from_main(lambda: run.claim({"data": data.fingerprint, "model": model.base_fingerprint}))
     if (record := from_main(run.results)) is not None:
-        logger.info("%s: finished before with the same inputs; left as it is", run.path)
+        logger.info(LEFT, run.path)
         from_main(lambda: push_run(config))
         return record
     set_seed(config.seed)

@@ -7,9 +7,8 @@ from typing import Any
 from lora_hf.config import Method, RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.config.model import DENSE
-from lora_hf.runs.directory import read_record
-from lora_hf.runs.report import COMPARED, write_report
-from lora_hf.runs.study import Arm, arms_of, folders_of, run_arms, shell
+from lora_hf.layout import COMPARISON
+from lora_hf.runs.study import Arm, all_finished, arms_of, folders_of, report_of, run_arms, shell
 
 ORDER: tuple[Method, ...] = ("base", "lora", "full")
 """Of the runs: a target that matches nothing is found before the hours of full fine-tuning."""
@@ -42,9 +41,8 @@ def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         UserError: a mistake in the config, or an output directory with other inputs in it.
         ArmFailed: an arm did not end well; those that did are kept.
     """
-    config = load_config(config_file, overrides)
+    config = load_config(config_file, overrides, is_done=lambda run: all_finished(plan_arms(run)))
     arms = plan_arms(config)
-    run_arms(config_file, overrides, arms, COMPARED.stem)
-    root, command = Path(config.output_dir), shell("compare", config_file, overrides)
-    write_report(COMPARED, root, folders_of(arms), {"command": command})
-    return read_record(root / f"{COMPARED.stem}.json") or {}
+    run_arms(config_file, overrides, arms, COMPARISON)
+    command = shell("compare", config_file, overrides)
+    return report_of(COMPARISON, Path(config.output_dir), folders_of(arms), {"command": command})

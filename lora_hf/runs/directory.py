@@ -33,6 +33,8 @@ SILENT = (
 ROWS, DEFAULT_ROWS = "per_device_train_batch_size", 8  # as Seq2SeqTrainingArguments has it
 PROCESSES = "processes"
 """In the record of inputs: how many trained it, where several did."""
+SOURCES = "sources"
+"""In the record of inputs: a hash of the files of data and base model by path, size and time of change."""
 MOST_RECORD = 2**30
 """Bytes: of the log of a long training."""
 logger = logging.getLogger(__name__)
@@ -83,20 +85,22 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"output_dir={str(self.path)!r} is a file")
-        self._refuse(self._changed_config())
+        self._refuse(self.changed_config())
 
-    def claim(self, fingerprints: dict[str, Any]) -> None:
+    def claim(self, fingerprints: dict[str, Any], sources: str | None = None) -> None:
         """Make the directory this run's: keep what equal inputs made, clear what others made.
 
         Called once data and model are loaded, so that a mistake in their names clears nothing.
 
         Args:
             fingerprints: hashes of what names in the config stand for, the data and the base model.
+            sources: what stands for the files these come from (`finished.sources_of`), recorded so that the
+                same command again need not read them; None where files say nothing.
 
         Raises:
             UserError: as `check`, for the config and the fingerprints; or the directory cannot be written.
         """
-        changed = self._changed_config() + self._changed_fingerprints(fingerprints)
+        changed = self.changed_config() + self._changed_fingerprints(fingerprints)
         self._refuse(changed)
         try:
             if changed:
@@ -105,7 +109,9 @@ class RunDirectory:
                 # without `overwrite`, or whoever repeats the run from this file would overwrite unasked
                 write_text(self / CONFIG, resolved_yaml(self.config.model_copy(update={"overwrite": False})))
                 several = {PROCESSES: world_size()} if world_size() > 1 else {}
-                write_json(self / INPUTS, fingerprints | several)
+                write_json(self / INPUTS, fingerprints | several | ({SOURCES: sources} if sources else {}))
+            elif sources and (known := read_record(self / INPUTS) or {}).get(SOURCES) != sources:
+                write_json(self / INPUTS, known | {SOURCES: sources})
         except OSError as error:
             raise UserError(f"output_dir={str(self.path)!r} cannot be written: {error.strerror}") from error
 
@@ -113,8 +119,8 @@ class RunDirectory:
         """The record of a finished run, or None."""
         return read_record(self / RESULTS)
 
-    def _changed_config(self) -> list[str]:
-        """The fields in which the run that is here differs from this one: `lora.r: 8 -> 16`."""
+    def changed_config(self) -> list[str]:
+        """Return the fields in which the run that is here differs from this one: `lora.r: 8 -> 16`."""
         held = self._held()
         if CONFIG not in held:
             self._refuse_strangers(held)
@@ -141,11 +147,11 @@ class RunDirectory:
     def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
         try:
             old = read_record(self / INPUTS)
-        except UserError:  # told by `_changed_config`
+        except UserError:  # told by `changed_config`
             return []
         if old is None:
             return []
-        return changed_fields({key: old[key] for key in old if key != PROCESSES}, fingerprints)
+        return changed_fields({k: old[k] for k in old if k not in (PROCESSES, SOURCES)}, fingerprints)
 
     def _refuse_strangers(self, held: list[str]) -> None:
         """Files of somebody else: `overwrite` allows to write beside them, never in their place."""

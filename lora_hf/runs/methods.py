@@ -8,9 +8,8 @@ from lora_hf.config import RunConfig
 from lora_hf.config.file import load_config
 from lora_hf.config.variants import with_variant
 from lora_hf.errors import UserError
-from lora_hf.runs.directory import read_record
-from lora_hf.runs.report import METHODS, write_report
-from lora_hf.runs.study import Arm, arms_of, folders_of, run_arms, shell
+from lora_hf.layout import STUDY
+from lora_hf.runs.study import Arm, all_finished, arms_of, folders_of, report_of, run_arms, shell
 
 YARDSTICKS = ("base", "lora")
 """Variants that the others are measured against: times against the base's, scores against plain LoRA's."""
@@ -44,9 +43,8 @@ def compare_methods(config_file: str | Path, overrides: Sequence[str] = ()) -> d
         UserError: a mistake in the config, or an output directory with other inputs in it.
         ArmFailed: a variant did not end well; those that did are kept.
     """
-    config = load_config(config_file, overrides, is_study=True)
+    config = load_config(config_file, overrides, True, lambda study: all_finished(plan_variants(study)))
     arms = plan_variants(config)
-    run_arms(config_file, overrides, arms, METHODS.stem)
-    root, command = Path(config.output_dir), shell("methods", config_file, overrides)
-    write_report(METHODS, root, folders_of(arms), {"command": command})
-    return read_record(root / f"{METHODS.stem}.json") or {}
+    run_arms(config_file, overrides, arms, STUDY)
+    command = shell("methods", config_file, overrides)
+    return report_of(STUDY, Path(config.output_dir), folders_of(arms), {"command": command})

@@ -24,6 +24,7 @@ from lora_hf.reporting.sweep_plot import draw_sweep, sweep_charts
 from lora_hf.reporting.sweep_table import sweep_lines, sweep_markdown, sweep_notes
 from lora_hf.reporting.table import arm_labels, comparison_lines, comparison_markdown, comparison_notes
 from lora_hf.runs.directory import read_predictions, read_record
+from lora_hf.runs.finished import KEY, report_key
 from lora_hf.runs.summary import dialogue_scores, summarize_arms, summarize_variants
 from lora_hf.runs.sweep_summary import summarize_sweep
 
@@ -63,6 +64,8 @@ COMPARED = Kind(
 )
 METHODS = Kind(STUDY, "Methods side by side", "variants", ("base", "lora"), *_STUDY, draw_methods)
 SWEPT = Kind(SWEEP, "A sweep", "variants", (), *_SWEEP, draw_sweep, sweep_charts)
+KINDS = {kind.stem: kind for kind in (COMPARED, METHODS, SWEPT)}
+"""Reports of several runs, by the name of their files."""
 
 
 def report(root: Path) -> list[Path]:
@@ -135,7 +138,8 @@ def write_report(kind: Kind, root: Path, folders: Folders, known: Mapping[str, A
     """
     records, rows = gather(folders)
     more = {name: value for name, value in known.items() if name != "command"}
-    summary = kind.summarize(records, rows, **more) | {"command": known["command"]}
+    made_from = {"command": known["command"], KEY: report_key(folders, known)}
+    summary = kind.summarize(records, rows, **more) | made_from
     stem = root / kind.stem
     files = [stem.with_suffix(end) for end in (".json", ".md", PAGE)]
     write_json(files[0], summary)

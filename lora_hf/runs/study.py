@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.config import RunConfig
 from lora_hf.errors import ArmFailed, UserError
 from lora_hf.layout import ENDS, PARTIAL, STORE
-from lora_hf.runs.directory import RunDirectory
+from lora_hf.runs.directory import RunDirectory, read_record
+from lora_hf.runs.finished import current_report, finished_record
 
 logger = logging.getLogger(__name__)
 _LIBC = ctypes.CDLL(None)
@@ -100,12 +100,40 @@ def run_each(config_file: str | Path, overrides: Sequence[str], arms: Sequence[A
     """`run_arms`, where the folder above theirs has been checked."""
     check_alone(arms)
     if any(arm.config.model.storage == "affine4" for arm in arms):
+        from lora_hf.adapters.backends.affine import check_hqq  # here: it imports PyTorch
+
         check_hqq()
     for arm in arms:
         RunDirectory(arm.config).check()
     for number, arm in enumerate(arms, start=1):
+        if finished_record(arm.config) is not None:
+            logger.info("[%d/%d] %s: finished before with the same inputs", number, len(arms), arm.name)
+            continue
         logger.info("[%d/%d] %s -> %s", number, len(arms), arm.name, arm.config.output_dir)
         run_process(arm_command(config_file, overrides, arm))
+
+
+def all_finished(arms: Sequence[Arm]) -> bool:
+    """Return whether every run is known to have ended with these inputs."""
+    return all(finished_record(arm.config) is not None for arm in arms)
+
+
+def report_of(
+    stem: str, root: Path, folders: Mapping[str, Sequence[Path]], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the report of runs that are done, if it is not there, and return what its JSON holds.
+
+    Args:
+        stem: the name of its files, which says what the runs are.
+        root: the folder that they go to.
+        folders, known: as `report.write_report` takes them.
+    """
+    if (summary := current_report(root / stem, folders, known)) is not None:
+        return summary
+    from lora_hf.runs.report import KINDS, write_report  # here: it imports Matplotlib and NLTK
+
+    write_report(KINDS[stem], root, folders, known)
+    return read_record(root / f"{stem}.json") or {}
 
 
 def check_root(config: RunConfig, groups: tuple[str, ...], report: str) -> None:

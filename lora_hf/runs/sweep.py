@@ -10,9 +10,17 @@ from lora_hf.config.sweep import Point, changes_of, grid
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.errors import UserError
 from lora_hf.layout import SWEEP
-from lora_hf.runs.directory import read_record
-from lora_hf.runs.report import SWEPT, write_report
-from lora_hf.runs.study import Arm, arms_of, check_root, folders_of, run_arms, run_each, shell
+from lora_hf.runs.study import (
+    Arm,
+    all_finished,
+    arms_of,
+    check_root,
+    folders_of,
+    report_of,
+    run_arms,
+    run_each,
+    shell,
+)
 
 BASE = "base"
 
@@ -31,20 +39,30 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         UserError: a mistake in the config, no `sweep` in it, or an output directory with other inputs in it.
         ArmFailed: a run did not end well; those that did are kept.
     """
-    config = load_config(config_file, overrides, is_study=True)
+    config = load_config(config_file, overrides, True, _is_finished_grid)
     if not config.sweep.space:
         raise UserError(
             f"{config_file}: has no sweep.space; list the values of a field, such as lora: {{r: [4, 8]}}"
         )
     arms, points = (_searched if config.sweep.trials else _gridded)(config, config_file, overrides)
-    root, command = Path(config.output_dir), shell("sweep", config_file, overrides)
-    write_report(SWEPT, root, folders_of(arms), {"command": command, "points": points})
-    return read_record(root / f"{SWEEP}.json") or {}
+    known = {"command": shell("sweep", config_file, overrides), "points": points}
+    return report_of(SWEEP, Path(config.output_dir), folders_of(arms), known)
+
+
+def _is_finished_grid(config: RunConfig) -> bool:
+    """Return whether a grid's runs have all ended; a search has to ask its store."""
+    return not config.sweep.trials and bool(config.sweep.space) and all_finished(_grid_arms(config)[0])
 
 
 def _gridded(
     config: RunConfig, config_file: str | Path, overrides: Sequence[str]
 ) -> tuple[list[Arm], dict[str, Point]]:
+    arms, points = _grid_arms(config)
+    run_arms(config_file, overrides, arms, SWEEP)
+    return arms, points
+
+
+def _grid_arms(config: RunConfig) -> tuple[list[Arm], dict[str, Point]]:
     points = grid(config.sweep)
     if len(points) < len(list(points)):
         raise UserError("sweep.space gives two runs one name")
@@ -52,7 +70,6 @@ def _gridded(
     arms = base_arm(config)
     for name in points:
         arms += arms_of(name, with_variant(swept, name), swept.variants[name])
-    run_arms(config_file, overrides, arms, SWEEP)
     return arms, points
 
 

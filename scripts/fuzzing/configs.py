@@ -11,7 +11,7 @@ import yaml
 from lora_hf import cli
 from lora_hf.config.file import SHIPPED
 from lora_hf.config.mistakes import section_fields
-from lora_hf.config.training import choices_of, training_fields
+from lora_hf.config.training_fields import ELSEWHERE, training_fields
 from scripts.fuzzing.junk import VALUES, break_bytes, deep
 from scripts.fuzzing.trial import OUT
 
@@ -70,7 +70,7 @@ def run(words: list[str]) -> int:
 
 @cache
 def _keys() -> list[str]:
-    return [*section_fields(), *(f"training.{name}" for name in training_fields())]
+    return [*section_fields(), *(f"training.{name}" for name in (*training_fields(), *ELSEWHERE))]
 
 
 def _changed(random: Random, data: dict[str, Any]) -> str:
@@ -95,7 +95,8 @@ def _name(random: Random, name: str) -> Any:
 
 def _value(random: Random, path: list[str]) -> Any:
     """Junk, or what the field does take and nobody has tried here."""
-    choices = choices_of(path[-1]) if path[0] == "training" and len(path) == 2 else []
+    is_training = path[0] == "training" and len(path) == 2
+    choices = training_fields().get(path[-1], {}).get("enum", []) if is_training else []
     if choices and random.random() < 0.5:
         return random.choice(choices)
     return random.choice(VALUES)

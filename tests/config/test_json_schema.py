@@ -13,9 +13,9 @@ import yaml
 from lora_hf.config import RunConfig
 from lora_hf.config.document import read_document
 from lora_hf.config.file import SHIPPED, load_config
-from lora_hf.config.json_schema import FILE, config_schema
+from lora_hf.config.json_schema import config_schema
 from lora_hf.config.mistakes import section_fields
-from lora_hf.config.training import ELSEWHERE, training_fields
+from lora_hf.config.training_fields import SCHEMA_FILE, installed_fields
 from lora_hf.errors import UserError
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -42,7 +42,7 @@ def without_training(schema: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_schema_is_one_and_the_shipped_file_is_it() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    shipped = json.loads((SHIPPED / FILE).read_text(encoding="utf-8"))
+    shipped = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     assert without_training(shipped) == without_training(SCHEMA), "lora-hf schema > configs/schema.json"
     pinned = re.search(r"(?m)^transformers==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"))
     assert pinned
@@ -65,7 +65,7 @@ def test_every_reference_in_it_leads_somewhere() -> None:
 def test_a_shipped_config_names_the_schema_in_its_first_line_and_obeys_it(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     named = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
-    assert named and (path.parent / named[1]).resolve() == (SHIPPED / FILE).resolve()
+    assert named and (path.parent / named[1]).resolve() == SCHEMA_FILE.resolve()
     VALIDATOR.validate(read_document(path).data)
     VALIDATOR.validate(yaml.safe_load(path.read_text(encoding="utf-8")))  # by YAML 1.1 too
 
@@ -74,7 +74,7 @@ def test_every_field_is_in_it_with_its_description() -> None:
     parts = SCHEMA["$defs"]
     assert list(SCHEMA["properties"]) == list(RunConfig.model_fields)
     training = parts["Training"]["properties"]
-    assert training.keys() == training_fields().keys() - ELSEWHERE.keys()
+    assert training == installed_fields()
     fields = {name for name in section_fields() if "." in name}
     in_it = {
         f"{section}.{name}"

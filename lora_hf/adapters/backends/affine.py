@@ -6,6 +6,7 @@ keeps its zero points as floats; torchao's int4 tensors round theirs to integers
 `HQQLinear.to` does nothing, it casts its zeros to the compute dtype, and it has no `weight`, which T5 reads.
 """
 
+import sys
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ def check_hqq() -> None:
     Raises:
         UserError: `hqq` is not installed.
     """
+    if sys.modules.get("hqq", sys) is None:  # hidden from Transformers by a command, see `cli.HIDDEN`
+        del sys.modules["hqq"]
     if find_spec("hqq") is None:
         raise UserError(
             "model.quant_method='hqq' needs the package hqq, which is an extra: pip install 'lora_hf[hqq]'"

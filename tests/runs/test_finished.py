@@ -1,0 +1,146 @@
+"""A command whose work is done says so from the recorded inputs: nothing is loaded, and no process is started."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL_COMPARISON
+
+from lora_hf import cli
+from lora_hf.config import RunConfig
+from lora_hf.layout import INPUTS, RESULTS
+from lora_hf.runs import compare as comparing
+from lora_hf.runs.directory import SOURCES, RunDirectory, read_record
+from lora_hf.runs.finished import current_report, finished_record, sources_of
+from lora_hf.runs.study import folders_of
+
+HASHES = {"data": "d1", "model": "m1"}
+RECORD = {"rouge1": 0.5}
+
+
+def dialogues(folder: Path) -> Path:
+    """Three splits of files."""
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text('{"dialogue": "A: Hi", "summary": "A greets."}\n')
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A finished run on files of its own."""
+    data = {"dataset_name": str(dialogues(tmp_path / "data"))}
+    made = RunConfig.model_validate({"output_dir": str(tmp_path / "run"), "data": data})
+    run = RunDirectory(made)
+    run.claim(HASHES, sources_of(made))
+    (run / RESULTS).write_text(json.dumps(RECORD))
+    return made
+
+
+def test_a_run_that_has_ended_with_these_inputs_is_known(config: RunConfig) -> None:
+    assert finished_record(config) == RECORD
+    assert finished_record(config.model_copy(update={"overwrite": True})) == RECORD
+
+
+def touch(file: Path) -> None:
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run, data: (run / RESULTS).unlink(),
+        lambda run, data: (run / RESULTS).write_text("{"),
+        lambda run, data: (run / INPUTS).write_text(json.dumps(HASHES)),  # a run of an earlier version
+        lambda run, data: touch(data / "test.jsonl"),
+        lambda run, data: (data / "train.jsonl").write_text("{}"),
+        lambda run, data: (data / "more.jsonl").write_text("{}"),
+        lambda run, data: (data / "test.jsonl").unlink(),
+    ],
+    ids=["no results", "torn results", "no sources", "touched", "rewritten", "added", "removed"],
+)
+def test_anything_else_is_left_to_the_run_to_find_out(config: RunConfig, change: Any) -> None:
+    change(Path(config.output_dir), Path(config.data.dataset_name))
+    assert finished_record(config) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"lora": {"r": 3}}, {"seed": 7}, {"training": {"push_to_hub": True}}, {"method": "base"}],
+    ids=str,
+)
+def test_another_config_is_another_run_and_a_push_is_the_run_s_to_make(
+    config: RunConfig, fields: dict[str, Any]
+) -> None:
+    other = RunConfig.model_validate(config.model_dump() | fields)
+    assert finished_record(other) is None
+
+
+def test_a_branch_on_the_hub_may_move_and_a_commit_does_not() -> None:
+    def of(revision: str | None) -> str | None:
+        return sources_of(
+            RunConfig.model_validate({"model": {"model_name_or_path": "a/b", "revision": revision}})
+        )
+
+    assert of(None) is of("main") is of("v1.0") is None
+    assert of("0" * 40) is not None
+
+
+def test_a_run_of_an_earlier_version_records_its_sources_when_it_is_asked_for_again(
+    config: RunConfig,
+) -> None:
+    run = RunDirectory(config)
+    (run / INPUTS).write_text(json.dumps(HASHES))
+    run.claim(HASHES, sources_of(config))
+    assert read_record(run / INPUTS) == HASHES | {SOURCES: sources_of(config)}
+    assert finished_record(config) == RECORD
+
+
+def test_a_comparison_that_is_done_starts_no_process_and_writes_nothing(
+    tmp_path: Path, arms_in_this_process: list[Any]
+) -> None:
+    file, root = tmp_path / "tiny.yaml", tmp_path / "run"
+    file.write_text(f"{SMALL_COMPARISON}output_dir: {root}\n")
+    first = comparing.compare(file)
+    assert len(arms_in_this_process) == 3
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    code = f"""
+import sys
+from lora_hf import cli
+status = cli.run(["compare", "--config", {str(file)!r}], debug=False)
+heavy = {{"torch", "transformers", "datasets", "accelerate", "matplotlib", "nltk"}} & set(sys.modules)
+print(status, sorted(heavy), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "0 []", done.stderr
+    assert "ROUGE-Lsum" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert comparing.compare(file) == first and len(arms_in_this_process) == 3
+    lora = root / "lora" / "predictions.jsonl"
+    lora.write_text(lora.read_text().replace('"prediction": "', '"prediction": "x'))
+    folders = folders_of(comparing.plan_arms(RunConfig.model_validate({"output_dir": str(root)})))
+    assert current_report(root / "comparison", folders, {"command": first["command"]}) is None
+    assert comparing.compare(file)["arms"] == first["arms"]  # the report is written again, not the runs
+    assert len(arms_in_this_process) == 3
+
+
+def test_train_of_a_finished_run_prints_its_scores(config: RunConfig, capsys: pytest.CaptureFixture) -> None:
+    record = {
+        "rouge1": 0.5,
+        "rouge2": 0.25,
+        "rougeL": 0.5,
+        "rougeLsum": 0.5,
+        "n_examples": 1,
+        "mean_words": 2,
+    }
+    intervals = {f"{name}_interval": [0, 1] for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
+    (Path(config.output_dir) / RESULTS).write_text(json.dumps(record | intervals))
+    words = ["train", "--config", str(Path(config.output_dir) / "config.yaml")]
+    assert cli.run([*words, f"output_dir={config.output_dir}"], debug=False) == 0
+    printed = capsys.readouterr()
+    assert "rouge1     0.5000" in printed.out and "finished before with the same inputs" in printed.err
