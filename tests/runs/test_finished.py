@@ -1,4 +1,4 @@
-"""A command whose work is done says so from the recorded inputs: nothing is loaded, and no process is started."""
+"""A command whose work is done knows it from the recorded inputs: no loading, and no process for each run."""
 
 import json
 import os
