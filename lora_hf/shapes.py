@@ -22,15 +22,15 @@ COMMON: dict[str, Any] = {
 }
 
 
-def random_flan_t5(shape: str, seed: int = 0) -> Any:
+def random_flan_t5(shape: str | dict[str, Any], seed: int = 0) -> Any:
     """A FLAN-T5 of a shape, its head untied as the checkpoints' are (T5 built from a config ties it).
 
     Args:
-        shape: a key of `SHAPES`.
+        shape: a key of `SHAPES`, or the fields of another shape.
         seed: of the weights.
     """
     torch.manual_seed(seed)
-    config = T5Config(**COMMON, **SHAPES[shape])
+    config = T5Config(**COMMON, **(SHAPES[shape] if isinstance(shape, str) else shape))
     model = T5ForConditionalGeneration(config)
     head = torch.empty_like(model.shared.weight).normal_(std=config.d_model**-0.5)
     model.lm_head.weight = torch.nn.Parameter(head)

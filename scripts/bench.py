@@ -23,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_hf.files import write_json
+from lora_hf.shapes import SHAPES
 from scripts.benchmark.picture import draw_bench
 from scripts.benchmark.turns import Side, in_turn, ratio
 
@@ -176,7 +177,7 @@ def parsed() -> argparse.Namespace:
     )
     is_real = (REAL / "dialogsum").is_dir() and (REAL / "t5_tokenizer").is_dir()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--shape", choices=["small", "base", "large", "xl", "xxl"], default="small")
+    parser.add_argument("--shape", choices=["tiny", *SHAPES], default="small")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--data", default=str(REAL / "dialogsum") if is_real else "embedded")
     parser.add_argument(

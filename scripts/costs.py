@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_hf.files import write_json
+from lora_hf.shapes import SHAPES
 from scripts.bench import machine
 from scripts.benchmark.picture import draw_costs
 from scripts.benchmark.turns import in_turn
@@ -28,13 +29,13 @@ GROWING: dict[str, list[Any]] = {
     "adapters": [1, 4, 16, 64],
     "shape": ["small", "base", "large"],
 }
-STAYING = {"length": 256, "batch": 4, "r": 8, "adapters": 1, "shape": "small"}
+STAYING: dict[str, Any] = {"length": 256, "batch": 4, "r": 8, "adapters": 1, "shape": "small"}
 WARM, TIMED = 2, 3
 
 
 def measured(setting: str, value: Any, given: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step (the median) and MiB at its peak, with weights and without, of both sides."""
-    fields = STAYING | {setting: value}
+    fields = STAYING | {"shape": given.shape} | {setting: value}
     rounds = WARM + TIMED
     options = [f"--{name}={x}" for name, x in fields.items()]
     options += [
@@ -57,11 +58,16 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", nargs="+", choices=GROWING, default=list(GROWING))
+    parser.add_argument("--shape", choices=["tiny", *SHAPES], default=STAYING["shape"])
     parser.add_argument("--most", type=int, help="points of each setting, from the least")
     parser.add_argument("--tokenizer", default="lora_hf/assets/tiny_t5")
     parser.add_argument("--output", type=Path, default=Path("costs"), help="a folder")
     given = parser.parse_args()
-    record: dict[str, Any] = {"machine": machine(given.device), "staying": STAYING, "points": {}}
+    record: dict[str, Any] = {
+        "machine": machine(given.device),
+        "staying": STAYING | {"shape": given.shape},
+        "points": {},
+    }
     for setting in given.only:
         points = record["points"][setting] = []
         for value in GROWING[setting][: given.most]:

@@ -27,6 +27,8 @@ def bench(output: Path, *options: str) -> dict[str, Any]:
         "2",
         "--dialogues",
         "3",
+        "--shape",
+        "tiny",
     ]
     command = [sys.executable, "scripts/bench.py", *sample, "--pairs", "2", "--output", str(output), *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -92,6 +94,8 @@ def test_cost_grows_with_length_and_batch_and_is_drawn(tmp_path: Path) -> None:
         "length",
         "--most",
         "2",
+        "--shape",
+        "tiny",
         "--output",
         str(tmp_path),
     ]
