@@ -1,5 +1,6 @@
 """Models built from configs, small enough to train in a test, with the shapes and quirks of the real ones."""
 
+import gc
 import logging
 import os
 from pathlib import Path
@@ -99,6 +100,17 @@ MODELS = {
     "mt5": (make_mt5, ("q", "v")),
     "bart": (make_bart, ("q_proj", "v_proj")),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_out_of_the_collector_s_way():
+    """What was made before, by imports above all, is not looked through again.
+
+    A training begins with a full collection (accelerate's `free_memory`), which over all of PyTorch's and
+    Transformers' objects takes longer than the training of a tiny model.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

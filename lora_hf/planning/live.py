@@ -6,8 +6,10 @@ from the operation that makes it until nothing refers to it any more.
 
 import weakref
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,19 +18,31 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Inside the block counts what is made: `now` bytes are held, `peak` were at most.
 
+    `changes` has each storage's bytes, in order: above 0 where it is made, below where it is given back.
+
     Args:
         known: tensors that were there before, such as the weights; their views are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.changes: list[int] = []
         self._seen: dict[int, Any] = {}
         self._kept = [tensor.untyped_storage() for tensor in known]
         for storage in self._kept:
             self._seen[storage._cdata] = None
 
+    @property
+    def now(self) -> int:
+        return sum(self.changes)
+
+    @property
+    def peak(self) -> int:
+        return most_held(self.changes)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # what autograd asks of a fake tensor, twice an operation
+            return args[0].device
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
@@ -39,9 +53,13 @@ class LiveBytes(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key not in self._seen:
             self._seen[key] = weakref.finalize(storage, self._forget, key, size)
-            self.now += size
-            self.peak = max(self.peak, self.now)
+            self.changes.append(size)
 
     def _forget(self, key: int, size: int) -> None:
         self._seen.pop(key, None)
-        self.now -= size
+        self.changes.append(-size)
+
+
+def most_held(changes: Iterable[int]) -> int:
+    """The most bytes held at once, from what is made and given back."""
+    return max(accumulate(changes, initial=0))

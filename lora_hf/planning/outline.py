@@ -21,6 +21,7 @@ from lora_hf.training.methods import METHODS
 FEWER = {"layers_to_transform": None, "layer_replication": None}
 """Fields that name layers, which a shorter model may not have."""
 PARTS = ("embeddings", "encoder", "decoder", "head", "added")
+Counts = tuple[dict[str, int], int, dict[str, Counter[str]]]
 
 
 def settings_of(config: ModelConfig) -> Any:
@@ -84,7 +85,7 @@ def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
     return config.model_copy(update={"lora": lora})
 
 
-def count_parts(model: nn.Module, is_added: bool) -> tuple[dict[str, int], int, dict[str, Counter[str]]]:
+def count_parts(model: nn.Module, is_added: bool) -> Counts:
     """Weights by part; those that train; by stack, the linear layers' weights by the layer's last name."""
     parts: Counter[str] = Counter()
     linear: dict[str, Counter[str]] = {"encoder": Counter(), "decoder": Counter()}

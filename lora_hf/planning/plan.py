@@ -13,8 +13,8 @@ from lora_hf.data.stream import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.modeling import DTYPES, EMBEDDED, load_tokenizer, pick_device, resolve_dtype
-from lora_hf.planning.outline import count_parts, flan_t5, outline, settings_of
-from lora_hf.planning.step import Batch, activation_bytes
+from lora_hf.planning.outline import Counts, count_parts, flan_t5, outline, settings_of
+from lora_hf.planning.step import Batch, activation_bytes, flan_t5_bytes
 from lora_hf.shapes import SHAPES
 
 FLOAT = 4
@@ -35,7 +35,15 @@ def plan(config: RunConfig) -> Record:
     """The record of one run, and the same run's memory on every FLAN-T5; as `plan_step`."""
     own = plan_step(config)
     batch = Batch(*(own["batch"][field] for field in Batch._fields))
-    return own | {"sizes": {size: _ways(config, flan_t5(size), batch) for size in SHAPES}}
+    ways = STORES[:2] if config.method == "full" else STORES
+    held = {dtype: flan_t5_bytes(config, dtype, batch) for dtype in {_computed(way) for way in ways}}
+
+    def needs(size: str) -> Record:
+        counted = _count(config, flan_t5(size))
+        of_shape = {dtype: bytes_of(SHAPES[size]) for dtype, bytes_of in held.items()}
+        return {way: _fit(_memory(config, counted, way, of_shape[_computed(way)])) for way in ways}
+
+    return own | {"sizes": {size: needs(size) for size in SHAPES}}
 
 
 def plan_step(config: RunConfig) -> Record:
@@ -68,14 +76,6 @@ def plan_step(config: RunConfig) -> Record:
     }
 
 
-def _ways(config: RunConfig, settings: Any, batch: Batch) -> Record:
-    """By store, what the run needs on a GPU."""
-    ways = STORES[:2] if config.method == "full" else STORES
-    dtypes = {_computed(way) for way in ways}
-    held = {dtype: activation_bytes(config, settings, dtype, batch, False) for dtype in dtypes}
-    return {way: _fit(memory(config, settings, way, held[_computed(way)])) for way in ways}
-
-
 def _computed(store: str) -> torch.dtype:
     """The dtype of the activations over a base stored so."""
     return DTYPES.get(store, DTYPES["bfloat16"])
@@ -83,10 +83,18 @@ def _computed(store: str) -> torch.dtype:
 
 def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Record:
     """Weights by part, and the bytes of a step: weights, gradients, optimizer and activations."""
+    return _memory(config, _count(config, settings), store, activations)
+
+
+def _count(config: RunConfig, settings: Any) -> Counts:
+    with outline(config, settings, torch.float32) as model:
+        return count_parts(model, config.method != "full")
+
+
+def _memory(config: RunConfig, counted: Counts, store: str, activations: int) -> Record:
     dtype = _computed(store)
     is_full = config.method == "full"
-    with outline(config, settings, dtype) as model:
-        parts, trainable, linear = count_parts(model, not is_full)
+    parts, trainable, linear = counted
     width = FLOAT if is_full else dtype.itemsize  # a full fine-tuning keeps its weights in float32
     weights = {part: n * (FLOAT if part == "added" else width) for part, n in parts.items()}
     if store not in DTYPES:

@@ -1,19 +1,25 @@
 """How many bytes a training step holds beside weights, gradients and the optimizer's."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import T5Config
 
 from lora_hf.config import RunConfig
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
-from lora_hf.planning.live import LiveBytes
+from lora_hf.planning.live import LiveBytes, most_held
 from lora_hf.planning.outline import outline
+from lora_hf.shapes import COMMON
 
 FEW = (2, 3)
 """Layers that are traced where the base is frozen: each further one holds as much as the third does."""
+PRIMES: dict[str, Any] = {"d_model": 1_000_003, "d_ff": 1_000_033, "num_heads": 1_000_037}
+"""Widths that no other dimension is a multiple of: a storage's bytes tell of which of them they are made."""
 
 
 class Batch(NamedTuple):
@@ -37,7 +43,42 @@ def activation_bytes(config: RunConfig, settings: Any, dtype: torch.dtype, batch
     if config.method == "full":  # where it holds most depends on the number of layers
         return _traced(config, settings, dtype, batch, fast, None)
     few, more = (_traced(config, settings, dtype, batch, fast, layers) for layers in FEW)
-    return few + (more - few) * (_layers(settings) - FEW[0])
+    return _of_all_layers(few, more, _layers(settings))
+
+
+def flan_t5_bytes(config: RunConfig, dtype: torch.dtype, batch: Batch) -> Callable[[dict[str, int]], int]:
+    """`activation_bytes` of a shape of `SHAPES` by the plain ways, from few traces for all of them.
+
+    FLAN-T5s take the same steps on tensors of other widths. So the step of a number of layers is traced once,
+    with `PRIMES` as widths, and a shape's own are put in their place.
+    """
+    wide = T5Config(**COMMON, **PRIMES)
+
+    @cache
+    def changes(layers: int) -> list[int]:
+        return _changes(config, wide, dtype, batch, False, layers)
+
+    def held(shape: dict[str, int], layers: int) -> int:
+        return most_held(_with_widths(change, shape) for change in changes(layers))
+
+    def bytes_of(shape: dict[str, int]) -> int:
+        if config.method == "full":
+            return held(shape, shape["num_layers"])
+        few, more = (held(shape, layers) for layers in FEW)
+        return _of_all_layers(few, more, shape["num_layers"])
+
+    return bytes_of
+
+
+def _with_widths(change: int, shape: dict[str, int]) -> int:
+    for name, prime in PRIMES.items():
+        while change and change % prime == 0:
+            change = change // prime * shape[name]
+    return change
+
+
+def _of_all_layers(few: int, more: int, layers: int) -> int:
+    return few + (more - few) * (layers - FEW[0])
 
 
 def _layers(settings: Any) -> int:
@@ -48,6 +89,13 @@ def _layers(settings: Any) -> int:
 def _traced(
     config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool, n: int | None
 ) -> int:
+    return most_held(_changes(config, settings, dtype, batch, fast, n))
+
+
+def _changes(
+    config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool, n: int | None
+) -> list[int]:
+    """What a step of a model of `n` layers makes and gives back."""
     with (
         outline(config, settings, dtype, n) as model,
         LiveBytes(model.state_dict(keep_vars=True).values()) as live,
@@ -64,7 +112,7 @@ def _traced(
         ):
             loss = _loss(model, ids, labels, fast)
         loss.backward()
-        return live.peak
+        return list(live.changes)
 
 
 def _loss(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> Tensor:

@@ -36,26 +36,31 @@ def tokenized(tokenizer, examples, **fields):
     return TokenizedDialogues(examples, tokenizer, DataConfig(**fields), "train")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "told"),
-    [
-        pytest.param(
-            "plain",
-            "train: 238 of 12,460 dialogues are cut at 512 tokens, 21 summaries at 128",
-            marks=pytest.mark.slow,
-        ),
-        (
-            "summarize_dialogue",
-            "train: 260 of 12,460 dialogues are cut at 512 tokens, prompt included "
-            "(238 of 12,460 without it), 21 summaries at 128",
-        ),
-    ],
-)
+CUT = {
+    "plain": "train: 238 of {} dialogues are cut at 512 tokens, 21 summaries at 128",
+    "summarize_dialogue": "train: 260 of {} dialogues are cut at 512 tokens, prompt included "
+    "(238 of {} without it), 21 summaries at 128",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", CUT)
 def test_238_dialogues_of_dialogsum_are_too_long_and_the_prompt_makes_them_260(
-    t5_tokenizer, dialogsum_train, prompt, told
+    t5_tokenizer, dialogsum_train, prompt
 ):
-    rows = tokenized(t5_tokenizer, dialogsum_train, prompt=prompt)
-    assert str(rows.truncation) == told
+    assert_cut(tokenized(t5_tokenizer, dialogsum_train, prompt=prompt), prompt, "12,460")
+
+
+@pytest.mark.parametrize("prompt", CUT)
+def test_they_are_among_the_longest_by_their_characters(t5_tokenizer, dialogsum_train, prompt):
+    """The same, of those that are cut unless their tokens have less than two and a half characters."""
+    long = [x for x in dialogsum_train if len(x.dialogue) > 1280 or len(x.references[0]) > 320]
+    assert len(long) < 1500
+    assert_cut(tokenized(t5_tokenizer, long, prompt=prompt), prompt, f"{len(long):,}")
+
+
+def assert_cut(rows, prompt, n):
+    assert str(rows.truncation) == CUT[prompt].replace("{}", n)
     assert max(len(row["input_ids"]) for row in rows) == 512
     assert max(len(row["labels"]) for row in rows) == 128
 

@@ -1,7 +1,5 @@
 """Numbers that go wrong: each ends the training at its step, named, and the checkpoint before it goes on."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from training.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
 from transformers import TrainerCallback
 
-from lora_hf import LoraTrainer
+from lora_hf import LoraTrainer, cli
 from lora_hf.errors import UserError
 from lora_hf.training.numbers import NumberWatch
 from lora_hf.training.trainer import last_checkpoint
@@ -185,14 +183,26 @@ def test_a_scaler_may_skip_steps_until_it_has_found_its_scale() -> None:
         look(17)
 
 
-def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Path) -> None:
+@pytest.fixture
+def train(arms_in_this_process: list, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command: its status, and what it writes to standard error."""
+
+    def run(*words: str) -> tuple[int, str]:
+        status = cli.run(["train", "--config", "quickstart", *FEW, *words], debug=False)
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Path, train: Any) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "lora_hf", "train", "--config", "quickstart", *FEW, f"output_dir={run}"]
-    command += ["training.max_steps=6", "training.save_strategy=steps", "training.save_steps=1"]
-    command += ["training.learning_rate=1e30", "training.lr_scheduler_type=constant"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr
+    status, err = train(
+        f"output_dir={run}",
+        *("training.max_steps=6", "training.save_strategy=steps", "training.save_steps=1"),
+        *("training.learning_rate=1e30", "training.lr_scheduler_type=constant"),
+    )
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1 and "Traceback" not in err
     assert "step 2: all gradients are zero at a loss of" in errors[0]
     assert "weights too large (up to 1e+30, at training.learning_rate=1e+30)" in errors[0]
     kept = last_checkpoint(run / "checkpoints")
@@ -201,12 +211,11 @@ def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Pat
     assert not (run / "adapter").exists() and not (run / "training.json").exists()
 
 
-def test_the_error_begins_a_line_where_a_progress_bar_stands(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lora_hf", "train", "--config", "quickstart", *FEW]
-    command += ["training.learning_rate=0", "training.max_steps=4", "training.disable_tqdm=false"]
-    done = subprocess.run([*command, f"output_dir={tmp_path / 'run'}"], capture_output=True, text=True)
-    assert done.returncode == 2 and "2/4" in done.stderr
-    assert sum(line.startswith("error: step 3: the learning rate") for line in done.stderr.split("\n")) == 1
+def test_the_error_begins_a_line_where_a_progress_bar_stands(tmp_path: Path, train: Any) -> None:
+    words = ["training.learning_rate=0", "training.max_steps=4", "training.disable_tqdm=false"]
+    status, err = train(*words, f"output_dir={tmp_path / 'run'}")
+    assert status == 2 and "2/4" in err
+    assert sum(line.startswith("error: step 3: the learning rate") for line in err.split("\n")) == 1
 
 
 def test_a_good_run_is_left_alone(tmp_path: Path) -> None:
