@@ -34,8 +34,8 @@ CONFIG: dict[str, Check] = {
     "targets": Check(
         configs.targets, "name layers that the model has in lora.target_modules, or lower lora.r"
     ),
-    "memory": Check(configs.memory, AS_SAID),
     "tokens": Check(configs.tokens, "correct the section data"),
+    "memory": Check(configs.memory, AS_SAID),
 }
 ADAPTER: dict[str, Check] = {
     "weights": Check(adapter_files.weights, CONVERT),

@@ -18,12 +18,12 @@ from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data.load import SPLITS, Split, is_on_hub, load_split
 from lora_hf.data.stream import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
-from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok
+from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
 from lora_hf.modeling import locate, pick_device, resolve_dtype
 from lora_hf.planning.outline import count_parts, outline, settings_of
-from lora_hf.planning.plan import plan_step
+from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.quantize import affine_layers
 from lora_hf.reporting.table import bytes_cell
 from lora_hf.training.arguments import check_dtype, training_arguments
@@ -152,12 +152,12 @@ def check_start(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
         raise UserError(f"{error} (layer {layer})") from error
 
 
-def memory(fields: RunConfig, targets: None) -> Findings:
+def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
     """A step's peak fits what is free now."""
     if fields.method == "base":
         return
     with architecture(fields.model):
-        needed = plan_step(fields)["peak_bytes"]
+        needed = plan_step(fields, tokens)["peak_bytes"]
     free = free_memory(pick_device())
     if free is None:
         raise CannotTell(f"a step needs {bytes_cell(needed)}, and how much is free here is not known")
@@ -174,12 +174,16 @@ def judge_memory(needed: int, free: int) -> Finding:
 
 
 def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
-    """The data is as it should be, and few of its rows are longer than the model will read."""
-    yield from tokens_cut(fields.data, tokenizer)
+    """The data is as it should be, and few rows are longer than the model will read; gives the token ids."""
+    try:
+        return (yield from tokens_cut(fields.data, tokenizer))
+    except CannotTell as reason:  # memory can be judged by the config's bounds all the same
+        yield unknown(f"not checked: {reason}")
+        return None
 
 
 def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:
-    """A finding a split on the rows that are cut.
+    """One finding for each split on the rows that are cut; gives the training split's token ids.
 
     Raises:
         CannotTell: the data is on the Hub, from where a run reads it.
@@ -187,10 +191,12 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
     if is_on_hub(data):
         if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
             raise CannotTell(f"{data.dataset_name} is on the Hub, from where a run reads it first")
+    train = load_train(data, tokenizer)[0] if "train" in splits else None
     for split in splits:
-        rows = load_train(data, tokenizer)[0] if split == "train" else held_rows(data, split, tokenizer)
+        rows = train if split == "train" and train else held_rows(data, split, tokenizer)
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation, longest)
+    return train
 
 
 def held_rows(data: DataConfig, split: Split, tokenizer: Any) -> TokenizedDialogues:

@@ -29,6 +29,7 @@ RESERVED = 2**30
 """Bytes of a GPU that its driver, its libraries and the allocator's gaps may take; not measured."""
 STORES = ("float32", "bfloat16", "nf4")
 Record = dict[str, Any]
+Rows = TokenizedDialogues | StreamedDialogues
 
 
 def plan(config: RunConfig) -> Record:
@@ -46,10 +47,14 @@ def plan(config: RunConfig) -> Record:
     return own | {"sizes": {size: needs(size) for size in SHAPES}}
 
 
-def plan_step(config: RunConfig) -> Record:
+def plan_step(config: RunConfig, rows: Rows | None = None) -> Record:
     """The record of one run: its batch, its steps, the bytes of a step by kind, its disk.
 
     Nothing is downloaded but, for a model on the Hub that is no FLAN-T5, its config.json.
+
+    Args:
+        config: of the run.
+        rows: its training split as token ids, where the caller has it; else it is read if it is at hand.
 
     Raises:
         UserError: the model's settings cannot be read, the targets do not fit it, or data that is at hand is
@@ -58,7 +63,7 @@ def plan_step(config: RunConfig) -> Record:
     if config.method == "base":
         raise UserError("method='base' trains nothing, and there is nothing to plan: use lora or full")
     settings, device = settings_of(config.model), pick_device()
-    batch, steps, said = _work(config)
+    batch, steps, said = _work(config, rows or rows_at_hand(config))
     is_dense = config.model.storage == "dense"
     store = str(trained_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
     # elsewhere, and compiled, the plain ways' sums: an upper bound
@@ -139,11 +144,10 @@ def _disk(own: Record) -> Record:
     return {"base": base, "saved": saved, "a_checkpoint": saved * (1 + MOMENTS)}
 
 
-def _work(config: RunConfig) -> tuple[Batch, int | None, str]:
+def _work(config: RunConfig, rows: Rows | None) -> tuple[Batch, int | None, str]:
     """The largest batch, the number of steps where it can be known, and where the lengths are from."""
     size = int(config.training.get("per_device_train_batch_size", 8))
     passes = int(config.training.get("gradient_accumulation_steps", 1))
-    rows = rows_at_hand(config)
     given = int(config.training.get("max_steps", -1))
     if rows is None:
         bounds = Batch(size, config.data.max_source_length, config.data.max_target_length)
@@ -154,7 +158,7 @@ def _work(config: RunConfig) -> tuple[Batch, int | None, str]:
     return Batch(size, *longest), steps, f"the longest of {len(rows):,} training rows; {rows.truncation}"
 
 
-def rows_at_hand(config: RunConfig) -> TokenizedDialogues | StreamedDialogues | None:
+def rows_at_hand(config: RunConfig) -> Rows | None:
     """The training split as token ids, or None where reading it would need the Hub."""
     data, model = config.data.dataset_name, config.model.model_name_or_path
     here = [name == EMBEDDED or Path(name).expanduser().exists() for name in (data, model)]
