@@ -144,13 +144,13 @@ def spectra(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor
 
 
 def _linear(methods: Weighted, rank: int) -> tuple[Tensor, Tensor]:
-    """Each factor by the root of its weight and scale, the sign with B, as PEFT's `add_weighted_adapter`."""
+    """Each factor by the root of its weight and scale, the sign with A, as PEFT's `add_weighted_adapter`."""
     A = B = torch.zeros(())
     for weight, method in methods:
         own_A, own_B = _factors(method)
         root = (abs(weight) * method.scaling) ** 0.5
-        A = A.to(own_A) + root * own_A
-        B = B.to(own_B) + root * (1 if weight >= 0 else -1) * own_B / method.scaling
+        A = A.to(own_A) + root * (1 if weight >= 0 else -1) * own_A
+        B = B.to(own_B) + root * own_B / method.scaling
     return _padded(A, B, rank)
 
 

@@ -155,8 +155,11 @@ def test_side_by_side_is_the_sum_and_its_svd_the_nearest_of_its_rank(crowd: nn.M
             torch.testing.assert_close(layer.adapters["nearest"].update(), best, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("second", [0.6, -0.6])
 @pytest.mark.parametrize("combination", ["cat", "linear", "svd"])
-def test_combining_gives_what_peft_s_gives(combination: str, tmp_path: Path, batch: dict) -> None:
+def test_combining_gives_what_peft_s_gives(
+    combination: str, second: float, tmp_path: Path, batch: dict
+) -> None:
     model, names = make_t5(), ("one", "two")
     for name in names:
         inject_adapters(model, LoraConfig(r=3, lora_alpha=5), name)
@@ -166,7 +169,7 @@ def test_combining_gives_what_peft_s_gives(combination: str, tmp_path: Path, bat
         save_adapter(model, tmp_path, name)
     theirs = peft.PeftModel.from_pretrained(make_t5(), tmp_path / "one", adapter_name="one").eval()
     theirs.load_adapter(tmp_path / "two", "two")
-    weights = {"one": 0.4, "two": 0.6}
+    weights = {"one": 0.4, "two": second}
     theirs.add_weighted_adapter(list(names), list(weights.values()), "sum", combination_type=combination)
     theirs.set_adapter("sum")
     combine_adapters(model, weights, "sum", combination)

@@ -83,6 +83,17 @@ def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: 
         assert write(model, num_beams=beams, **sizes) == one_by_one
 
 
+def test_a_summary_may_have_as_many_tokens_as_generate_writes_and_no_fewer() -> None:
+    model, limit = make_t5(), 4  # at random weights it does not end before
+    ids = torch.tensor([sources()[0]])
+    plain = model.generate(input_ids=ids, max_new_tokens=limit, max_length=None, do_sample=False)
+    expected = [int(token) for token in plain[0] if token > 1]
+    assert len(expected) == limit
+    for fast_paths in (True, False):
+        (text,) = generate_summaries(model, Tokenizer(), ids.tolist(), limit, fast_paths=fast_paths)
+        assert [int(token) for token in text.split()] == expected
+
+
 def test_further_options_reach_generate() -> None:
     model = adapted(make_t5)
     options: dict[str, Any] = {"no_repeat_ngram_size": 1, "min_new_tokens": 6}

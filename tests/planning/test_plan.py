@@ -174,6 +174,8 @@ def test_lengths_and_steps_are_the_data_s_where_it_is_at_hand() -> None:
     assert record["steps"] == 26 and record["batch"]["dialogues"] == 4
     assert 50 < record["batch"]["source"] < 512
     assert "50 training rows" in record["batch"]["lengths"]
+    accumulated = run.model_copy(update={"training": run.training | {"gradient_accumulation_steps": 3}})
+    assert plan_step(accumulated)["steps"] == 10  # 50 rows are five steps of 12
 
 
 def test_a_quantized_base_is_timed_as_it_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:

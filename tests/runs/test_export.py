@@ -109,7 +109,14 @@ def test_a_graph_that_writes_otherwise_is_told(
     def write(model: Any, folder: Path) -> None:
         shutil.copytree(exported[0], folder, dirs_exist_ok=True)
 
+    def one_other_token(graphs: OnnxT5, *given: Any) -> Any:
+        written = greedy(graphs, *given)
+        written[-1, -1] += 1
+        return written
+
+    greedy = OnnxT5.greedy
     monkeypatch.setattr("lora_hf.runs.export.write_graphs", write)
-    monkeypatch.setattr(OnnxT5, "greedy", lambda self, ids, *rest: np.zeros((len(ids), 3), np.int64))
-    with pytest.raises(RuntimeError, match="other tokens"):
-        cli.run(["export", "embedded", "--output", str(tmp_path / "x")], debug=False)
+    for others in (lambda graphs, ids, *rest: np.zeros((len(ids), 3), np.int64), one_other_token):
+        monkeypatch.setattr(OnnxT5, "greedy", others)
+        with pytest.raises(RuntimeError, match="other tokens"):
+            cli.run(["export", "embedded", "--output", str(tmp_path / "x")], debug=False)

@@ -10,6 +10,8 @@ from conftest import SMALL_COMPARISON
 from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import ArmFailed, NotWritten, UserError
+from lora_hf.files import write_json
+from lora_hf.layout import TRAINED
 from lora_hf.reporting.sweep_table import loss_of, sweep_lines
 from lora_hf.runs import sweep as sweeping
 from lora_hf.runs.search import search
@@ -82,6 +84,21 @@ def test_a_store_that_is_none_or_cannot_be_written_is_one_error(tmp_path: Path) 
     (tmp_path / "sweep.db").write_bytes(b"no store" * 1000)
     with pytest.raises(NotWritten, match="not a database.*sweep.db"):
         search(RunConfig.model_validate(fields), lambda name, point: None)
+
+
+def test_the_same_search_looks_at_the_same_places(tmp_path: Path) -> None:
+    def points(folder: str, seed: int) -> dict[str, Any]:
+        space = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [2, 4]}
+        sweep = {"space": space, "trials": 4}
+        fields = {"output_dir": str(tmp_path / folder), "seed": seed, "sweep": sweep}
+
+        def run(name: str, point: Any) -> None:
+            log = [{"eval_rouge1": point["training.learning_rate"]}]
+            write_json(tmp_path / folder / name / TRAINED, {"log": log})
+
+        return search(RunConfig.model_validate(fields), run)
+
+    assert points("one", 1) == points("again", 1) != points("other", 2)
 
 
 def test_a_search_that_was_killed_goes_on(

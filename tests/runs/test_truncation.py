@@ -14,7 +14,7 @@ from lora_hf.config import ModelConfig
 from lora_hf.config.file import load_config
 from lora_hf.errors import NotWritten
 from lora_hf.modeling import load_model
-from lora_hf.reporting.truncation import by_stack
+from lora_hf.reporting.truncation import by_stack, truncation_lines
 from lora_hf.runs.truncation import truncate
 
 
@@ -121,3 +121,9 @@ def test_the_spectra_are_told_apart_by_stack_and_projection() -> None:
     assert by_stack({bart: [0.0], "blocks.0.fc": [2.0]}) == {
         "decoder, to the source": {"q_proj": [[0.0]]}, "other layers": {"fc": [[1.0]]}
     }  # fmt: skip
+
+
+def test_the_table_s_ranks_are_in_the_order_of_numbers() -> None:
+    of = {"energy": 0.5, "rouge1": 0.1, "rouge1_interval": [0.0, 0.2]}
+    lines = truncation_lines({"ranks": {str(rank): of for rank in (16, 2, 8)}})
+    assert [line[0] for line in lines[1:]] == ["2", "8", "16"]
