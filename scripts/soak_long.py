@@ -5,7 +5,7 @@
 
 The training logs, evaluates and writes checkpoints meanwhile; the service has four adapters asked in turn,
 and a fifth that is loaded and unloaded again and again. Resident memory and open handles are looked at four
-times a second in training, and in the service after each tenth of the requests, when no client is connected.
+times a second in training, and in the service after each tenth of the requests, once no client is connected.
 The first fifth is warm-up, and the last is set beside the second. Prints JSON; status 1 where memory grew by
 more than 5 %, or handles by more than 2.
 """
@@ -49,12 +49,10 @@ def held(process: psutil.Process) -> Held:
 
 
 def held_at_rest(process: psutil.Process) -> Held:
-    """With the fewest handles of a second: the connections of the last requests take a moment to close."""
-    looks = []
-    for _ in range(4):
-        time.sleep(EVERY)
-        looks.append(held(process))
-    return min(looks, key=lambda look: look[1])
+    """Once the connections of the last requests are closed, which takes a moment."""
+    while any(one.status != psutil.CONN_LISTEN for one in process.net_connections("tcp")):
+        time.sleep(0.01)
+    return held(process)
 
 
 @contextmanager

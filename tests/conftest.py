@@ -20,6 +20,7 @@ from transformers import (
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
+from warm_python import WarmPython
 
 pytest_plugins = ["hub_fixtures", "several.launching"]  # hub, client, trained
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -125,6 +126,14 @@ def loggers_as_they_begin():
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("lora_hf") and isinstance(logger, logging.Logger):
             logger.disabled = False
+
+
+@pytest.fixture(scope="session")
+def warm_python():
+    """Starts commands as processes of their own, without the seconds of their imports."""
+    python = WarmPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture

@@ -1,30 +1,37 @@
 """A Hub on the loopback address, a run to push, and fresh processes that know it by HF_ENDPOINT alone."""
 
 import json
-import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import pytest
 import yaml
 from conftest import FEW
 from hub_server import HubServer
+from warm_python import ROOT, WarmPython
 
 from lora_hf import cli
 
-ROOT = Path(__file__).parents[1]
 TOKEN, OTHERS, READER = "hf_AnnasOwnSecretToken01", "hf_BensOwnSecretToken0002", "hf_NobodysToken00000003"
 TOKENS = {TOKEN: "anna", OTHERS: "ben"}
 REPO = "anna/dialogues"
 WEIGHTS = "adapter_model.safetensors"
 
 
+@pytest.fixture(scope="session")
+def port():
+    """Of every Hub: nobody answers there as long as none runs, and nobody else can take it."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield kept.getsockname()[1]
+
+
 @pytest.fixture
-def hub(tmp_path):
-    with HubServer(tmp_path / "hub", TOKENS) as server:
+def hub(tmp_path, port):
+    with HubServer(tmp_path / "hub", TOKENS, port=port) as server:
         yield server
     assert server.failures == []
 
@@ -42,42 +49,35 @@ def trained(tmp_path_factory):
 
 
 class Client:
-    """Fresh processes with a home of their own."""
+    """Fresh processes with a home of their own, which is empty at first."""
 
-    def __init__(self, home, endpoint):
-        self.home, self.heard = home, ""
-        self.environment = os.environ | {
-            "HF_ENDPOINT": endpoint,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(home),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-        }
-        self.environment.pop("HF_TOKEN", None)
+    def __init__(self, python, home):
+        self.python, self.home, self.heard = python, home, ""
+        for folder in home.iterdir():
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
     def run(self, *commands):
         """Commands in one process, each (words, token): its status, and what it said on both streams."""
         given = json.dumps([[[str(word) for word in words], token] for words, token in commands])
-        out, err = self.python(str(ROOT / "tests/hub_client.py"), given=given)
-        said = [re.split(r"^=== \d+\n", text, flags=re.MULTILINE) for text in (out, err)]
-        statuses = map(int, re.findall(r"^=== (\d+)$", out, re.MULTILINE))
-        return [Done(status, o, e) for status, o, e in zip(statuses, *said, strict=False)]
+        out, err = self.start(ROOT / "tests/hub_client.py", given=given)
+        said = [re.split(r"^=== .*\n", text, flags=re.MULTILINE) for text in (out, err)]
+        ends = re.findall(r"^=== (\d+) (\S+)$", out, re.MULTILINE)
+        return [
+            Done(int(status), float(slept), o, e) for (status, slept), o, e in zip(ends, *said, strict=False)
+        ]
 
-    def python(self, *words, given=None, token=None):
-        environment = self.environment | ({"HF_TOKEN": token} if token else {})
-        done = subprocess.run(
-            [sys.executable, *words], input=given, env=environment, cwd=ROOT, capture_output=True, text=True
-        )
+    def start(self, *words, given="", token=None):
+        done = self.python.run(words, given, env={"HF_TOKEN": token} if token else {})
         self.heard += done.stdout + done.stderr
         assert done.returncode == 0, done.stderr
         return done.stdout, done.stderr
 
 
 class Done:
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err
+    """How a command ended, the seconds that it asked to sleep for, and what it said."""
+
+    def __init__(self, status, slept, out, err):
+        self.status, self.slept, self.out, self.err = status, slept, out, err
 
     @property
     def error(self):
@@ -86,13 +86,24 @@ class Done:
         return line
 
 
+@pytest.fixture(scope="session")
+def client_python(tmp_path_factory, port):
+    """Where the Hub is, and where its home is, is read once, by what is imported."""
+    home = tmp_path_factory.mktemp("home")
+    known = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    known |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    python = WarmPython(**known, HF_TOKEN=None)
+    yield python, home
+    python.close()
+
+
 @pytest.fixture
-def client(tmp_path, hub):
-    made = Client(tmp_path / "home", hub.endpoint)
+def client(tmp_path, client_python):
+    made = Client(*client_python)
     yield made
     for secret in (TOKEN, OTHERS, READER):
         assert secret not in made.heard
-        for folder in (tmp_path / "home", tmp_path / "hub"):
+        for folder in (made.home, tmp_path / "hub"):
             assert not [p for p in folder.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
 
 
@@ -126,7 +137,7 @@ def logits_of(client, tmp_path, *codes):
     """What the `model` of each code says, computed in one fresh process."""
     import torch
 
-    client.python("-c", LOGITS, json.dumps(codes), str(tmp_path / "logits.pt"), token=TOKEN)
+    client.start("-c", LOGITS, json.dumps(codes), str(tmp_path / "logits.pt"), token=TOKEN)
     return torch.load(tmp_path / "logits.pt", weights_only=True)
 
 

@@ -42,8 +42,8 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, root, tokens, datasets=()):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, root, tokens, datasets=(), port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.store, self.tokens, self.datasets = Store(root), tokens, set(datasets)
         self.faults, self.seen, self.failures, self.key = [], [], [], secrets.token_bytes(16)
         self.repeats_tokens = False  # in what it refuses, as no server should

@@ -4,12 +4,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FEW
 from typer.main import get_command
+from warm_python import WarmPython
 
 from lora_hf import cli
 from lora_hf.adapters.carried import lora_layers
@@ -54,15 +57,28 @@ def test_the_pages_have_commands() -> None:
     assert len(commands("index")) >= 10 and len(commands("recipes")) >= 6
 
 
+@pytest.fixture(scope="module")
+def help_of(warm_python: WarmPython) -> Callable[[str], str]:
+    """What a script says when it is asked for help, once."""
+
+    @cache
+    def run(script: str) -> str:
+        done = warm_python.run([sys.executable, script, "--help"])
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
-def test_a_command_exists_with_its_options_and_its_config(words: list[str]) -> None:
+def test_a_command_exists_with_its_options_and_its_config(
+    words: list[str], help_of: Callable[[str], str]
+) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
     if words[0] == "python":
-        asked = [sys.executable, words[1], "--help"]
-        known = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        assert all(word in known for word in words[2:] if word.startswith("--"))
+        assert all(word in help_of(words[1]) for word in words[2:] if word.startswith("--"))
         return
     assert words[0] == "lora-hf"
     command = get_command(cli.app).commands[words[1]]  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm_python import WarmPython
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -17,10 +18,12 @@ from scripts.audit import audited  # noqa: E402
 from scripts.fuzzing.trial import BESIDE, OUT, attempt  # noqa: E402
 
 
-def test_broken_configs_adapters_and_data_files_keep_the_promise(tmp_path: Path) -> None:
+def test_broken_configs_adapters_and_data_files_keep_the_promise(
+    tmp_path: Path, warm_python: WarmPython
+) -> None:
     command = [sys.executable, "scripts/fuzz.py", "config", "adapter", "data", "--count", "2", "--seed", "7"]
-    ended = subprocess.run([*command, "--keep", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout
+    ended = warm_python.run([*command, "--keep", tmp_path])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert [line.split(" inputs")[0] for line in ended.stdout.splitlines()[:3]] == [
         "config: 2",
         "adapter: 2",

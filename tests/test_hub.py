@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 
 import pytest
 from conftest import FEW
@@ -14,7 +13,6 @@ from hub_fixtures import (
     TOKEN,
     TOKENS,
     WEIGHTS,
-    Client,
     card_of,
     loading,
     logits_of,
@@ -90,7 +88,7 @@ def test_a_lost_connection_is_tried_again_and_nothing_is_done_twice(hub, client,
     hub.cut("PUT", "/upload/", "upload", after=1000)
     hub.cut("POST", f"/api/models/{REPO}/commit/", "answer")
     (done,) = client.run((push(trained), TOKEN))
-    assert done.status == 0, done.err
+    assert done.status == 0 and done.slept > 0, done.err
     assert hub.count("PUT", "/upload/") == 2  # cut half-way, and whole
     assert len(hub.store.commits(REPO)) == 2  # the commit was made, its answer lost, and none made again
     assert hub.store.read(REPO, WEIGHTS) == (trained / "adapter" / WEIGHTS).read_bytes()
@@ -161,14 +159,12 @@ def test_a_private_repository_a_branch_and_a_revision(hub, client, trained, tmp_
     assert "there is no such revision" in gone.error
 
 
-def test_without_a_network_each_command_is_one_error_and_soon(tmp_path, trained):
-    client = Client(tmp_path / "home", "http://127.0.0.1:9")
+def test_without_a_network_each_command_is_one_error_and_soon(client, port, tmp_path, trained):
     (tmp_path / "talk.txt").write_text("A: Hi")
     config = tmp_path / "x.yaml"
     config.write_text("model: {model_name_or_path: acme/tiny-t5}\n")
     data = tmp_path / "data.yaml"
     data.write_text("data: {dataset_name: acme/talks}\n")
-    start = time.monotonic()
     asked = client.run(
         (push(trained), TOKEN),
         (["predict", tmp_path / "talk.txt", "--adapter", REPO], None),
@@ -177,17 +173,14 @@ def test_without_a_network_each_command_is_one_error_and_soon(tmp_path, trained)
         (["plan", "--config", config], None),
     )
     for done in asked:
-        assert "http://127.0.0.1:9 does not answer" in done.error and "Retrying" not in done.err
-    assert (
-        time.monotonic() - start < 40
-    )  # of which the process's own start; with the client's retries minutes
+        assert f"http://127.0.0.1:{port} does not answer" in done.error and "Retrying" not in done.err
+        assert done.slept == 0  # the client itself would wait between tries, for minutes in all
 
 
 @pytest.mark.slow
-def test_a_base_that_was_fetched_before_is_used_without_the_network(tmp_path):
-    with HubServer(tmp_path / "hub", TOKENS) as hub:
+def test_a_base_that_was_fetched_before_is_used_without_the_network(client, port, tmp_path):
+    with HubServer(tmp_path / "hub", TOKENS, port=port) as hub:
         hub.store.seed("acme/tiny-t5", ASSETS)
-        client = Client(tmp_path / "home", hub.endpoint)
         words = [
             "evaluate",
             "--config",

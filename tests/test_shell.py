@@ -6,11 +6,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
 from rich.text import Text
+from warm_python import WarmPython
 
 from lora_hf import cli
 from lora_hf.cli.options import complete_config, complete_override
@@ -110,20 +112,20 @@ def test_keys_and_configs_are_completed_by_what_is_shipped() -> None:
     assert complete_config("meth") == ["methods"] and complete_config("") == []
 
 
-def doctor(*words: str | Path) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_hf", "doctor", *map(str, words)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def doctor(warm_python: WarmPython) -> Callable[..., tuple[int, str]]:
+    """Run it as a process: its status and its output."""
+
+    def run(*words: str) -> tuple[int, str]:
+        done = warm_python.run([sys.executable, "-m", "lora_hf", "doctor", *words])
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout
+
+    return run
 
 
-def test_the_doctor_alone_looks_at_the_machine() -> None:
-    status, out, _ = doctor()
+def test_the_doctor_alone_looks_at_the_machine(doctor: Callable[..., tuple[int, str]]) -> None:
+    status, out = doctor()
     assert status == 0 and [line.split()[:2] for line in out.splitlines() if line[:2] == "ok"] == [
         ["ok", "versions"],
         ["ok", "device"],
@@ -131,12 +133,14 @@ def test_the_doctor_alone_looks_at_the_machine() -> None:
     assert out.splitlines()[-1] == "2 ok, 0 at fault, 0 not checked"
 
 
-def test_the_doctor_ends_with_1_where_something_is_at_fault_and_json_says_what() -> None:
+def test_the_doctor_ends_with_1_where_something_is_at_fault_and_json_says_what(
+    doctor: Callable[..., tuple[int, str]],
+) -> None:
     few = ["data.max_train_samples=10", "data.max_eval_samples=3", "data.max_test_samples=3"]
-    status, out, _ = doctor("--json", "--config", "configs/quickstart.yaml", *few)
+    status, out = doctor("--json", "--config", "configs/quickstart.yaml", *few)
     said = json.loads(out)
     assert (status, said["fault"], said["unknown"]) == (0, 0, 0)
-    status, out, _ = doctor("--json", "--config", "quickstart", *few, "lora.target_modules=[query]")
+    status, out = doctor("--json", "--config", "quickstart", *few, "lora.target_modules=[query]")
     said = json.loads(out)
     assert status == 1 and said["fault"] == sum(f["state"] == "fault" for f in said["findings"]) == 1
     (red,) = [f for f in said["findings"] if f["state"] == "fault"]

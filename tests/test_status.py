@@ -1,11 +1,11 @@
 """How commands end, many of them as real processes: statuses, one message, Ctrl-C and a closed pipe."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -82,44 +82,37 @@ def test_an_arm_that_the_system_killed_is_spoken_of(monkeypatch, capsys):
     assert "ended by SIGKILL; often memory ran out" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_enough_is_no_fault(tmp_path):
+def test_a_reader_that_has_enough_is_no_fault(tmp_path, warm_python):
     (tmp_path / "p.csv").write_text("made,human\na,a\n")
     words = ["score", tmp_path / "p.csv", "--prediction", "made", "--reference", "human"]
-    child = process("-m", "lora_hf", *words)
-    child.stdout.close()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        child = warm_python.start(["-m", "lora_hf", *words], stdout=nobody)
     assert "Traceback" not in child.stderr.read()
     assert child.wait() == 1
 
 
-def wait_for(child, text, seconds=120):
-    """The lines of standard output up to one that holds the text."""
-    start = time.monotonic()
-    for line in child.stdout:
-        if text in line:
-            return
-        assert time.monotonic() - start < seconds
-    pytest.fail(f"ended without {text!r}: {child.stderr.read()}")
-
-
-def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, warm_python, monkeypatch, capsys):
+    """Of 60 steps, a line each: what is told fits no pipe of 4 KiB, so that none ends before it is read."""
     config = tmp_path / "tiny.yaml"
     config.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {learning_rate: 5.0e-2}\n")
     run = tmp_path / "run"
     words = ["scripts/train.py", "--config", config, *FEW, f"output_dir={run}"]
-    words += ["training.max_steps=150", "training.logging_steps=1", "training.save_strategy='no'"]
-    child = process(*words)
-    wait_for(child, "'loss'")
+    words += ["training.max_steps=60", "training.logging_steps=1", "training.save_strategy='no'"]
+    child = warm_python.start(words)
+    fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    assert any("'loss'" in line for line in child.stdout)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate()
     assert child.returncode == 130, err
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert 1 <= step < 150
+    assert 1 <= step < 60
     told = f"interrupted: stopped after step {step}, saved; the same command goes on from there"
     assert err.splitlines()[-1] == told and "Traceback" not in err
     assert not (run / "results.json").exists()
-    again = process(*words)
-    _, err = again.communicate()
-    assert again.returncode == 0, err
+    monkeypatch.chdir(ROOT)
+    assert cli.run([str(word) for word in ["train", *words[1:]]], debug=False) == 0, capsys.readouterr().err
     record = json.loads((run / "results.json").read_text())
-    assert (record["resumed_at_step"], record["steps"]) == (step, 150)
+    assert (record["resumed_at_step"], record["steps"]) == (step, 60)

@@ -1,5 +1,6 @@
 """Several adapters on one base: switched, weighted, side by side in a batch, and combined into one."""
 
+import copy
 import time
 from pathlib import Path
 
@@ -51,14 +52,20 @@ def alone(kind: str) -> nn.Module:
     return model
 
 
-@pytest.fixture
-def crowd() -> nn.Module:
+@pytest.fixture(scope="module")
+def as_built() -> nn.Module:
     model = make_t5()
     for kind in KINDS:
         inject_adapters(model, LoraConfig(lora_alpha=5, **KINDS[kind]), kind)
         for path, layer in lora_layers(alone(kind)).items():
             lora_layers(model)[path].adapters[kind].load_state_dict(layer.adapters[kind].state_dict())
     return model
+
+
+@pytest.fixture
+def crowd(as_built: nn.Module) -> nn.Module:
+    """A model with an adapter of each kind."""
+    return copy.deepcopy(as_built)
 
 
 def test_each_is_in_company_what_it_is_alone(crowd: nn.Module, batch: dict) -> None:

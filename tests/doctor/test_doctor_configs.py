@@ -2,19 +2,40 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FEW
 
+from lora_hf.config import RunConfig
 from lora_hf.config.file import SHIPPED
 from lora_hf.doctor import CONFIG, of_config
 from lora_hf.doctor.finding import Finding
 from lora_hf.errors import UserError
 from lora_hf.modeling import ASSETS
+from lora_hf.planning import plan
+from lora_hf.planning.step import activation_bytes
 
 QUICK = "quickstart"
 UNCUT = "data.max_source_length=512"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_step_is_traced_once() -> Iterator[None]:
+    """What a step holds goes by the data and the Trainer's settings in its batch's shape alone."""
+    held: dict[str, int] = {}
+
+    def once(config: RunConfig, settings: Any, *more: Any) -> int:
+        key = f"{config.model_dump_json(exclude={'data', 'training', 'output_dir'})} {settings} {more}"
+        if key not in held:
+            held[key] = activation_bytes(config, settings, *more)
+        return held[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plan, "activation_bytes", once)
+        yield
 
 
 def found(*overrides: str, path: str = QUICK) -> dict[str, list[Finding]]:

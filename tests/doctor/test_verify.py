@@ -1,35 +1,36 @@
-"""The same answer twice: equal runs in processes of their own, and `verify`, which scores one again."""
+"""The same answer twice: equal runs in two processes, and `verify`, which scores one again."""
 
 import json
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
+from lora_hf import cli
 from lora_hf.doctor import RUN, of_run
 
-ROOT = Path(__file__).parents[2]
-CLI = [sys.executable, "-m", "lora_hf"]
-SETTINGS = """data.max_train_samples=24 data.max_eval_samples=4 data.max_test_samples=6 training.max_steps=4
-training.disable_tqdm=true training.eval_strategy=no training.save_strategy=no""".split()
+SETTINGS = """data.max_train_samples=24 data.max_eval_samples=4 data.max_test_samples=6
+generation.max_new_tokens=12 training.max_steps=4 training.disable_tqdm=true training.eval_strategy=no
+training.save_strategy=no""".split()
 
 
-def command(*words):
-    done = subprocess.run([*CLI, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
+def training(folder):
+    return ["train", "--config", "configs/quickstart.yaml", f"output_dir={folder}", *SETTINGS]
 
 
-def train(folder, config="configs/quickstart.yaml"):
-    status, _, err = command("train", "--config", str(config), f"output_dir={folder}", *SETTINGS)
-    assert status == 0, err
-    return folder
+@pytest.fixture(scope="module", autouse=True)
+def keep_the_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("runs") / "first")
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert cli.run(training(folder), debug=False) == 0
+    return folder
 
 
 @pytest.fixture
@@ -45,18 +46,21 @@ def faults(run):
     return {finding.check: finding.title for finding in of_run(run) if finding.state == "fault"}
 
 
-def test_the_same_run_in_another_process_writes_the_same_bytes(trained, tmp_path):
-    second = train(tmp_path / "second")
+def test_the_same_run_in_another_process_writes_the_same_bytes(trained, warm_python, tmp_path):
+    second = tmp_path / "second"
+    done = warm_python.run(["-m", "lora_hf", *training(second)])
+    assert done.returncode == 0, done.stderr
     assert results(second)["sha256"] == results(trained)["sha256"]
     assert {"adapter/adapter_model.safetensors", "predictions.jsonl"} <= results(trained)["sha256"].keys()
     for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "train_loss"):
         assert results(second)[name] == results(trained)[name]
 
 
-def test_verify_finds_a_run_as_it_was(run):
-    status, out, err = command("verify", str(run), "--json")
+def test_verify_finds_a_run_as_it_was(run, capsys):
+    status = cli.run(["verify", str(run), "--json"], debug=False)
+    out = capsys.readouterr().out
     report = json.loads(out)
-    assert status == 0 and report["fault"] == report["unknown"] == 0, (out, err)
+    assert status == 0 and report["fault"] == report["unknown"] == 0, out
     assert {finding["check"] for finding in report["findings"]} == set(RUN)
     assert "6 of 6 summaries, written again, are the same" in out
 
@@ -108,12 +112,12 @@ def test_a_changed_summary_is_seen(run):
     assert "predictions.jsonl" in found["files"] and "1 of 6 summaries are others now" in found["scoring"]
 
 
-def test_missing_and_torn_files_are_faults(run):
+def test_missing_and_torn_files_are_faults(run, capsys):
     (run / "predictions.jsonl").unlink()
     assert {"files", "rouge"} <= faults(run).keys()
     (run / "results.json").write_text("{")
-    status, out, _ = command("verify", str(run))
-    assert status == 1 and "not readable as JSON" in out.replace("\n", " ")
+    assert cli.run(["verify", str(run)], debug=False) == 1
+    assert "not readable as JSON" in capsys.readouterr().out.replace("\n", " ")
 
 
 def write_splits(folder, summary):
@@ -126,17 +130,16 @@ def write_splits(folder, summary):
 def test_changed_data_is_seen(tmp_path):
     write_splits(tmp_path / "mine", "{} is meant.")
     words = [f"data.dataset_name={tmp_path / 'mine'}", "method=base", f"output_dir={tmp_path / 'run'}"]
-    status, _, err = command("train", "--config", "configs/quickstart.yaml", *words)
-    assert status == 0, err
+    assert cli.run(["train", "--config", "configs/quickstart.yaml", *words], debug=False) == 0
     assert not faults(tmp_path / "run")
     write_splits(tmp_path / "mine", "{} is another.")
     assert "data" in faults(tmp_path / "run")
 
 
-def test_a_folder_of_several_runs_names_each_and_one_of_none_is_refused(run, tmp_path):
+def test_a_folder_of_several_runs_names_each_and_one_of_none_is_refused(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "both/lora")
     shutil.copytree(run, tmp_path / "both/other")
     titles = [finding.title for finding in of_run(tmp_path / "both")]
     assert {title.split(":")[0] for title in titles} == {"lora", "other"}
-    status, _, err = command("verify", str(tmp_path / "nothing"))
-    assert status == 2 and "nothing holds no finished run" in err
+    assert cli.run(["verify", str(tmp_path / "nothing")], debug=False) == 2
+    assert "nothing holds no finished run" in capsys.readouterr().err

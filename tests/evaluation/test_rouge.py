@@ -1,13 +1,11 @@
-"""ROUGE: laws, parity with `rouge_score` as its authors run it, hand-computed numbers, the published file."""
+"""ROUGE: laws, parity with `rouge_score` as its authors run it, hand-computed numbers."""
 
-import csv
 import os
 import subprocess
 import sys
 from statistics import fmean
 
 import pytest
-from conftest import shared_data
 from rouge_score.rouge_scorer import RougeScorer
 
 from lora_hf.evaluation.rouge import (
@@ -17,8 +15,6 @@ from lora_hf.evaluation.rouge import (
     score_dialogues,
     split_sentences,
 )
-
-FILE = "dialogue-summary-training-results.csv"
 
 TEXTS = [
     "#Person1# asks Mr. Smith about the running shoes. He has none left.",
@@ -180,9 +176,11 @@ class TestMetric:
         assert on_disk.compute(predictions=["a"], references=["a"])["rouge1"] == 1.0
         assert (tmp_path / "b").exists()
 
-    def test_works_offline_where_no_cache_can_be_made(self):
+    def test_works_offline_where_no_cache_can_be_made_and_is_not_what_scoring_waits_for(self):
         code = (
-            "import socket; socket.socket.connect = None;"
+            "import socket, sys; socket.socket.connect = None;"
+            "sys.modules |= dict.fromkeys(('hqq', 'peft', 'sklearn'));"  # as if not installed: seconds
+            "import lora_hf.evaluation.score; print('evaluate' in sys.modules);"
             "from lora_hf.evaluation.rouge import Rouge;"
             "print(Rouge().compute(predictions=['a b'], references=[['a b', 'c']])['rouge1'])"
         )
@@ -199,29 +197,4 @@ class TestMetric:
             text=True,
             check=False,
         )
-        assert (done.stdout, done.returncode) == ("0.5\n", 0), done.stderr
-
-
-@pytest.mark.parametrize(
-    ("model", "rouge1", "rouge2", "rouge_l", "rouge_lsum", "best"),
-    [
-        ("original", 0.233278, 0.076052, 0.201543, 0.2110, 0.293),
-        ("instruct", 0.421427, 0.180340, 0.338374, 0.3739, 0.494),
-        ("peft", 0.408132, 0.163454, 0.325120, 0.3607, 0.479),
-    ],
-)
-def test_the_published_predictions_score_what_was_published(model, rouge1, rouge2, rouge_l, rouge_lsum, best):
-    with (shared_data("flan_t5_predictions") / FILE).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    predictions = [
-        row[f"{model}_model_summaries"] for row in rows[::3]
-    ]  # one a dialogue, written three times
-    references = [
-        [row["human_baseline_summaries"] for row in rows[i : i + 3]] for i in range(0, len(rows), 3)
-    ]
-    scores = score_dialogues(predictions, references)
-    means = [fmean(scores.mean[name]) for name in ROUGE_NAMES]
-    # The published table did not split sentences, so its rougeLsum is its rougeL; ours is higher.
-    assert means[:3] == pytest.approx([rouge1, rouge2, rouge_l], abs=1e-6)
-    assert means[3] == pytest.approx(rouge_lsum, abs=5e-5)
-    assert fmean(scores.best["rouge1"]) == pytest.approx(best, abs=5e-4)
+        assert (done.stdout, done.returncode) == ("False\n0.5\n", 0), done.stderr

@@ -64,6 +64,15 @@ def compared(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of a comparison as it was left."""
+    root = tmp_path_factory.mktemp("compared")
+    for method in WRITTEN:
+        write_run(root, method)
+    return report(root)[2].read_text()
+
+
 def data_of(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert found
@@ -89,15 +98,13 @@ def test_a_comparison_from_its_folders(compared: Path) -> None:
     assert report(compared) and files[2].read_text() == page  # equal runs, equal bytes
 
 
-def test_what_a_model_wrote_is_text_on_the_page(compared: Path) -> None:
-    page = report(compared)[2].read_text()
+def test_what_a_model_wrote_is_text_on_the_page(page: str) -> None:
     assert "alert(1)</script>" not in page and "<b>" not in page
     assert page.count("</script>") == 2  # the page's own
     assert data_of(page)["dialogues"][2]["text"]["base"] == WRITTEN["base"][2]
 
 
-def test_the_page_asks_for_nothing_from_elsewhere(compared: Path) -> None:
-    page = report(compared)[2].read_text()
+def test_the_page_asks_for_nothing_from_elsewhere(page: str) -> None:
     names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # of XML, not addresses
     assert not re.search(r"(src|href)=[\"'](?!#)", page) and "@import" not in page
     outside = {url for url in re.findall(r"https?://[^\s\"'<>]+", page) if url not in names}

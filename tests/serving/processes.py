@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from warm_python import Started, WarmPython
 
 from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.config import ModelConfig
@@ -49,9 +49,8 @@ def save_adapters(folder: Path) -> Path:
 class Server:
     """A process of `lora-hf serve`, and requests to it."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: Started) -> None:
         self.process, self.said = process, []
-        assert process.stderr
         for line in process.stderr:
             self.said.append(line)
             if found := re.search(r"serving on http://127\.0\.0\.1:(\d+)", line):
@@ -59,11 +58,12 @@ class Server:
                 break
         else:
             raise AssertionError("".join(self.said))
-        threading.Thread(target=lambda: self.said.extend(process.stderr), daemon=True).start()
+        self.reading = threading.Thread(target=lambda: self.said.extend(process.stderr), daemon=True)
+        self.reading.start()
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
         """Status, body (parsed where it is JSON) and headers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
         connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
@@ -83,14 +83,13 @@ class Server:
 
 
 @contextmanager
-def serving(*options: str | Path) -> Iterator[Server]:
-    command = [sys.executable, "-m", "lora_hf", "serve", "--port", "0", *map(str, options)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def serving(python: WarmPython, *options: str | Path) -> Iterator[Server]:
+    process = python.start([sys.executable, "-m", "lora_hf", "serve", "--port", "0", *options])
     try:
         yield Server(process)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(60)
         finally:
             process.kill()
