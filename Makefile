@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 # What takes minutes of commands, and asks nothing of a package that other tests do not ask.
 SAME := planning doctor test_soak_long.py test_status.py test_shell.py test_fuzz.py test_docs.py
 
-.PHONY: quickstart test test-full test-lowest soak audit lint format types methods bench costs docs reproduce clean
+.PHONY: quickstart test test-full test-lowest soak audit lint format types methods notebooks bench costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -16,7 +16,7 @@ quickstart: .venv/.installed       ## base, full and LoRA on the embedded model 
 test: lint types                   ## what a change must pass
 	OMP_NUM_THREADS=1 $(BIN)/python $(FAST)
 
-test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebook, the wheel
+test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebooks in short, the wheel
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-lowest: $(LOWEST)/.installed  ## the fast tests on the oldest versions that pyproject.toml admits, but of torch
@@ -46,6 +46,9 @@ format: .venv/.installed-test
 
 methods: .venv/.installed-test     ## every method side by side on the embedded model: one table, one picture
 	$(BIN)/python scripts/methods.py --config configs/methods.yaml
+
+notebooks: .venv/.installed-test   ## run every notebook in full and check its figures: half an hour
+	LORA_HF_NOTEBOOK_SHARE=1 $(BIN)/python -m pytest tests/test_notebook.py -m slow --timeout=0
 
 bench: .venv/.installed-test       ## our time and memory beside PEFT's, in turn: bench.json and bench.png
 	$(BIN)/python scripts/bench.py

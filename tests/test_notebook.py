@@ -1,5 +1,10 @@
-"""The notebooks: they run, they show what they say, and their outputs are those of the code that is here."""
+"""The notebooks: they run, they show what they say, and their outputs are those of the code that is here.
 
+The slow tests run a short training of each, and check what holds at any length. What only the whole training
+shows is checked on the committed outputs, and by `make notebooks`, which runs all of it.
+"""
+
+import os
 import re
 from pathlib import Path
 
@@ -15,18 +20,62 @@ from lora_hf.modeling import ASSETS
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "lora.ipynb"
-NAMES = ("vision_vit", "vision_conv", "decoder_only", "adapters", "rank_study", "methods")
-BEYOND = [NOTEBOOKS / f"{name}.ipynb" for name in NAMES]
 REFRESH = "jupyter execute --inplace notebooks/lora.ipynb"
-SAYS = [
-    "A and B   4,608 weights = 8 x 512 + 64 x 8, 86% fewer",
-    "4,608 of 37,376 weights train\nthe start is the identity: True",
-    "equal to the layer by hand: True",
-    "the base is as it was: True",
-    "merged equals unmerged within rounding: True",
-    "unmerged, every weight is bit for bit as before: True",
-    "equal logits: True",
-]  # that it learns, the notebook asserts itself
+SHARE = os.environ.get("LORA_HF_NOTEBOOK_SHARE", "0.15")
+"""How much of its training each notebook runs; `make notebooks` sets it to 1."""
+SAYS = {
+    "lora": [
+        "A and B   4,608 weights = 8 x 512 + 64 x 8, 86% fewer\nthe start is the identity: True",
+        "4,608 of 37,376 weights train\nthe start is the identity: True",
+        "equal to the layer by hand: True",
+        "the base is as it was: True",
+        "merged equals unmerged within rounding: True",
+        "unmerged, every weight is bit for bit as before: True",
+        "equal logits: True",
+    ],
+    "vision_vit": [
+        "off, its logits are the base's to the last bit: True",
+        "merged equals unmerged within rounding: True",
+        "unmerged, the logits are as before: True",
+        "equal logits: True",
+    ],
+    "vision_conv": [
+        "off, its logits are the base's to the last bit: True",
+        "merged equals unmerged within rounding: True",
+        "unmerged, every bit of it is back: True",
+        "equal logits: True",
+    ],
+    "decoder_only": [
+        "the first adapter is as it was before the second: True",
+        "without adapters, the base: True",
+        "merged equals unmerged within rounding: True",
+        "unmerged, the logits are as before: True",
+    ],
+    "adapters": [
+        "the first adapter is as it was before the second: True",
+        "as each alone: True",
+        "the sum is the two together: True",
+        "the same summaries from a fresh base: True",
+    ],
+    "rank_study": [],
+    "methods": [],
+}
+"""What each prints, however long it trains."""
+LORA_SCORES = f"{'base':>22}{'LoRA':>22}"
+TABLES = {
+    "lora": [LORA_SCORES],
+    "vision_vit": ["validation accuracy at", "test accuracy"],
+    "vision_conv": ["validation accuracy at", "test accuracy"],
+    "decoder_only": ["validation loss at", "test loss  ", "adapter  "],
+    "adapters": ["adapter    summary"],
+    "rank_study": ["rank    energy"],
+    "methods": ["largest difference", "merged differs by"],
+}
+"""A part of each table's first line."""
+
+
+def committed(name: str) -> NotebookNode:
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
 
 
 def outputs(notebook: NotebookNode) -> list[NotebookNode]:
@@ -38,21 +87,20 @@ def shown(notebook: NotebookNode) -> str:
     return "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
 
 
+def pictures(notebook: NotebookNode) -> list[int]:
+    """How many each cell shows."""
+    return [
+        sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        for cell in notebook.cells
+    ]
+
+
 def executed(path: Path, directory: Path) -> NotebookNode:
-    """Run from an empty directory, so that the kernel imports the package as installed."""
+    """Run, without a time limit, from an empty directory: the kernel imports the package as installed."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(directory)}}).execute()
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(directory)}}).execute()
     assert not list(directory.iterdir())
     return notebook
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_it_runs_shows_what_it_says_and_leaves_nothing_behind(tmp_path):
-    notebook = executed(NOTEBOOK, tmp_path)
-    text = shown(notebook)
-    assert [line for line in SAYS if line not in text] == []
-    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))  # the loss
 
 
 def results(notebook: NotebookNode, heading: str) -> dict[str, list[float]]:
@@ -67,65 +115,147 @@ def results(notebook: NotebookNode, heading: str) -> dict[str, list[float]]:
     return {m[1]: [float(n.replace(",", "")) for n in re.findall(r"\d[\d.,]*", m[2])] for m in found if m}
 
 
+def vision_table(notebook: NotebookNode) -> list[list[float]]:
+    """Of full, LoRA and the head alone: mean, lowest and highest accuracy, weights trained, their share."""
+    table = results(notebook, "test accuracy")
+    return [table[arm][1:] for arm in ("full", "LoRA", "head alone")]  # without the rate
+
+
+def check_lora(notebook: NotebookNode) -> None:
+    """It learns: LoRA's interval is above the base's."""
+    _, _, base_high, _, lora_low, _ = results(notebook, LORA_SCORES)["rouge1"]
+    assert lora_low > base_high
+
+
 def check_vision(notebook: NotebookNode) -> None:
-    """LoRA is near full fine-tuning and above the head alone, with few weights; it merges and reloads."""
-    table = {name: row[1:] for name, row in results(notebook, "test accuracy").items()}  # without the rate
-    full, lora, head = (table[arm] for arm in ("full", "LoRA", "head alone"))
-    assert lora[0] > full[0] - 0.03
-    assert lora[1] > head[2]  # the worst seed of LoRA, the best of the head
+    """LoRA trains few weights, and with them learns: five digits are one in five by chance."""
+    full, lora, _ = vision_table(notebook)
     assert lora[3] < 0.15 * full[3]
-    text = shown(notebook)
-    assert "off, its logits are the base's to the last bit: True" in text
-    assert "merged equals unmerged within rounding: True" in text
-    assert "equal logits: True" in text
+    assert lora[0] > 0.4
 
 
 def check_decoder(notebook: NotebookNode) -> None:
-    """Full is best, LoRA with the head near, without it behind; each adapter is best on its own text."""
-    table = results(notebook, "test loss  ")
-    full, blocks, both = (table[arm][1] for arm in ("full", "LoRA, blocks", "LoRA, blocks and head"))
-    assert full < both < full + 0.2 < blocks < table["base"][0]
+    """Each adapter is better on its own text than the base and than the other."""
     losses = results(notebook, "adapter  ")
-    assert [min(losses, key=lambda name: losses[name][i]) for i in range(3)] == ["base", "summaries", "jobs"]
-    text = shown(notebook)
-    assert "the first adapter is as it was before the second: True" in text
-    assert "without adapters, the base: True" in text
-    assert "merged equals unmerged within rounding: True" in text
+    base, summaries, jobs = (losses[name] for name in ("base", "summaries", "jobs"))
+    assert summaries[1] < min(base[1], jobs[1]) - 0.3
+    assert jobs[2] < min(base[2], summaries[2]) - 0.3
 
 
 def check_adapters(notebook: NotebookNode) -> None:
-    """Each adapter is best at its own task, a batch mixes them, and what is saved is what was trained."""
+    """Each adapter is better at its own task than the base and than the other."""
     table = results(notebook, "adapter    summary")
     base, summary, speakers = (table[name] for name in ("base", "summary", "speakers"))
-    assert summary[0] > base[0] + 0.3 and summary[0] > speakers[0] + 0.3
-    assert speakers[1] > base[1] + 0.3 and speakers[1] > summary[1] + 0.3
-    text = shown(notebook)
-    for said in (
-        "the first adapter is as it was before the second",
-        "as each alone",
-        "the sum is the two together",
-        "the same summaries from a fresh base",
-    ):
-        assert f"{said}: True" in text
+    assert summary[0] > max(base[0], speakers[0]) + 0.15
+    assert speakers[1] > max(base[1], summary[1]) + 0.15
 
 
 def check_rank(notebook: NotebookNode) -> None:
-    """More rank keeps more of the update; at the smallest, training does better than cutting."""
+    """More rank keeps more of the update, the whole rank all; it learns, for the base's ROUGE-1 is 0.2."""
     table = results(notebook, "rank    energy")
-    energy, cut = ([row[i] for row in table.values()] for i in (0, 1))
+    energy = [row[0] for row in table.values()]
     assert energy == sorted(energy) and energy[-1] == 1
-    assert table["1"][2] > cut[0] + 0.1 and cut[3] > cut[-1] - 0.1
-    assert "what is cut needs no less than what is trained: True" in shown(notebook)
+    assert table["16"][1] == table["16"][2] > 0.35
+
+
+def method_scores(notebook: NotebookNode) -> dict[str, float]:
+    """ROUGE-1 of each method and of the base."""
+    rows = results(notebook, "merged differs by").items()
+    return {name: row[0] if name == "base" else row[1] for name, row in rows}
 
 
 def check_methods(notebook: NotebookNode) -> None:
     """Every method starts as the base, learns, and merges into it."""
     starts = results(notebook, "largest difference")
     assert list(starts) == ["LoRA", "rsLoRA", "DoRA", "PiSSA", "OLoRA"]
-    found = re.findall(r"^(\w+) +(?:[\d.e-]+ +)?(\d\.\d{3})(?: +(\de-\d\d))?$", shown(notebook), re.MULTILINE)
-    scores = {name: float(rouge) for name, rouge, _ in found}
-    assert min(scores[name] for name in starts) > scores["base"] + 0.2
-    assert all(float(error) < 1e-4 for name, _, error in found if name != "base")
+    assert all(row[:2] == [0, 0] for row in starts.values())  # 0.0e+00
+    scores = method_scores(notebook)
+    assert min(scores[name] for name in starts) > scores["base"] + 0.1
+    errors = re.findall(r" (\de[+-]\d\d)$", shown(notebook), re.MULTILINE)
+    assert len(errors) == len(starts) and max(map(float, errors)) < 1e-4
+
+
+def lora_figures(notebook: NotebookNode) -> None:
+    """LoRA gains far more than the noise."""
+    base, _, _, lora, _, _ = results(notebook, LORA_SCORES)["rouge1"]
+    assert lora > base + 0.4
+
+
+def vision_figures(notebook: NotebookNode) -> None:
+    """LoRA is near full fine-tuning and above the head alone."""
+    full, lora, head = vision_table(notebook)
+    assert lora[0] > full[0] - 0.03
+    assert lora[1] > head[2]  # the worst seed of LoRA, the best of the head
+
+
+def decoder_figures(notebook: NotebookNode) -> None:
+    """Full is best, LoRA with the head near, without it behind; on dialogues the base stays best."""
+    table = results(notebook, "test loss  ")
+    full, blocks, both = (table[arm][1] for arm in ("full", "LoRA, blocks", "LoRA, blocks and head"))
+    assert full < both < full + 0.2 < blocks < table["base"][0]
+    losses = results(notebook, "adapter  ")
+    assert [min(losses, key=lambda name: losses[name][i]) for i in range(3)] == ["base", "summaries", "jobs"]
+
+
+def adapters_figures(notebook: NotebookNode) -> None:
+    """Each adapter is far better at its own task."""
+    table = results(notebook, "adapter    summary")
+    base, summary, speakers = (table[name] for name in ("base", "summary", "speakers"))
+    assert summary[0] > max(base[0], speakers[0]) + 0.3
+    assert speakers[1] > max(base[1], summary[1]) + 0.3
+
+
+def rank_figures(notebook: NotebookNode) -> None:
+    """At the smallest rank, training does better than cutting; half the rank is nearly as good as all."""
+    table = results(notebook, "rank    energy")
+    cut = [row[1] for row in table.values()]
+    assert table["1"][2] > cut[0] + 0.1 and cut[3] > cut[-1] - 0.1
+    assert "what is cut needs no less than what is trained: True" in shown(notebook)
+
+
+def methods_figures(notebook: NotebookNode) -> None:
+    """Every method learns much."""
+    scores = method_scores(notebook)
+    base = scores.pop("base")
+    assert min(scores.values()) > base + 0.2
+
+
+CHECKS = {
+    "lora": (check_lora, lora_figures),
+    "vision_vit": (check_vision, vision_figures),
+    "vision_conv": (check_vision, vision_figures),
+    "decoder_only": (check_decoder, decoder_figures),
+    "adapters": (check_adapters, adapters_figures),
+    "rank_study": (check_rank, rank_figures),
+    "methods": (check_methods, methods_figures),
+}
+"""What holds however long it trains, and what holds of the whole training alone."""
+
+
+def check(name: str, notebook: NotebookNode, whole: bool) -> None:
+    """Its sentences, pictures and tables are there, and what they say holds."""
+    text = shown(notebook)
+    assert [line for line in SAYS[name] if line not in text] == []
+    assert pictures(notebook) == pictures(committed(name))
+    for heading in TABLES[name]:
+        ours, theirs = (results(one, heading) for one in (notebook, committed(name)))
+        assert {row: len(of) for row, of in ours.items()} == {row: len(of) for row, of in theirs.items()}
+    CHECKS[name][0](notebook)
+    if whole:
+        CHECKS[name][1](notebook)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_notebook_runs_and_shows_what_it_says(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_HF_NOTEBOOK_SHARE", SHARE)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
+    check(name, executed(NOTEBOOKS / f"{name}.ipynb", tmp_path), whole=float(SHARE) == 1)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_committed_outputs_show_what_is_said(name):
+    check(name, committed(name), whole=True)
 
 
 PUBLISHED = NOTEBOOKS / "published.ipynb"
@@ -151,32 +281,6 @@ def test_the_published_predictions_are_scored_again(tmp_path, monkeypatch):
 
 def test_the_committed_scores_are_those_that_are_published():
     check_published(nbformat.read(PUBLISHED, as_version=4))
-
-
-CHECKS = {
-    "vision_vit": check_vision,
-    "vision_conv": check_vision,
-    "decoder_only": check_decoder,
-    "adapters": check_adapters,
-    "rank_study": check_rank,
-    "methods": check_methods,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_shows_what_it_says(path, tmp_path):
-    notebook = executed(path, tmp_path)
-    assert not [output for output in outputs(notebook) if output.output_type == "error"]
-    CHECKS[path.stem](notebook)
-
-
-@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
-def test_the_committed_outputs_show_what_is_said(path):
-    notebook = nbformat.read(path, as_version=4)
-    assert shown(notebook)
-    CHECKS[path.stem](notebook)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
