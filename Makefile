@@ -1,12 +1,13 @@
 # make quickstart and make test each work alone, in a fresh clone, on a machine with Python 3.11 or later.
 PYTHON ?= python3
 BIN := .venv/bin
-# One thread a process: two test processes on two cores would otherwise wait for each other's threads.
-FAST := -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+# One thread for each process: two test processes on two cores would otherwise wait for each other's threads.
+PYTEST := -m pytest -n 2 --dist loadfile
 
 LOWEST := .venv-lowest
-# What takes minutes of commands, and asks nothing of a package that other tests do not ask.
-SAME := planning doctor test_soak_long.py test_status.py test_shell.py test_fuzz.py test_docs.py
+# Tests of what a version can change: the mathematics, training, resuming, generation, the config, each extra.
+TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_rouge.py fast runs/test_export.py \
+  runs/test_sweep.py serving/test_server.py test_cli.py test_modeling.py test_stores.py test_versions.py training
 
 .PHONY: quickstart test test-full test-lowest soak audit lint format types methods notebooks bench costs docs reproduce clean
 
@@ -14,13 +15,13 @@ quickstart: .venv/.installed       ## base, full and LoRA on the embedded model 
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
 
 test: lint types                   ## what a change must pass
-	OMP_NUM_THREADS=1 $(BIN)/python $(FAST)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not gpu"
 
 test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebooks in short, the wheel
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "slow and not gpu"
 
-test-lowest: $(LOWEST)/.installed  ## the fast tests on the oldest versions that pyproject.toml admits, but of torch
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(FAST) $(addprefix --ignore=tests/,$(SAME))
+test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest that pyproject.toml admits but of torch
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(addprefix tests/,$(TOUCHED))
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/soak_kill.py --kills 50

@@ -88,18 +88,19 @@ def test_a_command_exists_with_its_options_and_its_config(
         load_config(config, overrides, is_study=words[1] == "sweep")
 
 
-def run(words: list[str], folder: Path) -> None:
+def run(warm_python: WarmPython, words: list[str], folder: Path) -> None:
     given = [*words[1:]]
     if "--config" in words and words[1] not in ("evaluate", "plan", "doctor"):
         given += SMALL + SMALLER.get(words[1], [])
     if words[1] == "evaluate":
         given += FEW
-    subprocess.run([sys.executable, "-m", "lora_hf", *given], cwd=folder, check=True)
+    done = warm_python.run([sys.executable, "-m", "lora_hf", *given], cwd=folder)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> None:
+def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path, warm_python: WarmPython) -> None:
     (tmp_path / "dialogues.jsonl").write_text('{"dialogue": "#Tom#: Lunch? #Anna#: Yes."}\n')
     (tmp_path / "my_data").mkdir()
     for split in ("train", "validation", "test"):
@@ -113,7 +114,7 @@ def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> No
     ]
     ran = [words for words in near if words[0] == "lora-hf"]
     for words in ran:
-        run(words, tmp_path)
+        run(warm_python, words, tmp_path)
     assert {words[1] for words in ran} >= {
         "compare",
         "predict",

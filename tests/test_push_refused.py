@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from hub_fixtures import REPO, WEIGHTS, push
 
 from lora_hf import cli
+from lora_hf.errors import UserError
+from lora_hf.hub.send import Destination
+from lora_hf.hub.send import _prepare as prepare
 
 
 def refused(capsys, *words, repo=REPO):
@@ -78,3 +82,26 @@ def test_a_licence_that_the_hub_knows_is_in_the_card(trained, capsys):
     for license in ("other", "openrail++"):
         done = cli.run([*map(str, push(trained, "--dry-run", "--license", license))], debug=False)
         assert done == 0 and f"license: {license}\n" in capsys.readouterr().out
+
+
+class Hub:
+    """What `huggingface_hub`'s API says of a repository with these files and tags."""
+
+    def __init__(self, files, tags):
+        siblings = [SimpleNamespace(rfilename=name) for name in files]
+        self.info = SimpleNamespace(siblings=siblings, card_data=SimpleNamespace(tags=tags), private=False)
+
+    def create_repo(self, *args, **kwargs):
+        pass
+
+    def model_info(self, *args, **kwargs):
+        return self.info
+
+
+def test_what_was_not_pushed_from_here_is_written_over_only_if_asked():
+    theirs, ours = Hub([".gitattributes", "model.safetensors"], ["t5"]), Hub(["README.md"], ["lora_hf"])
+    with pytest.raises(UserError, match="holds \\['model.safetensors'\\], which was not pushed from here"):
+        prepare(theirs, Destination(REPO))
+    assert prepare(theirs, Destination(REPO, overwrite=True)) == {".gitattributes", "model.safetensors"}
+    assert prepare(ours, Destination(REPO)) == {"README.md"}
+    assert prepare(Hub([".gitattributes"], None), Destination(REPO)) == {".gitattributes"}

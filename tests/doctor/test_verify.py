@@ -136,6 +136,12 @@ def test_changed_data_is_seen(tmp_path):
     assert "data" in faults(tmp_path / "run")
 
 
+def test_another_base_is_seen(run):
+    record = results(run) | {"base_fingerprint": "0" * 16}  # as if the run had been on another one
+    (run / "results.json").write_text(json.dumps(record))
+    assert "0" * 16 in faults(run)["model"]
+
+
 def test_a_folder_of_several_runs_names_each_and_one_of_none_is_refused(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "both/lora")
     shutil.copytree(run, tmp_path / "both/other")

@@ -221,7 +221,9 @@ def test_what_is_no_adapter_of_this_base_is_not_loaded(
         "adapter name 'x/y': write 1 to 64 ASCII letters, digits, '_' or '-'"
     )
     shutil.copytree(adapters / "a", tmp_path / "a")
-    for path in (str(tmp_path / "a"), "../a", "/etc"):
+    beside = adapters.with_name(f"{adapters.name}-beside")  # its path begins with that of the folder
+    shutil.copytree(adapters / "a", beside)
+    for path in (str(tmp_path / "a"), "../a", "/etc", str(beside), f"../{beside.name}"):
         assert load("x", path) == (403, f"path: {path!r} is not below the server's folder of adapters")
     assert server.request("GET", "/health")[1] == {
         "status": "ok", "base": "embedded", "adapters": ["a", "b"], "waiting": 0
