@@ -130,7 +130,7 @@ def loggers_as_they_begin():
 
 @pytest.fixture(scope="session")
 def warm_python():
-    """Starts commands as processes of their own, without the seconds of their imports."""
+    """Start commands as real processes without paying for their imports each time."""
     python = WarmPython()
     yield python
     python.close()

@@ -122,7 +122,9 @@ def test_the_adapters_are_torch_and_safetensors_and_import_in_one_direction():
 
 
 def test_no_file_imports_itself_by_way_of_others():
-    graph = {module(file): ours(file, top_only=True) - {module(file)} for file in FILES}
+    """Imports inside functions count too; the package's own file names everything that is below it."""
+    files = [file for file in FILES if module(file) != "lora_hf"]
+    graph = {module(file): ours(file) - {module(file), "lora_hf"} for file in files}
     assert set(TopologicalSorter(graph).static_order()) >= set(graph)  # a CycleError shows the cycle
 
 

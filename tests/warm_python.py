@@ -1,8 +1,10 @@
-"""A Python that has imported everything once, and from which processes start without those seconds.
+"""Start Python processes from an interpreter that has already imported the package.
 
-What it is asked for is a fork of it: a process of its own, with its own status, signals, memory and files,
-that no other command has been in. What is read when a package is imported, HF_ENDPOINT among it, is as it was
-when this Python started. Run as a script, this module is that Python.
+Importing costs each process seconds. `WarmPython` starts one interpreter, which imports everything once and
+then forks: every command still is a process of its own, with its own exit status, signals, memory and open
+files. Variables that a package reads on import, such as HF_ENDPOINT, keep the value they had when the
+interpreter started. `multiprocessing` has a fork server too, but only one for each process, and the Hub's tests
+need an environment of their own. Linux only. Run as a script, this module is that interpreter.
 """
 
 import gc
@@ -24,14 +26,14 @@ from typing import IO, Any
 ROOT = Path(__file__).parents[1]
 IMPORTED = ("cli", "runs.arm", "runs.saved", "runs.push", "serving.server", "doctor")
 LONGEST = 2**18
-"""Bytes of a request."""
+"""The longest request, in bytes."""
 
 
 class WarmPython:
-    """Starts `python WORDS...`; commands that begin with `sys.executable` are understood too."""
+    """Run `python WORDS...` as a fork; `sys.executable` before the words is allowed."""
 
     def __init__(self, **environment: str | None) -> None:
-        """Start it in this environment and these changes of it; None takes a variable away."""
+        """Start the interpreter in this environment with some variables changed; None removes one."""
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._turn = threading.Lock()
         known = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
@@ -43,12 +45,12 @@ class WarmPython:
             )
 
     def close(self) -> None:
-        """End it; what it started lives on."""
+        """End the interpreter; processes that it started keep running."""
         self._ours.close()
         self._process.wait()
 
     def ask(self, files: Sequence[int] = (), **request: Any) -> Any:
-        """Its answer to a request."""
+        """Send a request, with open files, and return the answer."""
         with self._turn:
             socket.send_fds(self._ours, [json.dumps(request).encode()], files)
             answer = self._ours.recv(LONGEST)
@@ -56,20 +58,20 @@ class WarmPython:
         return json.loads(answer)
 
     def start(self, command: Sequence[Any], **options: Any) -> "Started":
-        """A process, as `subprocess.Popen` gives it; the options are some of its own."""
+        """Start a process; the options are those of `subprocess.Popen` that `Started` takes."""
         return Started(self, [str(word) for word in command], **options)
 
     def run(
         self, command: Sequence[Any], given: str = "", **options: Any
     ) -> "subprocess.CompletedProcess[str]":
-        """What became of a process, with both outputs as text."""
+        """Run a process to its end and return its status and both outputs as text."""
         child = self.start(command, stdin=subprocess.PIPE, **options)
         out, err = child.communicate(given)
         return subprocess.CompletedProcess(child.args, child.wait(), out, err)
 
 
 class Started:
-    """What the tests ask of a `Popen`, of a process whose parent is another one."""
+    """The part of `subprocess.Popen` that the tests use, for a process whose parent is the interpreter."""
 
     def __init__(
         self,
@@ -96,11 +98,11 @@ class Started:
         self._handle = os.pidfd_open(self.pid)
 
     def poll(self) -> int | None:
-        """The exit status, or None as long as it runs."""
+        """Return the exit status, or None while the process runs."""
         return self._status(0)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status, once it has ended."""
+        """Wait for the process to end and return its exit status."""
         if (status := self._status(timeout)) is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return status
@@ -112,7 +114,7 @@ class Started:
         return self.returncode
 
     def communicate(self, given: str = "") -> tuple[str, str]:
-        """All that it writes from now on to both outputs."""
+        """Send input, wait for the end, and return the rest of both outputs."""
         with ThreadPoolExecutor(2) as pool:
             reading = [pool.submit(_rest, stream) for stream in (self.stdout, self.stderr)]
             if self.stdin:
@@ -134,7 +136,7 @@ class Started:
 
 
 def _stream(wanted: Any, given: list[int], mode: str) -> IO[str] | None:
-    """This side of a stream; the other one is appended to what the process is given."""
+    """Return our end of a stream; the other end is appended to the files that the process is given."""
     if wanted == subprocess.PIPE:
         reading, writing = os.pipe()
         ours, theirs = (reading, writing) if mode == "r" else (writing, reading)
@@ -155,7 +157,7 @@ def _rest(stream: IO[str] | None) -> str:
 
 
 def _serve(connection: socket.socket) -> list[str]:
-    """Answer until the tests end; in a process that was asked for, return its words."""
+    """Answer requests until the tests end; in a forked process, return its command."""
     while True:
         message, files, *_ = socket.recv_fds(connection, LONGEST, 3)
         if not message:
@@ -177,7 +179,7 @@ def _serve(connection: socket.socket) -> list[str]:
 
 
 def _become(words: list[str]) -> None:
-    """Do what `python WORDS...` does."""
+    """Do what `python WORDS...` would do."""
     how, *rest = words
     if how == "-m":
         sys.argv = rest

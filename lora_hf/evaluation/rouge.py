@@ -21,7 +21,7 @@ from functools import cache
 from itertools import pairwise
 from statistics import fmean
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_hf.errors import UserError
 from lora_hf.layout import ROUGE_NAMES
@@ -29,18 +29,6 @@ from lora_hf.layout import ROUGE_NAMES
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
     from rouge_score.rouge_scorer import RougeScorer
-
-    from lora_hf.evaluation.metric import Rouge as Rouge
-else:
-
-    def __getattr__(name: str) -> Any:
-        """`rouge.Rouge` without making every reader of this module wait for `evaluate`."""
-        if name != "Rouge":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from lora_hf.evaluation.metric import Rouge
-
-        return Rouge
-
 
 MOST_CELLS = 25_000_000
 """Words times words of a pair: two texts of 5,000, some ten seconds. A dialogue's summary has a hundred."""

@@ -140,7 +140,7 @@ class TestMetric:
 
     @pytest.fixture
     def metric(self):
-        from lora_hf.evaluation.rouge import Rouge
+        from lora_hf.evaluation.metric import Rouge
 
         return Rouge(cache_dir=os.devnull + "/cannot/be/made")
 
@@ -181,7 +181,7 @@ class TestMetric:
             "import socket, sys; socket.socket.connect = None;"
             "sys.modules |= dict.fromkeys(('hqq', 'peft', 'sklearn'));"  # as if not installed: seconds
             "import lora_hf.evaluation.score; print('evaluate' in sys.modules);"
-            "from lora_hf.evaluation.rouge import Rouge;"
+            "from lora_hf.evaluation.metric import Rouge;"
             "print(Rouge().compute(predictions=['a b'], references=[['a b', 'c']])['rouge1'])"
         )
         nowhere = {
