@@ -3,8 +3,8 @@
 Importing costs each process seconds. `WarmPython` starts one interpreter, which imports everything once and
 then forks: every command still is a process of its own, with its own exit status, signals, memory and open
 files. Variables that a package reads on import, such as HF_ENDPOINT, keep the value they had when the
-interpreter started. `multiprocessing` has a fork server too, but only one for each process, and the Hub's tests
-need an environment of their own. Linux only. Run as a script, this module is that interpreter.
+interpreter started. `multiprocessing` has a fork server too, but only one for each process, and the Hub's
+tests need an environment of their own. Linux only. Run as a script, this module is that interpreter.
 """
 
 import gc
