@@ -48,7 +48,7 @@ format: .venv/.installed-test
 methods: .venv/.installed-test     ## every method side by side on the embedded model: one table, one picture
 	$(BIN)/python scripts/methods.py --config configs/methods.yaml
 
-notebooks: .venv/.installed-test   ## run every notebook in full and check its figures: half an hour
+notebooks: .venv/.installed-test   ## run every notebook in full and check its figures: ten minutes
 	LORA_HF_NOTEBOOK_SHARE=1 $(BIN)/python -m pytest tests/test_notebook.py -m slow --timeout=0
 
 bench: .venv/.installed-test       ## our time and memory beside PEFT's, in turn: bench.json and bench.png
