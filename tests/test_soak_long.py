@@ -20,6 +20,7 @@ def test_the_last_fifth_is_set_beside_the_second(last, flat):
     assert found["flat"] is flat and found["mib"] == [100.0, last[0]] and found["handles"] == [7, last[1]]
 
 
+@pytest.mark.slow
 def test_a_short_training_and_a_short_service_are_watched(
     tmp_path: Path, warm_python: WarmPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:

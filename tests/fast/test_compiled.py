@@ -161,7 +161,12 @@ def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("more", "told", "graphs"),
     [
-        ({"gradient_checkpointing": True}, "the model whole: what is computed again leaves no graph", None),
+        pytest.param(
+            {"gradient_checkpointing": True},
+            "the model whole: what is computed again leaves no graph",
+            None,
+            marks=pytest.mark.slow,
+        ),
         ({"torch_compile_backend": "no"}, "", 0),
     ],
 )
@@ -174,6 +179,7 @@ def test_what_is_not_compiled_block_by_block_is_said(
     assert graphs is None or counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.slow
 def test_without_fast_paths_it_is_accelerate_that_compiles_the_model_whole(tmp_path: Path) -> None:
     whole = make_trainer(shallow(), small(tmp_path), fast_paths=False)
     in_blocks = make_trainer(shallow(), small(tmp_path))  # of the same process, and made after it

@@ -118,9 +118,7 @@ def test_a_compiled_step_is_planned_by_the_plain_ways_sums() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("size", "dtype"), [("small", "float32"), ("small", "bfloat16"), ("base", "bfloat16")]
-)
+@pytest.mark.parametrize(("size", "dtype"), [("small", "float32"), ("base", "bfloat16")])
 def test_a_step_s_peak_is_within_15_percent_of_the_plan(size: str, dtype: str) -> None:
     """Resident memory of a process whose allocator gives back what is free: gaps in the heap come on top."""
     command = [sys.executable, "scripts/plan_check.py", "--shapes", size, "--dtypes", dtype, "--json"]

@@ -64,7 +64,7 @@ def test_the_script_runs_each_arm_in_a_process_of_its_own_and_reuses_them(config
 def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(config_file):
     root = config_file.parent / "run"
     words = [sys.executable, "-m", "lora_hf", "compare", "--config", str(config_file)]
-    words += ["training.max_steps=200", "training.logging_steps=1"]
+    words += ["training.max_steps=80", "training.logging_steps=1", "arms.full.training.max_steps=2"]
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unbuffered)
     for line in child.stdout:
@@ -77,7 +77,7 @@ def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(confi
     assert list((root / "lora" / "checkpoints").iterdir()) and not (root / "full").exists()
     assert subprocess.run(words, capture_output=True).returncode == 0
     record = json.loads((root / "comparison.json").read_text())["arms"]["lora"]
-    assert record["resumed_at_step"] > 0 and record["steps"] == 200
+    assert record["resumed_at_step"] > 0 and record["steps"] == 80
 
 
 @pytest.mark.timeout(1800)  # on a busy machine
@@ -85,7 +85,7 @@ def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(confi
 def test_a_study_whose_process_is_killed_goes_on_where_it_was(verb, arm, config_file):
     """SIGKILL of the parent alone: its arm stops by itself, and the same command, at once, takes it up."""
     root = config_file.parent / "run"
-    own = ["training.max_steps=60", "training.save_strategy=steps", "training.save_steps=5"]
+    own = ["training.max_steps=40", "training.save_strategy=steps", "training.save_steps=5"]
     own += ["arms.full.training.max_steps=2"]
     if verb == "sweep":
         own += ["sweep.space={lora: {r: [2]}}", "training.eval_strategy=steps", "training.eval_steps=20"]
@@ -101,7 +101,7 @@ def test_a_study_whose_process_is_killed_goes_on_where_it_was(verb, arm, config_
     assert done.returncode == 0, done.stderr
     assert list(before) == ["base"] and stamps(root)["base"] == before["base"]
     record = json.loads((root / arm / RESULTS).read_text())
-    assert 10 <= record["resumed_at_step"] < 60 and record["steps"] == 60
+    assert 10 <= record["resumed_at_step"] < 40 and record["steps"] == 40
     if verb == "compare":
         whole = [*words[:3], "train", *words[4:], f"output_dir={root.parent / 'whole'}"]
         assert subprocess.run(whole, capture_output=True).returncode == 0

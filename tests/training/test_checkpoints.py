@@ -16,9 +16,15 @@ from lora_hf.errors import UserError
 from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, newest_checkpoint, seal
 
 
-@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("fast_paths", [False, True])
+@pytest.mark.parametrize(
+    ("strategy", "full", "fast_paths"),  # every pair of values
+    [
+        ("random", False, False),
+        ("random", True, True),
+        ("group_by_length", False, True),
+        ("group_by_length", True, False),
+    ],
+)
 def test_resuming_in_the_second_epoch_ends_bit_for_bit_where_an_unbroken_run_ends(
     strategy: str, full: bool, fast_paths: bool, tmp_path: Path
 ) -> None:

@@ -17,9 +17,10 @@ from lora_hf import LoraConfig, inject_adapters
 from lora_hf.evaluation.generate import generate_summaries
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("bf16", "smoothing", "checkpointing"),  # every pair of values
+    [(False, 0.0, False), (False, 0.1, True), (True, 0.0, True), (True, 0.1, False)],
+)
 def test_the_fast_paths_take_the_same_steps(
     bf16: bool, smoothing: float, checkpointing: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
