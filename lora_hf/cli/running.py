@@ -31,7 +31,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
         return finished_record(_one(run)) is not None
 
     run = processes.together(lambda: load_config(config, overrides or [], is_done=is_done))
-    record = finished_record(_one(run))
+    record = processes.from_main(lambda: finished_record(_one(run)))  # all must take the same way
     if record is not None:
         logger.info(LEFT, run.output_dir)
     else:

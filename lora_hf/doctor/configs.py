@@ -193,7 +193,8 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
             raise CannotTell(f"{data.dataset_name} is on the Hub, from where a run reads it first")
     train = load_train(data, tokenizer)[0] if "train" in splits else None
     for split in splits:
-        rows = train if split == "train" and train else held_rows(data, split, tokenizer)
+        rows = train if split == "train" else held_rows(data, split, tokenizer)
+        assert rows is not None
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation, longest)
     return train

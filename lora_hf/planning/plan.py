@@ -63,7 +63,7 @@ def plan_step(config: RunConfig, rows: Rows | None = None) -> Record:
     if config.method == "base":
         raise UserError("method='base' trains nothing, and there is nothing to plan: use lora or full")
     settings, device = settings_of(config.model), pick_device()
-    batch, steps, said = _work(config, rows or rows_at_hand(config))
+    batch, steps, said = _work(config, rows_at_hand(config) if rows is None else rows)
     is_dense = config.model.storage == "dense"
     store = str(trained_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
     # elsewhere, and compiled, the plain ways' sums: an upper bound

@@ -7,6 +7,7 @@ it stops and names the fields that changed; `overwrite=true` makes room, and rem
 import json
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ class RunDirectory:
                 several = {PROCESSES: world_size()} if world_size() > 1 else {}
                 write_json(self / INPUTS, fingerprints | several | ({SOURCES: sources} if sources else {}))
             elif sources and (known := read_record(self / INPUTS) or {}).get(SOURCES) != sources:
-                write_json(self / INPUTS, known | {SOURCES: sources})
+                with suppress(OSError):  # a finished run may be where nothing can be written
+                    write_json(self / INPUTS, known | {SOURCES: sources})
         except OSError as error:
             raise UserError(f"output_dir={str(self.path)!r} cannot be written: {error.strerror}") from error
 

@@ -1,5 +1,6 @@
 """A command whose work is done knows it from the recorded inputs: no loading, and no process for each run."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from conftest import SMALL_COMPARISON
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
+from lora_hf.errors import NotWritten
 from lora_hf.layout import INPUTS, RESULTS
 from lora_hf.runs import compare as comparing
 from lora_hf.runs.directory import SOURCES, RunDirectory, read_record
@@ -99,6 +101,19 @@ def test_a_run_of_an_earlier_version_records_its_sources_when_it_is_asked_for_ag
     run.claim(HASHES, sources_of(config))
     assert read_record(run / INPUTS) == HASHES | {SOURCES: sources_of(config)}
     assert finished_record(config) == RECORD
+
+
+def test_a_finished_run_where_nothing_can_be_written_is_left_as_it_is(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: Path, value: object) -> None:
+        raise NotWritten(errno.EROFS, "Read-only file system", str(file))
+
+    run = RunDirectory(config)
+    (run / INPUTS).write_text(json.dumps(HASHES))
+    monkeypatch.setattr("lora_hf.runs.directory.write_json", refuse)
+    run.claim(HASHES, sources_of(config))
+    assert run.results() == RECORD and read_record(run / INPUTS) == HASHES
 
 
 def test_a_comparison_that_is_done_starts_no_process_and_writes_nothing(
