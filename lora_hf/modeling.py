@@ -17,10 +17,11 @@ from transformers.utils import logging as transformers_logging
 
 from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line
-from lora_hf.files import checkpoint_fingerprint
+from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.fetch import pin
 from lora_hf.originals import OriginalWeights, checkpoint_files
 from lora_hf.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
@@ -179,15 +180,29 @@ def guard_head(model: Any) -> None:
         model.config.tie_word_embeddings = False
 
 
+def _is_adapter(config: ModelConfig, peft_config: dict[str, Any]) -> str:
+    base = peft_config.get("base_model_name_or_path")
+    named = f", {base!r}," if isinstance(base, str) else ""
+    return (
+        f"{config.as_written} holds an adapter ({CONFIG_NAME}): give the base model that it was trained on{named} "
+        "and the adapter by --adapter to the commands that take one; if it is a whole model, remove that file"
+    )
+
+
 def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
     """What `from_pretrained` is told of a model on the Hub: the commit, and whether the local copy must do.
 
     Raises:
-        UserError: there is no such model, or it is out of reach.
+        UserError: there is no such model, it is out of reach, or there is an adapter beside or in its place,
+            which Transformers would apply if PEFT is installed and ignore if it is not.
     """
     if Path(name).is_dir():
+        if (Path(name) / CONFIG_NAME).is_file():
+            raise UserError(_is_adapter(config, read_object(Path(name) / CONFIG_NAME)))
         return {}
-    commit, is_cut_off = pin(name, config.revision or "main", _not_loaded(config), REMEDY)
+    commit, is_cut_off, files = pin(name, config.revision or "main", _not_loaded(config), REMEDY)
+    if CONFIG_NAME in files:
+        raise UserError(_is_adapter(config, {}))
     return {"revision": commit, "local_files_only": is_cut_off}
 
 

@@ -92,7 +92,7 @@ def client_python(tmp_path_factory, port):
     home = tmp_path_factory.mktemp("home")
     known = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     known |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-    python = WarmPython(**known, HF_TOKEN=None)
+    python = WarmPython(has_peft=True, **known, HF_TOKEN=None)
     yield python, home
     python.close()
 

@@ -1,5 +1,6 @@
 """Loading the base: dense and 4-bit, dtypes, the guarded head, fingerprints, clear errors."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,17 @@ def test_a_folder_without_a_tokenizer_is_one_error_and_no_empty_tokenizer(tmp_pa
         (tmp_path / file.name).symlink_to(file)
     with pytest.raises(UserError, match="the folder has no tokenizer"):
         load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_an_adapter_is_no_base_whether_or_not_a_model_is_beside_it(has_model: bool, tmp_path: Path) -> None:
+    """Transformers would apply it where PEFT is installed, and ignore it where it is not."""
+    folder = shutil.copytree(ASSETS, tmp_path / "base")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "google/flan-t5-base"}')
+    if not has_model:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+    config = ModelConfig(model_name_or_path=str(folder))
+    for load in (load_tokenizer, lambda config: load_model(config, CPU)):
+        with pytest.raises(UserError, match="holds an adapter .*, 'google/flan-t5-base', and the adapter by"):
+            load(config)

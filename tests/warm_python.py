@@ -32,14 +32,19 @@ LONGEST = 2**18
 class WarmPython:
     """Run `python WORDS...` as a fork; `sys.executable` before the words is allowed."""
 
-    def __init__(self, **environment: str | None) -> None:
-        """Start the interpreter in this environment with some variables changed; None removes one."""
+    def __init__(self, has_peft: bool = False, **environment: str | None) -> None:
+        """Start the interpreter.
+
+        Args:
+            has_peft: import what commands hide (`cli.HIDDEN`) too: for code of the tests that needs PEFT.
+            environment: variables that differ from this process's; None removes one.
+        """
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._turn = threading.Lock()
         known = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), "peft" if has_peft else ""],
                 env={name: value for name, value in known.items() if value is not None},
                 pass_fds=[theirs.fileno()],
             )
@@ -193,6 +198,8 @@ def _become(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[2]:
+        sys.modules |= dict.fromkeys(import_module("lora_hf.cli").HIDDEN)
     for name in IMPORTED:
         import_module(f"lora_hf.{name}")
     gc.freeze()  # what is shared with forks stays shared

@@ -179,7 +179,10 @@ def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
         return (yield from tokens_cut(fields.data, tokenizer))
     except CannotTell as reason:  # memory can be judged by the config's bounds all the same
         yield unknown(f"not checked: {reason}")
-        return None
+    except UserError as error:
+        for line in str(error).splitlines():
+            yield fault(line, "correct the section data")
+    return None
 
 
 def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:

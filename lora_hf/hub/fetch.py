@@ -42,8 +42,8 @@ def public_info(name: str, kind: Literal["model", "dataset"], revision: str | No
         return None
 
 
-def pin(name: str, revision: str, what: str, remedy: str) -> tuple[str, bool]:
-    """The commit that a model's revision is now, and whether its local copy must do without the Hub.
+def pin(name: str, revision: str, what: str, remedy: str) -> tuple[str, bool, set[str]]:
+    """The commit that a model's revision is now, whether its local copy must do without the Hub, its files.
 
     Asked once and before Transformers does, which finds out by a minute of retries for each file.
 
@@ -60,16 +60,19 @@ def pin(name: str, revision: str, what: str, remedy: str) -> tuple[str, bool]:
 
     with told(what, remedy):
         try:
-            HfApi().model_info(name, revision=revision, timeout=SECONDS)
+            info = HfApi().model_info(name, revision=revision, timeout=SECONDS)
+            files = {sibling.rfilename for sibling in info.siblings or []}
+            if "config.json" not in files and info.sha:  # an adapter, or nothing that the caller can load
+                return info.sha, False, files
             file = hf_hub_download(name, "config.json", revision=revision)  # and which commit that was
-            return Path(file).parent.name, False
+            return Path(file).parent.name, False, files
         except Exception as error:
             is_refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
             cached = None if is_refused else try_to_load_from_cache(name, "config.json", revision=revision)
             if not isinstance(cached, str):
                 raise
     logger.info("%s is not reached: %s is read from its local copy", constants.ENDPOINT, name)
-    return Path(cached).parent.name, True
+    return Path(cached).parent.name, True, set()
 
 
 def check_dataset(name: str, revision: str | None, what: str, remedy: str) -> None:

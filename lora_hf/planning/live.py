@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Inside the block counts what is made: `now` bytes are held, `peak` were at most.
 
-    `changes` has each storage's bytes, in order: above 0 where it is made, below where it is given back.
+    `changes` lists the bytes of each storage in order: positive when it is made, negative when it is freed.
 
     Args:
         known: tensors that were there before, such as the weights; their views are not counted.

@@ -86,7 +86,7 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"output_dir={str(self.path)!r} is a file")
-        self._refuse(self.changed_config())
+        self._refuse(self._changed_config())
 
     def claim(self, fingerprints: dict[str, Any], sources: str | None = None) -> None:
         """Make the directory this run's: keep what equal inputs made, clear what others made.
@@ -101,14 +101,13 @@ class RunDirectory:
         Raises:
             UserError: as `check`, for the config and the fingerprints; or the directory cannot be written.
         """
-        changed = self.changed_config() + self._changed_fingerprints(fingerprints)
+        changed = self._changed_config() + self._changed_fingerprints(fingerprints)
         self._refuse(changed)
         try:
             if changed:
                 self._clear(changed)
             if self.results() is None:
-                # without `overwrite`, or whoever repeats the run from this file would overwrite unasked
-                write_text(self / CONFIG, resolved_yaml(self.config.model_copy(update={"overwrite": False})))
+                write_text(self / CONFIG, self.recorded_config())
                 several = {PROCESSES: world_size()} if world_size() > 1 else {}
                 write_json(self / INPUTS, fingerprints | several | ({SOURCES: sources} if sources else {}))
             elif sources and (known := read_record(self / INPUTS) or {}).get(SOURCES) != sources:
@@ -117,12 +116,16 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"output_dir={str(self.path)!r} cannot be written: {error.strerror}") from error
 
+    def recorded_config(self) -> str:
+        """Return the text of config.yaml: without `overwrite`, so that repeating the run from it is safe."""
+        return resolved_yaml(self.config.model_copy(update={"overwrite": False}))
+
     def results(self) -> dict[str, Any] | None:
         """The record of a finished run, or None."""
         return read_record(self / RESULTS)
 
-    def changed_config(self) -> list[str]:
-        """Return the fields in which the run that is here differs from this one: `lora.r: 8 -> 16`."""
+    def _changed_config(self) -> list[str]:
+        """The fields in which the run that is here differs from this one: `lora.r: 8 -> 16`."""
         held = self._held()
         if CONFIG not in held:
             self._refuse_strangers(held)
@@ -149,7 +152,7 @@ class RunDirectory:
     def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
         try:
             old = read_record(self / INPUTS)
-        except UserError:  # told by `changed_config`
+        except UserError:  # told by `_changed_config`
             return []
         if old is None:
             return []

@@ -1,8 +1,8 @@
 """Whether what a command asks for has been done already, without loading data, model or PyTorch.
 
 A run is known by hashes of its data and base model, and taking these means reading both. Here the files that
-they come from are compared by size and time of change instead, as make and git do; where that cannot decide,
-the run itself does.
+they come from are compared by size, inode and times instead, as git does; where that cannot decide, the run
+itself does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,18 +15,19 @@ from lora_hf.config import RunConfig
 from lora_hf.config.model import ASSETS, EMBEDDED
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, json_text
-from lora_hf.layout import ENDS, INPUTS, PREDICTIONS, RESULTS
-from lora_hf.runs.directory import SOURCES, RunDirectory, read_record
+from lora_hf.layout import CONFIG, ENDS, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
+from lora_hf.processes import world_size
+from lora_hf.runs.directory import PROCESSES, SOURCES, RunDirectory, read_record
 
 LEFT = "%s: finished before with the same inputs; left as it is"
 COMMIT = 40
 """Hexadecimal digits of a full commit on the Hub."""
 KEY = "made_from"
-"""In a report's JSON: the hash of what it was made from."""
+"""In a report's JSON: `report_key`."""
 
 
 def sources_of(config: RunConfig) -> str | None:
-    """Return a hash of path, size and time of change of the files that data and base model come from.
+    """Return a hash of path, size, inode and times of the files that data and base model come from.
 
     Returns:
         16 hexadecimal digits, or None where files say nothing: a branch on the Hub may move.
@@ -47,34 +48,47 @@ def sources_of(config: RunConfig) -> str | None:
         elif not (revision and len(revision) == COMMIT):
             return None
     stats = [(str(file.resolve()), file.stat()) for file in files]
-    seen = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    seen = [[path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
     return sha256(json_text(seen).encode()).hexdigest()[:16]
 
 
 def finished_record(config: RunConfig) -> dict[str, Any] | None:
     """Return the record of a run that has ended with these inputs; None where the run itself has to find out.
 
-    A run that is pushed when it is done asks the Hub, and is never known to be finished here.
+    The config must be the recorded one to the letter: another tracker or logging interval changes no result, but
+    has not been checked. A run that is pushed when it is done asks the Hub, and is never known here.
     """
     run = RunDirectory(config)
     if config.training.get("push_to_hub") or not (run / RESULTS).is_file():
         return None
     try:
-        known = (read_record(run / INPUTS) or {}).get(SOURCES)
-        is_same = known is not None and not run.changed_config() and known == sources_of(config)
-        return run.results() if is_same else None
-    except (UserError, OSError):  # the run will report it
+        known = read_record(run / INPUTS) or {}
+        is_same = (run / CONFIG).read_text(encoding="utf-8") == run.recorded_config()
+        is_same = is_same and known.get(PROCESSES, 1) == world_size()
+        is_same = is_same and known.get(SOURCES, "") == sources_of(config)
+        record = run.results() if is_same else None
+    except (UserError, OSError, ValueError):  # the run will report it
         return None
+    return record if record and record.keys() >= {*ROUGE_NAMES} else None
 
 
-def report_key(folders: Mapping[str, Iterable[Path]], known: Mapping[str, Any]) -> str:
-    """Return the hash of what a report is made from: the runs' records and predictions, and the command."""
+def report_key(
+    summary: Mapping[str, Any], folders: Mapping[str, Iterable[Path]], known: Mapping[str, Any]
+) -> str:
+    """Return the hash of a report's own figures and of what they come from.
+
+    Args:
+        summary: what its JSON holds.
+        folders: of the runs, whose records and predictions it was made from.
+        known: as `write_report` takes it.
+    """
     runs = {
         f"{group}/{run.name}": [file_sha256(run / name) for name in (RESULTS, PREDICTIONS)]
         for group, paths in folders.items()
         for run in paths
     }
-    return sha256(json_text([__version__, list(folders), runs, known]).encode()).hexdigest()
+    figures = {name: value for name, value in summary.items() if name != KEY}
+    return sha256(json_text([__version__, figures, runs, known]).encode()).hexdigest()
 
 
 def current_report(
@@ -91,6 +105,6 @@ def current_report(
         return None
     try:
         summary = read_record(stem.with_suffix(".json")) or {}
-        return summary if summary.get(KEY) == report_key(folders, known) else None
+        return summary if summary.get(KEY) == report_key(summary, folders, known) else None
     except (UserError, OSError):
         return None

@@ -4,6 +4,7 @@ Four kinds of folder have one: a comparison's, a study's and a sweep's, which ho
 run's own.
 """
 
+import json
 import logging
 import re
 import shlex
@@ -138,8 +139,9 @@ def write_report(kind: Kind, root: Path, folders: Folders, known: Mapping[str, A
     """
     records, rows = gather(folders)
     more = {name: value for name, value in known.items() if name != "command"}
-    made_from = {"command": known["command"], KEY: report_key(folders, known)}
-    summary = kind.summarize(records, rows, **more) | made_from
+    summary = kind.summarize(records, rows, **more) | {"command": known["command"]}
+    summary = json.loads(json.dumps(summary))  # as it will be read: keys are text, tuples are lists
+    summary[KEY] = report_key(summary, folders, known)
     stem = root / kind.stem
     files = [stem.with_suffix(end) for end in (".json", ".md", PAGE)]
     write_json(files[0], summary)

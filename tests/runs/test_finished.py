@@ -14,14 +14,14 @@ from conftest import SMALL_COMPARISON
 from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten
-from lora_hf.layout import INPUTS, RESULTS
+from lora_hf.layout import INPUTS, RESULTS, ROUGE_NAMES
 from lora_hf.runs import compare as comparing
 from lora_hf.runs.directory import SOURCES, RunDirectory, read_record
 from lora_hf.runs.finished import current_report, finished_record, sources_of
 from lora_hf.runs.study import folders_of
 
 HASHES = {"data": "d1", "model": "m1"}
-RECORD = {"rouge1": 0.5}
+RECORD = dict.fromkeys(ROUGE_NAMES, 0.5)
 
 
 def dialogues(folder: Path) -> Path:
@@ -53,18 +53,37 @@ def touch(file: Path) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
 
 
+def rewrite_with_the_old_time(file: Path) -> None:
+    """As `rsync --times` and unpacked archives do it; the size stays too."""
+    stat = file.stat()
+    file.write_text(file.read_text().replace("Hi", "Ho"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda run, data: (run / RESULTS).unlink(),
         lambda run, data: (run / RESULTS).write_text("{"),
         lambda run, data: (run / INPUTS).write_text(json.dumps(HASHES)),  # a run of an earlier version
+        lambda run, data: (run / RESULTS).write_text("{}"),
         lambda run, data: touch(data / "test.jsonl"),
+        lambda run, data: rewrite_with_the_old_time(data / "test.jsonl"),
         lambda run, data: (data / "train.jsonl").write_text("{}"),
         lambda run, data: (data / "more.jsonl").write_text("{}"),
         lambda run, data: (data / "test.jsonl").unlink(),
     ],
-    ids=["no results", "torn results", "no sources", "touched", "rewritten", "added", "removed"],
+    ids=[
+        "no results",
+        "torn results",
+        "no sources",
+        "no scores",
+        "touched",
+        "old time",
+        "rewritten",
+        "added",
+        "removed",
+    ],
 )
 def test_anything_else_is_left_to_the_run_to_find_out(config: RunConfig, change: Any) -> None:
     change(Path(config.output_dir), Path(config.data.dataset_name))
@@ -73,7 +92,13 @@ def test_anything_else_is_left_to_the_run_to_find_out(config: RunConfig, change:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"lora": {"r": 3}}, {"seed": 7}, {"training": {"push_to_hub": True}}, {"method": "base"}],
+    [
+        {"lora": {"r": 3}},
+        {"seed": 7},
+        {"training": {"push_to_hub": True}},
+        {"training": {"report_to": "nobody"}},  # changes no result, and has not been checked
+        {"method": "base"},
+    ],
     ids=str,
 )
 def test_another_config_is_another_run_and_a_push_is_the_run_s_to_make(
@@ -136,6 +161,11 @@ print(status, sorted(heavy), file=sys.stderr)
     assert "ROUGE-Lsum" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     assert comparing.compare(file) == first and len(arms_in_this_process) == 3
+    page = root / "comparison.json"
+    page.write_text(page.read_text().replace('"n_examples": 6', '"n_examples": 7'))
+    assert (
+        comparing.compare(file) == first and read_record(page) == first
+    )  # an edited report is written again
     lora = root / "lora" / "predictions.jsonl"
     lora.write_text(lora.read_text().replace('"prediction": "', '"prediction": "x'))
     folders = folders_of(comparing.plan_arms(RunConfig.model_validate({"output_dir": str(root)})))
