@@ -55,8 +55,8 @@ def sources_of(config: RunConfig) -> str | None:
 def finished_record(config: RunConfig) -> dict[str, Any] | None:
     """Return the record of a run that has ended with these inputs; None where the run itself has to find out.
 
-    The config must be the recorded one to the letter: another tracker or logging interval changes no result, but
-    has not been checked. A run that is pushed when it is done asks the Hub, and is never known here.
+    The config must be the recorded one to the letter: another tracker or logging interval changes no result,
+    but has not been checked. A run that is pushed when it is done asks the Hub, and is never known here.
     """
     run = RunDirectory(config)
     if config.training.get("push_to_hub") or not (run / RESULTS).is_file():
