@@ -184,8 +184,8 @@ def _is_adapter(config: ModelConfig, peft_config: dict[str, Any]) -> str:
     base = peft_config.get("base_model_name_or_path")
     named = f", {base!r}," if isinstance(base, str) else ""
     return (
-        f"{config.as_written} holds an adapter ({CONFIG_NAME}): give the base that it was trained on{named} and "
-        "the adapter by --adapter to the commands that take one; if it is a whole model, remove that file"
+        f"{config.as_written} holds an adapter ({CONFIG_NAME}): give the base that it was trained on{named} "
+        "and the adapter by --adapter to the commands that take one; if it is a whole model, remove that file"
     )
 
 
