@@ -82,7 +82,8 @@ def add_prompt(model: Any, num_virtual_tokens: int, init: str) -> None:
     encoder, decoder = stacks_of(model)
     embeddings = encoder.get_input_embeddings().weight
     claim(model, "prompt_tuning", {"num_virtual_tokens": num_virtual_tokens, "init": init})
-    start = STARTS[init](model, embeddings.detach().cpu().float(), num_virtual_tokens)
+    values = embeddings.detach() if embeddings.is_meta else embeddings.detach().cpu()  # meta: only counted
+    start = STARTS[init](model, values.float(), num_virtual_tokens)
     prompt = Prompt(start.to(embeddings.device))
     encoder.prompt = prompt
     encoder.register_forward_pre_hook(prompt.before_encoder, with_kwargs=True)

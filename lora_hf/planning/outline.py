@@ -50,18 +50,25 @@ def flan_t5(size: str) -> T5Config:
 
 
 @contextmanager
-def outline(config: RunConfig, settings: Any, dtype: torch.dtype, layers: int | None = None) -> Iterator[Any]:
+def outline(
+    config: RunConfig,
+    settings: Any,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    is_run: bool = True,
+) -> Iterator[Any]:
     """Inside the block a model of fake tensors as the run would train it, dense in this dtype.
 
     Args:
         config: whose method adds weights, or trains all.
         settings: of the architecture.
         layers: of each stack, if not the settings' own.
+        is_run: whether it will be run; one that is only counted is of meta tensors, which are made faster.
     """
     settings = deepcopy(settings)
     if layers is not None:
         settings.num_layers = settings.num_decoder_layers = layers
-    with FakeTensorMode():
+    with FakeTensorMode() if is_run else torch.device("meta"):
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         model.name_or_path = config.model.model_name_or_path
         if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own

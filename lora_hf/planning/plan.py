@@ -92,7 +92,7 @@ def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Re
 
 
 def _count(config: RunConfig, settings: Any) -> Counts:
-    with outline(config, settings, torch.float32) as model:
+    with outline(config, settings, torch.float32, is_run=False) as model:
         return count_parts(model, config.method != "full")
 
 
