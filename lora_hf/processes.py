@@ -70,7 +70,8 @@ def leave(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    gc.freeze()  # or the end goes once more through all that was imported, a second of processor time
+    if world_size() == 1:  # the threads of a process group must be collected, or they abort the process
+        gc.freeze()  # or the interpreter's end goes through all imports once more, which takes a second
     sys.exit(status)
 
 
