@@ -160,3 +160,10 @@ def test_a_test_dialogue_of_several_references_counts_once(tmp_path: Path) -> No
     whole = [f"data.max_{split}_samples=null" for split in ("train", "eval", "test")]
     told = [finding.title for finding in found(f"data.dataset_name={tmp_path}", *whole)["tokens"]]
     assert [title.split(" rows")[0] for title in told] == ["train: 12", "validation: 12", "test: 4"]
+
+
+def test_memory_is_judged_where_the_data_are_missing() -> None:
+    found = {
+        finding.check: finding.state for finding in of_config(Path("quickstart"), ["data.dataset_name=/no"])
+    }
+    assert (found["tokens"], found["memory"]) == ("fault", "ok")
