@@ -30,7 +30,7 @@ ELSEWHERE = {
     "generation_max_length": "belongs to generation: max_new_tokens",
     "generation_num_beams": "belongs to generation: num_beams",
     "generation_config": "belongs to the section generation",
-    "resume_from_checkpoint": "is not needed: the same command again goes on with an interrupted run",
+    "resume_from_checkpoint": "is not needed: rerun the command to resume an interrupted run",
     "hub_token": "would be copied into the run directory: run `hf auth login`, or set HF_TOKEN",
     "hub_strategy": "is not needed: the finished run is pushed, once",
     "hub_always_push": "is not needed: the finished run is pushed, once",

@@ -35,7 +35,7 @@ ROWS, DEFAULT_ROWS = "per_device_train_batch_size", 8  # as Seq2SeqTrainingArgum
 PROCESSES = "processes"
 """In the record of inputs: how many trained it, where several did."""
 SOURCES = "sources"
-"""In the record of inputs: a hash of the files of data and base model by path, size and time of change."""
+"""In the record of inputs: `finished.sources_of`."""
 MOST_RECORD = 2**30
 """Bytes: of the log of a long training."""
 logger = logging.getLogger(__name__)

@@ -39,15 +39,18 @@ def sources_of(config: RunConfig) -> str | None:
         (data.dataset_name, data.dataset_revision, own),
     ]
     files: list[Path] = []
-    for name, revision, embedded in places:
-        place = embedded if name == EMBEDDED else Path(name).expanduser()
-        if place.is_dir():
-            files += sorted(file for file in place.iterdir() if file.is_file())
-        elif place.is_file():
-            files.append(place)
-        elif not (revision and len(revision) == COMMIT):
-            return None
-    stats = [(str(file.resolve()), file.stat()) for file in files]
+    try:
+        for name, revision, embedded in places:
+            place = embedded if name == EMBEDDED else Path(name).expanduser()
+            if place.is_dir():
+                files += sorted(file for file in place.iterdir() if file.is_file())
+            elif place.is_file():
+                files.append(place)
+            elif not (revision and len(revision) == COMMIT):
+                return None
+        stats = [(str(file.resolve()), file.stat()) for file in files]
+    except (OSError, RuntimeError):  # loading will say what cannot be read; `~nobody` is a RuntimeError
+        return None
     seen = [[path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
     return sha256(json_text(seen).encode()).hexdigest()[:16]
 

@@ -118,6 +118,16 @@ def test_a_branch_on_the_hub_may_move_and_a_commit_does_not() -> None:
     assert of("0" * 40) is not None
 
 
+def test_a_folder_that_cannot_be_read_is_left_to_loading_to_report(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert sources_of(config) is None
+
+
 def test_a_run_of_an_earlier_version_records_its_sources_when_it_is_asked_for_again(
     config: RunConfig,
 ) -> None:
