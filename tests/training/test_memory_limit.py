@@ -31,7 +31,7 @@ sys.exit(status)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_run_in_less_memory_than_its_batch_needs(tmp_path: Path) -> None:
-    """The operating system's own limit, set between what a batch of 128 takes and what four of 32 take."""
+    """The operating system's own limit, set between what a batch of 128 takes and what two of 64 take."""
 
     def train(name: str, limit: int = 0, **training: Any) -> tuple[subprocess.CompletedProcess, list[float]]:
         fields = {
@@ -63,7 +63,9 @@ def test_a_run_in_less_memory_than_its_batch_needs(tmp_path: Path) -> None:
     small, losses_small = train("small", per_device_train_batch_size=32, gradient_accumulation_steps=4)
     peaks = [int(done.stdout.splitlines()[-1]) for done in (whole, small)]
     assert peaks[0] - peaks[1] > 300 * 2**20
-    limit = peaks[1] + (peaks[0] - peaks[1]) // 4
+    # A batch of 64 lies a third of the way up. Close to it, whether it fits depends on the allocator, and a run
+    # that has just enough for the step may lack it for what comes after.
+    limit = peaks[1] + (peaks[0] - peaks[1]) * 2 // 3
     refused, _ = train("refused", limit, per_device_train_batch_size=128)
     assert refused.returncode == 2 and "error: step 1: out of memory" in refused.stderr
     halved, losses_halved = train(
