@@ -6,8 +6,8 @@ PYTEST := -m pytest -n 2 --dist loadfile
 
 LOWEST := .venv-lowest
 # Tests of what a version can change: the mathematics, training, resuming, generation, the config, each extra.
-TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_rouge.py fast runs/test_export.py \
-  runs/test_sweep.py serving/test_server.py test_cli.py test_modeling.py test_stores.py test_versions.py training
+TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_rouge.py fast saved/test_export.py \
+  experiments/test_sweep.py serving/test_server.py cli/test_cli.py models test_versions.py training
 
 .PHONY: quickstart test test-full test-lowest soak audit lint format types methods notebooks bench costs docs reproduce clean
 
@@ -24,15 +24,15 @@ test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest t
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(addprefix tests/,$(TOUCHED))
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
-	$(BIN)/python scripts/soak_kill.py --kills 50
-	$(BIN)/python scripts/fuzz.py config --count 1000
-	$(BIN)/python scripts/fuzz.py adapter --count 500
-	$(BIN)/python scripts/fuzz.py data request --count 200
-	$(BIN)/python scripts/large_data.py --rows 1000000
-	$(BIN)/python scripts/soak_long.py
+	$(BIN)/python scripts/tools/soak_kill.py --kills 50
+	$(BIN)/python scripts/tools/fuzz.py config --count 1000
+	$(BIN)/python scripts/tools/fuzz.py adapter --count 500
+	$(BIN)/python scripts/tools/fuzz.py data request --count 200
+	$(BIN)/python scripts/tools/large_data.py --rows 1000000
+	$(BIN)/python scripts/tools/soak_long.py
 
 audit: .venv/.installed-audit      ## known vulnerabilities of the packages, and bandit over the code
-	$(BIN)/python scripts/audit.py
+	$(BIN)/python scripts/tools/audit.py
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -52,13 +52,13 @@ notebooks: .venv/.installed-test   ## run every notebook in full and check its f
 	LORA_HF_NOTEBOOK_SHARE=1 $(BIN)/python -m pytest tests/test_notebook.py -m slow --timeout=0
 
 bench: .venv/.installed-test       ## our time and memory beside PEFT's, in turn: bench.json and bench.png
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/benchmarks/bench.py
 
 costs: .venv/.installed-test       ## how time and memory of a step grow: costs/*.png, half an hour
-	$(BIN)/python scripts/costs.py
+	$(BIN)/python scripts/benchmarks/costs.py
 
 docs: .venv/.installed-test        ## the documentation as a site, in site/
-	$(BIN)/python scripts/config_reference.py --check
+	$(BIN)/python scripts/tools/config_reference.py --check
 	$(BIN)/mkdocs build --strict
 
 reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on DialogSum, from the Hub
@@ -89,7 +89,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
 	@touch $@
 
-$(LOWEST)/.installed: $(LOWEST)/bin/python pyproject.toml constraints.txt scripts/lowest.py
-	$(LOWEST)/bin/python scripts/lowest.py > $(LOWEST)/constraints.txt
+$(LOWEST)/.installed: $(LOWEST)/bin/python pyproject.toml constraints.txt scripts/tools/lowest.py
+	$(LOWEST)/bin/python scripts/tools/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	@touch $@

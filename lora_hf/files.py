@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.errors import NOT_JSON, NotWritten, UserError, first_line
-from lora_hf.layout import PARTIAL
 
 PIECE = 4096  # bytes
 PIECES = 16
@@ -200,3 +199,7 @@ def write_json(file: Path, value: object) -> None:
 def json_text(value: object) -> str:
     """A value as JSON: indent 2, sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+PARTIAL = ".partial."
+"""What the name of a file or folder begins with until it is whole; a leftover of a kill is nobody's."""

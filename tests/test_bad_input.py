@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_t5
+from support.models import make_t5
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters import patterns
+from lora_hf.adapters import targets
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
-from lora_hf.adapters.weights_file import MANIFEST_NAME
 from lora_hf.config import DataConfig, ModelConfig
-from lora_hf.config.file import load_config
+from lora_hf.config.load import load_config
 from lora_hf.data import tokenize
-from lora_hf.data.load import read_file
+from lora_hf.data.splits import read_file
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.rouge import rouge_per_pair
-from lora_hf.modeling import ASSETS, load_model, load_tokenizer
+from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 
 
 class Command:
@@ -93,7 +93,7 @@ def test_texts_whose_product_is_out_of_reach_are_not_scored() -> None:
 def test_an_expression_that_is_matched_for_ever_is_refused(
     adapter: Path, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patterns, "SECONDS", 1.0)
+    monkeypatch.setattr(targets, "SECONDS", 1.0)
     pattern = "([a-zA-Z0-9_.]+)+!"
     change(adapter, **{field: {pattern: 3} if field == "rank_pattern" else pattern})
     start = time.monotonic()

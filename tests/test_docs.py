@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FEW
+from support.inputs import FEW
+from support.warm_python import WarmPython
 from typer.main import get_command
-from warm_python import WarmPython
 
 from lora_hf import cli
-from lora_hf.adapters.carried import lora_layers
-from lora_hf.config.file import load_config
+from lora_hf.adapters.model_state import lora_layers
+from lora_hf.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -143,7 +143,7 @@ def test_the_python_on_a_page_runs(
 
 
 def test_the_config_page_is_what_the_code_says() -> None:
-    command = [sys.executable, "scripts/config_reference.py", "--check"]
+    command = [sys.executable, "scripts/tools/config_reference.py", "--check"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr == ""
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import shared_data
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from support.inputs import shared_data
 
 from lora_hf.data.generator import generate
 from lora_hf.files import checkpoint_fingerprint
-from lora_hf.modeling import ASSETS
+from lora_hf.models.load import ASSETS
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "lora.ipynb"

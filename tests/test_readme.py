@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_hf.config.file import load_config
-from lora_hf.modeling import ASSETS
+from lora_hf.config.load import load_config
+from lora_hf.models.load import ASSETS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

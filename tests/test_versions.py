@@ -29,7 +29,7 @@ PINNED = versions((ROOT / "constraints.txt").read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def lowest() -> dict[str, str]:
-    command = [sys.executable, "scripts/lowest.py"]
+    command = [sys.executable, "scripts/tools/lowest.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return versions(done.stdout)
 

@@ -7,13 +7,13 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from lora_hf.adapters.carried import adapter_configs, lora_layers, refuse_merged
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.initialize import Start
 from lora_hf.adapters.inits import LoraInit, svd_factors
 from lora_hf.adapters.inject import inject_adapters
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import Lora
-from lora_hf.adapters.start import Start
+from lora_hf.adapters.model_state import adapter_configs, lora_layers, refuse_merged
 from lora_hf.errors import UserError
 
 Weighted = list[tuple[float, Lora]]

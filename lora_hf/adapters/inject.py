@@ -12,24 +12,23 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from lora_hf.adapters.active import set_adapter
 from lora_hf.adapters.backends.bnb import keep_differentiable
-from lora_hf.adapters.carried import (
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.initialize import Start, draw_start
+from lora_hf.adapters.inits import BLIND
+from lora_hf.adapters.layer import LoraLayer, check_adapter_name
+from lora_hf.adapters.layer_replication import name_before_replication, replicate_layers, replication
+from lora_hf.adapters.model_state import (
     adapter_configs,
     lora_layers,
     refuse_merged,
     replace_modules,
     saved_modules,
 )
-from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.inits import BLIND
-from lora_hf.adapters.layer import LoraLayer, check_adapter_name
-from lora_hf.adapters.replicate import replicate_layers
-from lora_hf.adapters.saved import SavedModule
-from lora_hf.adapters.stacks import name_before_replication, replication
-from lora_hf.adapters.start import Start, draw_start
-from lora_hf.adapters.switch import set_adapter
+from lora_hf.adapters.modules_to_save import SavedModule
+from lora_hf.adapters.rollback import undone_on_error
 from lora_hf.adapters.targets import find_saved, find_targets, identity
-from lora_hf.adapters.undo import undone_on_error
 from lora_hf.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)

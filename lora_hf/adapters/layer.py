@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import backend_for
 from lora_hf.adapters.backends.base import Stored
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.initialize import Start
 from lora_hf.adapters.methods import METHODS, Lora
 from lora_hf.adapters.methods.qalora import QALora
-from lora_hf.adapters.rows import Rows
-from lora_hf.adapters.start import Start
+from lora_hf.adapters.mixed_batch import Rows
 from lora_hf.errors import UserError
 
 

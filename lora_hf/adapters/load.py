@@ -7,19 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lora_hf.adapters.carried import modules_of, saved_modules
-from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.inits import LoraInit
-from lora_hf.adapters.inject import Originals, inject_adapters, originals_of
-from lora_hf.adapters.layer import LoraLayer, check_adapter_name
-from lora_hf.adapters.peft_format import TAKEN_OVER, read_peft_config
-from lora_hf.adapters.peft_tensors import peft_shapes, put_peft_tensors
-from lora_hf.adapters.replicate import replicate_layers
-from lora_hf.adapters.save import PREFIX, START_NAME, adapted, adapter_state
-from lora_hf.adapters.start import Start, draw_start, restore
-from lora_hf.adapters.targets import find_saved, find_targets
-from lora_hf.adapters.undo import undone_on_error
-from lora_hf.adapters.weights_file import (
+from lora_hf.adapters.checkpoint_io import (
     Shapes,
     check_shapes,
     check_tensors,
@@ -27,6 +15,17 @@ from lora_hf.adapters.weights_file import (
     read_tensors,
     read_weights,
 )
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.initialize import Start, draw_start, restore
+from lora_hf.adapters.inits import LoraInit
+from lora_hf.adapters.inject import Originals, inject_adapters, originals_of
+from lora_hf.adapters.layer import LoraLayer, check_adapter_name
+from lora_hf.adapters.layer_replication import replicate_layers
+from lora_hf.adapters.model_state import modules_of, saved_modules
+from lora_hf.adapters.peft_format import TAKEN_OVER, peft_shapes, put_peft_tensors, read_peft_config
+from lora_hf.adapters.rollback import undone_on_error
+from lora_hf.adapters.save import PREFIX, START_NAME, adapted, adapter_state
+from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.errors import UserError
 
 logger = logging.getLogger(__name__)

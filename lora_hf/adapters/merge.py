@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend, backend_for, is_supported
-from lora_hf.adapters.carried import (
+from lora_hf.adapters.inject import Model, Originals, originals_of
+from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.layer_replication import replication, unshare_layers
+from lora_hf.adapters.model_state import (
     adapter_configs,
     lora_layers,
     replace_modules,
     saved_modules,
 )
-from lora_hf.adapters.inject import Model, Originals, originals_of
-from lora_hf.adapters.layer import LoraLayer
-from lora_hf.adapters.replicate import unshare_layers
-from lora_hf.adapters.stacks import replication
 from lora_hf.errors import UserError
 
 TO_DENSE = ("checkpoint", "dequantized")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import backend_for, is_supported
-from lora_hf.adapters.carried import lora_layers, refuse_merged, replace_modules
 from lora_hf.adapters.inject import Originals
 from lora_hf.adapters.merge import CHOICES, check_choice, merged_modules, unmerge_adapters
+from lora_hf.adapters.model_state import lora_layers, refuse_merged, replace_modules
 from lora_hf.errors import UserError
 
 

@@ -18,14 +18,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend
-from lora_hf.adapters.carried import adapter_configs, lora_layers, modules_of, saved_modules
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, write_weights
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig
 from lora_hf.adapters.methods import Lora
 from lora_hf.adapters.methods.qalora import QALora
-from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config
-from lora_hf.adapters.peft_tensors import peft_tensors
+from lora_hf.adapters.model_state import adapter_configs, lora_layers, modules_of, saved_modules
+from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config, peft_tensors
 from lora_hf.adapters.targets import find_targets
-from lora_hf.adapters.weights_file import MANIFEST_NAME, write_weights
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 

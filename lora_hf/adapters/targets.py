@@ -4,7 +4,10 @@ Every entry that matches nothing is an error with the nearest names: a typo besi
 train less than was asked, in silence.
 """
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,8 +16,7 @@ from torch import nn
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches, pattern_matches
 from lora_hf.adapters.layer import LoraLayer
-from lora_hf.adapters.patterns import check_patterns
-from lora_hf.adapters.saved import SavedModule
+from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.errors import UserError, did_you_mean
 
 Owners = dict[int, list[tuple[str, type[nn.Module]]]]
@@ -224,3 +226,44 @@ def _no_match(
         f"lora.{field}: {unused} matched no {what} of {model_name}; "
         f"its layers end in {ends}.{did_you_mean(unused[0], ends)}"
     )
+
+
+SECONDS = 5.0
+"""For all expressions of a config on all names of a model; FLAN-T5-xxl's take milliseconds."""
+
+
+_REPEATS = re.compile(r"[*+}]")
+
+
+_TRIAL = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in map(re.compile, patterns):
+    for name in names:
+        pattern.fullmatch(name)
+"""
+
+
+def check_patterns(config: LoraConfig, names: Iterable[str]) -> None:
+    """See that the expressions of a config can be matched against these names.
+
+    Raises:
+        UserError: not within `SECONDS`.
+    """
+    fields = {"target_modules": config.target_modules, "exclude_modules": config.exclude_modules}
+    written = {name: pattern for name, pattern in fields.items() if isinstance(pattern, str)}
+    written |= {f"rank_pattern[{key!r}]": key for key in config.rank_pattern}
+    written |= {f"alpha_pattern[{key!r}]": key for key in config.alpha_pattern}
+    doubtful = {name: pattern for name, pattern in written.items() if len(_REPEATS.findall(pattern)) > 1}
+    if not doubtful:
+        return
+    given = json.dumps([[rf"(.*\.)?({pattern})" for pattern in doubtful.values()], list(names)])
+    try:
+        command = [sys.executable, "-I", "-S", "-c", _TRIAL]
+        subprocess.run(command, input=given.encode(), timeout=SECONDS, check=True, capture_output=True)
+    except subprocess.TimeoutExpired:
+        where, pattern = next(iter(doubtful.items()))
+        raise UserError(
+            f"lora.{where}: {pattern!r} takes more than {SECONDS:g} s to be matched against the model's "
+            "layers; write it without repeats within repeats, or list the names"
+        ) from None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from lora_hf.adapters.backends import backend_for, is_linear
-from lora_hf.baselines.store import Extra, claim
+from lora_hf.baselines.checkpoint_io import Extra, claim
 from lora_hf.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_hf.baselines.store import Extra, claim
+from lora_hf.baselines.checkpoint_io import Extra, claim
 from lora_hf.errors import UserError
 
 COMMON_TOKENS = 5000

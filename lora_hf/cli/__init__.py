@@ -9,9 +9,9 @@ from functools import partial
 
 import typer
 
-from lora_hf import processes
+from lora_hf import distributed as processes
 from lora_hf.cli import checking, hub, running, saved, serving
-from lora_hf.status import exit_status, invoke
+from lora_hf.cli.exit_status import exit_status, invoke
 
 VERBS = (
     running.train,

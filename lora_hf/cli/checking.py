@@ -15,7 +15,7 @@ from lora_hf.errors import FaultFound, UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_hf.doctor.finding import Finding
+    from lora_hf.doctor.check import Finding
 
 
 def doctor(

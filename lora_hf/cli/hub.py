@@ -31,8 +31,8 @@ def push(
 
     [dim]lora-hf push --adapter runs/quickstart/lora/adapter --repo-id USER/NAME --dry-run[/dim]
     """
-    from lora_hf.hub.send import CARD, Destination
-    from lora_hf.runs import push as pushing
+    from lora_hf.hub.upload import CARD, Destination
+    from lora_hf.saved import push as pushing
 
     destination = Destination(repo_id, revision, private or None, overwrite)
     said = pushing.Said(base_model, license, samples)

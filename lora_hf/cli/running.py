@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_hf import processes
+from lora_hf import distributed as processes
 from lora_hf.cli.options import Config, Json, Overrides, print_report, print_scores
-from lora_hf.layout import COMPARISON, STUDY, SWEEP
+from lora_hf.run_files import COMPARISON, STUDY, SWEEP
 
 if TYPE_CHECKING:
     from lora_hf.config import RunConfig
@@ -22,7 +22,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
     """
-    from lora_hf.config.file import load_config
+    from lora_hf.config.load import load_config
     from lora_hf.runs.finished import LEFT, finished_record
 
     processes.start()
@@ -35,7 +35,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     if record is not None:
         logger.info(LEFT, run.output_dir)
     else:
-        from lora_hf.runs.arm import run_arm  # after the config's mistakes: it takes seconds
+        from lora_hf.runs.run import run_arm  # after the config's mistakes: it takes seconds
 
         record = run_arm(_one(run))
     processes.stop()
@@ -54,19 +54,19 @@ def compare(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
     """
-    from lora_hf.runs import compare as comparing
+    from lora_hf.experiments import compare as comparing
 
     comparison = comparing.compare(config, overrides or [])
     from rich.console import Console
 
-    from lora_hf.reporting.table import comparison_terminal
+    from lora_hf.reporting.comparison_table import comparison_terminal
 
     Console().print(comparison_terminal(comparison))
     print_report(_output_dir(config, overrides), COMPARISON)
 
 
 def _output_dir(config: Path, overrides: list[str] | None) -> Path:
-    from lora_hf.config.file import load_config
+    from lora_hf.config.load import load_config
 
     return Path(load_config(config, overrides or [], is_done=lambda run: True).output_dir)
 
@@ -76,7 +76,7 @@ def methods(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
     """
-    from lora_hf.runs import methods as study
+    from lora_hf.experiments import methods as study
 
     summary = study.compare_methods(config, overrides or [])
     from rich.console import Console
@@ -92,7 +92,7 @@ def sweep(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
     """
-    from lora_hf.runs.sweep import sweep as run_sweep
+    from lora_hf.experiments.sweep import sweep as run_sweep
 
     summary = run_sweep(config, overrides or [])
     from rich.console import Console
@@ -110,7 +110,7 @@ def reproduce(overrides: Overrides = None) -> None:
     """
     from rich.console import Console
 
-    from lora_hf.runs.reproduce import reproduce as run_published
+    from lora_hf.experiments.reproduce import reproduce as run_published
 
     Console().print(run_published(overrides or []))
 
@@ -125,7 +125,7 @@ def plan(
 
     [dim]lora-hf plan --config configs/flan_t5_base_dialogsum_lora.yaml lora.r=16[/dim]
     """
-    from lora_hf.config.file import load_config
+    from lora_hf.config.load import load_config
 
     run = load_config(config, overrides or [])
     from lora_hf.planning.plan import plan as plan_run

@@ -18,7 +18,7 @@ def report(
 
     [dim]lora-hf report runs/quickstart[/dim]
     """
-    from lora_hf.runs.report import report as write
+    from lora_hf.experiments.report import report as write
 
     print("report:", ", ".join(map(str, write(run))))
 
@@ -38,15 +38,15 @@ def evaluate(
 
     [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora/adapter[/dim]
     """
-    from lora_hf.config.file import load_config
-    from lora_hf.evaluation.scoring import write_predictions
+    from lora_hf.config.load import load_config
+    from lora_hf.evaluation.evaluate import write_predictions
     from lora_hf.files import check_new, write_json
-    from lora_hf.layout import PREDICTIONS, RESULTS
+    from lora_hf.run_files import PREDICTIONS, RESULTS
 
     if output:
         check_new(output)
     run = load_config(config, overrides or [])
-    from lora_hf.runs import saved
+    from lora_hf.saved import adapter as saved
 
     scores, rows = saved.evaluate(run, adapter)
     if output:
@@ -70,7 +70,7 @@ def predict(
 
     if output:
         check_new(output)
-    from lora_hf.runs import saved
+    from lora_hf.saved import adapter as saved
 
     lines = saved.as_lines(saved.predict(file, adapter, base, dialogue_column))
     write_text(output, lines) if output else print(lines, end="")
@@ -88,7 +88,7 @@ def merge(
 
     [dim]lora-hf merge --adapter runs/quickstart/lora/adapter --output merged[/dim]
     """
-    from lora_hf.runs.merging import merge as merge_adapter
+    from lora_hf.saved.merge import merge as merge_adapter
 
     errors = merge_adapter(adapter, output, base, onto)
     for way, error in errors.items():
@@ -104,7 +104,7 @@ def export(
 
     [dim]lora-hf export merged --output onnx[/dim]
     """
-    from lora_hf.runs.export import export as write
+    from lora_hf.saved.export import export as write
 
     n = write(model, output)
     print(f"{output}: encoder.onnx, decoder.onnx; {n} of {n} sample summaries have the model's own tokens")
@@ -132,10 +132,10 @@ def truncate(
         raise UserError(f"--ranks {ranks!r} is no list of whole numbers such as 1,2,4")
     from rich.console import Console
 
-    from lora_hf.config.file import load_config
-    from lora_hf.reporting.truncation import truncation_terminal
-    from lora_hf.runs import truncation
-    from lora_hf.runs.saved import config_of_run
+    from lora_hf.config.load import load_config
+    from lora_hf.experiments import rank_truncation as truncation
+    from lora_hf.reporting.rank_truncation import truncation_terminal
+    from lora_hf.saved.adapter import config_of_run
 
     run = load_config(config) if config else config_of_run(adapter)
     numbers = None if wanted is None else [int(word) for word in wanted]
@@ -155,7 +155,7 @@ def score(
 
     [dim]lora-hf score saved.csv --prediction summary --reference human --group-size 3[/dim]
     """
-    from lora_hf.evaluation.score import render_json, render_table, score_file
+    from lora_hf.evaluation.score_file import render_json, render_table, score_file
 
     scores = score_file(file, prediction, reference, group, group_size)
     print(render_json(scores) if as_json else render_table(scores))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lora_hf.config.fields import Count, Section
+from lora_hf.config.types import Count, Section
 
 Activation = Literal["gelu", "relu", "silu", "tanh"]
 PromptStart = Literal["vocab", "random"]

@@ -5,9 +5,9 @@ The sections come from their models, `training` from `Seq2SeqTrainingArguments` 
 
 from typing import Any
 
-from lora_hf.config.fields import Forgiving
 from lora_hf.config.schema import SECTIONS, RunConfig
 from lora_hf.config.training_fields import installed_fields, library_versions
+from lora_hf.config.types import Forgiving
 from lora_hf.config.variants import OF_THE_STUDY
 
 Schema = dict[str, Any]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, field_validator
 
-from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Section, Text
+from lora_hf.config.types import Count, Flag, Integer, Items, Number, Section, Text
 from lora_hf.errors import NOT_REGULAR
 
 Start = Literal[True, "gaussian", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "loftq"]

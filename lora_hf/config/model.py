@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from lora_hf.config.fields import Count, Flag, Place, Section, Text
+from lora_hf.config.types import Count, Flag, Place, Section, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 EMBEDDED = "embedded"

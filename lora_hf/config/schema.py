@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
-from lora_hf.config.fields import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
 from lora_hf.config.lora import LoraSection
 from lora_hf.config.model import DENSE, ModelConfig
 from lora_hf.config.sweep import SweepSection
-from lora_hf.data.prompt import prompt_template
+from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
+from lora_hf.data.prompts import prompt_template
 
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from lora_hf.config.fields import Count, Flag, Number, Section, Text
+from lora_hf.config.types import Count, Flag, Number, Section, Text
 
 Changes = dict[str, Any]
 """Fields as `section.key`, and what they are set to."""

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lora_hf.config.fields import Flag, Integer, Number
-from lora_hf.config.mistakes import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
+from lora_hf.config.problems import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
 from lora_hf.config.training_fields import ELSEWHERE, FIXED, LARGEST, FieldSchema, training_fields
-from lora_hf.layout import ROUGE_NAMES
+from lora_hf.config.types import Flag, Integer, Number
+from lora_hf.run_files import ROUGE_NAMES
 
 BEST = ("loss", *ROUGE_NAMES, "words")
 """Metrics of an evaluation during training."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lora_hf.config.fields import Flag, Forgiving, Integer, Number
+from lora_hf.config.types import Flag, Forgiving, Integer, Number
 
 FieldSchema = dict[str, Any]
 SCHEMA_FILE = Path(__file__).parents[1] / "configs" / "schema.json"

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_hf.config.mistakes import KeyPath, Mistake, mistakes_of
+from lora_hf.config.problems import KeyPath, Mistake, mistakes_of
 from lora_hf.config.schema import RunConfig
 from lora_hf.config.sweep import changes_of, grid
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example
-from lora_hf.data.prompt import PLACE, fill_prompt, prompt_template
+from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template
 from lora_hf.errors import UserError
 
 ABSURD = 2**18

@@ -11,7 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 
-from lora_hf.demo.sides import BASE, Sides
+from lora_hf.demo.models import BASE, Sides
 from lora_hf.serving.limits import Limits
 from lora_hf.serving.server import listening, run
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lora_hf.adapters.weights_file import AGAIN
-from lora_hf.config.file import find_config, load_config
+from lora_hf.adapters.checkpoint_io import AGAIN
+from lora_hf.config.load import find_config, load_config
 from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machine, runs
-from lora_hf.doctor.finding import Check, Finding, examine
+from lora_hf.doctor.check import Check, Finding, examine
 from lora_hf.errors import UserError
-from lora_hf.modeling import locate
-from lora_hf.runs.saved import find_adapter
+from lora_hf.models.load import locate
+from lora_hf.saved.adapter import find_adapter
 
 AS_SAID = "correct the config as said"
 CONVERT = "take the folder that save_adapter or PEFT wrote, whole"

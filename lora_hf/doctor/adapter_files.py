@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
+from lora_hf.adapters.checkpoint_io import OTHER_HASH, hash_fits, read_tensors, weights_in
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.peft_format import WEIGHTS_NAME, read_peft_config
 from lora_hf.adapters.save import PREFIX
-from lora_hf.adapters.weights_file import OTHER_HASH, hash_fits, read_tensors, weights_in
 from lora_hf.config import ModelConfig
-from lora_hf.doctor.finding import Finding, Findings, fault, ok, unknown
+from lora_hf.doctor.check import Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError, few
-from lora_hf.reporting.table import bytes_cell
-from lora_hf.runs.saved import base_config
-from lora_hf.training.methods import saved_method
+from lora_hf.reporting.tables import bytes_cell
+from lora_hf.saved.adapter import base_config
+from lora_hf.training.registry import saved_method
 
 
 def weights(folder: Path) -> Findings:

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from lora_hf.adapters import LoraConfig, disable_adapters, merge_errors, replicate_layers
+from lora_hf.adapters.checkpoint_io import check_tensors, read_manifest
 from lora_hf.adapters.load import check_base, check_formats, expected_shapes, without_base_copies
+from lora_hf.adapters.rollback import undone
 from lora_hf.adapters.targets import find_targets
-from lora_hf.adapters.undo import undone
-from lora_hf.adapters.weights_file import check_tensors, read_manifest
 from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.configs import tokens_cut
-from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError
-from lora_hf.layout import CONFIG
-from lora_hf.modeling import load_model, pick_device
-from lora_hf.runs.arm import device_name
-from lora_hf.runs.merging import sample_batch
-from lora_hf.runs.saved import config_of_run, prompt_config
-from lora_hf.training.methods import load_saved
+from lora_hf.models.load import load_model
+from lora_hf.run_files import CONFIG
+from lora_hf.saved.adapter import config_of_run, prompt_config
+from lora_hf.saved.merge import sample_batch
+from lora_hf.system import device_name, pick_device
+from lora_hf.training.registry import load_saved
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 SAMPLE = 200

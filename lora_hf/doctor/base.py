@@ -9,11 +9,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lora_hf.config import ModelConfig
-from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok
+from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok
 from lora_hf.errors import UserError, first_line
-from lora_hf.modeling import load_tokenizer, locate
-from lora_hf.originals import checkpoint_files
-from lora_hf.reporting.table import bytes_cell
+from lora_hf.models.base_weights import checkpoint_files
+from lora_hf.models.load import load_tokenizer, locate
+from lora_hf.reporting.tables import bytes_cell
 
 HEAD, EMBEDDINGS = "lm_head.weight", "shared.weight"
 ASKING = 5  # seconds for the Hub to answer

@@ -10,24 +10,24 @@ import torch
 
 from lora_hf.adapters import LoraConfig
 from lora_hf.adapters.backends.affine import check_hqq
-from lora_hf.adapters.carried import lora_layers
 from lora_hf.adapters.inits import BLIND, init_for
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
-from lora_hf.config.file import load_config
+from lora_hf.config.load import load_config
 from lora_hf.config.variants import with_grid, with_variant
-from lora_hf.data.load import SPLITS, Split, is_on_hub, load_split
-from lora_hf.data.stream import load_train
+from lora_hf.data.splits import SPLITS, Split, is_on_hub, load_split
+from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
-from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok, unknown
+from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
-from lora_hf.modeling import locate, pick_device, resolve_dtype
-from lora_hf.planning.outline import count_parts, outline, settings_of
+from lora_hf.models.load import locate
+from lora_hf.models.quantize import affine_layers
+from lora_hf.planning.fake_model import count_parts, outline, settings_of
 from lora_hf.planning.plan import Rows, plan_step
-from lora_hf.quantize import affine_layers
-from lora_hf.reporting.table import bytes_cell
-from lora_hf.training.arguments import check_dtype, training_arguments
-from lora_hf.training.trackers import check_trackers
+from lora_hf.reporting.tables import bytes_cell
+from lora_hf.system import pick_device, resolve_dtype
+from lora_hf.training.arguments import check_dtype, check_trackers, training_arguments
 
 CUT_SHARE = 0.05
 """Of a split's rows; when more than these are cut, what is trained and scored is no more the data's task."""

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from lora_hf.doctor.finding import Findings, fault, ok, unknown
-from lora_hf.modeling import pick_device, resolve_dtype
-from lora_hf.reporting.table import bytes_cell
-from lora_hf.runs.arm import device_name
+from lora_hf.doctor.check import Findings, fault, ok, unknown
+from lora_hf.reporting.tables import bytes_cell
+from lora_hf.system import device_name, pick_device, resolve_dtype
 
 TOLD = ("torch", "transformers", "accelerate", "bitsandbytes")
 """Packages whose versions are told; all are checked."""

@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 
 from lora_hf.config import RunConfig
-from lora_hf.config.file import changed_fields, load_config
-from lora_hf.data.arm import ArmData, load_data
-from lora_hf.doctor.finding import CannotTell, Finding, Findings, fault, ok, unknown
+from lora_hf.config.load import changed_fields, load_config
+from lora_hf.data.prepare import ArmData, load_data
+from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError, few, first_line
-from lora_hf.evaluation.scoring import rouge_record
+from lora_hf.evaluation.evaluate import rouge_record
 from lora_hf.files import file_sha256, read_object
-from lora_hf.layout import CONFIG, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
-from lora_hf.modeling import load_model, load_tokenizer, pick_device
-from lora_hf.runs.arm import device_name, hashes, score_arm, versions
-from lora_hf.runs.directory import read_predictions
-from lora_hf.training.fit import load_trained
+from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.run_files import CONFIG, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
+from lora_hf.run_records import read_predictions
+from lora_hf.runs.run import hashes, score_arm
+from lora_hf.system import device_name, pick_device, versions
+from lora_hf.training.train import load_trained
 
 AGAIN = "compute the run again: the same command with overwrite=true"
 EXACT = 1e-9

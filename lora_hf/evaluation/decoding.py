@@ -15,7 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 
-from lora_hf.adapters.switch import leaving_rows
+from lora_hf.adapters.active import leaving_rows
 from lora_hf.fast.t5 import shares_sources
 
 ROOM = 32

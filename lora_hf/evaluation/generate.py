@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
+from lora_hf.adapters.active import adapter_rows, leaving_rows
 from lora_hf.adapters.merge import merged_where_exact
-from lora_hf.adapters.switch import adapter_rows, leaving_rows
 from lora_hf.evaluation.decoding import asked_for, decoding_for
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not

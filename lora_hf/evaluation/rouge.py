@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from lora_hf.errors import UserError
-from lora_hf.layout import ROUGE_NAMES
+from lora_hf.run_files import ROUGE_NAMES
 
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer

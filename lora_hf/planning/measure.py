@@ -15,11 +15,12 @@ from transformers import (
 )
 
 from lora_hf.config import RunConfig
-from lora_hf.modeling import guard_head, load_model, load_tokenizer, pick_device
-from lora_hf.planning.outline import settings_of, with_plain_start
+from lora_hf.models.load import guard_head, load_model, load_tokenizer
+from lora_hf.planning.fake_model import settings_of, with_plain_start
 from lora_hf.planning.plan import Record, rows_at_hand, trained_dtype
+from lora_hf.system import pick_device
 from lora_hf.training.arguments import training_arguments
-from lora_hf.training.methods import METHODS
+from lora_hf.training.registry import METHODS
 from lora_hf.training.trainer import LoraTrainer
 
 TIMED = 3

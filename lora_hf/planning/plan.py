@@ -9,13 +9,14 @@ import torch
 
 from lora_hf.config import RunConfig
 from lora_hf.config.training import asks_to_compile
-from lora_hf.data.stream import StreamedDialogues, load_train
+from lora_hf.data.streaming import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
-from lora_hf.modeling import DTYPES, EMBEDDED, load_tokenizer, pick_device, resolve_dtype
-from lora_hf.planning.outline import Counts, count_parts, flan_t5, outline, settings_of
-from lora_hf.planning.step import Batch, activation_bytes, flan_t5_bytes
-from lora_hf.shapes import SHAPES
+from lora_hf.models.flan_t5 import SHAPES
+from lora_hf.models.load import EMBEDDED, load_tokenizer
+from lora_hf.planning.activations import Batch, activation_bytes, flan_t5_bytes
+from lora_hf.planning.fake_model import Counts, count_parts, flan_t5, outline, settings_of
+from lora_hf.system import DTYPES, pick_device, resolve_dtype
 
 FLOAT = 4
 MOMENTS = 2

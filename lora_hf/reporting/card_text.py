@@ -2,15 +2,9 @@
 
 from typing import Any
 
-from lora_hf.data.prompt import prompt_template
+from lora_hf.data.prompts import prompt_template
 from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Record
-from lora_hf.reporting.table import (
-    ROUGE_LABELS,
-    bytes_cell,
-    markdown_table,
-    sample_markdown,
-    seconds_cell,
-)
+from lora_hf.reporting.tables import ROUGE_LABELS, bytes_cell, markdown_table, sample_markdown, seconds_cell
 
 
 def card_words(facts: CardFacts) -> Record:
@@ -25,7 +19,7 @@ def card_words(facts: CardFacts) -> Record:
         "scores": _scores(facts.record) if facts.config and facts.record else "",
         "why_no_peft": why_no_peft(facts),
         "peft_note": _peft_note(manifest),
-        "peft_import": "from lora_hf.modeling import ASSETS\n" if base.name == EMBEDDED else "",
+        "peft_import": "from lora_hf.models.load import ASSETS\n" if base.name == EMBEDDED else "",
         "peft_base": _peft_base(base),
         "prompt": prompt_template(prompt) if prompt else "",
         "max_source_length": manifest.get("max_source_length"),

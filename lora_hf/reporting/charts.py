@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from lora_hf.reporting.plots import COLORS
-from lora_hf.reporting.table import ROUGE_LABELS
+from lora_hf.reporting.comparison_plot import COLORS
+from lora_hf.reporting.tables import ROUGE_LABELS
 
 INK = "#010203"
 """What stands for the page's text color while Matplotlib draws."""

@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lora_hf.reporting.plots import COLORS, DPI
+from lora_hf.reporting.comparison_plot import COLORS, DPI
 
 OTHER = "#6d8a96"
 INCHES = 0.36

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from lora_hf.reporting.table import Record, markdown_table, seconds_cell, terminal_table
+from lora_hf.reporting.tables import Record, markdown_table, seconds_cell, terminal_table
 
 HEADER = ["", "ROUGE-1 [95 %]", "− lora", "p", "weights", "train", "MiB", "scoring"]
 
@@ -36,7 +36,7 @@ def methods_notes(study: Record) -> list[str]:
         "− lora: the difference in ROUGE-1, and the p value of its paired test by dialogue.",
         f"Weights: those that train; the base has {base['total_parameters']:,}. MiB: peak memory.",
         f"Scoring: the time of writing the summaries over the base's {base['eval_seconds']:.1f} s; longer "
-        "summaries take longer. scripts/generation_time.py compares equal work.",
+        "summaries take longer. scripts/benchmarks/generation_time.py compares equal work.",
         f"{record['base_model']} in {record['dtype']} on {record['device']}.",
     ]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lora_hf.hub.send import TAG, sealed
+from lora_hf.hub.upload import TAG, sealed
 from lora_hf.reporting.card_facts import EMBEDDED, CardFacts
 from lora_hf.reporting.card_text import card_words
-from lora_hf.reporting.table import ROUGE_LABELS
+from lora_hf.reporting.tables import ROUGE_LABELS
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "card" / "README.md.j2"
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_hf.reporting.charts import charts, undrawn
-from lora_hf.reporting.shared_words import marked
+from lora_hf.reporting.highlight import marked
 
 TEMPLATES = Path(__file__).parents[1] / "assets" / "report"
 MOST = 2000

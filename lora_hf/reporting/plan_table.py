@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lora_hf.reporting.table import bytes_cell, terminal_table
+from lora_hf.reporting.tables import bytes_cell, terminal_table
 
 
 def plan_terminal(record: dict[str, Any]) -> list[Table | str]:

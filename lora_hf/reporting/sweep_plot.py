@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lora_hf.reporting.charts import Draw
-from lora_hf.reporting.plots import DPI
+from lora_hf.reporting.comparison_plot import DPI
 from lora_hf.reporting.sweep_table import loss_of
-from lora_hf.reporting.table import Record
+from lora_hf.reporting.tables import Record
 
 COLORS = ("#33658a", "#e07a3f", "#4c9f70", "#b565a7", "#c9a227", "#3aa6a6")
 

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from lora_hf.reporting.table import Record, markdown_table, seconds_cell, terminal_table
+from lora_hf.reporting.tables import Record, markdown_table, seconds_cell, terminal_table
 
 HEADER = ["", "ROUGE-1 [95 %]", "loss", "weights", "train", "MiB"]
 

@@ -13,11 +13,12 @@ from typing import Any
 from lora_hf import __version__
 from lora_hf.config import RunConfig
 from lora_hf.config.model import ASSETS, EMBEDDED
+from lora_hf.distributed import world_size
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, json_text
-from lora_hf.layout import CONFIG, ENDS, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
-from lora_hf.processes import world_size
-from lora_hf.runs.directory import PROCESSES, SOURCES, RunDirectory, read_record
+from lora_hf.run_files import CONFIG, ENDS, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
+from lora_hf.run_records import read_record
+from lora_hf.runs.run_dir import PROCESSES, SOURCES, RunDirectory
 
 LEFT = "%s: finished before with the same inputs; left as it is"
 COMMIT = 40

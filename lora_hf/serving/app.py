@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
 from lora_hf import __version__
-from lora_hf.serving.messages import Answer, Ask, Fault, Health, Loaded, Source, wrong_field
+from lora_hf.serving.schemas import Answer, Ask, Fault, Health, Loaded, Source, wrong_field
 from lora_hf.serving.service import Refused, Service
 
 STATIC = "/docs/static"

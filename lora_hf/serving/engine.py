@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters import adapter_rows, delete_adapter, load_adapter
+from lora_hf.adapters.checkpoint_io import read_manifest
 from lora_hf.adapters.peft_format import read_peft_config
-from lora_hf.adapters.weights_file import read_manifest
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import fast_generation, generate_summaries
-from lora_hf.modeling import load_model, load_tokenizer, pick_device
-from lora_hf.runs.saved import NEW_TOKENS, prompt_config
-from lora_hf.training.methods import saved_method
+from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.saved.adapter import NEW_TOKENS, prompt_config
+from lora_hf.system import pick_device
+from lora_hf.training.registry import saved_method
 
 
 @dataclass(frozen=True)

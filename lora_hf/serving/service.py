@@ -12,8 +12,8 @@ from lora_hf.errors import UserError, did_you_mean
 from lora_hf.serving.batching import Batcher, Closed, Full
 from lora_hf.serving.engine import Engine, Job
 from lora_hf.serving.limits import Limits
-from lora_hf.serving.messages import Answer, Ask
 from lora_hf.serving.metrics import Metrics
+from lora_hf.serving.schemas import Answer, Ask
 
 
 class Refused(Exception):

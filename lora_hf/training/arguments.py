@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lora_hf.config import RunConfig
-from lora_hf.errors import UserError
-from lora_hf.modeling import pick_device
+from lora_hf.errors import UserError, first_line
+from lora_hf.system import pick_device
 
 FIELDS = {field.name for field in fields(Seq2SeqTrainingArguments)}
 CHECKPOINTING = next(
@@ -71,3 +72,24 @@ def check_dtype(dtype: torch.dtype) -> None:
             "model.dtype='float16' cannot train T5: its activations overflow and the loss becomes NaN; "
             "use bfloat16, or float32"
         )
+
+
+EXTRA = ("tensorboard", "wandb", "mlflow")
+"""Those that come with `lora_hf[trackers]`."""
+
+
+def check_trackers(names: str | list[str] | None) -> None:
+    """Make each tracker once, as the Trainer will: a missing package is told before anything is loaded.
+
+    Raises:
+        UserError: a name that is none, or a tracker that cannot be made here.
+    """
+    if names == "all":  # that are installed
+        return
+    for name in [names] if isinstance(names, str) else names or []:
+        try:
+            for tracker in get_reporting_integration_callbacks(name):
+                tracker()
+        except (RuntimeError, ImportError, ValueError) as error:
+            remedy = " (pip install 'lora_hf[trackers]')" if name in EXTRA else ""
+            raise UserError(f"training.report_to={name!r}: {first_line(error)}{remedy}") from error

@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerState
 
 from lora_hf.errors import NOT_JSON, UserError
 from lora_hf.files import file_sha256, folder_sha256, remove, whole, write_json
-from lora_hf.layout import UNFINISHED
+from lora_hf.run_files import UNFINISHED
 
 PREFIX = "checkpoint-"
 NUMBERED = re.compile(rf"{PREFIX}[0-9]{{1,18}}")

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.trainer_utils import rotate_checkpoints
 
 from lora_hf.training.checkpoints import STATE, checkpoint_in, is_over, seal, was_cut_short, whole_checkpoint
-from lora_hf.training.ordered import OrderedTrainer
+from lora_hf.training.dataloading import OrderedTrainer
 
 
 class ResumableTrainer(OrderedTrainer):

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_hf.distributed import gathered
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
-from lora_hf.processes import gathered
 from lora_hf.training.checkpoints import last_checkpoint
-from lora_hf.training.halving import EVALUATE, HALVE, Halving, memory_told
+from lora_hf.training.fast_path import fastest, is_sharded, uncompiled, without_cache
 from lora_hf.training.loraplus import split_groups
-from lora_hf.training.methods import added_weights
-from lora_hf.training.numbers import NumberWatch, check_base_dtype, check_steps, check_weights
+from lora_hf.training.micro_batch import EVALUATE, HALVE, Halving, memory_told
+from lora_hf.training.nan_guard import NumberWatch, check_base_dtype, check_steps, check_weights
+from lora_hf.training.registry import added_weights
 from lora_hf.training.resumable import ResumableTrainer
-from lora_hf.training.ways import fastest, is_sharded, uncompiled, without_cache
 
 logger = logging.getLogger(__name__)
 

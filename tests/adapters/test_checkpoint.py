@@ -7,14 +7,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from conftest import MODELS, make_t5, randomize
 from peft.tuners.lora.config import CordaConfig
 from safetensors.torch import load_file, save_file
+from support.models import MODELS, make_t5, randomize
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.carried import lora_layers
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.errors import UserError
 from lora_hf.files import checkpoint_fingerprint
 

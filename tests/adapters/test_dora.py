@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import make_t5
+from support.models import make_t5
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_hf import LoraConfig, inject_adapters, merge_adapters, unmerge_adapters
-from lora_hf.adapters.carried import lora_layers
 from lora_hf.adapters.methods import dora
+from lora_hf.adapters.model_state import lora_layers
 
 
 def layer(rows: torch.Tensor | None = None) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MODELS, make_t5, randomize
+from support.models import MODELS, make_t5, randomize
 from torch import nn
 
 from lora_hf import (
@@ -16,9 +16,9 @@ from lora_hf import (
     set_adapter,
     unmerge_adapters,
 )
-from lora_hf.adapters.carried import lora_layers
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.errors import UserError
-from lora_hf.shapes import random_flan_t5
+from lora_hf.models.flan_t5 import random_flan_t5
 
 CONFIG = LoraConfig(r=4, lora_alpha=10)
 

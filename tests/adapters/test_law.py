@@ -15,10 +15,10 @@ from lora_hf.adapters.backends.affine import AffineLinear
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import dropout as dropout_of
 from lora_hf.adapters.functional import lora_scaling
+from lora_hf.adapters.initialize import draw_start
 from lora_hf.adapters.inits import INITS
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import METHODS
-from lora_hf.adapters.start import draw_start
 from lora_hf.errors import UserError
 
 IN, OUT, R, ALPHA, GROUP = 64, 32, 4, 10.0, 16

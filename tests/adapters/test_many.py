@@ -7,7 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from conftest import make_t5, randomize
+from support.models import make_t5, randomize
 from torch import Tensor, nn
 
 from lora_hf import (
@@ -23,10 +23,10 @@ from lora_hf import (
     set_adapter,
     unmerge_adapters,
 )
-from lora_hf.adapters.carried import lora_layers
-from lora_hf.adapters.switch import leaving_rows
+from lora_hf.adapters.active import leaving_rows
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.errors import UserError
-from lora_hf.shapes import random_flan_t5
+from lora_hf.models.flan_t5 import random_flan_t5
 
 KINDS = {
     "lora": {"r": 3},

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_t5, randomize
-from test_starts import nf4_t5
+from support.models import make_t5, nf4_t5, randomize
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
@@ -22,7 +21,7 @@ from lora_hf import (
     unmerge_adapters,
 )
 from lora_hf.adapters.backends.affine import AffineLinear
-from lora_hf.adapters.carried import lora_layers
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.errors import UserError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from conftest import make_t5, randomize
 from safetensors.torch import load_file
+from support.models import make_t5, randomize
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.carried import lora_layers
 from lora_hf.adapters.inits import loftq
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.errors import UserError
 
 

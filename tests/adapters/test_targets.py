@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_bart, make_mt5, make_t5, randomize
+from support.models import make_bart, make_mt5, make_t5, randomize
 from torch import Tensor, nn
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, merge_and_unload, save_adapter
-from lora_hf.adapters.carried import lora_layers, saved_modules
-from lora_hf.adapters.checks import RULES
+from lora_hf.adapters.config import RULES
+from lora_hf.adapters.model_state import lora_layers, saved_modules
 from lora_hf.adapters.targets import block_index
 from lora_hf.errors import UserError
 

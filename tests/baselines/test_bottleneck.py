@@ -3,21 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, make_t5
+from support.models import MODELS, make_t5
+from support.new_weights import randomize
 from torch import nn
 
 from lora_hf.baselines.bottleneck import Bottleneck, add_bottlenecks, find_sublayers
-from lora_hf.baselines.store import new_weights
+from lora_hf.baselines.checkpoint_io import new_weights
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
-from lora_hf.modeling import load_model
-
-
-def randomize(model: nn.Module) -> None:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in new_weights(model).values():
-            weight.normal_(std=0.3)
+from lora_hf.models.load import load_model
 
 
 def test_the_sublayers_of_t5_and_bart_end_in_their_output_projections() -> None:

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from baselines.test_bottleneck import randomize
-from conftest import MODELS, make_t5
+from support.models import MODELS, make_t5
+from support.new_weights import randomize
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from lora_hf.baselines.checkpoint_io import new_weights
 from lora_hf.baselines.prompt_tuning import add_prompt
-from lora_hf.baselines.store import new_weights
 from lora_hf.errors import UserError
 
 N = 5

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_hf.config import RunConfig
-from lora_hf.config.file import load_config, write_config
+from lora_hf.config.load import load_config, write_config
 from lora_hf.config.lora import LoraSection
 
 ROOT = Path(__file__).parents[2]

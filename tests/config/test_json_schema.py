@@ -11,11 +11,11 @@ import transformers
 import yaml
 
 from lora_hf.config import RunConfig
-from lora_hf.config.document import read_document
-from lora_hf.config.file import SHIPPED, load_config
 from lora_hf.config.json_schema import config_schema
-from lora_hf.config.mistakes import section_fields
+from lora_hf.config.load import SHIPPED, load_config
+from lora_hf.config.problems import section_fields
 from lora_hf.config.training_fields import SCHEMA_FILE, installed_fields
+from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"

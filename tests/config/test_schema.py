@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.config.schema import METHODS, SECTIONS, LoraSection, RunConfig, Section
-from lora_hf.data.prompt import PROMPTS, fill_prompt, prompt_template
+from lora_hf.data.prompts import PROMPTS, fill_prompt, prompt_template
 
 
 def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:

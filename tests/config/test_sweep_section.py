@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_hf.config.file import load_config
+from lora_hf.config.load import load_config
 from lora_hf.config.sweep import SweepSection, changes_of, grid
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.errors import UserError

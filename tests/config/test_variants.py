@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_hf.config import RunConfig
-from lora_hf.config.file import load_config
+from lora_hf.config.load import load_config
 from lora_hf.config.variants import laid_over, with_variant
 from lora_hf.errors import UserError
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_hf.data.sampler import EpochSampler
-from lora_hf.processes import shares
+from lora_hf.distributed import shares
 
 LENGTHS = [(7 * i) % 23 + 1 for i in range(61)]
 

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from conftest import shared_data
+from support.inputs import shared_data
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from lora_hf.config import DataConfig, RunConfig
-from lora_hf.data.arm import load_data
 from lora_hf.data.examples import Example
-from lora_hf.data.load import load_split
-from lora_hf.data.prompt import PROMPTS
+from lora_hf.data.prepare import load_data
+from lora_hf.data.prompts import PROMPTS
+from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues, encode_sources, generation_length
 from lora_hf.errors import UserError
-from lora_hf.modeling import ASSETS
+from lora_hf.models.load import ASSETS
 
 LONG = "Tom: Hello Anna, I am here again! " * 40
 

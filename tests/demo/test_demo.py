@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FEW
+from support.inputs import FEW
 
 from lora_hf import cli
-from lora_hf.demo.sides import Sides, find_runs
+from lora_hf.demo.models import Sides, find_runs
 from lora_hf.errors import UserError
-from lora_hf.runs.directory import read_predictions
+from lora_hf.run_records import read_predictions
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run

@@ -11,19 +11,20 @@ from typing import Any
 import peft
 import pytest
 import torch
-from conftest import randomize
 from safetensors.torch import load_file, save_file
+from support.models import randomize
 
 from lora_hf import LoraConfig, inject_adapters, save_adapter
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
-from lora_hf.adapters.weights_file import MANIFEST_NAME
 from lora_hf.baselines.bottleneck import add_bottlenecks
-from lora_hf.baselines.store import save_extras
+from lora_hf.baselines.checkpoint_io import save_extras
 from lora_hf.config import ModelConfig
 from lora_hf.doctor import ADAPTER, CONFIG, MACHINE, of_adapter, of_machine
-from lora_hf.doctor.finding import Check, Finding, examine, fault, ok
+from lora_hf.doctor.check import Check, Finding, examine, fault, ok
 from lora_hf.errors import UserError
-from lora_hf.modeling import ASSETS, load_model, pick_device
+from lora_hf.models.load import ASSETS, load_model
+from lora_hf.system import pick_device
 
 GIVEN = {"path", "overrides", "folder", "base_name"}
 USE = {"prompt": "summarize_dialogue", "max_source_length": 512, "max_new_tokens": 20}

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FEW
+from support.inputs import FEW
 
 from lora_hf.config import RunConfig
-from lora_hf.config.file import SHIPPED
+from lora_hf.config.load import SHIPPED
 from lora_hf.doctor import CONFIG, of_config
-from lora_hf.doctor.finding import Finding
+from lora_hf.doctor.check import Finding
 from lora_hf.errors import UserError
-from lora_hf.modeling import ASSETS
+from lora_hf.models.load import ASSETS
 from lora_hf.planning import plan
-from lora_hf.planning.step import activation_bytes
+from lora_hf.planning.activations import activation_bytes
 
 QUICK = "quickstart"
 UNCUT = "data.max_source_length=512"

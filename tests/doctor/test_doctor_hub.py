@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from lora_hf.doctor.base import ask_hub, cached
-from lora_hf.doctor.finding import CannotTell
+from lora_hf.doctor.check import CannotTell
 from lora_hf.errors import UserError
 
 THERE = "somebody/a-model"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOKENS, make_bart, make_mt5, make_t5, make_umt5, randomize, untie_head
+from support.models import TOKENS, make_bart, make_mt5, make_t5, make_umt5, randomize, untie_head
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 

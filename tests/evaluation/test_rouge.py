@@ -140,7 +140,7 @@ class TestMetric:
 
     @pytest.fixture
     def metric(self):
-        from lora_hf.evaluation.metric import Rouge
+        from lora_hf.evaluation.hf_evaluate import Rouge
 
         return Rouge(cache_dir=os.devnull + "/cannot/be/made")
 
@@ -168,7 +168,7 @@ class TestMetric:
             metric.compute(predictions=predictions, references=references)
 
     def test_leaves_nothing_in_the_cache_unless_asked_to(self, tmp_path):
-        from lora_hf.evaluation.metric import Rouge
+        from lora_hf.evaluation.hf_evaluate import Rouge
 
         Rouge(cache_dir=str(tmp_path / "a")).compute(predictions=["a"], references=["a"])
         assert not (tmp_path / "a").exists()
@@ -180,8 +180,8 @@ class TestMetric:
         code = (
             "import socket, sys; socket.socket.connect = None;"
             "sys.modules |= dict.fromkeys(('hqq', 'peft', 'sklearn'));"  # as if not installed: seconds
-            "import lora_hf.evaluation.score; print('evaluate' in sys.modules);"
-            "from lora_hf.evaluation.metric import Rouge;"
+            "import lora_hf.evaluation.score_file; print('evaluate' in sys.modules);"
+            "from lora_hf.evaluation.hf_evaluate import Rouge;"
             "print(Rouge().compute(predictions=['a b'], references=[['a b', 'c']])['rouge1'])"
         )
         nowhere = {

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import shared_data
+from support.inputs import shared_data
 
 from lora_hf.evaluation import significance
 from lora_hf.evaluation.significance import bootstrap_interval, paired_test

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MODELS, T5_SHAPE, make_t5, randomize
+from support.models import MODELS, T5_SHAPE, make_t5, randomize
+from support.tiny_trainer import Rows, adapted, all_losses, arguments, make_trainer
 from torch._dynamo.utils import counters
-from training.tiny_trainer import Rows, adapted, all_losses, arguments, make_trainer
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_layers import GradientCheckpointingLayer
 

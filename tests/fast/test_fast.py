@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOKENS, make_bart, make_mt5, make_t5, randomize
+from support.models import TOKENS, make_bart, make_mt5, make_t5, randomize
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5LayerNorm

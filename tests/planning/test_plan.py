@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_t5, untie_head
+from support.models import make_t5, untie_head
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -19,14 +19,14 @@ from lora_hf.config import METHODS, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, without_head
-from lora_hf.modeling import load_model
+from lora_hf.models.flan_t5 import COMMON, SHAPES
+from lora_hf.models.load import load_model
+from lora_hf.models.quantize import weight_bytes
 from lora_hf.planning import measure
-from lora_hf.planning.live import LiveBytes
-from lora_hf.planning.outline import count_parts, flan_t5, outline
+from lora_hf.planning.activations import Batch, _traced, activation_bytes, flan_t5_bytes
+from lora_hf.planning.fake_model import count_parts, flan_t5, outline
+from lora_hf.planning.memory_tracker import LiveBytes
 from lora_hf.planning.plan import memory, plan, plan_step
-from lora_hf.planning.step import Batch, _traced, activation_bytes, flan_t5_bytes
-from lora_hf.quantize import weight_bytes
-from lora_hf.shapes import COMMON, SHAPES
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 BATCH = Batch(4, 64, 16)
@@ -121,7 +121,15 @@ def test_a_compiled_step_is_planned_by_the_plain_ways_sums() -> None:
 @pytest.mark.parametrize(("size", "dtype"), [("small", "float32"), ("base", "bfloat16")])
 def test_a_step_s_peak_is_within_15_percent_of_the_plan(size: str, dtype: str) -> None:
     """Resident memory of a process whose allocator gives back what is free: gaps in the heap come on top."""
-    command = [sys.executable, "scripts/plan_check.py", "--shapes", size, "--dtypes", dtype, "--json"]
+    command = [
+        sys.executable,
+        "scripts/benchmarks/plan_check.py",
+        "--shapes",
+        size,
+        "--dtypes",
+        dtype,
+        "--json",
+    ]
     (case,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert case["planned_mib"] == pytest.approx(case["measured_mib"], rel=0.15)
 

@@ -5,8 +5,8 @@ import io
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from reporting.test_table import record
 from rich.console import Console
+from support.records import record
 
 from lora_hf.reporting.methods_plot import draw_methods
 from lora_hf.reporting.methods_table import methods_lines, methods_markdown, methods_terminal

@@ -2,12 +2,12 @@
 
 import pytest
 import yaml
-from hub_store import card_mistakes
+from hub.store import card_mistakes
 from huggingface_hub import ModelCard
 
 from lora_hf.config import RunConfig
 from lora_hf.evaluation.rouge import ROUGE_NAMES
-from lora_hf.hub.send import is_sealed
+from lora_hf.hub.upload import is_sealed
 from lora_hf.reporting.card_facts import Base, CardFacts
 from lora_hf.reporting.card_text import why_no_peft
 from lora_hf.reporting.model_card import model_card

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs.test_report import WRITTEN, write_run
+from support.records import WRITTEN, write_run
 
-from lora_hf.runs.report import report
+from lora_hf.experiments.report import report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync

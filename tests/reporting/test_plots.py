@@ -6,9 +6,9 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from reporting.test_table import make_comparison
+from support.records import make_comparison
 
-from lora_hf.reporting.plots import SHOWN, draw_comparison
+from lora_hf.reporting.comparison_plot import SHOWN, draw_comparison
 
 
 @pytest.fixture
@@ -69,6 +69,6 @@ def test_scores_at_the_ends_and_intervals_that_miss_them_by_rounding_are_drawn(d
 
 
 def test_drawing_does_not_ask_for_a_window_system():
-    code = "import sys, lora_hf.reporting.plots; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, lora_hf.reporting.comparison_plot; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

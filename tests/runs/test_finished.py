@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL_COMPARISON
+from support.inputs import SMALL_COMPARISON
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten
-from lora_hf.layout import INPUTS, RESULTS, ROUGE_NAMES
-from lora_hf.runs import compare as comparing
-from lora_hf.runs.directory import SOURCES, RunDirectory, read_record
+from lora_hf.experiments import compare as comparing
+from lora_hf.experiments.runner import folders_of
+from lora_hf.run_files import INPUTS, RESULTS, ROUGE_NAMES
+from lora_hf.run_records import read_record
 from lora_hf.runs.finished import current_report, finished_record, sources_of
-from lora_hf.runs.study import folders_of
+from lora_hf.runs.run_dir import SOURCES, RunDirectory
 
 HASHES = {"data": "d1", "model": "m1"}
 RECORD = dict.fromkeys(ROUGE_NAMES, 0.5)
@@ -146,7 +147,7 @@ def test_a_finished_run_where_nothing_can_be_written_is_left_as_it_is(
 
     run = RunDirectory(config)
     (run / INPUTS).write_text(json.dumps(HASHES))
-    monkeypatch.setattr("lora_hf.runs.directory.write_json", refuse)
+    monkeypatch.setattr("lora_hf.runs.run_dir.write_json", refuse)
     run.claim(HASHES, sources_of(config))
     assert run.results() == RECORD and read_record(run / INPUTS) == HASHES
 

@@ -11,18 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FEW
-from disks import full_disk, read_only
-from training.test_resume import assert_equal, trainer_of
+from support.disks import full_disk, read_only
+from support.inputs import FEW
+from support.resuming import assert_equal, trainer_of
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten, UserError
-from lora_hf.files import file_sha256, whole, write_json, write_text
-from lora_hf.layout import ADAPTER, CHECKPOINTS, CONFIG, PARTIAL, RESULTS
-from lora_hf.runs.alone import alone
-from lora_hf.runs.directory import RunDirectory
-from lora_hf.runs.study import check_root, run_process
+from lora_hf.experiments.runner import check_root, run_process
+from lora_hf.files import PARTIAL, file_sha256, whole, write_json, write_text
+from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, RESULTS
+from lora_hf.runs.lock import alone
+from lora_hf.runs.run_dir import RunDirectory
 from lora_hf.training.checkpoints import last_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SMALL_COMPARISON
+from support.inputs import SMALL_COMPARISON
 
-from lora_hf.layout import RESULTS
+from lora_hf.run_files import RESULTS
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,7 @@ def test_an_arms_peak_memory_does_not_begin_at_its_parents():
     code = """
 import subprocess, sys
 held = b"x" * 2**30
-inner = "import torch; from lora_hf.runs.arm import peak_memory_mib as p; print(p(torch.device('cpu')))"
+inner = "import torch; from lora_hf.runs.run import peak_memory_mib as p; print(p(torch.device('cpu')))"
 print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=True).stdout)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from serving.processes import DIALOGUES, EXTRA, FIELDS, Server, save_adapters, serving
 from starlette.testclient import TestClient
-from warm_python import WarmPython
+from support.server_process import DIALOGUES, EXTRA, FIELDS, Server, save_adapters, serving
+from support.warm_python import WarmPython
 
 from lora_hf import cli, load_adapter
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.evaluation.generate import generate_summaries
-from lora_hf.modeling import load_model, load_tokenizer
+from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.serving.app import create_app
 from lora_hf.serving.engine import Engine
 from lora_hf.serving.limits import Limits
@@ -319,7 +319,7 @@ def test_malformed_requests_get_an_answer_below_500_and_the_server_stays(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from scripts.fuzzing import requests
+    from scripts.tools.fuzzing import requests
 
     monkeypatch.setattr(requests, "MORE", 1)
     monkeypatch.setattr(requests, "WAIT", 600)  # a busy machine is no fault

@@ -6,10 +6,10 @@ from typing import Any
 import peft
 import pytest
 import torch
-from conftest import TOKENS, make_t5
 from safetensors.torch import load_file
+from support.models import TOKENS, make_t5
+from support.tiny_trainer import CONFIG, Rows, StopAt, adapted, arguments, losses, make_trainer
 from torch import nn
-from training.tiny_trainer import CONFIG, Rows, StopAt, adapted, arguments, losses, make_trainer
 
 from lora_hf import LoraTrainer, inject_adapters, load_adapter, save_adapter
 from lora_hf.errors import UserError
@@ -97,7 +97,7 @@ def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(tmp_path: Path
 def test_the_untied_head_survives_training_saving_reloading_and_merging(tmp_path: Path, batch: dict) -> None:
     from lora_hf import merge_and_unload
     from lora_hf.config import ModelConfig
-    from lora_hf.modeling import load_model
+    from lora_hf.models.load import load_model
 
     make_t5().save_pretrained(tmp_path / "base")
     config = ModelConfig(model_name_or_path=str(tmp_path / "base"))
@@ -121,7 +121,7 @@ def test_a_model_trained_whole_keeps_its_head_and_loads_as_a_plain_one(tmp_path:
     from transformers import AutoModelForSeq2SeqLM
 
     from lora_hf.config import ModelConfig
-    from lora_hf.modeling import load_model
+    from lora_hf.models.load import load_model
 
     make_t5().save_pretrained(tmp_path / "base")
     model = load_model(

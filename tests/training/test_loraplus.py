@@ -6,10 +6,10 @@ from typing import Any
 import peft
 import pytest
 import torch
-from conftest import make_bart, make_t5
 from peft.optimizers import create_loraplus_optimizer
+from support.models import make_bart, make_t5
+from support.tiny_trainer import StopAt, adapted, arguments, losses, make_trainer
 from torch import nn
-from training.tiny_trainer import StopAt, adapted, arguments, losses, make_trainer
 from transformers.trainer_callback import TrainerCallback
 
 from lora_hf import LoraConfig, UserError, inject_adapters, save_adapter

@@ -63,8 +63,8 @@ def test_a_run_in_less_memory_than_its_batch_needs(tmp_path: Path) -> None:
     small, losses_small = train("small", per_device_train_batch_size=32, gradient_accumulation_steps=4)
     peaks = [int(done.stdout.splitlines()[-1]) for done in (whole, small)]
     assert peaks[0] - peaks[1] > 300 * 2**20
-    # A batch of 64 lies a third of the way up. Close to it, whether it fits depends on the allocator, and a run
-    # that has just enough for the step may lack it for what comes after.
+    # A batch of 64 lies a third of the way up. Close to it, whether it fits depends on the allocator, and a
+    # run that has just enough for the step may lack it for what comes after.
     limit = peaks[1] + (peaks[0] - peaks[1]) * 2 // 3
     refused, _ = train("refused", limit, per_device_train_batch_size=128)
     assert refused.returncode == 2 and "error: step 1: out of memory" in refused.stderr

@@ -9,54 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from training.tiny_trainer import Rows, arguments, dropping, losses, make_trainer
+from support.resuming import KillAt, Killed, assert_equal, resume, trainer_of
+from support.tiny_trainer import losses
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_hf.errors import NotWritten
-from lora_hf.layout import PARTIAL
+from lora_hf.files import PARTIAL
 from lora_hf.training import LoraTrainer
 from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, set_aside
-from lora_hf.training.interrupt import Interrupted, StopOnSignal
+from lora_hf.training.signals import Interrupted, StopOnSignal
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
 WORSE = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "greater_is_better": True}
 """A loss is wanted high and falls: each evaluation is worse than the one before, whatever was drawn."""
-
-
-class Killed(BaseException):
-    """What nothing catches, as nothing catches SIGKILL."""
-
-
-class KillAt(TrainerCallback):
-    """Ends the process, as far as the trainer can tell, once a checkpoint is saved at this step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Killed
-
-
-def trainer_of(folder: Path, *callbacks: TrainerCallback, **fields: Any) -> LoraTrainer:
-    """Ten steps of an epoch of twelve, a checkpoint every fourth and at the end."""
-    fields = {"save_strategy": "steps", "save_steps": 4, "seed": 3} | fields
-    return make_trainer(
-        dropping(), arguments(folder, **fields), callbacks=list(callbacks), eval_dataset=Rows(6, seed=9)
-    )
-
-
-def resume(trainer: LoraTrainer, folder: Path) -> LoraTrainer:
-    trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)))
-    return trainer
-
-
-def assert_equal(ours: LoraTrainer, theirs: LoraTrainer) -> None:
-    for (name, one), other in zip(
-        ours.model.named_parameters(), theirs.model.named_parameters(), strict=True
-    ):
-        assert torch.equal(one, other[1]), name
 
 
 @pytest.fixture
@@ -216,7 +181,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_a_second_signal_stops_at_once_and_an_echo_does_not(monkeypatch: Any) -> None:
     now = [10.0]
-    monkeypatch.setattr("lora_hf.training.interrupt.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lora_hf.training.signals.time.monotonic", lambda: now[0])
     stop = StopOnSignal()
     stop._remember(signal.SIGTERM, None)
     now[0] += 0.1

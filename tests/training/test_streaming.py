@@ -1,11 +1,11 @@
 """Training on a split that is streamed: whole epochs, and going on to the bit."""
 
 import pytest
-from training.test_resume import KillAt, Killed, assert_equal, resume
-from training.tiny_trainer import Rows, arguments, dropping, make_trainer
+from support.resuming import KillAt, Killed, assert_equal, resume
+from support.tiny_trainer import Rows, arguments, dropping, make_trainer
 
-from lora_hf.data import stream
-from lora_hf.data.stream import Source, StreamedDialogues
+from lora_hf.data import streaming as stream
+from lora_hf.data.streaming import Source, StreamedDialogues
 from lora_hf.errors import UserError
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FEW
+from support.inputs import FEW
 
-from lora_hf.config.file import load_config
+from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
-from lora_hf.training.arguments import training_arguments
-from lora_hf.training.trackers import EXTRA, check_trackers
+from lora_hf.training.arguments import EXTRA, check_trackers, training_arguments
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

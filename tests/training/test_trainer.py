@@ -7,9 +7,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from conftest import MODELS
-from torch import nn
-from training.tiny_trainer import (
+from support.models import MODELS
+from support.tiny_trainer import (
     OursInOrder,
     PeftInOrder,
     Rows,
@@ -19,6 +18,7 @@ from training.tiny_trainer import (
     make_trainer,
     tokenizer,
 )
+from torch import nn
 from transformers import (
     DataCollatorForSeq2Seq,
 )
@@ -97,7 +97,7 @@ def test_gradient_checkpointing_trains_a_frozen_base_with_the_same_losses(tmp_pa
 
 
 def test_generation_and_rouge_run_at_each_evaluation(tmp_path: Path, caplog: Any) -> None:
-    from lora_hf.evaluation.scoring import ValidationRouge
+    from lora_hf.evaluation.evaluate import ValidationRouge
 
     args = arguments(
         tmp_path,

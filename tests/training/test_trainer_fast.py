@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, TOKENS, make_t5, randomize
-from training.tiny_trainer import Rows, adapted, all_losses, arguments, losses, make_trainer, tokenizer
+from support.models import MODELS, TOKENS, make_t5, randomize
+from support.tiny_trainer import Rows, adapted, all_losses, arguments, losses, make_trainer, tokenizer
 from transformers import (
     DataCollatorForSeq2Seq,
     GenerationConfig,

@@ -1,0 +1,262 @@
+"""A deeper model of the same weights: blocks of a stack repeated, before adapters tell the copies apart.
+
+Depth up-scaling of SOLAR (Kim et al., arXiv:2312.15166) without its second set of weights, as PEFT's
+`layer_replication`, for encoders, decoders and models with both. Stacks are found by structure.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from torch import nn
+
+from lora_hf.adapters.config import Spans
+from lora_hf.errors import UserError, did_you_mean
+
+
+class Stack(NamedTuple):
+    """The blocks that a hidden state passes one after the other; `side` is `encoder` or `decoder`."""
+
+    path: str
+    side: str
+    blocks: nn.ModuleList
+
+
+def replication(model: nn.Module) -> dict[str, Spans]:
+    """The spans each stack was rebuilt from; empty for a model as it was loaded, or unshared."""
+    return getattr(model, "lora_hf_replication", {})
+
+
+def name_before_replication(model: nn.Module, name: str) -> str:
+    """What the checkpoint calls a layer: a copy of a block is its source there."""
+    stacks = find_stacks(model)
+    for stack, spans in replication(model).items():
+        head = stacks[stack].path + "."
+        if name.startswith(head):
+            place, _, rest = name.removeprefix(head).partition(".")
+            order = [i for start, end in spans for i in range(start, end)]
+            return f"{head}{order[int(place)]}.{rest}"
+    return name
+
+
+def find_stacks(model: nn.Module) -> dict[str, Stack]:
+    """The outermost lists of equal-typed blocks, by their side; by their paths where a side has several."""
+    lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and path]
+    outer = [(path, m) for path, m in lists if not any(path.startswith(other + ".") for other, _ in lists)]
+    found = [Stack(path, _side(path, m), m) for path, m in outer if len({type(block) for block in m}) == 1]
+    sides = [stack.side for stack in found]
+    return {stack.side if sides.count(stack.side) == 1 else stack.path: stack for stack in found}
+
+
+def _side(path: str, blocks: nn.ModuleList) -> str:
+    """By name; a stack without one decodes if its attention is causal, or where unsaid, if it has a cache."""
+    named = next((part for part in path.split(".") if part in ("encoder", "decoder")), None)
+    causal = any(getattr(m, "is_causal", hasattr(m, "layer_idx")) for m in blocks.modules())
+    return named or ("decoder" if causal else "encoder")
+
+
+Model = TypeVar("Model", bound=nn.Module)
+Written = Mapping[str, Sequence[Sequence[int]]] | Sequence[Sequence[int]]
+
+
+def replicate_layers(model: Model, spec: Written) -> Model:
+    """Rebuild stacks from spans of their own blocks, in place, and return the model.
+
+    A block's second and later copies are modules of their own, with the first's Parameters and buffers:
+    adapters injected afterwards are each copy's own, and memory grows by them alone. Adapters' names and
+    `layers_to_transform` count the new blocks. A model that is made to this spec already is left as it is.
+
+    Args:
+        model: without adapters; `model.lora_hf_replication` will hold the spans by stack.
+        spec: `{"encoder": [[0, 4], [2, 6]]}` makes 8 encoder blocks, 0 1 2 3 2 3 4 5; `decoder` likewise. A
+            bare list where the model has one stack.
+
+    Raises:
+        UserError: a stack or a span that the model does not have, a bare list where it has several
+            stacks, adapters or int8 layers in it, or another replication.
+    """
+    stacks = find_stacks(model)
+    spans = _by_stack(model, spec, stacks)
+    done = replication(model)
+    if done == spans:
+        return model
+    if done:
+        _refuse(spec, f"the model is replicated already, by {_shown(done)}; load it anew")
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        _refuse(spec, "the model has adapters; replicate its layers first, then inject")
+    if any(hasattr(parameter, "SCB") for parameter in model.parameters()):  # forward empties such a Parameter
+        _refuse(
+            spec,
+            "int8 layers move their weight at use and cannot share it; load the model in 4 bits or dense",
+        )
+    for name in spans:
+        _check_spans(spec, name, spans[name], len(stacks[name].blocks))
+    for name in spans:
+        _rebuild(model, stacks[name], [i for start, end in spans[name] for i in range(start, end)])
+    _size_decoder_cache(model)
+    model.lora_hf_replication = spans  # type: ignore[assignment]
+    return model
+
+
+def unshare_layers(model: Model) -> Model:
+    """Give every copy Parameters and buffers of its own, in place: a plain model of the new depth.
+
+    `save_pretrained` and plain Transformers can handle it, once its adapters, which stay, have been merged.
+    A model that is not replicated is left as it is.
+
+    Raises:
+        RuntimeError: adapters are merged at the moment: unmerging would bring shared weights back.
+    """
+    if any(getattr(module, "merged", ()) for module in model.modules()):
+        raise RuntimeError("adapters are merged into the model; call unmerge_adapters first")
+    stacks = find_stacks(model)
+    for name in replication(model):
+        seen: set[int] = set()
+        for block in stacks[name].blocks:
+            values = {id(value) for *_, value in _slots(block)}
+            _replace(block, values & seen)
+            seen |= values
+    if hasattr(model, "lora_hf_replication"):
+        del model.lora_hf_replication
+    return model
+
+
+def _by_stack(model: nn.Module, spec: Written, stacks: dict[str, Stack]) -> dict[str, Spans]:
+    """The spec with its stacks' names, in tuples."""
+    have = ", ".join(f"{name} ({len(stack.blocks)} layers)" for name, stack in stacks.items())
+    if not stacks:
+        _refuse(spec, f"{type(model).__name__} has no stack of equal layers; leave the field out")
+    if not isinstance(spec, Mapping):
+        if len(stacks) > 1:
+            _refuse(
+                spec, f"the model has the stacks {have}; name the one meant, {{{next(iter(stacks))}: ...}}"
+            )
+        spec = {name: spec for name in stacks}
+    for name in spec:
+        if name not in stacks:
+            _refuse(spec, f"the model has no stack {name!r}, it has {have}.{did_you_mean(str(name), stacks)}")
+    try:
+        return {name: tuple((start, end) for start, end in spec[name]) for name in spec}
+    except (TypeError, ValueError):
+        _refuse(spec, f"write a list of pairs [start, end) for a stack; the model has {have}")
+
+
+def _check_spans(spec: Written, name: str, spans: Spans, depth: int) -> None:
+    remedy = f"the {name} has {depth} layers; write spans [start, end) with 0 <= start < end <= {depth}"
+    if not spans:
+        _refuse(spec, f"no span for the {name}; {remedy}")
+    for start, end in spans:
+        if {type(start), type(end)} != {int} or not 0 <= start < end <= depth:
+            _refuse(spec, f"[{start}, {end}] is no span of layers; {remedy}")
+
+
+def _rebuild(model: nn.Module, stack: Stack, order: list[int]) -> None:
+    old, used = list(stack.blocks), set[int]()
+    new = []
+    for i in order:
+        new.append(_copy_structure(old[i]) if i in used else old[i])
+        used.add(i)
+    _move_position_bias(old, new)
+    for place, block in enumerate(new):
+        for module in block.modules():
+            for index in ("layer_idx", "layer_id"):  # a block's place in the cache
+                if isinstance(getattr(module, index, None), int):
+                    setattr(module, index, place)
+    model.set_submodule(stack.path, nn.ModuleList(new).train(stack.blocks.training))
+    _write_depth(model, stack, order)
+
+
+def _copy_structure(block: nn.Module) -> nn.Module:
+    """New modules around the same tensors, 4-bit scales and configs."""
+    shared: list[Any] = [*block.parameters(), *block.buffers()]
+    shared += [getattr(x, "quant_state", None) for x in [*shared, *block.modules()]]
+    shared += [getattr(module, "config", None) for module in block.modules()]
+    return copy.deepcopy(block, {id(value): value for value in shared})
+
+
+def _move_position_bias(old: list[nn.Module], new: list[nn.Module]) -> None:
+    """T5's first block computes the bias that all others are handed: the new first block, and no other."""
+    owners = [name for name, m in old[0].named_modules() if getattr(m, "has_relative_attention_bias", False)]
+    if any(getattr(m, "has_relative_attention_bias", False) for block in old[1:] for m in block.modules()):
+        return  # UMT5: each block has its own
+    for name in owners:
+        tables = {
+            key: table
+            for key, table in old[0].get_submodule(name).named_children()
+            if key.endswith("relative_attention_bias")
+        }
+        for place, attention in enumerate(block.get_submodule(name) for block in new):
+            attention.has_relative_attention_bias = place == 0  # type: ignore[assignment]
+            for key, table in tables.items():
+                if place == 0:
+                    setattr(attention, key, table)
+                elif hasattr(attention, key):
+                    delattr(attention, key)
+
+
+def _write_depth(model: nn.Module, stack: Stack, order: list[int]) -> None:
+    """Say the new depth in every config that says the old one: T5's stacks hold copies of the model's."""
+    root: Any = getattr(model, "config", None)
+    own = getattr(model.get_submodule(stack.path.rpartition(".")[0]), "config", root)
+    configs: list[Any] = [m.config for m in model.modules() if hasattr(m, "config")]
+    written = [(c, f"{stack.side}_layers") for c in configs] + [
+        (c, f"num_{stack.side}_layers") for c in configs
+    ]
+    for config in [root] if own is root else [root, own]:
+        # in a config of both sides, num_hidden_layers is the encoder's
+        both = config is root and getattr(config, "is_encoder_decoder", False)
+        if stack.side == "encoder" or not both:
+            written.append((config, "num_hidden_layers"))
+            for kinds in ("layer_types", "mlp_layer_types"):  # such as full or sliding attention, by layer
+                if len(getattr(config, kinds, None) or ()) == len(stack.blocks):
+                    setattr(config, kinds, [getattr(config, kinds)[i] for i in order])
+    for config, key in written:
+        if hasattr(config, key):
+            setattr(config, key, len(order))
+
+
+def _size_decoder_cache(model: nn.Module) -> None:
+    """Let `generate` see the decoder's depth where it would take the encoder's for it.
+
+    Transformers 5.23 sizes the cache by `get_text_config(decoder=True)`, which does not know T5's name for
+    the decoder's depth: generating fails with an IndexError wherever it is the deeper one. The name that
+    it does know is saved with the config, so that it holds for an exported model too.
+    """
+    config: Any = getattr(model, "config", None)
+    decoder = find_stacks(model).get("decoder")
+    if decoder is None or not getattr(config, "is_encoder_decoder", False):
+        return
+    if getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) != len(decoder.blocks):
+        config.decoder_layers = len(decoder.blocks)
+
+
+def _slots(block: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any], str, Any]]:
+    for module in block.modules():
+        for slots in (module._parameters, module._buffers):
+            for key, value in slots.items():
+                if value is not None:
+                    yield module, slots, key, value
+
+
+def _replace(block: nn.Module, shared: set[int]) -> None:
+    """Clones in the place of shared values; what is tied within the block stays tied."""
+    own: dict[int, Any] = {}
+    for module, slots, key, value in list(_slots(block)):
+        if id(value) not in shared:
+            continue
+        if id(value) not in own:
+            own[id(value)] = copy.deepcopy(value)
+        clone = slots[key] = own[id(value)]
+        if hasattr(module, "quant_state") and hasattr(clone, "quant_state"):  # bitsandbytes holds both ends
+            clone.module, module.quant_state = module, clone.quant_state
+
+
+def _refuse(spec: Written, reason: str) -> NoReturn:
+    raise UserError(f"lora.layer_replication={_shown(spec)}: {reason}")
+
+
+def _shown(spec: Any) -> str:
+    """As it would be written: with lists for tuples."""
+    if isinstance(spec, Mapping):
+        return "{" + ", ".join(f"{name}: {_shown(spans)}" for name, spans in spec.items()) + "}"
+    return "[" + ", ".join(map(_shown, spec)) + "]" if isinstance(spec, list | tuple) else repr(spec)

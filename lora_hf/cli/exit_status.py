@@ -1,0 +1,121 @@
+"""How a command ends: its exit status, and the one message on standard error that says why.
+
+0 done; 2 the user's mistake, with a message that begins `error: `; 130 interrupted; 1 anything else.
+"""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import typer
+
+from lora_hf import distributed as processes
+from lora_hf.errors import ArmFailed, FaultFound, NotWritten, UserError
+
+LOST = "another process of this run has ended; the same command goes on from the last checkpoint"
+
+
+def exit_status(task: Callable[[], object], debug: bool = False) -> int:
+    """Do what a command or a script is for, and say how it ended.
+
+    Raises:
+        Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
+    """
+    _set_up_logging()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        task()
+        sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        if processes.is_main():
+            print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except FaultFound:
+        return 1
+    except ArmFailed as failure:
+        return _status_of(failure)
+    except NotWritten as error:
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {_not_written(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if processes.has_lost_another(error) and not debug:
+            print(LOST, file=sys.stderr)
+            return 1
+        if not _is_the_users(error):
+            raise
+        if debug:
+            traceback.print_exception(error)
+        is_agreed = isinstance(error, processes.Agreed)
+        if processes.is_main() or not is_agreed:
+            print(f"error: {_message(error)}", file=sys.stderr)
+        if is_agreed:
+            processes.stop()  # a launcher ends all once one has: not before it is told
+        return 2
+    return 0
+
+
+def invoke(command: Any, words: list[str]) -> None:
+    """What Typer's own call does, without its handling of Ctrl-C, which drops what the exception says."""
+    with suppress(typer.Exit), command.make_context("lora-hf", list(words)) as context:  # Exit: after --help
+        command.invoke(context)
+
+
+def _status_of(failure: ArmFailed) -> int:
+    """The child's own status; it has said what there is to say, unless a signal ended it."""
+    if failure.status in (130, -signal.SIGINT, -signal.SIGTERM):
+        return 130
+    if failure.status > 0:
+        return failure.status
+    name = signal.Signals(-failure.status).name
+    cause = "; often memory ran out: try a smaller per_device_train_batch_size" if name == "SIGKILL" else ""
+    print(f"the arm's process was ended by {name}{cause}", file=sys.stderr)
+    return 1
+
+
+def _set_up_logging() -> None:
+    """Our lines on standard error; of the libraries', warnings, without bars for what takes a moment."""
+    ours = logging.getLogger("lora_hf")
+    ours.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
+    ours.propagate = False
+    ours.handlers = [logging.StreamHandler(sys.stderr)]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _not_written(error: NotWritten) -> str:
+    return (
+        f"{error.filename} cannot be written: {error.strerror}; what was there is as it was. Make room, or "
+        "let it be written, and give the same command again"
+    )
+
+
+def _is_too_long(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
+def _is_the_users(error: Exception) -> bool:
+    return isinstance(error, UserError) or hasattr(error, "format_message") or _is_too_long(error)
+
+
+def _message(error: Any) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_too_long(error):
+        return f"{error.filename!r} is too long for a path"
+    return error.format_message() or "no command is given"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,202 @@
+"""From a YAML file and `key.sub=value` overrides to a checked `RunConfig`, and back.
+
+Every mistake is found before any is told: one error, a line for each, with the file's line or `command line`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import ValidationError
+
+from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown
+from lora_hf.config.schema import RunConfig
+from lora_hf.config.training import check_together, check_training
+from lora_hf.config.variants import check_variants
+from lora_hf.config.yaml_reader import Document, read_document, read_value, write_value
+from lora_hf.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+NOT_INPUTS = ("output_dir", "overwrite")  # where and how a run is kept, not what it computes
+COMMAND_LINE = 10**9  # a line past every file's: the command line is told last
+
+
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    is_study: bool = False,
+    is_done: Callable[[RunConfig], bool] = lambda config: False,
+) -> RunConfig:
+    """The run that a YAML file and the overrides after it describe.
+
+    A config that comes with the package is found by its name (`quickstart`, `configs/quickstart.yaml`) from
+    any folder.
+
+    Args:
+        path: the YAML, or a shipped config's name.
+        overrides: `key.sub=value`, each laid over the file.
+        is_study: whether the variants will run: each is checked with the common fields under it.
+        is_done: whether everything that the config asks for is there already. If so, the training settings
+            are not checked together, which imports Transformers: the finished runs passed that check.
+
+    Raises:
+        UserError: with every mistake in it, one a line: `FILE:LINE: lora.r='eight' is not an integer`.
+    """
+    path = find_config(Path(path))
+    document = read_document(path)
+    for override in overrides:
+        _override(document, override)
+    document.data.setdefault("output_dir", f"runs/{path.stem}")
+    mistakes = document.mistakes + _check_trainings(document.data)
+    try:
+        config = RunConfig.model_validate(document.data)
+    except ValidationError as error:
+        mistakes += mistakes_of(error, document.data)
+    mistakes = mistakes or (check_variants(config) if is_study else [])
+    if not mistakes and not is_done(config):
+        mistakes = _check_combinations(config)
+    if mistakes:
+        raise UserError("\n".join(_told(path, document, mistakes)))
+    return config
+
+
+def find_config(path: Path) -> Path:
+    """The file as given, or the shipped one of that name."""
+    shipped = (SHIPPED / path.name).with_suffix(".yaml")
+    is_name = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
+    return shipped if is_name and not path.exists() and shipped.is_file() else path
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """The config in full, defaults and overrides included; `load_config` of it gives the same config."""
+    return write_value(config.model_dump(mode="json"))
+
+
+def write_config(config: RunConfig, path: str | Path) -> None:
+    """Write the resolved YAML."""
+    Path(path).write_text(resolved_yaml(config), encoding="utf-8")
+
+
+def changed_fields(old: RunConfig | Mapping[str, Any], new: RunConfig | Mapping[str, Any]) -> list[str]:
+    """What differs between two runs' inputs: `lora.r: 8 -> 16` for each, in the fields' own order."""
+    before, after = _flat(old), _flat(new)
+    changed = [key for key in {**after, **before} if before.get(key, _UNSET) != after.get(key, _UNSET)]
+    return [f"{key}: {_side(before, key)} -> {_side(after, key)}" for key in changed]
+
+
+_UNSET = object()
+
+
+def _side(flat: Mapping[str, Any], key: str) -> str:
+    return shown(flat[key]) if key in flat else "(not set)"
+
+
+def _flat(config: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to values; empty sections vanish, so that `arms: {}` and no arms are one."""
+    data = config.model_dump(mode="json") if isinstance(config, RunConfig) else dict(config)
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{sub}": leaf for sub, leaf in _flat(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return {key: value for key, value in flat.items() if key not in NOT_INPUTS}
+
+
+def _override(document: Document, override: str) -> None:
+    """Lay one `key.sub=value` over the document."""
+    name, equals, text = override.partition("=")
+    path: KeyPath = tuple(name.strip().split("."))
+    if not equals or not all(path):
+        document.places[(override,)] = COMMAND_LINE
+        document.mistakes.append(Mistake((override,), f"{override!r} is not key=value, such as lora.r=16"))
+        return
+    try:
+        value = _override_value(dotted(path), text)
+    except ValueError as error:
+        document.places[path] = COMMAND_LINE
+        document.mistakes.append(Mistake(path, f"{dotted(path)}={text!r} {error}"))
+        return
+    _put(document, path, value)
+
+
+def _override_value(name: str, text: str) -> Any:
+    """The text as YAML, but for fields of text as it stands: a revision of digits, a prompt with a colon."""
+    is_text = _takes_only_text(section_fields().get(name))
+    try:
+        value = read_value(text)
+    except ValueError:
+        if is_text:
+            return text
+        raise
+    return text if is_text and value is not None and not isinstance(value, str) else value
+
+
+def _takes_only_text(annotation: Any) -> bool:
+    """True for `str` and `str | None`, with or without bounds."""
+    members = [annotation] if isinstance(annotation, type) else get_args(annotation)
+    plain = [get_args(member)[0] if get_origin(member) is Annotated else member for member in members]
+    return bool(plain) and set(plain) <= {str, NoneType}
+
+
+def _put(document: Document, path: KeyPath, value: Any) -> None:
+    section = document.data
+    for depth, part in enumerate(path[:-1], start=1):
+        if section.get(part) is None:
+            section[part] = {}
+        if not isinstance(section[part], dict):
+            text = f"{dotted(path)!r}: {dotted(path[:depth])}={shown(section[part])} is not a section of keys"
+            document.places[path] = COMMAND_LINE
+            document.mistakes.append(Mistake(path, text))
+            return
+        section = section[part]
+    section[path[-1]] = value
+    for known in [known for known in document.places if known[: len(path)] == path]:
+        del document.places[known]  # what the file said below this key is gone
+    document.places[path] = COMMAND_LINE
+
+
+def _trainings(data: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
+    """Each section `training` with the mapping that holds it: the common one, the arms' and the variants'."""
+    holders: list[tuple[KeyPath, Any]] = [((), data)]
+    for key in ("arms", "variants"):
+        if isinstance(sections := data.get(key), dict):
+            holders += [((key, name), section) for name, section in sections.items()]
+    return [((*path, "training"), holder) for path, holder in holders if isinstance(holder, dict)]
+
+
+def _check_trainings(data: dict[str, Any]) -> list[Mistake]:
+    """Check each section `training`, and put its values back as numbers."""
+    mistakes: list[Mistake] = []
+    for path, holder in _trainings(data):
+        if isinstance(holder.get("training"), dict):
+            holder["training"], found = check_training(holder["training"], path)
+            mistakes += found
+    return mistakes
+
+
+def _check_combinations(config: RunConfig) -> list[Mistake]:
+    """The settings of each arm together, as Transformers judges them; a mistake shared by all arms once."""
+    common = check_together(config.training) if config.training else []
+    own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): arm.training for n, arm in config.arms.items()}
+    own |= {("variants", name): changes.get("training", {}) for name, changes in config.variants.items()}
+    merged = {p: {**config.training, **own[p]} for p in own if own[p] and isinstance(own[p], dict)}
+    found = [check_together(training, (*path, "training")) for path, training in merged.items()]
+    return common or [mistake for mistakes in found for mistake in mistakes]
+
+
+def _told(path: Path, document: Document, mistakes: list[Mistake]) -> list[str]:
+    lines = sorted((_line(document, mistake.path), index) for index, mistake in enumerate(mistakes))
+    return [f"{_place(path, line)}: {mistakes[index].text}" for line, index in lines]
+
+
+def _line(document: Document, path: KeyPath) -> int:
+    """The line of the key, or of the nearest section that holds it."""
+    while path and path not in document.places:
+        path = path[:-1]
+    return document.places.get(path, 0)
+
+
+def _place(path: Path, line: int) -> str:
+    return "command line" if line == COMMAND_LINE else f"{path}:{line}"

@@ -1,0 +1,144 @@
+"""What `lora-hf score` does: ROUGE of a file of saved predictions, with intervals by dialogue.
+
+A dialogue with several references is several rows of the file (`group` or `group_size`), or one row whose
+reference cell is a list, as json and parquet allow. Its score is the mean over its references (and, beside
+it, the best of them), the score of the file is the mean over dialogues, and the bootstrap draws dialogues.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lora_hf.data.readers import Row, read_rows
+from lora_hf.errors import UserError, did_you_mean
+from lora_hf.evaluation.rouge import ROUGE_NAMES, group_scores, rouge_per_pair
+from lora_hf.evaluation.significance import bootstrap_interval
+
+Scores = dict[str, Any]
+
+
+def score_file(
+    path: str | Path, prediction: str, reference: str, group: str | None = None, group_size: int | None = None
+) -> Scores:
+    """Score the predictions in a csv, jsonl, json or parquet file.
+
+    Args:
+        prediction: column with the summaries to score; an empty one scores 0.
+        reference: column with what people wrote, a text or a list of texts.
+        group: column that is equal in the rows of one dialogue; the rows need not be neighbours.
+        group_size: rows a dialogue, where these are neighbours. Without it or `group` a row is a dialogue.
+
+    Returns:
+        `rouge1` from 0 to 1, `rouge1_interval` ([low, high], 95 %) and so on for `ROUGE_NAMES`; the same for
+        `rouge1_best` and so on where a dialogue has several references; `n` (dialogues), `n_rows`.
+
+    Raises:
+        UserError: the file cannot be read, a column or cell is missing or not text, or the groups do not fit.
+    """
+    if group is not None and group_size is not None:
+        raise UserError(f"--group {group} and --group-size {group_size}: give one of them")
+    rows = read_rows(path)
+    for option, name in (("--prediction", prediction), ("--reference", reference), ("--group", group)):
+        if name is not None:
+            _require_column(rows, name, f"{option} {name}: {path}")
+    pairs, pairs_of_row = _pairs(rows, prediction, reference, path)
+    groups = [
+        [i for row in rows_ for i in pairs_of_row[row]] for rows_ in _groups(rows, group, group_size, path)
+    ]
+    scores = group_scores(rouge_per_pair(*zip(*pairs, strict=True)), groups)
+    result: Scores = {}
+    for name in ROUGE_NAMES:
+        result |= _mean_and_interval(name, scores.mean[name])
+    if any(len(members) > 1 for members in groups):
+        for name in ROUGE_NAMES:
+            result |= _mean_and_interval(f"{name}_best", scores.best[name])
+    return result | {"n": len(groups), "n_rows": len(rows)}
+
+
+def render_json(scores: Scores) -> str:
+    """The scores as one JSON object, indented, without a final newline."""
+    return json.dumps(scores, indent=2)
+
+
+def render_table(scores: Scores) -> str:
+    """The scores for people: a line for each of `ROUGE_NAMES`, a column for the mean and one for the best."""
+    kinds = {"": "mean over references", "_best": "best reference"} if "rouge1_best" in scores else {"": "F1"}
+    lines = [" " * 11 + "".join(f"{title:<32}" for title in kinds.values()).rstrip()]
+    for name in ROUGE_NAMES:
+        cells = (_cell(scores[name + kind], scores[f"{name}{kind}_interval"]) for kind in kinds)
+        lines.append(
+            f"{name.replace('rouge', 'ROUGE-'):<11}" + "".join(f"{cell:<32}" for cell in cells).rstrip()
+        )
+    n, n_rows = scores["n"], scores["n_rows"]
+    counted = f"{n} dialogues in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one dialogue"
+    lines.append(f"{counted}; in brackets the 95 % interval, bootstrap over dialogues")
+    return "\n".join(lines)
+
+
+def _cell(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _mean_and_interval(name: str, values: Sequence[float]) -> Scores:
+    return {name: fmean(values), f"{name}_interval": list(bootstrap_interval(values))}
+
+
+def _require_column(rows: Sequence[Row], name: str, where: str) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if name not in columns:
+        raise UserError(f"{where} has no such column; it has {columns}.{did_you_mean(name, columns)}")
+
+
+def _pairs(
+    rows: Sequence[Row], prediction: str, reference: str, path: str | Path
+) -> tuple[list[tuple[str, str]], list[list[int]]]:
+    """All (prediction, reference) texts, and for each row which of them are its own: one a reference."""
+    pairs: list[tuple[str, str]] = []
+    pairs_of_row = []
+    for number, row in enumerate(rows, start=1):
+        text = _text(row.get(prediction), f"{path}, row {number}, column {prediction!r}")
+        references = _references(row.get(reference), f"{path}, row {number}, column {reference!r}")
+        pairs_of_row.append(list(range(len(pairs), len(pairs) + len(references))))
+        pairs += [(text, each) for each in references]
+    return pairs, pairs_of_row
+
+
+def _references(cell: object, where: str) -> list[str]:
+    texts = [_text(each, where) for each in cell] if isinstance(cell, list) else [_text(cell, where)]
+    if not texts or not all(text.strip() for text in texts):  # csv cannot say "missing" in another way
+        raise UserError(f"{where} is empty: nothing to compare the prediction with")
+    return texts
+
+
+def _text(cell: object, where: str) -> str:
+    """A cell as text. A bare number is what its digits say: json and parquet writers guess types too."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, int | float) and not isinstance(cell, bool) and cell == cell:  # NaN is a missing cell
+        return str(cell)
+    raise UserError(
+        f"{where} must be text, but is {'missing' if cell is None or cell != cell else repr(cell)}"
+    )
+
+
+def _groups(
+    rows: Sequence[Row], group: str | None, group_size: int | None, path: str | Path
+) -> list[Sequence[int]]:
+    """The rows of each dialogue, in order of first appearance."""
+    if group is not None:
+        members: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            where = f"{path}, row {index + 1}, column {group!r}"
+            key = _text(row.get(group), where)
+            if not key.strip():
+                raise UserError(f"{where} is empty: which dialogue does the row belong to?")
+            members.setdefault(key, []).append(index)
+        return list(members.values())
+    size = 1 if group_size is None else group_size
+    if size < 1:
+        raise UserError(f"--group-size {size} must be at least 1")
+    if len(rows) % size:
+        raise UserError(f"--group-size {size} does not divide the {len(rows)} rows of {path}")
+    return [range(start, start + size) for start in range(0, len(rows), size)]

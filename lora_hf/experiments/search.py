@@ -1,0 +1,129 @@
+"""A search over a sweep's space by Optuna, kept in SQLite: a search that was killed goes on where it was."""
+
+import errno
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lora_hf.config import RunConfig
+from lora_hf.config.sweep import Point, Range
+from lora_hf.errors import NotWritten, UserError
+from lora_hf.run_files import STORE, SWEEP, TRAINED
+from lora_hf.run_records import read_record
+
+TRIAL = "trial-"
+SPACE = "space"
+"""The attribute of the stored study that says what it searches."""
+logger = logging.getLogger(__name__)
+Run = Callable[[str, Point], None]
+
+
+def search(config: RunConfig, run: Run) -> dict[str, Point]:
+    """Run trials until there are as many as asked for; each is judged by ROUGE-1 on the validation split.
+
+    Args:
+        config: its `sweep` says where to look and how often, its `seed` is the sampler's.
+        run: makes the run of a name and a point, or finds that it is done.
+
+    Returns:
+        Each trial's name -> its point, in order.
+
+    Raises:
+        UserError: Optuna is missing, or the folder holds a search of another space.
+        NotWritten: the store cannot be written.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UserError("sweep.trials needs the package optuna: pip install 'lora_hf[sweep]'") from None
+    with _stored(Path(config.output_dir) / f"{SWEEP}{STORE}") as file:
+        return _searched(config, run, _study(config, file))
+
+
+@contextmanager
+def _stored(file: Path) -> Iterator[Path]:
+    """Where trials are kept; what its database says, such as that the disk is full, as one error."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield file
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        raise NotWritten(errno.EIO, str(getattr(cause, "orig", cause)), str(file)) from error
+
+
+def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that was killed
+        if SPACE in trial.user_attrs:
+            study.tell(trial.number, _judged(config, trial.number, trial.user_attrs[SPACE], run))
+        else:
+            study.tell(trial.number, state=TrialState.FAIL)
+    while len(found := _points(study)) < (config.sweep.trials or 0):
+        asked = study.ask()
+        point = {axis: _suggest(asked, axis, values) for axis, values in config.sweep.space.items()}
+        asked.set_user_attr(SPACE, point)
+        logger.info("trial %d: %s", asked.number, point)
+        study.tell(asked.number, _judged(config, asked.number, point, run))
+    return found
+
+
+def _study(config: RunConfig, file: Path) -> Any:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=f"sqlite:///{file}",
+        study_name="sweep",
+        sampler=optuna.samplers.TPESampler(seed=config.seed),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    space = json.dumps(config.sweep.model_dump(mode="json")[SPACE], sort_keys=True)
+    if study.user_attrs.setdefault(SPACE, space) != space:
+        raise UserError(
+            f"{file} holds a search of another space, {study.user_attrs[SPACE]}; choose another output_dir"
+        )
+    study.set_user_attr(SPACE, space)
+    return study
+
+
+def _points(study: Any) -> dict[str, Point]:
+    from optuna.trial import TrialState
+
+    done = study.get_trials(states=(TrialState.COMPLETE,))
+    return {_name(trial.number): trial.user_attrs[SPACE] for trial in done}
+
+
+def _name(number: int) -> str:
+    return f"{TRIAL}{number:03}"
+
+
+def _judged(config: RunConfig, number: int, point: Point, run: Run) -> float:
+    run(_name(number), point)
+    return last_rouge(Path(config.output_dir) / _name(number))
+
+
+def _suggest(trial: Any, axis: str, values: Any) -> Any:
+    """A value of an axis; of choices their number, for Optuna stores plain values only."""
+    if not isinstance(values, Range):
+        choices = list(values)
+        return choices[trial.suggest_categorical(axis, range(len(choices)))]
+    if values.integer:
+        return trial.suggest_int(axis, int(values.low), int(values.high), log=values.log)
+    return trial.suggest_float(axis, values.low, values.high, log=values.log)
+
+
+def last_rouge(run: Path) -> float:
+    """The last `eval_rouge1` of a run's log."""
+    log = (read_record(run / TRAINED) or {}).get("log", [])
+    values = [entry["eval_rouge1"] for entry in log if "eval_rouge1" in entry]
+    if not values:
+        raise UserError(f"{run} logged no eval_rouge1: set training.eval_strategy")
+    return float(values[-1])

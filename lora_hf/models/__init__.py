@@ -1,0 +1,1 @@
+"""The base model: loading, storage formats, original weights."""

@@ -1,0 +1,221 @@
+"""The base model and its tokenizer: from the package, a folder or the Hub; dense, in 8 bits or in 4.
+
+Weights are read from safetensors only, and no remote code runs. `float16` is for scoring: T5's `wo`
+overflows in it (66,246 > 65,504 was met), the loss becomes NaN, and so training in it is refused.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from lora_hf.adapters.backends.affine import check_hqq
+from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.peft_format import CONFIG_NAME
+from lora_hf.config import ModelConfig
+from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
+from lora_hf.errors import UserError, first_line
+from lora_hf.files import checkpoint_fingerprint, read_object
+from lora_hf.hub.download import pin
+from lora_hf.models.base_weights import OriginalWeights, checkpoint_files
+from lora_hf.models.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
+from lora_hf.system import resolve_dtype
+
+NO_CODE = {"trust_remote_code": False}
+"""Without it Transformers asks, on the terminal, whether the code of a repository may run."""
+REMEDY = (
+    " (give a folder that holds config.json, tokenizer files and safetensors, or a name on the Hub "
+    f"that can be reached; {EMBEDDED!r} needs neither)"
+)
+
+
+def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
+    """What `from_pretrained` is given: the package's own model, a folder that exists, or a Hub name.
+
+    Args:
+        name_or_path: as it was written.
+        field: the field or the option it was written in.
+
+    Raises:
+        UserError: it is written as a path, and no such folder is there.
+    """
+    if name_or_path == EMBEDDED:
+        return str(ASSETS)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
+        raise UserError(f"{field}={name_or_path!r}: no such folder")
+    return name_or_path
+
+
+@contextmanager
+def _as_user_error(config: ModelConfig) -> Iterator[None]:
+    """transformers' errors about a name or a folder, as one message with the field and the remedy."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{_not_loaded(config)}: {first_line(error)}{REMEDY}") from error
+
+
+def _not_loaded(config: ModelConfig) -> str:
+    return f"{config.as_written} cannot be loaded"
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: no such folder or Hub name, or one without a tokenizer.
+    """
+    name = locate(config.model_name_or_path, config.name_field)
+    source = source_of(config, name)
+    with _as_user_error(config):
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE, **source)
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
+        raise UserError(
+            f"{config.as_written}: the folder has no tokenizer (none of {sorted(files)}), and Transformers "
+            "would make an empty one"
+        )
+    return tokenizer
+
+
+def load_model(config: ModelConfig, device: torch.device, train_all: bool = False) -> Any:
+    """The base model on `device`, its head guarded, its checkpoint's fingerprint in `base_fingerprint`.
+
+    A quantized one has `original_weights`: layer name -> the weight before quantization, read when asked for.
+
+    Args:
+        config: which model, and how its weights are stored.
+        device: where it goes.
+        train_all: every weight will train, so the weights are kept in float32 whatever `dtype` says.
+
+    Raises:
+        UserError: the model cannot be found or read, its layers do not fit the store, or `train_all` with
+            quantized weights.
+    """
+    if train_all and config.storage != "dense":
+        bits = 4 if config.load_in_4bit else 8
+        raise UserError(
+            f"model.load_in_{bits}bit=true: {bits}-bit weights cannot all be trained; use method lora"
+        )
+    name = locate(config.model_name_or_path, config.name_field)
+    dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
+    source = source_of(config, name)
+    with _as_user_error(config), _quiet():
+        model = _read(config, name, source, dtype, device)
+    keep_differentiable(model)
+    guard_head(model)
+    # Transformers 5.23 keeps no commit, and an adapter that is saved has to name it.
+    model.config._commit_hash = source.get("revision")
+    files = _files_of(name, source.get("revision"))
+    model.base_fingerprint = checkpoint_fingerprint(files) if files else None
+    if files and config.storage != "dense":
+        turned = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
+        model.original_weights = OriginalWeights(files, model.base_model_prefix, turned)
+    model.name_or_path = config.model_name_or_path
+    return model.eval()
+
+
+def _read(
+    config: ModelConfig, name: str, source: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> Any:
+    """The model on its device, in its store."""
+    if config.storage == "affine4":
+        check_hqq()
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_CODE, **source}
+    if source:  # it looks for an adapter too, and retries where nothing answers
+        kwargs["adapter_kwargs"] = {"local_files_only": source["local_files_only"]}
+    if config.storage in ("nf4", "fp4", "int8"):
+        quantization = bitsandbytes_config(config, resolve_dtype(config.bnb_4bit_compute_dtype, device))
+        kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
+        settings = AutoConfig.from_pretrained(name, **NO_CODE, **source)
+        with nothing_kept_dense(settings) if config.quantize_wo else nullcontext():
+            return AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
+    model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
+    if config.storage == "affine4":
+        quantize_affine_layers(model, config, device)
+    return model.to(device)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a plain Transformers folder: weights, config, tokenizer."""
+    with _quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def guard_head(model: Any) -> None:
+    """Keep an untied head untied, in memory and on disk.
+
+    FLAN-T5's checkpoints hold an `lm_head` of their own, but T5's config always says that it is tied, and any
+    later `tie_weights()`, which resizing, dispatching and wrapping may call, would replace it by `shared`.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        model.config.tie_word_embeddings = False
+
+
+def _is_adapter(config: ModelConfig, peft_config: dict[str, Any]) -> str:
+    base = peft_config.get("base_model_name_or_path")
+    named = f", {base!r}," if isinstance(base, str) else ""
+    return (
+        f"{config.as_written} holds an adapter ({CONFIG_NAME}): give the base that it was trained on{named} "
+        "and the adapter by --adapter to the commands that take one; if it is a whole model, remove that file"
+    )
+
+
+def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
+    """What `from_pretrained` is told of a model on the Hub: the commit, and whether the local copy must do.
+
+    Raises:
+        UserError: there is no such model, it is out of reach, or there is an adapter beside or in its place,
+            which Transformers would apply if PEFT is installed and ignore if it is not.
+    """
+    if Path(name).is_dir():
+        if (Path(name) / CONFIG_NAME).is_file():
+            raise UserError(_is_adapter(config, read_object(Path(name) / CONFIG_NAME)))
+        return {}
+    commit, is_cut_off, files = pin(name, config.revision or "main", _not_loaded(config), REMEDY)
+    if CONFIG_NAME in files:
+        raise UserError(_is_adapter(config, {}))
+    return {"revision": commit, "local_files_only": is_cut_off}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar, and no warning about an untied head: it is how FLAN-T5 is, and `guard_head` sees to it."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # a line a shard for what takes a moment
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "tied weights mapping" not in record.getMessage()
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _files_of(name: str, commit: str | None) -> list[Path]:
+    """The files the weights came from; none where they are not at hand (a format of another kind)."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        allowed = ["*.safetensors", "*.safetensors.index.json"]
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=allowed, local_files_only=True))
+    return checkpoint_files(folder)

@@ -1,0 +1,128 @@
+"""How many bytes a training step holds beside weights, gradients and the optimizer's."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import T5Config
+
+from lora_hf.config import RunConfig
+from lora_hf.fast.loss import chunked_cross_entropy
+from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
+from lora_hf.models.flan_t5 import COMMON
+from lora_hf.planning.fake_model import outline
+from lora_hf.planning.memory_tracker import LiveBytes, most_held
+
+FEW = (2, 3)
+"""Layers that are traced where the base is frozen: each further one holds as much as the third does."""
+PRIMES: dict[str, Any] = {"d_model": 1_000_003, "d_ff": 1_000_033, "num_heads": 1_000_037}
+"""Widths that no other dimension is a multiple of: a storage's bytes tell of which of them they are made."""
+
+
+class Batch(NamedTuple):
+    """What a step is given: dialogues, tokens of the longest, tokens of the longest summary."""
+
+    dialogues: int
+    source: int
+    target: int
+
+
+def activation_bytes(config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool) -> int:
+    """The most bytes that a step's forward and backward hold at once beside the weights and their gradients.
+
+    Args:
+        config: its method adds weights, or trains all.
+        settings: of the architecture.
+        dtype: of the base's weights.
+        batch: of one forward.
+        fast: by the CPU's fast paths, or by the plain ones, as on a GPU.
+    """
+    if config.method == "full":  # where it holds most depends on the number of layers
+        return _traced(config, settings, dtype, batch, fast, None)
+    few, more = (_traced(config, settings, dtype, batch, fast, layers) for layers in FEW)
+    return _of_all_layers(few, more, _layers(settings))
+
+
+def flan_t5_bytes(config: RunConfig, dtype: torch.dtype, batch: Batch) -> Callable[[dict[str, int]], int]:
+    """`activation_bytes` of a shape of `SHAPES` by the plain ways, from few traces for all of them.
+
+    FLAN-T5s take the same steps on tensors of other widths. So the step of a number of layers is traced once,
+    with `PRIMES` as widths, and a shape's own are put in their place.
+    """
+    wide = T5Config(**COMMON, **PRIMES)
+
+    @cache
+    def changes(layers: int) -> list[int]:
+        return _changes(config, wide, dtype, batch, False, layers)
+
+    def held(shape: dict[str, int], layers: int) -> int:
+        return most_held(_with_widths(change, shape) for change in changes(layers))
+
+    def bytes_of(shape: dict[str, int]) -> int:
+        if config.method == "full":
+            return held(shape, shape["num_layers"])
+        few, more = (held(shape, layers) for layers in FEW)
+        return _of_all_layers(few, more, shape["num_layers"])
+
+    return bytes_of
+
+
+def _with_widths(change: int, shape: dict[str, int]) -> int:
+    for name, prime in PRIMES.items():
+        while change and change % prime == 0:
+            change = change // prime * shape[name]
+    return change
+
+
+def _of_all_layers(few: int, more: int, layers: int) -> int:
+    return few + (more - few) * (layers - FEW[0])
+
+
+def _layers(settings: Any) -> int:
+    stacks = [getattr(settings, name, None) for name in ("num_layers", "encoder_layers")]
+    return int(next(n for n in stacks if n is not None))
+
+
+def _traced(
+    config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool, n: int | None
+) -> int:
+    return most_held(_changes(config, settings, dtype, batch, fast, n))
+
+
+def _changes(
+    config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool, n: int | None
+) -> list[int]:
+    """What a step of a model of `n` layers makes and gives back."""
+    with (
+        outline(config, settings, dtype, n) as model,
+        LiveBytes(model.state_dict(keep_vars=True).values()) as live,
+    ):
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # gradients are counted by themselves
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
+        ids = torch.ones(batch.dialogues, batch.source, dtype=torch.long)
+        labels = torch.ones(batch.dialogues, batch.target, dtype=torch.long)
+        is_half = dtype in (torch.bfloat16, torch.float16)
+        with (
+            torch.autocast("cpu", dtype=dtype) if is_half else nullcontext(),
+            faster(model) if fast and not why_not(model) else nullcontext(),
+        ):
+            loss = _loss(model, ids, labels, fast)
+        loss.backward()
+        return list(live.changes)
+
+
+def _loss(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> Tensor:
+    if not (fast and not why_not(model) and has_plain_frozen_head(model)):
+        loss: Tensor = model(input_ids=ids, labels=labels).loss
+        return loss
+    with without_head(model) as head:
+        hidden = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits
+    return chunked_cross_entropy(hidden, head, labels)
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,115 @@
+"""A model without memory: its settings, and how many weights it has where."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
+
+from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.errors import UserError, first_line
+from lora_hf.models.flan_t5 import COMMON, SHAPES
+from lora_hf.models.load import NO_CODE, locate, source_of
+from lora_hf.training.registry import METHODS
+
+FEWER = {"layers_to_transform": None, "layer_replication": None}
+"""Fields that name layers, which a shorter model may not have."""
+PARTS = ("embeddings", "encoder", "decoder", "head", "added")
+Counts = tuple[dict[str, int], int, dict[str, Counter[str]]]
+
+
+def settings_of(config: ModelConfig) -> Any:
+    """The architecture: FLAN-T5's is known by name, another's is in its config.json.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    named = re.fullmatch(r"google/flan-t5-(\w+)", config.model_name_or_path)
+    if named and named[1] in SHAPES:
+        return flan_t5(named[1])
+    name = locate(config.model_name_or_path, config.name_field)
+    source = source_of(config, name)
+    try:
+        return AutoConfig.from_pretrained(name, **NO_CODE, **source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{config.as_written}: its config.json cannot be read: {first_line(error)} "
+            "(give a folder, a name on the Hub, or a google/flan-t5, which needs none)"
+        ) from error
+
+
+def flan_t5(size: str) -> T5Config:
+    """The settings of a FLAN-T5."""
+    return T5Config(**COMMON, **SHAPES[size])
+
+
+@contextmanager
+def outline(
+    config: RunConfig,
+    settings: Any,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    is_run: bool = True,
+) -> Iterator[Any]:
+    """Inside the block a model of fake tensors as the run would train it, dense in this dtype.
+
+    Args:
+        config: whose method adds weights, or trains all.
+        settings: of the architecture.
+        layers: of each stack, if not the settings' own.
+        is_run: whether it will be run; one that is only counted is of meta tensors, which are made faster.
+    """
+    settings = deepcopy(settings)
+    if layers is not None:
+        settings.num_layers = settings.num_decoder_layers = layers
+    with FakeTensorMode() if is_run else torch.device("meta"):
+        model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
+        model.name_or_path = config.model.model_name_or_path
+        if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
+            model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+        if config.method in METHODS:
+            METHODS[config.method].put_in(with_plain_start(config, **(FEWER if layers else {})), model)
+        if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        yield model.train().requires_grad_(True) if config.method == "full" else model.train()
+
+
+def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
+    """The config with LoRA's own start, which asks nothing of the weights, and these fields of `lora`.
+
+    An outline is dense: QA-LoRA's groups, which it takes from the store, are written out.
+    """
+    plain: dict[str, Any] = {"init_lora_weights": True}
+    if config.lora.use_qalora and config.model.storage == "affine4":
+        plain["qalora_group_size"] = config.lora.qalora_group_size or config.model.hqq_group_size
+    lora = config.lora.model_copy(update=plain | fields)
+    return config.model_copy(update={"lora": lora})
+
+
+def count_parts(model: nn.Module, is_added: bool) -> Counts:
+    """Weights by part; those that train; by stack, the linear layers' weights by the layer's last name."""
+    parts: Counter[str] = Counter()
+    linear: dict[str, Counter[str]] = {"encoder": Counter(), "decoder": Counter()}
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        trains = parameter.requires_grad
+        trainable += parameter.numel() * trains
+        part = "added" if is_added and trains else _part(name)
+        parts[part] += parameter.numel()
+        if part in linear and parameter.dim() == 2 and ".relative_attention" not in name:
+            layer = name.removesuffix(".weight").removesuffix(".base_layer").split(".")[-1]
+            linear[part][layer] += parameter.numel()
+    return {part: parts[part] for part in PARTS}, trainable, linear
+
+
+def _part(name: str) -> str:
+    if "lm_head" in name:
+        return "head"
+    side = next((side for side in ("encoder", "decoder") if f"{side}." in name), None)
+    return "embeddings" if side is None or ".embed" in name else side

@@ -1,0 +1,1 @@
+"""Saved adapters and models: use, merge, export, push."""

@@ -1,0 +1,72 @@
+"""A model as ONNX graphs with its tokenizer, and a look at whether they write the same."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_hf.adapters.peft_format import CONFIG_NAME
+from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.data.splits import load_split
+from lora_hf.data.tokenize import encode_sources
+from lora_hf.errors import UserError
+from lora_hf.evaluation.generate import padded
+from lora_hf.exporting.onnx import OnnxT5, write_graphs
+from lora_hf.files import check_new, whole
+from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.run_files import ADAPTER, MODEL
+
+SAMPLE = 8
+"""Dialogues of the package's test split whose summaries are compared."""
+NEW_TOKENS = 40
+
+
+def export(model: str, output: Path) -> int:
+    """Write encoder.onnx, decoder.onnx, the config and the tokenizer, and run them once.
+
+    Args:
+        model: a plain Transformers folder, such as `lora-hf merge` writes, a name on the Hub, or `embedded`.
+        output: a new folder.
+
+    Returns:
+        On how many sample dialogues the tokens were compared; all are the same.
+
+    Raises:
+        UserError: `output` is there already; the model is no T5; a package is missing.
+        RuntimeError: the graphs write other tokens than the model.
+    """
+    check_new(output)
+    if (Path(model) / MODEL).is_dir():  # a run's directory, given for the model in it
+        model = str(Path(model) / MODEL)
+    if (Path(model) / CONFIG_NAME).is_file() or (Path(model) / ADAPTER).is_dir():
+        raise UserError(
+            f"{model} is an adapter: write it into its base with `lora-hf merge`, and export that"
+        )
+    config = ModelConfig(model_name_or_path=model, dtype="float32").named_by("MODEL")
+    loaded, tokenizer = load_model(config, torch.device("cpu")), load_tokenizer(config)
+    with whole(output) as folder:
+        write_graphs(loaded, folder)
+        loaded.config.save_pretrained(folder)
+        loaded.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return check_same(loaded, tokenizer, OnnxT5(folder))
+
+
+def check_same(model: Any, tokenizer: Any, graphs: OnnxT5) -> int:
+    """Greedy tokens of a sample by both; returns the number of dialogues.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    config = DataConfig(max_test_samples=SAMPLE, max_source_length=128)
+    texts = [example.dialogue for example in load_split(config, "test")]
+    batch = padded(encode_sources(texts, tokenizer, config).ids, tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.inference_mode():
+        wanted = model.generate(
+            **batch, max_new_tokens=NEW_TOKENS, max_length=None, do_sample=False, num_beams=1
+        )
+    ids = (model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id)
+    found = graphs.greedy(batch["input_ids"].numpy(), batch["attention_mask"].numpy(), NEW_TOKENS, *ids)
+    if found.shape != tuple(wanted.shape) or (found != wanted.numpy()).any():
+        raise RuntimeError("the ONNX graphs write other tokens than the model: do not use them, and tell us")
+    return len(texts)

@@ -1,0 +1,78 @@
+"""A saved adapter and its base as one plain Transformers folder, and what that costs in exactness."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DataCollatorForSeq2Seq
+
+from lora_hf.adapters import merge_and_unload, merge_errors
+from lora_hf.data.splits import load_split
+from lora_hf.data.tokenize import TokenizedDialogues
+from lora_hf.errors import UserError
+from lora_hf.files import check_new, whole
+from lora_hf.models.load import save_model
+from lora_hf.saved.adapter import find_adapter, load_with_base, prompt_config
+from lora_hf.training.registry import saved_method
+
+SAMPLE = 8
+"""Dialogues of the package's test split on which merged and unmerged logits are compared."""
+
+
+def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dict[str, float]:
+    """Write the base with the adapter folded in, as a plain Transformers folder with its tokenizer.
+
+    Args:
+        adapter: a folder, or USER/NAME[@REVISION] on the Hub.
+        output: a new folder.
+        base: the base model, or None for the one the adapter names.
+        onto: where the adapter was trained on a quantized base: `checkpoint`, `dequantized` or `requantized`.
+
+    Returns:
+        Way of merging -> how far it moves the logits on a sample, as a share of their size.
+
+    Raises:
+        UserError: `output` is there already, and not an empty folder; what was trained is no LoRA; or a
+            quantized base and no choice: then the message tells the error of each.
+    """
+    check_new(output)
+    if (method := saved_method(find_adapter(adapter))) != "lora":
+        raise UserError(
+            f"--adapter {adapter!r} holds a {method}, which is no change of a weight: no merging it"
+        )
+    model, tokenizer, manifest = load_with_base(adapter, base)
+    errors = merge_errors(model, sample_batch(model, tokenizer, find_adapter(adapter)))
+    if manifest.get("base_store", {}).get("quant_method") == "hqq":
+        errors.pop("requantized", None)  # Transformers has no such layer: the folder would not be a plain one
+    check_choice(adapter, onto, errors)
+    merge_and_unload(model, onto)
+    with whole(output) as folder:
+        save_model(model, tokenizer, folder)
+    return errors
+
+
+def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> None:
+    """A quantized base wants one of the ways there are, a dense one none.
+
+    Raises:
+        UserError: otherwise; the message tells the error of each way.
+    """
+    if "merged" in errors:
+        if onto is not None:
+            raise UserError(f"--onto {onto!r}: {adapter} was trained on a dense base, which needs no choice")
+        return
+    if onto not in errors:
+        each = ", ".join(f"{way} {error:.1e}" for way, error in errors.items())
+        given = "" if onto is None else f"--onto {onto!r} is not one of them: "
+        raise UserError(
+            f"{given}{adapter} was trained on a quantized base, and merging is a choice: give --onto "
+            f"{' or '.join(errors)} (how far each moves the logits, as a share of their size: {each})"
+        )
+
+
+def sample_batch(model: Any, tokenizer: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """A few dialogues of the package's sample with an adapter's own prompt, and their references."""
+    config = prompt_config(folder, max_test_samples=SAMPLE)
+    rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
+    batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)
+    return {key: value.to(model.device) for key, value in batch.items()}

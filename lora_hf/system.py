@@ -1,0 +1,61 @@
+"""The device, its memory, and the versions of what runs on it."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import torch
+
+from lora_hf import __version__
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA 8.0 and later and float32 elsewhere; never float16 unasked."""
+    if name != "auto":
+        return DTYPES[name]
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "evaluate", "rouge_score")
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of Python and of every package that a score can depend on."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"lora_hf": __version__, "python": platform.python_version()} | installed
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's architecture and number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: the CUDA allocator's on a GPU, else resident memory, in MiB.
+
+    On Linux not by `getrusage`, whose figure begins at that of the process that started this one.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) / 2**10  # "  123456 kB"
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

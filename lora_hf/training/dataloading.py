@@ -1,0 +1,67 @@
+"""Batches that depend on the data, the seed and the epoch alone, in any number of processes."""
+
+from typing import Any
+
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from torch.utils.data import DataLoader, Sampler
+from transformers import Seq2SeqTrainer
+
+from lora_hf.data.sampler import EpochSampler
+from lora_hf.data.streaming import StreamedDialogues
+from lora_hf.errors import UserError
+
+
+class OrderedTrainer(Seq2SeqTrainer):
+    """Several processes share the batches that one would have; an evaluation counts each row once."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        strategy = str(getattr(self.args, "train_sampling_strategy", "random"))
+        if strategy not in ("random", "group_by_length") or not hasattr(dataset, "__len__"):
+            return super()._get_train_sampler(dataset)
+        lengths = [len(row["input_ids"]) for row in dataset] if strategy == "group_by_length" else None
+        return self._sampler(len(dataset), lengths)
+
+    def _sampler(self, n: int, lengths: list[int] | None) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        rank, world = self.args.process_index, self.args.world_size
+        return EpochSampler(n, seed, self.args.train_batch_size * world, lengths, rank, world)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's own, but that nothing is left to share where the sampler has shared already."""
+        if isinstance(self.train_dataset, StreamedDialogues):
+            return self._streaming_loader(self.train_dataset)
+        loader = super().get_train_dataloader()
+        shards: Any = loader.batch_sampler
+        sampler = getattr(getattr(shards, "batch_sampler", None), "sampler", None)
+        if isinstance(shards, BatchSamplerShard) and isinstance(sampler, EpochSampler):
+            shards.num_processes, shards.process_index, shards.even_batches = 1, 0, False
+        return loader
+
+    def _streaming_loader(self, stream: StreamedDialogues) -> DataLoader[Any]:
+        """Of rows that come one by one, already shared: what accelerate would share again, or fill up."""
+        strategy = str(self.args.train_sampling_strategy)
+        if strategy not in ("random", "group_by_length") or self.args.dataloader_num_workers:
+            raise UserError(
+                "data.streaming=true goes with training.train_sampling_strategy: random or group_by_length "
+                f"(it is {strategy!r}) and training.dataloader_num_workers: 0 "
+                f"(it is {self.args.dataloader_num_workers})"
+            )
+        batch_size = self.args.train_batch_size * self.args.world_size
+        stream.share(self._sampler, batch_size, strategy == "group_by_length")
+        options: dict[str, Any] = {
+            "collate_fn": self.data_collator,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "drop_last": self.args.dataloader_drop_last,
+        }
+        loader = DataLoader(stream, self.args.train_batch_size, **options)
+        device = self.args.device
+        return prepare_data_loader(
+            loader, device, 1, 0, put_on_device=True, even_batches=False, dispatch_batches=False
+        )
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, without the rows that fill up the last batch of several processes."""
+        if (getattr(self, "_gen_kwargs", {}).get("num_return_sequences") or 1) == 1:
+            self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps them
+        return super().evaluation_loop(*args, **kwargs)

@@ -1,0 +1,109 @@
+"""The methods that add weights to a frozen base: how each is put in, saved and loaded, one line a method.
+
+The other two need no line: `base` trains nothing, and `full` has no weights beside the model's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lora_hf.adapters import LoraConfig, inject_adapters, load_adapter, save_adapter
+from lora_hf.adapters.checkpoint_io import read_manifest, read_weights
+from lora_hf.adapters.load import put_adapter_state
+from lora_hf.adapters.model_state import adapter_configs
+from lora_hf.adapters.targets import find_targets
+from lora_hf.baselines.bottleneck import add_bottlenecks, find_sublayers
+from lora_hf.baselines.checkpoint_io import extras_method, load_extras, put_weights, save_extras
+from lora_hf.baselines.prompt_tuning import add_prompt, stacks_of
+from lora_hf.config import RunConfig
+from lora_hf.errors import UserError
+
+
+@dataclass(frozen=True)
+class AddedWeights:
+    """What can be done with one method's weights."""
+
+    check: Callable[[RunConfig, Any], Any]
+    """Refuse a config that does not fit the model, before anything on disk is cleared."""
+    put_in: Callable[[RunConfig, Any], Any]
+    """Make them, at their start, in a model whose base they freeze."""
+    save: Callable[[Any, Path, dict[str, Any]], Any]
+    """Write them, with what else their users need."""
+    restore: Callable[[Any, Path], None]
+    """Read them back into a model that has them: a checkpoint's."""
+    load: Callable[[Any, Path], Any]
+    """Put them into a base as they were saved, frozen."""
+
+
+def _lora_config(config: RunConfig) -> LoraConfig:
+    return LoraConfig(**config.lora.model_dump())
+
+
+def _save_adapters(model: Any, folder: Path, extra: dict[str, Any]) -> None:
+    for name in adapter_configs(model):
+        save_adapter(model, folder, name, extra)
+
+
+def _restore_adapters(model: Any, folder: Path) -> None:
+    for name in adapter_configs(model):
+        put_adapter_state(model, read_weights(folder if name == "default" else folder / name), name)
+
+
+def _restore_extras(model: Any, folder: Path) -> None:
+    put_weights(model, read_weights(folder), folder)
+
+
+METHODS: dict[str, AddedWeights] = {
+    "lora": AddedWeights(
+        check=lambda config, model: find_targets(model, _lora_config(config)),
+        put_in=lambda config, model: inject_adapters(model, _lora_config(config)),
+        save=_save_adapters,
+        restore=_restore_adapters,
+        load=load_adapter,
+    ),
+    "bottleneck": AddedWeights(
+        check=lambda config, model: find_sublayers(model),
+        put_in=lambda config, model: add_bottlenecks(model, **config.bottleneck.model_dump()),
+        save=save_extras,
+        restore=_restore_extras,
+        load=partial(load_extras, put_in=add_bottlenecks),
+    ),
+    "prompt_tuning": AddedWeights(
+        check=lambda config, model: stacks_of(model),
+        put_in=lambda config, model: add_prompt(model, **config.prompt_tuning.model_dump()),
+        save=save_extras,
+        restore=_restore_extras,
+        load=partial(load_extras, put_in=add_prompt),
+    ),
+}
+
+
+def added_weights(model: nn.Module) -> AddedWeights | None:
+    """What can be done with the weights a model carries beside its base; None where it carries none."""
+    method = "lora" if adapter_configs(model) else extras_method(model)
+    return METHODS[method] if method else None
+
+
+def saved_method(folder: Path) -> str:
+    """The method of a saved adapter; PEFT's folders do not say, and are LoRA's.
+
+    Raises:
+        UserError: the manifest names one that is not known.
+    """
+    method = read_manifest(folder).get("method", "lora")
+    if not isinstance(method, str) or method not in METHODS:
+        raise UserError(f"{folder} holds weights of method {method!r}; known are {sorted(METHODS)}")
+    return method
+
+
+def load_saved(model: Any, folder: Path) -> Any:
+    """The model with the weights of a folder on it, whichever method's they are.
+
+    Raises:
+        UserError: as the method's own loading.
+    """
+    return METHODS[saved_method(folder)].load(model, folder)

@@ -1,0 +1,81 @@
+"""How the cost of a training step grows: with length, batch, rank, loaded adapters and model size.
+
+    make costs
+    python scripts/benchmarks/costs.py --device cuda --only length batch
+
+Each point is a process of its own a side, ours and PEFT with Seq2SeqTrainer in turn, on random dialogues of
+one length: one setting grows, the others stay. Writes costs.json, and one picture a setting.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from lora_hf.files import write_json
+from lora_hf.models.flan_t5 import SHAPES
+from scripts.benchmarks.against_peft.picture import draw_costs
+from scripts.benchmarks.against_peft.turns import in_turn
+from scripts.benchmarks.bench import machine
+
+GROWING: dict[str, list[Any]] = {
+    "length": [64, 128, 256, 512, 1024],
+    "batch": [1, 2, 4, 8, 16],
+    "r": [2, 8, 32, 128],
+    "adapters": [1, 4, 16, 64],
+    "shape": ["small", "base", "large"],
+}
+STAYING: dict[str, Any] = {"length": 256, "batch": 4, "r": 8, "adapters": 1, "shape": "small"}
+WARM, TIMED = 2, 3
+
+
+def measured(setting: str, value: Any, given: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a step (the median) and MiB at its peak, with weights and without, of both sides."""
+    fields = STAYING | {"shape": given.shape} | {setting: value}
+    rounds = WARM + TIMED
+    options = [f"--{name}={x}" for name, x in fields.items()]
+    options += [
+        f"--device={given.device}",
+        f"--tokenizer={given.tokenizer}",
+        f"--steps={rounds}",
+        "--epochs=1",
+    ]
+    sides = in_turn("train", ["ours", "peer"], options, rounds)
+    keys = ("mib", "mib_with_weights")
+    return {
+        name: {"seconds": float(np.median(side.of("seconds", TIMED)))} | {k: side.steps[-1][k] for k in keys}
+        for name, side in sides.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--only", nargs="+", choices=GROWING, default=list(GROWING))
+    parser.add_argument("--shape", choices=["tiny", *SHAPES], default=STAYING["shape"])
+    parser.add_argument("--most", type=int, help="points of each setting, from the least")
+    parser.add_argument("--tokenizer", default="lora_hf/assets/tiny_t5")
+    parser.add_argument("--output", type=Path, default=Path("costs"), help="a folder")
+    given = parser.parse_args()
+    record: dict[str, Any] = {
+        "machine": machine(given.device),
+        "staying": STAYING | {"shape": given.shape},
+        "points": {},
+    }
+    for setting in given.only:
+        points = record["points"][setting] = []
+        for value in GROWING[setting][: given.most]:
+            points.append({"value": value} | measured(setting, value, given))
+            print(setting, points[-1], flush=True)
+            write_json(given.output / "costs.json", record)
+        draw_costs(record, setting, given.output / f"{setting}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Choose each arm's learning rate, or each variant's, on the validation split, from one grid given to all.
+
+python scripts/benchmarks/learning_rates.py --config configs/quickstart.yaml --rates 1e-3 1e-2 --output runs/x
+python scripts/benchmarks/learning_rates.py --config configs/methods.yaml --rates 1e-2 1e-1 \\
+    --output runs/rates --variants bottleneck prompt_tuning -- data.max_eval_samples=200
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_hf.cli.exit_status import exit_status
+from lora_hf.config import Method
+from lora_hf.config.load import load_config
+from lora_hf.errors import UserError
+from lora_hf.experiments.runner import run_process, words
+from lora_hf.experiments.search import last_rouge
+from lora_hf.files import write_text
+
+ARMS: tuple[Method, ...] = ("full", "lora")
+Scores = dict[str, dict[float, float]]
+
+
+def learning_rate_grid(
+    config_file: str,
+    rates: Sequence[float],
+    output: Path,
+    overrides: Sequence[str],
+    variants: Sequence[str] = (),
+) -> Scores:
+    """Train each arm, or each of these variants, at each rate; read its last ROUGE-1 on the validation split.
+
+    Args:
+        config_file: the config whose rates are to be chosen; its test split is not looked at.
+        rates: the grid, the same for all.
+        output: folder of the runs and of `learning_rates.md`; what is done there is not done again.
+        overrides: `key.sub=value`, for all runs.
+        variants: of the config, in the place of full and lora.
+
+    Returns:
+        By arm or variant, by rate: ROUGE-1 in 0 to 1.
+
+    Raises:
+        UserError: a run logged no `eval_rouge1`, or the config has no such variant.
+    """
+    known = load_config(config_file, overrides, is_study=True).variants
+    if unknown := [name for name in variants if name not in known]:
+        raise UserError(f"--variants {unknown[0]!r}: the config has {sorted(known)}")
+    groups = {name: known[name] for name in variants} or {arm: {"method": arm} for arm in ARMS}
+    scores: Scores = {name: {} for name in groups}
+    for name, changes in groups.items():
+        for rate in rates:
+            run = output / f"{name}-{rate:g}"
+            own = [*words(changes), *words({"output_dir": str(run)}), *at_rate(changes, rate)]
+            run_process([sys.executable, "-m", "lora_hf", "train", "--config", config_file, *overrides, *own])
+            scores[name][rate] = last_rouge(run)
+    write_text(output / "learning_rates.md", grid_markdown(scores))
+    return scores
+
+
+def at_rate(changes: Mapping[str, Any], rate: float) -> list[str]:
+    """Overrides that set the rate, also where an arm has its own, and evaluate once, at the last step."""
+    method = changes.get("method", "lora")
+    rates = [f"training.learning_rate={rate:g}", f"arms.{method}.training.learning_rate={rate:g}"]
+    return [*rates, "data.max_test_samples=1", "training.eval_strategy=steps", "training.eval_steps=0.999"]
+
+
+def grid_markdown(scores: Scores) -> str:
+    """A table of rates by arms, the best of each in bold."""
+    rates = list(next(iter(scores.values())))
+    best = {arm: max(by_rate, key=lambda rate: by_rate[rate]) for arm, by_rate in scores.items()}
+
+    def cell(arm: str, rate: float) -> str:
+        mark = "**" if best[arm] == rate else ""
+        return f"{mark}{scores[arm][rate]:.4f}{mark}"
+
+    header = "| learning rate | " + " | ".join(scores) + " |\n| ---: |" + " ---: |" * len(scores)
+    lines = [f"| {rate:g} | " + " | ".join(cell(arm, rate) for arm in scores) + " |" for rate in rates]
+    return "\n".join([header, *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--rates", type=float, nargs="+", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--variants", nargs="+", default=(), help="of the config; else its arms full and lora"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE")
+    arguments = parser.parse_args()
+
+    def main() -> None:
+        scores = learning_rate_grid(
+            arguments.config, arguments.rates, arguments.output, arguments.overrides, arguments.variants
+        )
+        print(grid_markdown(scores))
+
+    sys.exit(exit_status(main))

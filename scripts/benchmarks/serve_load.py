@@ -1,0 +1,203 @@
+"""How many summaries a second `lora-hf serve` writes with several adapters mixed, against one alone.
+
+    python scripts/benchmarks/serve_load.py --adapters 1 4 16
+    python scripts/benchmarks/serve_load.py --shape embedded --requests 256
+
+Each number of adapters is a real server on loopback with that many copies of one adapter under different
+names: whatever the mix, the tokens to be written are the same, and every answer is compared. The servers
+are asked in turn, by as many clients at once as `--clients` says. Beside the mixes stand the base without an
+adapter, which is what a server of one merged model would write, and the first server once more, whose ratio
+says how far noise goes. Prints JSON.
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from scripts.benchmarks.bench import REAL, machine
+from scripts.benchmarks.interleaved import time_in_turn
+
+ALONE, BASE = "alone", "base"
+
+
+def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
+    """A base of the shape, and an adapter of it with random weights."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from lora_hf import LoraConfig, inject_adapters, save_adapter
+    from lora_hf.config import ModelConfig
+    from lora_hf.models.flan_t5 import random_flan_t5
+    from lora_hf.models.load import load_model
+
+    base = given.shape
+    if base != "embedded":
+        base = str(folder / "base")
+        random_flan_t5(given.shape).save_pretrained(base)
+        AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(base)
+    model = load_model(ModelConfig(model_name_or_path=base), torch.device("cpu"))
+    inject_adapters(model, LoraConfig(r=given.r, lora_alpha=2 * given.r))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.01)
+    return base, save_adapter(model, folder / "adapter", extra={"max_new_tokens": given.new_tokens})
+
+
+@contextmanager
+def serving(options: list[str], told: Callable[[str], object] = str) -> Iterator[tuple[int, psutil.Process]]:
+    """A server with these options; yields its port and its process; `told` is given each line it logs."""
+    command = [sys.executable, "-m", "lora_hf", "serve", "--port=0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = process.stderr
+    assert log
+    try:
+        lines: list[str] = []
+        for line in log:
+            lines.append(line)
+            if found := re.search(r"serving on \S+:(\d+)", line):
+                break
+        else:
+            raise RuntimeError("".join(lines))
+        threading.Thread(target=lambda: [told(line) for line in log], daemon=True).start()
+        yield int(found[1]), psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def server(
+    base: str, adapter: Path, n: int, given: argparse.Namespace
+) -> AbstractContextManager[tuple[int, psutil.Process]]:
+    """A server with so many adapters; yields its port and its process."""
+    named = [f"--adapter=a{i}={adapter}" for i in range(n)]
+    return serving([f"--base={base}", *named, f"--max-batch={given.batch}", "--timeout=600"])
+
+
+class Clients:
+    """Clients that ask at once, each over a connection of its own."""
+
+    def __init__(self, dialogues: list[str], given: argparse.Namespace) -> None:
+        self.dialogues, self.given = dialogues, given
+        self.answers: dict[tuple[str, bool], set[str]] = {}
+
+    def ask(self, port: int, names: list[str | None]) -> None:
+        """The run's requests, dialogues and adapters in turn; returns when all are answered."""
+        asked = list(
+            itertools.islice(
+                zip(itertools.cycle(self.dialogues), itertools.cycle(names)), self.given.requests
+            )
+        )
+        local = threading.local()
+
+        def one(dialogue: str, name: str | None) -> None:
+            if not hasattr(local, "connection"):
+                local.connection = http.client.HTTPConnection("127.0.0.1", port)
+            limit = self.given.new_tokens  # the base has no length of its own
+            body = json.dumps(
+                {"dialogue": dialogue, "adapter": name, "max_new_tokens": limit, "truncate": True}
+            )
+            local.connection.request("POST", "/summarize", body, {"Content-Type": "application/json"})
+            response = local.connection.getresponse()
+            text = response.read()
+            if response.status != 200:
+                raise RuntimeError(f"{response.status}: {text.decode()}")
+            self.answers.setdefault((dialogue, name is None), set()).add(json.loads(text)["summary"])
+
+        with ThreadPoolExecutor(self.given.clients) as pool:
+            list(pool.map(one, *zip(*asked, strict=True)))
+
+
+def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, Any]:
+    """Summaries a second of each side, and the ratios to one adapter alone in the same round."""
+    from lora_hf.config import DataConfig
+    from lora_hf.data.splits import load_split
+
+    test = load_split(DataConfig(dataset_name=given.data, max_test_samples=given.requests), "test")
+    clients = Clients([example.dialogue for example in test], given)
+    cpu: dict[str, list[float]] = {}
+
+    def ask(side: str, port: int, process: psutil.Process, names: list[str | None]) -> None:
+        before = process.cpu_times()
+        clients.ask(port, names)
+        after = process.cpu_times()
+        cpu.setdefault(side, []).append(after.user + after.system - before.user - before.system)
+
+    with ExitStack() as stack:
+        numbers = dict.fromkeys([1, *given.adapters])
+        servers = {n: stack.enter_context(server(base, adapter, n, given)) for n in numbers}
+        sides: dict[str, Callable[[], None]] = {ALONE: partial(ask, ALONE, *servers[1], ["a0"])}
+        sides[BASE] = partial(ask, BASE, *servers[1], [None])
+        for n in given.adapters:
+            sides[str(n)] = partial(ask, str(n), *servers[n], [f"a{i}" for i in range(n)])
+        seconds = time_in_turn(sides, given.rounds)
+    cpu = {
+        name: times[1:] for name, times in cpu.items()
+    }  # as `time_in_turn`: the first round is not counted
+    return {
+        "summaries_per_second": {
+            name: round(median(given.requests / s for s in times), 2) for name, times in seconds.items()
+        },
+        "ratio_to_alone": ratios(seconds),
+        "ratio_of_processor_time": ratios(cpu),
+        "same_answers": all(len(texts) == 1 for texts in clients.answers.values()),
+    }
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """The median over rounds of each side's throughput over that of one adapter alone, and the quartiles."""
+    found = {}
+    for name, times in seconds.items():
+        each = [alone / own for alone, own in zip(seconds[ALONE], times, strict=True)]
+        low, _, high = quantiles(each, n=4, method="inclusive")
+        found[name] = {"median": round(median(each), 3), "quartiles": [round(low, 3), round(high, 3)]}
+    return found
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    is_real = (REAL / "dialogsum").is_dir() and (REAL / "t5_tokenizer").is_dir()
+    parser.add_argument("--shape", choices=["embedded", "small", "base", "large"], default="small")
+    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--r", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=128, help="of a side in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="2 at least")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32, help="the server's most dialogues at once")
+    parser.add_argument("--new-tokens", type=int, default=32, help="the most of a summary")
+    parser.add_argument("--data", default=str(REAL / "dialogsum") if is_real else "embedded")
+    parser.add_argument(
+        "--tokenizer", default=str(REAL / "t5_tokenizer") if is_real else "lora_hf/assets/tiny_t5"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parsed()
+    with TemporaryDirectory() as folder:
+        record = measure(given, *prepare(Path(folder), given))
+    print(json.dumps({"machine": machine("cpu"), "options": vars(given)} | record, indent=2))
+
+
+if __name__ == "__main__":
+    main()

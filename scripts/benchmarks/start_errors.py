@@ -1,0 +1,71 @@
+"""How far each start leaves a quantized weight from the one it was made of: a Markdown table.
+
+    python scripts/benchmarks/start_errors.py [--model embedded] [--r 16]
+
+Each cell is the mean over the q and v layers of ‖W' - W‖ / ‖W‖ (Frobenius), W' the stored weight plus s B A.
+"""
+
+import argparse
+import logging
+from statistics import mean
+
+import torch
+
+from lora_hf import LoraConfig, inject_adapters
+from lora_hf.adapters.initialize import Start, draw_start
+from lora_hf.adapters.layer import LoraLayer
+from lora_hf.config import ModelConfig
+from lora_hf.models.load import load_model
+
+STORES = {
+    "NF4": {"load_in_4bit": True, "bnb_4bit_use_double_quant": False},
+    "NF4, double": {"load_in_4bit": True},
+    "FP4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "affine 4 bits, groups of 64": {"load_in_4bit": True, "quant_method": "hqq"},
+    "int8": {"load_in_8bit": True},
+}
+STARTS = {
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "PiSSA, randomized": {"init_lora_weights": "pissa_niter_4"},
+    "OLoRA": {"init_lora_weights": "olora"},
+    "LoftQ, T = 1": {"init_lora_weights": "loftq"},
+    "LoftQ, T = 5": {"init_lora_weights": "loftq", "loftq_iter": 5},
+}
+
+
+def errors(model_name: str, store: dict, config: LoraConfig) -> tuple[float, float]:
+    """Mean relative error before and after."""
+    model = load_model(ModelConfig(model_name_or_path=model_name, **store), torch.device("cpu"))
+    found: list[tuple[float, float]] = []
+
+    def draw(name: str, settings: LoraConfig, layer: LoraLayer) -> Start:
+        start = draw_start(settings, layer.base, model.original_weights(name))
+        found.append(start.errors)
+        return start
+
+    inject_adapters(model, config, draw=draw)
+    return mean(before for before, _ in found), mean(after for _, after in found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--r", type=int, default=16)
+    arguments = parser.parse_args()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    print("| start | alpha / r | " + " | ".join(STORES) + " |")
+    print("|---|---" + "|---" * len(STORES) + "|")
+    before: list[str] = []
+    rows = []
+    for name, fields in STARTS.items():
+        for scale in (1, 4):
+            config = LoraConfig(r=arguments.r, lora_alpha=scale * arguments.r, **fields)
+            pairs = [errors(arguments.model, store, config) for store in STORES.values()]
+            before = [f"{pair[0]:.4f}" for pair in pairs]
+            rows.append([name, str(scale), *(f"{pair[1]:.4f}" for pair in pairs)])
+    for row in [["none", "", *before], *rows]:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Bytes and errors of FLAN-T5's linear layers in each store, measured on random weights of the real shapes.
+
+python scripts/benchmarks/weight_bytes.py [small base ...]
+
+Prints a Markdown table: the bytes of all linear layers but `lm_head`, scales and code books counted, against
+bfloat16, and how far a stored weight is from the original, ||Q - W|| / ||W||, the mean over the layers.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+
+import torch
+
+from lora_hf.adapters.backends import backend_for, is_linear
+from lora_hf.adapters.functional import relative_error
+from lora_hf.config import ModelConfig
+from lora_hf.models.flan_t5 import SHAPES, random_flan_t5
+from lora_hf.models.load import load_model
+from lora_hf.models.quantize import weight_bytes
+from lora_hf.system import pick_device
+
+AFFINE = {"load_in_4bit": True, "quant_method": "hqq"}
+STORES = {
+    "bf16": {},
+    "int8": {"load_in_8bit": True},
+    "nf4, double quantization": {"load_in_4bit": True},
+    "fp4, double quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "affine 4 bits, groups of 64": AFFINE | {"hqq_group_size": 64},
+    "affine 4 bits, groups of 128": AFFINE | {"hqq_group_size": 128},
+}
+
+
+def measure(folder: Path, fields: dict[str, object]) -> tuple[int, int, float]:
+    """Bytes stored, bytes in bfloat16, mean relative error."""
+    config = ModelConfig(model_name_or_path=str(folder), dtype="bfloat16", **fields)
+    model = load_model(config, pick_device())
+    layers = {n: x for n, x in model.named_modules() if is_linear(x) and x is not model.lm_head}
+    originals = getattr(model, "original_weights", None)
+    errors = [
+        relative_error(backend_for(x).dequantize(torch.float32).cpu(), originals(n).float())
+        for n, x in layers.items()
+        if originals and backend_for(x).is_quantized
+    ]
+    dense = sum(2 * x.in_features * x.out_features for x in layers.values())
+    return sum(weight_bytes(x) for x in layers.values()), dense, mean(errors) if errors else 0.0
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("shapes", nargs="*", default=["small", "base"], help=f"of {', '.join(SHAPES)}")
+print("| FLAN-T5 | store | wo | bytes | of bf16 | error of a quantized weight |")
+print("|---|---|---|---:|---:|---:|")
+for shape in parser.parse_args().shapes:
+    with TemporaryDirectory() as folder:
+        random_flan_t5(shape).to(torch.bfloat16).save_pretrained(folder)
+        for store, fields in STORES.items():
+            for quantize_wo in (False, True) if fields else (False,):
+                stored, dense, error = measure(Path(folder), {**fields, "quantize_wo": quantize_wo})
+                wo = "quantized" if quantize_wo else "dense"
+                row = (
+                    shape,
+                    store,
+                    wo,
+                    f"{stored:,}",
+                    f"{stored / dense:.4f}",
+                    f"{error:.4f}" if error else "",
+                )
+                print(f"| {' | '.join(row)} |", flush=True)

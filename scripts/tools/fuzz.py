@@ -1,0 +1,118 @@
+"""Broken inputs, and what becomes of each: one clear error and status 2, or the run that it still describes.
+
+    python scripts/tools/fuzz.py config --count 1000 --seed 1
+    python scripts/tools/fuzz.py adapter data --count 200
+
+Each input is made from a whole one by (kind, seed, number), and read in a process of its own by the command
+that reads it, with 30 s of processor time, 2 GiB of memory, and a watch over what it writes; requests are
+sent to one server. Status 1 where a promise was not kept; the inputs that found it are kept below `--keep`.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from scripts.tools.fuzzing.trial import OUT, Outcome, attempt, homes
+
+KINDS = ("config", "adapter", "data", "request")
+Tried = tuple[str, str | None, str]
+"""How an input ended, in a word; what was wrong with that; what it was, in words."""
+
+
+def commands(kind: str, work: Path) -> tuple[Callable[[Random, Path], list[str]], Callable[[list[str]], int]]:
+    """How an input of this kind is made, and what reads it."""
+    from scripts.tools.fuzzing import adapters, configs, datafiles
+
+    if kind == "config":
+        return configs.make, configs.run
+    whole = work / "whole"
+    if not whole.exists():
+        adapters.prepare(whole)
+    module = adapters if kind == "adapter" else datafiles
+    return partial(module.make, whole=whole), module.run
+
+
+def try_inputs(
+    kind: str, numbers: range, seed: int, work: Path, keep: Path, tell: Callable[..., None]
+) -> int:
+    """Try inputs of one kind; gives how many broke a promise."""
+    make, run = commands(kind, work)
+    ends: Counter[str] = Counter()
+    most = [0.0, 0]
+    for number in numbers:
+        folder = work / kind / str(number) / "in" / "in"
+        (folder / OUT).mkdir(parents=True)
+        words = make(Random(f"{kind} {seed} {number}"), folder)
+        outcome: Outcome = attempt(partial(run, words), folder)
+        most = [max(most[0], outcome.seconds), max(most[1], outcome.mib)]
+        fault = outcome.fault()
+        ends["faults" if fault else f"status {outcome.status}"] += 1
+        if fault:
+            tell(f"{kind} {number}: {fault}: {' '.join(words)[:300]}")
+            shutil.rmtree(keep / f"{kind}-{seed}-{number}", ignore_errors=True)
+            shutil.copytree(
+                folder.parents[1], keep / f"{kind}-{seed}-{number}", symlinks=True, ignore=_no_fifo
+            )
+        shutil.rmtree(work / kind / str(number))
+    tell(
+        f"{kind}: {len(numbers)} inputs, {dict(sorted(ends.items()))}; at most {most[0]:.1f} s, {most[1]} MiB"
+    )
+    return ends["faults"]
+
+
+def _no_fifo(folder: str, names: list[str]) -> list[str]:
+    return [
+        name for name in names if Path(folder, name).is_fifo() or Path(folder, name).lstat().st_size > 10**8
+    ]
+
+
+def try_requests(count: int, seed: int, work: Path, tell: Callable[..., None]) -> int:
+    """Send malformed requests to a server that is started for it; gives how many were answered badly."""
+    from scripts.benchmarks.serve_load import serving
+    from scripts.tools.fuzzing import adapters, requests
+
+    whole = work / "whole"
+    if not whole.exists():
+        adapters.prepare(whole)
+    options = ["--base=embedded", f"--adapter=a={whole / 'lora'}", f"--adapters-dir={whole}", "--timeout=20"]
+    with serving(options) as (port, process):
+        return requests.try_all(port, process.pid, count, seed, tell)
+
+
+def main() -> int:
+    """Try, tell, and give the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kinds", nargs="+", choices=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--count", type=int, default=100, help="inputs of each kind")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--keep", type=Path, default=Path("runs/fuzz"), help="where what broke a promise is kept"
+    )
+    given = parser.parse_args()
+    keep, start, faults = given.keep.resolve(), time.monotonic(), 0
+    tell = partial(print, flush=True)
+    with TemporaryDirectory() as folder, homes(Path(folder)):
+        for kind in given.kinds:
+            numbers = range(given.first, given.first + given.count)
+            if kind == "request":
+                faults += try_requests(given.count, given.seed, Path(folder), tell)
+            else:
+                faults += try_inputs(kind, numbers, given.seed, Path(folder), keep, tell)
+    tell(f"{faults} faults in {time.monotonic() - start:.0f} s")
+    return min(faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

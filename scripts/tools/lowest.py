@@ -1,0 +1,50 @@
+"""Print the oldest versions that pyproject.toml admits of what the tests need, a constraint a line.
+
+Torch alone is as constraints.txt pins it.
+
+python scripts/tools/lowest.py > lowest.txt
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"([\w-]+)(?:\[([\w,]+)\])?(?:>=([\d.]+))?")
+"""A package, its extras and its lower bound."""
+
+
+def required(project: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Package and lower bound of each name, those of the project's own extras in their place.
+
+    Raises:
+        ValueError: a name is written in another way, which would be passed over.
+    """
+    for name in names:
+        if not (match := NAMED.fullmatch(name)):
+            raise ValueError(f"pyproject.toml: {name!r} is not NAME>=VERSION")
+        package, extras, bound = match.groups()
+        if package != project["name"]:
+            yield package, bound
+            continue
+        for extra in extras.split(","):
+            yield from required(project, project["optional-dependencies"][extra])
+
+
+def lowest() -> dict[str, str]:
+    """Package -> the oldest version that is admitted, of all that has one but torch, which has its pin."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = required(project, [*project["dependencies"], f"{project['name']}[test]"])
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    torch = next(line for line in pins.splitlines() if line.startswith("torch=="))
+    return {name: bound for name, bound in found if bound} | {"torch": torch.removeprefix("torch==")}
+
+
+def main() -> None:
+    print(*(f"{name}=={version}" for name, version in lowest().items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

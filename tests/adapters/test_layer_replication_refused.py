@@ -1,0 +1,71 @@
+"""What cannot be replicated is refused by name, and the model stays as it was."""
+
+import pytest
+from support.deeper_models import build
+from torch import nn
+
+from lora_hf import (
+    LoraConfig,
+    inject_adapters,
+)
+from lora_hf.adapters.layer_replication import replicate_layers
+from lora_hf.errors import UserError
+
+
+def test_int8_weights_which_their_first_forward_takes_away_are_refused() -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = build("llama", 2, 2)
+    model.model.layers[0].mlp.up_proj = bnb.nn.Linear8bitLt(32, 48, bias=False, has_fp16_weights=False)
+    with pytest.raises(UserError, match="int8 layers .* in 4 bits or dense"):
+        replicate_layers(model, [[0, 2], [0, 2]])
+
+
+def test_a_model_with_adapters_is_refused_as_it_is() -> None:
+    model = inject_adapters(build("t5", 2, 2), LoraConfig(r=4))
+    with pytest.raises(UserError, match="^lora.layer_replication={encoder: .*replicate its layers first"):
+        replicate_layers(model, {"encoder": [[0, 2], [0, 2]]})
+
+
+WRONG = [
+    ("t5", {"encoder": [[0, 9]]}, "the encoder has 3 layers; write spans"),
+    ("t5", {"encoder": [[0, 2], [-1, 2]]}, "[-1, 2] is no span"),
+    ("t5", {"decoder": [[2, 2]]}, "[2, 2] is no span of layers; the decoder has 3 layers"),
+    ("t5", {"encoder": [[0, 3]], "decoder": [[2, 1]]}, "0 <= start < end <= 3"),
+    ("t5", {"decoder": [[0, "2"]]}, "is no span"),
+    ("t5", {"decoder": [[False, True]]}, "is no span"),
+    ("t5", {"decoder": []}, "no span for the decoder; the decoder has 3 layers"),
+    ("t5", {"decoder": [[0, 1, 2]]}, "pairs [start, end)"),
+    ("t5", {"decoder": [3]}, "decoder (3 layers)"),
+    ("t5", {"decodr": [[0, 1]]}, "it has encoder (3 layers), decoder (3 layers). Did you mean 'decoder'?"),
+    ("t5", [[0, 2], [1, 3]], "name the one meant, {encoder: ...}"),
+    ("llama", {"encoder": [[0, 1]]}, "no stack 'encoder', it has decoder (3 layers)"),
+    ("vit", {"decoder": [[0, 1]]}, "no stack 'decoder', it has encoder (3 layers)"),
+    ("llama", [[0, 4]], "the decoder has 3 layers"),
+]
+
+
+@pytest.mark.parametrize(("kind", "spec", "words"), WRONG)
+def test_what_the_model_does_not_have_is_named_with_a_remedy_and_changes_nothing(
+    kind: str, spec: dict, words: str
+) -> None:
+    model = build(kind, 3, 3)
+    before = list(model.named_modules())
+    with pytest.raises(UserError) as error:
+        replicate_layers(model, spec)
+    written = str(spec).replace("{'", "{").replace("':", ":").replace(", 'decoder", ", decoder")
+    assert str(error.value).startswith(f"lora.layer_replication={written}: ")
+    assert words in str(error.value)
+    assert list(model.named_modules()) == before
+
+
+def test_a_model_without_blocks_has_nothing_to_replicate() -> None:
+    with pytest.raises(UserError, match="Sequential has no stack of equal layers"):
+        replicate_layers(nn.Sequential(nn.Linear(2, 2)), [[0, 1]])
+
+
+def test_peft_s_own_replication_knows_no_t5() -> None:
+    import peft
+
+    config = peft.LoraConfig(target_modules=["q"], layer_replication=[(0, 2), (1, 3)])
+    with pytest.raises(ValueError, match="Could not locate the layers attribute"):
+        peft.get_peft_model(build("t5", 3, 3), config)

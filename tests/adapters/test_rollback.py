@@ -1,0 +1,128 @@
+"""What fails half-way leaves the model as it was: its logits, structure, active adapters and what trains."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.models import logits, make_t5, randomize
+from torch import nn
+
+from lora_hf import LoraConfig, adapter_rows, inject_adapters, load_adapter, save_adapter, set_adapter
+from lora_hf.adapters.model_state import lora_layers
+from lora_hf.adapters.rollback import undone
+from lora_hf.errors import UserError
+
+TWICE = {"encoder": [[0, 2], [0, 2]]}
+LATE = {
+    "a start of too high a rank": {"r": 20, "init_lora_weights": "pissa", "rank_pattern": {"wo": 1000}},
+    "a target that is none": {"target_modules": ["nope"]},
+    "a module to save that is none": {"modules_to_save": ["nope"]},
+}
+
+
+def state(model: nn.Module, batch: dict) -> tuple[Any, ...]:
+    active = {name: dict(layer.active) for name, layer in lora_layers(model).items()}
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    return [str(model), str(model.config), active, trains], logits(model, batch)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    model = inject_adapters(make_t5(), LoraConfig(r=3, lora_alpha=5), "a")
+    randomize(model)
+    return model
+
+
+@pytest.mark.parametrize("why", LATE)
+@pytest.mark.parametrize("replicated", [False, True])
+def test_an_injection(why: str, replicated: bool, batch: dict, model: nn.Module) -> None:
+    model = make_t5() if replicated else model
+    before = state(model, batch)
+    fields = {"target_modules": ["q", "wo"], "layer_replication": TWICE if replicated else None} | LATE[why]
+    with pytest.raises(UserError):
+        inject_adapters(model, LoraConfig(**fields), "b")
+    after = state(model, batch)
+    assert after[0] == before[0] and torch.equal(after[1], before[1])
+
+
+def test_a_load_of_a_replicated_adapter_with_a_tensor_missing(tmp_path: Path, batch: dict) -> None:
+    deeper = inject_adapters(make_t5(), LoraConfig(layer_replication=TWICE))
+    file = save_adapter(deeper, tmp_path) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors.popitem()
+    save_file(tensors, file, metadata={"format": "pt"})
+    (tmp_path / "lora_hf.json").unlink()
+    model = make_t5()
+    before = state(model, batch)
+    with pytest.raises(UserError, match="1 missing"):
+        load_adapter(model, tmp_path)
+    after = state(model, batch)
+    assert after[0] == before[0] and torch.equal(after[1], before[1])
+    inject_adapters(model, LoraConfig())  # it can still be used
+
+
+def test_two_adapters_that_each_bring_a_layer(batch: dict) -> None:
+    model = make_t5()
+    for name in "ab":
+        inject_adapters(model, LoraConfig(modules_to_save=["lm_head"]), name)
+    set_adapter(model, "a")
+    before = state(model, batch)
+    with pytest.raises(UserError, match="each bring their own copy"):
+        set_adapter(model, ["b", "a"])
+    after = state(model, batch)
+    assert after[0] == before[0] and torch.equal(after[1], before[1])
+
+
+def test_a_layer_that_another_adapter_sits_on_cannot_be_copied(model: nn.Module, batch: dict) -> None:
+    before = state(model, batch)
+    with pytest.raises(UserError, match="carries another adapter"):
+        inject_adapters(model, LoraConfig(target_modules=["wo"], modules_to_save=["SelfAttention.q"]), "b")
+    assert state(model, batch)[0] == before[0]
+
+
+def test_a_baseline_in_the_model_is_named(model: nn.Module) -> None:
+    from lora_hf.baselines.prompt_tuning import add_prompt
+
+    other = make_t5()
+    add_prompt(other, 3, "vocab")
+    with pytest.raises(UserError, match="has the weights of method 'prompt_tuning' already"):
+        inject_adapters(other, LoraConfig())
+
+
+def test_loading_one_leaves_what_the_others_train(tmp_path: Path, model: nn.Module) -> None:
+    folder = save_adapter(model, tmp_path, "a")
+    fresh = load_adapter(make_t5(), folder, "a")
+    load_adapter(fresh, folder, "b", trainable=True)
+    assert {name.split(".")[-2] for name, p in fresh.named_parameters() if p.requires_grad} == {"b"}
+
+
+def test_weights_and_rows_that_are_none_are_named(model: nn.Module) -> None:
+    for weight in (float("nan"), "x", None):
+        with pytest.raises(UserError, match="weight of adapter 'a' is .*; give a finite number"):
+            set_adapter(model, {"a": weight})
+    with pytest.raises(UserError, match="adapter_rows: names is empty"), adapter_rows(model, []):
+        pass
+
+
+def test_a_table_of_positions_is_not_mixed_by_rows() -> None:
+    model = inject_adapters(make_t5(), LoraConfig(target_modules=["relative_attention_bias"], r=2), "a")
+    with pytest.raises(UserError, match="relative_attention_bias is one for the whole batch"):
+        with adapter_rows(model, ["a", None]):
+            pass
+    words = inject_adapters(make_t5(), LoraConfig(target_modules=["shared"], r=2), "a")
+    with adapter_rows(copy.deepcopy(words), ["a", None]):
+        pass
+
+
+def test_what_is_tried_leaves_no_trace_though_it_succeeds(batch: dict) -> None:
+    model = make_t5()
+    before = state(model, batch)
+    with undone(model):
+        inject_adapters(model, LoraConfig(layer_replication=TWICE))
+        randomize(model)
+        assert str(model) != before[0][0]
+    after = state(model, batch)
+    assert after[0] == before[0] and torch.equal(after[1], before[1])

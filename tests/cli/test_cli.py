@@ -1,0 +1,242 @@
+"""The commands: what they print and write, and one message for each mistake."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from support.inputs import FEW
+
+from lora_hf import cli
+from lora_hf.evaluation.rouge import ROUGE_NAMES
+from lora_hf.files import checkpoint_fingerprint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def keep_the_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    file = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    file.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {max_steps: 2, learning_rate: 5.0e-2}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """A finished LoRA run."""
+    folder = tmp_path_factory.mktemp("runs") / "lora"
+    assert cli.run(["train", "--config", str(config), *FEW, f"output_dir={folder}"], debug=False) == 0
+    return folder
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Run a command that must fail as a user's mistake, and get the message."""
+
+    def run(*words):
+        assert cli.run([str(word) for word in words], debug=False) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "--no-such-option"], ["train", "x=1"]])
+def test_a_command_line_that_is_none_is_one_error(mistake, words):
+    assert len(mistake(*words)) > len("error: ...")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("lora.rnk=4", "unknown key 'lora.rnk'"),
+        ("lora.r=eight", "lora.r='eight' is not an integer"),
+        ("training.learning_rate=fast", "training.learning_rate='fast' is not a number"),
+        ("model.model_name_or_path=./no/model", "model.model_name_or_path='./no/model': no such folder"),
+        ("model.model_name_or_path=nobody/no-model", "model.model_name_or_path='nobody/no-model' cannot"),
+        ("lora.target_modules=[query]", "'query'] matched no"),
+        ("data.dialogue_column=talk", "data.dialogue_column='talk': embedded [train] has the columns"),
+        ("data.dataset_name=./rows.csv", "data.dataset_name='./rows.csv': no such file or folder"),
+        ("data.max_source_length=5", "data.max_source_length=5 leaves no room for a dialogue"),
+        ("output_dir=configs/quickstart.yaml", "output_dir='configs/quickstart.yaml' is a file"),
+        ("output_dir=docs", "output_dir='docs' holds ["),
+    ],
+)
+def test_each_mistake_in_a_run_is_one_error_that_names_it(
+    mistake, config, tmp_path, monkeypatch, override, told
+):
+    monkeypatch.chdir(tmp_path)
+    for file in ("configs/quickstart.yaml", "docs/thesis.tex"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("mine")
+    assert told in mistake("train", "--config", config, *FEW, "output_dir=run", override)
+    assert (tmp_path / "docs/thesis.tex").read_text() == "mine"
+    assert not (tmp_path / "run").exists()  # a mistake leaves nothing behind
+
+
+@pytest.mark.parametrize("name", ["./no/model", "nobody/no-model"])
+@pytest.mark.parametrize("command", ["serve", "predict", "merge", "truncate", "doctor", "export"])
+def test_a_base_from_the_command_line_is_named_as_it_was_written(
+    config, trained, tmp_path, capsys, command, name
+):
+    (tmp_path / "talk.txt").write_text("A: Hi")
+    adapter, output = ["--adapter", trained, "--base", name], ["--output", tmp_path / "out"]
+    words = {
+        "serve": ["--base", name],
+        "predict": [tmp_path / "talk.txt", *adapter],
+        "merge": [*adapter, *output],
+        "truncate": [*adapter, *output],
+        "doctor": [trained, "--base", name],
+        "export": [name, *output],
+    }[command]
+    cli.run([command, *map(str, words)], debug=False)
+    said = "".join(capsys.readouterr())
+    is_unknown = (
+        command == "doctor" and name == "nobody/no-model"
+    )  # no fault of the option: the Hub is not asked
+    written = f"{'MODEL' if command == 'export' else '--base'}={name!r}"
+    assert ("nobody/no-model is not on this machine" if is_unknown else written) in said
+    assert "model.model_name_or_path" not in said
+
+
+def test_a_base_that_an_adapter_names_is_told_with_the_file_that_names_it(mistake, trained, tmp_path):
+    adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "./no/model"}))
+    (tmp_path / "talk.txt").write_text("A: Hi")
+    error = mistake("predict", tmp_path / "talk.txt", "--adapter", adapter)
+    assert f"{adapter}: base_model_name_or_path='./no/model': no such folder" in error
+
+
+def test_the_doctor_repeats_no_notice(trained, tmp_path, capsys):
+    adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    (adapter / "lora_hf.json").unlink()  # as PEFT leaves it: four checks ask for the prompt
+    cli.run(["doctor", str(adapter)], debug=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("does not say its prompt" in line for line in lines) and len(lines) == len({*lines})
+
+
+def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):
+    before = (trained / "results.json").stat().st_mtime_ns
+    error = mistake("train", "--config", config, *FEW, f"output_dir={trained}", "lora.r=2", "seed=1")
+    assert "(lora.r: 4 -> 2; seed: 42 -> 1)" in error and "overwrite=true" in error
+    assert (trained / "results.json").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_is_left_as_it_is(config, trained, capsys):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    assert cli.run(["train", "--config", str(config), *FEW, f"output_dir={trained}"], debug=False) == 0
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
+    assert "rouge1 " in capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trained, tmp_path, capsys):
+    words = ["evaluate", "--config", str(config), *FEW, "--json", "--output", str(tmp_path / "out")]
+    assert cli.run([*words, "--adapter", str(trained / "adapter")], debug=False) == 0
+    said = json.loads(capsys.readouterr().out)
+    record = json.loads((trained / "results.json").read_text())
+    assert {name: said[name] for name in ROUGE_NAMES} == {name: record[name] for name in ROUGE_NAMES}
+    written = [(folder / "predictions.jsonl").read_text() for folder in (trained, tmp_path / "out")]
+    assert written[0] == written[1]
+    assert cli.run(words, debug=False) == 2  # the folder is not empty now
+    assert cli.run(["evaluate", "--config", str(config), *FEW], debug=False) == 0  # the base
+
+
+def test_predict_gives_each_row_its_summary_also_where_dialogues_are_equal(trained, tmp_path, capsys):
+    talk = tmp_path / "talks.csv"
+    talk.write_text('id,talk\n7,"A: Hi"\n8,"A: Bye, now"\n9,"A: Hi"\n')
+    words = ["predict", str(talk), "--adapter", str(trained / "adapter"), "--dialogue-column", "talk"]
+    assert cli.run(words, debug=False) == 0
+    printed = capsys.readouterr().out
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert [(row["id"], row["dialogue"]) for row in rows] == [
+        ("7", "A: Hi"),
+        ("8", "A: Bye, now"),
+        ("9", "A: Hi"),
+    ]
+    assert rows[0]["prediction"] == rows[2]["prediction"]
+    words[3] = str(trained)  # the run directory will do
+    assert cli.run([*words, "--output", str(tmp_path / "out.jsonl")], debug=False) == 0
+    assert (tmp_path / "out.jsonl").read_text() == printed
+    assert capsys.readouterr().out == ""
+
+
+def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistake):
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from lora_hf.saved.adapter import load_with_base
+
+    merged = tmp_path / "merged"
+    words = ["merge", "--adapter", str(trained / "adapter"), "--output", str(merged)]
+    assert cli.run(words, debug=False) == 0
+    plain, tokenizer = (kind.from_pretrained(merged) for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    adapted, _, _ = load_with_base(str(trained / "adapter"), None)
+    ids = tokenizer("A: Shall we go?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        ours = adapted(input_ids=ids.to(adapted.device), labels=ids.to(adapted.device)).logits.cpu()
+        torch.testing.assert_close(plain(input_ids=ids, labels=ids).logits, ours, atol=1e-3, rtol=1e-3)
+    assert "is a folder that is not empty; nothing is overwritten" in mistake(*words)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "is a file; nothing is overwritten" in mistake(*words[:-1], file)
+    talk = tmp_path / "talk.csv"
+    talk.write_text("dialogue\nA: Hi\n")
+    error = mistake("predict", talk, "--adapter", trained / "adapter", "--output", talk)
+    assert "nothing is overwritten" in error and talk.read_text() == "dialogue\nA: Hi\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    # d_model 128, 2 blocks of 2 sublayers and 2 of 3; a prompt is its length times d_model
+    [("bottleneck", 10 * (2 * 64 * 128 + 64 + 128)), ("prompt_tuning", 20 * 128)],
+)
+def test_a_baseline_is_trained_scored_and_used_again_like_an_adapter(
+    mistake, config, trained, tmp_path, capsys, method, weights
+):
+    run = tmp_path / "run"
+    assert (
+        cli.run(["train", "--config", str(config), *FEW, f"method={method}", f"output_dir={run}"], False) == 0
+    )
+    record = json.loads((run / "results.json").read_text())
+    assert record.keys() == json.loads((trained / "results.json").read_text()).keys()
+    assert (record["method"], record["trainable_parameters"]) == (method, weights)
+    (run / "results.json").unlink()  # killed while scoring: the same command scores what is trained
+    words = ["train", "--config", str(config), *FEW, f"method={method}", f"output_dir={run}"]
+    assert cli.run(words, debug=False) == 0
+    again = json.loads((run / "results.json").read_text())
+    assert {name: again[name] for name in ROUGE_NAMES} == {name: record[name] for name in ROUGE_NAMES}
+    capsys.readouterr()
+    assert cli.run(["evaluate", "--config", str(config), *FEW, "--json", "--adapter", str(run)], False) == 0
+    assert json.loads(capsys.readouterr().out)["rouge1"] == record["rouge1"]
+    (tmp_path / "talk.txt").write_text("A: Hi\nB: Bye")
+    assert cli.run(["predict", str(tmp_path / "talk.txt"), "--adapter", str(run)], False) == 0
+    assert f"holds a {method}, which" in mistake("merge", "--adapter", run, "--output", tmp_path / "merged")
+
+
+def test_mistakes_about_adapters_are_one_error_each(mistake, config, trained, tmp_path):
+    other = shutil.copytree(trained / "adapter", tmp_path / "other")
+    manifest = json.loads((other / "lora_hf.json").read_text())
+    (other / "lora_hf.json").write_text(json.dumps(manifest | {"base_fingerprint": "0" * 16}))
+    ours = checkpoint_fingerprint([ROOT / "lora_hf/assets/tiny_t5/model.safetensors"])
+    error = mistake("evaluate", "--config", config, *FEW, "--adapter", other)
+    assert "0" * 16 in error or ours in error
+    assert "no such folder" in mistake("evaluate", "--config", config, *FEW, "--adapter", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "adapter_config.json" in mistake(
+        "merge", "--adapter", tmp_path / "empty", "--output", tmp_path / "m"
+    )
+    assert "no such file" in mistake("predict", tmp_path / "none.csv", "--adapter", trained / "adapter")
+    (tmp_path / "talks.csv").write_text("talk\nA: Hi\n")
+    error = mistake("predict", tmp_path / "talks.csv", "--adapter", trained / "adapter")
+    assert error.startswith("error: --dialogue-column='dialogue': ") and "['talk']" in error

@@ -1,0 +1,118 @@
+"""How commands end, many of them as real processes: statuses, one message, Ctrl-C and a closed pipe."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.inputs import FEW
+
+from lora_hf import cli
+from lora_hf.errors import ArmFailed
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def keep_the_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def process(*words, **options):
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        **options,
+    )
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = """
+import sys, time
+from lora_hf.cli import run
+status = run(["--help"], debug=False)
+heavy = {"torch", "transformers", "datasets", "matplotlib", "numpy", "pydantic"} & set(sys.modules)
+print(status, sorted(heavy), time.process_time(), file=sys.stderr)
+"""
+    out, err = process("-c", code).communicate()
+    status, heavy, seconds = err.strip().split(" ", 2)
+    assert (status, heavy) == ("0", "[]")
+    assert float(seconds) < 1  # 0.25 s when nothing else runs
+    for verb in ("train", "compare", "evaluate", "predict", "merge", "score", "push"):
+        assert f" {verb} " in out
+
+
+def test_a_path_too_long_for_any_file_system_is_one_error(capsys):
+    assert cli.run(["report", "r" * 256], debug=False) == 2
+    assert capsys.readouterr().err == f"error: {'r' * 256 + '/results.json'!r} is too long for a path\n"
+
+
+def test_a_config_that_is_not_there_is_one_error_and_debug_adds_its_traceback():
+    for more, tracebacks in (([], 0), (["--debug"], 1)):
+        child = process("scripts/train.py", "--config", "configs/quickstrt.yaml", *more)
+        out, err = child.communicate()
+        assert (child.returncode, out, err.count("Traceback")) == (2, "", tracebacks)
+        error = "error: configs/quickstrt.yaml: no such config; did you mean 'configs/quickstart.yaml'?"
+        assert err.splitlines()[-1] == error
+
+
+def test_a_fault_of_the_program_is_not_told_as_the_users(monkeypatch):
+    def fail(error):
+        monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(error))
+        return cli.run(["train"], debug=False)
+
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError())
+    assert [fail(ArmFailed(code)) for code in (2, 1, 130, -2, -15, -9)] == [2, 1, 130, 130, 130, 1]
+
+
+def test_an_arm_that_the_system_killed_is_spoken_of(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(ArmFailed(-9)))
+    assert cli.run(["compare"], debug=False) == 1
+    assert "ended by SIGKILL; often memory ran out" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_fault(tmp_path, warm_python):
+    (tmp_path / "p.csv").write_text("made,human\na,a\n")
+    words = ["score", tmp_path / "p.csv", "--prediction", "made", "--reference", "human"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        child = warm_python.start(["-m", "lora_hf", *words], stdout=nobody)
+    assert "Traceback" not in child.stderr.read()
+    assert child.wait() == 1
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, warm_python, monkeypatch, capsys):
+    """Of 60 steps, a line each: what is told fits no pipe of 4 KiB, so that none ends before it is read."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {learning_rate: 5.0e-2}\n")
+    run = tmp_path / "run"
+    words = ["scripts/train.py", "--config", config, *FEW, f"output_dir={run}"]
+    words += ["training.max_steps=60", "training.logging_steps=1", "training.save_strategy='no'"]
+    child = warm_python.start(words)
+    fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    assert any("'loss'" in line for line in child.stdout)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert child.returncode == 130, err
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 1 <= step < 60
+    told = f"interrupted: stopped after step {step}, saved; the same command goes on from there"
+    assert err.splitlines()[-1] == told and "Traceback" not in err
+    assert not (run / "results.json").exists()
+    monkeypatch.chdir(ROOT)
+    assert cli.run([str(word) for word in ["train", *words[1:]]], debug=False) == 0, capsys.readouterr().err
+    record = json.loads((run / "results.json").read_text())
+    assert (record["resumed_at_step"], record["steps"]) == (step, 60)

@@ -1,0 +1,165 @@
+"""The shell: completion in a real bash, every verb's example, and the doctor's exit statuses as processes."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from rich.text import Text
+from support.warm_python import WarmPython
+
+from lora_hf import cli
+from lora_hf.cli.options import complete_config, complete_override
+
+ROOT = Path(__file__).parents[2]
+VERBS = {verb.__name__: verb for verb in cli.VERBS}
+
+
+def examples(verb: str) -> list[str]:
+    """The command lines in a verb's help."""
+    text = str(VERBS[verb].__doc__)
+    lines = [Text.from_markup(line.strip()).plain for line in text.splitlines() if "[dim]" in line]
+    return [line for line in lines if line.startswith(f"lora-hf {verb}")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_s_help_has_an_example_that_the_verb_takes(verb: str, capsys: pytest.CaptureFixture) -> None:
+    os.environ["COLUMNS"] = "200"
+    assert cli.run([verb, "--help"], debug=False) == 0
+    said = capsys.readouterr().out
+    assert examples(verb) and all(example in said for example in examples(verb))
+    for example in examples(verb):
+        words = shlex.split(example.partition(" >")[0])[2:]
+        command = typer.main.get_command(cli.app).commands[verb]
+        with command.make_context(verb, list(words)) as context:  # raises where it takes an option not so
+            named = context.params.get("config")
+        assert named is None or (ROOT / named).is_file()
+
+
+@pytest.fixture
+def bash(tmp_path: Path):
+    """Run lines in a bash that has `lora-hf` on its path and its completion loaded."""
+    if not (shell := shutil.which("bash")):
+        pytest.skip("no bash")
+    program = tmp_path / "bin" / "lora-hf"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lora_hf "$@"\n')
+    program.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+
+    def run(script: str) -> str:
+        done = subprocess.run(
+            [shell, "--norc", "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def completed(bash, line: str) -> list[str]:
+    """What bash offers at the end of a line."""
+    words = line.split(" ")
+    return bash(
+        f"""
+        eval "$(lora-hf --show-completion bash)"
+        COMP_WORDS=({" ".join(map(shlex.quote, words))}) COMP_CWORD={len(words) - 1}
+        $(complete -p lora-hf | sed 's/.*-F \\([^ ]*\\) .*/\\1/') lora-hf
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+    ).split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("lora-hf ", set(VERBS)),
+        ("lora-hf e", {verb for verb in VERBS if verb.startswith("e")}),
+        ("lora-hf doctor --b", {"--base"}),
+        ("lora-hf merge --", {"--adapter", "--output", "--base", "--onto", "--help"}),
+        ("lora-hf train --config quick", {"quickstart"}),
+        ("lora-hf train --config quickstart lora.lora_", {"lora.lora_alpha=", "lora.lora_dropout="}),
+    ],
+)
+def test_bash_completes_verbs_options_configs_and_their_keys(bash, line: str, offered: set[str]) -> None:
+    assert set(completed(bash, line)) == offered
+
+
+def test_completion_is_installed_where_bash_reads_it(bash, tmp_path: Path) -> None:
+    assert "completion installed in" in bash("lora-hf --install-completion bash")
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert "_LORA_HF_COMPLETE=complete_bash" in script.read_text()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+
+
+def test_keys_and_configs_are_completed_by_what_is_shipped() -> None:
+    assert complete_override("training.per_device_") == [
+        "training.per_device_train_batch_size=",
+        "training.per_device_eval_batch_size=",
+    ]
+    assert complete_override("see") == ["seed=", "seeds="] and complete_override("") == []
+    assert complete_config("meth") == ["methods"] and complete_config("") == []
+
+
+@pytest.fixture
+def doctor(warm_python: WarmPython) -> Callable[..., tuple[int, str]]:
+    """Run it as a process: its status and its output."""
+
+    def run(*words: str) -> tuple[int, str]:
+        done = warm_python.run([sys.executable, "-m", "lora_hf", "doctor", *words])
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_the_doctor_alone_looks_at_the_machine(doctor: Callable[..., tuple[int, str]]) -> None:
+    status, out = doctor()
+    assert status == 0 and [line.split()[:2] for line in out.splitlines() if line[:2] == "ok"] == [
+        ["ok", "versions"],
+        ["ok", "device"],
+    ]
+    assert out.splitlines()[-1] == "2 ok, 0 at fault, 0 not checked"
+
+
+def test_the_doctor_ends_with_1_where_something_is_at_fault_and_json_says_what(
+    doctor: Callable[..., tuple[int, str]],
+) -> None:
+    few = ["data.max_train_samples=10", "data.max_eval_samples=3", "data.max_test_samples=3"]
+    status, out = doctor("--json", "--config", "configs/quickstart.yaml", *few)
+    said = json.loads(out)
+    assert (status, said["fault"], said["unknown"]) == (0, 0, 0)
+    status, out = doctor("--json", "--config", "quickstart", *few, "lora.target_modules=[query]")
+    said = json.loads(out)
+    assert status == 1 and said["fault"] == sum(f["state"] == "fault" for f in said["findings"]) == 1
+    (red,) = [f for f in said["findings"] if f["state"] == "fault"]
+    assert red["check"] == "targets" and red["remedy"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["./no/adapter"],
+        ["--config", "no.yaml"],
+        ["--config", "quickstart", "runs/adapter"],
+        ["one", "two"],
+        ["--base", "embedded"],
+        ["--nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_the_doctor_ends_with_2_for_a_mistake_of_the_command_alone(words: list[str], capsys) -> None:
+    assert cli.run(["doctor", *words], debug=False) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ")

@@ -1,0 +1,193 @@
+"""Dialogues from the package, files, folders and the Hub: the same examples, and each mistake named."""
+
+import csv
+import json
+
+import pytest
+from support.inputs import shared_data
+
+from lora_hf.config import DataConfig
+from lora_hf.data.examples import Example, data_fingerprint
+from lora_hf.data.splits import load_split, read_file
+from lora_hf.errors import UserError
+
+ROWS = [
+    {"id": "a1", "dialogue": "A: One?\nB: Yes, \"one\".", "summary": "One."},
+    {"id": "b", "dialogue": "A: Two|three?", "summary": "Two, or three."},
+    {"id": "a2", "dialogue": "A: One?\nB: Yes, \"one\".", "summary": "B says one."},
+]  # fmt: skip
+GROUPED = [
+    Example("a1", ROWS[0]["dialogue"], ("One.", "B says one.")),
+    Example("b", ROWS[1]["dialogue"], ("Two, or three.",)),
+]
+
+
+def write(file, rows=ROWS):
+    if file.suffix == ".csv":
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif file.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def config(name, **fields):
+    return DataConfig(dataset_name=str(name), **fields)
+
+
+def numbered(n):
+    return [{"id": str(i), "dialogue": f"A: Number {i}?", "summary": f"{i}."} for i in range(n)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+def test_every_format_gives_the_same_dialogues_with_their_references_gathered(tmp_path, ending):
+    write(tmp_path / f"test.{ending}")
+    assert load_split(config(tmp_path), "test") == GROUPED
+
+
+def test_limits_count_dialogues_and_not_rows(tmp_path):
+    write(tmp_path / "test.jsonl", [ROWS[0], ROWS[2], ROWS[1]])
+    assert load_split(config(tmp_path, max_test_samples=2), "test") == GROUPED
+    assert load_split(config(tmp_path, max_test_samples=1), "test") == GROUPED[:1]
+
+
+def test_columns_go_by_the_names_of_the_config(tmp_path):
+    rows = [{"nr": i, "talk": row["dialogue"], "gist": row["summary"]} for i, row in enumerate(ROWS)]
+    write(tmp_path / "test.json", rows)
+    named = config(tmp_path, dialogue_column="talk", summary_column="gist", id_column="nr")
+    loaded = load_split(named, "test")
+    assert [example.id for example in loaded] == ["0", "1"]  # 0 is an id too
+    assert [e.references for e in loaded] == [e.references for e in GROUPED]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"dialog": "A: Hi", "summary": "Hi."}],
+            "data.dialogue_column='dialogue': {source} [test] has the columns ['dialog', 'summary']. "
+            "Did you mean 'dialog'?",
+        ),
+        (
+            [*ROWS, ROWS[0] | {"summary": "  "}, ROWS[0] | {"dialogue": None}],
+            "{source} [test]: 2 of 5 rows have an empty dialogue or summary, or one that is not text; "
+            "the first are rows [4, 5]",
+        ),
+    ],
+)
+def test_a_missing_column_or_an_empty_row_is_an_error_that_names_it(tmp_path, rows, message):
+    write(tmp_path / "test.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        load_split(config(tmp_path), "test")
+    assert str(error.value) == message.format(source=tmp_path)
+
+
+def test_a_single_file_is_split_in_three_by_its_dialogues_and_no_dialogue_is_in_two(tmp_path):
+    file = write(tmp_path / "all.jsonl", [*numbered(400), *numbered(40)])
+    splits = {split: load_split(config(file), split) for split in ("train", "validation", "test")}
+    sizes = {split: len(examples) for split, examples in splits.items()}
+    assert sum(sizes.values()) == 400 and 280 < sizes["train"] < 360
+    assert len({example.dialogue for examples in splits.values() for example in examples}) == 400
+    more = load_split(config(write(tmp_path / "more.jsonl", numbered(500))), "train")
+    assert {e.dialogue for e in splits["train"]} < {e.dialogue for e in more}  # by dialogue, not by place
+
+
+def test_a_single_file_is_judged_whole_before_it_is_split(tmp_path):
+    rows = numbered(50)
+    rows[41]["summary"] = ""
+    file = write(tmp_path / "all.csv", rows)
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=r"the first are rows \[42\]"):
+            load_split(config(file), split)
+        with pytest.raises(UserError, match="data.dialogue_column='talk': .* has the columns"):
+            load_split(config(file, dialogue_column="talk"), split)
+
+
+def test_a_file_too_short_to_be_split_says_so(tmp_path):
+    file = write(tmp_path / "two.jsonl", ROWS[:2])
+    with pytest.raises(UserError, match=r"is one file, split 80/10/10 .* none of its 2 rows falls to"):
+        [load_split(config(file), split) for split in ("train", "validation", "test")]
+
+
+def test_a_folder_without_the_split_says_what_it_holds(tmp_path):
+    write(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match=r"must hold one test file \(test.csv, .*it holds \['train.jsonl'\]"):
+        load_split(config(tmp_path), "test")
+    write(tmp_path / "train.csv")
+    with pytest.raises(UserError, match=r"one train file.*\['train.csv', 'train.jsonl'\]"):
+        load_split(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", ["./none", "/nowhere/data", "~/none-such", "rows.jsonl", "some/deep/folder"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(UserError) as error:
+        load_split(config(name), "train")
+    assert str(error.value) == f"data.dataset_name='{name}': no such file or folder"
+
+
+def test_a_hub_name_that_cannot_be_reached_says_what_works_without():
+    with pytest.raises(UserError) as error:
+        load_split(config("nobody/no-such-dialogues"), "train")
+    message = str(error.value)
+    assert message.startswith("data.dataset_name='nobody/no-such-dialogues' [train] did not load: ")
+    assert "'embedded'" in message and "\n" not in message
+
+
+def test_a_hub_dataset_is_asked_for_by_its_name_configuration_split_and_revision(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*names, **options):
+        asked.append((names, options))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    named = config("some/dialogues", dataset_config="en", dataset_revision="abc")
+    assert load_split(named, "test") == GROUPED
+    assert asked == [(("some/dialogues", "en"), {"split": "test", "revision": "abc", "streaming": False})]
+
+
+def test_the_embedded_sample_needs_no_file_and_a_limit_takes_its_first_dialogues():
+    ten = load_split(config("embedded", max_train_samples=10), "train")
+    assert ten[:4] == load_split(config("embedded", max_train_samples=4), "train")
+    assert len(load_split(config("embedded", max_eval_samples=3), "validation")) == 3
+
+
+def test_the_fingerprint_is_of_the_texts_and_of_their_split():
+    a, b = GROUPED
+    assert data_fingerprint([a], [b]) == data_fingerprint([Example("x", a.dialogue, a.references)], [b])
+    different = [data_fingerprint(*s) for s in (([a], [b]), ([a, b], []), ([b], [a]), ([a], [a]))]
+    assert len(set(different)) == 4
+
+
+def test_what_is_only_summarized_keeps_every_row_and_needs_no_references(tmp_path):
+    rows = [{"dialogue": row["dialogue"]} for row in ROWS]
+    read = read_file(write(tmp_path / "talks.csv", rows), DataConfig())
+    assert [(e.id, e.dialogue) for e in read] == [(str(i), row["dialogue"]) for i, row in enumerate(ROWS)]
+    with pytest.raises(UserError, match="^--dialogue-column='talk': .*talks.csv has the columns"):
+        read_file(tmp_path / "talks.csv", DataConfig(dialogue_column="talk"))
+
+
+def test_a_text_file_is_one_dialogue(tmp_path):
+    file = tmp_path / "talk.txt"
+    file.write_text("\ufeffA: Hi\nB: Bye\n", encoding="utf-8")
+    assert [example.dialogue for example in read_file(file, DataConfig())] == ["A: Hi\nB: Bye"]
+    file.write_text(" \n")
+    with pytest.raises(UserError, match="1 of 1 rows have an empty dialogue"):
+        read_file(file, DataConfig())
+
+
+def test_dialogsum_has_500_test_dialogues_of_three_references_each():
+    test = load_split(config(shared_data("dialogsum")), "test")
+    assert len(test) == 500
+    assert {len(example.references) for example in test} == {3}

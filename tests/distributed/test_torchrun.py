@@ -1,0 +1,64 @@
+"""Runs in two processes, as torchrun starts them: what one process computes, whole files, orderly ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from support.launching import ROOT, TORCHRUN, assert_same_run, kill_one_of_two, logged, record, run
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_processes_compute_what_one_does_and_one_goes_on_where_one_of_two_was_killed(one, tmp_path):
+    two = tmp_path / "two"
+    kill_one_of_two(two)
+    status, _, err = run(two, 4, processes=1)  # half the batch: another run
+    assert status == 2 and "per_device_train_batch_size x processes: 8 -> 4" in err
+    status, _, err = run(two, 8, processes=1)
+    assert status == 0 and "going on from" in err, err
+    assert_same_run(two, one)
+    assert record(two)["resumed_at_step"] >= 3 and record(two)["processes"] == 1
+
+
+def test_two_processes_end_as_one_and_print_once(one, tmp_path):
+    status, out, err = run(tmp_path / "two", 4)
+    assert status == 0, err
+    assert_same_run(tmp_path / "two", one)
+    assert record(tmp_path / "two")["processes"] == 2
+    assert out.count("results: ") == 1 and err.count("weights train") == 1
+    ours = {"eval_rouge1", "eval_rougeLsum", "eval_words"}
+    assert all(logged(tmp_path / "two", key) == pytest.approx(logged(one, key)) for key in ours)
+    status, _, err = run(tmp_path / "two", 4, "lora.r=4")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 1 and len(errors) == 1 and "lora.r: 16 -> 4" in errors[0]  # torchrun's own status
+
+
+def test_two_processes_stream_as_one_does(tmp_path):
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        status, _, err = run(folder, 8 // processes, "data.streaming=true", processes=processes)
+        assert status == 0, err
+    assert_same_run(tmp_path / "2", tmp_path / "1")
+
+
+def test_fsdp2_holds_parts_and_computes_and_saves_what_one_process_does(tmp_path):
+    words = [*TORCHRUN, "tests/support/sharded.py", str(tmp_path)]
+    known = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=known, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    seen = record(tmp_path, "record.json")
+    assert seen["sharded"] and seen["same"] and len(seen["parts"]) == seen["number"]
+    assert all(0 < held < whole for held, whole in seen["parts"])
+    assert all(abs(sharded - plain) < 1e-4 for sharded, plain in seen["losses"])
+    written, expected = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("sharded", "plain"))
+    assert written.keys() == expected.keys()
+    assert max(float((written[name] - expected[name]).abs().max()) for name in expected) < 1e-4
+
+
+def test_other_commands_say_that_they_are_for_one_process():
+    known = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
+    words = [sys.executable, "-m", "lora_hf", "compare", "--config", "configs/quickstart.yaml"]
+    done = subprocess.run(words, cwd=ROOT, env=known, capture_output=True, text=True)
+    assert done.returncode == 2 and "lora-hf compare is for one process, and there are 2" in done.stderr

@@ -1,0 +1,239 @@
+"""`score_file`: every format gives the same numbers, groups are dialogues, and each mistake is named."""
+
+import csv
+import json
+from functools import cache
+
+import pytest
+from support.inputs import shared_data
+
+from lora_hf.errors import UserError
+from lora_hf.evaluation import score_file as score
+from lora_hf.evaluation.rouge import ROUGE_NAMES, rouge_per_pair
+from lora_hf.evaluation.score_file import render_json, render_table, score_file
+
+FILE = "dialogue-summary-training-results.csv"
+
+ROWS = [
+    {"id": "a", "made": "Tom asks Mr. Lee, \"Why?\"", "human": "Tom asks why."},
+    {"id": "b", "made": "NA", "human": "None"},
+    {"id": "a", "made": "Tom leaves.\nHe is late.", "human": "Tom goes, he's late"},
+    {"id": "b", "made": "", "human": "Anna calls the bank."},
+]  # fmt: skip
+
+
+def write(folder, rows=ROWS, ending="csv", name="rows"):
+    path = folder / f"{name}.{ending}"
+    if ending == "csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif ending == "parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ending == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "CSV", "jsonl", "json", "parquet"])
+def test_every_format_gives_the_same_scores(tmp_path, ending):
+    written = write(tmp_path, ending=ending.lower())
+    path = written.rename(tmp_path / f"renamed.{ending}")
+    scores = score_file(path, "made", "human")
+    expected = rouge_per_pair([row["made"] for row in ROWS], [row["human"] for row in ROWS])
+    for name in ROUGE_NAMES:
+        assert scores[name] == pytest.approx(sum(expected[name]) / 4)
+        low, high = scores[f"{name}_interval"]
+        assert low <= scores[name] <= high
+    assert (scores["n"], scores["n_rows"]) == (4, 4)
+    assert "rouge1_best" not in scores
+
+
+def test_json_lines_under_the_name_of_json_and_a_byte_order_mark_are_read(tmp_path):
+    expected = score_file(write(tmp_path), "made", "human")
+    lines = write(tmp_path, ending="jsonl").rename(tmp_path / "lines.json")
+    assert score_file(lines, "made", "human") == expected
+    marked = tmp_path / "marked.csv"
+    marked.write_bytes(b"\xef\xbb\xbf" + write(tmp_path).read_bytes())
+    assert score_file(marked, "made", "human", group="id")["n"] == 2
+
+
+def test_groups_by_column_by_size_and_by_list_are_one_thing(tmp_path):
+    ordered = [ROWS[i] for i in (0, 2, 1, 3)]
+    by_column = score_file(write(tmp_path), "made", "human", group="id")
+    assert score_file(write(tmp_path, ordered), "made", "human", group_size=2) == by_column
+
+    same = [{"id": row["id"], "made": f"Tom {row['id']}", "human": row["human"]} for row in ordered]
+    lists = [{"made": f"Tom {k}", "human": [row["human"] for row in ROWS if row["id"] == k]} for k in "ab"]
+    rows = score_file(write(tmp_path, same), "made", "human", group_size=2)
+    for ending in ("jsonl", "parquet"):
+        assert score_file(write(tmp_path, lists, ending), "made", "human") == rows | {"n_rows": 2}
+
+
+def test_a_group_counts_once_and_has_its_best_reference(tmp_path):
+    rows = [
+        {"id": k, "made": "a b", "human": human}
+        for k, human in (("x", "a b"), ("x", "c"), ("x", "c"), ("y", "c"))
+    ]
+    scores = score_file(write(tmp_path, rows), "made", "human", group="id")
+    assert scores["rouge1"] == pytest.approx((1 / 3 + 0) / 2)
+    assert scores["rouge1_best"] == pytest.approx((1 + 0) / 2)
+    assert (scores["n"], scores["n_rows"]) == (2, 4)
+    assert scores["rouge1_best_interval"] == [0.0, 1.0]
+
+
+def test_the_order_of_dialogues_and_repeated_runs_do_not_change_the_scores(tmp_path):
+    path = write(tmp_path)
+    scores = score_file(path, "made", "human")
+    assert score_file(path, "made", "human") == scores
+    assert score_file(write(tmp_path, ROWS[::-1]), "made", "human")["rouge1"] == pytest.approx(
+        scores["rouge1"]
+    )
+
+
+def test_numbers_count_as_the_text_they_look_like(tmp_path):
+    rows = [{"made": 42, "human": "42 is the answer"}, {"made": "007", "human": 7}]
+    scores = {
+        ending: score_file(write(tmp_path, rows, ending), "made", "human") for ending in ("csv", "jsonl")
+    }
+    assert scores["csv"] == scores["jsonl"]
+    assert scores["csv"]["rouge1"] == pytest.approx((2 / 5 + 0) / 2)  # "007" is not 7
+
+
+def test_a_cell_may_be_longer_than_the_csv_modules_default_limit(tmp_path):
+    rows = [{"dialogue": "x" * 200_000, "made": "a", "human": "a"}]
+    assert score_file(write(tmp_path, rows), "made", "human")["rouge1"] == 1.0
+
+
+def test_json_is_flat_and_complete(tmp_path):
+    scores = score_file(write(tmp_path), "made", "human", group="id")
+    data = json.loads(render_json(scores))
+    assert data == scores
+    expected = [
+        f"{name}{kind}{end}" for kind in ("", "_best") for name in ROUGE_NAMES for end in ("", "_interval")
+    ]
+    assert list(data) == [*expected, "n", "n_rows"]
+
+
+def test_the_table_shows_four_digits_and_says_what_was_counted(tmp_path):
+    scores = score_file(write(tmp_path), "made", "human", group="id")
+    table = render_table(scores)
+    assert f"ROUGE-1    {scores['rouge1']:.4f} [" in table and f"{scores['rougeLsum_best']:.4f} [" in table
+    assert "2 dialogues in 4 rows" in table
+    by_row = render_table(score_file(write(tmp_path), "made", "human"))
+    assert "best" not in by_row and "4 rows, each counted as one dialogue" in by_row
+    assert max(map(len, (table + "\n" + by_row).split("\n"))) <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"prediction": "mades"},
+            r"--prediction mades: .*rows.csv has no .*\['id', 'made', 'human'\].*mean 'made'",
+        ),
+        ({"reference": "x"}, "--reference x: "),
+        ({"group": "ids"}, "--group ids: .*Did you mean 'id'"),
+        ({"group_size": 3}, "--group-size 3 does not divide the 4 rows"),
+        ({"group_size": 0}, "--group-size 0 must be at least 1"),
+        ({"group": "id", "group_size": 2}, "--group id and --group-size 2: give one"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, arguments, words):
+    with pytest.raises(UserError, match=words):
+        score_file(write(tmp_path), **({"prediction": "made", "reference": "human"} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.csv", b"", "x.csv has no rows"),
+        ("x.csv", b"made,human\n", "x.csv has no rows"),
+        ("x.csv", b"made,human\na,b\na\n", "line 3: fewer cells than the 2 columns"),
+        ("x.csv", b"made,human\na,b,c\n", "line 2: more cells than the 2 columns"),
+        ("x.csv", b'made,human\n"a,b\n', "after line 1: not csv"),
+        ("x.csv", b"made,made,human\na,b,c\n", "more than one column is called 'made'"),
+        ("x.csv", b"made,human\na,\n", "row 1, column 'human' is empty"),
+        ("x.csv", "made,human\ncaf\xe9,b\n".encode("latin-1"), "not UTF-8"),
+        ("x.csv", "made,human\na,b\n".encode("utf-16"), "not UTF-8"),
+        ("x.jsonl", b"\n\n", "x.jsonl has no rows"),
+        ("x.jsonl", b'{"made": "a", "human": "b"}\n\n{"made": "a",\n', "line 3: not json"),
+        ("x.jsonl", b'["a", "b"]\n', "line 1: an object .* this is a list"),
+        ("x.jsonl", b'{"made": null, "human": "b"}\n', "row 1, column 'made' must be text, but is missing"),
+        ("x.jsonl", b'{"made": NaN, "human": "b"}\n', "'made' must be text, but is missing"),
+        ("x.jsonl", b'{"made": "a", "human": "b"}\n{"made": "a"}\n', "row 2, column 'human' .* missing"),
+        ("x.jsonl", b'{"made": true, "human": "b"}\n', "'made' must be text, but is True"),
+        ("x.jsonl", b'{"made": ["a"], "human": "b"}\n', r"'made' must be text, but is \['a'\]"),
+        ("x.jsonl", b'{"made": "a", "human": []}\n', "'human' is empty"),
+        ("x.jsonl", b'{"made": "a", "human": ["b", null]}\n', "'human' must be text, but is missing"),
+        ("x.json", b'[{"made": "a", "human": "b"}, 3]', "item 2: an object .* this is a int"),
+        ("x.json", b"{", "line 1: not json"),
+        ("x.json", b"[]", "x.json has no rows"),
+        ("x.parquet", b"made,human\n", "not a parquet file"),
+        ("x.txt", b"made", "cannot read files ending in '.txt'; known are .csv, .jsonl, .json, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_scored_is_refused_and_the_place_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        score_file(tmp_path / name, "made", "human")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match=r"row.csv: no such file. Did you mean 'rows.csv'"):
+        score_file(tmp_path / "row.csv", "made", "human")
+    with pytest.raises(UserError, match="nowhere.csv: no such file"):
+        score_file(tmp_path / "no" / "nowhere.csv", "made", "human")
+    with pytest.raises(UserError, match="is a folder"):
+        score_file(tmp_path, "made", "human")
+
+
+def test_a_row_without_a_group_is_refused(tmp_path):
+    rows = [{"id": "a", "made": "a", "human": "b"}, {"id": "", "made": "a", "human": "b"}]
+    with pytest.raises(UserError, match="row 2, column 'id' is empty"):
+        score_file(write(tmp_path, rows), "made", "human", group="id")
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Scores of the published file, by model and size of group; each pair is scored once."""
+    path = shared_data("flan_t5_predictions") / FILE
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(score, "rouge_per_pair", cache(rouge_per_pair))
+        yield lambda model, size: score_file(
+            path, f"{model}_model_summaries", "human_baseline_summaries", group_size=size
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "rouge1", "rouge2", "rouge_l", "rouge_lsum", "best"),
+    [
+        ("original", 0.233278, 0.076052, 0.201543, 0.2110, 0.293),
+        ("instruct", 0.421427, 0.180340, 0.338374, 0.3739, 0.494),
+        ("peft", 0.408132, 0.163454, 0.325120, 0.3607, 0.479),
+    ],
+)
+def test_the_published_predictions_score_what_was_published(
+    published, model, rouge1, rouge2, rouge_l, rouge_lsum, best
+):
+    scores = published(model, 3)
+    # The published table did not split sentences, so its rougeLsum is its rougeL; ours is higher.
+    assert [scores[name] for name in ROUGE_NAMES[:3]] == pytest.approx([rouge1, rouge2, rouge_l], abs=1e-6)
+    assert scores["rougeLsum"] == pytest.approx(rouge_lsum, abs=5e-5)
+    assert scores["rouge1_best"] == pytest.approx(best, abs=5e-4)
+    assert (scores["n"], scores["n_rows"]) == (500, 1500)
+
+
+def test_rows_of_a_dialogue_are_not_independent(published):
+    rows, dialogues = (published("peft", size) for size in (None, 3))
+    assert rows["rouge1"] == pytest.approx(dialogues["rouge1"], abs=1e-12)
+    low, high = rows["rouge1_interval"]
+    wide_low, wide_high = dialogues["rouge1_interval"]
+    assert wide_high - wide_low > 1.3 * (high - low)

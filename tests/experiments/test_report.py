@@ -1,0 +1,180 @@
+"""The report of runs that are done, from their folders alone."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from support.records import WRITTEN, write_run
+
+from lora_hf import cli
+from lora_hf.experiments.report import report
+from lora_hf.files import file_sha256, write_json, write_text
+from lora_hf.reporting.charts import _logged, _weights, dots
+from lora_hf.reporting.highlight import marked
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    for method in WRITTEN:
+        write_run(tmp_path, method)
+    write_text(tmp_path / "lora/adapter/adapter_model.safetensors", "weights")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of a comparison as it was left."""
+    root = tmp_path_factory.mktemp("compared")
+    for method in WRITTEN:
+        write_run(root, method)
+    return report(root)[2].read_text()
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found.group(1))
+    return data
+
+
+def test_a_comparison_from_its_folders(compared: Path) -> None:
+    files = report(compared)
+    assert [file.name for file in files] == [f"comparison{end}" for end in (".json", ".md", ".html", ".png")]
+    record = json.loads(files[0].read_text())
+    assert (
+        record["arms"].keys() == {"base", "full", "lora"} and 0.6 < record["gains"]["lora_share_of_full"] < 1
+    )
+    page = files[2].read_text()
+    data = data_of(page)
+    assert [row["id"] for row in data["dialogues"]] == ["t0", "t1", "t2"]
+    assert data["dialogues"][0]["rouge1"]["full"] == 1 > data["dialogues"][0]["rouge1"]["lora"] > 0
+    assert [order["label"] for order in data["orders"]][:3] == ["LoRA − full", "LoRA − base", "full − base"]
+    assert page.count("<svg") == 5 and "LoRA trains 1.40% of the weights" in page
+    assert file_sha256(compared / "lora/adapter/adapter_model.safetensors") in page
+    assert all(word in page for word in ("ab12", "cd34", "9.9", "method: lora"))
+    assert report(compared) and files[2].read_text() == page  # equal runs, equal bytes
+
+
+def test_what_a_model_wrote_is_text_on_the_page(page: str) -> None:
+    assert "alert(1)</script>" not in page and "<b>" not in page
+    assert page.count("</script>") == 2  # the page's own
+    assert data_of(page)["dialogues"][2]["text"]["base"] == WRITTEN["base"][2]
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(page: str) -> None:
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # of XML, not addresses
+    assert not re.search(r"(src|href)=[\"'](?!#)", page) and "@import" not in page
+    outside = {url for url in re.findall(r"https?://[^\s\"'<>]+", page) if url not in names}
+    assert all(
+        url.startswith(("http://purl.org", "http://creativecommons.org", "https://matplotlib.org"))
+        or url.startswith("http://www.w3.org/")
+        for url in outside
+    )
+
+
+def test_the_command_is_kept(compared: Path) -> None:
+    write_json(compared / "comparison.json", {"command": "lora-hf compare --config 'my c.yaml'"})
+    record = json.loads(report(compared)[0].read_text())
+    assert record["command"] == "lora-hf compare --config 'my c.yaml'"
+    assert "lora-hf compare --config &#39;my c.yaml&#39;" in (compared / "comparison.html").read_text()
+
+
+def test_one_run_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = compared / "lora"
+    assert cli.run(["report", str(run)], debug=False) == 0
+    assert str(run / "report.html") in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert f"lora-hf train --config {run}/config.yaml" in page
+    assert data_of(page)["labels"] == {"lora": "LoRA"} and page.count("<svg") == 5
+    assert "| ROUGE-1 | 0.4000 |" in (run / "report.md").read_text()
+
+
+def test_summaries_that_were_changed_are_told(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = compared / "lora"
+    record = json.loads((run / "results.json").read_text())
+    known = {"sha256": {"predictions.jsonl": file_sha256(run / "predictions.jsonl")}}
+    write_json(run / "results.json", record | known)
+    report(run)
+    assert not caplog.records
+    with (run / "predictions.jsonl").open("a") as file:
+        file.write("\n")
+    report(run)
+    (record,) = caplog.records
+    assert "is not as the run wrote it: `lora-hf verify" in record.getMessage()
+
+
+def test_many_groups_have_their_legend_below_and_one_step_is_no_curve() -> None:
+    names = [f"r-{i}" for i in range(8)]
+    shown = {"labels": dict(zip(names, names, strict=True)), "charts": {}, "intervals": {}, "records": {}}
+    for i, name in enumerate(names):
+        shown["intervals"][name] = {"rouge1": [0.4, 0.6]}
+        log = [{"step": 5, "loss": 1.0}, *([{"step": 9, "loss": 0.5}] if i else [])]
+        shown["records"][name] = {"rouge1": 0.5, "trainable_parameters": 3000 * 2**i, "log": log}
+    assert _logged(shown, "loss").keys() == set(names[1:])
+    axes = Figure(layout="constrained").subplots()
+    _weights(axes, shown)
+    assert axes.get_legend() is None and len(axes.figure.legends) == 1
+    axes.figure.canvas.draw()
+    ticks = [t for t in axes.get_xticklabels(which="both") if t.get_text()]
+    inside = [t.get_window_extent() for t in ticks]
+    assert all(a.x1 <= b.x0 for a, b in zip(inside, inside[1:], strict=False))
+
+
+def test_seeds_of_a_group_are_one_arm(compared: Path) -> None:
+    write_run(compared, "lora", "lora-seed-7", seed=7)
+    record = json.loads(report(compared)[0].read_text())
+    assert record["arms"]["lora"]["seeds"] == [42, 7] and "seeds" not in record["arms"]["full"]
+
+
+def test_a_study_keeps_its_order_and_its_kind(compared: Path) -> None:
+    write_run(compared, "lora", "dora")
+    write_json(compared / "methods.json", {"order": ["base", "lora", "full", "dora"]})
+    files = report(compared)
+    assert files[0].name == "methods.json"
+    page = files[2].read_text()
+    assert list(data_of(page)["labels"]) == ["base", "lora", "full", "dora"]
+    assert {order["label"] for order in data_of(page)["orders"]} >= {"dora − lora", "full − lora"}
+
+
+@pytest.mark.parametrize("missing", ["base", "lora"])
+def test_what_is_missing_is_named(compared: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (compared / missing / "results.json").unlink()
+    assert cli.run(["report", str(compared)], debug=False) == 2
+    assert f"none of ['{missing}']" in capsys.readouterr().err
+
+
+def test_a_curve_that_was_not_logged_is_told_in_a_line(compared: Path) -> None:
+    for name in ("base", "full", "lora"):
+        file = compared / name / "results.json"
+        record = json.loads(file.read_text())
+        kept = [{key: value for key, value in entry.items() if key != "loss"} for entry in record["log"]]
+        write_json(file, record | {"log": kept})
+    page = report(compared)[2].read_text()
+    assert ">Training loss over steps: logged less than twice (training.logging_steps).</p>" in page
+    assert "<figcaption>ROUGE-1 on the validation split over steps<" in page
+    assert ">Nothing was trained, and so there are no curves over steps.</p>" in (
+        report(compared / "base")[2].read_text()
+    )
+
+
+def test_few_dialogues_are_dots_that_are_seen_and_many_a_cloud() -> None:
+    assert dots(20)[0] >= 0.8 and dots(20)[1] > 2 * dots(1500)[1]
+    assert dots(1500)[0] < 0.3 <= dots(200)[0] < 0.5
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert cli.run(["report", str(folder)], debug=False) == 2
+        said = capsys.readouterr().err
+        assert "holds no finished run: give the output_dir of a train, compare, methods or sweep" in said
+
+
+def test_shared_words_are_those_that_rouge_counts() -> None:
+    assert marked("He meets <b> Anna's cats", ["anna met the cat"]) == (
+        "He meets &lt;b&gt; <mark>Anna</mark>&#x27;s <mark>cats</mark>"
+    )
+    assert marked("the cat sat", ["The cat"]) == "<mark>the cat</mark> sat"
+    assert marked("", ["x"]) == ""

@@ -1,0 +1,133 @@
+"""Sweeps: the plateau by hand, a grid and a search as they are run, one that was killed, and the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.inputs import SMALL_COMPARISON
+
+from lora_hf import cli
+from lora_hf.config import RunConfig
+from lora_hf.errors import ArmFailed, NotWritten, UserError
+from lora_hf.experiments import sweep as sweeping
+from lora_hf.experiments.search import search
+from lora_hf.experiments.sweep_summary import lines, plateau
+from lora_hf.files import write_json
+from lora_hf.reporting.sweep_table import loss_of, sweep_lines
+from lora_hf.run_files import TRAINED
+
+EVAL = "eval_strategy: steps, eval_steps: 0.999, "
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    text = SMALL_COMPARISON.replace("{max_steps", f"{{{EVAL}max_steps")
+    file.write_text(f"{text}output_dir: {tmp_path / 'run'}\n")
+    return file
+
+
+def scores(**means: float) -> dict[str, Any]:
+    """Forty dialogues, half above and half below each mean by the same."""
+    return {
+        name: {"rouge1": [mean + (0.01 if i % 2 else -0.01) for i in range(40)]}
+        for name, mean in means.items()
+    }
+
+
+def test_the_plateau_is_the_first_that_no_later_one_is_better_than() -> None:
+    assert plateau(["a", "b", "c"], scores(a=0.1, b=0.3, c=0.3)) == "b"
+    assert plateau(["a", "b", "c"], scores(a=0.1, b=0.2, c=0.3)) == "c"
+    assert plateau(["a", "b", "c"], scores(a=0.3, b=0.2, c=0.1)) == "a"
+
+
+def test_lines_go_along_the_first_axis_by_its_value() -> None:
+    points = {f"{r}{s}": {"lora.r": r, "scaling": s} for r in (16, 2) for s in "xy"}
+    assert lines("lora.r", points) == {"scaling x": ["2x", "16x"], "scaling y": ["2y", "16y"]}
+    assert lines("k", {"b": {"k": "b"}, "a": {"k": "a"}}) == {"": ["b", "a"]}
+
+
+def test_the_loss_is_validations_where_there_is_one_and_the_mean_over_seeds() -> None:
+    log = [{"loss": 3.0}, {"eval_loss": 2.5}, {"loss": 2.0}]
+    assert loss_of({"log": log}) == 2.5 and loss_of({"log": log[:1]}) == 3.0 and loss_of({}) is None
+    assert loss_of({"runs": [{"log": log}, {"log": [{"eval_loss": 1.5}]}]}) == 2.0
+
+
+def test_a_grid_is_run_reused_and_reported(config_file: Path, arms_in_this_process: list[Any]) -> None:
+    space = [
+        "sweep.space={lora: {r: [1, 4]}, scaling: {a: {lora.use_rslora: false}, b: {lora.use_rslora: true}}}"
+    ]
+    record = sweeping.sweep(config_file, space)
+    root = config_file.parent / "run"
+    assert record["order"] == ["base", "r-1_scaling-a", "r-1_scaling-b", "r-4_scaling-a", "r-4_scaling-b"]
+    assert record["series"]["scaling b"]["values"] == [1, 4] and record["axis"] == "lora.r"
+    weights = {name: record["variants"][name]["trainable_parameters"] for name in record["order"]}
+    assert weights["r-4_scaling-a"] == 4 * weights["r-1_scaling-b"] > weights["base"] == 0
+    assert len(sweep_lines(record)) == 6
+    assert "use_rslora: true" in (root / "r-4_scaling-b/config.yaml").read_text()
+    page = (root / "sweep.html").read_text()
+    assert "ROUGE-1 along lora.r" in page and "lora-hf sweep --config" in page
+    ran = len(arms_in_this_process)
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("results.json")}
+    assert sweeping.sweep(config_file, space) == record
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("results.json")} == before
+    assert len(arms_in_this_process) == ran  # finished runs are known without a process for each
+    assert cli.run(["report", str(root)], debug=False) == 0
+    assert (root / "sweep.html").read_text() == page and json.loads(
+        (root / "sweep.json").read_text()
+    ) == record
+
+
+def test_a_store_that_is_none_or_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    fields = {"output_dir": str(tmp_path), "sweep": {"space": {"lora.r": [2, 4]}, "trials": 2}}
+    (tmp_path / "sweep.db").write_bytes(b"no store" * 1000)
+    with pytest.raises(NotWritten, match="not a database.*sweep.db"):
+        search(RunConfig.model_validate(fields), lambda name, point: None)
+
+
+def test_the_same_search_looks_at_the_same_places(tmp_path: Path) -> None:
+    def points(folder: str, seed: int) -> dict[str, Any]:
+        space = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [2, 4]}
+        sweep = {"space": space, "trials": 4}
+        fields = {"output_dir": str(tmp_path / folder), "seed": seed, "sweep": sweep}
+
+        def run(name: str, point: Any) -> None:
+            log = [{"eval_rouge1": point["training.learning_rate"]}]
+            write_json(tmp_path / folder / name / TRAINED, {"log": log})
+
+        return search(RunConfig.model_validate(fields), run)
+
+    assert points("one", 1) == points("again", 1) != points("other", 2)
+
+
+def test_a_search_that_was_killed_goes_on(
+    config_file: Path, arms_in_this_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = [
+        "sweep.space={training.learning_rate: {low: 1e-4, high: 1e-2, log: true}, lora.r: [2, 4]}",
+        "sweep.trials=3",
+    ]
+    run_each = sweeping.run_each
+
+    def killed(config: Any, overrides: Any, arms: Any) -> None:
+        if arms[0].name == "trial-001":
+            raise ArmFailed(-9)
+        run_each(config, overrides, arms)
+
+    with monkeypatch.context() as patched, pytest.raises(ArmFailed):
+        patched.setattr(sweeping, "run_each", killed)
+        sweeping.sweep(config_file, space)
+    record = sweeping.sweep(config_file, space)
+    assert record["order"] == ["base", "trial-000", "trial-001", "trial-002"]
+    for name, point in record["points"].items():
+        assert 1e-4 <= point["training.learning_rate"] <= 1e-2 and point["lora.r"] in (2, 4)
+        assert record["variants"][name]["learning_rate"] == point["training.learning_rate"]
+    assert sweeping.sweep(config_file, space)["points"] == record["points"]  # none is run again
+    with pytest.raises(UserError, match="search of another space"):
+        sweeping.sweep(config_file, ["sweep.space={lora.r: [2, 4]}", "sweep.trials=3"])
+
+
+def test_a_config_without_a_sweep_is_refused(config_file: Path) -> None:
+    with pytest.raises(UserError, match="has no sweep.space"):
+        sweeping.sweep(config_file)

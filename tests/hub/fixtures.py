@@ -1,0 +1,146 @@
+"""A Hub on the loopback address, a run to push, and fresh processes that know it by HF_ENDPOINT alone."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+
+import pytest
+import yaml
+from hub.server import HubServer
+from support.inputs import FEW
+from support.warm_python import ROOT, WarmPython
+
+from lora_hf import cli
+
+TOKEN, OTHERS, READER = "hf_AnnasOwnSecretToken01", "hf_BensOwnSecretToken0002", "hf_NobodysToken00000003"
+TOKENS = {TOKEN: "anna", OTHERS: "ben"}
+REPO = "anna/dialogues"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def port():
+    """Of every Hub: nobody answers there as long as none runs, and nobody else can take it."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield kept.getsockname()[1]
+
+
+@pytest.fixture
+def hub(tmp_path, port):
+    with HubServer(tmp_path / "hub", TOKENS, port=port) as server:
+        yield server
+    assert server.failures == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished LoRA run on the embedded model."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    file = folder.with_suffix(".yaml")
+    file.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {max_steps: 2, learning_rate: 5.0e-2}\n")
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.run(["train", "--config", str(file), *FEW, f"output_dir={folder}"], debug=False) == 0
+    signal.signal(signal.SIGTERM, before)
+    return folder
+
+
+class Client:
+    """Fresh processes with a home of their own, which is empty at first."""
+
+    def __init__(self, python, home):
+        self.python, self.home, self.heard = python, home, ""
+        for folder in home.iterdir():
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+
+    def run(self, *commands):
+        """Commands in one process, each (words, token): its status, and what it said on both streams."""
+        given = json.dumps([[[str(word) for word in words], token] for words, token in commands])
+        out, err = self.start(ROOT / "tests/hub/client.py", given=given)
+        said = [re.split(r"^=== .*\n", text, flags=re.MULTILINE) for text in (out, err)]
+        ends = re.findall(r"^=== (\d+) (\S+)$", out, re.MULTILINE)
+        return [
+            Done(int(status), float(slept), o, e) for (status, slept), o, e in zip(ends, *said, strict=False)
+        ]
+
+    def start(self, *words, given="", token=None):
+        done = self.python.run(words, given, env={"HF_TOKEN": token} if token else {})
+        self.heard += done.stdout + done.stderr
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+
+class Done:
+    """How a command ended, the seconds that it asked to sleep for, and what it said."""
+
+    def __init__(self, status, slept, out, err):
+        self.status, self.slept, self.out, self.err = status, slept, out, err
+
+    @property
+    def error(self):
+        assert self.status == 2, self.err
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        return line
+
+
+@pytest.fixture(scope="session")
+def client_python(tmp_path_factory, port):
+    """Where the Hub is, and where its home is, is read once, by what is imported."""
+    home = tmp_path_factory.mktemp("home")
+    known = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    known |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    python = WarmPython(has_peft=True, **known, HF_TOKEN=None)
+    yield python, home
+    python.close()
+
+
+@pytest.fixture
+def client(tmp_path, client_python):
+    made = Client(*client_python)
+    yield made
+    for secret in (TOKEN, OTHERS, READER):
+        assert secret not in made.heard
+        for folder in (made.home, tmp_path / "hub"):
+            assert not [p for p in folder.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+
+
+def push(adapter, *more, repo=REPO):
+    return ["push", "--adapter", adapter, "--repo-id", repo, *more]
+
+
+def card_of(hub, repo=REPO, revision="main"):
+    """A pushed card's metadata and text."""
+    _, head, text = hub.store.read(repo, "README.md", revision).decode().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+LOGITS = """
+import json, sys, torch
+from lora_hf.models.load import ASSETS
+from lora_hf.saved.adapter import load_with_base
+from transformers import AutoTokenizer
+ids = AutoTokenizer.from_pretrained(ASSETS)("A: Shall we go? B: At noon.", return_tensors="pt").input_ids
+found = []
+for code in json.loads(sys.argv[1]):
+    names = {}
+    exec(code, names)
+    with torch.no_grad():
+        found.append(names["model"].eval()(input_ids=ids, labels=ids).logits)
+torch.save(found, sys.argv[2])
+"""
+
+
+def logits_of(client, tmp_path, *codes):
+    """What the `model` of each code says, computed in one fresh process."""
+    import torch
+
+    client.start("-c", LOGITS, json.dumps(codes), str(tmp_path / "logits.pt"), token=TOKEN)
+    return torch.load(tmp_path / "logits.pt", weights_only=True)
+
+
+def loading(adapter):
+    start = "from lora_hf.saved.adapter import load_with_base\n"
+    return f"{start}model, tokenizer, _ = load_with_base({str(adapter)!r}, None)"

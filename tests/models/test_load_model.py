@@ -1,0 +1,193 @@
+"""Loading the base: dense and 4-bit, dtypes, the guarded head, fingerprints, clear errors."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import CPU, MODELS, T5_SHAPE, gradients_of, make_t5, randomize, saved
+from torch import nn
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from lora_hf import LoraConfig, LoraTrainer, count_parameters, inject_adapters, load_adapter, save_adapter
+from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.model_state import lora_layers
+from lora_hf.config import ModelConfig
+from lora_hf.errors import UserError
+from lora_hf.models.load import ASSETS, load_model, load_tokenizer
+from lora_hf.system import resolve_dtype
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_any_seq2seq_model_loads_from_a_folder_with_its_own_outputs(
+    kind: str, tmp_path: Path, batch: dict
+) -> None:
+    model = load_model(saved(tmp_path, kind), CPU)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, MODELS[kind][0]()(**batch).logits)
+    assert not model.training and len(model.base_fingerprint) == 16
+
+
+def test_an_untied_head_stays_untied_and_a_tied_one_tied(tmp_path: Path) -> None:
+    untied = load_model(saved(tmp_path / "a"), CPU)
+    untied.tie_weights()
+    assert not torch.equal(untied.lm_head.weight, untied.shared.weight)
+    tied = load_model(saved(tmp_path / "b", "bart"), CPU)
+    tied.tie_weights()
+    assert tied.lm_head.weight is tied.model.shared.weight
+
+
+def test_the_fingerprint_is_the_checkpoint_s_whatever_the_dtype(tmp_path: Path) -> None:
+    config = saved(tmp_path)
+    half = load_model(config.model_copy(update={"dtype": "bfloat16"}), CPU)
+    assert half.dtype == torch.bfloat16
+    assert half.base_fingerprint == load_model(config, CPU).base_fingerprint
+
+
+def test_auto_is_float32_on_a_cpu_and_never_float16() -> None:
+    assert resolve_dtype("auto", CPU) == torch.float32
+    assert resolve_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_auto_on_cuda_goes_by_the_capability(
+    capability: tuple[int, int], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_dtype("auto", torch.device("cuda", 0)) == expected
+
+
+def test_full_fine_tuning_keeps_float32_master_weights_and_refuses_4_bits(tmp_path: Path) -> None:
+    config = saved(tmp_path).model_copy(update={"dtype": "bfloat16"})
+    assert load_model(config, CPU, train_all=True).dtype == torch.float32
+    with pytest.raises(UserError, match="4-bit weights cannot all be trained"):
+        load_model(config.model_copy(update={"load_in_4bit": True}), CPU, train_all=True)
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [False, True])
+def test_a_4_bit_base_trains_saves_and_loads_on_a_cpu(
+    quant_type: str, double: bool, tmp_path: Path, batch: dict
+) -> None:
+    config = saved(tmp_path / "base").model_copy(
+        update={"load_in_4bit": True, "bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double}
+    )
+    model = load_model(config, CPU)
+    q = model.encoder.block[0].layer[0].SelfAttention.q
+    assert type(q).__name__ == "Linear4bit" and type(model.lm_head) is nn.Linear
+    keep_differentiable(model)
+    with torch.no_grad():
+        base = model(**batch).logits
+    inject_adapters(model, LoraConfig(r=4, lora_alpha=10))
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, base)
+    packed = {n: m.weight.detach().clone() for n, m in lora_layers(model).items()}
+    train_two_steps(model, tmp_path / "out")
+    assert all(torch.equal(m.weight, packed[n]) for n, m in lora_layers(model).items())
+    model.eval()
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(load_model(config, CPU), tmp_path / "adapter")
+    with torch.no_grad():
+        trained = model(**batch).logits
+        assert torch.equal(again(**batch).logits, trained) and not torch.equal(trained, base)
+    assert model.generate(batch["input_ids"], max_new_tokens=4).shape[0] == 3
+
+
+@pytest.mark.parametrize("loaded_here", [True, False])
+def test_gradients_flow_through_a_4_bit_base_after_an_evaluation(
+    loaded_here: bool, tmp_path: Path, batch: dict
+) -> None:
+    """On a processor with AVX512-BF16, bitsandbytes repacks at the first evaluation and loses them."""
+    sizes = {"d_model": 64, "d_kv": 32, "num_heads": 2, "d_ff": 64}  # 32 and 64 divide them: it repacks
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(**(T5_SHAPE | sizes))).save_pretrained(tmp_path)
+    config = ModelConfig(model_name_or_path=str(tmp_path), load_in_4bit=True)
+    model = load_model(config, CPU)
+    if not loaded_here:
+        four_bit = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        )
+        model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, quantization_config=four_bit).eval()
+        with torch.no_grad():
+            model(**batch)
+    inject_adapters(model, LoraConfig(r=4, lora_alpha=10))
+    randomize(model)
+    before = gradients_of(model, batch)
+    with torch.no_grad():
+        model.eval()(**batch)
+    assert before.abs().max() > 0
+    assert torch.equal(gradients_of(model, batch), before)
+
+
+def train_two_steps(model: nn.Module, folder: Path) -> None:
+    from support.tiny_trainer import Rows, arguments, make_trainer
+
+    trainer = make_trainer(
+        model, arguments(folder, max_steps=2, learning_rate=0.05), LoraTrainer, train_dataset=Rows(8)
+    )
+    trainer.train()
+    assert not getattr(model, "_hf_peft_config_loaded", False)
+
+
+def test_weights_of_a_4_bit_base_are_counted_as_the_numbers_they_stand_for(tmp_path: Path) -> None:
+    config = saved(tmp_path)
+    dense = count_parameters(load_model(config, CPU))[1]
+    assert count_parameters(load_model(config.model_copy(update={"load_in_4bit": True}), CPU))[1] == dense
+
+
+def test_the_embedded_model_and_its_tokenizer_load_by_name() -> None:
+    assert load_model(ModelConfig(), CPU).name_or_path == "embedded"
+    assert (
+        load_tokenizer(ModelConfig())("A: Hi!").input_ids
+        == AutoTokenizer.from_pretrained(ASSETS)("A: Hi!").input_ids
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", r"model.model_name_or_path='./nowhere': no such folder"),
+        ("/a/b/c", "no such folder"),
+        ("nobody/nothing", "'nobody/nothing' cannot be loaded.*'embedded' needs neither"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(ModelConfig(model_name_or_path=name), CPU)
+
+
+def test_a_folder_without_a_config_or_with_a_pickle_only_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+    model = make_t5()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+
+
+def test_a_folder_without_a_tokenizer_is_one_error_and_no_empty_tokenizer(tmp_path: Path) -> None:
+    for file in (ASSETS / "config.json", ASSETS / "model.safetensors"):
+        (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(UserError, match="the folder has no tokenizer"):
+        load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_an_adapter_is_no_base_whether_or_not_a_model_is_beside_it(has_model: bool, tmp_path: Path) -> None:
+    """Transformers would apply it where PEFT is installed, and ignore it where it is not."""
+    folder = shutil.copytree(ASSETS, tmp_path / "base")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "google/flan-t5-base"}')
+    if not has_model:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+    config = ModelConfig(model_name_or_path=str(folder))
+    for load in (load_tokenizer, lambda config: load_model(config, CPU)):
+        with pytest.raises(UserError, match="holds an adapter .*, 'google/flan-t5-base', and the adapter by"):
+            load(config)

@@ -1,0 +1,168 @@
+"""Bases in fewer bits: NF4, FP4, int8 and affine, T5's `wo` dense or in the store; bytes and refusals."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from support.models import CPU, T5_SHAPE, gradients_of, randomize, saved, untie_head
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from lora_hf import (
+    LoraConfig,
+    LoraTrainer,
+    inject_adapters,
+    load_adapter,
+    merge_adapters,
+    save_adapter,
+    unmerge_adapters,
+)
+from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.errors import UserError
+from lora_hf.models.load import load_model
+from lora_hf.models.quantize import weight_bytes
+
+STORES = {
+    "nf4": {"load_in_4bit": True},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "int8": {"load_in_8bit": True},
+    "affine4": {"load_in_4bit": True, "quant_method": "hqq", "hqq_group_size": 128},
+}
+EVERYTHING = LoraConfig(r=4, lora_alpha=10, target_modules="all-linear")
+
+
+def make_wide() -> T5ForConditionalGeneration:
+    """Wide enough that errors of single weights average out, as in real models, and that scales are few."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 512, "num_layers": 1}
+    model = T5ForConditionalGeneration(T5Config(**(T5_SHAPE | sizes)))
+    untie_head(model)
+    return model.eval()
+
+
+def stored(folder: Path, store: str, **fields: object) -> ModelConfig:
+    make_wide().save_pretrained(folder)
+    config = ModelConfig(model_name_or_path=str(folder), **(STORES[store] | fields))
+    assert config.storage == store
+    return config
+
+
+def logits(model: nn.Module, batch: dict) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(**batch).logits.float()
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return torch.cosine_similarity(a.flatten(), b.flatten(), 0).item()
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    names = [name for name, layer in make_wide().named_modules() if type(layer) is nn.Linear]
+    return {name: model.get_submodule(name) for name in names if name != "lm_head"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantize_wo", [False, True])
+@pytest.mark.parametrize("store", STORES)
+def test_every_store_is_near_the_dense_model_with_wo_dense_and_with_wo_in_it(
+    store: str, quantize_wo: bool, dtype: str, tmp_path: Path, batch: dict
+) -> None:
+    model = load_model(stored(tmp_path, store, quantize_wo=quantize_wo, dtype=dtype), CPU)
+    assert cosine(logits(model, batch), logits(make_wide(), batch)) > 0.95
+    assert type(model.lm_head) is nn.Linear and model.dtype == getattr(torch, dtype)
+    dense = {name.rpartition(".")[2] for name, x in linear_layers(model).items() if type(x) is nn.Linear}
+    assert dense == (set() if quantize_wo else {"wo"})
+    assert T5ForConditionalGeneration._keep_in_fp32_modules == ["wo"]  # as it was before the load
+
+
+def test_the_trap_a_wo_whose_bits_are_called_uint8_leaves_garbage(tmp_path: Path, batch: dict) -> None:
+    model = load_model(stored(tmp_path, "nf4", quantize_wo=True), CPU)
+    for name, layer in linear_layers(model).items():
+        if name.endswith("wo"):
+            assert layer.weight.dtype == torch.int8
+            layer.weight.data = layer.weight.data.view(
+                torch.uint8
+            )  # the same bits; T5 casts activations to it
+    assert cosine(logits(model, batch), logits(make_wide(), batch)) < 0.3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("store", STORES)
+def test_adapters_on_every_layer_of_every_store_train_merge_and_load(
+    store: str, checkpointing: bool, tmp_path: Path, batch: dict
+) -> None:
+    from support.tiny_trainer import Rows, arguments, make_trainer
+
+    config = stored(tmp_path / "base", store, quantize_wo=True)
+    model = inject_adapters(load_model(config, CPU), EVERYTHING)
+    options = {"max_steps": 12, "learning_rate": 0.02, "gradient_checkpointing": checkpointing}
+    trainer = make_trainer(model, arguments(tmp_path, **options), LoraTrainer, train_dataset=Rows(8))
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+    trained = logits(model, batch)
+    save_adapter(model, tmp_path / "adapter")
+    assert torch.equal(logits(load_adapter(load_model(config, CPU), tmp_path / "adapter"), batch), trained)
+    kinds = {name: layer.weight.dtype for name, layer in linear_layers(model).items()}
+    merge_adapters(model, "requantized")
+    assert cosine(logits(model, batch), trained) > 0.95
+    assert {name: layer.weight.dtype for name, layer in linear_layers(model).items()} == kinds
+    unmerge_adapters(model)
+    assert torch.equal(logits(model, batch), trained)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("store", STORES)
+def test_finite_gradients_reach_every_adapter(store: str, dtype: str, tmp_path: Path, batch: dict) -> None:
+    model = inject_adapters(
+        load_model(stored(tmp_path, store, quantize_wo=True, dtype=dtype), CPU), EVERYTHING
+    )
+    randomize(model)
+    assert gradients_of(model, batch).isfinite().all()
+    assert [n for n, p in model.named_parameters() if "lora_" in n and p.grad.abs().max() == 0] == []
+
+
+def test_only_float16_cannot_have_wo_quantized_and_only_one_number_of_bits_is_meant(tmp_path: Path) -> None:
+    for fields in ({"dtype": "float16"}, {"bnb_4bit_compute_dtype": "float16"}):
+        with pytest.raises(ValidationError, match="is not for float16, in which T5's wo overflows"):
+            ModelConfig(load_in_4bit=True, quantize_wo=True, **fields)
+        ModelConfig(quantize_wo=True, **fields)
+    with pytest.raises(ValidationError, match="and model.load_in_4bit=true exclude each other"):
+        ModelConfig(load_in_4bit=True, load_in_8bit=True)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_full_fine_tuning_is_dense_in_a_comparison_and_refused_by_itself(store: str, tmp_path: Path) -> None:
+    config = stored(tmp_path, store)
+    with pytest.raises(ValidationError, match=r"cannot be trained in full.*or load_in_[48]bit: false"):
+        RunConfig(method="full", model=config)
+    assert RunConfig(model=config).for_arm("full", 1, "x").model.storage == "dense"
+    with pytest.raises(UserError, match="-bit weights cannot all be trained"):
+        load_model(config, CPU, train_all=True)
+
+
+def test_groups_that_do_not_fit_a_layer_are_named_with_what_fits(tmp_path: Path) -> None:
+    config = saved(tmp_path).model_copy(update=STORES["affine4"] | {"hqq_group_size": 16})
+    with pytest.raises(UserError) as error:
+        load_model(config, CPU)
+    assert str(error.value) == (
+        "model.hqq_group_size=16 must be even and divide the 24 inputs of layer "
+        "encoder.block.0.layer.0.SelfAttention.o; every layer of this model takes 8, or an even number that "
+        "divides it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("store", "share"), [("nf4", 0.27), ("fp4", 0.27), ("int8", 0.51), ("affine4", 0.28125)]
+)
+def test_the_bytes_of_a_store_against_bf16(store: str, share: float, tmp_path: Path, batch: dict) -> None:
+    """scripts/benchmarks/weight_bytes.py measures the shapes of FLAN-T5."""
+    model = load_model(stored(tmp_path, store, quantize_wo=True), CPU)
+    layers = linear_layers(model).values()
+    dense = sum(2 * layer.in_features * layer.out_features for layer in layers)
+    loaded = sum(weight_bytes(layer) for layer in layers)
+    assert 0.95 * share < loaded / dense <= share
+    logits(model, batch)
+    assert sum(weight_bytes(layer) for layer in layers) == loaded

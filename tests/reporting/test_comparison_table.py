@@ -1,0 +1,90 @@
+"""The table: every figure in its column, for the terminal and for Markdown."""
+
+import io
+
+import pytest
+from rich.console import Console
+from support.records import make_comparison
+
+from lora_hf.evaluation.rouge import ROUGE_NAMES
+from lora_hf.reporting.comparison_table import (
+    comparison_lines,
+    comparison_markdown,
+    comparison_notes,
+    comparison_terminal,
+)
+
+
+def lines_of(comparison):
+    return {line[0]: line[1:] for line in comparison_lines(comparison)}
+
+
+def test_every_figure_stands_in_its_arms_column():
+    lines = lines_of(make_comparison())
+    assert lines[""] == ["base", "full", "LoRA"]
+    assert lines["ROUGE-1"] == ["0.2000", "0.4000", "0.3500"]
+    assert lines["95 % interval"] == ["0.1800–0.2300", "0.3700–0.4200", "0.3200–0.3700"]
+    assert lines["gain in ROUGE-1"] == ["–", "+0.2000", "+0.1500 (75% of full's)"]
+    assert lines["words (people: 21.5)"] == ["19.0"] * 3
+    assert lines["weights trained"] == ["0 (0.00%)", "250,000 (100.00%)", "3,500 (1.40%)"]
+    assert lines["on disk"] == ["–", "3.0 GiB", "14.2 KiB"]
+    assert lines["learning rate"] == ["–", "0.0001", "0.001"]
+    assert lines["training"] == ["–", "3,661 s", "61 s"]
+    assert lines["scoring"] == ["3.2 s"] * 3  # not "3 s", nor "0 s" for what took some
+    assert lines["peak memory"] == ["1,234 MiB"] * 3
+
+
+def test_measures_stand_under_each_other_in_one_order():
+    names = [line[0] for line in comparison_lines(make_comparison())]
+    assert names[1:9:2] == ["ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"]
+
+
+def test_no_share_is_written_where_full_gained_nothing():
+    comparison = make_comparison()
+    comparison["gains"] = {"full": -0.01, "lora": 0.15, "lora_share_of_full": None}
+    assert lines_of(comparison)["gain in ROUGE-1"] == ["–", "-0.0100", "+0.1500"]
+
+
+def test_best_references_and_the_deviation_over_seeds_stand_where_they_are_known():
+    plain = lines_of(make_comparison())
+    assert "best reference" not in plain and "deviation over seeds" not in plain
+    several = make_comparison(spread=dict.fromkeys(ROUGE_NAMES, 0.0123), seeds=[1, 2])
+    for arm in several["arms"].values():
+        arm.update({f"{name}_best": 0.5 for name in ROUGE_NAMES})
+    lines = lines_of(several)
+    assert lines["deviation over seeds"] == ["–", "–", "0.0123"]
+    assert lines["best reference"] == ["0.5000"] * 3
+    assert "1,500 test dialogues, means of 2 seeds;" in " ".join(comparison_notes(several))
+
+
+def test_notes_tell_the_trivial_summaries_the_paired_test_and_the_machine():
+    trivial, test, sample, machine = comparison_notes(make_comparison())
+    assert trivial == "ROUGE-1 of summaries that cost nothing: first line 0.1500."
+    assert test == "LoRA − full in ROUGE-1: -0.0500 [-0.0700, -0.0300], p = 0.00012, paired by dialogue."
+    assert sample.startswith("1,500 test dialogues; 95 % intervals")
+    assert machine == "tiny in float32 on cpu x86_64, 1 threads."
+
+
+def test_markdown_has_one_row_a_line_and_as_many_cells_in_each():
+    text = comparison_markdown(make_comparison())
+    rows = [line for line in text.split("\n") if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {5}
+    assert rows[1] == "| --- | ---: | ---: | ---: |"
+    assert rows[2] == "| ROUGE-1 | 0.2000 | 0.4000 | 0.3500 |"
+    assert len(rows) == len(comparison_lines(make_comparison())) + 1
+
+
+def test_samples_keep_the_dialogues_lines_and_one_line_for_each_arm():
+    text = comparison_markdown(make_comparison()).split("## Samples")[1]
+    assert "### test_0\n\n> #Tom#: Hi  \n> #Anna#: Bye  \n\n- reference: They part.\n- base: \n" in text
+    assert "\n- full: Tom goes. Anna too.\n- LoRA: Tom | Anna\n" in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_terminals_table_shows_the_same_figures_and_fits(width):
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(comparison_terminal(make_comparison()))
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for figure in ("0.3500", "+0.2000", "1,234 MiB", "[-0.0700, -0.0300]"):
+        assert figure in text

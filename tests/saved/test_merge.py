@@ -1,0 +1,96 @@
+"""`lora-hf merge` on a quantized base: a choice, told with the error of each way, and a plain folder."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models import randomize
+from transformers import AutoModelForSeq2SeqLM
+
+from lora_hf import LoraConfig, inject_adapters, save_adapter
+from lora_hf.config import ModelConfig
+from lora_hf.errors import UserError
+from lora_hf.models.load import load_model
+from lora_hf.saved.adapter import load_with_base
+from lora_hf.saved.merge import merge
+from lora_hf.system import pick_device
+
+STORES = {
+    "nf4": {},
+    "affine4": {"quant_method": "hqq"},
+    "int8": {"load_in_4bit": False, "load_in_8bit": True},
+}
+
+
+def trained_on(store: str, folder: Path, **fields: Any) -> Path:
+    """An adapter as a run on the embedded model in this store leaves it."""
+    config = ModelConfig(model_name_or_path="embedded", **({"load_in_4bit": True} | STORES[store]))
+    model = inject_adapters(
+        load_model(config, pick_device()), LoraConfig(**({"r": 4, "lora_alpha": 10} | fields))
+    )
+    randomize(model)
+    extra = {"prompt": "summarize_dialogue", "max_source_length": 128, "base_store": config.how_stored()}
+    return save_adapter(model, folder, extra=extra)
+
+
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        return model.cpu()(input_ids=ids, labels=ids[:, :9]).logits
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_an_adapter_brings_its_base_as_it_was_stored(store: str, tmp_path: Path) -> None:
+    model, _, manifest = load_with_base(str(trained_on(store, tmp_path)), None)
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert kinds & {"Linear4bit", "AffineLinear", "Linear8bitLt"} and manifest["base_store"]
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store: str, tmp_path: Path) -> None:
+    adapter = trained_on(store, tmp_path / "adapter")
+    ways = ["checkpoint", "dequantized"] + (["requantized"] if store != "affine4" else [])
+    pattern = (
+        "choice: give --onto " + " or ".join(ways) + ".*" + ".*".join(rf"{way} \d\.\de-?\d+" for way in ways)
+    )
+    for onto in (None, "nonsense"):
+        with pytest.raises(UserError, match=pattern):
+            merge(str(adapter), tmp_path / "merged", None, onto)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("store", "onto"), [("nf4", "dequantized"), ("affine4", "dequantized"), ("nf4", "requantized")]
+)
+def test_the_folder_is_plain_transformers_and_as_far_from_the_trained_model_as_told(
+    store: str, onto: str, tmp_path: Path
+) -> None:
+    adapter = trained_on(store, tmp_path / "adapter")
+    errors = merge(str(adapter), tmp_path / "merged", None, onto)
+    trained = logits(load_with_base(str(adapter), None)[0])
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    error = ((logits(plain) - trained).norm() / trained.norm()).item()
+    assert errors["dequantized"] < 1e-5 < errors["requantized" if store == "nf4" else "checkpoint"]
+    assert error == pytest.approx(errors[onto], rel=2) or max(error, errors[onto]) < 1e-5
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    modes = {oct(file.stat().st_mode) for file in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1  # safetensors writes a file that only its owner may read
+
+
+def test_a_manifest_that_says_no_store_is_named(tmp_path: Path) -> None:
+    adapter = trained_on("nf4", tmp_path / "adapter")
+    manifest = json.loads((adapter / "lora_hf.json").read_text())
+    for wrong in ({"load_in_4bit": "perhaps"}, {"bits": 3}, "nf4"):
+        (adapter / "lora_hf.json").write_text(json.dumps(manifest | {"base_store": wrong}))
+        with pytest.raises(UserError, match=rf"lora_hf.json.*base_store={re.escape(repr(wrong))}"):
+            load_with_base(str(adapter), None)
+
+
+def test_qalora_takes_its_groups_from_the_store_and_comes_back(tmp_path: Path) -> None:
+    adapter = trained_on("affine4", tmp_path / "adapter", use_qalora=True)
+    assert json.loads((adapter / "adapter_config.json").read_text())["qalora_group_size"] == 64
+    errors = merge(str(adapter), tmp_path / "merged", None, "dequantized")
+    assert errors["dequantized"] < 1e-5 < errors["checkpoint"]

@@ -1,0 +1,112 @@
+"""The fuzzers, briefly; `make soak` is the long form. And that their judge can say no."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.warm_python import WarmPython
+
+from lora_hf import files
+from lora_hf.files import PARTIAL
+from scripts.tools.audit import audited
+from scripts.tools.fuzzing.trial import BESIDE, OUT, attempt
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_broken_configs_adapters_and_data_files_keep_the_promise(
+    tmp_path: Path, warm_python: WarmPython
+) -> None:
+    command = [
+        sys.executable,
+        "scripts/tools/fuzz.py",
+        "config",
+        "adapter",
+        "data",
+        "--count",
+        "2",
+        "--seed",
+        "7",
+    ]
+    ended = warm_python.run([*command, "--keep", tmp_path])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [line.split(" inputs")[0] for line in ended.stdout.splitlines()[:3]] == [
+        "config: 2",
+        "adapter: 2",
+        "data: 2",
+    ]
+
+
+def crash() -> int:
+    raise KeyError("x")
+
+
+def write_outside() -> int:
+    Path("../elsewhere").write_text("x")
+    return 0
+
+
+def leave_half() -> int:
+    Path(OUT, PARTIAL + "weights").write_text("x")
+    return 0
+
+
+def leave_half_beside() -> int:
+    Path(BESIDE[0]).write_text("x")
+    return 0
+
+
+def write_whole() -> int:
+    with files.whole(Path(OUT)) as folder:
+        folder.mkdir()
+        (folder / "x").write_text("x")
+    return 0
+
+
+def refuse_and_leave() -> int:
+    print("error: no", file=sys.stderr)
+    Path(OUT, "results.json").write_text("x")
+    return 2
+
+
+def say_twice() -> int:
+    print("error: a\nerror: b", file=sys.stderr)
+    return 2
+
+
+@pytest.mark.parametrize(
+    ("task", "fault"),
+    [
+        (crash, "status 1"),
+        (write_outside, "wrote or started outside"),
+        (leave_half, "half a file left"),
+        (leave_half_beside, "wrote or started outside"),
+        (write_whole, None),
+        (refuse_and_leave, "a refused input left"),
+        (say_twice, "not one clear error"),
+        (lambda: os.system("true"), "wrote or started outside"),
+        (lambda: len(bytearray(b"x") * 2**32), "status 1: MemoryError"),
+        (lambda: 0, None),
+    ],
+)
+def test_the_judge_sees_what_breaks_the_promise(tmp_path, monkeypatch, task, fault) -> None:
+    folder = tmp_path / "a" / "in" / "in"
+    (folder / OUT).mkdir(parents=True)
+    for name in ("HF_HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    found = attempt(task, folder).fault()
+    assert found is None if fault is None else found and found.startswith(fault)
+
+
+def test_an_audit_counts_only_packages_that_there_are_advisories_for() -> None:
+    packages = [
+        {"name": "a", "version": "1", "vulns": [{"id": "X-1"}]},
+        {"name": "b", "version": "2", "vulns": []},
+        {"name": "c", "skip_reason": "not found"},
+    ]
+    answer = subprocess.CompletedProcess([], 0, json.dumps({"dependencies": packages}), "")
+    assert audited(answer) == (2, ["a 1: X-1"])
+    assert audited(subprocess.CompletedProcess([], 1, "", "no route to host")) == (0, [])

@@ -1,0 +1,224 @@
+"""Numbers that go wrong: each ends the training at its step, named, and the checkpoint before it goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.inputs import FEW
+from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
+
+from lora_hf import LoraTrainer, cli
+from lora_hf.errors import UserError
+from lora_hf.training.nan_guard import NumberWatch
+from lora_hf.training.trainer import last_checkpoint
+
+SAVING = {"save_strategy": "steps", "save_steps": 3}
+
+
+class Spoiled(LoraTrainer):
+    """Multiplies the loss of one batch."""
+
+    batch, by = 7, float("nan")
+    taken = 0
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self.taken += 1
+        loss = super().compute_loss(*args, **kwargs)
+        if self.taken != self.batch:
+            return loss
+        return (loss[0] * self.by, loss[1]) if isinstance(loss, tuple) else loss * self.by
+
+
+@pytest.mark.parametrize(("value", "accumulation"), [("nan", 1), ("inf", 2)])
+def test_a_loss_that_is_not_finite_ends_the_training_before_a_weight_changes(
+    value: str, accumulation: int, tmp_path: Path
+) -> None:
+    class Trainer(Spoiled):
+        batch, by = 7 * accumulation - (accumulation - 1), float(value)
+
+    def trainer_of(folder: str, kind: type) -> Any:
+        args = arguments(tmp_path / folder, gradient_accumulation_steps=accumulation, **SAVING)
+        return make_trainer(adapted(), args, kind)
+
+    whole, broken = trainer_of("whole", LoraTrainer), trainer_of("broken", Trainer)
+    whole.train()
+    with pytest.raises(UserError, match=f"^step 7: the loss is {value}; no weight was changed") as raised:
+        broken.train()
+    kept = tmp_path / "broken" / "checkpoint-6"
+    assert "; a training.learning_rate below 0.005;" in str(raised.value)
+    assert str(raised.value).endswith(f"the last good checkpoint stays: {kept}")
+    assert last_checkpoint(tmp_path / "broken") == kept
+    assert all(tensor.isfinite().all() for tensor in broken.model.state_dict().values())
+    resumed = trainer_of("broken", LoraTrainer)
+    resumed.train(resume_from_checkpoint=str(kept))
+    for (name, ours), theirs in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_gradient_that_is_not_finite_at_a_finite_loss(tmp_path: Path) -> None:
+    trainer = make_trainer(adapted(), arguments(tmp_path, max_grad_norm=0.0))
+    next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(lambda g: g / 0)
+    said = r"step 1: the gradient norm is (nan|inf); nothing was learned yet: .* \(float32\).*no checkpoint"
+    with pytest.raises(UserError, match=said):
+        trainer.train()
+
+
+class Overflow(TrainerCallback):
+    """The optimizer's first step takes one weight out of float32's range."""
+
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            weight = next(p for name, p in model.named_parameters() if "lora_B" in name)
+            weight.data[0, 0] = float("inf")
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    args = arguments(tmp_path, save_strategy="steps", save_steps=1)
+    trainer = make_trainer(adapted(), args, callbacks=[Overflow()])
+    with pytest.raises(
+        UserError, match=r"after step 1: 1 tensors that train hold NaN or infinity \(.*lora_B\)"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 1 and not list(tmp_path.iterdir())
+
+
+def test_nor_do_they_leave_a_training_without_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="hold NaN or infinity"):
+        make_trainer(adapted(), arguments(tmp_path, max_steps=1), callbacks=[Overflow()]).train()
+
+
+def test_the_step_after_weights_left_their_range_says_so(tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_grad_norm=9)
+    said = r"step 2: the loss is nan; weights that train left their range in the step before \(.*lora_B"
+    with pytest.raises(UserError, match=said) as raised:
+        make_trainer(adapted(), args, callbacks=[Overflow()]).train()
+    assert "training.max_grad_norm: 1.0 (it is 9)" in str(raised.value)
+
+
+def test_an_evaluation_s_loss(tmp_path: Path) -> None:
+    args = arguments(tmp_path, eval_strategy="steps", eval_steps=3, **SAVING)
+    trainer = make_trainer(adapted(), args, Spoiled, eval_dataset=Rows(4))
+    trainer.batch = 4  # the fourth loss is the evaluation's
+    with pytest.raises(UserError, match="after step 3: eval_loss is nan"):
+        trainer.train()
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_base_with_a_number_that_is_none(tmp_path: Path) -> None:
+    model = adapted()
+    with torch.no_grad():
+        model.get_submodule("decoder.final_layer_norm").weight[3] = float("nan")
+    said = (
+        r"step 1: the loss is nan; the base itself holds NaN or infinity \(decoder.final_layer_norm.weight\)"
+    )
+    with pytest.raises(UserError, match=said):
+        make_trainer(model, arguments(tmp_path)).train()
+
+
+def test_gradients_that_are_all_zero(tmp_path: Path) -> None:
+    model = adapted()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.zero_()  # B is zero at the start: neither can leave it
+    args = arguments(tmp_path, gradient_checkpointing=True)
+    with pytest.raises(UserError, match=r"step 1: all gradients are zero at a loss of \d.*A and B") as raised:
+        make_trainer(model, args).train()
+    assert "use_reentrant: true" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"learning_rate": 0.0}, "give a training.learning_rate above 0"),
+        (
+            {"learning_rate": 0.1},
+            "nothing raises it to training.learning_rate=0.1: see training.lr_scheduler",
+        ),
+    ],
+)
+def test_a_learning_rate_stuck_at_zero(fields: dict[str, Any], remedy: str, tmp_path: Path) -> None:
+    model = adapted()
+    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=fields["learning_rate"])
+    stuck = (optimizer, LambdaLR(optimizer, lambda step: 0.0)) if fields["learning_rate"] else (None, None)
+    trainer = make_trainer(model, arguments(tmp_path, warmup_steps=2, **fields), optimizers=stuck)
+    with pytest.raises(UserError, match=f"step 3: the learning rate is still 0; {remedy}"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("schedule", ["linear", "inverse_sqrt"])
+def test_a_warm_up_that_begins_at_zero_is_as_it_should_be(schedule: str, tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=5, warmup_steps=3, lr_scheduler_type=schedule)
+    trainer = make_trainer(adapted(), args)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates[0] == 0 < rates[1] and len(rates) == 5
+
+
+class Scaled:
+    """What the watch sees of a trainer whose float16 scaler skips every step."""
+
+    def __init__(self, step: int) -> None:
+        self.state = type("State", (), {"global_step": step})
+        self.accelerator = type("Accelerator", (), {"scaler": object()})
+        self.optimizer = type("Optimizer", (), {"param_groups": [{"lr": 0.0}]})
+
+
+def test_a_scaler_may_skip_steps_until_it_has_found_its_scale() -> None:
+    def look(step: int) -> None:
+        watch = NumberWatch(Scaled(step))
+        watch.losses = [torch.tensor(2.0)]
+        watch.check_step(torch.tensor(float("inf")))
+
+    look(0), look(2), look(16)
+    with pytest.raises(UserError, match="step 18: the learning rate is still 0; every step was skipped"):
+        look(17)
+
+
+@pytest.fixture
+def train(arms_in_this_process: list, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command: its status, and what it writes to standard error."""
+
+    def run(*words: str) -> tuple[int, str]:
+        status = cli.run(["train", "--config", "quickstart", *FEW, *words], debug=False)
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Path, train: Any) -> None:
+    run = tmp_path / "run"
+    status, err = train(
+        f"output_dir={run}",
+        *("training.max_steps=6", "training.save_strategy=steps", "training.save_steps=1"),
+        *("training.learning_rate=1e30", "training.lr_scheduler_type=constant"),
+    )
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1 and "Traceback" not in err
+    assert "step 2: all gradients are zero at a loss of" in errors[0]
+    assert "weights too large (up to 1e+30, at training.learning_rate=1e+30)" in errors[0]
+    kept = last_checkpoint(run / "checkpoints")
+    assert kept is not None and kept.name == "checkpoint-1" and errors[0].endswith(str(kept))
+    assert all(t.isfinite().all() for t in load_file(kept / "adapter_model.safetensors").values())
+    assert not (run / "adapter").exists() and not (run / "training.json").exists()
+
+
+def test_the_error_begins_a_line_where_a_progress_bar_stands(tmp_path: Path, train: Any) -> None:
+    words = ["training.learning_rate=0", "training.max_steps=4", "training.disable_tqdm=false"]
+    status, err = train(*words, f"output_dir={tmp_path / 'run'}")
+    assert status == 2 and "2/4" in err
+    assert sum(line.startswith("error: step 3: the learning rate") for line in err.split("\n")) == 1
+
+
+def test_a_good_run_is_left_alone(tmp_path: Path) -> None:
+    trainer = make_trainer(adapted(), arguments(tmp_path, logging_nan_inf_filter=False))
+    trainer.train()
+    assert len(losses(trainer)) == 10 and trainer.watch.losses == []
