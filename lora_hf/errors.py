@@ -18,7 +18,28 @@ NOT_REGULAR = (re.error, OverflowError, RecursionError)
 
 
 class UserError(ValueError):
-    """A mistake in what the user wrote or gave: a config, a file, a name, a value."""
+    """A mistake in what the user wrote or gave: a config, a file, a name, a value.
+
+    Args:
+        message: what is wrong, where, and what to do. It names the field with its value: `r=0 must be ...`.
+        field: the field at fault, as the message writes it (`r`, `rank_pattern['q']`). Code below the config
+            knows fields by their Python names only; `in_section` adds the section of the YAML.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+    def in_section(self, section: str) -> "UserError":
+        """Return the same error with the field under a section of the YAML: `lora.r=0 must be ...`.
+
+        An error without a field is returned unchanged.
+        """
+        if self.field is None:
+            return self
+        field = f"{section}.{self.field}"
+        message = re.sub(rf"(?<![\w.]){re.escape(self.field)}(?!\w)", lambda _: field, str(self), count=1)
+        return type(self)(message, field)
 
 
 class NotWritten(OSError):
