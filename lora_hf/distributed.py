@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from lora_hf.errors import UserError
 
 T = TypeVar("T")
-LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+LOST_PEER_ERRORS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 """What the errors of a collective say whose other side is gone; gloo's have no class of their own."""
 
 
@@ -75,7 +75,7 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every process's value, by rank."""
     if world_size() == 1:
         return [value]
@@ -117,7 +117,7 @@ def together(task: Callable[[], T]) -> T:
         result = task()
     except UserError as error:
         mistake = str(error)
-    told = [words for words in gather(mistake) if words is not None]
+    told = [words for words in all_gather(mistake) if words is not None]
     if told:
         raise Agreed(told[0])
     return result  # type: ignore[return-value]
@@ -132,7 +132,7 @@ def from_main(task: Callable[[], T]) -> T:
     if world_size() == 1:
         return task()
     result = together(lambda: task() if is_main() else None)
-    return gather(result)[0]  # type: ignore[return-value]
+    return all_gather(result)[0]  # type: ignore[return-value]
 
 
 def refuse_several(what: str, remedy: str) -> None:
@@ -153,7 +153,11 @@ def shares(lengths: Sequence[int], world: int) -> list[list[int]]:
 
 def has_lost_another(error: BaseException) -> bool:
     """Whether an error says that another process of this run is gone."""
-    return world_size() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+    return (
+        world_size() > 1
+        and isinstance(error, RuntimeError)
+        and any(sign in str(error) for sign in LOST_PEER_ERRORS)
+    )
 
 
 def is_sharded(model: Any) -> bool:
@@ -162,7 +166,7 @@ def is_sharded(model: Any) -> bool:
 
 
 @contextmanager
-def gathered(model: Any, only_trained: bool = True, changed: bool = False) -> Iterator[None]:
+def full_weights(model: Any, only_trained: bool = True, changed: bool = False) -> Iterator[None]:
     """Inside the block a sharded model's weights are whole, in every process; all must enter it.
 
     Args:

@@ -46,7 +46,7 @@ class NotWritten(OSError):
     """The disk is full, or a place cannot be written (any more); what was there is as it was."""
 
 
-class ArmFailed(Exception):
+class RunFailed(Exception):
     """A run in a process of its own ended with another status than 0; it has said why itself, if it could."""
 
     def __init__(self, status: int) -> None:

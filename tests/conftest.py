@@ -74,7 +74,7 @@ def arms_in_this_process(monkeypatch):
     import sys
 
     from lora_hf import cli
-    from lora_hf.errors import ArmFailed
+    from lora_hf.errors import RunFailed
     from lora_hf.experiments import runner as study
 
     commands = []
@@ -84,7 +84,7 @@ def arms_in_this_process(monkeypatch):
         commands.append(command)
         status = cli.run(command[3:], debug=False)
         if status:
-            raise ArmFailed(status)
+            raise RunFailed(status)
 
     monkeypatch.setattr(study, "run_process", run_process)
     before = signal.getsignal(signal.SIGTERM)

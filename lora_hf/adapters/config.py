@@ -95,7 +95,7 @@ class LoraConfig:
 
     @property
     def method(self) -> str:
-        """The key of what these adapters add, in `METHODS`."""
+        """The key of what these adapters add, in `ADAPTER_METHODS`."""
         return "dora" if self.use_dora else "qalora" if self.use_qalora else "lora"
 
     def at(self, layer_name: str) -> "LoraConfig":

@@ -10,7 +10,7 @@ from lora_hf.adapters.backends.base import Stored
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import lora_scaling, relative_error
 from lora_hf.adapters.inits import BLIND, Factors, LoraInit, init_for
-from lora_hf.adapters.methods import METHODS
+from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.errors import UserError
 
 
@@ -40,7 +40,7 @@ def draw_start(config: LoraConfig, base: Backend, original: Tensor | None = None
         UserError: the store cannot carry the method or the start, or `original` is missing.
     """
     name = base.plain_init if config.init_lora_weights is True else config.init_lora_weights
-    init, method = init_for(name, config.loftq_iter), METHODS[config.method]
+    init, method = init_for(name, config.loftq_iter), ADAPTER_METHODS[config.method]
     scaling = lora_scaling(config.r, config.lora_alpha, config.use_rslora)
     if name in BLIND:
         seen = method.view(torch.empty(base.out_features, base.in_features, device="meta"), config, base)

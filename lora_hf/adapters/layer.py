@@ -15,7 +15,7 @@ from lora_hf.adapters.backends import backend_for
 from lora_hf.adapters.backends.base import Stored
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.initialize import Start
-from lora_hf.adapters.methods import METHODS, Lora
+from lora_hf.adapters.methods import ADAPTER_METHODS, Lora
 from lora_hf.adapters.methods.qalora import QALora
 from lora_hf.adapters.mixed_batch import Rows
 from lora_hf.errors import UserError
@@ -61,7 +61,9 @@ class LoraLayer(nn.Module):
         if start.stored is not None:
             self._own[name] = start.stored
             self._store(start.stored)
-        self.adapters[name] = METHODS[config.method](config, self.base, start.init, start.stored is not None)
+        self.adapters[name] = ADAPTER_METHODS[config.method](
+            config, self.base, start.init, start.stored is not None
+        )
         self.activate({})
 
     def remove(self, name: str) -> None:

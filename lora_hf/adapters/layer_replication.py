@@ -14,7 +14,7 @@ from lora_hf.adapters.config import Spans
 from lora_hf.errors import UserError, did_you_mean
 
 
-class Stack(NamedTuple):
+class LayerStack(NamedTuple):
     """The blocks that a hidden state passes one after the other; `side` is `encoder` or `decoder`."""
 
     path: str
@@ -39,11 +39,13 @@ def name_before_replication(model: nn.Module, name: str) -> str:
     return name
 
 
-def find_stacks(model: nn.Module) -> dict[str, Stack]:
+def find_stacks(model: nn.Module) -> dict[str, LayerStack]:
     """The outermost lists of equal-typed blocks, by their side; by their paths where a side has several."""
     lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and path]
     outer = [(path, m) for path, m in lists if not any(path.startswith(other + ".") for other, _ in lists)]
-    found = [Stack(path, _side(path, m), m) for path, m in outer if len({type(block) for block in m}) == 1]
+    found = [
+        LayerStack(path, _side(path, m), m) for path, m in outer if len({type(block) for block in m}) == 1
+    ]
     sides = [stack.side for stack in found]
     return {stack.side if sides.count(stack.side) == 1 else stack.path: stack for stack in found}
 
@@ -121,7 +123,7 @@ def unshare_layers(model: Model) -> Model:
     return model
 
 
-def _by_stack(model: nn.Module, spec: Written, stacks: dict[str, Stack]) -> dict[str, Spans]:
+def _by_stack(model: nn.Module, spec: Written, stacks: dict[str, LayerStack]) -> dict[str, Spans]:
     """The spec with its stacks' names, in tuples."""
     have = ", ".join(f"{name} ({len(stack.blocks)} layers)" for name, stack in stacks.items())
     if not stacks:
@@ -150,7 +152,7 @@ def _check_spans(spec: Written, name: str, spans: Spans, depth: int) -> None:
             _refuse(spec, f"[{start}, {end}] is no span of layers; {remedy}")
 
 
-def _rebuild(model: nn.Module, stack: Stack, order: list[int]) -> None:
+def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
     old, used = list(stack.blocks), set[int]()
     new = []
     for i in order:
@@ -194,7 +196,7 @@ def _move_position_bias(old: list[nn.Module], new: list[nn.Module]) -> None:
                     delattr(attention, key)
 
 
-def _write_depth(model: nn.Module, stack: Stack, order: list[int]) -> None:
+def _write_depth(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
     """Say the new depth in every config that says the old one: T5's stacks hold copies of the model's."""
     root: Any = getattr(model, "config", None)
     own = getattr(model.get_submodule(stack.path.rpartition(".")[0]), "config", root)

@@ -37,7 +37,7 @@ class Rows:
 
     def __init__(self, names: Sequence[str | None], are_frozen: bool = False) -> None:
         self.are_frozen = are_frozen
-        self._stacks: dict[Any, Stack] = {}
+        self._stacks: dict[Any, StackedAdapters] = {}
         self.names = tuple(names)
 
     @property
@@ -91,15 +91,15 @@ class Rows:
             self._known[key] = make()
         return self._known[key]
 
-    def stack(self, layer: int, methods: Mapping[str, Lora], dtype: torch.dtype) -> "Stack":
+    def stack(self, layer: int, methods: Mapping[str, Lora], dtype: torch.dtype) -> "StackedAdapters":
         """These adapters of one layer side by side; `layer` is the layer's `id`."""
         key = (layer, tuple(methods), dtype)
         if key not in self._stacks:
-            self._stacks[key] = Stack(list(methods.values()), dtype)
+            self._stacks[key] = StackedAdapters(list(methods.values()), dtype)
         return self._stacks[key]
 
 
-class Stack:
+class StackedAdapters:
     """The low-rank adapters of one linear layer side by side, filled up with zeros to the highest rank.
 
     Attributes:

@@ -17,9 +17,9 @@ from typing import Any
 import typer
 
 from lora_hf import distributed as processes
-from lora_hf.errors import ArmFailed, FaultFound, NotWritten, UserError
+from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError
 
-LOST = "another process of this run has ended; the same command goes on from the last checkpoint"
+LOST_PROCESS = "another process of this run has ended; the same command goes on from the last checkpoint"
 
 
 def exit_status(task: Callable[[], object], debug: bool = False) -> int:
@@ -42,7 +42,7 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         return 1
     except FaultFound:
         return 1
-    except ArmFailed as failure:
+    except RunFailed as failure:
         return _status_of(failure)
     except NotWritten as error:
         if debug:
@@ -51,7 +51,7 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         return 1
     except Exception as error:
         if processes.has_lost_another(error) and not debug:
-            print(LOST, file=sys.stderr)
+            print(LOST_PROCESS, file=sys.stderr)
             return 1
         if not _is_the_users(error):
             raise
@@ -72,7 +72,7 @@ def invoke(command: Any, words: list[str]) -> None:
         command.invoke(context)
 
 
-def _status_of(failure: ArmFailed) -> int:
+def _status_of(failure: RunFailed) -> int:
     """The child's own status; it has said what there is to say, unless a signal ended it."""
     if failure.status in (130, -signal.SIGINT, -signal.SIGTERM):
         return 130

@@ -3,7 +3,7 @@
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.model import Dtype, ModelConfig
 from lora_hf.config.schema import (
-    METHODS,
+    METHOD_CHOICES,
     ArmOverride,
     DataConfig,
     GenerationConfig,
@@ -13,7 +13,7 @@ from lora_hf.config.schema import (
 )
 
 __all__ = [
-    "METHODS",
+    "METHOD_CHOICES",
     "ArmOverride",
     "BottleneckSection",
     "DataConfig",

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from lora_hf.config.schema import METHODS, RunConfig, Section
+from lora_hf.config.schema import METHOD_CHOICES, RunConfig, Section
 from lora_hf.config.training_fields import training_fields
 
 KeyPath = tuple[str | int, ...]
@@ -161,7 +161,7 @@ def _right_names(path: KeyPath) -> list[str]:
     """Dotted names the user may have meant: the same key elsewhere, its other name, or a near one."""
     leaf, section = str(path[-1]), dotted(path[:-1])
     if path[0] == "arms" and len(path) <= 3:
-        keys = METHODS if len(path) == 2 else [TRAINING]
+        keys = METHOD_CHOICES if len(path) == 2 else [TRAINING]
         return [f"{section}.{key}" for key in get_close_matches(leaf, keys, n=1, cutoff=0.5)]
     if leaf in OTHER_NAMES:
         return [OTHER_NAMES[leaf]]

@@ -19,7 +19,7 @@ from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Sec
 from lora_hf.data.prompts import prompt_template
 
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHOD_CHOICES: tuple[Method, ...] = get_args(Method)
 SECTIONS = "model lora bottleneck prompt_tuning data training generation arms variants sweep".split()
 
 

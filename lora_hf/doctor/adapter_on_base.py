@@ -26,7 +26,7 @@ from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
-SAMPLE = 200
+SAMPLED_DIALOGUES = 200
 """Dialogues of the package's sample, where the adapter's own data is not known."""
 
 
@@ -171,7 +171,7 @@ def tokens(folder: Path, store: ModelConfig, tokenizer: Any) -> Findings:
         except UserError as error:  # the data has gone since: not the adapter's fault
             raise CannotTell(f"the run's data cannot be read: {error}") from error
         return
-    sample = prompt_config(folder, max_test_samples=SAMPLE)
+    sample = prompt_config(folder, max_test_samples=SAMPLED_DIALOGUES)
     for finding in tokens_cut(sample, tokenizer, ("test",)):
         yield Finding(finding.state, f"the package's sample, {finding.title}", finding.remedy)
 

@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 from lora_hf.config import GenerationConfig
 from lora_hf.data.examples import Example
-from lora_hf.distributed import from_main, gather, is_main, rank, shares, world_size
+from lora_hf.distributed import all_gather, from_main, is_main, rank, shares, world_size
 from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.rouge import ROUGE_NAMES, rouge_per_pair, score_dialogues
 from lora_hf.evaluation.significance import bootstrap_interval
@@ -73,7 +73,7 @@ def score_model(
     start = time.perf_counter()
     own = shares([len(ids) for ids in sources], world_size())[rank()]
     written = summarize(config, model, tokenizer, [sources[i] for i in own], max_new_tokens, fast_paths)
-    found = {i: text for part in gather(dict(zip(own, written, strict=True))) for i, text in part.items()}
+    found = {i: text for part in all_gather(dict(zip(own, written, strict=True))) for i, text in part.items()}
     predictions = [found[i] for i in range(len(sources))]
     seconds = time.perf_counter() - start
     rows = [

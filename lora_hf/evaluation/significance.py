@@ -18,6 +18,9 @@ import numpy as np
 
 _DRAWS_AT_ONCE = 1_000_000  # bounds the memory: some 25 MB, whatever the number of resamples
 
+SIGNIFICANCE_LEVEL = 0.05
+"""Of a family of tests together; of k tests (Bonferroni) each is made at a k-th of it."""
+
 Values = np.ndarray  # (n,) float64
 Draw = Callable[[int], np.ndarray]  # k -> k resampled means, (k,)
 

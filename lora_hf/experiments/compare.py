@@ -39,7 +39,7 @@ def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str,
 
     Raises:
         UserError: a mistake in the config, or an output directory with other inputs in it.
-        ArmFailed: an arm did not end well; those that did are kept.
+        RunFailed: an arm did not end well; those that did are kept.
     """
     config = load_config(config_file, overrides, is_done=lambda run: all_finished(plan_arms(run)))
     arms = plan_arms(config)

@@ -41,7 +41,7 @@ def compare_methods(config_file: str | Path, overrides: Sequence[str] = ()) -> d
 
     Raises:
         UserError: a mistake in the config, or an output directory with other inputs in it.
-        ArmFailed: a variant did not end well; those that did are kept.
+        RunFailed: a variant did not end well; those that did are kept.
     """
     config = load_config(config_file, overrides, True, lambda study: all_finished(plan_variants(study)))
     arms = plan_variants(config)

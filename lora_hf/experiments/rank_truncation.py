@@ -18,7 +18,7 @@ from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.rouge import ROUGE_NAMES
-from lora_hf.evaluation.significance import bootstrap_interval
+from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, bootstrap_interval
 from lora_hf.experiments.summary import dialogue_scores, paired_record
 from lora_hf.files import check_new, write_json, write_text
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
@@ -26,8 +26,6 @@ from lora_hf.saved.adapter import NEW_TOKENS, find_adapter, load_with_base
 from lora_hf.training.registry import saved_method
 
 NAME = "default"
-LEVEL = 0.05
-"""Of all the tests together (Bonferroni)."""
 TABLE, PICTURE, FIGURES = REPORT = ("truncation.md", "truncation.png", "truncation.json")
 logger = logging.getLogger(__name__)
 
@@ -130,4 +128,4 @@ def _energy(rank: int, found: dict[str, list[float]]) -> float:
 
 
 def _is_worse(test: dict[str, Any] | None, tests: int) -> bool:
-    return test is not None and test["difference"] < 0 and test["p_value"] < LEVEL / tests
+    return test is not None and test["difference"] < 0 and test["p_value"] < SIGNIFICANCE_LEVEL / tests

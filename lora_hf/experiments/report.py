@@ -68,9 +68,9 @@ RUN = Kind(REPORT, "One run", "arms", (), *_ARMS)
 COMPARED = Kind(
     COMPARISON, "Base, full fine-tuning and LoRA", "arms", ("base", "full", "lora"), *_ARMS, draw_comparison
 )
-METHODS = Kind(STUDY, "Methods side by side", "variants", ("base", "lora"), *_STUDY, draw_methods)
+METHODS_COMPARED = Kind(STUDY, "Methods side by side", "variants", ("base", "lora"), *_STUDY, draw_methods)
 SWEPT = Kind(SWEEP, "A sweep", "variants", (), *_SWEEP, draw_sweep, sweep_charts)
-KINDS = {kind.stem: kind for kind in (COMPARED, METHODS, SWEPT)}
+KINDS = {kind.stem: kind for kind in (COMPARED, METHODS_COMPARED, SWEPT)}
 """Reports of several runs, by the name of their files."""
 
 
@@ -88,7 +88,7 @@ def report(root: Path) -> list[Path]:
         command = shlex.join(["lora-hf", "train", "--config", str(root / CONFIG)])
         return write_report(RUN, root, {record["method"]: [root]}, {"command": command})
     folders = found_runs(root)
-    kind = next((k for k in (METHODS, SWEPT) if (root / f"{k.stem}.json").is_file()), COMPARED)
+    kind = next((k for k in (METHODS_COMPARED, SWEPT) if (root / f"{k.stem}.json").is_file()), COMPARED)
     old = read_record(root / f"{kind.stem}.json") or {}
     needed = old.get("order") or kind.needs
     if missing := sorted({*needed} - folders.keys()):
@@ -121,7 +121,7 @@ def _first_seed_first(name: str) -> tuple[str, int]:
     return _SEED.sub("", name), int(seed.group(1)) + 1 if seed else 0
 
 
-def gather(folders: Folders) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+def load_runs(folders: Folders) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     """By group, the record and the predictions of each of its runs."""
     for run in (run for runs in folders.values() for run in runs):
         known = (read_record(run / RESULTS) or {}).get("sha256", {}).get(PREDICTIONS)
@@ -142,7 +142,7 @@ def write_report(kind: Kind, root: Path, folders: Folders, known: Mapping[str, A
         folders: of the runs, by group, in the order of the table.
         known: `command`, that makes all of it again, and what `kind.summarize` takes beside records and rows.
     """
-    records, rows = gather(folders)
+    records, rows = load_runs(folders)
     more = {name: value for name, value in known.items() if name != "command"}
     summary = kind.summarize(records, rows, **more) | {"command": known["command"]}
     summary = json.loads(json.dumps(summary))  # as it will be read: keys are text, tuples are lists

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from lora_hf.config import RunConfig
-from lora_hf.errors import ArmFailed, UserError
+from lora_hf.errors import RunFailed, UserError
 from lora_hf.files import PARTIAL
 from lora_hf.run_files import ENDS, STORE
 from lora_hf.run_records import read_record
@@ -92,7 +92,7 @@ def run_arms(config_file: str | Path, overrides: Sequence[str], arms: Sequence[A
 
     Raises:
         UserError: a folder that holds something else, a run with other inputs, or a package that is missing.
-        ArmFailed: a run did not end well; those that did are kept.
+        RunFailed: a run did not end well; those that did are kept.
     """
     check_root(arms[0].config, tuple(arm.group for arm in arms), report)
     run_each(config_file, overrides, arms)
@@ -193,7 +193,7 @@ def run_process(command: list[str]) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if status != 0:
-        raise ArmFailed(status)
+        raise RunFailed(status)
 
 
 def _stop_with_parent() -> None:

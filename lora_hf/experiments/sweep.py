@@ -37,7 +37,7 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
 
     Raises:
         UserError: a mistake in the config, no `sweep` in it, or an output directory with other inputs in it.
-        ArmFailed: a run did not end well; those that did are kept.
+        RunFailed: a run did not end well; those that did are kept.
     """
     config = load_config(config_file, overrides, True, _is_finished_grid)
     if not config.sweep.space:

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_hf.evaluation.significance import paired_test
+from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, paired_test
 from lora_hf.experiments.summary import Rows, Scores, dialogue_scores, intervals, mean_record
-
-LEVEL = 0.05
-"""Of the tests along one line, all together (Bonferroni)."""
 
 
 def summarize_sweep(
@@ -74,7 +71,7 @@ def _series(
 
 
 def plateau(names: list[str], scores: Mapping[str, Scores]) -> str:
-    """The first run that no later one is better than: ROUGE-1 paired by dialogue, `LEVEL` for all of them."""
+    """Return the first run that no later one beats in a paired test of ROUGE-1 (Bonferroni)."""
     return next(
         name
         for i, name in enumerate(names)
@@ -84,4 +81,4 @@ def plateau(names: list[str], scores: Mapping[str, Scores]) -> str:
 
 def _better(other: str, name: str, rest: list[str], scores: Mapping[str, Scores]) -> bool:
     test = paired_test(scores[other]["rouge1"], scores[name]["rouge1"])
-    return test.difference > 0 and test.p_value < LEVEL / (len(rest) - 1)
+    return test.difference > 0 and test.p_value < SIGNIFICANCE_LEVEL / (len(rest) - 1)

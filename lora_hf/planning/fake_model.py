@@ -16,7 +16,7 @@ from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.models.flan_t5 import COMMON, SHAPES
 from lora_hf.models.load import NO_CODE, locate, source_of
-from lora_hf.training.registry import METHODS
+from lora_hf.training.registry import ADDED_WEIGHTS
 
 FEWER = {"layers_to_transform": None, "layer_replication": None}
 """Fields that name layers, which a shorter model may not have."""
@@ -73,8 +73,8 @@ def outline(
         model.name_or_path = config.model.model_name_or_path
         if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
-        if config.method in METHODS:
-            METHODS[config.method].put_in(with_plain_start(config, **(FEWER if layers else {})), model)
+        if config.method in ADDED_WEIGHTS:
+            ADDED_WEIGHTS[config.method].put_in(with_plain_start(config, **(FEWER if layers else {})), model)
         if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         yield model.train().requires_grad_(True) if config.method == "full" else model.train()

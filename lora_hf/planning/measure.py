@@ -17,10 +17,10 @@ from transformers import (
 from lora_hf.config import RunConfig
 from lora_hf.models.load import guard_head, load_model, load_tokenizer
 from lora_hf.planning.fake_model import settings_of, with_plain_start
-from lora_hf.planning.plan import Record, rows_at_hand, trained_dtype
+from lora_hf.planning.plan import Plan, rows_at_hand, trained_dtype
 from lora_hf.system import pick_device
 from lora_hf.training.arguments import training_arguments
-from lora_hf.training.registry import METHODS
+from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.trainer import LoraTrainer
 
 TIMED = 3
@@ -43,13 +43,13 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def step_seconds(config: RunConfig, record: Record) -> float:
+def step_seconds(config: RunConfig, record: Plan) -> float:
     """The median of three steps after one that is not counted, of the data's lengths or of the bounds'."""
     device = pick_device()
     dtype = trained_dtype(config, device)
     model = _random(config, dtype, device)
-    if config.method in METHODS:
-        METHODS[config.method].put_in(with_plain_start(config), model)
+    if config.method in ADDED_WEIGHTS:
+        ADDED_WEIGHTS[config.method].put_in(with_plain_start(config), model)
     clock, rows = Clock(), rows_at_hand(config)
     collator = DataCollatorForSeq2Seq(load_tokenizer(config.model)) if rows else default_data_collator
     with TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def _random(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
         )
 
 
-def _longest(config: RunConfig, record: Record) -> Any:
+def _longest(config: RunConfig, record: Plan) -> Any:
     """Rows of the planned batch's lengths."""
     batch = record["batch"]
     n = batch["dialogues"] * (TIMED + 1) * int(config.training.get("gradient_accumulation_steps", 1))

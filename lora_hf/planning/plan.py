@@ -29,18 +29,18 @@ CARDS = (8, 16, 24, 40, 80)
 RESERVED = 2**30
 """Bytes of a GPU that its driver, its libraries and the allocator's gaps may take; not measured."""
 STORES = ("float32", "bfloat16", "nf4")
-Record = dict[str, Any]
+Plan = dict[str, Any]
 Rows = TokenizedDialogues | StreamedDialogues
 
 
-def plan(config: RunConfig) -> Record:
+def plan(config: RunConfig) -> Plan:
     """The record of one run, and the same run's memory on every FLAN-T5; as `plan_step`."""
     own = plan_step(config)
     batch = Batch(*(own["batch"][field] for field in Batch._fields))
     ways = STORES[:2] if config.method == "full" else STORES
     held = {dtype: flan_t5_bytes(config, dtype, batch) for dtype in {_computed(way) for way in ways}}
 
-    def needs(size: str) -> Record:
+    def needs(size: str) -> Plan:
         counted = _count(config, flan_t5(size))
         of_shape = {dtype: bytes_of(SHAPES[size]) for dtype, bytes_of in held.items()}
         return {way: _fit(_memory(config, counted, way, of_shape[_computed(way)])) for way in ways}
@@ -48,7 +48,7 @@ def plan(config: RunConfig) -> Record:
     return own | {"sizes": {size: needs(size) for size in SHAPES}}
 
 
-def plan_step(config: RunConfig, rows: Rows | None = None) -> Record:
+def plan_step(config: RunConfig, rows: Rows | None = None) -> Plan:
     """The record of one run: its batch, its steps, the bytes of a step by kind, its disk.
 
     Nothing is downloaded but, for a model on the Hub that is no FLAN-T5, its config.json.
@@ -87,7 +87,7 @@ def _computed(store: str) -> torch.dtype:
     return DTYPES.get(store, DTYPES["bfloat16"])
 
 
-def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Record:
+def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Plan:
     """Weights by part, and the bytes of a step: weights, gradients, optimizer and activations."""
     return _memory(config, _count(config, settings), store, activations)
 
@@ -97,7 +97,7 @@ def _count(config: RunConfig, settings: Any) -> Counts:
         return count_parts(model, config.method != "full")
 
 
-def _memory(config: RunConfig, counted: Counts, store: str, activations: int) -> Record:
+def _memory(config: RunConfig, counted: Counts, store: str, activations: int) -> Plan:
     dtype = _computed(store)
     is_full = config.method == "full"
     parts, trainable, linear = counted
@@ -106,7 +106,7 @@ def _memory(config: RunConfig, counted: Counts, store: str, activations: int) ->
     if store not in DTYPES:
         for part in ("encoder", "decoder"):
             weights[part] = _packed(config, store, parts[part], linear[part], width)
-    held: Record = {
+    held: Plan = {
         "weights": weights,
         "gradients": trainable * FLOAT,
         "optimizer": trainable * FLOAT * MOMENTS,
@@ -125,7 +125,7 @@ def _packed(config: RunConfig, store: str, weights: int, linear: Mapping[str, in
     return round(packed * PACKED.get(store, affine)) + (weights - packed) * width
 
 
-def _fit(record: Record) -> Record:
+def _fit(record: Plan) -> Plan:
     needed = record["peak_bytes"] + RESERVED
     return {
         "peak_bytes": record["peak_bytes"],
@@ -138,7 +138,7 @@ def trained_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     return torch.float32 if config.method == "full" else resolve_dtype(config.model.dtype, device)
 
 
-def _disk(own: Record) -> Record:
+def _disk(own: Plan) -> Plan:
     """Bytes of the base as FLAN-T5's checkpoints are, float32, of what is saved, and of a checkpoint."""
     saved = own["trainable"] * FLOAT
     base = sum(n for part, n in own["parameters"].items() if part != "added") * FLOAT

@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from lora_hf.adapters import count_parameters
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import ArmData, load_data
-from lora_hf.distributed import from_main, gather, is_sharded, together, world_size
+from lora_hf.distributed import all_gather, from_main, is_sharded, together, world_size
 from lora_hf.evaluation.evaluate import score_model, write_predictions
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.load import load_model, load_tokenizer
@@ -27,7 +27,7 @@ from lora_hf.runs.run_dir import RunDirectory
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_trackers
-from lora_hf.training.registry import METHODS
+from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.train import adapt, fit, load_trained
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _run(config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, data:
     if config.method != "base":
         model = _trained(config, run, model, tokenizer, data)
     scores, rows = score_arm(config, model, tokenizer, data)
-    scores["peak_memory_mib"] = max(gather(round(peak_memory_mib(model.device), 1)))
+    scores["peak_memory_mib"] = max(all_gather(round(peak_memory_mib(model.device), 1)))
     return from_main(lambda: _written(config, run, _record(config, run, model, data) | scores, rows))
 
 
@@ -87,8 +87,8 @@ def _read(config: RunConfig, run: RunDirectory, device: torch.device) -> tuple[A
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")
-    if config.method in METHODS:
-        METHODS[config.method].check(config, model)  # a typo must not clear the directory
+    if config.method in ADDED_WEIGHTS:
+        ADDED_WEIGHTS[config.method].check(config, model)  # a typo must not clear the directory
     return tokenizer, data, model
 
 

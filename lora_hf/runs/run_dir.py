@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lora_hf.config import METHODS, RunConfig
+from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.config.load import changed_fields, resolved_yaml
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.distributed import world_size
@@ -52,7 +52,7 @@ def inputs_of(config: RunConfig, world: int = 1) -> dict[str, Any]:
     fields = config.model_dump(
         mode="json", exclude={"output_dir", "overwrite", "arms", "variants", "sweep", "seeds"}
     )
-    for method in {*METHODS} - {config.method}:
+    for method in {*METHOD_CHOICES} - {config.method}:
         fields.pop(method, None)  # the section of the same name, where it has one
     if config.loraplus_lr_ratio is None:
         del fields["loraplus_lr_ratio"]

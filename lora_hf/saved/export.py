@@ -16,7 +16,7 @@ from lora_hf.files import check_new, whole
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, MODEL
 
-SAMPLE = 8
+COMPARED_DIALOGUES = 8
 """Dialogues of the package's test split whose summaries are compared."""
 NEW_TOKENS = 40
 
@@ -58,7 +58,7 @@ def check_same(model: Any, tokenizer: Any, graphs: OnnxT5) -> int:
     Raises:
         RuntimeError: they differ.
     """
-    config = DataConfig(max_test_samples=SAMPLE, max_source_length=128)
+    config = DataConfig(max_test_samples=COMPARED_DIALOGUES, max_source_length=128)
     texts = [example.dialogue for example in load_split(config, "test")]
     batch = padded(encode_sources(texts, tokenizer, config).ids, tokenizer.pad_token_id, torch.device("cpu"))
     with torch.inference_mode():

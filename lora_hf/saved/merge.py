@@ -15,7 +15,7 @@ from lora_hf.models.load import save_model
 from lora_hf.saved.adapter import find_adapter, load_with_base, prompt_config
 from lora_hf.training.registry import saved_method
 
-SAMPLE = 8
+COMPARED_DIALOGUES = 8
 """Dialogues of the package's test split on which merged and unmerged logits are compared."""
 
 
@@ -72,7 +72,7 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
 
 def sample_batch(model: Any, tokenizer: Any, folder: Path) -> dict[str, torch.Tensor]:
     """A few dialogues of the package's sample with an adapter's own prompt, and their references."""
-    config = prompt_config(folder, max_test_samples=SAMPLE)
+    config = prompt_config(folder, max_test_samples=COMPARED_DIALOGUES)
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

@@ -22,7 +22,7 @@ from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
 from lora_hf.run_records import read_predictions, read_record
 from lora_hf.saved.adapter import find_adapter, upload
 from lora_hf.saved.public_names import public_base, public_config, public_dataset, public_license
-from lora_hf.training.registry import METHODS, saved_method
+from lora_hf.training.registry import ADDED_WEIGHTS, saved_method
 
 SAMPLES = 3
 """Test dialogues in a card, where the data are public."""
@@ -74,7 +74,7 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
         raise UserError(
             f"{folder}: {broken[0]} is not all finite numbers; `lora-hf doctor {folder}` says more"
         )
-    facts = gather(folder, destination, said)
+    facts = collect_facts(folder, destination, said)
     name, revision = facts.base.on_hub, facts.base.revision
     peft = facts.adapter | {"base_model_name_or_path": name, "revision": revision}
     ours = {"base_model_name_or_path": facts.base.name, "base_model_revision": revision}
@@ -91,7 +91,7 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
     }
 
 
-def gather(folder: Path, destination: Destination, said: Said) -> CardFacts:
+def collect_facts(folder: Path, destination: Destination, said: Said) -> CardFacts:
     """What is known of an adapter: from its own files, and from the run it lies in, if it does."""
     method, manifest = saved_method(folder), read_manifest(folder)
     adapter = read_peft_config(folder)[1] if method == "lora" else {}
@@ -136,7 +136,7 @@ def check_push(config: RunConfig) -> None:
     """
     if not config.training.get("push_to_hub"):
         return
-    if config.method not in METHODS:
+    if config.method not in ADDED_WEIGHTS:
         raise UserError(
             f"training.push_to_hub=true: method {config.method!r} makes no adapter "
             f"({upload(Path(config.output_dir, MODEL))})"

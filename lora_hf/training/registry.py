@@ -57,7 +57,7 @@ def _restore_extras(model: Any, folder: Path) -> None:
     put_weights(model, read_weights(folder), folder)
 
 
-METHODS: dict[str, AddedWeights] = {
+ADDED_WEIGHTS: dict[str, AddedWeights] = {
     "lora": AddedWeights(
         check=lambda config, model: find_targets(model, _lora_config(config)),
         put_in=lambda config, model: inject_adapters(model, _lora_config(config)),
@@ -85,7 +85,7 @@ METHODS: dict[str, AddedWeights] = {
 def added_weights(model: nn.Module) -> AddedWeights | None:
     """What can be done with the weights a model carries beside its base; None where it carries none."""
     method = "lora" if adapter_configs(model) else extras_method(model)
-    return METHODS[method] if method else None
+    return ADDED_WEIGHTS[method] if method else None
 
 
 def saved_method(folder: Path) -> str:
@@ -95,8 +95,8 @@ def saved_method(folder: Path) -> str:
         UserError: the manifest names one that is not known.
     """
     method = read_manifest(folder).get("method", "lora")
-    if not isinstance(method, str) or method not in METHODS:
-        raise UserError(f"{folder} holds weights of method {method!r}; known are {sorted(METHODS)}")
+    if not isinstance(method, str) or method not in ADDED_WEIGHTS:
+        raise UserError(f"{folder} holds weights of method {method!r}; known are {sorted(ADDED_WEIGHTS)}")
     return method
 
 
@@ -106,4 +106,4 @@ def load_saved(model: Any, folder: Path) -> Any:
     Raises:
         UserError: as the method's own loading.
     """
-    return METHODS[saved_method(folder)].load(model, folder)
+    return ADDED_WEIGHTS[saved_method(folder)].load(model, folder)

@@ -10,7 +10,7 @@ from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerC
 from lora_hf.adapters import count_parameters
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import ArmData
-from lora_hf.distributed import from_main, gathered, is_main, together
+from lora_hf.distributed import from_main, full_weights, is_main, together
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.evaluate import ValidationRouge
 from lora_hf.files import whole
@@ -19,7 +19,7 @@ from lora_hf.run_files import ADAPTER, CHECKPOINTS, MODEL
 from lora_hf.system import resolve_dtype
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.checkpoints import newest_checkpoint
-from lora_hf.training.registry import METHODS
+from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.signals import Interrupted, StopOnSignal
 from lora_hf.training.trainer import LoraTrainer
 
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 def adapt(config: RunConfig, model: Any) -> None:
     """Put the new weights in, or leave the model as it is, for a full fine-tuning."""
-    if config.method in METHODS:
-        METHODS[config.method].put_in(config, model)
+    if config.method in ADDED_WEIGHTS:
+        ADDED_WEIGHTS[config.method].put_in(config, model)
     trainable, total = count_parameters(model)
     logger.info("%s of %s weights train (%.2f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 
@@ -49,7 +49,7 @@ def fit(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     output = _train(trainer, stop, str(checkpoint) if checkpoint else None)
-    with gathered(model, only_trained=config.method in METHODS):
+    with full_weights(model, only_trained=config.method in ADDED_WEIGHTS):
         if is_main():
             save_trained(config, run, model, tokenizer, data)
     trainable, total = count_parameters(model)
@@ -112,7 +112,7 @@ def _saved(trainer: LoraTrainer) -> str:
 
 def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData) -> None:
     """The new weights, with what `predict` must know to repeat the prompt; or model and tokenizer."""
-    if config.method in METHODS:
+    if config.method in ADDED_WEIGHTS:
         use = {
             "prompt": config.data.prompt,
             "max_source_length": config.data.max_source_length,
@@ -120,7 +120,7 @@ def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data:
             "base_store": config.model.how_stored(),
         }
         with whole(run / ADAPTER) as folder:
-            METHODS[config.method].save(model, folder, use)
+            ADDED_WEIGHTS[config.method].save(model, folder, use)
         return
     with whole(run / MODEL) as folder:
         save_model(model, tokenizer, folder)
@@ -128,8 +128,8 @@ def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data:
 
 def load_trained(config: RunConfig, run: Path, model: Any, device: torch.device) -> Any:
     """What `save_trained` wrote, back on the model it was trained on."""
-    if config.method in METHODS:
-        return METHODS[config.method].load(model, run / ADAPTER)
+    if config.method in ADDED_WEIGHTS:
+        return ADDED_WEIGHTS[config.method].load(model, run / ADAPTER)
     trained = config.model.model_copy(update={"model_name_or_path": str(run / MODEL), "revision": None})
     loaded = load_model(trained, device, train_all=True)
     loaded.base_fingerprint = model.base_fingerprint

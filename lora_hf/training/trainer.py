@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_hf.distributed import gathered
+from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for, greedy
 from lora_hf.evaluation.generate import fast_generation
@@ -197,7 +197,7 @@ class LoraTrainer(ResumableTrainer):
         if added_weights(self.model) is None:
             super().save_model(output_dir, _internal_call)
             return
-        with gathered(self.model):
+        with full_weights(self.model):
             self._save(output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -212,7 +212,7 @@ class LoraTrainer(ResumableTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if added := added_weights(self.model):
-            with gathered(self.model, changed=True):
+            with full_weights(self.model, changed=True):
                 added.restore(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -220,7 +220,7 @@ class LoraTrainer(ResumableTrainer):
     def _load_best_model(self) -> None:
         added, best = added_weights(self.model), self.state.best_model_checkpoint
         if added and best:
-            with gathered(self.model, changed=True):
+            with full_weights(self.model, changed=True):
                 added.restore(self.model, Path(best))
         else:
             super()._load_best_model()

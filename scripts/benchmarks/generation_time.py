@@ -26,7 +26,7 @@ from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.reporting.tables import markdown_table
 from lora_hf.system import pick_device
-from lora_hf.training.registry import METHODS
+from lora_hf.training.registry import ADDED_WEIGHTS
 from scripts.benchmarks.interleaved import ratios_to, time_in_turn
 
 MERGED = " merged"
@@ -84,10 +84,10 @@ def _models(config: RunConfig, variants: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_weights(config: RunConfig) -> Any:
-    if config.method not in METHODS:
+    if config.method not in ADDED_WEIGHTS:
         raise UserError(f"--variants: method {config.method!r} adds no weights; its time is the base's")
     model = load_model(config.model, pick_device())
-    METHODS[config.method].put_in(config, model)
+    ADDED_WEIGHTS[config.method].put_in(config, model)
     return model
 
 

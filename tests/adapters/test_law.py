@@ -18,7 +18,7 @@ from lora_hf.adapters.functional import lora_scaling
 from lora_hf.adapters.initialize import draw_start
 from lora_hf.adapters.inits import INITS
 from lora_hf.adapters.layer import LoraLayer
-from lora_hf.adapters.methods import METHODS
+from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.errors import UserError
 
 IN, OUT, R, ALPHA, GROUP = 64, 32, 4, 10.0, 16
@@ -84,7 +84,7 @@ def is_refused(backend: str, method: str, init: bool | str) -> bool:
     return needs_quantized or needs_linear
 
 
-MATRIX = [(b, m, i) for b in BACKENDS for m in METHODS for i in INITS]
+MATRIX = [(b, m, i) for b in BACKENDS for m in ADAPTER_METHODS for i in INITS]
 matrix = pytest.mark.parametrize(("backend", "method", "init"), [c for c in MATRIX if not is_refused(*c)])
 refused = pytest.mark.parametrize(("backend", "method", "init"), [c for c in MATRIX if is_refused(*c)])
 
@@ -243,7 +243,7 @@ def test_merging_gives_the_unmerged_output_and_unmerging_the_old_bits(
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if not BACKENDS[b].is_quantized])
 def test_gradients_are_those_of_dense_autograd_in_float64(backend: str, method: str, dropout: float) -> None:
     if is_refused(backend, method, True):
@@ -289,7 +289,7 @@ def dense_reference(layer: LoraLayer, adapter: Any, method: str, x: Tensor, drop
     return output if bias is None else output + bias.view(shape)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if BACKENDS[b].is_quantized])
 def test_gradients_on_a_quantized_base_are_those_of_its_dequantized_weight(backend: str, method: str) -> None:
     layer = make_layer(backend, method, True)
@@ -322,7 +322,7 @@ def test_dropout_falls_on_the_adapter_s_input_only_and_only_in_training() -> Non
     assert torch.equal(layer(x), layer.base_layer(x))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_base_gives_half_precision_out_and_float32_gradients(
     dtype: torch.dtype, method: str

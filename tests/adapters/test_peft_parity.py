@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[Any, list[str], dict[str, Tensor]]] = {
 }
 EMBEDDINGS = {"t5": ["encoder.embed_tokens"], "llama": ["embed_tokens"], "gpt2": ["wte"]}
 PATTERN = {"rank_pattern": {"wo": 2, "down_proj": 2}, "alpha_pattern": {"q": 7, "q_proj": 7}}
-METHODS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
@@ -76,7 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 both = pytest.mark.parametrize(
     ("kind", "method"),
-    [(k, m) for k in KINDS for m in METHODS if k != "vit" or m in ("lora", "rslora", "dora")],
+    [(k, m) for k in KINDS for m in VARIANTS if k != "vit" or m in ("lora", "rslora", "dora")],
 )  # PEFT takes no start from a convolution's weight
 
 
@@ -138,7 +138,7 @@ def theirs_of(kind: str, **fields: Any) -> nn.Module:
 @both
 def test_peft_reads_ours(kind: str, method: str, tmp_path: Path) -> None:
     make, _, batch = KINDS[kind]
-    ours = ours_of(kind, **METHODS[method])
+    ours = ours_of(kind, **VARIANTS[method])
     save_adapter(ours, tmp_path)
     theirs = peft.PeftModel.from_pretrained(make(), tmp_path, is_trainable=True)
     is_converted = "pissa" in method or method == "olora"  # there the trained half is twice as wide
@@ -155,7 +155,7 @@ def test_we_read_peft_s(kind: str, method: str, tmp_path: Path) -> None:
     if (kind, method) == ("gpt2", "olora"):
         pytest.skip("PEFT's own factors have the wrong sides; tested below")
     make, _, batch = KINDS[kind]
-    theirs = theirs_of(kind, **METHODS[method])
+    theirs = theirs_of(kind, **VARIANTS[method])
     theirs.save_pretrained(tmp_path)
     ours = load_adapter(make(), tmp_path, trainable=True)
     assert_same(ours, theirs, batch)
@@ -183,7 +183,7 @@ def test_patterns_excluded_layers_and_chosen_blocks_mean_the_same(kind: str, tmp
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_embeddings(kind: str, method: str, tmp_path: Path) -> None:
     make, _, batch = KINDS[kind]
-    fields = {**METHODS[method], "target_modules": EMBEDDINGS[kind]}
+    fields = {**VARIANTS[method], "target_modules": EMBEDDINGS[kind]}
     ours = ours_of(kind, **fields)
     save_adapter(ours, tmp_path / "ours")
     assert_same(ours, peft.PeftModel.from_pretrained(make(), tmp_path / "ours", is_trainable=True), batch)

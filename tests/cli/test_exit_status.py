@@ -12,7 +12,7 @@ import pytest
 from support.inputs import FEW
 
 from lora_hf import cli
-from lora_hf.errors import ArmFailed
+from lora_hf.errors import RunFailed
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,11 +73,11 @@ def test_a_fault_of_the_program_is_not_told_as_the_users(monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
-    assert [fail(ArmFailed(code)) for code in (2, 1, 130, -2, -15, -9)] == [2, 1, 130, 130, 130, 1]
+    assert [fail(RunFailed(code)) for code in (2, 1, 130, -2, -15, -9)] == [2, 1, 130, 130, 130, 1]
 
 
 def test_an_arm_that_the_system_killed_is_spoken_of(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(ArmFailed(-9)))
+    monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(RunFailed(-9)))
     assert cli.run(["compare"], debug=False) == 1
     assert "ended by SIGKILL; often memory ran out" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.config.schema import METHODS, SECTIONS, LoraSection, RunConfig, Section
+from lora_hf.config.schema import METHOD_CHOICES, SECTIONS, LoraSection, RunConfig, Section
 from lora_hf.data.prompts import PROMPTS, fill_prompt, prompt_template
 
 
@@ -110,8 +110,8 @@ def test_one_arm_of_a_comparison_is_a_run_with_its_own_training() -> None:
 
 def test_the_full_arm_of_a_4bit_comparison_trains_dense_weights() -> None:
     config = RunConfig.model_validate({"model": {"load_in_4bit": True}})
-    stored_in_4bit = {method: config.for_arm(method, 1, "x").model.load_in_4bit for method in METHODS}
-    assert stored_in_4bit == dict.fromkeys(METHODS, True) | {"full": False}
+    stored_in_4bit = {method: config.for_arm(method, 1, "x").model.load_in_4bit for method in METHOD_CHOICES}
+    assert stored_in_4bit == dict.fromkeys(METHOD_CHOICES, True) | {"full": False}
 
 
 def test_a_prompt_takes_a_dialogue_with_braces() -> None:

@@ -13,7 +13,7 @@ from support.inputs import SMALL_COMPARISON
 from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
-from lora_hf.errors import ArmFailed, UserError
+from lora_hf.errors import RunFailed, UserError
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.experiments import compare as comparing
 from lora_hf.experiments import runner as study
@@ -142,7 +142,7 @@ def test_a_folder_that_holds_something_else_than_a_comparison_is_refused(tmp_pat
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("raise SystemExit(1)", 1)])
 def test_the_status_of_an_arms_process_is_kept(code, status):
-    with pytest.raises(ArmFailed) as failed:
+    with pytest.raises(RunFailed) as failed:
         study.run_process([sys.executable, "-c", code])
     assert failed.value.status == status
 
@@ -166,7 +166,7 @@ time.sleep(30)
 
     before = signal.getsignal(number)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(ArmFailed) as failed:
+    with pytest.raises(RunFailed) as failed:
         study.run_process([sys.executable, "-c", code])
     assert failed.value.status == 130
     assert (tmp_path / "got").read_text() == str(int(number))

@@ -9,7 +9,7 @@ from support.inputs import SMALL_COMPARISON
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
-from lora_hf.errors import ArmFailed, NotWritten, UserError
+from lora_hf.errors import NotWritten, RunFailed, UserError
 from lora_hf.experiments import sweep as sweeping
 from lora_hf.experiments.search import search
 from lora_hf.experiments.sweep_summary import lines, plateau
@@ -112,10 +112,10 @@ def test_a_search_that_was_killed_goes_on(
 
     def killed(config: Any, overrides: Any, arms: Any) -> None:
         if arms[0].name == "trial-001":
-            raise ArmFailed(-9)
+            raise RunFailed(-9)
         run_each(config, overrides, arms)
 
-    with monkeypatch.context() as patched, pytest.raises(ArmFailed):
+    with monkeypatch.context() as patched, pytest.raises(RunFailed):
         patched.setattr(sweeping, "run_each", killed)
         sweeping.sweep(config_file, space)
     record = sweeping.sweep(config_file, space)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lora_hf import LoraConfig, cli, inject_adapters
-from lora_hf.config import METHODS, RunConfig
+from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, without_head
@@ -242,7 +242,7 @@ def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         plan(config(model={"model_name_or_path": str(tmp_path)}))
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "base"])
+@pytest.mark.parametrize("method", [method for method in METHOD_CHOICES if method != "base"])
 def test_every_method_that_trains_can_be_planned(method: str) -> None:
     run = config(method=method, data={"dataset_name": "nobody/nothing"})
     trainable = {

@@ -24,7 +24,7 @@ RECORD = {
 }
 for number, name in enumerate(ROUGE_NAMES, start=1):
     RECORD |= {name: number / 8, f"{name}_interval": [number / 16, number / 4], f"{name}_best": number / 5}
-SAMPLE = {
+SUMMARIZED_DIALOGUE = {
     "id": "7",
     "dialogue": "A: Hi\nB: {{ 7 * 7 }}",
     "references": ["They\ngreet."],
@@ -47,7 +47,7 @@ def facts(**more):
             "config": config,
             "dataset": "knkarthick/dialogsum",
             "record": RECORD,
-            "samples": [SAMPLE],
+            "samples": [SUMMARIZED_DIALOGUE],
             "license": "apache-2.0",
             **more,
         }

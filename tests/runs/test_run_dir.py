@@ -6,14 +6,14 @@ from itertools import product
 import pytest
 import yaml
 
-from lora_hf.config import METHODS, RunConfig
+from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
 from lora_hf.run_files import ADAPTER, CONFIG, INPUTS, OWN, PREDICTIONS, RESULTS
 from lora_hf.run_records import folder_bytes, read_predictions, read_record
 from lora_hf.runs.run_dir import RunDirectory, inputs_of
 
-TRAINED = {*METHODS} - {"base"}
+TRAINED = {*METHOD_CHOICES} - {"base"}
 HASHES = {"data": "d1", "model": "m1"}
 
 
@@ -181,15 +181,15 @@ def test_the_stored_config_repeats_the_run_and_does_not_overwrite_unasked(tmp_pa
             {"early_stopping_patience": 2, "training": {"load_best_model_at_end": True}},
             TRAINED,
         ),
-        ({"generation": {"num_beams": 2}}, {*METHODS}),
-        ({"data": {"prompt": "plain"}}, {*METHODS}),
+        ({"generation": {"num_beams": 2}}, {*METHOD_CHOICES}),
+        ({"data": {"prompt": "plain"}}, {*METHOD_CHOICES}),
         ({"output_dir": "elsewhere", "overwrite": True, "seeds": [42, 1]}, set()),
     ],
 )
 def test_a_change_touches_only_the_arms_whose_outcome_depends_on_it(change, touched):
     def inputs(**fields):
         config = RunConfig.model_validate(fields)
-        return {m: inputs_of(config.for_arm(m, config.seed, "x")) for m in METHODS}
+        return {m: inputs_of(config.for_arm(m, config.seed, "x")) for m in METHOD_CHOICES}
 
     before, after = inputs(), inputs(**change)
     assert {method for method in before if before[method] != after[method]} == touched

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.adapters.save import adapter_state
-from lora_hf.distributed import gathered, is_main, is_sharded
-from lora_hf.training.registry import METHODS
+from lora_hf.distributed import full_weights, is_main, is_sharded
+from lora_hf.training.registry import ADDED_WEIGHTS
 
 STEPS = 4
 
@@ -59,14 +59,14 @@ def main(folder: Path) -> None:
             [float(mine) / get_world_size(), float(step(plain, optimizers[1], everything, tokens, 1))]
         )
     parts = [[p.to_local().numel(), p.numel()] for p in model.parameters() if isinstance(p, DTensor)]
-    with gathered(model):
+    with full_weights(model):
         if is_main():
             save_adapter(model, folder / "sharded")
     if is_main():
         save_adapter(plain, folder / "plain")
-    with gathered(model, changed=True):  # what a resume does
-        METHODS["lora"].restore(model, folder / "plain")
-    with gathered(model):
+    with full_weights(model, changed=True):  # what a resume does
+        ADDED_WEIGHTS["lora"].restore(model, folder / "plain")
+    with full_weights(model):
         back = adapter_state(model)
     same = all(torch.equal(back[name], tensor) for name, tensor in adapter_state(plain).items())
     if is_main():

@@ -4,6 +4,6 @@ from lora_hf.adapters.methods.dora import Dora
 from lora_hf.adapters.methods.lora import Lora
 from lora_hf.adapters.methods.qalora import QALora
 
-METHODS: dict[str, type[Lora]] = {"lora": Lora, "dora": Dora, "qalora": QALora}
+ADAPTER_METHODS: dict[str, type[Lora]] = {"lora": Lora, "dora": Dora, "qalora": QALora}
 
-__all__ = ["METHODS", "Lora"]
+__all__ = ["ADAPTER_METHODS", "Lora"]
