@@ -1,10 +1,12 @@
-"""One process a run: a second one waits, whether a person started it twice or a parent was killed."""
+"""The lock on a run's folder: one process at a time, whoever started the other."""
 
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from lora_hf.distributed import is_main
 from lora_hf.errors import UserError
@@ -13,13 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make the folder, and wait until no other process has it; what a killed one had, the system lets go.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Create the folder if needed, and hold its lock; wait while another process holds it.
 
-    Of several processes of one run, as torchrun starts them, the first has it for all.
+    The lock is on the folder itself: no lock file, and a finished run on a read-only disk can be locked. The
+    system releases it when the process ends, however it ends. Of several processes of one run, as torchrun
+    starts them, the first holds it for all. On a file system without locks the run continues unlocked.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be created or read.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,13 +40,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:  # Windows
-        return
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-    except BlockingIOError:
-        logger.warning("%s: another process has this run in hand; waiting until it ends", folder)
-        flock(descriptor, LOCK_EX)
-    except OSError as error:  # a file system without locks
+        if not lock_descriptor(descriptor, blocking=False):
+            logger.warning(
+                "%s: another process is running this; waiting for it to end (Ctrl-C stops waiting)", folder
+            )
+            lock_descriptor(descriptor)
+    except OSError as error:
         logger.info("%s: not locked against other processes: %s", folder, error.strerror)

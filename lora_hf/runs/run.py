@@ -22,7 +22,7 @@ from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.run_records import folder_bytes, read_record
 from lora_hf.runs.finished import LEFT, sources_of
-from lora_hf.runs.lock import alone
+from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import RunDirectory
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
@@ -43,7 +43,7 @@ def run_arm(config: RunConfig) -> dict[str, Any]:
     run, sources = RunDirectory(config), sources_of(config)
     device = pick_device()
     tokenizer, data, model = together(lambda: _read(config, run, device))
-    with alone(run.path):
+    with run_lock(run.path):
         fingerprints = {"data": data.fingerprint, "model": model.base_fingerprint}
         from_main(lambda: run.claim(fingerprints, sources))
         return _run(config, run, model, tokenizer, data)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from lora_hf.errors import NotWritten, UserError
 from lora_hf.experiments.runner import check_root, run_process
 from lora_hf.files import PARTIAL, file_sha256, whole, write_json, write_text
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, RESULTS
-from lora_hf.runs.lock import alone
+from lora_hf.runs import lock
+from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import RunDirectory
 from lora_hf.training.checkpoints import last_checkpoint
 
@@ -72,19 +74,55 @@ def test_overwriting_clears_what_a_kill_left(tmp_path):
     assert not list(tmp_path.glob(f"{PARTIAL}*"))
 
 
-def test_a_second_process_of_a_run_waits_for_the_first(tmp_path, caplog):
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lora_hf.runs import lock
+from lora_hf.runs.lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_of_a_run_waits_until_the_first_is_killed(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lora_hf"), "propagate", True)
     entered = threading.Event()
 
     def second():
-        with alone(tmp_path / "run"):
+        with run_lock(tmp_path / "run"):
             entered.set()
 
-    thread = threading.Thread(target=second)
-    with alone(tmp_path / "run"):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.3)
+        holder.kill()
     assert entered.wait(5)
     thread.join()
+    assert f"{tmp_path / 'run'}: another process is running this; waiting for it to end" in caplog.text
+    assert held(tmp_path) == {}  # the lock is on the folder: it leaves no file
+
+
+def test_a_run_on_a_read_only_disk_is_locked_too(tmp_path, caplog):
+    with full_disk(tmp_path / "disk", 64):
+        (tmp_path / "disk" / "run").mkdir()
+        with read_only(tmp_path / "disk"), run_lock(tmp_path / "disk" / "run"):
+            pass
+    assert not caplog.text
+
+
+def test_a_file_system_without_locks_is_used_unlocked(tmp_path, caplog, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock, "lock_descriptor", refuse)
+    monkeypatch.setattr(logging.getLogger("lora_hf"), "propagate", True)
+    with caplog.at_level(logging.INFO, "lora_hf"), run_lock(tmp_path / "run"):
+        assert "not locked against other processes: No locks available" in caplog.text
 
 
 def test_a_run_whose_parent_is_killed_is_told_to_stop(tmp_path):
@@ -144,7 +182,7 @@ def test_a_disk_that_cannot_be_written_is_one_error_and_untouched(tmp_path):
         with read_only(tmp_path / "disk"):
             with (
                 pytest.raises(UserError, match="cannot be written: Read-only file system"),
-                alone(Path(config.output_dir)),
+                run_lock(Path(config.output_dir)),
             ):
                 pytest.fail("it has begun")
             with pytest.raises(NotWritten, match="Read-only file system"):
@@ -155,7 +193,7 @@ def test_a_disk_that_cannot_be_written_is_one_error_and_untouched(tmp_path):
 def test_a_place_below_a_file_is_one_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="output_dir=.*cannot be written: Not a directory"):
-        with alone(tmp_path / "file" / "run"):
+        with run_lock(tmp_path / "file" / "run"):
             pytest.fail("it has begun")
     assert held(tmp_path) == {"file": b"mine"}
 
