@@ -12,11 +12,11 @@ PACKAGE = ROOT / "lora_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each package may import itself and those of the lines before it. `data.prompts` holds only strings, which
-# config checks names against; `generator` uses the standard library alone.
+# config checks names against.
 ORDER = [
     {"errors"},
     {"files", "hub", "distributed"},
-    {"run_files", "adapters", "data.prompts", "data.generator"},
+    {"run_files", "adapters", "data.prompts"},
     {"run_records", "system", "baselines", "fast"},
     {"config"},
     {"models"},
@@ -132,9 +132,8 @@ def test_peft_is_a_reference_for_tests_and_never_imported():
     assert not [file for file in FILES if "peft" in libraries(file)]
 
 
-def test_the_generator_and_the_prompts_need_nothing_but_python():
-    for file in [*below("data/generator"), PACKAGE / "data/prompts.py"]:
-        assert not libraries(file), file
+def test_the_prompts_need_nothing_but_python():
+    assert not libraries(PACKAGE / "data/prompts.py")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from support.inputs import shared_data
 
-from lora_hf.data.generator import generate
+from lora_hf.config import DataConfig
+from lora_hf.data.splits import load_split
 from lora_hf.files import checkpoint_fingerprint
 from lora_hf.models.load import ASSETS
 
@@ -295,7 +296,9 @@ def test_its_outputs_are_of_the_shipped_model_and_sample():
     text = shown(nbformat.read(NOTEBOOK, as_version=4))
     fingerprint = checkpoint_fingerprint(sorted(ASSETS.glob("model*.safetensors")))
     assert f"fingerprint {fingerprint}" in text, f"the model has changed since; run {REFRESH}"
-    assert generate("test", 1)[0]["dialogue"] in text, f"the dialogues have changed since; run {REFRESH}"
+    assert load_split(DataConfig(max_test_samples=1), "test")[0].dialogue in text, (
+        f"the dialogues have changed since; run {REFRESH}"
+    )
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

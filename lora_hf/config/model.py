@@ -12,6 +12,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 EMBEDDED = "embedded"
 """The name of the model and of the sample in the package."""
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny_t5"
+"""Folder of the embedded model."""
+EMBEDDED_SAMPLE = ASSETS.with_name("sample")
+"""Folder of the embedded sample, one `jsonl.gz` per split."""
 NAME_FIELD = "model.model_name_or_path"
 DENSE = {"load_in_4bit": False, "load_in_8bit": False}
 """What full fine-tuning lays over the section: quantized weights cannot all be trained."""

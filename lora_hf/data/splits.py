@@ -1,5 +1,7 @@
 """Where dialogues come from: the package's generator, local files, or the Hub."""
 
+import gzip
+import json
 import logging
 from collections.abc import Iterator
 from hashlib import sha256
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lora_hf.config import DataConfig
-from lora_hf.config.model import EMBEDDED
+from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
 from lora_hf.data.readers import READERS, iterate_rows, read_rows, read_utf8
 from lora_hf.errors import UserError, first_line
@@ -16,7 +18,6 @@ from lora_hf.hub.download import check_dataset
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-EMBEDDED_ROWS: dict[Split, int] = {"train": 10_000, "validation": 500, "test": 500}
 logger = logging.getLogger(__name__)
 
 
@@ -101,9 +102,7 @@ def read_file(file: Path, config: DataConfig) -> list[Example]:
 
 def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     if config.dataset_name == EMBEDDED:
-        from lora_hf.data.generator import iterate
-
-        return iterate(split, _limit(config, split) or EMBEDDED_ROWS[split])
+        return islice(_read_sample(split), _limit(config, split))
     path = Path(config.dataset_name).expanduser()
     if path.is_dir():
         return iterate_rows(_split_file(path, split))
@@ -111,6 +110,11 @@ def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     if is_path or path.suffix.lower() in READERS or len(path.parts) > 2:
         raise UserError(f"data.dataset_name={config.dataset_name!r}: no such file or folder")
     return _read_hub(config, split)
+
+
+def _read_sample(split: Split) -> Iterator[Row]:
+    with gzip.open(EMBEDDED_SAMPLE / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def _split_file(folder: Path, split: Split) -> Path:

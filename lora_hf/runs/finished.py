@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_hf import __version__
 from lora_hf.config import RunConfig
-from lora_hf.config.model import ASSETS, EMBEDDED
+from lora_hf.config.model import ASSETS, EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, json_text
@@ -34,10 +34,9 @@ def sources_of(config: RunConfig) -> str | None:
         16 hexadecimal digits, or None where files say nothing: a branch on the Hub may move.
     """
     model, data = config.model, config.data
-    own = Path(__file__).parents[1] / "data" / "generator"
     places = [
         (model.model_name_or_path, model.revision, ASSETS),
-        (data.dataset_name, data.dataset_revision, own),
+        (data.dataset_name, data.dataset_revision, EMBEDDED_SAMPLE),
     ]
     files: list[Path] = []
     try:

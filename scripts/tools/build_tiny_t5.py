@@ -9,6 +9,7 @@ as many steps. The result depends on the seed, the number of threads and the ver
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers.optimization import Adafactor
 
-from lora_hf.data.generator import dialogues
-from lora_hf.data.generator.copying import make_copying_example
-from lora_hf.data.generator.noise import garble
-from lora_hf.data.generator.tasks import make_example
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from scripts.tools.generator import dialogues
+from scripts.tools.generator.copying import make_copying_example
+from scripts.tools.generator.noise import garble
+from scripts.tools.generator.tasks import make_example
 
 SEED_OFFSET = 1_000_000  # so that the mixture's dialogues are not those that fine-tuning sees
 # the first syllable of a capitalized word, so that unknown names fall into known pieces; then words, single

@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lora_hf.data.generator import Split, dialogues
 from lora_hf.files import read_object
+from scripts.tools.generator import Split, dialogues
 
 PIECE = 1000
 """Rows that are made at once."""

@@ -163,6 +163,22 @@ def test_the_embedded_sample_needs_no_file_and_a_limit_takes_its_first_dialogues
     assert len(load_split(config("embedded", max_eval_samples=3), "validation")) == 3
 
 
+@pytest.mark.parametrize(
+    ("limits", "sizes", "fingerprint"),
+    [
+        ((None, None, None), (10_000, 500, 500), "83a8a816172bd3ee"),
+        ((4000, 100, 200),) * 2 + ("da247ad421a1a9bf",),
+    ],
+)
+def test_the_embedded_sample_never_changes(limits, sizes, fingerprint):
+    """Runs record this fingerprint: with another one, every finished run on the sample would be refused."""
+    names = ("max_train_samples", "max_eval_samples", "max_test_samples")
+    sample = config("embedded", **dict(zip(names, limits, strict=True)))
+    splits = [load_split(sample, split) for split in ("train", "validation", "test")]
+    assert tuple(map(len, splits)) == sizes
+    assert data_fingerprint(*splits) == fingerprint
+
+
 def test_the_fingerprint_is_of_the_texts_and_of_their_split():
     a, b = GROUPED
     assert data_fingerprint([a], [b]) == data_fingerprint([Example("x", a.dialogue, a.references)], [b])

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lora_hf
-from lora_hf.data.generator import generate
+from scripts.tools.generator import generate
 
 TINY_T5 = Path(lora_hf.__file__).parent / "assets" / "tiny_t5"
 PROMPT = "Summarize the following conversation.\n\n{dialogue}\n\nSummary: "

@@ -5,9 +5,9 @@ With the mixture alone a small model settles for frequent answers and hardly sta
 
 import random
 
-from lora_hf.data.generator.facts import KINDS
-from lora_hf.data.generator.names import draw_person
-from lora_hf.data.generator.template import fill
+from scripts.tools.generator.facts import KINDS
+from scripts.tools.generator.names import draw_person
+from scripts.tools.generator.template import fill
 
 _KINDS = ["person", "person", "person", "place", "time", "price", "number", "goods", "day", "thing"]
 

@@ -1,6 +1,6 @@
 """a books a service with b."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 NEED = turn(
     "a",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from lora_hf.data.generator.names import Split
+from scripts.tools.generator.names import Split
 
 _CHOICE = re.compile(r"\[([^]]*)\]")
 _SLOT = re.compile(r"\{(\w+)\}")

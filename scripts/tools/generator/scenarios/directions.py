@@ -1,6 +1,6 @@
 """a asks b for the way."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 ASK_WAY = turn(
     "a",

@@ -1,6 +1,6 @@
 """a wants to buy something from b and haggles."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 LOOK = turn(
     "a",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_hf.data.generator.template import Wordings, slots_of
+from scripts.tools.generator.template import Wordings, slots_of
 
 
 @dataclass(frozen=True)

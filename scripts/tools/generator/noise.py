@@ -8,9 +8,9 @@ import random
 from dataclasses import replace
 from functools import cache
 
-from lora_hf.data.generator.dialogue import Dialogue, Line
-from lora_hf.data.generator.scenarios import SCENARIOS
-from lora_hf.data.generator.template import expand
+from scripts.tools.generator.dialogue import Dialogue, Line
+from scripts.tools.generator.scenarios import SCENARIOS
+from scripts.tools.generator.template import expand
 
 P_NOISY, P_DROP, P_REPLACE = 0.5, 0.06, 0.10
 

@@ -1,6 +1,6 @@
 """Something of a's is broken; b could repair it."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 BROKEN = turn(
     "a",

@@ -4,7 +4,7 @@ Some of them hold names, places, times and prices, so that a summary cannot simp
 a fact. `{x}` says the first line, `{y}` answers.
 """
 
-from lora_hf.data.generator.names import Split
+from scripts.tools.generator.names import Split
 
 Exchange = tuple[str, str]
 

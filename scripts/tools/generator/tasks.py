@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lora_hf.data.generator.dialogue import Dialogue, Line
-from lora_hf.data.generator.template import fill
+from scripts.tools.generator.dialogue import Dialogue, Line
+from scripts.tools.generator.template import fill
 
 
 class Task(NamedTuple):

@@ -1,6 +1,6 @@
 """a wants to borrow something from b."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 ASK_LOAN = turn(
     "a",

@@ -1,6 +1,6 @@
 """a has been offered a job and tells b."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 NEWS = turn(
     "a",

@@ -1,6 +1,6 @@
 """a invites b to something, somewhere, some day."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 INVITE = turn(
     "a",

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable
 
-from lora_hf.data.generator.names import Split, draw_person, draw_place
+from scripts.tools.generator.names import Split, draw_person, draw_place
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 COLORS = ("red", "blue", "green", "black", "white", "yellow", "brown", "gray")

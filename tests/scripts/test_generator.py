@@ -1,5 +1,6 @@
-"""The embedded sample: what is disjoint, what is deterministic, what a summary may say."""
+"""The generator of the embedded sample: what is disjoint, what is deterministic, what a summary may say."""
 
+import gzip
 import inspect
 import itertools
 import random
@@ -8,15 +9,17 @@ import time
 
 import pytest
 
-from lora_hf.data.generator import dialogues, generate
-from lora_hf.data.generator.copying import repeat_words, word_after, word_of
-from lora_hf.data.generator.names import PEOPLE, PLACE_STEMS, SPLITS
-from lora_hf.data.generator.noise import garble
-from lora_hf.data.generator.scenario import slots_of_turns
-from lora_hf.data.generator.scenarios import SCENARIOS
-from lora_hf.data.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS
-from lora_hf.data.generator.tasks import MIXTURE, make_example
-from lora_hf.data.generator.template import expand, fill, slots_of
+from lora_hf.config.model import EMBEDDED_SAMPLE
+from scripts.tools.build_sample import lines
+from scripts.tools.generator import dialogues, generate
+from scripts.tools.generator.copying import repeat_words, word_after, word_of
+from scripts.tools.generator.names import PEOPLE, PLACE_STEMS, SPLITS
+from scripts.tools.generator.noise import garble
+from scripts.tools.generator.scenario import slots_of_turns
+from scripts.tools.generator.scenarios import SCENARIOS
+from scripts.tools.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS
+from scripts.tools.generator.tasks import MIXTURE, make_example
+from scripts.tools.generator.template import expand, fill, slots_of
 
 PAIRS = list(itertools.combinations(SPLITS, 2))
 ENDINGS = [(scenario, ending) for scenario in SCENARIOS for ending in scenario.endings]
@@ -61,6 +64,11 @@ def test_the_first_rows_of_many_are_the_rows_of_few():
 
 def test_dialogues_can_start_anywhere():
     assert dialogues("train", 3, start=4) == dialogues("train", 7)[4:]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_shipped_sample_is_the_generators_byte_for_byte(split):
+    assert gzip.decompress((EMBEDDED_SAMPLE / f"{split}.jsonl.gz").read_bytes()) == lines(split)
 
 
 def test_rows_have_four_fields_and_ids_of_their_own():
@@ -161,7 +169,7 @@ def test_a_choice_is_one_of_its_wordings_and_slots_are_filled():
 
 
 def test_unknown_split_is_refused_with_its_name():
-    with pytest.raises(ValueError, match="split='dev'.*train"):
+    with pytest.raises(ValueError, match="split='dev' must be one of train"):
         generate("dev", 1)
 
 

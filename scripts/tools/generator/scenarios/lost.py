@@ -1,6 +1,6 @@
 """a has lost something; b has found it or knows whom to ask."""
 
-from lora_hf.data.generator.scenario import Ending, Scenario, question, turn
+from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
 LOSE = turn(
     "a",

@@ -4,12 +4,12 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_hf.data.generator.facts import draw
-from lora_hf.data.generator.names import Split, draw_person
-from lora_hf.data.generator.scenario import Ending, Question, Scenario, Turn, slots_of_turns
-from lora_hf.data.generator.scenarios import SCENARIOS
-from lora_hf.data.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS, OPENERS, Exchange
-from lora_hf.data.generator.template import fill, slots_of
+from scripts.tools.generator.facts import draw
+from scripts.tools.generator.names import Split, draw_person
+from scripts.tools.generator.scenario import Ending, Question, Scenario, Turn, slots_of_turns
+from scripts.tools.generator.scenarios import SCENARIOS
+from scripts.tools.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS, OPENERS, Exchange
+from scripts.tools.generator.template import fill, slots_of
 
 P_GREETING, P_CHATTER, P_DIGRESSION, P_FAREWELL, P_OPENER = 0.6, 0.5, 0.25, 0.3, 0.3
 
