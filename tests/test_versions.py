@@ -42,14 +42,24 @@ def test_classifiers_and_requires_python_agree_and_the_running_one_is_among_them
 
 
 def test_every_package_of_the_tests_is_tried_at_its_lower_bound_but_torch(lowest: dict[str, str]) -> None:
-    tried = {one.name: one.specifier for one in BOUNDED if str(one) not in OTHERS and one.name != "torch"}
-    assert {name: f">={lowest[canonicalize_name(name)]}" for name in tried} == {
-        name: str(bound) for name, bound in tried.items()
+    tried = [one for one in BOUNDED if str(one) not in OTHERS and one.name != "torch"]
+    assert {one.name: f">={lowest[canonicalize_name(one.name)]}" for one in tried} == {
+        one.name: str(next(bound for bound in one.specifier if bound.operator == ">=")) for one in tried
     }
     assert lowest["torch"] == PINNED["torch"]
-    assert len(lowest) == len(tried) + 1
+    assert len(lowest) == len({one.name for one in tried}) + 1
 
 
 @pytest.mark.parametrize("one", [one for one in BOUNDED if str(one) not in EXTRAS["audit"]], ids=str)
 def test_the_tested_version_is_one_that_is_admitted(one: Requirement) -> None:
     assert one.specifier.contains(PINNED[canonicalize_name(one.name)])
+
+
+def test_transformers_is_bounded_by_the_versions_tried_which_the_readme_names(lowest: dict[str, str]) -> None:
+    """Those of constraints.txt and of `make test-lowest`."""
+    newest = PINNED["transformers"]
+    major, minor = newest.split(".")[:2]
+    (one,) = (one for one in BOUNDED if one.name == "transformers")
+    assert str(one.specifier) == f"<{major}.{int(minor) + 1},>={lowest['transformers']}"
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"Tested with Transformers {lowest['transformers']} and {newest};" in readme

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-NAMED = re.compile(r"([\w-]+)(?:\[([\w,]+)\])?(?:>=([\d.]+))?")
-"""A package, its extras and its lower bound."""
+NAMED = re.compile(r"([\w-]+)(?:\[([\w,]+)\])?(?:>=([\d.]+)(?:,<[\d.]+)?)?")
+"""A package, its extras and its lower bound; an upper bound is passed over."""
 
 
 def required(project: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -24,7 +24,7 @@ def required(project: dict[str, Any], names: list[str]) -> Iterator[tuple[str, s
     """
     for name in names:
         if not (match := NAMED.fullmatch(name)):
-            raise ValueError(f"pyproject.toml: {name!r} is not NAME>=VERSION")
+            raise ValueError(f"pyproject.toml: {name!r} is not NAME>=VERSION or NAME>=VERSION,<VERSION")
         package, extras, bound = match.groups()
         if package != project["name"]:
             yield package, bound
