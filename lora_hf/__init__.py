@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lora_hf.adapters import unmerge_adapters as unmerge_adapters
     from lora_hf.adapters import unshare_layers as unshare_layers
     from lora_hf.errors import UserError as UserError
+    from lora_hf.saved.inference import load as load
     from lora_hf.training import LoraTrainer as LoraTrainer
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ save_adapter set_adapter spectra unmerge_adapters unshare_layers""".split()
 _HOMES = dict.fromkeys(_ADAPTERS, "lora_hf.adapters") | {
     "UserError": "lora_hf.errors",
     "LoraTrainer": "lora_hf.training",
+    "load": "lora_hf.saved.inference",
 }
 
 __all__ = list(_HOMES)

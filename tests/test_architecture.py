@@ -43,6 +43,7 @@ ADAPTERS = [
     {"layer"},
     {"targets", "model_state", "peft_format"},
     {"checkpoint_io"},
+    {"saved_adapter"},
     {"active"},
     {"inject"},
     {"merge", "save", "combine"},

@@ -11,9 +11,7 @@ from lora_hf.adapters.checkpoint_io import (
     Shapes,
     check_shapes,
     check_tensors,
-    read_manifest,
     read_tensors,
-    read_weights,
 )
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.initialize import Start, draw_start, restore
@@ -22,9 +20,10 @@ from lora_hf.adapters.inject import Originals, inject_adapters, originals_of
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.layer_replication import replicate_layers
 from lora_hf.adapters.model_state import modules_of, saved_modules
-from lora_hf.adapters.peft_format import TAKEN_OVER, peft_shapes, put_peft_tensors, read_peft_config
+from lora_hf.adapters.peft_format import TAKEN_OVER, peft_shapes, put_peft_tensors
 from lora_hf.adapters.rollback import undone_on_error
 from lora_hf.adapters.save import PREFIX, START_NAME, adapted, adapter_state
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.errors import UserError
 
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def load_adapter(
     model: nn.Module,
-    directory: str | Path,
+    directory: str | Path | SavedAdapter,
     adapter_name: str = "default",
     trainable: bool = False,
     originals: Originals | None = None,
@@ -42,7 +41,7 @@ def load_adapter(
 
     Args:
         model: the base the adapter was trained on, without an adapter of this name.
-        directory: a folder that `save_adapter` or PEFT wrote.
+        directory: a folder that `save_adapter` or PEFT wrote, or the adapter found there.
         adapter_name: the name it gets here.
         trainable: whether its weights get gradients.
         originals: gives the weights before quantization, where the adapter was started on a base stored for
@@ -52,16 +51,16 @@ def load_adapter(
         UserError: no such files, a pickle, another base, tensors that do not fit, or PEFT fields that are
             not implemented; the model is then as it was.
     """
-    folder = Path(directory)
+    saved = SavedAdapter.at(directory)
     check_adapter_name(adapter_name)
-    config, _ = read_peft_config(folder)
-    check_base(model, folder)
+    folder, config = saved.folder, saved.config
+    check_base(model, saved)
     with undone_on_error(model):
         if config.layer_replication:
             replicate_layers(model, config.layer_replication)
-        tensors = read_weights(folder, lambda shapes: _check_fit(model, config, shapes, folder))
+        tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, folder))
         tensors = without_base_copies(model, tensors, folder)
-        check_formats(model, config, folder)
+        check_formats(model, saved)
         begin = _Beginning(folder, config, originals_of(model, originals))
         with torch.random.fork_rng(devices=[]):  # a start drawn here is overwritten: leave the seed alone
             inject_adapters(model, config, adapter_name, draw=begin)
@@ -175,13 +174,13 @@ def expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int
     return shapes
 
 
-def check_formats(model: nn.Module, config: LoraConfig, folder: Path) -> None:
+def check_formats(model: nn.Module, saved: SavedAdapter) -> None:
     """Refuse an adapter that makes up for the errors of another store than the model's.
 
     Raises:
         UserError: it does, or it is PEFT's LoftQ, whose base cannot be made again from the file.
     """
-    manifest = read_manifest(folder)
+    folder, config, manifest = saved.folder, saved.config, saved.manifest
     if config.init_lora_weights == "loftq" and not manifest:
         raise UserError(
             f"{folder}: PEFT's LoftQ adapters fit only the quantized backbone that was saved with them; load "
@@ -199,13 +198,13 @@ def check_formats(model: nn.Module, config: LoraConfig, folder: Path) -> None:
         )
 
 
-def check_base(model: nn.Module, folder: Path) -> None:
+def check_base(model: nn.Module, saved: SavedAdapter) -> None:
     """Refuse an adapter that was trained on another checkpoint than the model's.
 
     Raises:
         UserError: both fingerprints are known and differ.
     """
-    manifest = read_manifest(folder)
+    folder, manifest = saved.folder, saved.manifest
     trained_on, here = manifest.get("base_fingerprint"), getattr(model, "base_fingerprint", None)
     if not trained_on or not here:
         logger.info("%s: the base it was trained on is not recorded; names and shapes are checked", folder)

@@ -12,16 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
-from lora_hf.adapters.checkpoint_io import (
-    MANIFEST_NAME,
-    check_tensors,
-    read_manifest,
-    read_weights,
-    write_weights,
-)
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, check_tensors, write_weights
 from lora_hf.adapters.load import check_base
 from lora_hf.adapters.model_state import adapter_configs
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
@@ -79,7 +74,9 @@ def save_extras(model: nn.Module, directory: str | Path, extra: dict[str, Any] |
     return folder
 
 
-def load_extras(model: nn.Module, directory: str | Path, put_in: Callable[..., None]) -> nn.Module:
+def load_extras(
+    model: nn.Module, directory: str | Path | SavedAdapter, put_in: Callable[..., None]
+) -> nn.Module:
     """Put in what a folder describes, frozen, and return the model.
 
     Args:
@@ -91,12 +88,13 @@ def load_extras(model: nn.Module, directory: str | Path, put_in: Callable[..., N
         UserError: no such files, another base, settings that are none, or tensors that do not fit (then the
             base is to be loaded anew).
     """
-    folder = Path(directory)
-    check_base(model, folder)
-    tensors = read_weights(folder)
+    saved = SavedAdapter.at(directory)
+    folder = saved.folder
+    check_base(model, saved)
+    tensors = saved.read_weights()
     try:
         with torch.random.fork_rng(devices=[]):  # the start drawn here is overwritten: leave the seed alone
-            put_in(model, **read_manifest(folder)["settings"])
+            put_in(model, **saved.manifest["settings"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder / MANIFEST_NAME} does not say how its weights are put in: {error}"

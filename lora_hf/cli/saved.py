@@ -46,9 +46,10 @@ def evaluate(
     if output:
         check_new(output)
     run = load_config(config, overrides or [])
-    from lora_hf.saved import adapter as saved
+    from lora_hf.saved.adapter import find_adapter
+    from lora_hf.saved.evaluate import evaluate as score_adapter
 
-    scores, rows = saved.evaluate(run, adapter)
+    scores, rows = score_adapter(run, find_adapter(adapter) if adapter else None)
     if output:
         write_predictions(output / PREDICTIONS, rows)
         write_json(output / RESULTS, scores)
@@ -70,7 +71,7 @@ def predict(
 
     if output:
         check_new(output)
-    from lora_hf.saved import adapter as saved
+    from lora_hf.saved import predict as saved
 
     lines = saved.as_lines(saved.predict(file, adapter, base, dialogue_column))
     write_text(output, lines) if output else print(lines, end="")
@@ -135,11 +136,12 @@ def truncate(
     from lora_hf.config.load import load_config
     from lora_hf.experiments import rank_truncation as truncation
     from lora_hf.reporting.rank_truncation import truncation_terminal
-    from lora_hf.saved.adapter import config_of_run
+    from lora_hf.saved.adapter import config_of_run, find_adapter
 
-    run = load_config(config) if config else config_of_run(adapter)
+    saved = find_adapter(adapter)
+    run = load_config(config) if config else config_of_run(saved)
     numbers = None if wanted is None else [int(word) for word in wanted]
-    Console().print(truncation_terminal(truncation.truncate(adapter, output, run, numbers, base)))
+    Console().print(truncation_terminal(truncation.truncate(saved, output, run, numbers, base)))
     print("report:", ", ".join(str(output / name) for name in truncation.REPORT))
 
 

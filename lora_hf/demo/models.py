@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
 from lora_hf.run_records import read_predictions, read_record
-from lora_hf.saved.adapter import NEW_TOKENS
-from lora_hf.serving.engine import Engine, Job, Served
+from lora_hf.saved.inference import BASE, NEW_TOKENS, PromptSettings
+from lora_hf.serving.engine import Engine, Job
 
 SAMPLES = 20
-BASE = "base"
 logger = logging.getLogger(__name__)
 
 
@@ -47,10 +47,12 @@ class Sides:
         held = [folder for folder, _ in runs.values() if (folder / PREDICTIONS).is_file()]
         self.samples: list[dict[str, Any]] = read_predictions(held[0])[:SAMPLES] if held else []
         adapters = {
-            n: folder / ADAPTER for n, (folder, config) in runs.items() if _fits(n, folder, config, first)
+            n: SavedAdapter(folder / ADAPTER, n)
+            for n, (folder, config) in runs.items()
+            if _fits(n, folder, config, first)
         }
         length = next((x for folder, _ in runs.values() if (x := _length(folder))), NEW_TOKENS)
-        as_trained = Served(first.data, length)
+        as_trained = PromptSettings(first.data, length)
         self._engines: dict[str, Engine] = {}
         shared = Engine(first.model, adapters, as_trained)
         self._engines[BASE] = shared

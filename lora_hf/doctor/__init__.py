@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lora_hf.adapters.checkpoint_io import AGAIN
+from lora_hf.adapters.saved_adapter import AGAIN
 from lora_hf.config.load import find_config, load_config
 from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machine, runs
 from lora_hf.doctor.check import Check, Finding, examine
@@ -94,10 +94,10 @@ def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
     Raises:
         UserError: there is no such adapter, or no such folder for the base.
     """
-    folder = find_adapter(name)
+    adapter = find_adapter(name)
     if base_name:
         locate(base_name, "--base")
-    return examine(ADAPTER, {"folder": folder, "base_name": base_name})
+    return examine(ADAPTER, {"adapter": adapter, "base_name": base_name})
 
 
 def of_run(path: Path) -> Iterator[Finding]:

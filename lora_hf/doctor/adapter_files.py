@@ -1,15 +1,14 @@
 """Checks of an adapter's own files; no base is needed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lora_hf.adapters.checkpoint_io import OTHER_HASH, hash_fits, read_tensors, weights_in
+from lora_hf.adapters.checkpoint_io import read_tensors
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.peft_format import WEIGHTS_NAME, read_peft_config
 from lora_hf.adapters.save import PREFIX
+from lora_hf.adapters.saved_adapter import OTHER_HASH, SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.doctor.check import Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError, few
@@ -18,9 +17,9 @@ from lora_hf.saved.adapter import base_config
 from lora_hf.training.registry import saved_method
 
 
-def weights(folder: Path) -> Findings:
+def weights(adapter: SavedAdapter) -> Findings:
     """There are tensors, and no pickle; gives them."""
-    file = weights_in(folder)
+    file = adapter.weights_file
     tensors = read_tensors(file)
     if not tensors:
         raise UserError(f"{file} holds no tensors")
@@ -28,21 +27,22 @@ def weights(folder: Path) -> Findings:
     return tensors
 
 
-def hash_of_weights(folder: Path, weights: Mapping[str, Tensor]) -> Findings:
+def hash_of_weights(adapter: SavedAdapter, weights: Mapping[str, Tensor]) -> Findings:
     """The tensors are those that were saved."""
-    fits = hash_fits(folder)
-    if fits is False:
-        raise UserError(OTHER_HASH.format(folder / WEIGHTS_NAME))
-    yield ok("the file that was saved") if fits else unknown("none is recorded: PEFT writes none")
+    if adapter.is_intact is False:
+        raise UserError(OTHER_HASH.format(adapter.weights_file))
+    yield (
+        ok("the file that was saved") if adapter.is_intact else unknown("none is recorded: PEFT writes none")
+    )
 
 
-def settings(folder: Path) -> Findings:
+def settings(adapter: SavedAdapter) -> Findings:
     """What the folder says it is can be read, and is known here; gives LoRA's config, None for a baseline."""
-    method = saved_method(folder)
+    method = saved_method(adapter)
     if method != "lora":
         yield ok(method)
         return None
-    config, _ = read_peft_config(folder)
+    config = adapter.config
     yield ok(f"{config.method}, r={config.r}, lora_alpha={config.lora_alpha:g} on {names_of(config)}")
     return config
 
@@ -83,8 +83,8 @@ def names(tensors: list[str]) -> str:
     return few(name.removeprefix(PREFIX) for name in tensors)
 
 
-def store(folder: Path, settings: Any, base_name: str | None) -> Findings:
+def store(adapter: SavedAdapter, settings: Any, base_name: str | None) -> Findings:
     """Which base, stored how; gives the section `model` that loads it."""
-    config: ModelConfig = base_config(folder, base_name)
+    config: ModelConfig = base_config(adapter, base_name)
     yield ok(f"{config.model_name_or_path}, stored {config.storage}")
     return config

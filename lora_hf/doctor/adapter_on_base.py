@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from lora_hf.adapters import LoraConfig, disable_adapters, merge_errors, replicate_layers
-from lora_hf.adapters.checkpoint_io import check_tensors, read_manifest
+from lora_hf.adapters.checkpoint_io import check_tensors
 from lora_hf.adapters.load import check_base, check_formats, expected_shapes, without_base_copies
 from lora_hf.adapters.rollback import undone
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.targets import find_targets
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
@@ -44,10 +45,10 @@ def base(store: ModelConfig, checkpoint: Path) -> Findings:
     return model
 
 
-def fingerprint(folder: Path, base: Any) -> Findings:
+def fingerprint(adapter: SavedAdapter, base: Any) -> Findings:
     """The base is the checkpoint that the adapter was trained on."""
-    check_base(base, folder)
-    if not read_manifest(folder).get("base_fingerprint"):
+    check_base(base, adapter)
+    if not adapter.manifest.get("base_fingerprint"):
         yield unknown("the adapter's files do not say which weights it was trained on: PEFT's do not")
     elif not base.base_fingerprint:
         yield unknown("the base is in no files that could be compared")
@@ -55,7 +56,7 @@ def fingerprint(folder: Path, base: Any) -> Findings:
         yield ok(f"{base.base_fingerprint}: the weights it was trained on")
 
 
-def targets(folder: Path, settings: LoraConfig | None, base: nn.Module) -> Findings:
+def targets(adapter: SavedAdapter, settings: LoraConfig | None, base: nn.Module) -> Findings:
     """The base has every layer that the adapter names; gives them."""
     if settings is None:  # a baseline's weights: loading puts them in their places
         return None
@@ -63,33 +64,35 @@ def targets(folder: Path, settings: LoraConfig | None, base: nn.Module) -> Findi
         if settings.layer_replication:
             replicate_layers(base, settings.layer_replication)
         found = Targets(list(find_targets(base, settings)), expected_shapes(base, settings))
-        check_formats(base, settings, folder)
+        check_formats(base, adapter)
     copied = f", {len(settings.modules_to_save)} copied whole" if settings.modules_to_save else ""
     yield ok(f"{len(found.layers)} layers{copied}")
     return found
 
 
-def keys(folder: Path, weights: dict[str, Tensor], base: nn.Module, targets: Targets | None) -> Findings:
+def keys(
+    adapter: SavedAdapter, weights: dict[str, Tensor], base: nn.Module, targets: Targets | None
+) -> Findings:
     """The file has every tensor that those layers need, in its shape, and no other."""
     if targets is None:
         return
-    check_tensors(without_base_copies(base, weights, folder), targets.shapes, folder)
+    check_tensors(without_base_copies(base, weights, adapter.folder), targets.shapes, adapter.folder)
     yield ok("none missing, none unexpected, every shape right")
 
 
 def adapted(
-    folder: Path, base: Any, hash: None, numbers: None, fingerprint: None, targets: Any, keys: None
+    adapter: SavedAdapter, base: Any, hash: None, numbers: None, fingerprint: None, targets: Any, keys: None
 ) -> Findings:
     """It loads as every command loads it; gives the base with the adapter on it."""
-    model = load_saved(base, folder).eval()
+    model = load_saved(base, adapter).eval()
     yield ok("the adapter loads")
     return model
 
 
-def dtype(folder: Path, adapted: Any, tokenizer: Any) -> Findings:
+def dtype(adapter: SavedAdapter, adapted: Any, tokenizer: Any) -> Findings:
     """A forward pass is finite; tells how near its activations come to float16's end."""
     with largest_activation(adapted) as largest, torch.no_grad():
-        logits = adapted(**sample_batch(adapted, tokenizer, folder)).logits
+        logits = adapted(**sample_batch(adapted, tokenizer, adapter)).logits
     computed = str(adapted.dtype).removeprefix("torch.")
     is_t5 = isinstance(adapted, T5ForConditionalGeneration)
     yield judge_activations(computed, bool(logits.isfinite().all()), largest[0], is_t5)
@@ -124,11 +127,13 @@ def judge_activations(computed: str, is_finite: bool, largest: float, is_t5: boo
     return ok(f"finite in {computed}; the largest activation is {largest:,.0f}, and {end}")
 
 
-def effect(folder: Path, settings: LoraConfig | None, adapted: Any, tokenizer: Any, dtype: None) -> Findings:
+def effect(
+    adapter: SavedAdapter, settings: LoraConfig | None, adapted: Any, tokenizer: Any, dtype: None
+) -> Findings:
     """The adapter changes what the base says."""
     if settings is None:
         return
-    batch = sample_batch(adapted, tokenizer, folder)
+    batch = sample_batch(adapted, tokenizer, adapter)
     with torch.no_grad():
         with_it = adapted(**batch).logits.float()
         with disable_adapters(adapted):
@@ -143,11 +148,13 @@ def judge_effect(moved: float) -> Finding:
     return fault("does not move the logits of a sample at all", "train it, or use the base without it")
 
 
-def merging(folder: Path, settings: LoraConfig | None, adapted: Any, tokenizer: Any, dtype: None) -> Findings:
+def merging(
+    adapter: SavedAdapter, settings: LoraConfig | None, adapted: Any, tokenizer: Any, dtype: None
+) -> Findings:
     """Merged into the base, it says what it says unmerged, to rounding."""
     if settings is None:
         return
-    errors = merge_errors(adapted, sample_batch(adapted, tokenizer, folder))
+    errors = merge_errors(adapted, sample_batch(adapted, tokenizer, adapter))
     yield judge_merging(errors, adapted.dtype)
 
 
@@ -163,24 +170,24 @@ def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:
     return fault(f"{told}, more than rounding in {computed} explains", remedy)
 
 
-def tokens(folder: Path, store: ModelConfig, tokenizer: Any) -> Findings:
+def tokens(adapter: SavedAdapter, store: ModelConfig, tokenizer: Any) -> Findings:
     """Few dialogues are longer than the model reads: the run's own, or of the package's sample."""
-    if run := run_of(folder):
+    if run := run_of(adapter):
         try:
             yield from tokens_cut(run.data, tokenizer)
         except UserError as error:  # the data has gone since: not the adapter's fault
             raise CannotTell(f"the run's data cannot be read: {error}") from error
         return
-    sample = prompt_config(folder, max_test_samples=SAMPLED_DIALOGUES)
+    sample = prompt_config(adapter, max_test_samples=SAMPLED_DIALOGUES)
     for finding in tokens_cut(sample, tokenizer, ("test",)):
         yield Finding(finding.state, f"the package's sample, {finding.title}", finding.remedy)
 
 
-def run_of(folder: Path) -> RunConfig | None:
+def run_of(adapter: SavedAdapter) -> RunConfig | None:
     """The config of the run that an adapter is in, where it is in one."""
-    if not (folder.parent / CONFIG).is_file():
+    if not (adapter.folder.parent / CONFIG).is_file():
         return None
     try:
-        return config_of_run(str(folder))
+        return config_of_run(adapter)
     except UserError as error:
         raise CannotTell(f"the run's config cannot be read: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_hf import files
 from lora_hf.adapters import combine_adapters, delete_adapter, save_adapter, set_adapter, spectra
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import encode_sources
@@ -22,7 +23,8 @@ from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, bootstrap_interv
 from lora_hf.experiments.summary import dialogue_scores, paired_record
 from lora_hf.files import check_new, write_json, write_text
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
-from lora_hf.saved.adapter import NEW_TOKENS, find_adapter, load_with_base
+from lora_hf.saved.adapter import load_with_base
+from lora_hf.saved.inference import NEW_TOKENS
 from lora_hf.training.registry import saved_method
 
 NAME = "default"
@@ -31,12 +33,16 @@ logger = logging.getLogger(__name__)
 
 
 def truncate(
-    adapter: str, output: Path, config: RunConfig, ranks: Sequence[int] | None, base: str | None = None
+    adapter: SavedAdapter,
+    output: Path,
+    config: RunConfig,
+    ranks: Sequence[int] | None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Cut an adapter to smaller ranks, save and score each, and write truncation.json, .md and .png.
 
     Args:
-        adapter: a folder, or a name on the Hub.
+        adapter: a LoRA adapter.
         output: a new folder; the adapter of rank k goes to `r<k>` in it.
         config: whose test split and `generation` are used.
         ranks: to cut to; None takes the powers of two below the adapter's own.
@@ -52,9 +58,10 @@ def truncate(
             that is none.
     """
     check_new(output)
-    if (method := saved_method(find_adapter(adapter))) != "lora":
-        raise UserError(f"--adapter {adapter!r} is of method {method}, which has no rank to cut")
-    model, tokenizer, manifest = load_with_base(adapter, base)
+    if (method := saved_method(adapter)) != "lora":
+        raise UserError(f"--adapter {adapter.source!r} is of method {method}, which has no rank to cut")
+    model, tokenizer = load_with_base(adapter, base)
+    manifest = adapter.manifest
     found = spectra(model, NAME)
     whole = max(len(values) for values in found.values())
     cut = _checked(ranks, whole)
@@ -78,7 +85,9 @@ def truncate(
             results[rank] = scored()
             delete_adapter(model, name)
             set_adapter(model, NAME)
-        return _written(folder, adapter, results, {path: values.tolist() for path, values in found.items()})
+        return _written(
+            folder, adapter.source, results, {path: values.tolist() for path, values in found.items()}
+        )
 
 
 def _checked(ranks: Sequence[int] | None, whole: int) -> list[int]:

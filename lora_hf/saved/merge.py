@@ -7,6 +7,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from lora_hf.adapters import merge_and_unload, merge_errors
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
@@ -36,13 +37,15 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
             quantized base and no choice: then the message tells the error of each.
     """
     check_new(output)
-    if (method := saved_method(find_adapter(adapter))) != "lora":
+    saved = find_adapter(adapter)
+    if (method := saved_method(saved)) != "lora":
         raise UserError(
-            f"--adapter {adapter!r} holds a {method}, which is no change of a weight: no merging it"
+            f"--adapter {adapter!r} holds a {method}, which does not change weights and cannot be merged; "
+            "use it unmerged with `lora-hf predict`"
         )
-    model, tokenizer, manifest = load_with_base(adapter, base)
-    errors = merge_errors(model, sample_batch(model, tokenizer, find_adapter(adapter)))
-    if manifest.get("base_store", {}).get("quant_method") == "hqq":
+    model, tokenizer = load_with_base(saved, base)
+    errors = merge_errors(model, sample_batch(model, tokenizer, saved))
+    if saved.manifest.get("base_store", {}).get("quant_method") == "hqq":
         errors.pop("requantized", None)  # Transformers has no such layer: the folder would not be a plain one
     check_choice(adapter, onto, errors)
     merge_and_unload(model, onto)
@@ -70,9 +73,9 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
         )
 
 
-def sample_batch(model: Any, tokenizer: Any, folder: Path) -> dict[str, torch.Tensor]:
+def sample_batch(model: Any, tokenizer: Any, saved: SavedAdapter) -> dict[str, torch.Tensor]:
     """A few dialogues of the package's sample with an adapter's own prompt, and their references."""
-    config = prompt_config(folder, max_test_samples=COMPARED_DIALOGUES)
+    config = prompt_config(saved, max_test_samples=COMPARED_DIALOGUES)
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

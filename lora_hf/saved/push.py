@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf import __version__
-from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, read_manifest, read_weights
-from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, read_peft_config
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.adapters.save import START_NAME
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
@@ -20,7 +21,7 @@ from lora_hf.reporting.card_facts import CardFacts
 from lora_hf.reporting.model_card import model_card
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
 from lora_hf.run_records import read_predictions, read_record
-from lora_hf.saved.adapter import find_adapter, upload
+from lora_hf.saved.adapter import find_adapter, upload_hint
 from lora_hf.saved.public_names import public_base, public_config, public_dataset, public_license
 from lora_hf.training.registry import ADDED_WEIGHTS, saved_method
 
@@ -68,13 +69,14 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
         raise UserError(f"--adapter {adapter!r}: no such folder")
     if said.license is not None:
         check_license(said.license, "--license")
-    folder = find_adapter(adapter).resolve()
-    weights = read_weights(folder)  # whole, and those that were saved
+    saved = find_adapter(adapter)
+    folder = saved.folder
+    weights = saved.read_weights()  # checks the hash
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(
             f"{folder}: {broken[0]} is not all finite numbers; `lora-hf doctor {folder}` says more"
         )
-    facts = collect_facts(folder, destination, said)
+    facts = collect_facts(saved, destination, said)
     name, revision = facts.base.on_hub, facts.base.revision
     peft = facts.adapter | {"base_model_name_or_path": name, "revision": revision}
     ours = {"base_model_name_or_path": facts.base.name, "base_model_revision": revision}
@@ -91,12 +93,12 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
     }
 
 
-def collect_facts(folder: Path, destination: Destination, said: Said) -> CardFacts:
+def collect_facts(saved: SavedAdapter, destination: Destination, said: Said) -> CardFacts:
     """What is known of an adapter: from its own files, and from the run it lies in, if it does."""
-    method, manifest = saved_method(folder), read_manifest(folder)
-    adapter = read_peft_config(folder)[1] if method == "lora" else {}
-    name = adapter.get("base_model_name_or_path") or manifest.get("base_model_name_or_path")
-    base = public_base(name, manifest, said.base_model)
+    method, manifest = saved_method(saved), saved.manifest
+    adapter = saved.peft_config if method == "lora" else {}
+    base = public_base(saved.base_model, manifest, said.base_model)
+    folder = saved.folder.resolve()
     run = folder.parent
     is_run = folder.name == ADAPTER and (run / CONFIG).is_file()
     config = load_config(run / CONFIG) if is_run else None
@@ -139,7 +141,7 @@ def check_push(config: RunConfig) -> None:
     if config.method not in ADDED_WEIGHTS:
         raise UserError(
             f"training.push_to_hub=true: method {config.method!r} makes no adapter "
-            f"({upload(Path(config.output_dir, MODEL))})"
+            f"({upload_hint(Path(config.output_dir, MODEL))})"
         )
     destination = _destination(config)
     user = check_login(destination)

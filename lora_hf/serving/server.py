@@ -5,11 +5,11 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.saved.adapter import base_config, find_adapter
@@ -40,23 +40,23 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     """
     if limits.adapters_dir and not limits.adapters_dir.is_dir():
         raise UserError(f"--adapters-dir {str(limits.adapters_dir)!r}: no such folder")
-    folders = {name: find_adapter(where) for name, where in named(adapters).items()}
-    config = base_for(list(folders.values()), base)
-    with listening(host, port) as listener, closing(Service(Engine(config, folders), limits)) as service:
+    found = {name: find_adapter(where) for name, where in named(adapters).items()}
+    config = base_for(list(found.values()), base)
+    with listening(host, port) as listener, closing(Service(Engine(config, found), limits)) as service:
         app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
         most = limits.max_queue + limits.max_batch + OTHERS
         run(app, listener, "serving on %s (API page: /docs)", grace, service.batcher.hurry, most)
     logger.info("all that waited is answered")
 
 
-def base_for(folders: list[Path], base: str | None) -> ModelConfig:
+def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
     """The base that is asked for, stored as the first adapter's was; or that one.
 
     Raises:
         UserError: nothing says which.
     """
-    if folders:
-        return base_config(folders[0], base)
+    if adapters:
+        return base_config(adapters[0], base)
     if base is None:
         raise UserError("give --base, or an adapter that names its base")
     return ModelConfig(model_name_or_path=base).named_by("--base")

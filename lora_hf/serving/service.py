@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters.layer import check_adapter_name
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.serving.batching import Batcher, Closed, Full
 from lora_hf.serving.engine import Engine, Job
@@ -122,7 +123,9 @@ class Service:
         self._coming.add(name)
         try:
             check_adapter_name(name)
-            await asyncio.wrap_future(self.batcher.call(lambda: self.engine.load(name, folder)))
+            await asyncio.wrap_future(
+                self.batcher.call(lambda: self.engine.load(name, SavedAdapter(folder, path)))
+            )
         except UserError as error:
             raise Refused(422, str(error)) from None
         finally:

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from lora_hf.adapters import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.checkpoint_io import read_manifest, read_weights
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.model_state import adapter_configs
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.targets import find_targets
 from lora_hf.baselines.bottleneck import add_bottlenecks, find_sublayers
 from lora_hf.baselines.checkpoint_io import extras_method, load_extras, put_weights, save_extras
@@ -35,7 +35,7 @@ class AddedWeights:
     """Write them, with what else their users need."""
     restore: Callable[[Any, Path], None]
     """Read them back into a model that has them: a checkpoint's."""
-    load: Callable[[Any, Path], Any]
+    load: Callable[[Any, Path | SavedAdapter], Any]
     """Put them into a base as they were saved, frozen."""
 
 
@@ -50,11 +50,12 @@ def _save_adapters(model: Any, folder: Path, extra: dict[str, Any]) -> None:
 
 def _restore_adapters(model: Any, folder: Path) -> None:
     for name in adapter_configs(model):
-        put_adapter_state(model, read_weights(folder if name == "default" else folder / name), name)
+        saved = SavedAdapter(folder if name == "default" else folder / name)
+        put_adapter_state(model, saved.read_weights(), name)
 
 
 def _restore_extras(model: Any, folder: Path) -> None:
-    put_weights(model, read_weights(folder), folder)
+    put_weights(model, SavedAdapter(folder).read_weights(), folder)
 
 
 ADDED_WEIGHTS: dict[str, AddedWeights] = {
@@ -88,22 +89,24 @@ def added_weights(model: nn.Module) -> AddedWeights | None:
     return ADDED_WEIGHTS[method] if method else None
 
 
-def saved_method(folder: Path) -> str:
-    """The method of a saved adapter; PEFT's folders do not say, and are LoRA's.
+def saved_method(saved: SavedAdapter) -> str:
+    """Return the method of a saved adapter.
 
     Raises:
-        UserError: the manifest names one that is not known.
+        UserError: its manifest names an unknown one.
     """
-    method = read_manifest(folder).get("method", "lora")
+    method = saved.method
     if not isinstance(method, str) or method not in ADDED_WEIGHTS:
-        raise UserError(f"{folder} holds weights of method {method!r}; known are {sorted(ADDED_WEIGHTS)}")
+        raise UserError(
+            f"{saved.folder} holds weights of method {method!r}; known are {sorted(ADDED_WEIGHTS)}"
+        )
     return method
 
 
-def load_saved(model: Any, folder: Path) -> Any:
-    """The model with the weights of a folder on it, whichever method's they are.
+def load_saved(model: Any, saved: SavedAdapter) -> Any:
+    """Load a saved adapter of any method onto its base model, frozen, and return the model.
 
     Raises:
         UserError: as the method's own loading.
     """
-    return ADDED_WEIGHTS[saved_method(folder)].load(model, folder)
+    return ADDED_WEIGHTS[saved_method(saved)].load(model, saved)

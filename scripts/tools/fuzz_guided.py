@@ -28,6 +28,7 @@ from scripts.tools.fuzzing.trial import MIB, SECONDS
 with atheris.instrument_imports(include=["lora_hf", "yaml"]):
     from lora_hf.adapters import checkpoint_io as weights_file
     from lora_hf.adapters import load, peft_format
+    from lora_hf.adapters.saved_adapter import SavedAdapter
     from lora_hf.config import load as file
     from lora_hf.config import yaml_reader as document
     from lora_hf.errors import UserError
@@ -69,9 +70,10 @@ def read_adapter(folder: Path) -> Callable[[bytes], None]:
             (folder / name).write_bytes(part)
         for name in names[len(parts) :]:
             (folder / name).unlink(missing_ok=True)
-        for step in (saved.base_config, saved.prompt_config, methods.saved_method, weights_file.read_weights):
+        adapter = SavedAdapter(folder)
+        for step in (saved.base_config, saved.prompt_config, methods.saved_method, SavedAdapter.read_weights):
             with suppress(UserError):
-                step(folder)
+                step(adapter)
         with suppress(UserError):
             load.load_adapter(model, folder, "fuzzed")
         if "fuzzed" in getattr(model, "lora_hf_adapters", {}):

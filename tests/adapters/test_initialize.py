@@ -9,11 +9,11 @@ from support.models import logits, make_t5, nf4_t5
 from torch import Tensor, nn
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.checkpoint_io import read_weights
 from lora_hf.adapters.inits import INITS, loftq, olora, pissa
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.adapters.save import adapter_state
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
@@ -127,7 +127,7 @@ def test_a_checkpoint_in_the_middle_of_training_comes_back_bit_for_bit(
     save_adapter(model, tmp_path)
     torch.manual_seed(77)  # a randomized start is another one now
     again = inject_adapters(make_t5(), config)
-    put_adapter_state(again, read_weights(tmp_path))
+    put_adapter_state(again, SavedAdapter(tmp_path).read_weights())
     state = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
     assert all(torch.equal(tensor, state[key]) for key, tensor in adapter_state(again).items())
     assert torch.equal(logits(again, batch), logits(model, batch))

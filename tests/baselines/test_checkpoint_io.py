@@ -14,6 +14,7 @@ from support.new_weights import randomize
 from support.tiny_trainer import StopAt, arguments, losses, make_trainer
 
 from lora_hf import LoraConfig, inject_adapters
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.baselines import add_bottlenecks, add_prompt, load_extras, save_extras
 from lora_hf.baselines.checkpoint_io import new_weights
 from lora_hf.errors import UserError
@@ -177,4 +178,4 @@ def test_a_manifest_of_no_known_method_is_an_error_with_those_there_are(tmp_path
     for method in ("lorra", ["a"], None, 3):
         (tmp_path / "lora_hf.json").write_text(json.dumps({"method": method}))
         with pytest.raises(UserError, match=r"weights of method .*known are \['bottleneck', 'lora'"):
-            saved_method(tmp_path)
+            saved_method(SavedAdapter(tmp_path))

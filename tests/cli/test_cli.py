@@ -175,13 +175,13 @@ def test_predict_gives_each_row_its_summary_also_where_dialogues_are_equal(train
 def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistake):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from lora_hf.saved.adapter import load_with_base
+    from lora_hf import load
 
     merged = tmp_path / "merged"
     words = ["merge", "--adapter", str(trained / "adapter"), "--output", str(merged)]
     assert cli.run(words, debug=False) == 0
     plain, tokenizer = (kind.from_pretrained(merged) for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
-    adapted, _, _ = load_with_base(str(trained / "adapter"), None)
+    adapted = load(trained / "adapter").model
     ids = tokenizer("A: Shall we go?", return_tensors="pt").input_ids
     with torch.no_grad():
         ours = adapted(input_ids=ids.to(adapted.device), labels=ids.to(adapted.device)).logits.cpu()

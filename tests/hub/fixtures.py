@@ -142,5 +142,4 @@ def logits_of(client, tmp_path, *codes):
 
 
 def loading(adapter):
-    start = "from lora_hf.saved.adapter import load_with_base\n"
-    return f"{start}model, tokenizer, _ = load_with_base({str(adapter)!r}, None)"
+    return f"import lora_hf\nmodel = lora_hf.load({str(adapter)!r}).model"

@@ -14,7 +14,7 @@ from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
-from lora_hf.saved.adapter import load_with_base
+from lora_hf.saved.adapter import find_adapter, load_with_base
 from lora_hf.saved.merge import merge
 from lora_hf.system import pick_device
 
@@ -44,9 +44,10 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("store", STORES)
 def test_an_adapter_brings_its_base_as_it_was_stored(store: str, tmp_path: Path) -> None:
-    model, _, manifest = load_with_base(str(trained_on(store, tmp_path)), None)
+    saved = find_adapter(str(trained_on(store, tmp_path)))
+    model, _ = load_with_base(saved)
     kinds = {type(m).__name__ for m in model.modules()}
-    assert kinds & {"Linear4bit", "AffineLinear", "Linear8bitLt"} and manifest["base_store"]
+    assert kinds & {"Linear4bit", "AffineLinear", "Linear8bitLt"} and saved.manifest["base_store"]
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -70,7 +71,7 @@ def test_the_folder_is_plain_transformers_and_as_far_from_the_trained_model_as_t
 ) -> None:
     adapter = trained_on(store, tmp_path / "adapter")
     errors = merge(str(adapter), tmp_path / "merged", None, onto)
-    trained = logits(load_with_base(str(adapter), None)[0])
+    trained = logits(load_with_base(find_adapter(str(adapter)))[0])
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     error = ((logits(plain) - trained).norm() / trained.norm()).item()
     assert errors["dequantized"] < 1e-5 < errors["requantized" if store == "nf4" else "checkpoint"]
@@ -86,7 +87,7 @@ def test_a_manifest_that_says_no_store_is_named(tmp_path: Path) -> None:
     for wrong in ({"load_in_4bit": "perhaps"}, {"bits": 3}, "nf4"):
         (adapter / "lora_hf.json").write_text(json.dumps(manifest | {"base_store": wrong}))
         with pytest.raises(UserError, match=rf"lora_hf.json.*base_store={re.escape(repr(wrong))}"):
-            load_with_base(str(adapter), None)
+            load_with_base(find_adapter(str(adapter)))
 
 
 def test_qalora_takes_its_groups_from_the_store_and_comes_back(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
-IMPORTED = ("cli", "runs.run", "saved.adapter", "saved.push", "serving.server", "doctor")
+IMPORTED = ("cli", "runs.run", "saved.predict", "saved.push", "serving.server", "doctor")
 LONGEST = 2**18
 """The longest request, in bytes."""
 

@@ -1,0 +1,123 @@
+"""A saved adapter as one value: where it came from, and what its files say, each read once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, Shapes, read_shapes, read_tensors
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, read_peft_config
+from lora_hf.errors import UserError, few
+from lora_hf.files import file_sha256, read_object
+
+OTHER_HASH = f"{{}} is not the file that was saved: its hash differs from the one in {MANIFEST_NAME}"
+AGAIN = "save or download the adapter again, all of its files"
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """A folder that `save_adapter`, `save_extras` or PEFT wrote.
+
+    Every file is read at most once, when it is first needed. Pass the object on rather than its folder.
+    """
+
+    folder: Path
+    source: str = ""
+    """As the user wrote it: a folder, a run directory, or USER/NAME[@REVISION]."""
+    revision: str | None = None
+    """The commit, for an adapter from the Hub."""
+
+    @classmethod
+    def at(cls, directory: "str | Path | SavedAdapter") -> "SavedAdapter":
+        """Return the adapter in a folder, or the argument itself where it is one already."""
+        return directory if isinstance(directory, SavedAdapter) else cls(Path(directory), str(directory))
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The content of `lora_hf.json`; empty for a folder that PEFT wrote.
+
+        Raises:
+            UserError: the file is not a JSON object.
+        """
+        try:
+            return read_object(self.folder / MANIFEST_NAME)
+        except FileNotFoundError:
+            return {}
+
+    @property
+    def method(self) -> Any:
+        """The method's name as the manifest has it; PEFT's folders hold LoRA and do not say so."""
+        return self.manifest.get("method", "lora")
+
+    @cached_property
+    def _peft(self) -> tuple[LoraConfig, dict[str, Any]]:
+        return read_peft_config(self.folder)
+
+    @property
+    def config(self) -> LoraConfig:
+        """The adapter's settings, from `adapter_config.json`.
+
+        Raises:
+            UserError: no such file, not a LoRA adapter, or fields that are not implemented.
+        """
+        return self._peft[0]
+
+    @property
+    def peft_config(self) -> dict[str, Any]:
+        """The whole content of `adapter_config.json`; errors as `config`."""
+        return self._peft[1]
+
+    @property
+    def base_model(self) -> str | None:
+        """The name or path of the base model, where one of the two files gives it."""
+        named = self.peft_config.get("base_model_name_or_path") if self.method == "lora" else None
+        return named or self.manifest.get("base_model_name_or_path")
+
+    @cached_property
+    def weights_file(self) -> Path:
+        """The safetensors file.
+
+        Raises:
+            UserError: there is none, or only a pickle.
+        """
+        file = self.folder / WEIGHTS_NAME
+        if not file.is_file():
+            why = "only a pickle, which can run code when it is read; convert it with PEFT"
+            if not (self.folder / "adapter_model.bin").exists():
+                names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+                why = (
+                    f"{few(names, most=6) or 'nothing'}. An adapter is {CONFIG_NAME} and {WEIGHTS_NAME}, as "
+                    "save_adapter and PEFT write them: give their folder, or the run's that it is in"
+                )
+            raise UserError(f"{self.folder} has no {WEIGHTS_NAME}; it holds {why}")
+        return file
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Tensor names and shapes, from the header of the weights' file."""
+        return read_shapes(self.weights_file)
+
+    @cached_property
+    def is_intact(self) -> bool | None:
+        """Whether the weights' hash is the one in the manifest; None where the manifest has none."""
+        recorded = self.manifest.get("weights_sha256")
+        return file_sha256(self.weights_file) == recorded if recorded else None
+
+    def read_weights(self, check: Callable[[Shapes], None] | None = None) -> dict[str, Tensor]:
+        """Return the tensors.
+
+        Args:
+            check: refuses shapes that do not fit, before memory is taken for them.
+
+        Raises:
+            UserError: no safetensors file, an unreadable one, or one that changed since it was saved.
+        """
+        if check:
+            check(self.shapes)
+        if self.is_intact is False:
+            raise UserError(f"{OTHER_HASH.format(self.weights_file)}; it was changed or cut short: {AGAIN}")
+        return read_tensors(self.weights_file)

@@ -1,0 +1,40 @@
+"""Score a saved adapter, or the base model, on the test split of a config."""
+
+from typing import Any
+
+from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.config import RunConfig
+from lora_hf.data.prepare import load_data
+from lora_hf.data.splits import load_split
+from lora_hf.data.tokenize import encode_sources
+from lora_hf.evaluation.evaluate import score_model
+from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.system import pick_device
+from lora_hf.training.registry import load_saved
+
+
+def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score an adapter, or the base model where none is given, on the config's test split.
+
+    Returns:
+        The scores and the rows of predictions.jsonl.
+
+    Raises:
+        UserError: a mistake in the config, the data or the adapter.
+    """
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, pick_device())
+    if adapter:
+        load_saved(model, adapter)
+    trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
+    if max_new_tokens := config.generation.max_new_tokens or trained_with:
+        test = load_split(config.data, "test")
+        sources = encode_sources([example.dialogue for example in test], tokenizer, config.data).ids
+    else:  # the length follows from the references of training and validation
+        data = load_data(config, tokenizer)
+        test, sources, max_new_tokens = data.test, data.test_sources, data.max_new_tokens
+    scores, rows = score_model(
+        config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths
+    )
+    name = adapter.source if adapter else None
+    return {"adapter": name, "seed": config.seed, "max_new_tokens": max_new_tokens} | scores, rows

@@ -1,0 +1,244 @@
+"""A base model and its adapters, ready to generate: prompt, lengths, device and batches are taken care of."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.peft_format import CONFIG_NAME
+from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
+from lora_hf.config.load import load_config
+from lora_hf.config.model import EMBEDDED
+from lora_hf.data.tokenize import Truncation, encode_sources
+from lora_hf.errors import UserError, did_you_mean
+from lora_hf.evaluation.evaluate import summarize
+from lora_hf.hub.errors import split_name
+from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.run_files import ADAPTER, CONFIG, MODEL, RESULTS
+from lora_hf.run_records import read_record
+from lora_hf.saved.adapter import base_config, find_adapter, prompt_config
+from lora_hf.system import pick_device
+from lora_hf.training.registry import load_saved, saved_method
+
+NEW_TOKENS = 128
+"""Length of a summary where neither a run nor the adapter's manifest gives one."""
+BASE = "base"
+"""The name under which the base model itself is asked for."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How texts are given to the model, and how long a generated one may be."""
+
+    data: DataConfig
+    """Its `prompt` and `max_source_length` are used."""
+    max_new_tokens: int = NEW_TOKENS
+
+    @classmethod
+    def of(cls, saved: SavedAdapter) -> "PromptSettings":
+        """Return the settings that an adapter was trained with."""
+        return cls(prompt_config(saved), saved.manifest.get("max_new_tokens", NEW_TOKENS))
+
+
+class InferenceModel:
+    """A base model and any number of adapters on it; `load` makes one.
+
+    Attributes:
+        name: the base model's name.
+        model: the Transformers model, with the adapters.
+        tokenizer: its tokenizer.
+        adapters: the prompt settings of each adapter by name, and of the base model under None.
+    """
+
+    def __init__(self, base: ModelConfig, base_settings: PromptSettings | None = None) -> None:
+        """Load the base model.
+
+        Args:
+            base: which model, and in which storage format.
+            base_settings: the prompt and the lengths for the base model itself.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        self.name = base.model_name_or_path
+        self.model = load_model(base, pick_device())
+        self.tokenizer = load_tokenizer(base)
+        self.adapters: dict[str | None, PromptSettings] = {
+            None: base_settings or PromptSettings(DataConfig())
+        }
+        self._first: str | None = None
+        self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the adapters, sorted."""
+        return sorted(name for name in self.adapters if name is not None)
+
+    def add_adapter(self, adapter: str | Path | SavedAdapter, name: str = "default") -> None:
+        """Load one more adapter of the same base.
+
+        Args:
+            adapter: a folder, a run directory, or USER/NAME[@REVISION] on the Hub.
+            name: what `generate` calls it.
+
+        Raises:
+            UserError: no such adapter, it does not fit the base, or it cannot share the base with others.
+        """
+        saved = adapter if isinstance(adapter, SavedAdapter) else find_adapter(str(adapter))
+        problem = not_shareable(saved)
+        if self.names and (problem or self._alone):
+            raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
+        if saved_method(saved) == "lora":
+            load_adapter(self.model, saved, name)
+        else:
+            load_saved(self.model, saved)
+        self.adapters[name] = PromptSettings.of(saved)
+        self._alone = saved if problem else None
+        self._first = self._first or name
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        adapter: str | None = None,
+        *,
+        num_beams: int = 1,
+        max_new_tokens: int | None = None,
+        batch_size: int = 64,
+        prompt: str | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Generate one text for each text, in the order given.
+
+        The longest texts are processed first, in batches of similar length. What does not fit into the
+        source length that the adapter was trained with is cut, and the log says so.
+
+        Args:
+            texts: dialogues.
+            adapter: the name of a loaded adapter, or `base`; None is the adapter that `load` was given.
+            num_beams: 1 is greedy search.
+            max_new_tokens: the longest output; None takes the length that the adapter was trained for.
+            batch_size: the most texts of one batch.
+            prompt: another prompt than the adapter's: a shipped one's name, or a template with `{dialogue}`.
+            options: further fields of the config's section `generation`, such as `length_penalty`.
+
+        Raises:
+            UserError: an unknown adapter, or an option with a wrong value.
+        """
+        if isinstance(texts, str):
+            raise TypeError("generate takes a list of texts; summarize takes one")
+        name = self._named(adapter)
+        settings = self.adapters[name]
+        try:
+            how = GenerationConfig(num_beams=num_beams, batch_size=batch_size, **options)
+            data = (
+                settings.data
+                if prompt is None
+                else DataConfig(prompt=prompt, max_source_length=settings.data.max_source_length)
+            )
+        except ValidationError as error:
+            wrong = "; ".join(f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors())
+            raise UserError(f"generate: {wrong}") from None
+        if not texts:
+            return []
+        sources = encode_sources(list(texts), self.tokenizer, data)
+        if sources.cut:
+            cut = Truncation("input", len(texts), sources.cut, sources.long, data.max_source_length)
+            logger.warning("%s", cut)
+        with self._only(name):
+            length = max_new_tokens or settings.max_new_tokens
+            return summarize(how, self.model, self.tokenizer, sources.ids, length)
+
+    def summarize(self, dialogue: str, adapter: str | None = None, **options: Any) -> str:
+        """Summarize one dialogue; the arguments are those of `generate`."""
+        return self.generate([dialogue], adapter, **options)[0]
+
+    def _named(self, adapter: str | None) -> str | None:
+        """The key in `adapters` of what the caller asks for."""
+        if adapter is None:
+            return self._first
+        if adapter in self.adapters:
+            return adapter
+        if adapter == BASE:
+            return None
+        known = [*self.names, BASE]
+        raise UserError(
+            f"adapter={adapter!r} is not loaded; known are {known}.{did_you_mean(adapter, known)}"
+        )
+
+    @contextmanager
+    def _only(self, name: str | None) -> Iterator[None]:
+        """Inside the block the model is the base with this adapter alone."""
+        if name is None and self.names:
+            if self._alone:
+                raise UserError(f"adapter={BASE!r}: {not_shareable(self._alone)}")
+            with disable_adapters(self.model):
+                yield
+            return
+        if name is not None and len(self.names) > 1:
+            set_adapter(self.model, name)
+        yield
+
+
+def not_shareable(saved: SavedAdapter) -> str | None:
+    """Say why an adapter cannot share its base with others or be switched off; None where it can."""
+    if (method := saved_method(saved)) != "lora":
+        return f"{saved.folder} holds a {method}: only LoRA adapters share a base model"
+    if saved.config.layer_replication:
+        return f"{saved.folder} replicates layers of the base, which all adapters share; merge it first"
+    return None
+
+
+def load(source: str | Path, base: str | None = None) -> InferenceModel:
+    """Load a trained adapter with its base model, a finished run, or a model.
+
+    Args:
+        source: an adapter's folder, a run directory, a model's folder, `embedded`, or USER/NAME[@REVISION] of
+            an adapter or a model on the Hub.
+        base: the base model, if not the one that the adapter names.
+
+    Returns:
+        An object whose `generate` and `summarize` use the prompt and the lengths of training.
+
+    Raises:
+        UserError: no such adapter, run or model, or one that cannot be loaded.
+    """
+    name, folder = str(source), Path(source).expanduser()
+    if (folder / CONFIG).is_file() and not (folder / ADAPTER).is_dir():
+        return _load_run(folder)
+    is_model = (
+        name == EMBEDDED or (folder / "config.json").is_file() or "/" not in name and not folder.exists()
+    )
+    saved = None if is_model and not _is_adapter(folder) else find_adapter(name, "adapter")
+    if saved is None or saved.revision and not _is_adapter(saved.folder):
+        repo_id, revision = (name, None) if folder.exists() else split_name(name)
+        return InferenceModel(ModelConfig(model_name_or_path=repo_id, revision=revision).named_by("model"))
+    loaded = InferenceModel(base_config(saved, base))
+    loaded.add_adapter(saved)
+    return loaded
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file() or (folder / MANIFEST_NAME).is_file()
+
+
+def _load_run(run: Path) -> InferenceModel:
+    """Load the model of a run of full fine-tuning, or the base of an untrained one."""
+    config = load_config(run / CONFIG, is_done=lambda config: True)
+    if (run / MODEL).is_dir():
+        model = ModelConfig(model_name_or_path=str(run / MODEL), dtype=config.model.dtype)
+    elif config.method == "base":
+        model = config.model
+    else:
+        raise UserError(
+            f"{run} has not finished training: rerun `lora-hf train` with its config to resume it"
+        )
+    length = (read_record(run / RESULTS) or {}).get("max_new_tokens", NEW_TOKENS)
+    return InferenceModel(model, PromptSettings(config.data, length))
