@@ -15,7 +15,7 @@ def card_words(facts: CardFacts) -> Record:
         "facts": facts,
         "where": f"{facts.repo_id}@{facts.branch}" if facts.branch else facts.repo_id,
         "base_option": " --base PATH/TO/BASE" if is_unknown else "",
-        "base_argument": '"PATH/TO/BASE"' if is_unknown else "None",
+        "base_argument": ', base="PATH/TO/BASE"' if is_unknown else "",
         "scores": _scores(facts.record) if facts.config and facts.record else "",
         "why_no_peft": why_no_peft(facts),
         "peft_note": _peft_note(manifest),

@@ -26,7 +26,7 @@ from lora_hf.errors import UserError
 from lora_hf.models.load import ASSETS, load_model
 from lora_hf.system import pick_device
 
-GIVEN = {"path", "overrides", "folder", "base_name"}
+GIVEN = {"path", "overrides", "adapter", "base_name"}
 USE = {"prompt": "summarize_dialogue", "max_source_length": 512, "max_new_tokens": 20}
 
 

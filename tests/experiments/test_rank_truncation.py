@@ -17,6 +17,7 @@ from lora_hf.errors import NotWritten
 from lora_hf.experiments.rank_truncation import truncate
 from lora_hf.models.load import load_model
 from lora_hf.reporting.rank_truncation import by_stack, truncation_lines
+from lora_hf.saved.adapter import find_adapter
 
 
 @pytest.mark.parametrize("init", [True, "pissa"])
@@ -81,7 +82,7 @@ def test_a_disk_that_is_full_leaves_nothing_half(trained: Path, tmp_path: Path, 
 
     monkeypatch.setattr("lora_hf.experiments.rank_truncation.write_json", full)
     with pytest.raises(NotWritten, match="No space left"):
-        truncate(str(trained), tmp_path / "cut", load_config(trained / "config.yaml"), [2])
+        truncate(find_adapter(str(trained)), tmp_path / "cut", load_config(trained / "config.yaml"), [2])
     assert not any(tmp_path.iterdir())
 
 
@@ -105,7 +106,7 @@ def test_without_a_run_the_data_must_be_named(
         assert (
             cli.run(["truncate", "--adapter", str(alone), "--output", str(tmp_path / "x")], debug=False) == 2
         )
-        assert "say by --config" in capsys.readouterr().err
+        assert "say with --config" in capsys.readouterr().err
     finally:
         alone.rename(trained / "adapter")
 

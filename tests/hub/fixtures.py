@@ -120,15 +120,18 @@ def card_of(hub, repo=REPO, revision="main"):
 LOGITS = """
 import json, sys, torch
 from lora_hf.models.load import ASSETS
-from lora_hf.saved.adapter import load_with_base
+from lora_hf.saved.inference import InferenceModel
 from transformers import AutoTokenizer
 ids = AutoTokenizer.from_pretrained(ASSETS)("A: Shall we go? B: At noon.", return_tensors="pt").input_ids
 found = []
 for code in json.loads(sys.argv[1]):
     names = {}
     exec(code, names)
+    model = names["model"]
+    if isinstance(model, InferenceModel):
+        model = model.model
     with torch.no_grad():
-        found.append(names["model"].eval()(input_ids=ids, labels=ids).logits)
+        found.append(model.eval()(input_ids=ids, labels=ids).logits)
 torch.save(found, sys.argv[2])
 """
 

@@ -209,7 +209,7 @@ def test_what_is_no_adapter_of_this_base_is_not_loaded(
     (prompt / "lora_hf.json").write_text(json.dumps(manifest | {"method": "prompt_tuning"}))
     assert load("x", "prompt") == (
         422,
-        f"{prompt} holds a prompt_tuning: only LoRA adapters are served beside others",
+        f"{prompt} holds a prompt_tuning: only LoRA adapters share a base model",
     )
     assert load("x", "none")[0] == 422
     assert load("", "a") == (422, "name='' is empty")
