@@ -35,14 +35,14 @@ def push(
     from lora_hf.saved import push as pushing
 
     destination = Destination(repo_id, revision, private or None, overwrite)
-    said = pushing.Said(base_model, license, samples)
+    options = pushing.CardOptions(base_model, license, samples)
     if not dry_run:
-        print(f"pushed: {pushing.push(adapter, destination, said)}")
+        print(f"pushed: {pushing.push(adapter, destination, options)}")
         return
-    parcel = pushing.parcel_of(adapter, destination, said)
-    for name, content in parcel.items():
+    files = pushing.prepare_push(adapter, destination, options).files
+    for name, content in files.items():
         if content is not None:
             size = content.stat().st_size if isinstance(content, Path) else len(content)
             print(f"{size:>12,} {name}")
-    card = parcel[CARD]
+    card = files[CARD]
     print(f"\n{card.decode()}" if isinstance(card, bytes) else "", end="")

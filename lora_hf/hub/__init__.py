@@ -1,5 +1,5 @@
-"""The Hugging Face Hub, by `huggingface_hub` alone: what is fetched, what is sent, and why it did not work.
+"""The Hugging Face Hub, through `huggingface_hub` alone: names, downloads, uploads, and errors.
 
-Where it is says HF_ENDPOINT; who asks says the token of HF_TOKEN or of `hf auth login`, which only that
-library reads: no function here takes a token, keeps one or tells one.
+The client reads HF_ENDPOINT and the token (HF_TOKEN, or the one of `hf auth login`). No function here takes,
+keeps or prints a token.
 """

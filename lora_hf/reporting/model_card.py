@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lora_hf.hub.upload import TAG, sealed
+from lora_hf.hub.upload import TAG, with_checksum
 from lora_hf.reporting.card_facts import EMBEDDED, CardFacts
 from lora_hf.reporting.card_text import card_words
 from lora_hf.reporting.tables import ROUGE_LABELS
@@ -18,7 +18,7 @@ TEMPLATE = Path(__file__).parents[1] / "assets" / "card" / "README.md.j2"
 def model_card(facts: CardFacts) -> str:
     """README.md: metadata with every ROUGE figure as `model-index`, and the text."""
     card = ModelCard.from_template(card_data(facts), template_path=str(TEMPLATE), **card_words(facts))
-    return sealed(f"{card}\n")
+    return with_checksum(f"{card}\n")
 
 
 def card_data(facts: CardFacts) -> ModelCardData:

@@ -19,7 +19,7 @@ from lora_hf.config.model import EMBEDDED
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
-from lora_hf.hub.errors import split_name
+from lora_hf.hub.names import split_name
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, RESULTS
 from lora_hf.run_records import read_record

@@ -1,4 +1,4 @@
-"""A saved adapter on the Hub: its files, the record of its run, and a card."""
+"""Push a saved adapter to the Hub: its files, the record of its run, and a model card."""
 
 import logging
 from dataclasses import dataclass
@@ -14,9 +14,8 @@ from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
 from lora_hf.files import json_text
-from lora_hf.hub.errors import check_branch, check_repo_id
-from lora_hf.hub.licenses import check_license
-from lora_hf.hub.upload import CARD, Destination, Parcel, check_login, send
+from lora_hf.hub.names import check_branch, check_repo_id
+from lora_hf.hub.upload import CARD, Destination, Upload, check_card, check_login, send
 from lora_hf.reporting.card_facts import CardFacts
 from lora_hf.reporting.model_card import model_card
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
@@ -26,63 +25,72 @@ from lora_hf.saved.public_names import public_base, public_config, public_datase
 from lora_hf.training.registry import ADDED_WEIGHTS, saved_method
 
 SAMPLES = 3
-"""Test dialogues in a card, where the data are public."""
+"""Test dialogues in a card whose data are public."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Said:
-    """What whoever pushes knows better than the files."""
+class CardOptions:
+    """Facts for the card that the adapter's files do not have."""
 
     base_model: str | None = None
     """USER/NAME or USER/NAME@REVISION of a base that was read from a folder."""
     license: str | None = None
-    """One of `hub.licenses`; None: the base model's."""
+    """An identifier of the Hub; None takes the base model's."""
     samples: int | None = None
-    """Dialogues in the card; None: three of public data, and none of others'."""
+    """Dialogues in the card; None is three of public data and none of other data."""
 
 
-def push(adapter: str, destination: Destination, said: Said) -> str:
-    """Push a saved adapter, and return the commit's address; again, it makes no commit if nothing changed.
+@dataclass(frozen=True)
+class Push:
+    """What a push uploads."""
+
+    files: Upload
+    license: str | None
+    """The license in the card."""
+
+
+def push(adapter: str, destination: Destination, options: CardOptions) -> str:
+    """Push a saved adapter, and return the commit's address; where nothing changed, no commit is made.
 
     Args:
         adapter: its folder, or that of the run it is in.
-        destination: where to.
-        said: what else its card tells.
+        destination: the repository and branch.
+        options: further facts for its card.
 
     Raises:
         UserError: no adapter, or it cannot be pushed there.
     """
-    return send(parcel_of(adapter, destination, said), destination, f"By lora_hf {__version__}")
+    prepared = prepare_push(adapter, destination, options)
+    card = prepared.files[CARD]
+    assert isinstance(card, bytes)
+    check_card(card.decode(), prepared.license, destination)
+    return send(prepared.files, destination, f"By lora_hf {__version__}")
 
 
-def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
-    """All that goes up, by its name there.
+def prepare_push(adapter: str, destination: Destination, options: CardOptions) -> Push:
+    """Collect the files of a push by their names on the Hub, and write the card.
 
     Raises:
-        UserError: no such folder, what it holds is no whole adapter, or a licence that the Hub does not know.
+        UserError: no such folder, an incomplete adapter, or an invalid name of the destination.
     """
     check_repo_id(destination.repo_id, "--repo-id")
     if destination.branch:
         check_branch(destination.branch, "--revision")
     if not Path(adapter).expanduser().is_dir():
         raise UserError(f"--adapter {adapter!r}: no such folder")
-    if said.license is not None:
-        check_license(said.license, "--license")
     saved = find_adapter(adapter)
     folder = saved.folder
     weights = saved.read_weights()  # checks the hash
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise UserError(
-            f"{folder}: {broken[0]} is not all finite numbers; `lora-hf doctor {folder}` says more"
-        )
-    facts = collect_facts(saved, destination, said)
+        raise UserError(f"{folder}: {broken[0]} has NaN or infinite values; see `lora-hf doctor {folder}`")
+    facts = collect_facts(saved, destination, options)
     name, revision = facts.base.on_hub, facts.base.revision
     peft = facts.adapter | {"base_model_name_or_path": name, "revision": revision}
     ours = {"base_model_name_or_path": facts.base.name, "base_model_revision": revision}
     results = facts.record | {"base_model": facts.base.name}
     start = folder / START_NAME
-    return {
+    files: Upload = {
         CARD: model_card(facts).encode(),
         CONFIG_NAME: json_text(peft).encode() if facts.adapter else None,
         WEIGHTS_NAME: folder / WEIGHTS_NAME,
@@ -91,13 +99,14 @@ def parcel_of(adapter: str, destination: Destination, said: Said) -> Parcel:
         CONFIG: _config(facts).encode() if facts.config else None,
         RESULTS: json_text(results).encode() if facts.record else None,
     }
+    return Push(files, facts.license)
 
 
-def collect_facts(saved: SavedAdapter, destination: Destination, said: Said) -> CardFacts:
-    """What is known of an adapter: from its own files, and from the run it lies in, if it does."""
+def collect_facts(saved: SavedAdapter, destination: Destination, options: CardOptions) -> CardFacts:
+    """Collect what is known of an adapter: from its own files, and from its run if it is in one."""
     method, manifest = saved_method(saved), saved.manifest
     adapter = saved.peft_config if method == "lora" else {}
-    base = public_base(saved.base_model, manifest, said.base_model)
+    base = public_base(saved.base_model, manifest, options.base_model)
     folder = saved.folder.resolve()
     run = folder.parent
     is_run = folder.name == ADAPTER and (run / CONFIG).is_file()
@@ -114,14 +123,14 @@ def collect_facts(saved: SavedAdapter, destination: Destination, said: Said) -> 
         config,
         dataset,
         record,
-        _samples(run, dataset, said) if record else [],
-        said.license or public_license(base, dataset),
+        _samples(run, dataset, options) if record else [],
+        options.license or public_license(base, dataset),
     )
 
 
-def _samples(run: Path, dataset: str | None, said: Said) -> list[dict[str, Any]]:
-    """The first test dialogues; of data that are not public only those that are asked for."""
-    count = said.samples if said.samples is not None else SAMPLES if dataset else 0
+def _samples(run: Path, dataset: str | None, options: CardOptions) -> list[dict[str, Any]]:
+    """Return the first test dialogues; of data that are not public only as many as the user asks for."""
+    count = options.samples if options.samples is not None else SAMPLES if dataset else 0
     return read_predictions(run)[:count] if count and (run / PREDICTIONS).is_file() else []
 
 
@@ -131,35 +140,35 @@ def _config(facts: CardFacts) -> str:
 
 
 def check_push(config: RunConfig) -> None:
-    """See before a run that `training.push_to_hub` can be done after it.
+    """Check before a run that `training.push_to_hub` will work after it.
 
     Raises:
-        UserError: there is nothing that could be pushed, no repository is named, or the token is not valid.
+        UserError: the method has nothing to push, no repository is named, or the token is not valid.
     """
     if not config.training.get("push_to_hub"):
         return
     if config.method not in ADDED_WEIGHTS:
         raise UserError(
-            f"training.push_to_hub=true: method {config.method!r} makes no adapter "
+            f"training.push_to_hub=true: method {config.method!r} trains no adapter "
             f"({upload_hint(Path(config.output_dir, MODEL))})"
         )
     destination = _destination(config)
     user = check_login(destination)
-    logger.info("will be pushed to %s, as %s", destination.name, user)
+    logger.info("the adapter will be pushed to %s by user %s", destination.name, user)
 
 
 def push_run(config: RunConfig) -> None:
-    """Push a finished run where its `training.push_to_hub` asks for it.
+    """Push a finished run if its `training.push_to_hub` is set.
 
     Raises:
-        UserError: it cannot be; the run is whole.
+        UserError: the push failed; the run is complete.
     """
     if not config.training.get("push_to_hub"):
         return
     try:
-        logger.info("pushed: %s", push(config.output_dir, _destination(config), Said()))
+        logger.info("pushed: %s", push(config.output_dir, _destination(config), CardOptions()))
     except UserError as error:
-        remedy = f"the run is whole in {config.output_dir}: the same command again pushes it"
+        remedy = f"the run is complete in {config.output_dir}: rerun the command to push it"
         raise UserError(f"training.push_to_hub=true: {error}; {remedy}") from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 LARGE = (".safetensors", ".bin", ".parquet")
+LICENSES = ["apache-2.0", "mit", "cc-by-4.0", "gpl", "gpl-2.0", "gpl-3.0", "openrail++", "unknown", "other"]
 REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -120,6 +121,8 @@ def card_mistakes(text):
     except yaml.YAMLError as error:
         return [str(error)]
     mistakes = []
+    if data.get("license") is not None and data["license"] not in LICENSES:
+        mistakes.append(f'"license" must be one of [{", ".join(LICENSES)}]')
     for key in ("base_model", "datasets"):
         names = data.get(key) or []
         for name in [names] if isinstance(names, str) else names:

@@ -44,14 +44,17 @@ def test_a_mistake_of_who_and_where_is_one_error_without_the_token(hub, client, 
     commands = {
         "there is no token: run `hf auth login`, or set HF_TOKEN": (push(trained), None),
         "cannot push to 'anna/dialogues': the token is not valid": (push(trained), READER),
-        "cannot push to 'ben/new': the token has no right to that": (push(trained, repo="ben/new"), TOKEN),
-        "cannot push to 'ben/other': the token has no right": (push(trained, repo="ben/other"), TOKEN),
+        "cannot push to 'ben/new': the token has no permission": (
+            push(trained, repo="ben/new"),
+            TOKEN,
+        ),
+        "cannot push to 'ben/other': the token has no permission": (push(trained, repo="ben/other"), TOKEN),
         "has a character that no token has": (push(trained), broken),
-        "--repo-id='dialogues' is no name on the Hub: write USER/NAME": (
+        "--repo-id='dialogues' is not a valid name on the Hub: write USER/NAME": (
             push(trained, repo="dialogues"),
             TOKEN,
         ),
-        "--repo-id='anna/a--b' is no name on the Hub": (push(trained, repo="anna/a--b"), TOKEN),
+        "--repo-id='anna/a--b' is not a valid name on the Hub": (push(trained, repo="anna/a--b"), TOKEN),
         "no such folder": (push(tmp_path / "none"), TOKEN),
         "--base-model './t5' is not USER/NAME": (push(trained, "--base-model", "./t5"), TOKEN),
     }
@@ -59,6 +62,17 @@ def test_a_mistake_of_who_and_where_is_one_error_without_the_token(hub, client, 
         assert told in done.error
     assert "bell_in_it" not in client.heard
     assert hub.count("PUT", "/upload/") == 0
+
+
+def test_the_hub_decides_which_licenses_there_are_before_anything_is_uploaded(hub, client, trained):
+    near = {"MIT": "'mit'", "Apache 2.0": "'apache-2.0'", "gplv3": "'gpl", "cc-by-4": "'cc-by-4.0'"}
+    refused = client.run(*((push(trained, "--license", written), TOKEN) for written in near))
+    for done, (written, name) in zip(refused, near.items(), strict=True):
+        assert f"license {written!r}: the Hub has no such identifier. Did you mean {name}" in done.error
+        assert "with --license, or 'other'" in done.error
+    assert hub.count("PUT", "/upload/") == 0 and not hub.store.exists(REPO)
+    (pushed,) = client.run((push(trained, "--license", "openrail++"), TOKEN))
+    assert pushed.status == 0 and card_of(hub)[0]["license"] == "openrail++"
 
 
 @pytest.mark.slow
@@ -104,7 +118,7 @@ def test_a_card_that_was_edited_there_stays(hub, client, trained):
         (push(trained, "--samples", "1"), TOKEN), (push(trained, "--overwrite"), TOKEN)
     )
     assert (kept.status, replaced.status) == (0, 0)
-    assert "README.md was edited there, and stays" in kept.err
+    assert "README.md was edited on the Hub and is kept" in kept.err
     assert len(hub.store.commits(REPO)) == 4 and hub.store.read(REPO, "README.md") == card
 
 
@@ -112,7 +126,7 @@ def test_a_card_that_was_edited_there_stays(hub, client, trained):
 def test_a_hub_that_goes_for_good_is_one_error_and_the_next_push_goes_on(hub, client, trained):
     hub.cut("POST", "/commit/", "upload", after=100, times=2)
     lost, done = client.run((push(trained), TOKEN), (push(trained), TOKEN))
-    assert "does not answer" in lost.error and "try again" in lost.error
+    assert "does not respond" in lost.error and "try again" in lost.error
     assert done.status == 0 and hub.count("PUT", "/upload/") == 1  # what was there was not sent again
     assert len(hub.store.commits(REPO)) == 2
 
@@ -146,7 +160,7 @@ def test_a_private_repository_a_branch_and_a_revision(hub, client, trained, tmp_
         (predict(f"{REPO}@none"), TOKEN),
     )
     assert (pushed.status, branch.status, mine.status) == (0, 0, 0)
-    assert "is there and public, and a private one was asked for" in public.error
+    assert "exists and is public, and --private was given" in public.error
     assert json.loads(mine.out)["id"] == "0"
     assert hub.store.meta(REPO)["private"]
     assert (card_of(hub)[0]["license"], card_of(hub, revision="trial/one")[0]["license"]) == (
@@ -173,7 +187,7 @@ def test_without_a_network_each_command_is_one_error_and_soon(client, port, tmp_
         (["plan", "--config", config], None),
     )
     for done in asked:
-        assert f"http://127.0.0.1:{port} does not answer" in done.error and "Retrying" not in done.err
+        assert f"http://127.0.0.1:{port} does not respond" in done.error and "Retrying" not in done.err
         assert done.slept == 0  # the client itself would wait between tries, for minutes in all
 
 

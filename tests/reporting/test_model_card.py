@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from lora_hf.config import RunConfig
 from lora_hf.evaluation.rouge import ROUGE_NAMES
-from lora_hf.hub.upload import is_sealed
+from lora_hf.hub.upload import is_unedited
 from lora_hf.reporting.card_facts import Base, CardFacts
 from lora_hf.reporting.card_text import why_no_peft
 from lora_hf.reporting.model_card import model_card
@@ -79,7 +79,7 @@ def test_the_hubs_own_class_reads_it_back_and_equal_facts_give_equal_bytes():
     assert card.data.base_model == "google/flan-t5-base" and len(card.data.eval_results) == 8
     assert str(card) == text == model_card(facts())
     assert card_mistakes(text) == []
-    assert is_sealed(text) and not is_sealed(text.replace("Intended", "Other"))
+    assert is_unedited(text) and not is_unedited(text.replace("Intended", "Other"))
 
 
 def test_what_others_wrote_is_data_and_not_a_template():
