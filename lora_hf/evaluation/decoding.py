@@ -1,8 +1,11 @@
 """Decoding functions for `generate`: the same tokens with less work.
 
-`generate` goes on with every row of a batch until the longest has ended, and copies all keys and values to
-append those of one token. With beams it makes the source's keys and values once for each beam, and copies
-them at every step, though the beams of a dialogue have the same.
+`generate` computes every row of a batch until the longest has ended, and copies all keys and values to append
+those of one token. With beam search it computes the source's keys and values once per beam, and copies them
+at every step, although all beams of a dialogue share them.
+
+Private names of Transformers' generation in use: `_prepare_generation_config` (options over the model's own
+configuration), `_beam_search` (its search, over a smaller cache) and `_pad_token_tensor`.
 """
 
 import logging
@@ -18,45 +21,51 @@ from transformers.generation import GenerationMode
 from lora_hf.adapters.active import leaving_rows
 from lora_hf.fast.t5 import shares_sources
 
-ROOM = 32
-"""Tokens a buffer of keys begins with room for; full, it doubles."""
-KEPT = 7 / 8
-"""Finished rows leave once the others are at most this share of the batch: leaving copies the others."""
-LOOK_AT_SOURCE = ("EncoderNoRepeatNGramLogitsProcessor", "EncoderRepetitionPenaltyLogitsProcessor")
-LOOK_AT_ROW = (*LOOK_AT_SOURCE, "PrefixConstrainedLogitsProcessor")
-"""Processors that know the rows of a batch by their number: under these no row leaves."""
-UNKNOWN = ("decoder_input_ids", "decoder_inputs_embeds", "past_key_values", "assistant_model", "streamer")
-"""Keywords of `generate` that the functions here do not know."""
+INITIAL_CAPACITY = 32
+"""Tokens that a new buffer of keys can hold; a full buffer doubles."""
+COMPACT_BELOW = 7 / 8
+"""Finished rows are removed once at most this share of the batch is left: removing copies the others."""
+ROW_AWARE_PROCESSORS = (
+    "EncoderNoRepeatNGramLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
+)
+"""Logits processors that address rows by their index in the batch: with these no row is removed."""
+UNSUPPORTED = ("decoder_input_ids", "decoder_inputs_embeds", "past_key_values", "assistant_model", "streamer")
+"""Keywords of `generate` that the functions here do not support."""
 logger = logging.getLogger(__name__)
 
 
-def asked_for(model: Any, options: Mapping[str, Any]) -> GenerationConfig:
-    """What `generate` goes by: keywords, over a configuration that is given, over the model's own."""
+def effective_config(model: Any, options: Mapping[str, Any]) -> GenerationConfig:
+    """Return the configuration that `generate` will use.
+
+    Keywords override the `generation_config` among them, which overrides the model's own.
+    """
     given = {"generation_config": None, **options}
     config: GenerationConfig = model._prepare_generation_config(**given)[0]
     return config
 
 
 def decoding_for(model: Any, options: Mapping[str, Any]) -> Callable[..., Tensor] | None:
-    """`greedy` or `beams`, or None with a logged reason where `generate` itself must do it.
+    """Choose `greedy` or `beams`; return None, and log why, if only Transformers' own decoding can do it.
 
     Args:
         model: an encoder-decoder model.
         options: the keywords of `generate`.
     """
-    config = asked_for(model, options)
+    config = effective_config(model, options)
     reason, mode = _why_not(config, options), config.get_generation_mode(options.get("assistant_model"))
     if not reason and mode == GenerationMode.GREEDY_SEARCH:
         return greedy
     if not reason and mode == GenerationMode.BEAM_SEARCH and shares_sources(model):
         return beams
-    logger.info("generation by Transformers' own decoding: %s", reason or f"{mode.value} of this model")
+    logger.info("using Transformers' own decoding: %s", reason or f"{mode.value} with this model")
     return None
 
 
 def _why_not(config: GenerationConfig, options: Mapping[str, Any]) -> str | None:
-    if unknown := [key for key in UNKNOWN if options.get(key) is not None]:
-        return f"{unknown[0]} is given"
+    if unsupported := [key for key in UNSUPPORTED if options.get(key) is not None]:
+        return f"{unsupported[0]} is given"
     if config.use_cache is False:
         return "use_cache is off"
     if config.return_dict_in_generate:
@@ -73,57 +82,59 @@ def _why_not(config: GenerationConfig, options: Mapping[str, Any]) -> str | None
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values at the front of a buffer: appending a token writes that token only."""
+    """Keys and values at the front of a larger buffer: appending a token writes only that token."""
 
     keys: Tensor
     values: Tensor
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append (batch, heads, new, d_kv); returns all keys and values, (batch, heads, length, d_kv)."""
+        """Append (batch, heads, new, d_kv), and return all keys and values, (batch, heads, length, d_kv)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys = self.values = key_states[:, :, :0]
-            self._room = [x.new_empty(*x.shape[:2], ROOM, x.shape[3]) for x in (key_states, value_states)]
+            self._buffers = [
+                x.new_empty(*x.shape[:2], INITIAL_CAPACITY, x.shape[3]) for x in (key_states, value_states)
+            ]
         old, new = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        while new > self._room[0].shape[2]:
-            self._room = [torch.cat([x, torch.empty_like(x)], dim=2) for x in self._room]
-        for room, added in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, old:new] = added
-        self.keys, self.values = (room[:, :, :new] for room in self._room)
+        while new > self._buffers[0].shape[2]:
+            self._buffers = [torch.cat([x, torch.empty_like(x)], dim=2) for x in self._buffers]
+        for buffer, added in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, old:new] = added
+        self.keys, self.values = (buffer[:, :, :new] for buffer in self._buffers)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Each row goes on from the tokens of another: copies what is filled, not the whole buffer."""
+        """Continue each row from the tokens of row `beam_idx`; copies the filled part of the buffer only."""
         length = self.keys.shape[2]
-        for room, kept in zip(self._room, (self.keys, self.values), strict=True):
-            room[:, :, :length] = kept[beam_idx]
+        for buffer, filled in zip(self._buffers, (self.keys, self.values), strict=True):
+            buffer[:, :, :length] = filled[beam_idx]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
-        self._room = [room[indices] for room in self._room]
-        self.keys, self.values = (room[:, :, : self.keys.shape[2]] for room in self._room)
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self.keys, self.values = (buffer[:, :, : self.keys.shape[2]] for buffer in self._buffers)
 
 
 class BeamCache(EncoderDecoderCache):
-    """The decoder's keys and values a beam, and the source's a dialogue: those are the same for its beams."""
+    """The decoder's keys and values per beam, the source's per dialogue, which all its beams share."""
 
     def __init__(self) -> None:
         super().__init__(DynamicCache(), DynamicCache())
         self.self_attention_cache.layer_class_to_replicate = GrowingLayer
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """The decoder's rows in another order, each within its dialogue's."""
+        """Reorder the decoder's rows; each stays among the beams of its dialogue."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
 def beams(model: Any, input_ids: Tensor, generation_config: Any, **kwargs: Any) -> Tensor:
-    """Transformers' own beam search over one source a dialogue, by `generate(custom_generate=beams)`.
+    """Run Transformers' beam search with one source per dialogue; for `generate(custom_generate=beams)`.
 
-    The model's attention must take a source for several queries, as `fast.attention` does.
+    The model's attention must accept several queries per source, as `fast.attention` does.
 
     Args:
-        input_ids: (batch * beams, 1), what the decoder starts from.
-        kwargs: what `generate` prepares; `encoder_outputs` and `attention_mask` of (batch * beams) rows.
+        input_ids: (batch * beams, 1), the decoder's start tokens.
+        kwargs: what `generate` prepares; `encoder_outputs` and `attention_mask` have batch * beams rows.
     """
     n = generation_config.num_beams
     hidden = kwargs["encoder_outputs"].last_hidden_state[::n]
@@ -141,21 +152,24 @@ def greedy(
     generation_config: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Tokens (batch, length), padded after their end, by `generate(custom_generate=greedy)`.
+    """Search greedily, and drop finished rows from the batch; for `generate(custom_generate=greedy)`.
 
     Args:
-        input_ids: (batch, 1), what the decoder starts from.
+        input_ids: (batch, 1), the decoder's start tokens.
         kwargs: `encoder_outputs`, whose `last_hidden_state` is (batch, sources, d_model), and
-            `attention_mask`, (batch, sources) or less by the positions that prompt tuning puts before them.
+            `attention_mask`, (batch, sources) without the positions that prompt tuning puts before them.
 
     The other arguments are what `generate` prepares.
+
+    Returns:
+        Tokens (batch, length), padded after their end.
     """
     encoded, mask = kwargs["encoder_outputs"], kwargs["attention_mask"]
     hidden, ids = encoded.last_hidden_state, input_ids
     place, written = torch.arange(len(ids), device=ids.device), [ids]
-    may_leave = not any(type(processor).__name__ in LOOK_AT_ROW for processor in logits_processor)
+    may_leave = not any(type(processor).__name__ in ROW_AWARE_PROCESSORS for processor in logits_processor)
     if not may_leave:
-        logger.info("finished rows stay in their batch: a logits processor knows rows by their number")
+        logger.info("finished rows stay in their batch: a logits processor addresses rows by index")
     pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
     cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
     is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
@@ -176,7 +190,7 @@ def greedy(
             left = int(is_open.sum())
             if not left:
                 return torch.cat(written, dim=1)
-            if may_leave and left <= KEPT * len(is_open):
+            if may_leave and left <= COMPACT_BELOW * len(is_open):
                 kept = is_open.nonzero()[:, 0]
                 place, ids, is_open = place[kept], ids[kept], is_open[kept]
                 hidden, mask = _without_padding(hidden[kept], mask[kept], cache, kept)
@@ -184,7 +198,7 @@ def greedy(
 
 
 def _without_padding(hidden: Tensor, mask: Tensor, cache: Any, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the other rows out of the cache, and the positions that now are padding in every row."""
+    """Keep these rows in the cache, and drop source positions that are padding in all of them."""
     cache.batch_select_indices(kept)
     unneeded = mask.shape[1] - int(mask.sum(1).max())
     if unneeded and not mask[:, -unneeded:].any():

@@ -1,4 +1,4 @@
-"""Score a model: on the validation split while it trains, and on the test split at the end."""
+"""Score a model: on the validation split during training, and on the test split at the end."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ from lora_hf.evaluation.rouge import ROUGE_NAMES, rouge_per_pair, score_dialogue
 from lora_hf.evaluation.significance import bootstrap_interval
 from lora_hf.files import write_text
 
-SAMPLES = 2
+LOGGED_SUMMARIES = 2
 logger = logging.getLogger(__name__)
 
 
 class ValidationRouge:
-    """`compute_metrics` of a Seq2SeqTrainer: ROUGE in 0 to 1, and a few readable samples in the log."""
+    """`compute_metrics` of a Seq2SeqTrainer: ROUGE from 0 to 1, and a few summaries in the log."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -33,15 +33,14 @@ class ValidationRouge:
         predictions, references = (
             self._decode(ids) for ids in (prediction.predictions, prediction.label_ids)
         )
-        for written, reference in list(zip(predictions, references, strict=True))[:SAMPLES]:
-            logger.info("reference: %s\n  written: %s", reference, written)
+        for written, reference in list(zip(predictions, references, strict=True))[:LOGGED_SUMMARIES]:
+            logger.info("reference: %s\ngenerated: %s", reference, written)
         scores = from_main(lambda: rouge_per_pair(predictions, references))
         words = [len(text.split()) for text in predictions]
         return {name: float(np.mean(scores[name])) for name in ROUGE_NAMES} | {"words": float(np.mean(words))}
 
     def _decode(self, ids: Any) -> list[str]:
-        """Rows are padded with -100, which no tokenizer can decode."""
-        ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)
+        ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)  # no tokenizer can decode -100
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 
@@ -55,20 +54,19 @@ def score_model(
     max_new_tokens: int,
     fast_paths: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summarize the test dialogues, each in one of the run's processes, and score them.
+    """Summarize the test dialogues, divided among the run's processes, and score them.
 
     Args:
-        config: how to generate.
+        config: generation options.
         model: any encoder-decoder model.
         tokenizer: its tokenizer.
         test: the dialogues with their references.
         sources: their token ids, prompt included.
-        max_new_tokens: the most tokens of a summary.
-        fast_paths: as `generate_summaries` takes it.
+        max_new_tokens: maximum length of a summary in tokens.
+        fast_paths: as in `generate_summaries`.
 
     Returns:
-        The scores (`rouge_record`, with `eval_seconds` and mean lengths in words) and the rows of
-        predictions.jsonl.
+        The scores (`rouge_record` and `eval_seconds`), and the rows of predictions.jsonl.
     """
     start = time.perf_counter()
     own = shares([len(ids) for ids in sources], world_size())[rank()]
@@ -91,7 +89,7 @@ def summarize(
     max_new_tokens: int,
     fast_paths: bool = True,
 ) -> list[str]:
-    """`generate_summaries` under the config's options, with a progress bar on standard error."""
+    """Call `generate_summaries` with the config's options, and show a progress bar on standard error."""
     options = config.model_dump(exclude={"max_new_tokens"})
     if config.num_beams == 1:
         del options["length_penalty"]
@@ -113,9 +111,10 @@ def summarize(
 
 
 def rouge_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """ROUGE of predictions.jsonl's rows: the mean over dialogues of the mean over references, 95 % intervals.
+    """Return ROUGE of the rows of predictions.jsonl, with 95 % intervals and mean lengths in words.
 
-    `<name>_best` takes each dialogue's best reference; it is there where a dialogue has several.
+    A score is the mean over dialogues of the mean over references; `<name>_best`, which takes the best
+    reference of each dialogue, is added if a dialogue has several.
     """
     scores = score_dialogues([row["prediction"] for row in rows], [row["references"] for row in rows])
     record: dict[str, Any] = {"n_examples": len(rows)}
@@ -131,5 +130,5 @@ def rouge_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_predictions(file: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Write predictions.jsonl: one JSON object per line."""
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Summaries from a model: the longest inputs first, in batches of like length, in the order they came."""
+"""Generate summaries: sources sorted into batches of similar length, results in the original order."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lora_hf.adapters.active import adapter_rows, leaving_rows
 from lora_hf.adapters.merge import merged_where_exact
-from lora_hf.evaluation.decoding import asked_for, decoding_for
+from lora_hf.evaluation.decoding import decoding_for, effective_config
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
 
-ENCODED_TOKENS = 2048
-"""The encoder's share at a time on a CPU: activations stay in its cache, and padding is less."""
+ENCODER_TOKENS = 2048
+"""Tokens that the encoder takes at a time on a CPU: activations stay in its cache, with less padding."""
 logger = logging.getLogger(__name__)
 
 
@@ -33,34 +33,34 @@ def generate_summaries(
     adapters: list[str | None] | None = None,
     **options: Any,
 ) -> list[str]:
-    """What the model writes for each source.
+    """Generate a summary of each source.
 
     In float32 neither sorting nor batching nor the fast paths change a greedy token, unless two logits are
-    the same to rounding; in bfloat16 a batch's shape alone can.
+    equal up to rounding; in bfloat16 the shape of a batch alone can.
 
     Args:
         model: an encoder-decoder model, with or without adapters; it is put in evaluation mode.
         tokenizer: its tokenizer.
-        sources: token ids, a list a dialogue.
-        max_new_tokens: the most tokens a summary may have; a list says it for each, and a longer one is cut.
-        batch_size: the most dialogues of one batch.
-        batch_tokens: the most tokens of source of one batch, padding and beams included.
-        on_batch: called with the number of rows after each batch.
-        fast_paths: adapters on dense layers are merged meanwhile, and their weights restored bit for bit;
-            on a CPU weights are packed; finished rows leave the batch; the encoder takes part of a batch.
-        adapters: the adapter each source goes through, None for the base, mixed within a batch as they come;
-            without the list all go through the active ones.
+        sources: token ids, one list per dialogue.
+        max_new_tokens: maximum length of a summary in tokens, for all or one per source; longer ones are cut.
+        batch_size: maximum number of dialogues per batch.
+        batch_tokens: maximum number of source tokens per batch, padding and beams included.
+        on_batch: called after each batch with its number of rows.
+        fast_paths: merge adapters on dense layers for the duration, restoring the weights bit for bit; pack
+            weights on a CPU; drop finished rows from the batch; encode a batch in parts.
+        adapters: name of the adapter for each source, None for the base; a batch may mix them. Without the
+            list, the active adapters apply to all.
         options: further keywords of `generate`, such as `num_beams`.
 
     Returns:
-        One text a source, in the order of `sources`.
+        One text per source, in the order of `sources`.
     """
     model.eval()
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
     searched = options | {"do_sample": False}
-    n = asked_for(model, searched).num_beams or 1
+    n = effective_config(model, searched).num_beams or 1
     decoding = decoding_for(model, searched) if fast_paths else None
-    searched["max_length"] = None  # a checkpoint's own, which would be warned of beside max_new_tokens
+    searched["max_length"] = None  # Transformers warns if a checkpoint's own stands beside max_new_tokens
     fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
     texts = [""] * len(sources)
     with fast, torch.inference_mode():
@@ -82,16 +82,16 @@ def generate_summaries(
 
 
 def _cut(tokens: Tensor, limits: list[int], pad: int) -> Tensor:
-    """Tokens (rows, 1 + longest) with padding where a row has had as many as it may."""
+    """Return the tokens (rows, 1 + longest) with padding in place of those beyond each row's limit."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return tokens.masked_fill(places > torch.tensor(limits, device=tokens.device)[:, None], pad)
 
 
 @contextmanager
 def fast_generation(model: Any, merged: bool = True) -> Iterator[None]:
-    """Inside the block modules go their faster ways and, if `merged`, adapters on dense layers are merged.
+    """Inside the block, modules use their fast path and, if `merged`, adapters on dense layers are merged.
 
-    It may stand in another one, which then has done most of its work.
+    Blocks may be nested; the outer one then does most of the work.
     """
     reason = why_not(model)
     if reason:
@@ -106,7 +106,7 @@ def fast_generation(model: Any, merged: bool = True) -> Iterator[None]:
 
 
 def padded(sources: list[list[int]], pad: int, device: torch.device) -> dict[str, Any]:
-    """input_ids and attention_mask, (rows, longest), padded on the right."""
+    """Return input_ids and attention_mask, (rows, longest), padded on the right."""
     ids = pad_sequence([torch.tensor(row) for row in sources], batch_first=True, padding_value=pad)
     length = torch.tensor([len(row) for row in sources])
     mask = (torch.arange(ids.shape[1]) < length[:, None]).long()
@@ -114,7 +114,7 @@ def padded(sources: list[list[int]], pad: int, device: torch.device) -> dict[str
 
 
 def _batches(lengths: list[int], size: int, tokens: int) -> Iterator[list[int]]:
-    """Rows by falling length, as many at a time as the bounds allow, and one at least."""
+    """Yield rows by decreasing length, as many at a time as the limits allow, at least one."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         fits = max(1, min(size, tokens // max(1, lengths[order[0]])))
@@ -123,9 +123,9 @@ def _batches(lengths: list[int], size: int, tokens: int) -> Iterator[list[int]]:
 
 
 def _encode(model: Any, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
-    """The encoder's output; on a CPU in parts, of rows sorted by falling length."""
+    """Return the encoder's output; on a CPU, computed in parts, from rows sorted by decreasing length."""
     encoder, lengths = model.get_encoder(), attention_mask.sum(1).tolist()
-    tokens = ENCODED_TOKENS if input_ids.device.type == "cpu" else input_ids.numel()
+    tokens = ENCODER_TOKENS if input_ids.device.type == "cpu" else input_ids.numel()
     parts = []
     with leaving_rows(model) as keep:
         for rows in _batches(lengths, len(lengths), tokens):

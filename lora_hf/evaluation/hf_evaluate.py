@@ -1,9 +1,8 @@
-"""`Rouge`: the numbers of `rouge.py` as a metric of Hugging Face's `evaluate`.
+"""`Rouge`: the scores of `rouge.py` as a metric of Hugging Face's `evaluate`.
 
-`evaluate.load("rouge")` fetches a script from the Hub; this class comes with the package. `evaluate` keeps
-what it is given in Arrow files below the cache directory, whose folder it makes as soon as a metric is
-built; here it stays in memory and no folder is made: a read-only or missing cache is no obstacle, nothing
-is left behind.
+`evaluate.load("rouge")` downloads a script from the Hub; this class needs no download. `evaluate` keeps its
+inputs in Arrow files below the cache directory, and creates that directory as soon as a metric is built. Here
+they stay in memory and no directory is created, so that a read-only or missing cache does no harm.
 """
 
 import os
@@ -16,15 +15,15 @@ import evaluate
 from lora_hf.evaluation.rouge import score_dialogues
 
 _DESCRIPTION = (
-    "ROUGE-1, 2, L and Lsum as F1 from 0 to 1, with the Porter stemmer, over one or more references a row."
+    "ROUGE-1, 2, L and Lsum as F1 from 0 to 1, with the Porter stemmer, over one or more references per row."
 )
 _INPUTS = """
 Args:
-    predictions: one summary a row.
-    references: one summary, or a list of them, for each row.
+    predictions: one summary per row.
+    references: one summary, or a list of them, per row.
 Returns:
-    rouge1, rouge2, rougeL, rougeLsum: the mean over rows of the mean over references; where a row has several
-    references also rouge1_best, ...: the mean over rows of the best reference.
+    rouge1, rouge2, rougeL, rougeLsum: mean over rows of the mean over references; if a row has several
+    references also rouge1_best, ...: mean over rows of the best reference.
 """
 _CITATION = """@inproceedings{lin-2004-rouge,
   title = "{ROUGE}: A Package for Automatic Evaluation of Summaries", author = "Lin, Chin-Yew",
@@ -35,8 +34,8 @@ _CITATION = """@inproceedings{lin-2004-rouge,
 class Rouge(evaluate.Metric):
     """ROUGE with several references: `Rouge().compute(predictions=["a"], references=[["b", "c"]])`.
 
-    Takes the keywords of `evaluate.Metric`; `keep_in_memory=False` brings its files back, as does
-    `num_process > 1`, which needs them. `compute` raises ValueError where there is no row, or one has no
+    Accepts the keywords of `evaluate.Metric`. `keep_in_memory=False` uses its files, and so does
+    `num_process > 1`, which needs them. `compute` raises ValueError if there is no row, or one without a
     reference.
     """
 
@@ -67,7 +66,7 @@ class Rouge(evaluate.Metric):
     def _build_data_dir(self) -> str:
         if not self.keep_in_memory:
             return str(super()._build_data_dir())
-        return os.path.join(self._data_dir_root, self.name, self.config_name)  # the same path, not created
+        return os.path.join(self._data_dir_root, self.name, self.config_name)  # not created
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         if not predictions:

@@ -1,17 +1,17 @@
-"""ROUGE F1 of summaries, row by row and dialogue by dialogue, with no network and no cache.
+"""ROUGE F1 of summaries, per pair and per dialogue, without network or cache.
 
-The numbers are `rouge_score`'s own (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"), with
-the Porter stemmer, from 0 to 1. Its tokens are lower-case runs of a-z and 0-9: other alphabets score 0.
+The numbers are those of `rouge_score` (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries")
+with the Porter stemmer, from 0 to 1. Its tokens are lower-case runs of a-z and 0-9: other alphabets score 0.
 
-Summary-level ROUGE-L (rougeLsum) compares sentence by sentence and takes sentences to be lines, so
-`split_sentences` puts each on a line of its own; published scores without that step have rougeLsum =
-rougeL. The usual splitter, NLTK's trained Punkt, is a download. The same algorithm untrained ends a
-sentence at every "Mr.", so it is told the few abbreviations that dialogue summaries use. Against the
-trained English model on 15,899 summaries of DialogSum and FLAN-T5 it then splits 0.3 % differently
+Summary-level ROUGE-L (rougeLsum) compares sentence by sentence and treats lines as sentences, so
+`split_sentences` puts each sentence on its own line; in scores published without that step rougeLsum =
+rougeL. The usual splitter, NLTK's trained Punkt, has to be downloaded. The untrained algorithm ends a
+sentence at every "Mr.", so it is given the few abbreviations that occur in dialogue summaries. Compared with
+the trained English model on 15,899 summaries of DialogSum and FLAN-T5, 0.3 % are split differently
 (untrained: 6 %), and the rougeLsum of three models differs by at most 0.0002 (untrained: 0.0018).
 
-`Rouge`, the same numbers as an `evaluate.Metric`, lives in `metric.py`: importing `evaluate` takes seconds.
-NLTK and `rouge_score` are imported when the first text is scored, for the same reason.
+`hf_evaluate.Rouge` gives the same numbers as an `evaluate.Metric`, in a file of its own because importing
+`evaluate` takes seconds. NLTK and `rouge_score` are imported at the first score for the same reason.
 """
 
 import re
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
     from rouge_score.rouge_scorer import RougeScorer
 
-MOST_CELLS = 25_000_000
-"""Words times words of a pair: two texts of 5,000, some ten seconds. A dialogue's summary has a hundred."""
-LONGEST = 1_000_000
-"""Characters of a text; splitting it into sentences is linear, and slow."""
+MAX_WORD_PAIRS = 25_000_000
+"""Limit on words times words of a pair: 5,000 words each take ten seconds. A summary has a hundred."""
+MAX_CHARACTERS = 1_000_000
+"""Limit on the length of a text: splitting it into sentences takes linear time, but is slow."""
 
 # Two are missing on purpose: "No." is an answer in a dialogue, and "etc." mostly ends its sentence.
 _ABBREVIATIONS = (
@@ -47,16 +47,16 @@ _SENTENCE_STARTERS = (
 
 @dataclass(frozen=True)
 class DialogueScores:
-    """ROUGE F1 of dialogues: for each of `ROUGE_NAMES` a list with one value a dialogue, in order."""
+    """ROUGE F1 of dialogues: for each of `ROUGE_NAMES` a list with one value per dialogue, in order."""
 
     mean: Mapping[str, list[float]]
     """Mean over the references of the dialogue."""
     best: Mapping[str, list[float]]
-    """The reference that scores highest, for each name on its own (as `RougeScorer.score_multi` does)."""
+    """Score of the best reference, chosen for each name separately (as `RougeScorer.score_multi` does)."""
 
 
 def split_sentences(text: str) -> str:
-    """Put each sentence of `text` on a line of its own; only white space changes, lines stay lines."""
+    """Put each sentence of `text` on its own line; only white space changes, and existing lines stay."""
     sentences = (sentence for line in text.split("\n") for sentence in _punkt().tokenize(line))
     return "\n".join(sentences)
 
@@ -74,13 +74,13 @@ def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dic
     Raises:
         ValueError: the two differ in length.
         TypeError: an item is not a string.
-        UserError: two texts so long that their longest common subsequence is out of reach.
+        UserError: two texts too long to compute their longest common subsequence.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions, but {len(references)} references")
     _require_strings("predictions", predictions)
     _require_strings("references", references)
-    _refuse_absurd(predictions, references)
+    _check_lengths(predictions, references)
     scorer = _scorer()
     scores: dict[str, list[float]] = {name: [] for name in ROUGE_NAMES}
     for prediction, reference in zip(predictions, references, strict=True):
@@ -91,7 +91,7 @@ def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dic
 
 
 def score_dialogues(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> DialogueScores:
-    """Score one prediction a dialogue against each of the dialogue's references.
+    """Score one prediction per dialogue against each of the dialogue's references.
 
     Args:
         predictions: n summaries.
@@ -104,7 +104,7 @@ def score_dialogues(predictions: Sequence[str], references: Sequence[Sequence[st
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions, but references for {len(references)} dialogues")
     for index, texts in enumerate(references):
-        if isinstance(texts, str):  # a str is a sequence of one-letter strs: it would score, and wrongly
+        if isinstance(texts, str):  # a string is a sequence of one-letter strings: wrong scores, no error
             raise TypeError(f"references[{index}] is a string; give a list of strings")
         if not len(texts):
             raise ValueError(f"references[{index}] is empty: nothing to compare the prediction with")
@@ -117,7 +117,7 @@ def score_dialogues(predictions: Sequence[str], references: Sequence[Sequence[st
 
 
 def group_scores(per_pair: Mapping[str, Sequence[float]], groups: Sequence[Sequence[int]]) -> DialogueScores:
-    """Gather the scores of pairs by dialogue; `groups[d]` holds the pairs of dialogue d, one at least."""
+    """Combine the scores of pairs by dialogue; `groups[d]` holds the pairs of dialogue d, at least one."""
     rows = {name: [[values[i] for i in group] for group in groups] for name, values in per_pair.items()}
     return DialogueScores(
         mean={name: [fmean(row) for row in values] for name, values in rows.items()},
@@ -125,16 +125,16 @@ def group_scores(per_pair: Mapping[str, Sequence[float]], groups: Sequence[Seque
     )
 
 
-def _refuse_absurd(predictions: Sequence[str], references: Sequence[str]) -> None:
+def _check_lengths(predictions: Sequence[str], references: Sequence[str]) -> None:
     for number, pair in enumerate(zip(predictions, references, strict=True), start=1):
-        if max(map(len, pair)) <= LONGEST and len(pair[0]) * len(pair[1]) <= 4 * MOST_CELLS:
-            continue  # a word and a space are two characters: no more words than that
+        if max(map(len, pair)) <= MAX_CHARACTERS and len(pair[0]) * len(pair[1]) <= 4 * MAX_WORD_PAIRS:
+            continue  # a word and a space take two characters, so there are few enough words
         words = [len(re.findall("[a-z0-9]+", text.lower())) for text in pair]
-        if max(map(len, pair)) > LONGEST or words[0] * words[1] > MOST_CELLS:
+        if max(map(len, pair)) > MAX_CHARACTERS or words[0] * words[1] > MAX_WORD_PAIRS:
             raise UserError(
-                f"prediction and reference {number}: {words[0]:,} and {words[1]:,} words ({len(pair[0]):,} "
-                f"and {len(pair[1]):,} characters): ROUGE-L takes the product of the two, {MOST_CELLS:,} at "
-                f"most, and {LONGEST:,} characters; are these summaries?"
+                f"prediction and reference {number} are too long for ROUGE-L: {words[0]:,} and {words[1]:,} "
+                f"words, {len(pair[0]):,} and {len(pair[1]):,} characters; the limits are {MAX_WORD_PAIRS:,} "
+                f"for the product of the words and {MAX_CHARACTERS:,} characters; are these summaries?"
             )
 
 
@@ -145,7 +145,7 @@ def _require_strings(name: str, texts: Sequence[object]) -> None:
 
 
 def _scorer() -> "RougeScorer":
-    """Return `RougeScorer(ROUGE_NAMES, use_stemmer=True)`, but with each word stemmed once: half the time."""
+    """Return `RougeScorer(ROUGE_NAMES, use_stemmer=True)` with a cached stemmer, which halves the time."""
     from nltk.stem.porter import PorterStemmer
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenize import tokenize
@@ -157,7 +157,7 @@ def _scorer() -> "RougeScorer":
 
 @cache
 def _punkt() -> "PunktSentenceTokenizer":
-    """Return Punkt (Kiss and Strunk 2006) with abbreviations and sentence starters, but no training text."""
+    """Return Punkt (Kiss and Strunk 2006) with abbreviations and sentence starters, without training."""
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
     known = PunktParameters()

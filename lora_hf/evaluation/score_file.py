@@ -1,8 +1,8 @@
-"""What `lora-hf score` does: ROUGE of a file of saved predictions, with intervals by dialogue.
+"""ROUGE of a file of saved predictions, with bootstrap intervals over dialogues: `lora-hf score`.
 
-A dialogue with several references is several rows of the file (`group` or `group_size`), or one row whose
-reference cell is a list, as json and parquet allow. Its score is the mean over its references (and, beside
-it, the best of them), the score of the file is the mean over dialogues, and the bootstrap draws dialogues.
+A dialogue with several references takes several rows of the file (`group` or `group_size`), or one row whose
+reference cell is a list, as json and parquet allow. Its score is the mean over its references, with the best
+one beside it; the score of the file is the mean over dialogues, and the bootstrap resamples dialogues.
 """
 
 import json
@@ -16,29 +16,31 @@ from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.rouge import ROUGE_NAMES, group_scores, rouge_per_pair
 from lora_hf.evaluation.significance import bootstrap_interval
 
-Scores = dict[str, Any]
+FileScores = dict[str, Any]
 
 
 def score_file(
     path: str | Path, prediction: str, reference: str, group: str | None = None, group_size: int | None = None
-) -> Scores:
+) -> FileScores:
     """Score the predictions in a csv, jsonl, json or parquet file.
 
     Args:
+        path: the file.
         prediction: column with the summaries to score; an empty one scores 0.
-        reference: column with what people wrote, a text or a list of texts.
-        group: column that is equal in the rows of one dialogue; the rows need not be neighbours.
-        group_size: rows a dialogue, where these are neighbours. Without it or `group` a row is a dialogue.
+        reference: column with reference summaries, a text or a list of texts.
+        group: column that has the same value in all rows of a dialogue; the rows need not be adjacent.
+        group_size: number of adjacent rows per dialogue. Without it or `group`, each row is a dialogue.
 
     Returns:
         `rouge1` from 0 to 1, `rouge1_interval` ([low, high], 95 %) and so on for `ROUGE_NAMES`; the same for
-        `rouge1_best` and so on where a dialogue has several references; `n` (dialogues), `n_rows`.
+        `rouge1_best` and so on if a dialogue has several references; `n` (dialogues) and `n_rows`.
 
     Raises:
-        UserError: the file cannot be read, a column or cell is missing or not text, or the groups do not fit.
+        UserError: the file cannot be read, a column or cell is missing or not text, or `group_size` does not
+            divide the rows.
     """
     if group is not None and group_size is not None:
-        raise UserError(f"--group {group} and --group-size {group_size}: give one of them")
+        raise UserError(f"--group {group} and --group-size {group_size} exclude each other; give one of them")
     rows = read_rows(path)
     for option, name in (("--prediction", prediction), ("--reference", reference), ("--group", group)):
         if name is not None:
@@ -48,7 +50,7 @@ def score_file(
         [i for row in rows_ for i in pairs_of_row[row]] for rows_ in _groups(rows, group, group_size, path)
     ]
     scores = group_scores(rouge_per_pair(*zip(*pairs, strict=True)), groups)
-    result: Scores = {}
+    result: FileScores = {}
     for name in ROUGE_NAMES:
         result |= _mean_and_interval(name, scores.mean[name])
     if any(len(members) > 1 for members in groups):
@@ -57,13 +59,13 @@ def score_file(
     return result | {"n": len(groups), "n_rows": len(rows)}
 
 
-def render_json(scores: Scores) -> str:
-    """The scores as one JSON object, indented, without a final newline."""
+def render_json(scores: FileScores) -> str:
+    """Return the scores as an indented JSON object without a final newline."""
     return json.dumps(scores, indent=2)
 
 
-def render_table(scores: Scores) -> str:
-    """The scores for people: a line for each of `ROUGE_NAMES`, a column for the mean and one for the best."""
+def render_table(scores: FileScores) -> str:
+    """Return the scores as a text table: a line per ROUGE name, a column for mean and best reference."""
     kinds = {"": "mean over references", "_best": "best reference"} if "rouge1_best" in scores else {"": "F1"}
     lines = [" " * 11 + "".join(f"{title:<32}" for title in kinds.values()).rstrip()]
     for name in ROUGE_NAMES:
@@ -73,7 +75,7 @@ def render_table(scores: Scores) -> str:
         )
     n, n_rows = scores["n"], scores["n_rows"]
     counted = f"{n} dialogues in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one dialogue"
-    lines.append(f"{counted}; in brackets the 95 % interval, bootstrap over dialogues")
+    lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over dialogues")
     return "\n".join(lines)
 
 
@@ -81,20 +83,22 @@ def _cell(value: float, interval: Sequence[float]) -> str:
     return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
-def _mean_and_interval(name: str, values: Sequence[float]) -> Scores:
+def _mean_and_interval(name: str, values: Sequence[float]) -> FileScores:
     return {name: fmean(values), f"{name}_interval": list(bootstrap_interval(values))}
 
 
 def _require_column(rows: Sequence[Row], name: str, where: str) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if name not in columns:
-        raise UserError(f"{where} has no such column; it has {columns}.{did_you_mean(name, columns)}")
+        raise UserError(
+            f"{where} has no such column; its columns are {columns}.{did_you_mean(name, columns)}"
+        )
 
 
 def _pairs(
     rows: Sequence[Row], prediction: str, reference: str, path: str | Path
 ) -> tuple[list[tuple[str, str]], list[list[int]]]:
-    """All (prediction, reference) texts, and for each row which of them are its own: one a reference."""
+    """Return all (prediction, reference) pairs, and for each row the indices of its pairs."""
     pairs: list[tuple[str, str]] = []
     pairs_of_row = []
     for number, row in enumerate(rows, start=1):
@@ -107,13 +111,13 @@ def _pairs(
 
 def _references(cell: object, where: str) -> list[str]:
     texts = [_text(each, where) for each in cell] if isinstance(cell, list) else [_text(cell, where)]
-    if not texts or not all(text.strip() for text in texts):  # csv cannot say "missing" in another way
+    if not texts or not all(text.strip() for text in texts):  # in csv an empty cell is a missing one
         raise UserError(f"{where} is empty: nothing to compare the prediction with")
     return texts
 
 
 def _text(cell: object, where: str) -> str:
-    """A cell as text. A bare number is what its digits say: json and parquet writers guess types too."""
+    """Return a cell as text; writers of json and parquet may have stored a text of digits as a number."""
     if isinstance(cell, str):
         return cell
     if isinstance(cell, int | float) and not isinstance(cell, bool) and cell == cell:  # NaN is a missing cell
@@ -126,14 +130,14 @@ def _text(cell: object, where: str) -> str:
 def _groups(
     rows: Sequence[Row], group: str | None, group_size: int | None, path: str | Path
 ) -> list[Sequence[int]]:
-    """The rows of each dialogue, in order of first appearance."""
+    """Return the rows of each dialogue, in order of first appearance."""
     if group is not None:
         members: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             where = f"{path}, row {index + 1}, column {group!r}"
             key = _text(row.get(group), where)
             if not key.strip():
-                raise UserError(f"{where} is empty: which dialogue does the row belong to?")
+                raise UserError(f"{where} is empty, so its dialogue is not known; fill it in")
             members.setdefault(key, []).append(index)
         return list(members.values())
     size = 1 if group_size is None else group_size

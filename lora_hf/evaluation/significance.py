@@ -1,7 +1,7 @@
 """How sure a score is, and whether two systems differ.
 
 The unit is the dialogue: the references of one dialogue share a prediction, so rows are not independent and
-resampling rows would make intervals too narrow. Give every function here one value a dialogue.
+resampling rows would make intervals too narrow. Give every function here one value per dialogue.
 
     interval   percentile bootstrap (Efron 1979; for summaries and translations Koehn 2004, "Statistical
                Significance Tests for Machine Translation Evaluation")
@@ -19,10 +19,10 @@ import numpy as np
 _DRAWS_AT_ONCE = 1_000_000  # bounds the memory: some 25 MB, whatever the number of resamples
 
 SIGNIFICANCE_LEVEL = 0.05
-"""Of a family of tests together; of k tests (Bonferroni) each is made at a k-th of it."""
+"""Family-wise error rate; each of k tests is made at level 0.05 / k (Bonferroni)."""
 
 Values = np.ndarray  # (n,) float64
-Draw = Callable[[int], np.ndarray]  # k -> k resampled means, (k,)
+Draw = Callable[[int], np.ndarray]  # k -> (k,) resampled means
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class PairedTest:
     interval: tuple[float, float]
     """Bootstrap interval of the difference, over dialogues."""
     p_value: float
-    """Two-sided: the chance of a difference at least this large if the two systems were interchangeable."""
+    """Two-sided: probability of a difference at least this large if the two systems were interchangeable."""
     n: int
-    """Dialogues."""
+    """Number of dialogues."""
 
 
 def bootstrap_interval(
@@ -45,12 +45,12 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean of `values`.
 
     Args:
-        values: one value a dialogue, (n,).
-        confidence: between 0 and 1, share of resamples the interval holds.
-        resamples: how often n dialogues are drawn with replacement.
+        values: one value per dialogue, (n,).
+        confidence: share of resamples inside the interval, between 0 and 1.
+        resamples: number of times n dialogues are drawn with replacement.
 
     Returns:
-        low, high; twice the value itself where n is 1.
+        low, high; both equal the value if n is 1.
 
     Raises:
         ValueError: no values, one that is not finite, or a confidence or number of resamples out of range.
@@ -75,11 +75,11 @@ def paired_test(
     one. The observed pattern counts as one of them, so p is never 0 (Phipson and Smyth 2010).
 
     Args:
-        a: one value a dialogue, (n,).
+        a: one value per dialogue, (n,).
         b: the other system's, (n,); `a[i]` and `b[i]` belong to the same dialogue.
         confidence: as in `bootstrap_interval`.
         resamples: as in `bootstrap_interval`.
-        seed: of the sign patterns.
+        seed: random seed of the sign patterns.
 
     Raises:
         ValueError: as in `bootstrap_interval`, or a and b differ in length.
@@ -105,19 +105,19 @@ def paired_test(
 def _checked(name: str, values: Sequence[float]) -> Values:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"{name} must hold one value a dialogue, one at least; its shape is {array.shape}")
+        raise ValueError(f"{name} must hold one value per dialogue, at least one; its shape is {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name}[{int(np.argmin(np.isfinite(array)))}] is not a finite number")
     return array
 
 
 def _resample(draw: Draw, n: int, resamples: int) -> Values:
-    """Draw `resamples` means in pieces; a piece holds about `_DRAWS_AT_ONCE` values."""
+    """Draw `resamples` means in chunks of about `_DRAWS_AT_ONCE` values."""
     if resamples < 1:
         raise ValueError(f"resamples={resamples} must be at least 1")
-    return np.concatenate([draw(k) for k in _pieces(resamples, max(1, _DRAWS_AT_ONCE // n))])
+    return np.concatenate([draw(k) for k in _chunks(resamples, max(1, _DRAWS_AT_ONCE // n))])
 
 
-def _pieces(total: int, size: int) -> Iterator[int]:
+def _chunks(total: int, size: int) -> Iterator[int]:
     for start in range(0, total, size):
         yield min(size, total - start)

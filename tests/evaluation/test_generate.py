@@ -24,7 +24,7 @@ NEW, ROOM = 28, 16
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_hf.evaluation.decoding.ROOM", ROOM)
+    monkeypatch.setattr("lora_hf.evaluation.decoding.INITIAL_CAPACITY", ROOM)
 
 
 class Tokenizer:
@@ -74,7 +74,7 @@ def write(model: Any, **options: Any) -> list[str]:
 @pytest.mark.parametrize("make", [make_t5, make_mt5, make_umt5, make_bart])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ENCODED_TOKENS", 50)  # several parts a batch
+    monkeypatch.setattr(module, "ENCODER_TOKENS", 50)  # several parts a batch
     model = adapted(make)
     one_by_one = write(model, batch_size=1, fast_paths=False, num_beams=beams)
     assert len(set(one_by_one)) >= 15
@@ -128,7 +128,7 @@ def test_what_the_faster_decoding_cannot_take_goes_the_plain_way_and_says_so(
     plain = write(model, fast_paths=False, **options)
     with caplog.at_level("INFO", "lora_hf"):
         assert write(model, **options) == plain
-    assert f"generation by Transformers' own decoding: {why}" in caplog.text
+    assert f"using Transformers' own decoding: {why}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def alone(model: nn.Module, name: str | None, **options: Any) -> list[str]:
 def test_each_row_of_a_mixed_batch_is_what_its_adapter_alone_writes(
     beams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ENCODED_TOKENS", 50)  # several parts a batch, each of other rows
+    monkeypatch.setattr(module, "ENCODER_TOKENS", 50)  # several parts a batch, each of other rows
     model = crowded()
     by_name = {name: alone(model, name, num_beams=beams) for name in (*CROWD, None)}
     assert all(len(set(texts)) > 3 for texts in zip(*by_name.values(), strict=True))  # they differ
