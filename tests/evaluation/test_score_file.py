@@ -142,7 +142,7 @@ def test_the_table_shows_four_digits_and_says_what_was_counted(tmp_path):
         ({"group": "ids"}, "--group ids: .*Did you mean 'id'"),
         ({"group_size": 3}, "--group-size 3 does not divide the 4 rows"),
         ({"group_size": 0}, "--group-size 0 must be at least 1"),
-        ({"group": "id", "group_size": 2}, "--group id and --group-size 2: give one"),
+        ({"group": "id", "group_size": 2}, "--group id and --group-size 2 exclude each other"),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path, arguments, words):
