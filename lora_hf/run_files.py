@@ -1,35 +1,38 @@
-"""The files of a run directory, by name; others read them, so the names are fixed."""
+"""Names of a run's files. They are part of the public interface, so they do not change."""
+
+from typing import Literal, get_args
 
 from lora_hf.files import PARTIAL
 
 CONFIG = "config.yaml"
-"""The resolved config: `--config` of it repeats the run."""
+"""The resolved config; `--config` with it repeats the run."""
 INPUTS = "inputs.json"
-"""Hashes of what the config names: data and base model."""
+"""Hashes of the data and the base model that the config names."""
 ADAPTER = "adapter"
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
 TRAINED = "training.json"
-"""Written once the training stage is whole: seconds, steps, losses, the Trainer's log."""
+"""Seconds, steps, losses and the Trainer's log; written when training is complete."""
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
 """Written last: a run with this file is finished."""
-ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-"""The scores in it."""
 
-COMPARISON, STUDY, SWEEP, REPORT = "comparison", "methods", "sweep", "report"
-"""The reports of several runs, in the folder above theirs, and of one, in its own; with each of `ENDS`."""
+RougeName = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+ROUGE_NAMES: tuple[RougeName, ...] = get_args(RougeName)
+"""Keys of the scores in results.json."""
+
+COMPARISON, VARIANTS, SWEEP, REPORT = "comparison", "methods", "sweep", "report"
+"""Reports of several runs, in the folder above theirs, and of one run, in its own; each with `ENDS`."""
 PAGE = ".html"
 ENDS = (".json", ".md", PAGE, ".png")
 STORE = ".db"
-"""Of a sweep that searches: its trials."""
-
+"""Trials of a sweep that searches."""
 
 UNFINISHED = f"{PARTIAL}checkpoints"
-"""In the folder of the checkpoints: where the next one is written."""
+"""Where the next checkpoint is written, in the folder of the checkpoints."""
 
 OWN = (
     *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS),
     *(REPORT + end for end in ENDS),
 )
-"""In the order in which a run writes them."""
+"""Everything a run writes, in the order of writing."""

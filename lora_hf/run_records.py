@@ -1,45 +1,213 @@
-"""Read back what a run has written: its results and its predictions."""
+"""The records that runs and their comparisons leave as JSON: types and readers.
+
+The types are TypedDicts: a record is the JSON object itself, so files keep keys of other versions, and a key
+that an older version did not write is absent.
+"""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from lora_hf.errors import NOT_JSON, UserError, first_line
 from lora_hf.files import read_object
-from lora_hf.run_files import PREDICTIONS
+from lora_hf.run_files import PREDICTIONS, RESULTS, ROUGE_NAMES, RougeName
 
-MOST_RECORD = 2**30
-"""Bytes: of the log of a long training."""
+MAX_RECORD_BYTES = 2**30
+"""Room for the log of a long training."""
+PREDICTIONS_VERSION = 2
+"""Rows of predictions.jsonl hold their ROUGE since version 2; rows without a version are version 1."""
+
+RougeByReference = dict[RougeName, list[float]]
+"""One F1 value per reference of a dialogue."""
+Interval = list[float]
+"""[low, high], 95 %."""
+
+
+class Prediction(TypedDict):
+    """One row of predictions.jsonl: a test dialogue."""
+
+    id: str
+    dialogue: str
+    references: list[str]
+    prediction: str
+    version: NotRequired[int]
+    rouge: NotRequired[RougeByReference]
+
+
+class Scores(TypedDict, total=False):
+    """ROUGE F1 from 0 to 1, averaged over dialogues, and how it was obtained."""
+
+    n_examples: int
+    rouge1: float
+    rouge2: float
+    rougeL: float
+    rougeLsum: float
+    rouge1_interval: Interval
+    rouge2_interval: Interval
+    rougeL_interval: Interval
+    rougeLsum_interval: Interval
+    rouge1_best: float
+    rouge2_best: float
+    rougeL_best: float
+    rougeLsum_best: float
+    mean_words: float
+    reference_words: float
+    eval_seconds: float
+    peak_memory_mib: float
+
+
+class TrainingRecord(TypedDict, total=False):
+    """training.json; of a run without training only seconds (0) and numbers of parameters."""
+
+    train_seconds: float
+    resumed_at_step: int | None
+    steps: int
+    train_loss: float
+    learning_rate: float
+    best_metric: float | None
+    log: list[dict[str, float]]
+    trainable_parameters: int
+    total_parameters: int
+
+
+class RunResult(Scores, TrainingRecord, total=False):
+    """results.json; `spread`, `seeds` and `runs` are there in the mean over several seeds."""
+
+    method: str
+    adapter: str | None
+    """In the results of `lora-hf evaluate`."""
+    seed: int
+    bytes_on_disk: int
+    max_new_tokens: int
+    truncation: list[str]
+    base_model: str
+    base_fingerprint: str
+    data_fingerprint: str
+    dtype: str
+    storage: str
+    device: str
+    processes: int
+    versions: dict[str, str]
+    sha256: dict[str, str]
+    spread: dict[RougeName, float]
+    seeds: list[int]
+    runs: "list[RunResult]"
+
+
+class PairedRecord(TypedDict):
+    """Paired test of ROUGE-1 between two variants, dialogue by dialogue."""
+
+    metric: str
+    difference: float
+    interval: Interval
+    p_value: float
+    n: int
+
+
+class Gains(TypedDict):
+    """Gain in ROUGE-1 over the base; the share is None where full fine-tuning gained nothing."""
+
+    full: float
+    lora: float
+    lora_share_of_full: float | None
+
+
+class Series(TypedDict):
+    """Variants along the first axis of a sweep, for one combination of the other axes."""
+
+    runs: list[str]
+    values: list[Any]
+    plateau: Any
+    best: Any
+
+
+class Comparison(TypedDict, total=False):
+    """Variants side by side: comparison.json, methods.json and sweep.json, or one run: report.json."""
+
+    arms: dict[str, RunResult]
+    """By method; in comparison.json and report.json."""
+    variants: dict[str, RunResult]
+    """By name; in methods.json and sweep.json, with their `order`."""
+    order: list[str]
+    intervals: dict[str, dict[RougeName, Interval]]
+    command: str
+    """The command that makes all of it again."""
+    made_from: str
+    """Hash of this record and of the runs it was made from."""
+
+    trivial: dict[str, dict[RougeName, float]]
+    samples: list[dict[str, str]]
+    gains: Gains
+    paired_test: PairedRecord
+    """LoRA against full fine-tuning."""
+
+    against_lora: dict[str, PairedRecord]
+    eval_ratio: dict[str, float]
+    """Seconds of scoring over the base's."""
+
+    points: dict[str, dict[str, Any]]
+    """Value of each variant on each axis of a sweep."""
+    axis: str
+    series: dict[str, Series]
+    best: str
+    cheapest: str
+
+
+def variants_of(comparison: Comparison) -> dict[str, RunResult]:
+    """Return the result of each variant, under whichever key a comparison keeps them."""
+    return comparison["arms"] if "arms" in comparison else comparison["variants"]
+
+
+def interval_of(scores: Scores, name: RougeName) -> Interval:
+    """Return the 95 % interval of one of a run's scores."""
+    return scores[f"{name}_interval"]  # type: ignore[literal-required]
+
+
+def best_of(scores: Scores, name: RougeName) -> float | None:
+    """Return the score by each dialogue's best reference, or None where no dialogue has several."""
+    return scores.get(f"{name}_best")  # type: ignore[return-value]
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """A JSON object from a file that a run has written, or None where there is no such file.
+    """Read a JSON object that a run has written; None if there is no such file.
 
     Raises:
-        UserError: it is none any more.
+        UserError: the file does not hold a JSON object.
     """
-    return read_object(file, MOST_RECORD) if file.is_file() else None
+    return read_object(file, MAX_RECORD_BYTES) if file.is_file() else None
 
 
-def read_predictions(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run's predictions.jsonl: id, dialogue, references, prediction.
+def read_result(directory: Path) -> RunResult | None:
+    """Read a run's results.json; None if the run is not finished.
 
     Raises:
-        UserError: it is not what a run writes.
+        UserError: the file does not hold a JSON object.
+    """
+    return cast(RunResult | None, read_record(directory / RESULTS))
+
+
+def read_predictions(directory: Path) -> list[Prediction]:
+    """Read a run's predictions.jsonl.
+
+    Raises:
+        UserError: the file does not hold what a run writes.
         FileNotFoundError: there is no such file.
     """
     file = directory / PREDICTIONS
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        if not all(
-            isinstance(row["prediction"], str) and isinstance(row["references"], list) for row in rows
-        ):
-            raise ValueError("prediction is no text, or references are no list")
+        for row in rows:
+            if not (isinstance(row["prediction"], str) and isinstance(row["references"], list)):
+                raise ValueError("prediction must be a text and references a list")
+            if row.get("version") == PREDICTIONS_VERSION:
+                counts = {len(row["rouge"][name]) for name in ROUGE_NAMES}
+                if counts != {len(row["references"])}:
+                    raise ValueError("rouge must hold one value per reference")
     except (*NOT_JSON, KeyError, TypeError) as error:
         raise UserError(f"{file} is not what a run writes: {first_line(error)}") from error
-    return rows
+    return cast(list[Prediction], rows)
 
 
 def folder_bytes(folder: Path) -> int:
-    """The bytes of all files below a folder; 0 where there is none."""
+    """Return the total size of all files below a folder; 0 if there is no folder."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_hf.run_files import ROUGE_NAMES
+from lora_hf.run_records import Scores, interval_of
+
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 
@@ -52,12 +55,12 @@ Base = Annotated[str | None, typer.Option("--base", help="The base model, if not
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def print_scores(record: dict[str, Any]) -> None:
+def print_scores(scores: Scores) -> None:
     """ROUGE of one model, a line a measure."""
-    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
-        low, high = record[f"{name}_interval"]
-        print(f"{name:10} {record[name]:.4f}  [{low:.4f}, {high:.4f}]")
-    print(f"{record['n_examples']:,} dialogues, {record['mean_words']:.1f} words each")
+    for name in ROUGE_NAMES:
+        low, high = interval_of(scores, name)
+        print(f"{name:10} {scores[name]:.4f}  [{low:.4f}, {high:.4f}]")
+    print(f"{scores['n_examples']:,} dialogues, {scores['mean_words']:.1f} words each")
 
 
 def print_report(root: Path, stem: str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from lora_hf import distributed as processes
 from lora_hf.cli.options import Config, Json, Overrides, print_report, print_scores
-from lora_hf.run_files import COMPARISON, STUDY, SWEEP
+from lora_hf.run_files import COMPARISON, SWEEP, VARIANTS
 
 if TYPE_CHECKING:
     from lora_hf.config import RunConfig
@@ -23,21 +23,21 @@ def train(config: Config, overrides: Overrides = None) -> None:
     [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
     """
     from lora_hf.config.load import load_config
-    from lora_hf.runs.finished import LEFT, finished_record
+    from lora_hf.runs.run_dir import UNCHANGED, finished_result
 
     processes.start()
 
     def is_done(run: "RunConfig") -> bool:
-        return finished_record(_one(run)) is not None
+        return finished_result(_one(run)) is not None
 
     run = processes.together(lambda: load_config(config, overrides or [], is_done=is_done))
-    record = processes.from_main(lambda: finished_record(_one(run)))  # all must take the same way
+    record = processes.from_main(lambda: finished_result(_one(run)))  # all must take the same way
     if record is not None:
-        logger.info(LEFT, run.output_dir)
+        logger.info(UNCHANGED, run.output_dir)
     else:
-        from lora_hf.runs.run import run_arm  # after the config's mistakes: it takes seconds
+        from lora_hf.runs.run import execute  # after the config's mistakes: it takes seconds
 
-        record = run_arm(_one(run))
+        record = execute(_one(run))
     processes.stop()
     if processes.is_main():
         print_scores(record)
@@ -84,7 +84,7 @@ def methods(config: Config, overrides: Overrides = None) -> None:
     from lora_hf.reporting.methods_table import methods_terminal
 
     Console().print(methods_terminal(summary))
-    print_report(_output_dir(config, overrides), STUDY)
+    print_report(_output_dir(config, overrides), VARIANTS)
 
 
 def sweep(config: Config, overrides: Overrides = None) -> None:

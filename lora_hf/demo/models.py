@@ -4,14 +4,14 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
-from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
-from lora_hf.run_records import read_predictions, read_record
+from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS
+from lora_hf.run_records import Prediction, read_predictions, read_result
 from lora_hf.saved.inference import BASE, NEW_TOKENS, PromptSettings
 from lora_hf.serving.engine import Engine, Job
 
@@ -45,7 +45,7 @@ class Sides:
         runs = find_runs(root)
         first = next(iter(runs.values()))[1]
         held = [folder for folder, _ in runs.values() if (folder / PREDICTIONS).is_file()]
-        self.samples: list[dict[str, Any]] = read_predictions(held[0])[:SAMPLES] if held else []
+        self.samples: list[Prediction] = read_predictions(held[0])[:SAMPLES] if held else []
         adapters = {
             n: SavedAdapter(folder / ADAPTER, n)
             for n, (folder, config) in runs.items()
@@ -106,7 +106,7 @@ def _config(file: Path) -> RunConfig:
 
 
 def _length(folder: Path) -> int | None:
-    return (read_record(folder / RESULTS) or {}).get("max_new_tokens")
+    return (read_result(folder) or {}).get("max_new_tokens")
 
 
 def _fits(name: str, folder: Path, config: RunConfig, first: RunConfig) -> bool:

@@ -14,10 +14,10 @@ from lora_hf.evaluation.evaluate import rouge_record
 from lora_hf.files import file_sha256, read_object
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import CONFIG, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
-from lora_hf.run_records import read_predictions
-from lora_hf.runs.run import hashes, score_arm
+from lora_hf.run_records import Prediction, RunResult, Scores, read_predictions
+from lora_hf.runs.run import hashes, score
 from lora_hf.system import device_name, pick_device, versions
-from lora_hf.training.train import load_trained
+from lora_hf.training.train import Run, load_trained
 
 AGAIN = "compute the run again: the same command with overwrite=true"
 EXACT = 1e-9
@@ -41,7 +41,7 @@ def record(run: Path) -> Findings:
     return held
 
 
-def files(run: Path, record: dict[str, Any]) -> Findings:
+def files(run: Path, record: RunResult) -> Findings:
     """Every file that the run has recorded is there, as it was written, and no other beside its weights."""
     known = record.get("sha256")
     if not known:
@@ -58,7 +58,7 @@ def files(run: Path, record: dict[str, Any]) -> Findings:
         yield ok(f"{len(known)} files are as the run wrote them (SHA-256)")
 
 
-def rouge(run: Path, record: dict[str, Any]) -> Findings:
+def rouge(run: Path, record: RunResult) -> Findings:
     """The recorded ROUGE is that of the recorded summaries; gives these."""
     try:
         rows = read_predictions(run)
@@ -71,7 +71,7 @@ def rouge(run: Path, record: dict[str, Any]) -> Findings:
     return rows
 
 
-def made_by(record: dict[str, Any]) -> Findings:
+def made_by(record: RunResult) -> Findings:
     """Made by these versions on such a device: elsewhere the same bits are not promised."""
     here = {"versions": versions(), "device": device_name(pick_device())}
     if changed := changed_fields({key: record.get(key) for key in here}, here):
@@ -87,7 +87,7 @@ def config(run: Path) -> Findings:
     return held
 
 
-def data(config: RunConfig, record: dict[str, Any]) -> Findings:
+def data(config: RunConfig, record: RunResult) -> Findings:
     """The data are those of the run; gives them, as tokens."""
     found = load_data(config, load_tokenizer(config.model))
     remedy = f"put the data back that it was trained on, or {AGAIN}"
@@ -95,19 +95,19 @@ def data(config: RunConfig, record: dict[str, Any]) -> Findings:
     return found
 
 
-def model(run: Path, config: RunConfig, record: dict[str, Any]) -> Findings:
+def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
     """The base is that of the run; gives the model with what was trained."""
     base = load_model(config.model, pick_device())
     name, remedy = config.model.model_name_or_path, f"name the revision in model.revision, or {AGAIN}"
     yield _same(name, base.base_fingerprint, record.get("base_fingerprint"), remedy)
-    return base if config.method == "base" else load_trained(config, run, base, base.device)
+    return base if config.method == "base" else load_trained(config, run, base)
 
 
 def scoring(
-    config: RunConfig, data: ArmData, model: Any, rouge: list[dict[str, Any]], record: dict[str, Any]
+    run: Path, config: RunConfig, data: ArmData, model: Any, rouge: list[Prediction], record: RunResult
 ) -> Findings:
     """Summaries written now are those that were recorded, and so is their ROUGE."""
-    _, rows = score_arm(config, model, load_tokenizer(config.model), data)
+    _, rows = score(Run(config, run, load_tokenizer(config.model), data, model))
     before = {row["id"]: row["prediction"] for row in rouge}
     other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
     if other:
@@ -132,10 +132,10 @@ def _is_near(found: Any, known: Any) -> bool:
         return False
 
 
-def _compared(what: str, found: dict[str, Any], known: dict[str, Any]) -> Findings:
+def _compared(what: str, found: Scores, known: RunResult) -> Findings:
     other = [name for name, value in found.items() if not _is_near(value, known.get(name))]
     if not other:
         yield ok(f"ROUGE {what} is as recorded")
         return
-    told = ", ".join(f"{name} {known.get(name)} -> {found[name]}" for name in other)
+    told = ", ".join(f"{name} {known.get(name)} -> {value}" for name, value in found.items() if name in other)
     yield fault(f"ROUGE {what} is not as recorded: {told}", AGAIN)

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -15,9 +15,11 @@ from lora_hf.config import GenerationConfig
 from lora_hf.data.examples import Example
 from lora_hf.distributed import all_gather, from_main, is_main, rank, shares, world_size
 from lora_hf.evaluation.generate import generate_summaries
-from lora_hf.evaluation.rouge import ROUGE_NAMES, rouge_per_pair, score_dialogues
+from lora_hf.evaluation.rouge import DialogueScores, rouge_per_pair, score_dialogues
 from lora_hf.evaluation.significance import bootstrap_interval
 from lora_hf.files import write_text
+from lora_hf.run_files import ROUGE_NAMES
+from lora_hf.run_records import PREDICTIONS_VERSION, Prediction, Scores
 
 LOGGED_SUMMARIES = 2
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def score_model(
     sources: list[list[int]],
     max_new_tokens: int,
     fast_paths: bool = True,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Scores, list[Prediction]]:
     """Summarize the test dialogues, divided among the run's processes, and score them.
 
     Args:
@@ -74,11 +76,21 @@ def score_model(
     found = {i: text for part in all_gather(dict(zip(own, written, strict=True))) for i, text in part.items()}
     predictions = [found[i] for i in range(len(sources))]
     seconds = time.perf_counter() - start
-    rows = [
-        {"id": e.id, "dialogue": e.dialogue, "references": list(e.references), "prediction": prediction}
-        for e, prediction in zip(test, predictions, strict=True)
+    rouge = from_main(lambda: score_dialogues(predictions, [example.references for example in test]))
+    rows: list[Prediction] = [
+        {
+            "id": example.id,
+            "dialogue": example.dialogue,
+            "references": list(example.references),
+            "prediction": prediction,
+            "version": PREDICTIONS_VERSION,
+            "rouge": {name: rouge.by_reference[name][i] for name in ROUGE_NAMES},
+        }
+        for i, (example, prediction) in enumerate(zip(test, predictions, strict=True))
     ]
-    return from_main(lambda: rouge_record(rows)) | {"eval_seconds": round(seconds, 2)}, rows
+    scores = from_main(lambda: rouge_record(rows, rouge))
+    scores["eval_seconds"] = round(seconds, 2)
+    return scores, rows
 
 
 def summarize(
@@ -110,25 +122,42 @@ def summarize(
         )
 
 
-def rouge_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return ROUGE of the rows of predictions.jsonl, with 95 % intervals and mean lengths in words.
+def rouge_record(rows: list[Prediction], rouge: DialogueScores | None = None) -> Scores:
+    """Average the ROUGE of predictions over references, then over dialogues, with 95 % intervals.
 
-    A score is the mean over dialogues of the mean over references; `<name>_best`, which takes the best
-    reference of each dialogue, is added if a dialogue has several.
+    Args:
+        rows: those of predictions.jsonl; the ROUGE that they hold is not used.
+        rouge: their scores; None scores them.
+
+    Returns:
+        The scores with mean lengths in words; `<name>_best`, by each dialogue's best reference, is
+        there if a dialogue has several.
     """
-    scores = score_dialogues([row["prediction"] for row in rows], [row["references"] for row in rows])
-    record: dict[str, Any] = {"n_examples": len(rows)}
-    for name in ROUGE_NAMES:
-        record[name] = float(np.mean(scores.mean[name]))
-        record[f"{name}_interval"] = list(bootstrap_interval(scores.mean[name]))
-        if any(len(row["references"]) > 1 for row in rows):
-            record[f"{name}_best"] = float(np.mean(scores.best[name]))
+    rouge = rouge or score_rows(rows)
     references = [reference for row in rows for reference in row["references"]]
-    record["mean_words"] = float(np.mean([len(row["prediction"].split()) for row in rows]))
-    record["reference_words"] = float(np.mean([len(reference.split()) for reference in references]))
-    return record
+    scores: dict[str, Any] = {"n_examples": len(rows)}
+    for name in ROUGE_NAMES:
+        scores[name] = float(np.mean(rouge.mean[name]))
+        scores[f"{name}_interval"] = list(bootstrap_interval(rouge.mean[name]))
+        if len(references) > len(rows):
+            scores[f"{name}_best"] = float(np.mean(rouge.best[name]))
+    scores["mean_words"] = float(np.mean([len(row["prediction"].split()) for row in rows]))
+    scores["reference_words"] = float(np.mean([len(reference.split()) for reference in references]))
+    return cast(Scores, scores)
 
 
-def write_predictions(file: Path, rows: list[dict[str, Any]]) -> None:
+def score_rows(rows: list[Prediction]) -> DialogueScores:
+    """Score the predictions of predictions.jsonl."""
+    return score_dialogues([row["prediction"] for row in rows], [row["references"] for row in rows])
+
+
+def kept_scores(rows: list[Prediction]) -> DialogueScores:
+    """Return the ROUGE that predictions.jsonl holds; score the rows if an older version wrote them."""
+    if any(row.get("version") != PREDICTIONS_VERSION for row in rows):
+        return score_rows(rows)
+    return DialogueScores({name: [row["rouge"][name] for row in rows] for name in ROUGE_NAMES})
+
+
+def write_predictions(file: Path, rows: list[Prediction]) -> None:
     """Write predictions.jsonl: one JSON object per line."""
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

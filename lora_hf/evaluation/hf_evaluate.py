@@ -72,7 +72,7 @@ class Rouge(evaluate.Metric):
         if not predictions:
             raise ValueError("no rows to score")
         scores = score_dialogues(predictions, references)
-        result = {name: fmean(values) for name, values in scores.mean.items()}
+        result: dict[str, float] = {name: fmean(values) for name, values in scores.mean.items()}
         if any(len(texts) > 1 for texts in references):
             result |= {f"{name}_best": fmean(values) for name, values in scores.best.items()}
         return result

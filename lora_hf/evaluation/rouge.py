@@ -17,14 +17,14 @@ the trained English model on 15,899 summaries of DialogSum and FLAN-T5, 0.3 % ar
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from statistics import fmean
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from lora_hf.errors import UserError
-from lora_hf.run_files import ROUGE_NAMES
+from lora_hf.run_files import ROUGE_NAMES, RougeName
 
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -47,12 +47,20 @@ _SENTENCE_STARTERS = (
 
 @dataclass(frozen=True)
 class DialogueScores:
-    """ROUGE F1 of dialogues: for each of `ROUGE_NAMES` a list with one value per dialogue, in order."""
+    """ROUGE F1 of dialogues."""
 
-    mean: Mapping[str, list[float]]
-    """Mean over the references of the dialogue."""
-    best: Mapping[str, list[float]]
-    """Score of the best reference, chosen for each name separately (as `RougeScorer.score_multi` does)."""
+    by_reference: Mapping[RougeName, list[list[float]]]
+    """One list per dialogue, in order, with one value per reference."""
+
+    @cached_property
+    def mean(self) -> dict[RougeName, list[float]]:
+        """Mean over the references of each dialogue."""
+        return {name: [fmean(row) for row in rows] for name, rows in self.by_reference.items()}
+
+    @cached_property
+    def best(self) -> dict[RougeName, list[float]]:
+        """Score of the best reference, chosen for each name separately (as `RougeScorer.score_multi` does)."""
+        return {name: [max(row) for row in rows] for name, rows in self.by_reference.items()}
 
 
 def split_sentences(text: str) -> str:
@@ -61,7 +69,7 @@ def split_sentences(text: str) -> str:
     return "\n".join(sentences)
 
 
-def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dict[RougeName, list[float]]:
     """Score each prediction against the reference beside it.
 
     Args:
@@ -82,7 +90,7 @@ def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dic
     _require_strings("references", references)
     _check_lengths(predictions, references)
     scorer = _scorer()
-    scores: dict[str, list[float]] = {name: [] for name in ROUGE_NAMES}
+    scores: dict[RougeName, list[float]] = {name: [] for name in ROUGE_NAMES}
     for prediction, reference in zip(predictions, references, strict=True):
         row = scorer.score(split_sentences(reference), split_sentences(prediction))
         for name in ROUGE_NAMES:
@@ -116,12 +124,12 @@ def score_dialogues(predictions: Sequence[str], references: Sequence[Sequence[st
     return group_scores(per_pair, [range(start, end) for start, end in pairwise(ends)])
 
 
-def group_scores(per_pair: Mapping[str, Sequence[float]], groups: Sequence[Sequence[int]]) -> DialogueScores:
+def group_scores(
+    per_pair: Mapping[RougeName, Sequence[float]], groups: Sequence[Sequence[int]]
+) -> DialogueScores:
     """Combine the scores of pairs by dialogue; `groups[d]` holds the pairs of dialogue d, at least one."""
-    rows = {name: [[values[i] for i in group] for group in groups] for name, values in per_pair.items()}
     return DialogueScores(
-        mean={name: [fmean(row) for row in values] for name, values in rows.items()},
-        best={name: [max(row) for row in values] for name, values in rows.items()},
+        {name: [[values[i] for i in group] for group in groups] for name, values in per_pair.items()}
     )
 
 

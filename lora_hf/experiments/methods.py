@@ -9,7 +9,7 @@ from lora_hf.config.load import load_config
 from lora_hf.config.variants import with_variant
 from lora_hf.errors import UserError
 from lora_hf.experiments.runner import Arm, all_finished, arms_of, folders_of, report_of, run_arms, shell
-from lora_hf.run_files import STUDY
+from lora_hf.run_files import VARIANTS
 
 YARDSTICKS = ("base", "lora")
 """Variants that the others are measured against: times against the base's, scores against plain LoRA's."""
@@ -45,6 +45,6 @@ def compare_methods(config_file: str | Path, overrides: Sequence[str] = ()) -> d
     """
     config = load_config(config_file, overrides, True, lambda study: all_finished(plan_variants(study)))
     arms = plan_variants(config)
-    run_arms(config_file, overrides, arms, STUDY)
+    run_arms(config_file, overrides, arms, VARIANTS)
     command = shell("methods", config_file, overrides)
-    return report_of(STUDY, Path(config.output_dir), folders_of(arms), {"command": command})
+    return report_of(VARIANTS, Path(config.output_dir), folders_of(arms), {"command": command})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.errors import UserError
+from lora_hf.experiments.runner import KEY, report_key
 from lora_hf.experiments.summary import dialogue_scores, summarize_arms, summarize_variants
 from lora_hf.experiments.sweep_summary import summarize_sweep
 from lora_hf.files import file_sha256, whole, write_json, write_text
@@ -30,9 +31,8 @@ from lora_hf.reporting.methods_table import methods_lines, methods_markdown, met
 from lora_hf.reporting.page import report_page
 from lora_hf.reporting.sweep_plot import draw_sweep, sweep_charts
 from lora_hf.reporting.sweep_table import sweep_lines, sweep_markdown, sweep_notes
-from lora_hf.run_files import ADAPTER, COMPARISON, CONFIG, PAGE, PREDICTIONS, REPORT, RESULTS, STUDY, SWEEP
+from lora_hf.run_files import ADAPTER, COMPARISON, CONFIG, PAGE, PREDICTIONS, REPORT, RESULTS, SWEEP, VARIANTS
 from lora_hf.run_records import read_predictions, read_record
-from lora_hf.runs.finished import KEY, report_key
 
 Folders = Mapping[str, Sequence[Path]]
 """By group the folders of its runs: one a seed, the first seed's first."""
@@ -68,9 +68,9 @@ RUN = Kind(REPORT, "One run", "arms", (), *_ARMS)
 COMPARED = Kind(
     COMPARISON, "Base, full fine-tuning and LoRA", "arms", ("base", "full", "lora"), *_ARMS, draw_comparison
 )
-METHODS_COMPARED = Kind(STUDY, "Methods side by side", "variants", ("base", "lora"), *_STUDY, draw_methods)
+METHODS = Kind(VARIANTS, "Methods side by side", "variants", ("base", "lora"), *_STUDY, draw_methods)
 SWEPT = Kind(SWEEP, "A sweep", "variants", (), *_SWEEP, draw_sweep, sweep_charts)
-KINDS = {kind.stem: kind for kind in (COMPARED, METHODS_COMPARED, SWEPT)}
+KINDS = {kind.stem: kind for kind in (COMPARED, METHODS, SWEPT)}
 """Reports of several runs, by the name of their files."""
 
 
@@ -88,7 +88,7 @@ def report(root: Path) -> list[Path]:
         command = shlex.join(["lora-hf", "train", "--config", str(root / CONFIG)])
         return write_report(RUN, root, {record["method"]: [root]}, {"command": command})
     folders = found_runs(root)
-    kind = next((k for k in (METHODS_COMPARED, SWEPT) if (root / f"{k.stem}.json").is_file()), COMPARED)
+    kind = next((k for k in (METHODS, SWEPT) if (root / f"{k.stem}.json").is_file()), COMPARED)
     old = read_record(root / f"{kind.stem}.json") or {}
     needed = old.get("order") or kind.needs
     if missing := sorted({*needed} - folders.keys()):
@@ -121,7 +121,7 @@ def _first_seed_first(name: str) -> tuple[str, int]:
     return _SEED.sub("", name), int(seed.group(1)) + 1 if seed else 0
 
 
-def load_runs(folders: Folders) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+def gather(folders: Folders) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     """By group, the record and the predictions of each of its runs."""
     for run in (run for runs in folders.values() for run in runs):
         known = (read_record(run / RESULTS) or {}).get("sha256", {}).get(PREDICTIONS)
@@ -142,7 +142,7 @@ def write_report(kind: Kind, root: Path, folders: Folders, known: Mapping[str, A
         folders: of the runs, by group, in the order of the table.
         known: `command`, that makes all of it again, and what `kind.summarize` takes beside records and rows.
     """
-    records, rows = load_runs(folders)
+    records, rows = gather(folders)
     more = {name: value for name, value in known.items() if name != "command"}
     summary = kind.summarize(records, rows, **more) | {"command": known["command"]}
     summary = json.loads(json.dumps(summary))  # as it will be read: keys are text, tuples are lists

@@ -11,21 +11,24 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lora_hf import __version__
 from lora_hf.config import RunConfig
 from lora_hf.errors import RunFailed, UserError
-from lora_hf.files import PARTIAL
-from lora_hf.run_files import ENDS, STORE
+from lora_hf.files import PARTIAL, file_sha256, json_text
+from lora_hf.run_files import ENDS, PREDICTIONS, RESULTS, STORE
 from lora_hf.run_records import read_record
-from lora_hf.runs.finished import current_report, finished_record
-from lora_hf.runs.run_dir import RunDirectory
+from lora_hf.runs.run_dir import RunDirectory, finished_result
 
 logger = logging.getLogger(__name__)
+KEY = "made_from"
+"""In a report's JSON: `report_key`."""
 _LIBC = ctypes.CDLL(None)
 
 
@@ -108,7 +111,7 @@ def run_each(config_file: str | Path, overrides: Sequence[str], arms: Sequence[A
     for arm in arms:
         RunDirectory(arm.config).check()
     for number, arm in enumerate(arms, start=1):
-        if finished_record(arm.config) is not None:
+        if finished_result(arm.config) is not None:
             logger.info("[%d/%d] %s: finished before with the same inputs", number, len(arms), arm.name)
             continue
         logger.info("[%d/%d] %s -> %s", number, len(arms), arm.name, arm.config.output_dir)
@@ -117,7 +120,7 @@ def run_each(config_file: str | Path, overrides: Sequence[str], arms: Sequence[A
 
 def all_finished(arms: Sequence[Arm]) -> bool:
     """Return whether every run is known to have ended with these inputs."""
-    return all(finished_record(arm.config) is not None for arm in arms)
+    return all(finished_result(arm.config) is not None for arm in arms)
 
 
 def report_of(
@@ -136,6 +139,44 @@ def report_of(
 
     write_report(KINDS[stem], root, folders, known)
     return read_record(root / f"{stem}.json") or {}
+
+
+def report_key(
+    summary: Mapping[str, Any], folders: Mapping[str, Iterable[Path]], known: Mapping[str, Any]
+) -> str:
+    """Return the hash of a report's own figures and of the runs that they come from.
+
+    Args:
+        summary: the content of its JSON file.
+        folders: of the runs whose results and predictions it was made from.
+        known: as `write_report` takes it.
+    """
+    runs = {
+        f"{group}/{run.name}": [file_sha256(run / name) for name in (RESULTS, PREDICTIONS)]
+        for group, paths in folders.items()
+        for run in paths
+    }
+    figures = {name: value for name, value in summary.items() if name != KEY}
+    return sha256(json_text([__version__, figures, runs, known]).encode()).hexdigest()
+
+
+def current_report(
+    stem: Path, folders: Mapping[str, Iterable[Path]], known: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the JSON of a report that is complete and was made from just these runs, or None.
+
+    Args:
+        stem: the report's path without the ends of its files.
+        folders: of the runs, by group, in the order of the table.
+        known: as `write_report` takes it.
+    """
+    if not all(stem.with_suffix(end).is_file() for end in ENDS):
+        return None
+    try:
+        summary = read_record(stem.with_suffix(".json")) or {}
+        return summary if summary.get(KEY) == report_key(summary, folders, known) else None
+    except (UserError, OSError):
+        return None
 
 
 def check_root(config: RunConfig, groups: tuple[str, ...], report: str) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from lora_hf.evaluation.evaluate import kept_scores
 from lora_hf.evaluation.rouge import ROUGE_NAMES, score_dialogues
 from lora_hf.evaluation.significance import bootstrap_interval, paired_test
+from lora_hf.run_records import Prediction
 
-Rows = list[dict[str, Any]]
+Rows = list[Prediction]
 Scores = dict[str, list[float]]
 TRIVIAL = {"first line": 1, "first three lines": 3}
 SAMPLES = 5
@@ -84,10 +86,7 @@ def intervals(scores: Mapping[Any, Scores]) -> dict[Any, dict[str, list[float]]]
 
 def dialogue_scores(runs: Sequence[Rows]) -> Scores:
     """Each dialogue's ROUGE, the mean over its references and then over the seeds' runs."""
-    scored = [
-        score_dialogues([row["prediction"] for row in rows], [row["references"] for row in rows])
-        for rows in runs
-    ]
+    scored = [kept_scores(rows) for rows in runs]
     return {
         name: [mean(values) for values in zip(*(s.mean[name] for s in scored), strict=True)]
         for name in ROUGE_NAMES

@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_hf.config import RunConfig
 from lora_hf.config.model import EMBEDDED
+from lora_hf.run_records import Prediction, RunResult
 
 WEIGHTS = {"bottleneck": "Bottleneck layers", "prompt_tuning": "A tuned prompt"}
 KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_rslora": "rsLoRA"}
@@ -52,9 +53,9 @@ class CardFacts:
     """Of the run; None where only the adapter is at hand."""
     dataset: str | None = None
     """Its name on the Hub, or `embedded`; None where it is local, or not known."""
-    record: Record = field(default_factory=dict)
+    record: RunResult = field(default_factory=RunResult)
     """What `results.json` holds."""
-    samples: list[Record] = field(default_factory=list)
+    samples: list[Prediction] = field(default_factory=list)
     """Rows of predictions.jsonl."""
     license: str | None = None
 

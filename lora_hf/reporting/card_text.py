@@ -5,6 +5,7 @@ from typing import Any
 from lora_hf.data.prompts import prompt_template
 from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Record
 from lora_hf.reporting.tables import ROUGE_LABELS, bytes_cell, markdown_table, sample_markdown, seconds_cell
+from lora_hf.run_records import Prediction, RunResult, best_of, interval_of
 
 
 def card_words(facts: CardFacts) -> Record:
@@ -67,7 +68,7 @@ def _listed(targets: Any) -> str:
     return f"`{targets}`" if isinstance(targets, str) else ", ".join(f"`{name}`" for name in targets or ())
 
 
-def _share(record: Record) -> str | None:
+def _share(record: RunResult) -> str | None:
     if "trainable_parameters" not in record:
         return None
     trained, total = record["trainable_parameters"], record["total_parameters"]
@@ -89,17 +90,17 @@ def _peft_note(manifest: Record) -> str:
     return f", best on a base that is stored as it was in training ({fields})"
 
 
-def _scores(record: Record) -> str:
+def _scores(record: RunResult) -> str:
     lines = []
     for name, label in ROUGE_LABELS.items():
-        low, high = record[f"{name}_interval"]
+        low, high = interval_of(record, name)
         lines.append([label, f"{record[name]:.4f}", f"{low:.4f}–{high:.4f}"])
-        if f"{name}_best" in record:
-            lines.append([f"{label}, best reference", f"{record[f'{name}_best']:.4f}", ""])
+        if (best := best_of(record, name)) is not None:
+            lines.append([f"{label}, best reference", f"{best:.4f}", ""])
     return markdown_table([["", "F1", "95 % interval"], *lines])
 
 
-def _sample(row: Record) -> str:
+def _sample(row: Prediction) -> str:
     written = [("reference", row["references"][0]), ("this model", row["prediction"])]
     return sample_markdown(row["dialogue"], written)
 

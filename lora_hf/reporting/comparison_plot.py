@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from lora_hf.reporting.comparison_table import ARMS
 from lora_hf.reporting.tables import ROUGE_LABELS
+from lora_hf.run_files import RougeName
 
 COLORS = {"base": "#9aa5b1", "full": "#33658a", "lora": "#e07a3f"}
-SHOWN = ("rouge1", "rouge2", "rougeL")
+SHOWN: tuple[RougeName, ...] = ("rouge1", "rouge2", "rougeL")
 WIDTH = 0.26
 DPI = 150
 

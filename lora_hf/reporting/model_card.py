@@ -4,6 +4,7 @@ Equal facts give equal bytes, so that a push that changes nothing makes no commi
 """
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -44,13 +45,17 @@ def eval_results(facts: CardFacts) -> list[EvalResult]:
     if facts.config is None:
         return []
     best = {f"{name}_best": f"{label}, best reference" for name, label in ROUGE_LABELS.items()}
-    labels = ROUGE_LABELS | best
-    return [_result(facts, name, label) for name, label in labels.items() if name in facts.record]
+    labels = {str(name): label for name, label in ROUGE_LABELS.items()} | best
+    record = dict(facts.record)
+    return [
+        _result(facts, name, label, record[name], record.get(f"{name}_interval"))
+        for name, label in labels.items()
+        if name in record
+    ]
 
 
-def _result(facts: CardFacts, name: str, label: str) -> EvalResult:
+def _result(facts: CardFacts, name: str, label: str, value: Any, interval: Any) -> EvalResult:
     assert facts.config is not None
-    interval = facts.record.get(f"{name}_interval")
     return EvalResult(
         task_type="summarization",
         task_name="Dialogue summarization",
@@ -62,6 +67,6 @@ def _result(facts: CardFacts, name: str, label: str) -> EvalResult:
         metric_type="rouge",
         metric_name=label,
         metric_config=name,
-        metric_value=facts.record[name],
+        metric_value=value,
         metric_args={"interval_95": interval} if interval else None,
     )

@@ -4,7 +4,14 @@ from typing import Any
 
 from rich.table import Table
 
-ROUGE_LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+from lora_hf.run_files import RougeName
+
+ROUGE_LABELS: dict[RougeName, str] = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+}
 
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))

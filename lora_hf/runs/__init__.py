@@ -1,1 +1,1 @@
-"""A run and its directory: one arm end to end, and the comparison of the arms."""
+"""One run: its stages, its directory and its lock."""

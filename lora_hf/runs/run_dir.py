@@ -1,25 +1,30 @@
 """The run directory: what it holds, whose it is, and when it may be used again.
 
-The same command again goes on with an interrupted run and leaves a finished one as it is. With other inputs
-it stops and names the fields that changed; `overwrite=true` makes room, and removes only what a run writes.
+The same command resumes an interrupted run and leaves a finished one unchanged. With other inputs it stops
+and names the fields that changed; `overwrite=true` makes room, and removes only what a run writes.
+
+A finished run is known without loading data, model or PyTorch: hashes of data and base model are compared
+only if path, size, inode or times of their files have changed, as git does it (`finished_result`).
 """
 
 import logging
 import shutil
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.config.load import changed_fields, resolved_yaml
+from lora_hf.config.model import ASSETS, EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, first_line
-from lora_hf.files import PARTIAL, write_json, write_text
-from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS
-from lora_hf.run_records import read_record
+from lora_hf.files import PARTIAL, json_text, write_json, write_text
+from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS, ROUGE_NAMES
+from lora_hf.run_records import RunResult, read_record, read_result
 
-SILENT = (
+IGNORED = (
     "logging_",
     "report_to",
     "run_name",
@@ -30,43 +35,94 @@ SILENT = (
     "hub_",
     "push_",
 )
-"""Fields of `training` that change what is told of a run, or whether it comes to its end, not its outcome."""
-ROWS, DEFAULT_ROWS = "per_device_train_batch_size", 8  # as Seq2SeqTrainingArguments has it
+"""Beginnings of the `training` fields that change what is logged, kept or pushed, but not the outcome."""
+BATCH_SIZE, DEFAULT_BATCH_SIZE = "per_device_train_batch_size", 8  # of Seq2SeqTrainingArguments
 PROCESSES = "processes"
-"""In the record of inputs: how many trained it, where several did."""
+"""Key in inputs.json: the number of processes that trained the run, if there were several."""
 SOURCES = "sources"
-"""In the record of inputs: `finished.sources_of`."""
+"""Key in inputs.json: `sources_of` the config."""
+COMMIT = 40
+"""Hexadecimal digits of a full commit on the Hub."""
+UNCHANGED = "%s: already finished with the same inputs; unchanged"
 logger = logging.getLogger(__name__)
 
 
-def inputs_of(config: RunConfig, world: int = 1) -> dict[str, Any]:
-    """The fields of one arm's config that its outcome depends on.
+def inputs_of(config: RunConfig, processes: int = 1) -> dict[str, Any]:
+    """Return the fields of a run's config that its outcome depends on.
 
-    The base arm trains nothing, so that a new learning rate leaves it as it is; a new rank leaves full
-    fine-tuning as it is. Of several processes' batches only the sum counts: 2 of 4 rows are as 1 of 8.
+    The base is not trained, so a new learning rate does not change it; a new rank does not change full
+    fine-tuning. Only the batch size of all processes together counts: 2 x 4 rows equal 1 x 8.
 
     Args:
-        config: the arm's.
-        world: the number of processes that train it.
+        config: the run's.
+        processes: how many train it.
     """
     fields = config.model_dump(
         mode="json", exclude={"output_dir", "overwrite", "arms", "variants", "sweep", "seeds"}
     )
     for method in {*METHOD_CHOICES} - {config.method}:
-        fields.pop(method, None)  # the section of the same name, where it has one
+        fields.pop(method, None)  # the section of the same name, if the method has one
     if config.loraplus_lr_ratio is None:
         del fields["loraplus_lr_ratio"]
     if config.method == "base":
         del fields["training"], fields["seed"], fields["early_stopping_patience"]
         return fields
-    fields["training"] = {k: v for k, v in fields["training"].items() if not k.startswith(SILENT)}
-    if world > 1:
-        fields["training"][ROWS] = fields["training"].get(ROWS, DEFAULT_ROWS) * world
+    fields["training"] = {k: v for k, v in fields["training"].items() if not k.startswith(IGNORED)}
+    if processes > 1:
+        fields["training"][BATCH_SIZE] = fields["training"].get(BATCH_SIZE, DEFAULT_BATCH_SIZE) * processes
     return fields
 
 
+def sources_of(config: RunConfig) -> str | None:
+    """Return a hash of path, size, inode and times of the files that data and base model come from.
+
+    Returns:
+        16 hexadecimal digits, or None if files cannot tell: a branch on the Hub may move.
+    """
+    model, data = config.model, config.data
+    places = [
+        (model.model_name_or_path, model.revision, ASSETS),
+        (data.dataset_name, data.dataset_revision, EMBEDDED_SAMPLE),
+    ]
+    files: list[Path] = []
+    try:
+        for name, revision, embedded in places:
+            place = embedded if name == EMBEDDED else Path(name).expanduser()
+            if place.is_dir():
+                files += sorted(file for file in place.iterdir() if file.is_file())
+            elif place.is_file():
+                files.append(place)
+            elif not (revision and len(revision) == COMMIT):
+                return None
+        stats = [(str(file.resolve()), file.stat()) for file in files]
+    except (OSError, RuntimeError):  # loading reports what cannot be read; `~nobody` is a RuntimeError
+        return None
+    seen = [[path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
+    return sha256(json_text(seen).encode()).hexdigest()[:16]
+
+
+def finished_result(config: RunConfig) -> RunResult | None:
+    """Return the result of a run that has finished with these inputs; None if only the run itself can tell.
+
+    The config must equal the recorded one to the letter: another tracker or logging interval changes no
+    result, but has not been checked. A run that is pushed at the end asks the Hub, and is never known here.
+    """
+    directory = RunDirectory(config)
+    if config.training.get("push_to_hub") or not (directory / RESULTS).is_file():
+        return None
+    try:
+        known = read_record(directory / INPUTS) or {}
+        is_same = (directory / CONFIG).read_text(encoding="utf-8") == directory.recorded_config()
+        is_same = is_same and known.get(PROCESSES, 1) == world_size()
+        is_same = is_same and known.get(SOURCES, "") == sources_of(config)
+        result = directory.results() if is_same else None
+    except (UserError, OSError, ValueError):  # the run will report it
+        return None
+    return result if result and result.keys() >= {*ROUGE_NAMES} else None
+
+
 class RunDirectory:
-    """The files of one arm."""
+    """The files of one run."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -76,7 +132,7 @@ class RunDirectory:
         return self.path / name
 
     def check(self) -> None:
-        """See that the directory is free, or holds this run.
+        """Check that the directory is free or holds this run.
 
         Raises:
             UserError: it is a file, holds other things, or a run with another config, and `overwrite` is not
@@ -86,15 +142,14 @@ class RunDirectory:
             raise UserError(f"output_dir={str(self.path)!r} is a file")
         self._refuse(self._changed_config())
 
-    def claim(self, fingerprints: dict[str, Any], sources: str | None = None) -> None:
-        """Make the directory this run's: keep what equal inputs made, clear what others made.
+    def prepare(self, fingerprints: dict[str, Any], sources: str | None = None) -> None:
+        """Take the directory for this run: keep results of equal inputs, clear those of others.
 
-        Called once data and model are loaded, so that a mistake in their names clears nothing.
+        Called after loading data and model, so that a mistake in their names clears nothing.
 
         Args:
-            fingerprints: hashes of what names in the config stand for, the data and the base model.
-            sources: what stands for the files these come from (`finished.sources_of`), recorded so that the
-                same command again need not read them; None where files say nothing.
+            fingerprints: hashes of the data and the base model.
+            sources: `sources_of` the config, recorded so that the next command need not read these files.
 
         Raises:
             UserError: as `check`, for the config and the fingerprints; or the directory cannot be written.
@@ -118,55 +173,55 @@ class RunDirectory:
         """Return the text of config.yaml: without `overwrite`, so that repeating the run from it is safe."""
         return resolved_yaml(self.config.model_copy(update={"overwrite": False}))
 
-    def results(self) -> dict[str, Any] | None:
-        """The record of a finished run, or None."""
-        return read_record(self / RESULTS)
+    def results(self) -> RunResult | None:
+        """Return the result of a finished run, or None."""
+        return read_result(self.path)
 
     def _changed_config(self) -> list[str]:
-        """The fields in which the run that is here differs from this one: `lora.r: 8 -> 16`."""
-        held = self._held()
+        """Return the fields in which the run found here differs from this one: `lora.r: 8 -> 16`."""
+        try:
+            names = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
+        except OSError as error:
+            raise UserError(f"output_dir={str(self.path)!r} cannot be read: {error.strerror}") from error
+        held = [name for name in names if not name.startswith(PARTIAL)]
         if CONFIG not in held:
-            self._refuse_strangers(held)
+            self._refuse_other_files(held)
             return []
         try:
             old = RunConfig.model_validate(read_document(self / CONFIG).data)
         except ValueError as error:
-            return [f"{CONFIG} is not readable: {str(error).splitlines()[0]}"]
+            return [f"{CONFIG} is not readable: {first_line(error)}"]
         try:
             before, _ = int((read_record(self / INPUTS) or {}).get(PROCESSES, 1)), self.results()
         except (ValueError, TypeError) as error:
             return [first_line(error)]
         changed = changed_fields(inputs_of(old, before), inputs_of(self.config, world_size()))
         several = max(before, world_size()) > 1
-        return [line.replace(f"{ROWS}:", f"{ROWS} x processes:") if several else line for line in changed]
-
-    def _held(self) -> list[str]:
-        try:
-            names = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
-        except OSError as error:
-            raise UserError(f"output_dir={str(self.path)!r} cannot be read: {error.strerror}") from error
-        return [name for name in names if not name.startswith(PARTIAL)]
+        return [
+            line.replace(f"{BATCH_SIZE}:", f"{BATCH_SIZE} x processes:") if several else line
+            for line in changed
+        ]
 
     def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
         try:
             old = read_record(self / INPUTS)
-        except UserError:  # told by `_changed_config`
+        except UserError:  # reported by `_changed_config`
             return []
         if old is None:
             return []
         return changed_fields({k: old[k] for k in old if k not in (PROCESSES, SOURCES)}, fingerprints)
 
-    def _refuse_strangers(self, held: list[str]) -> None:
-        """Files of somebody else: `overwrite` allows to write beside them, never in their place."""
+    def _refuse_other_files(self, held: list[str]) -> None:
+        """Refuse files that are not a run's: `overwrite` allows writing beside them, not replacing them."""
         ours = [name for name in held if name in OWN]
         if ours:
             raise UserError(
-                f"output_dir={str(self.path)!r} holds {ours} and no {CONFIG} that says what made them; "
+                f"output_dir={str(self.path)!r} holds {ours} but no {CONFIG} that says what made them; "
                 "choose another output_dir, or move them away"
             )
         if held and not self.config.overwrite:
             raise UserError(
-                f"output_dir={str(self.path)!r} holds {held[:5]} and no run; choose another output_dir, or "
+                f"output_dir={str(self.path)!r} holds {held[:5]} but no run; choose another output_dir, or "
                 "add overwrite=true to write beside them"
             )
 
@@ -174,11 +229,11 @@ class RunDirectory:
         if changed and not self.config.overwrite:
             raise UserError(
                 f"output_dir={str(self.path)!r} holds a run with other inputs ({'; '.join(changed)}); "
-                "choose another output_dir, or add overwrite=true to compute it again"
+                "choose another output_dir, or add overwrite=true to replace it"
             )
 
     def _clear(self, changed: list[str]) -> None:
-        """Remove what a run writes: the results first and the config last, so that a kill leaves no lie."""
-        logger.info("%s: computed again, for %s", self.path, "; ".join(changed))
+        """Remove a run's files, the results first and the config last: a kill leaves no wrong pair."""
+        logger.info("%s: replacing the run with other inputs (%s)", self.path, "; ".join(changed))
         for target in [*(self / name for name in reversed(OWN)), *self.path.glob(f"{PARTIAL}*")]:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)

@@ -1,7 +1,5 @@
 """Score a saved adapter, or the base model, on the test split of a config."""
 
-from typing import Any
-
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
@@ -9,11 +7,12 @@ from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.run_records import Prediction, RunResult
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
 
-def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult, list[Prediction]]:
     """Score an adapter, or the base model where none is given, on the config's test split.
 
     Returns:
@@ -37,4 +36,4 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[dict[str,
         config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths
     )
     name = adapter.source if adapter else None
-    return {"adapter": name, "seed": config.seed, "max_new_tokens": max_new_tokens} | scores, rows
+    return {"adapter": name, "seed": config.seed, "max_new_tokens": max_new_tokens, **scores}, rows

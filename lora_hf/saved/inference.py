@@ -21,8 +21,8 @@ from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
 from lora_hf.hub.names import split_name
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.run_files import ADAPTER, CONFIG, MODEL, RESULTS
-from lora_hf.run_records import read_record
+from lora_hf.run_files import ADAPTER, CONFIG, MODEL
+from lora_hf.run_records import read_result
 from lora_hf.saved.adapter import base_config, find_adapter, prompt_config
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved, saved_method
@@ -240,5 +240,5 @@ def _load_run(run: Path) -> InferenceModel:
         raise UserError(
             f"{run} has not finished training: rerun `lora-hf train` with its config to resume it"
         )
-    length = (read_record(run / RESULTS) or {}).get("max_new_tokens", NEW_TOKENS)
+    length = (read_result(run) or {}).get("max_new_tokens", NEW_TOKENS)
     return InferenceModel(model, PromptSettings(config.data, length))

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_hf import __version__
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
@@ -19,7 +18,7 @@ from lora_hf.hub.upload import CARD, Destination, Upload, check_card, check_logi
 from lora_hf.reporting.card_facts import CardFacts
 from lora_hf.reporting.model_card import model_card
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
-from lora_hf.run_records import read_predictions, read_record
+from lora_hf.run_records import Prediction, RunResult, read_predictions, read_result
 from lora_hf.saved.adapter import find_adapter, upload_hint
 from lora_hf.saved.public_names import public_base, public_config, public_dataset, public_license
 from lora_hf.training.registry import ADDED_WEIGHTS, saved_method
@@ -112,7 +111,7 @@ def collect_facts(saved: SavedAdapter, destination: Destination, options: CardOp
     is_run = folder.name == ADAPTER and (run / CONFIG).is_file()
     config = load_config(run / CONFIG) if is_run else None
     dataset = public_dataset(config.data.dataset_name) if config else None
-    record = (read_record(run / RESULTS) or {}) if is_run else {}
+    record: RunResult = (read_result(run) or {}) if is_run else {}
     return CardFacts(
         destination.repo_id,
         destination.branch,
@@ -128,7 +127,7 @@ def collect_facts(saved: SavedAdapter, destination: Destination, options: CardOp
     )
 
 
-def _samples(run: Path, dataset: str | None, options: CardOptions) -> list[dict[str, Any]]:
+def _samples(run: Path, dataset: str | None, options: CardOptions) -> list[Prediction]:
     """Return the first test dialogues; of data that are not public only as many as the user asks for."""
     count = options.samples if options.samples is not None else SAMPLES if dataset else 0
     return read_predictions(run)[:count] if count and (run / PREDICTIONS).is_file() else []

@@ -1,10 +1,10 @@
-"""The training stage of an arm: new weights in, the Trainer's loop, what was learned on disk."""
+"""The training stage of a run: add weights, train them with the Trainer, save them."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerCallback
 
 from lora_hf.adapters import count_parameters
@@ -16,6 +16,7 @@ from lora_hf.evaluation.evaluate import ValidationRouge
 from lora_hf.files import whole
 from lora_hf.models.load import load_model, save_model
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, MODEL
+from lora_hf.run_records import TrainingRecord
 from lora_hf.system import resolve_dtype
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.checkpoints import newest_checkpoint
@@ -26,33 +27,49 @@ from lora_hf.training.trainer import LoraTrainer
 logger = logging.getLogger(__name__)
 
 
-def adapt(config: RunConfig, model: Any) -> None:
-    """Put the new weights in, or leave the model as it is, for a full fine-tuning."""
-    if config.method in ADDED_WEIGHTS:
-        ADDED_WEIGHTS[config.method].put_in(config, model)
-    trainable, total = count_parameters(model)
-    logger.info("%s of %s weights train (%.2f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+@dataclass
+class Run:
+    """One run in this process."""
+
+    config: RunConfig
+    directory: Path
+    tokenizer: Any
+    data: ArmData
+    model: Any
+    """The base model at first; in the end the trained one, complete in every process."""
+
+    @property
+    def has_added_weights(self) -> bool:
+        """Return whether the method trains weights beside the model's own."""
+        return self.config.method in ADDED_WEIGHTS
 
 
-def fit(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData) -> dict[str, Any]:
-    """Train in place, going on from the last checkpoint if there is one, and save what was learned.
+def adapt(run: Run) -> None:
+    """Add the weights that the method trains; for full fine-tuning the model stays as loaded."""
+    if run.has_added_weights:
+        ADDED_WEIGHTS[run.config.method].put_in(run.config, run.model)
+    trainable, total = count_parameters(run.model)
+    logger.info(
+        "%s of %s parameters are trainable (%.2f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total
+    )
 
-    Returns:
-        What is known of the training: seconds, steps, losses, numbers of weights.
+
+def fit(run: Run) -> TrainingRecord:
+    """Train in place, from the last checkpoint if there is one, and save what was learned.
 
     Raises:
-        Interrupted: told to stop; a checkpoint is saved.
+        Interrupted: a signal asked to stop; a checkpoint is saved.
     """
     stop = StopOnSignal()
-    trainer = together(lambda: make_trainer(config, run, model, tokenizer, data, stop))
-    checkpoint = from_main(lambda: newest_checkpoint(run / CHECKPOINTS))
+    trainer = together(lambda: make_trainer(run, stop))
+    checkpoint = from_main(lambda: newest_checkpoint(run.directory / CHECKPOINTS))
     if checkpoint:
-        logger.info("going on from %s", checkpoint)
+        logger.info("resuming from %s", checkpoint)
     output = _train(trainer, stop, str(checkpoint) if checkpoint else None)
-    with full_weights(model, only_trained=config.method in ADDED_WEIGHTS):
+    with full_weights(run.model, only_trained=run.has_added_weights):
         if is_main():
-            save_trained(config, run, model, tokenizer, data)
-    trainable, total = count_parameters(model)
+            save_trained(run)
+    trainable, total = count_parameters(run.model)
     return {
         "train_seconds": round(output.metrics["train_runtime"], 2),
         "resumed_at_step": int(checkpoint.name.split("-")[1]) if checkpoint else None,
@@ -66,26 +83,25 @@ def fit(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData)
     }
 
 
-def make_trainer(
-    config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData, stop: StopOnSignal
-) -> LoraTrainer:
-    """The trainer of an arm; full fine-tuning keeps its weights in float32 and computes as the others do."""
-    dtype = resolve_dtype(config.model.dtype, model.device)
+def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
+    """Return the trainer; full fine-tuning keeps its weights in float32 and computes as the others do."""
+    config, data = run.config, run.data
+    dtype = resolve_dtype(config.model.dtype, run.model.device)
     try:
-        args = training_arguments(config, str(run / CHECKPOINTS), data.max_new_tokens, dtype)
+        args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
     except ImportError as error:  # of a package that a setting needs, such as deepspeed
         raise UserError(f"training: a setting needs a package: {first_line(error)}") from error
     callbacks: list[TrainerCallback] = [stop]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     return LoraTrainer(
-        model,
+        run.model,
         args,
         train_dataset=data.train,
         eval_dataset=data.validation,
-        processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        compute_metrics=ValidationRouge(tokenizer),
+        processing_class=run.tokenizer,
+        data_collator=DataCollatorForSeq2Seq(run.tokenizer),
+        compute_metrics=ValidationRouge(run.tokenizer),
         callbacks=callbacks,
         loraplus_lr_ratio=config.loraplus_lr_ratio,
         fast_paths=config.fast_paths,
@@ -107,30 +123,31 @@ def _train(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> 
 
 
 def _saved(trainer: LoraTrainer) -> str:
-    return f"stopped after step {trainer.state.global_step}, saved; the same command goes on from there"
+    return f"stopped after step {trainer.state.global_step}, saved; rerun the command to resume"
 
 
-def save_trained(config: RunConfig, run: Path, model: Any, tokenizer: Any, data: ArmData) -> None:
-    """The new weights, with what `predict` must know to repeat the prompt; or model and tokenizer."""
-    if config.method in ADDED_WEIGHTS:
+def save_trained(run: Run) -> None:
+    """Save the added weights with what `predict` needs to repeat the prompt; or model and tokenizer."""
+    config = run.config
+    if run.has_added_weights:
         use = {
             "prompt": config.data.prompt,
             "max_source_length": config.data.max_source_length,
-            "max_new_tokens": data.max_new_tokens,
+            "max_new_tokens": run.data.max_new_tokens,
             "base_store": config.model.how_stored(),
         }
-        with whole(run / ADAPTER) as folder:
-            ADDED_WEIGHTS[config.method].save(model, folder, use)
+        with whole(run.directory / ADAPTER) as folder:
+            ADDED_WEIGHTS[config.method].save(run.model, folder, use)
         return
-    with whole(run / MODEL) as folder:
-        save_model(model, tokenizer, folder)
+    with whole(run.directory / MODEL) as folder:
+        save_model(run.model, run.tokenizer, folder)
 
 
-def load_trained(config: RunConfig, run: Path, model: Any, device: torch.device) -> Any:
-    """What `save_trained` wrote, back on the model it was trained on."""
+def load_trained(config: RunConfig, directory: Path, base: Any) -> Any:
+    """Return the base model with the weights that `save_trained` wrote, or the model that it wrote."""
     if config.method in ADDED_WEIGHTS:
-        return ADDED_WEIGHTS[config.method].load(model, run / ADAPTER)
-    trained = config.model.model_copy(update={"model_name_or_path": str(run / MODEL), "revision": None})
-    loaded = load_model(trained, device, train_all=True)
-    loaded.base_fingerprint = model.base_fingerprint
+        return ADDED_WEIGHTS[config.method].load(base, directory / ADAPTER)
+    model = config.model.model_copy(update={"model_name_or_path": str(directory / MODEL), "revision": None})
+    loaded = load_model(model, base.device, train_all=True)
+    loaded.base_fingerprint = base.base_fingerprint
     return loaded

@@ -15,11 +15,10 @@ from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten
 from lora_hf.experiments import compare as comparing
-from lora_hf.experiments.runner import folders_of
+from lora_hf.experiments.runner import current_report, folders_of
 from lora_hf.run_files import INPUTS, RESULTS, ROUGE_NAMES
 from lora_hf.run_records import read_record
-from lora_hf.runs.finished import current_report, finished_record, sources_of
-from lora_hf.runs.run_dir import SOURCES, RunDirectory
+from lora_hf.runs.run_dir import SOURCES, RunDirectory, finished_result, sources_of
 
 HASHES = {"data": "d1", "model": "m1"}
 RECORD = dict.fromkeys(ROUGE_NAMES, 0.5)
@@ -39,14 +38,14 @@ def config(tmp_path: Path) -> RunConfig:
     data = {"dataset_name": str(dialogues(tmp_path / "data"))}
     made = RunConfig.model_validate({"output_dir": str(tmp_path / "run"), "data": data})
     run = RunDirectory(made)
-    run.claim(HASHES, sources_of(made))
+    run.prepare(HASHES, sources_of(made))
     (run / RESULTS).write_text(json.dumps(RECORD))
     return made
 
 
 def test_a_run_that_has_ended_with_these_inputs_is_known(config: RunConfig) -> None:
-    assert finished_record(config) == RECORD
-    assert finished_record(config.model_copy(update={"overwrite": True})) == RECORD
+    assert finished_result(config) == RECORD
+    assert finished_result(config.model_copy(update={"overwrite": True})) == RECORD
 
 
 def touch(file: Path) -> None:
@@ -88,7 +87,7 @@ def rewrite_with_the_old_time(file: Path) -> None:
 )
 def test_anything_else_is_left_to_the_run_to_find_out(config: RunConfig, change: Any) -> None:
     change(Path(config.output_dir), Path(config.data.dataset_name))
-    assert finished_record(config) is None
+    assert finished_result(config) is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_another_config_is_another_run_and_a_push_is_the_run_s_to_make(
     config: RunConfig, fields: dict[str, Any]
 ) -> None:
     other = RunConfig.model_validate(config.model_dump() | fields)
-    assert finished_record(other) is None
+    assert finished_result(other) is None
 
 
 def test_a_branch_on_the_hub_may_move_and_a_commit_does_not() -> None:
@@ -134,9 +133,9 @@ def test_a_run_of_an_earlier_version_records_its_sources_when_it_is_asked_for_ag
 ) -> None:
     run = RunDirectory(config)
     (run / INPUTS).write_text(json.dumps(HASHES))
-    run.claim(HASHES, sources_of(config))
+    run.prepare(HASHES, sources_of(config))
     assert read_record(run / INPUTS) == HASHES | {SOURCES: sources_of(config)}
-    assert finished_record(config) == RECORD
+    assert finished_result(config) == RECORD
 
 
 def test_a_finished_run_where_nothing_can_be_written_is_left_as_it_is(
@@ -148,7 +147,7 @@ def test_a_finished_run_where_nothing_can_be_written_is_left_as_it_is(
     run = RunDirectory(config)
     (run / INPUTS).write_text(json.dumps(HASHES))
     monkeypatch.setattr("lora_hf.runs.run_dir.write_json", refuse)
-    run.claim(HASHES, sources_of(config))
+    run.prepare(HASHES, sources_of(config))
     assert run.results() == RECORD and read_record(run / INPUTS) == HASHES
 
 
@@ -199,4 +198,4 @@ def test_train_of_a_finished_run_prints_its_scores(config: RunConfig, capsys: py
     words = ["train", "--config", str(Path(config.output_dir) / "config.yaml")]
     assert cli.run([*words, f"output_dir={config.output_dir}"], debug=False) == 0
     printed = capsys.readouterr()
-    assert "rouge1     0.5000" in printed.out and "finished before with the same inputs" in printed.err
+    assert "rouge1     0.5000" in printed.out and "already finished with the same inputs" in printed.err

@@ -67,10 +67,10 @@ def test_what_a_kill_left_beside_is_nobody_s(tmp_path):
 
 
 def test_overwriting_clears_what_a_kill_left(tmp_path):
-    RunDirectory(RunConfig.model_validate({"output_dir": str(tmp_path)})).claim({"data": "1"})
+    RunDirectory(RunConfig.model_validate({"output_dir": str(tmp_path)})).prepare({"data": "1"})
     (tmp_path / f"{PARTIAL}{ADAPTER}").mkdir()
     other = RunConfig.model_validate({"output_dir": str(tmp_path), "seed": 7, "overwrite": True})
-    RunDirectory(other).claim({"data": "1"})
+    RunDirectory(other).prepare({"data": "1"})
     assert not list(tmp_path.glob(f"{PARTIAL}*"))
 
 

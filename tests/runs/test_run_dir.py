@@ -24,7 +24,7 @@ def run_of(folder, **fields):
 def finished(folder, **fields):
     """A run that has all a run leaves, and a file of somebody else's in its folder."""
     run = run_of(folder, **fields)
-    run.claim(HASHES)
+    run.prepare(HASHES)
     for name in ("adapter", "checkpoints/checkpoint-2"):
         (folder / name).mkdir(parents=True)
         (folder / name / "weights").write_text("w")
@@ -43,7 +43,7 @@ def test_the_same_inputs_leave_a_finished_run_untouched(tmp_path):
     before = snapshot(tmp_path)
     again = run_of(tmp_path, overwrite=True, training={"logging_steps": 7})  # neither changes the outcome
     again.check()
-    again.claim(HASHES)
+    again.prepare(HASHES)
     assert again.results() == {}
     assert snapshot(tmp_path) == before
 
@@ -52,7 +52,7 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path):
     finished(tmp_path)
     (tmp_path / RESULTS).unlink()
     again = run_of(tmp_path)
-    again.claim(HASHES)
+    again.prepare(HASHES)
     assert again.results() is None
     assert (tmp_path / "checkpoints/checkpoint-2/weights").exists()
 
@@ -61,13 +61,12 @@ def test_changed_fields_are_named_and_nothing_is_touched(tmp_path):
     finished(tmp_path, lora={"r": 16})
     before = snapshot(tmp_path)
     other = run_of(tmp_path, lora={"r": 4}, training={"max_steps": 3}, seed=7)
-    for claim in (other.check, lambda: other.claim(HASHES)):
+    for look in (other.check, lambda: other.prepare(HASHES)):
         with pytest.raises(UserError) as error:
-            claim()
+            look()
         assert str(error.value) == (
             f"output_dir='{tmp_path}' holds a run with other inputs (lora.r: 16 -> 4; training.max_steps: "
-            "(not set) -> 3; seed: 42 -> 7); choose another output_dir, or add overwrite=true to compute it "
-            "again"
+            "(not set) -> 3; seed: 42 -> 7); choose another output_dir, or add overwrite=true to replace it"
         )
     assert snapshot(tmp_path) == before
 
@@ -76,9 +75,9 @@ def test_the_same_config_over_other_data_or_another_model_is_another_run(tmp_pat
     finished(tmp_path)
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match=r"other inputs \(data: 'd1' -> 'd2'\)"):
-        run_of(tmp_path).claim({**HASHES, "data": "d2"})
+        run_of(tmp_path).prepare({**HASHES, "data": "d2"})
     assert snapshot(tmp_path) == before
-    run_of(tmp_path, overwrite=True).claim({**HASHES, "model": "m2"})
+    run_of(tmp_path, overwrite=True).prepare({**HASHES, "model": "m2"})
     assert not (tmp_path / RESULTS).exists() and read_record(tmp_path / INPUTS)["model"] == "m2"
 
 
@@ -87,7 +86,7 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path):
     other = run_of(tmp_path, lora={"r": 4}, overwrite=True)
     other.check()
     assert (tmp_path / RESULTS).exists()  # looking clears nothing
-    other.claim(HASHES)
+    other.prepare(HASHES)
     assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, INPUTS, "notes.txt"]
     assert yaml.safe_load((tmp_path / CONFIG).read_text())["lora"]["r"] == 4
 
@@ -96,19 +95,19 @@ def test_a_kill_while_clearing_leaves_no_results_under_a_config_that_did_not_mak
     finished(tmp_path)
     monkeypatch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run_of(tmp_path, lora={"r": 4}, overwrite=True).claim(HASHES)
+        run_of(tmp_path, lora={"r": 4}, overwrite=True).prepare(HASHES)
     assert not (tmp_path / RESULTS).exists()
     assert (tmp_path / CONFIG).exists()  # still the old one: the same command clears the rest
     monkeypatch.undo()
-    run_of(tmp_path, lora={"r": 4}, overwrite=True).claim(HASHES)
+    run_of(tmp_path, lora={"r": 4}, overwrite=True).prepare(HASHES)
     assert not (tmp_path / ADAPTER).exists()
 
 
 def test_a_folder_of_other_things_is_left_alone_unless_told_to_write_beside_them(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"holds \['thesis.tex'\] and no run; .* overwrite=true"):
+    with pytest.raises(UserError, match=r"holds \['thesis.tex'\] but no run; .* overwrite=true"):
         run_of(tmp_path).check()
-    run_of(tmp_path, overwrite=True).claim(HASHES)
+    run_of(tmp_path, overwrite=True).prepare(HASHES)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
@@ -116,7 +115,7 @@ def test_a_folder_of_other_things_is_left_alone_unless_told_to_write_beside_them
 def test_files_under_a_runs_names_that_no_config_explains_are_never_taken_nor_removed(tmp_path, name):
     (tmp_path / name).mkdir()
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=f"'{name}'.* no config.yaml that says what made them"):
+        with pytest.raises(UserError, match=f"'{name}'.* but no config.yaml that says what made them"):
             run_of(tmp_path, overwrite=overwrite).check()
     assert (tmp_path / name).exists()
 
@@ -126,7 +125,7 @@ def test_a_file_is_no_directory(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         run_of(tmp_path / "file").check()
     with pytest.raises(UserError, match="output_dir='.*file/run' cannot be written: Not a directory"):
-        run_of(tmp_path / "file" / "run").claim(HASHES)
+        run_of(tmp_path / "file" / "run").prepare(HASHES)
 
 
 def test_a_config_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path):
@@ -134,7 +133,7 @@ def test_a_config_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path):
     (tmp_path / CONFIG).write_text("method: lora\nno_such_field: 3\n")
     with pytest.raises(UserError, match="config.yaml is not readable"):
         run_of(tmp_path).check()
-    run_of(tmp_path, overwrite=True).claim(HASHES)
+    run_of(tmp_path, overwrite=True).prepare(HASHES)
     assert load_config(tmp_path / CONFIG).method == "lora"
 
 
@@ -147,7 +146,7 @@ def test_a_record_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path, 
     (tmp_path / name).write_bytes(damage)
     with pytest.raises(UserError, match="holds a run with other inputs"):
         run_of(tmp_path).check()
-    run_of(tmp_path, overwrite=True).claim(HASHES)
+    run_of(tmp_path, overwrite=True).prepare(HASHES)
     assert read_record(tmp_path / INPUTS) == HASHES and not (tmp_path / RESULTS).exists()
 
 
@@ -160,7 +159,7 @@ def test_predictions_that_cannot_be_read_are_one_error(tmp_path, damage):
 
 def test_the_stored_config_repeats_the_run_and_does_not_overwrite_unasked(tmp_path):
     run = run_of(tmp_path, lora={"r": 3}, training={"max_steps": 5, "learning_rate": 5e-4}, overwrite=True)
-    run.claim(HASHES)
+    run.prepare(HASHES)
     stored = load_config(tmp_path / CONFIG)
     assert stored == run.config.model_copy(update={"overwrite": False})
     RunDirectory(stored).check()
