@@ -7,7 +7,8 @@ from typing import Any
 from lora_hf.config import Method, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import DENSE
-from lora_hf.experiments.runner import Arm, all_finished, arms_of, folders_of, report_of, run_arms, shell
+from lora_hf.experiments.reports import report_of
+from lora_hf.experiments.runner import Arm, all_finished, arms_of, folders_of, run_arms, shell
 from lora_hf.run_files import COMPARISON
 
 ORDER: tuple[Method, ...] = ("base", "lora", "full")

@@ -8,7 +8,8 @@ from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.variants import with_variant
 from lora_hf.errors import UserError
-from lora_hf.experiments.runner import Arm, all_finished, arms_of, folders_of, report_of, run_arms, shell
+from lora_hf.experiments.reports import report_of
+from lora_hf.experiments.runner import Arm, all_finished, arms_of, folders_of, run_arms, shell
 from lora_hf.run_files import VARIANTS
 
 YARDSTICKS = ("base", "lora")

@@ -9,13 +9,13 @@ from lora_hf.config.load import load_config
 from lora_hf.config.sweep import Point, changes_of, grid
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.errors import UserError
+from lora_hf.experiments.reports import report_of
 from lora_hf.experiments.runner import (
     Arm,
     all_finished,
     arms_of,
     check_root,
     folders_of,
-    report_of,
     run_arms,
     run_each,
     shell,
