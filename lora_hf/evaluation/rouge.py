@@ -59,7 +59,7 @@ class DialogueScores:
 
     @cached_property
     def best(self) -> dict[RougeName, list[float]]:
-        """Score of the best reference, chosen for each name separately (as `RougeScorer.score_multi` does)."""
+        """Score of the best reference, chosen for each name separately (as `RougeScorer.score_multi`)."""
         return {name: [max(row) for row in rows] for name, rows in self.by_reference.items()}
 
 
