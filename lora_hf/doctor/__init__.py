@@ -39,7 +39,6 @@ CONFIG: dict[str, Check] = {
 }
 ADAPTER: dict[str, Check] = {
     "weights": Check(adapter_files.weights, CONVERT),
-    "hash": Check(adapter_files.hash_of_weights, AGAIN),
     "settings": Check(adapter_files.settings, CONVERT),
     "numbers": Check(adapter_files.numbers, "train again in bfloat16 or float32, or go back to a checkpoint"),
     "store": Check(adapter_files.store, NAME_BASE),
@@ -47,10 +46,7 @@ ADAPTER: dict[str, Check] = {
     "tokenizer": Check(base.tokenizer, "put the tokenizer's files beside the weights"),
     "head": Check(base.head, NAME_BASE),
     "base": Check(adapter_on_base.base, NAME_BASE),
-    "fingerprint": Check(adapter_on_base.fingerprint, NAME_BASE),
-    "targets": Check(adapter_on_base.targets, NAME_BASE),
-    "keys": Check(adapter_on_base.keys, f"{AGAIN}, or {NAME_BASE}"),
-    "adapted": Check(adapter_on_base.adapted, AGAIN),
+    "adapted": Check(adapter_on_base.adapted, f"{AGAIN}, or {NAME_BASE}"),
     "dtype": Check(adapter_on_base.dtype, AGAIN),
     "effect": Check(adapter_on_base.effect, AGAIN),
     "merging": Check(adapter_on_base.merging, AGAIN),

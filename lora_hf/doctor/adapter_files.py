@@ -8,9 +8,9 @@ from torch import Tensor
 from lora_hf.adapters.checkpoint_io import read_tensors
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.save import PREFIX
-from lora_hf.adapters.saved_adapter import OTHER_HASH, SavedAdapter
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
-from lora_hf.doctor.check import Finding, Findings, fault, ok, unknown
+from lora_hf.doctor.check import Finding, Findings, fault, ok
 from lora_hf.errors import UserError, few
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.saved.adapter import base_config
@@ -25,15 +25,6 @@ def weights(adapter: SavedAdapter) -> Findings:
         raise UserError(f"{file} holds no tensors")
     yield ok(f"{len(tensors)} tensors, {bytes_cell(file.stat().st_size)}")
     return tensors
-
-
-def hash_of_weights(adapter: SavedAdapter, weights: Mapping[str, Tensor]) -> Findings:
-    """The tensors are those that were saved."""
-    if adapter.is_intact is False:
-        raise UserError(OTHER_HASH.format(adapter.weights_file))
-    yield (
-        ok("the file that was saved") if adapter.is_intact else unknown("none is recorded: PEFT writes none")
-    )
 
 
 def settings(adapter: SavedAdapter) -> Findings:

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
-from lora_hf.adapters import LoraConfig, disable_adapters, merge_errors, replicate_layers
-from lora_hf.adapters.checkpoint_io import check_tensors
-from lora_hf.adapters.load import check_base, check_formats, expected_shapes, without_base_copies
-from lora_hf.adapters.rollback import undone
+from lora_hf.adapters import LoraConfig, disable_adapters, merge_errors
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.adapters.targets import find_targets
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.configs import tokens_cut
@@ -31,70 +28,45 @@ SAMPLED_DIALOGUES = 200
 """Dialogues of the package's sample, where the adapter's own data is not known."""
 
 
-class Targets(NamedTuple):
-    """The layers of the base that an adapter sits on, and the tensors that it has there, by PEFT's names."""
+class Adapted(NamedTuple):
+    """An adapter on its base, and a few tokenized dialogues of the embedded sample with its own prompt."""
 
-    layers: list[str]
-    shapes: dict[str, tuple[int, ...]]
+    model: Any
+    batch: dict[str, Tensor]
 
 
 def base(store: ModelConfig, checkpoint: Path) -> Findings:
-    """The base loads; gives it."""
+    """Load the base; return it."""
     model = load_model(store, pick_device())
     yield ok(f"loads in {str(model.dtype).removeprefix('torch.')} on {device_name(model.device)}")
     return model
 
 
-def fingerprint(adapter: SavedAdapter, base: Any) -> Findings:
-    """The base is the checkpoint that the adapter was trained on."""
-    check_base(base, adapter)
-    if not adapter.manifest.get("base_fingerprint"):
-        yield unknown("the adapter's files do not say which weights it was trained on: PEFT's do not")
-    elif not base.base_fingerprint:
-        yield unknown("the base is in no files that could be compared")
-    else:
-        yield ok(f"{base.base_fingerprint}: the weights it was trained on")
+def adapted(adapter: SavedAdapter, base: Any, tokenizer: Any) -> Findings:
+    """Load the adapter as every command does; return it on its base.
 
-
-def targets(adapter: SavedAdapter, settings: LoraConfig | None, base: nn.Module) -> Findings:
-    """The base has every layer that the adapter names; gives them."""
-    if settings is None:  # a baseline's weights: loading puts them in their places
-        return None
-    with undone(base):
-        if settings.layer_replication:
-            replicate_layers(base, settings.layer_replication)
-        found = Targets(list(find_targets(base, settings)), expected_shapes(base, settings))
-        check_formats(base, adapter)
-    copied = f", {len(settings.modules_to_save)} copied whole" if settings.modules_to_save else ""
-    yield ok(f"{len(found.layers)} layers{copied}")
-    return found
-
-
-def keys(
-    adapter: SavedAdapter, weights: dict[str, Tensor], base: nn.Module, targets: Targets | None
-) -> Findings:
-    """The file has every tensor that those layers need, in its shape, and no other."""
-    if targets is None:
-        return
-    check_tensors(without_base_copies(base, weights, adapter.folder), targets.shapes, adapter.folder)
-    yield ok("none missing, none unexpected, every shape right")
-
-
-def adapted(
-    adapter: SavedAdapter, base: Any, hash: None, numbers: None, fingerprint: None, targets: Any, keys: None
-) -> Findings:
-    """It loads as every command loads it; gives the base with the adapter on it."""
+    Loading compares the weights' hash, the base's fingerprint, the target layers, and the name and shape of
+    every tensor.
+    """
     model = load_saved(base, adapter).eval()
-    yield ok("the adapter loads")
-    return model
+    layers = len(lora_layers(model))
+    yield ok(f"loads on {layers} layers" if layers else "loads")
+    if adapter.is_intact is None:
+        yield unknown(
+            "the weights' hash is not recorded (PEFT writes none): a changed file would not be noticed"
+        )
+    if not (adapter.manifest.get("base_fingerprint") and base.base_fingerprint):
+        yield unknown("the base's fingerprint is not recorded (PEFT writes none): only shapes were compared")
+    return Adapted(model, sample_batch(model, tokenizer, adapter))
 
 
-def dtype(adapter: SavedAdapter, adapted: Any, tokenizer: Any) -> Findings:
-    """A forward pass is finite; tells how near its activations come to float16's end."""
-    with largest_activation(adapted) as largest, torch.no_grad():
-        logits = adapted(**sample_batch(adapted, tokenizer, adapter)).logits
-    computed = str(adapted.dtype).removeprefix("torch.")
-    is_t5 = isinstance(adapted, T5ForConditionalGeneration)
+def dtype(adapted: Adapted, numbers: None) -> Findings:
+    """A forward pass is finite; say how near its activations come to the end of float16."""
+    model = adapted.model
+    with largest_activation(model) as largest, torch.no_grad():
+        logits = model(**adapted.batch).logits
+    computed = str(model.dtype).removeprefix("torch.")
+    is_t5 = isinstance(model, T5ForConditionalGeneration)
     yield judge_activations(computed, bool(logits.isfinite().all()), largest[0], is_t5)
 
 
@@ -127,17 +99,15 @@ def judge_activations(computed: str, is_finite: bool, largest: float, is_t5: boo
     return ok(f"finite in {computed}; the largest activation is {largest:,.0f}, and {end}")
 
 
-def effect(
-    adapter: SavedAdapter, settings: LoraConfig | None, adapted: Any, tokenizer: Any, dtype: None
-) -> Findings:
-    """The adapter changes what the base says."""
+def effect(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findings:
+    """The adapter changes the base's output."""
     if settings is None:
         return
-    batch = sample_batch(adapted, tokenizer, adapter)
+    model, batch = adapted
     with torch.no_grad():
-        with_it = adapted(**batch).logits.float()
-        with disable_adapters(adapted):
-            without = adapted(**batch).logits.float()
+        with_it = model(**batch).logits.float()
+        with disable_adapters(model):
+            without = model(**batch).logits.float()
     yield judge_effect(((with_it - without).norm() / without.norm()).item())
 
 
@@ -148,14 +118,11 @@ def judge_effect(moved: float) -> Finding:
     return fault("does not move the logits of a sample at all", "train it, or use the base without it")
 
 
-def merging(
-    adapter: SavedAdapter, settings: LoraConfig | None, adapted: Any, tokenizer: Any, dtype: None
-) -> Findings:
-    """Merged into the base, it says what it says unmerged, to rounding."""
+def merging(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findings:
+    """Merging changes the output by rounding only."""
     if settings is None:
         return
-    errors = merge_errors(adapted, sample_batch(adapted, tokenizer, adapter))
-    yield judge_merging(errors, adapted.dtype)
+    yield judge_merging(merge_errors(*adapted), adapted.model.dtype)
 
 
 def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:

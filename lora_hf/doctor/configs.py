@@ -157,7 +157,7 @@ def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
     if fields.method == "base":
         return
     with architecture(fields.model):
-        needed = plan_step(fields, tokens)["peak_bytes"]
+        needed = plan_step(fields, tokens, read=False)["peak_bytes"]
     free = free_memory(pick_device())
     if free is None:
         raise CannotTell(f"a step needs {bytes_cell(needed)}, and how much is free here is not known")

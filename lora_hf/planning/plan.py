@@ -48,14 +48,16 @@ def plan(config: RunConfig) -> Plan:
     return own | {"sizes": {size: needs(size) for size in SHAPES}}
 
 
-def plan_step(config: RunConfig, rows: Rows | None = None) -> Plan:
+def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) -> Plan:
     """The record of one run: its batch, its steps, the bytes of a step by kind, its disk.
 
     Nothing is downloaded but, for a model on the Hub that is no FLAN-T5, its config.json.
 
     Args:
         config: of the run.
-        rows: its training split as token ids, where the caller has it; else it is read if it is at hand.
+        rows: its training split as token ids, where the caller has it.
+        read: without `rows`, read the training split if it is on this machine; else plan for the longest rows
+            that the config admits.
 
     Raises:
         UserError: the model's settings cannot be read, the targets do not fit it, or data that is at hand is
@@ -64,7 +66,7 @@ def plan_step(config: RunConfig, rows: Rows | None = None) -> Plan:
     if config.method == "base":
         raise UserError("method='base' trains nothing, and there is nothing to plan: use lora or full")
     settings, device = settings_of(config.model), pick_device()
-    batch, steps, said = _work(config, rows_at_hand(config) if rows is None else rows)
+    batch, steps, said = _work(config, rows_at_hand(config) if rows is None and read else rows)
     is_dense = config.model.storage == "dense"
     store = str(trained_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
     # elsewhere, and compiled, the plain ways' sums: an upper bound

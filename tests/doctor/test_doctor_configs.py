@@ -11,6 +11,7 @@ from support.inputs import FEW
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import SHIPPED
+from lora_hf.data import splits
 from lora_hf.doctor import CONFIG, of_config
 from lora_hf.doctor.check import Finding
 from lora_hf.errors import UserError
@@ -162,8 +163,15 @@ def test_a_test_dialogue_of_several_references_counts_once(tmp_path: Path) -> No
     assert [title.split(" rows")[0] for title in told] == ["train: 12", "validation: 12", "test: 4"]
 
 
-def test_memory_is_judged_where_the_data_are_missing() -> None:
-    found = {
-        finding.check: finding.state for finding in of_config(Path("quickstart"), ["data.dataset_name=/no"])
-    }
-    assert (found["tokens"], found["memory"]) == ("fault", "ok")
+@pytest.mark.parametrize("override", ["data.dataset_name=/no", "data.dialogue_column=talk"])
+def test_memory_is_judged_where_the_data_cannot_be_read(override: str) -> None:
+    seen = states(found(override))
+    assert (seen["tokens"], seen["memory"]) == ("fault", "ok")
+
+
+def test_every_split_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    rows = splits._rows
+    monkeypatch.setattr(splits, "_rows", lambda config, split: read.append(split) or rows(config, split))
+    found()
+    assert read == ["train", "validation", "test"]
