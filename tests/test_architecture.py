@@ -28,6 +28,7 @@ ORDER = [
     {"saved"},
     {"runs"},
     {"experiments"},
+    {"api"},
     {"doctor", "serving"},
     {"demo"},
     {"cli"},

@@ -3,6 +3,7 @@
 Every mistake is found before any is told: one error, a line for each, with the file's line or `command line`.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -23,7 +24,7 @@ COMMAND_LINE = 10**9  # a line past every file's: the command line is told last
 
 
 def load_config(
-    path: str | Path,
+    source: str | Path | RunConfig | Mapping[str, Any],
     overrides: Sequence[str] = (),
     is_study: bool = False,
     is_done: Callable[[RunConfig], bool] = lambda config: False,
@@ -34,7 +35,7 @@ def load_config(
     any folder.
 
     Args:
-        path: the YAML, or a shipped config's name.
+        source: the YAML, a shipped config's name, or from Python a config or a dict of the YAML's fields.
         overrides: `key.sub=value`, each laid over the file.
         is_study: whether the variants will run: each is checked with the common fields under it.
         is_done: whether everything that the config asks for is there already. If so, the training settings
@@ -43,11 +44,15 @@ def load_config(
     Raises:
         UserError: with every mistake in it, one a line: `FILE:LINE: lora.r='eight' is not an integer`.
     """
-    path = find_config(Path(path))
-    document = read_document(path)
+    if isinstance(source, str | Path):
+        path = find_config(Path(source))
+        document = read_document(path)
+        document.data.setdefault("output_dir", f"runs/{path.stem}")
+    else:
+        path, document = None, Document(resolved_yaml(source))
+        document.places.clear()  # line numbers of a text that the caller never saw
     for override in overrides:
         _override(document, override)
-    document.data.setdefault("output_dir", f"runs/{path.stem}")
     mistakes = document.mistakes + _check_trainings(document.data)
     try:
         config = RunConfig.model_validate(document.data)
@@ -68,9 +73,11 @@ def find_config(path: Path) -> Path:
     return shipped if is_name and not path.exists() and shipped.is_file() else path
 
 
-def resolved_yaml(config: RunConfig) -> str:
-    """The config in full, defaults and overrides included; `load_config` of it gives the same config."""
-    return write_value(config.model_dump(mode="json"))
+def resolved_yaml(config: RunConfig | Mapping[str, Any]) -> str:
+    """Return a config as YAML, in full; `load_config` of it gives the same config."""
+    if isinstance(config, RunConfig):
+        return write_value(config.model_dump(mode="json"))
+    return write_value(json.loads(json.dumps(config, default=str)))  # paths and tuples too
 
 
 def write_config(config: RunConfig, path: str | Path) -> None:
@@ -186,7 +193,7 @@ def _check_combinations(config: RunConfig) -> list[Mistake]:
     return common or [mistake for mistakes in found for mistake in mistakes]
 
 
-def _told(path: Path, document: Document, mistakes: list[Mistake]) -> list[str]:
+def _told(path: Path | None, document: Document, mistakes: list[Mistake]) -> list[str]:
     lines = sorted((_line(document, mistake.path), index) for index, mistake in enumerate(mistakes))
     return [f"{_place(path, line)}: {mistakes[index].text}" for line, index in lines]
 
@@ -198,5 +205,7 @@ def _line(document: Document, path: KeyPath) -> int:
     return document.places.get(path, 0)
 
 
-def _place(path: Path, line: int) -> str:
-    return "command line" if line == COMMAND_LINE else f"{path}:{line}"
+def _place(path: Path | None, line: int) -> str:
+    if line == COMMAND_LINE:
+        return "command line" if path else "overrides"
+    return f"{path}:{line}" if path else "config"

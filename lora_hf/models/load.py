@@ -25,7 +25,7 @@ from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import pin
 from lora_hf.models.base_weights import OriginalWeights, checkpoint_files
 from lora_hf.models.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
-from lora_hf.system import resolve_dtype
+from lora_hf.system import pick_device, resolve_dtype
 
 NO_CODE = {"trust_remote_code": False}
 """Without it Transformers asks, on the terminal, whether the code of a repository may run."""
@@ -89,14 +89,14 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_model(config: ModelConfig, device: torch.device, train_all: bool = False) -> Any:
+def load_model(config: ModelConfig, device: torch.device | None = None, train_all: bool = False) -> Any:
     """The base model on `device`, its head guarded, its checkpoint's fingerprint in `base_fingerprint`.
 
     A quantized one has `original_weights`: layer name -> the weight before quantization, read when asked for.
 
     Args:
         config: which model, and how its weights are stored.
-        device: where it goes.
+        device: where it goes; None takes the machine's best.
         train_all: every weight will train, so the weights are kept in float32 whatever `dtype` says.
 
     Raises:
@@ -108,6 +108,7 @@ def load_model(config: ModelConfig, device: torch.device, train_all: bool = Fals
         raise UserError(
             f"model.load_in_{bits}bit=true: {bits}-bit weights cannot all be trained; use method lora"
         )
+    device = device or pick_device()
     name = locate(config.model_name_or_path, config.name_field)
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
     source = source_of(config, name)

@@ -7,6 +7,9 @@ from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Record
 from lora_hf.reporting.tables import ROUGE_LABELS, bytes_cell, markdown_table, sample_markdown, seconds_cell
 from lora_hf.run_records import Prediction, RunResult, best_of, interval_of
 
+HUB_IMPORT = "from transformers import AutoModelForSeq2SeqLM\n"
+EMBEDDED_IMPORT = "\nfrom lora_hf import ModelConfig, load_model\n"
+
 
 def card_words(facts: CardFacts) -> Record:
     """By the template's names."""
@@ -20,7 +23,7 @@ def card_words(facts: CardFacts) -> Record:
         "scores": _scores(facts.record) if facts.config and facts.record else "",
         "why_no_peft": why_no_peft(facts),
         "peft_note": _peft_note(manifest),
-        "peft_import": "from lora_hf.models.load import ASSETS\n" if base.name == EMBEDDED else "",
+        "peft_import": EMBEDDED_IMPORT if base.name == EMBEDDED else HUB_IMPORT,
         "peft_base": _peft_base(base),
         "prompt": prompt_template(prompt) if prompt else "",
         "max_source_length": manifest.get("max_source_length"),
@@ -77,9 +80,9 @@ def _share(record: RunResult) -> str | None:
 
 def _peft_base(base: Base) -> str:
     if base.name == EMBEDDED:
-        return "ASSETS"
+        return "load_model(ModelConfig())"
     revision = f', revision="{base.revision}"' if base.revision else ""
-    return f'"{base.name or "PATH/TO/BASE"}"{revision}'
+    return f'AutoModelForSeq2SeqLM.from_pretrained("{base.name or "PATH/TO/BASE"}"{revision})'
 
 
 def _peft_note(manifest: Record) -> str:

@@ -137,7 +137,9 @@ class InferenceModel:
         name = self._named(adapter)
         settings = self.adapters[name]
         try:
-            how = GenerationConfig(num_beams=num_beams, batch_size=batch_size, **options)
+            how = GenerationConfig(
+                num_beams=num_beams, batch_size=batch_size, max_new_tokens=max_new_tokens, **options
+            )
             data = (
                 settings.data
                 if prompt is None

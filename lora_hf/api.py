@@ -1,0 +1,130 @@
+"""The commands as functions for Python; `lora_hf` exports them beside `load`.
+
+A config is a YAML file, the name of a shipped one, a `RunConfig`, or a dict with the fields of the YAML.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_hf.config import RunConfig
+from lora_hf.config.load import load_config, resolved_yaml
+from lora_hf.errors import UserError
+from lora_hf.files import write_text
+
+Config = str | Path | RunConfig | Mapping[str, Any]
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, overrides: Sequence[str] = ()) -> Any:
+    """Load, adapt, train and score one run; resume an interrupted one, and return a finished one's results.
+
+    Args:
+        config: which run.
+        overrides: `key.sub=value`, as on the command line.
+
+    Returns:
+        The content of `results.json` in the run's `output_dir`.
+
+    Raises:
+        UserError: a mistake in the config, the data or the model, or an `output_dir` with other inputs in it.
+    """
+    from lora_hf.runs.finished import LEFT, finished_record
+
+    def one(run: RunConfig) -> RunConfig:
+        return run.for_arm(run.method, run.seed, run.output_dir)
+
+    run = one(load_config(config, overrides, is_done=lambda run: finished_record(one(run)) is not None))
+    if (record := finished_record(run)) is not None:
+        logger.info(LEFT, run.output_dir)
+        return record
+    from lora_hf.runs.run import run_arm
+
+    return run_arm(run)
+
+
+def compare(config: Config, overrides: Sequence[str] = ()) -> Any:
+    """Run base, full fine-tuning and LoRA on the same data and seeds, and write the comparison.
+
+    Each run is a process of its own. A `RunConfig` or a dict is written to OUTPUT_DIR.yaml for them, from
+    which the comparison can be repeated.
+
+    Args:
+        config: what the runs have in common; its `method` is not read.
+        overrides: `key.sub=value`, as on the command line.
+
+    Returns:
+        The content of `comparison.json`.
+
+    Raises:
+        UserError: a mistake in the config, or an output directory with other inputs in it.
+        RunFailed: a run failed; finished ones are kept.
+    """
+    from lora_hf.experiments import compare as comparing
+
+    return comparing.compare(_file_of(config), overrides)
+
+
+def evaluate(
+    config: Config, adapter: str | Path | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Score a saved adapter, or the base model, on the test split of a config.
+
+    Args:
+        config: data, base model and `generation`.
+        adapter: a folder, a run directory, or USER/NAME[@REVISION] on the Hub; None scores the base model.
+        overrides: `key.sub=value`, as on the command line.
+
+    Returns:
+        The scores with their 95 % intervals, and under `predictions` the rows of `predictions.jsonl`.
+
+    Raises:
+        UserError: a mistake in the config, the data or the adapter.
+    """
+    from lora_hf.saved.adapter import find_adapter
+    from lora_hf.saved.evaluate import evaluate as score_adapter
+
+    saved = find_adapter(str(adapter), "adapter") if adapter is not None else None
+    scores, rows = score_adapter(load_config(config, overrides), saved)
+    return scores | {"predictions": rows}
+
+
+def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Any]:
+    """Compute ROUGE of predictions, with 95 % bootstrap intervals over the dialogues.
+
+    Args:
+        predictions: one text per dialogue.
+        references: one text per dialogue, or several, over which its score is the mean.
+
+    Returns:
+        `rouge1`, `rouge2`, `rougeL` and `rougeLsum` from 0 to 1, `<name>_interval` of each, `<name>_best`
+        (the best reference) where a dialogue has several, `n_examples`, and mean lengths in words.
+
+    Raises:
+        UserError: another number of references than of predictions, or a dialogue without one.
+    """
+    from lora_hf.evaluation.evaluate import rouge_record
+
+    texts = [[one] if isinstance(one, str) else list(one) for one in references]
+    if len(texts) != len(predictions):
+        raise UserError(f"score: {len(predictions)} predictions and references of {len(texts)} dialogues")
+    if not texts or not all(texts):
+        raise UserError("score: give at least one dialogue, and at least one reference for each")
+    rows = [
+        {"prediction": prediction, "references": own}
+        for prediction, own in zip(predictions, texts, strict=True)
+    ]
+    return rouge_record(rows)
+
+
+def _file_of(config: Config) -> str | Path:
+    """Return the config's file, written beside its output directory where it is in none."""
+    if isinstance(config, str | Path):
+        return config
+    run = load_config(config, is_done=lambda run: True)
+    text, file = resolved_yaml(config), Path(f"{run.output_dir}.yaml")
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise UserError(f"{file} exists and differs from this config: pass its path, or another output_dir")
+    write_text(file, text)
+    return file

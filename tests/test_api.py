@@ -1,0 +1,160 @@
+"""The public functions: `load` and what it generates; train, compare, evaluate and score from Python."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.models import randomize
+
+import lora_hf
+from lora_hf import UserError
+
+ROOT = Path(__file__).parents[1]
+DIALOGUES = ["A: Hi\nB: Shall we go at noon? I am hungry.", "A: Bye", "A: Late again?\nB: The bus, sorry."]
+SMALL = {
+    "data": {"max_train_samples": 16, "max_eval_samples": 4, "max_test_samples": 4},
+    "training": {"max_steps": 2, "learning_rate": 5e-2},
+    "lora": {"r": 4, "lora_alpha": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two adapters of the embedded model that write other texts."""
+    folders = {}
+    for seed, name in enumerate(("one", "two")):
+        model = lora_hf.load_model(lora_hf.ModelConfig())
+        randomize(lora_hf.inject_adapters(model, lora_hf.LoraConfig(r=4, lora_alpha=10)), seed)
+        extra = {"prompt": "tldr", "max_source_length": 64, "max_new_tokens": 6 + seed}
+        folders[name] = lora_hf.save_adapter(model, tmp_path_factory.mktemp(name), extra=extra)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, trained from a dict."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    lora_hf.train(SMALL | {"output_dir": str(folder)})
+    return folder
+
+
+def test_nothing_heavy_is_imported_with_the_package() -> None:
+    code = "import sys, lora_hf; assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_can_be_imported() -> None:
+    assert all(getattr(lora_hf, name) is not None for name in lora_hf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lora_hf.nothing  # noqa: B018
+
+
+def test_a_loaded_adapter_generates_in_the_order_of_the_texts(adapters: dict[str, Path]) -> None:
+    model = lora_hf.load(adapters["one"])
+    texts = model.generate(DIALOGUES)
+    assert texts == [model.summarize(dialogue) for dialogue in DIALOGUES] and len({*texts}) > 1
+    assert texts == model.generate(DIALOGUES, batch_size=1) == model.generate(DIALOGUES, "default")
+    assert model.generate([]) == []
+    assert all(len(model.tokenizer(text).input_ids) <= 7 for text in texts)  # 6 and the end token
+    longer = model.generate(DIALOGUES, max_new_tokens=20)
+    assert all(long.startswith(short) for long, short in zip(longer, texts, strict=True)) and longer != texts
+    assert model.generate(DIALOGUES, num_beams=2, length_penalty=2.0) != []
+    assert model.generate(DIALOGUES, prompt="plain") != texts
+
+
+def test_several_adapters_share_one_base(adapters: dict[str, Path]) -> None:
+    model, base = lora_hf.load(adapters["one"]), lora_hf.load("embedded")
+    alone = {name: lora_hf.load(folder).generate(DIALOGUES) for name, folder in adapters.items()}
+    model.add_adapter(adapters["two"], "two")
+    assert model.names == ["default", "two"]
+    assert model.generate(DIALOGUES, "two") == alone["two"] != alone["one"]
+    assert model.generate(DIALOGUES) == alone["one"]
+    by_base = model.generate(DIALOGUES, "base", prompt="tldr", max_new_tokens=6)
+    assert by_base == base.generate(DIALOGUES, prompt="tldr", max_new_tokens=6) != alone["one"]
+    with pytest.raises(UserError, match=r"adapter='tow' is not loaded; known are .* Did you mean 'two'"):
+        model.generate(DIALOGUES, "tow")
+
+
+def test_a_wrong_option_is_named(adapters: dict[str, Path]) -> None:
+    model = lora_hf.load(adapters["one"])
+    with pytest.raises(UserError, match="num_beams=0"):
+        model.generate(DIALOGUES, num_beams=0)
+    with pytest.raises(UserError, match="prompt='none'"):
+        model.generate(DIALOGUES, prompt="none")
+    with pytest.raises(UserError, match="max_new_tokens=0"):
+        model.generate(DIALOGUES, max_new_tokens=0)
+    with pytest.raises(TypeError, match="summarize takes one"):
+        model.generate("A: Hi")
+    with pytest.raises(UserError, match="adapter './none': no such folder"):
+        lora_hf.load("./none")
+
+
+def test_a_run_is_trained_loaded_and_scored_from_python(run: Path) -> None:
+    record = lora_hf.train(SMALL | {"output_dir": str(run)})  # finished: returned as it is
+    assert record["rouge1"] == json.loads((run / "results.json").read_text())["rouge1"]
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    model = lora_hf.load(run)
+    assert model.generate([row["dialogue"] for row in rows]) == [row["prediction"] for row in rows]
+    scores = lora_hf.evaluate(run / "config.yaml", run)
+    assert scores["rouge1"] == record["rouge1"]
+    assert [row["prediction"] for row in scores["predictions"]] == [row["prediction"] for row in rows]
+    again = lora_hf.score([row["prediction"] for row in rows], [row["references"] for row in rows])
+    assert (again["rouge1"], again["rouge1_interval"]) == (record["rouge1"], record["rouge1_interval"])
+
+
+@pytest.mark.parametrize("method", ["base", "full", "bottleneck"])
+def test_a_run_of_any_method_is_loaded(method: str, tmp_path: Path) -> None:
+    lora_hf.train(SMALL, [f"method={method}", f"output_dir={tmp_path / 'run'}"])
+    rows = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    model = lora_hf.load(tmp_path / "run")
+    assert model.generate([row["dialogue"] for row in rows]) == [row["prediction"] for row in rows]
+    if method == "bottleneck":
+        with pytest.raises(UserError, match="holds a bottleneck: only LoRA adapters share a base"):
+            model.generate(["A: Hi"], "base")
+
+
+def test_a_config_in_python_is_checked_as_a_file_is() -> None:
+    with pytest.raises(UserError, match=r"^config: lora.r='eight' is not"):
+        lora_hf.train({"lora": {"r": "eight"}})
+    with pytest.raises(UserError, match=r"^overrides: .*unknown key 'lora.rank'"):
+        lora_hf.train(lora_hf.RunConfig(), ["lora.rank=3"])
+
+
+def test_scores_need_as_many_references_as_predictions() -> None:
+    assert lora_hf.score(["a b"], ["a b"])["rouge1"] == 1
+    several = lora_hf.score(["a b"], [["a b", "c d"]])
+    assert (several["rouge1"], several["rouge1_best"]) == (0.5, 1)
+    with pytest.raises(UserError, match="2 predictions and references of 1"):
+        lora_hf.score(["a", "b"], ["a"])
+    with pytest.raises(UserError, match="at least one reference"):
+        lora_hf.score(["a"], [[]])
+
+
+@pytest.mark.slow
+def test_a_comparison_of_a_dict_can_be_repeated_by_its_file(tmp_path: Path) -> None:
+    config = SMALL | {"output_dir": str(tmp_path / "compared")}
+    comparison = lora_hf.compare(config)
+    assert {"base", "full", "lora"} <= comparison["arms"].keys()
+    assert lora_hf.compare(tmp_path / "compared.yaml") == lora_hf.compare(config)
+    with pytest.raises(UserError, match=r"compared.yaml exists and differs"):
+        lora_hf.compare(config | {"seed": 9})
+
+
+def test_the_python_of_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/api.md", "exec"), names)
+    assert len(names["summaries"]) == 2  # type: ignore[arg-type]
+
+
+def test_notebooks_and_the_card_import_from_the_top_alone() -> None:
+    files = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "lora_hf/assets/card/README.md.j2"]
+    for file in [*files, ROOT / "lora_hf/reporting/card_text.py"]:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".py":
+            text = "\n".join(line for line in text.splitlines() if not line.startswith("from "))
+        assert not re.search(r"(from|import) lora_hf\.", text), file
