@@ -53,7 +53,7 @@ ADAPTERS = [
 ]
 
 
-INSIDE = {"bnb.py": {"bitsandbytes"}, "affine.py": {"hqq"}}  # what a store imports, inside its functions
+INSIDE = {"bnb.py": {"bitsandbytes"}}  # packages that a backend imports inside its functions
 
 
 def module(file):

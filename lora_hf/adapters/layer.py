@@ -196,8 +196,6 @@ def _weighted(weight: float, branch: Tensor) -> Tensor:
 
 def _moved(stored: Stored, device: torch.device) -> Stored:
     """A store on the layer's device; a 4-bit Parameter moves as one, a plain one does not."""
-    if isinstance(stored, tuple):
-        return type(stored)(*(_moved(part, device) for part in stored))
     if stored.device == device:
         return stored
     moved: Tensor = stored.to(device)

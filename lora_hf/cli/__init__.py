@@ -39,7 +39,7 @@ COMPLETING = "_LORA_HF_COMPLETE"
 """Set by the shell's completion, as Typer's scripts for it do."""
 HIDDEN = ("peft", "hqq", "sklearn")
 """Packages that Transformers and NLTK import wherever they are installed, which takes seconds, and that no
-command uses through them. `adapters.backends.affine` reveals `hqq` where a base is stored by it."""
+command uses through them. `StorageFormat.check_package` reveals the one that a base is stored by."""
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -69,29 +69,35 @@ class ModelConfig(Section):
         return f"{self._name_field}={self.model_name_or_path!r}"
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether the frozen weights are stored in 4 or 8 bits."""
+        return self.load_in_4bit or self.load_in_8bit
+
+    @property
     def storage(self) -> str:
-        """How the frozen weights are kept: `dense`, `nf4`, `fp4`, `int8` or `affine4`."""
+        """The storage format of the frozen weights: a key of `models.storage.STORAGE_FORMATS`."""
+        if not self.is_quantized:
+            return "dense"
         if self.load_in_8bit:
             return "int8"
-        four_bit = "affine4" if self.quant_method == "hqq" else self.bnb_4bit_quant_type
-        return four_bit if self.load_in_4bit else "dense"
+        return "affine4" if self.quant_method == "hqq" else self.bnb_4bit_quant_type
 
     def how_stored(self) -> dict[str, Any]:
         """The fields that quantize the base; empty where it is dense."""
         where = {"model_name_or_path", "revision", "dtype"}
-        return {} if self.storage == "dense" else self.model_dump(exclude=where, exclude_defaults=True)
+        return self.model_dump(exclude=where, exclude_defaults=True) if self.is_quantized else {}
 
     @model_validator(mode="after")
     def _check_storage(self) -> Self:
         if self.load_in_4bit and self.load_in_8bit:
             raise _conflict("load_in_8bit", "and model.load_in_4bit=true exclude each other: keep one")
-        if self.quantize_wo and self.storage != "dense" and "float16" in self._computed_in():
+        if self.quantize_wo and self.is_quantized and "float16" in self._computed_in():
             remedy = "is not for float16, in which T5's wo overflows: compute in bfloat16, or leave wo dense"
             raise _conflict("quantize_wo", remedy)
         return self
 
     def _computed_in(self) -> tuple[Dtype, ...]:
-        is_bnb = self.storage in ("nf4", "fp4")
+        is_bnb = self.load_in_4bit and self.quant_method == "bnb"
         return (self.dtype, self.bnb_4bit_compute_dtype) if is_bnb else (self.dtype,)
 
 

@@ -128,7 +128,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.method == "full" and self.model.storage != "dense":
+        if self.method == "full" and self.model.is_quantized:
             switch = "load_in_8bit" if self.model.load_in_8bit else "load_in_4bit"
             remedy = f"cannot be trained in full (method='full'): use method: lora, or {switch}: false"
             raise PydanticCustomError("together", remedy, {"path": ("model", switch)})

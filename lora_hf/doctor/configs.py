@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from lora_hf.adapters import LoraConfig
-from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.adapters.inits import BLIND, init_for
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
@@ -22,7 +21,7 @@ from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unkno
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
 from lora_hf.models.load import locate
-from lora_hf.models.quantize import affine_layers
+from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_parts, outline, settings_of
 from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.reporting.tables import bytes_cell
@@ -61,9 +60,9 @@ def named(run: str) -> Iterator[None]:
 def store(fields: RunConfig) -> Findings:
     """The base can be stored as it is asked for; gives the section `model`."""
     runs = runs_of(fields) or {"": fields}
-    if any(run.model.storage == "affine4" for run in runs.values()):
-        check_hqq()
     stores = sorted({run.model.storage for run in runs.values()})
+    for name in stores:
+        STORAGE_FORMATS[name].check_package()
     yield ok(f"{fields.model.model_name_or_path}, stored {' or '.join(stores)}")
     return fields.model
 
@@ -126,8 +125,7 @@ def share_trained(run: RunConfig, settings: Any) -> str:
     with outline(run, settings, dtype) as model:
         parts, trainable, _ = count_parts(model, run.method != "full")
         bases = {path: layer.base for path, layer in lora_layers(model).items()}
-        if run.model.storage == "affine4":
-            affine_layers(model, run.model)
+        STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
     for path, base in bases.items():
         check_start(run, path, (base.out_features, base.in_features))
     where = f" on {len(bases)} layers" if bases else ""
@@ -143,7 +141,7 @@ def check_start(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
     start, is_wo = run.lora.init_lora_weights, layer.endswith(".wo")
     if start in BLIND:
         return
-    quantized = run.model.storage != "dense" and (run.model.quantize_wo or not is_wo)
+    quantized = run.model.is_quantized and (run.model.quantize_wo or not is_wo)
     r = LoraConfig(**run.lora.model_dump()).at(layer).r
     try:
         weight = torch.empty(shape, device="meta")

@@ -104,10 +104,11 @@ def run_arms(config_file: str | Path, overrides: Sequence[str], arms: Sequence[A
 def run_each(config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
     """`run_arms`, where the folder above theirs has been checked."""
     check_alone(arms)
-    if any(arm.config.model.storage == "affine4" for arm in arms):
-        from lora_hf.adapters.backends.affine import check_hqq  # here: it imports PyTorch
+    pending = [arm.config.model for arm in arms if finished_result(arm.config) is None]
+    for model in (model for model in pending if model.is_quantized):
+        from lora_hf.models.storage import STORAGE_FORMATS  # here: it imports PyTorch
 
-        check_hqq()
+        STORAGE_FORMATS[model.storage].check_package()
     for arm in arms:
         RunDirectory(arm.config).check()
     for number, arm in enumerate(arms, start=1):

@@ -6,16 +6,15 @@ overflows in it (66,246 > 65,504 was met), the loss becomes NaN, and so training
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from lora_hf.adapters.backends.affine import check_hqq
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import ModelConfig
@@ -24,7 +23,7 @@ from lora_hf.errors import UserError, first_line
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import pin
 from lora_hf.models.base_weights import OriginalWeights, checkpoint_files
-from lora_hf.models.quantize import bitsandbytes_config, nothing_kept_dense, quantize_affine_layers
+from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.system import pick_device, resolve_dtype
 
 NO_CODE = {"trust_remote_code": False}
@@ -103,7 +102,7 @@ def load_model(config: ModelConfig, device: torch.device | None = None, train_al
         UserError: the model cannot be found or read, its layers do not fit the store, or `train_all` with
             quantized weights.
     """
-    if train_all and config.storage != "dense":
+    if train_all and config.is_quantized:
         bits = 4 if config.load_in_4bit else 8
         raise UserError(
             f"model.load_in_{bits}bit=true: {bits}-bit weights cannot all be trained; use method lora"
@@ -113,39 +112,21 @@ def load_model(config: ModelConfig, device: torch.device | None = None, train_al
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
     source = source_of(config, name)
     with _as_user_error(config), _quiet():
-        model = _read(config, name, source, dtype, device)
+        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_CODE, **source}
+        if source:  # it looks for an adapter too, and retries where nothing answers
+            options["adapter_kwargs"] = {"local_files_only": source["local_files_only"]}
+        model = STORAGE_FORMATS[config.storage].load(name, config, device, options)
     keep_differentiable(model)
     guard_head(model)
     # Transformers 5.23 keeps no commit, and an adapter that is saved has to name it.
     model.config._commit_hash = source.get("revision")
     files = _files_of(name, source.get("revision"))
     model.base_fingerprint = checkpoint_fingerprint(files) if files else None
-    if files and config.storage != "dense":
+    if files and config.is_quantized:
         turned = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
         model.original_weights = OriginalWeights(files, model.base_model_prefix, turned)
     model.name_or_path = config.model_name_or_path
     return model.eval()
-
-
-def _read(
-    config: ModelConfig, name: str, source: dict[str, Any], dtype: torch.dtype, device: torch.device
-) -> Any:
-    """The model on its device, in its store."""
-    if config.storage == "affine4":
-        check_hqq()
-    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_CODE, **source}
-    if source:  # it looks for an adapter too, and retries where nothing answers
-        kwargs["adapter_kwargs"] = {"local_files_only": source["local_files_only"]}
-    if config.storage in ("nf4", "fp4", "int8"):
-        quantization = bitsandbytes_config(config, resolve_dtype(config.bnb_4bit_compute_dtype, device))
-        kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
-        settings = AutoConfig.from_pretrained(name, **NO_CODE, **source)
-        with nothing_kept_dense(settings) if config.quantize_wo else nullcontext():
-            return AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
-    model = AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
-    if config.storage == "affine4":
-        quantize_affine_layers(model, config, device)
-    return model.to(device)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

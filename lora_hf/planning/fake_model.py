@@ -16,6 +16,7 @@ from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.models.flan_t5 import COMMON, SHAPES
 from lora_hf.models.load import NO_CODE, locate, source_of
+from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.training.registry import ADDED_WEIGHTS
 
 FEWER = {"layers_to_transform": None, "layer_replication": None}
@@ -86,8 +87,9 @@ def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
     An outline is dense: QA-LoRA's groups, which it takes from the store, are written out.
     """
     plain: dict[str, Any] = {"init_lora_weights": True}
-    if config.lora.use_qalora and config.model.storage == "affine4":
-        plain["qalora_group_size"] = config.lora.qalora_group_size or config.model.hqq_group_size
+    stored = STORAGE_FORMATS[config.model.storage].group_size(config.model)
+    if config.lora.use_qalora and stored:
+        plain["qalora_group_size"] = config.lora.qalora_group_size or stored
     lora = config.lora.model_copy(update=plain | fields)
     return config.model_copy(update={"lora": lora})
 

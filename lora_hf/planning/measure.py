@@ -73,7 +73,7 @@ def _random(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """The base with random weights, stored as the run's would be: few bits are chosen while it is read."""
     model: Any = AutoModelForSeq2SeqLM.from_config(settings_of(config.model), dtype=dtype)
     guard_head(model)
-    if config.model.storage == "dense":
+    if not config.model.is_quantized:
         return model.to(device)
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -14,6 +14,7 @@ from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.models.flan_t5 import SHAPES
 from lora_hf.models.load import EMBEDDED, load_tokenizer
+from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.activations import Batch, activation_bytes, flan_t5_bytes
 from lora_hf.planning.fake_model import Counts, count_parts, flan_t5, outline, settings_of
 from lora_hf.system import DTYPES, pick_device, resolve_dtype
@@ -21,9 +22,6 @@ from lora_hf.system import DTYPES, pick_device, resolve_dtype
 FLOAT = 4
 MOMENTS = 2
 """AdamW's numbers a weight, in float32."""
-BITS_4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-PACKED = {"nf4": BITS_4, "fp4": BITS_4, "int8": 1.0}
-"""Bytes a weight: in 4 bits a code, a byte a block of 64, and a float a block of 256 of these."""
 CARDS = (8, 16, 24, 40, 80)
 """GB of GPU memory."""
 RESERVED = 2**30
@@ -67,8 +65,8 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
         raise UserError("method='base' trains nothing, and there is nothing to plan: use lora or full")
     settings, device = settings_of(config.model), pick_device()
     batch, steps, said = _work(config, rows_at_hand(config) if rows is None and read else rows)
-    is_dense = config.model.storage == "dense"
-    store = str(trained_dtype(config, device)).removeprefix("torch.") if is_dense else config.model.storage
+    dtype = str(trained_dtype(config, device)).removeprefix("torch.")
+    store = config.model.storage if config.model.is_quantized else dtype
     # elsewhere, and compiled, the plain ways' sums: an upper bound
     fast = config.fast_paths and device.type == "cpu" and not asks_to_compile(config.training)
     own = memory(config, settings, store, activation_bytes(config, settings, _computed(store), batch, fast))
@@ -122,9 +120,9 @@ def _memory(config: RunConfig, counted: Counts, store: str, activations: int) ->
 
 def _packed(config: RunConfig, store: str, weights: int, linear: Mapping[str, int], width: int) -> int:
     """Bytes of a stack: its linear layers in few bits, `wo` only where it is asked for."""
-    affine = 0.5 + 2 * FLOAT / config.model.hqq_group_size
+    per_weight = STORAGE_FORMATS[store].bytes_per_weight(config.model) or width
     packed = sum(n for name, n in linear.items() if name != "wo" or config.model.quantize_wo)
-    return round(packed * PACKED.get(store, affine)) + (weights - packed) * width
+    return round(packed * per_weight) + (weights - packed) * width
 
 
 def _fit(record: Plan) -> Plan:

@@ -13,7 +13,8 @@ from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.files import check_new, whole
 from lora_hf.models.load import save_model
-from lora_hf.saved.adapter import find_adapter, load_with_base, prompt_config
+from lora_hf.models.storage import STORAGE_FORMATS
+from lora_hf.saved.adapter import base_config, find_adapter, load_with_base, prompt_config
 from lora_hf.training.registry import saved_method
 
 COMPARED_DIALOGUES = 8
@@ -45,8 +46,8 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
         )
     model, tokenizer = load_with_base(saved, base)
     errors = merge_errors(model, sample_batch(model, tokenizer, saved))
-    if saved.manifest.get("base_store", {}).get("quant_method") == "hqq":
-        errors.pop("requantized", None)  # Transformers has no such layer: the folder would not be a plain one
+    if not STORAGE_FORMATS[base_config(saved, base).storage].is_plain:
+        errors.pop("requantized", None)
     check_choice(adapter, onto, errors)
     merge_and_unload(model, onto)
     with whole(output) as folder:

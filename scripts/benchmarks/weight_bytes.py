@@ -18,7 +18,6 @@ from lora_hf.adapters.functional import relative_error
 from lora_hf.config import ModelConfig
 from lora_hf.models.flan_t5 import SHAPES, random_flan_t5
 from lora_hf.models.load import load_model
-from lora_hf.models.quantize import weight_bytes
 from lora_hf.system import pick_device
 
 AFFINE = {"load_in_4bit": True, "quant_method": "hqq"}
@@ -44,7 +43,7 @@ def measure(folder: Path, fields: dict[str, object]) -> tuple[int, int, float]:
         if originals and backend_for(x).is_quantized
     ]
     dense = sum(2 * x.in_features * x.out_features for x in layers.values())
-    return sum(weight_bytes(x) for x in layers.values()), dense, mean(errors) if errors else 0.0
+    return sum(backend_for(x).nbytes for x in layers.values()), dense, mean(errors) if errors else 0.0
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

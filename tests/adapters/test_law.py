@@ -3,6 +3,7 @@
 Pairs that make no sense are in the same matrix: they must be refused, by an error that names both.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_hf.adapters.backends import BACKENDS, backend_for
-from lora_hf.adapters.backends.affine import AffineLinear
+from lora_hf.adapters.backends import BACKENDS, Backend, backend_for, type_name
+from lora_hf.adapters.backends.quantized import Quantized
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import dropout as dropout_of
 from lora_hf.adapters.functional import lora_scaling
@@ -19,7 +20,10 @@ from lora_hf.adapters.initialize import draw_start
 from lora_hf.adapters.inits import INITS
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
+from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
+from lora_hf.models.storage import STORAGE_FORMATS
+from lora_hf.models.storage.base import LayerwiseFormat
 
 IN, OUT, R, ALPHA, GROUP = 64, 32, 4, 10.0, 16
 LINEAR, CONV = "torch.nn.modules.linear.Linear", "torch.nn.modules.conv.Conv2d"
@@ -61,11 +65,14 @@ def eight_bit(bias: bool = True) -> nn.Module:
     return layer.to("cpu")
 
 
-def affine(bias: bool = True) -> nn.Module:
-    pytest.importorskip("hqq")
-    return AffineLinear.from_linear(nn.Linear(IN, OUT, bias=bias), GROUP)
+def quantized(storage: str, bias: bool = True) -> nn.Module:
+    """A layer of a storage format that quantizes layer by layer."""
+    pytest.importorskip(STORAGE_FORMATS[storage].package)
+    config = ModelConfig(hqq_group_size=GROUP)
+    return STORAGE_FORMATS[storage].convert(nn.Linear(IN, OUT, bias=bias), config)
 
 
+LAYERWISE = [name for name, stored in STORAGE_FORMATS.items() if isinstance(stored, LayerwiseFormat)]
 EXAMPLES: dict[str, Any] = {
     LINEAR: dense,
     "transformers.pytorch_utils.Conv1D": conv1d,
@@ -73,18 +80,20 @@ EXAMPLES: dict[str, Any] = {
     "torch.nn.modules.sparse.Embedding": embedding,
     "bitsandbytes.nn.modules.Linear4bit": four_bit,
     "bitsandbytes.nn.modules.Linear8bitLt": eight_bit,
-    "lora_hf.adapters.backends.affine.AffineLinear": affine,
+    **{name: partial(quantized, name) for name in LAYERWISE},
 }
+"""Layers by their key in BACKENDS, or in STORAGE_FORMATS: each of those is a case of its own."""
+KINDS: dict[str, type[Backend]] = {name: BACKENDS.get(name, Quantized) for name in EXAMPLES}
 
 
 def is_refused(backend: str, method: str, init: bool | str) -> bool:
-    store = BACKENDS[backend]
-    needs_quantized = init == "loftq" and not store.is_quantized
-    needs_linear = method == "qalora" and (not store.is_linear or init == "loftq")
+    kind = KINDS[backend]
+    needs_quantized = init == "loftq" and not kind.is_quantized
+    needs_linear = method == "qalora" and (not kind.is_linear or init == "loftq")
     return needs_quantized or needs_linear
 
 
-MATRIX = [(b, m, i) for b in BACKENDS for m in ADAPTER_METHODS for i in INITS]
+MATRIX = [(b, m, i) for b in KINDS for m in ADAPTER_METHODS for i in INITS]
 matrix = pytest.mark.parametrize(("backend", "method", "init"), [c for c in MATRIX if not is_refused(*c)])
 refused = pytest.mark.parametrize(("backend", "method", "init"), [c for c in MATRIX if is_refused(*c)])
 
@@ -137,7 +146,7 @@ def apply(matrix: Tensor, x: Tensor, layer: LoraLayer) -> Tensor:
 
 
 def test_every_backend_has_an_example() -> None:
-    assert EXAMPLES.keys() == BACKENDS.keys()
+    assert {type_name(make()) for make in EXAMPLES.values()} == BACKENDS.keys()
 
 
 @matrix
@@ -199,7 +208,7 @@ def spectrum_of_a_trained_weight(rows: int, columns: int) -> Tensor:
 @refused
 def test_a_pair_that_makes_no_sense_is_refused_by_name(backend: str, method: str, init: bool | str) -> None:
     layer = LoraLayer(EXAMPLES[backend]())
-    kind = backend.split(".")[-1]
+    kind = type(layer.base_layer).__name__
     with pytest.raises(UserError, match=f"loftq.*(dense|use_qalora)|use_qalora.*{kind}"):
         draw_start(config_of(method, init), layer.base, original_of(layer))
 
@@ -219,7 +228,7 @@ def test_the_start_has_the_update_s_shape(backend: str, method: str, init: bool 
     assert max(adapter.lora_A.abs().max(), adapter.lora_B.abs().max()) > 0
 
 
-TOLERANCE = {"Linear4bit": 0.16, "Linear8bitLt": 0.5 / 127 + 1e-3, "AffineLinear": 0.08}
+TOLERANCE = {"Linear4bit": 0.16, "Linear8bitLt": 0.5 / 127 + 1e-3, "affine4": 0.08}
 """Half the widest gap between two levels, as a share of the largest weight; NF4's is 0.30 of a block's."""
 
 
@@ -244,7 +253,7 @@ def test_merging_gives_the_unmerged_output_and_unmerging_the_old_bits(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if not BACKENDS[b].is_quantized])
+@pytest.mark.parametrize("backend", [b for b in KINDS if not KINDS[b].is_quantized])
 def test_gradients_are_those_of_dense_autograd_in_float64(backend: str, method: str, dropout: float) -> None:
     if is_refused(backend, method, True):
         pytest.skip("refused, and tested so above")
@@ -290,7 +299,7 @@ def dense_reference(layer: LoraLayer, adapter: Any, method: str, x: Tensor, drop
 
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if BACKENDS[b].is_quantized])
+@pytest.mark.parametrize("backend", [b for b in KINDS if KINDS[b].is_quantized])
 def test_gradients_on_a_quantized_base_are_those_of_its_dequantized_weight(backend: str, method: str) -> None:
     layer = make_layer(backend, method, True)
     randomize(layer)

@@ -20,9 +20,10 @@ from lora_hf import (
     set_adapter,
     unmerge_adapters,
 )
-from lora_hf.adapters.backends.affine import AffineLinear
+from lora_hf.adapters.backends.quantized import QuantizedLinear
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.errors import UserError
+from lora_hf.models.storage.hqq import AffineWeight
 
 
 def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -42,7 +43,7 @@ def affine_t5() -> nn.Module:
     model = make_t5()
     for name, module in list(model.named_modules()):
         if name.endswith((".q", ".v")):
-            model.set_submodule(name, AffineLinear.from_linear(module, 8))
+            model.set_submodule(name, QuantizedLinear(AffineWeight.quantize(module.weight, 8), module.bias))
     return model
 
 
@@ -125,7 +126,9 @@ def test_qalora_folds_into_the_zero_points_and_the_merged_model_is_the_unmerged_
     torch.testing.assert_close(logits(model, batch), unmerged, rtol=1e-5, atol=1e-5)
     for name, code in codes.items():
         layer = model.get_submodule(name)
-        assert type(layer) is AffineLinear and torch.equal(layer.weight, code)  # still 4 bits, and the same
+        assert type(layer) is QuantizedLinear and torch.equal(
+            layer.weight, code
+        )  # still 4 bits, and the same
 
 
 def test_plain_lora_on_the_same_store_does_not_fold(batch: dict) -> None:

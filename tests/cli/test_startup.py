@@ -78,8 +78,8 @@ except SystemExit as end:
     status = end.code
 from transformers.utils.import_utils import is_hqq_available, is_peft_available, is_sklearn_available
 found = [is_peft_available(), is_hqq_available(), is_sklearn_available()]
-from lora_hf.adapters.backends.affine import check_hqq
-check_hqq()
+from lora_hf.models.storage import STORAGE_FORMATS
+STORAGE_FORMATS["affine4"].check_package()
 import hqq
 print(json.dumps({"status": status, "found": found, "hqq": hqq.__name__}))
 """)

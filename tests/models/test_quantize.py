@@ -18,10 +18,10 @@ from lora_hf import (
     save_adapter,
     unmerge_adapters,
 )
+from lora_hf.adapters.backends import backend_for
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
-from lora_hf.models.quantize import weight_bytes
 
 STORES = {
     "nf4": {"load_in_4bit": True},
@@ -162,7 +162,7 @@ def test_the_bytes_of_a_store_against_bf16(store: str, share: float, tmp_path: P
     model = load_model(stored(tmp_path, store, quantize_wo=True), CPU)
     layers = linear_layers(model).values()
     dense = sum(2 * layer.in_features * layer.out_features for layer in layers)
-    loaded = sum(weight_bytes(layer) for layer in layers)
+    loaded = sum(backend_for(layer).nbytes for layer in layers)
     assert 0.95 * share < loaded / dense <= share
     logits(model, batch)
-    assert sum(weight_bytes(layer) for layer in layers) == loaded
+    assert sum(backend_for(layer).nbytes for layer in layers) == loaded

@@ -15,13 +15,13 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lora_hf import LoraConfig, cli, inject_adapters
+from lora_hf.adapters.backends import backend_for
 from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, without_head
 from lora_hf.models.flan_t5 import COMMON, SHAPES
 from lora_hf.models.load import load_model
-from lora_hf.models.quantize import weight_bytes
 from lora_hf.planning import measure
 from lora_hf.planning.activations import Batch, _traced, activation_bytes, flan_t5_bytes
 from lora_hf.planning.fake_model import count_parts, flan_t5, outline
@@ -155,7 +155,7 @@ def test_four_bits_take_the_bytes_that_a_quantized_model_takes(tmp_path: Path, q
     loaded = load_model(run.model, torch.device("cpu"))
     for side in ("encoder", "decoder"):
         layers = [m for m in loaded.get_submodule(side).modules() if isinstance(m, nn.Linear)]
-        assert planned[side] == pytest.approx(sum(weight_bytes(layer) for layer in layers), rel=0.05)
+        assert planned[side] == pytest.approx(sum(backend_for(layer).nbytes for layer in layers), rel=0.05)
 
 
 def test_a_full_fine_tuning_keeps_weights_gradients_and_moments_in_float32() -> None:

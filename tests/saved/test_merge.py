@@ -47,7 +47,7 @@ def test_an_adapter_brings_its_base_as_it_was_stored(store: str, tmp_path: Path)
     saved = find_adapter(str(trained_on(store, tmp_path)))
     model, _ = load_with_base(saved)
     kinds = {type(m).__name__ for m in model.modules()}
-    assert kinds & {"Linear4bit", "AffineLinear", "Linear8bitLt"} and saved.manifest["base_store"]
+    assert kinds & {"Linear4bit", "QuantizedLinear", "Linear8bitLt"} and saved.manifest["base_store"]
 
 
 @pytest.mark.parametrize("store", STORES)

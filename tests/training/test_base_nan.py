@@ -12,7 +12,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from lora_hf import inject_adapters
 from lora_hf.errors import UserError
-from lora_hf.models.quantize import nothing_kept_dense
+from lora_hf.models.storage.bitsandbytes import nothing_kept_dense
 from lora_hf.training.nan_guard import check_base_dtype
 
 

@@ -6,12 +6,12 @@ matched: a subclass may store its weight in another way, as `Linear4bit` does be
 
 from torch import nn
 
-from lora_hf.adapters.backends.affine import Affine
 from lora_hf.adapters.backends.base import Backend
 from lora_hf.adapters.backends.bnb import Linear4bit, Linear8bit
 from lora_hf.adapters.backends.conv import Conv2d
 from lora_hf.adapters.backends.dense import DenseLinear, TransposedLinear
 from lora_hf.adapters.backends.embedding import Embedding
+from lora_hf.adapters.backends.quantized import Quantized
 
 BACKENDS: dict[str, type[Backend]] = {
     "torch.nn.modules.linear.Linear": DenseLinear,
@@ -20,7 +20,7 @@ BACKENDS: dict[str, type[Backend]] = {
     "torch.nn.modules.sparse.Embedding": Embedding,
     "bitsandbytes.nn.modules.Linear4bit": Linear4bit,
     "bitsandbytes.nn.modules.Linear8bitLt": Linear8bit,
-    "lora_hf.adapters.backends.affine.AffineLinear": Affine,
+    "lora_hf.adapters.backends.quantized.QuantizedLinear": Quantized,
 }
 
 

@@ -55,6 +55,12 @@ class Backend:
         return "dense"
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the stored weight with its scales, without the bias."""
+        size: int = self.layer.weight.nbytes
+        return size
+
+    @property
     def device(self) -> torch.device:
         """Where the weight is."""
         device: torch.device = self.layer.weight.device

@@ -45,6 +45,14 @@ class Linear4bit(Backend):
         double = ", double quantization" if packed.compress_statistics else ""
         return f"bitsandbytes {packed.quant_type}, blocks of {packed.blocksize}{double}"
 
+    @property
+    def nbytes(self) -> int:
+        packed = self.layer.weight
+        state, outer = packed.quant_state, packed.quant_state.state2  # outer quantizes the scales, or is None
+        parts = [packed.data, state.absmax, state.code, state.offset]
+        parts += [outer.absmax, outer.code] if outer is not None else []
+        return sum(part.nbytes for part in parts if part is not None)
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -83,6 +91,11 @@ class Linear8bit(Backend):
             weight.CB, weight.SCB = state.CB, state.SCB
         stored: nn.Parameter = weight
         return stored
+
+    @property
+    def nbytes(self) -> int:
+        stored: Any = self._get()
+        return int(stored.CB.nbytes + stored.SCB.nbytes)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         stored: Any = self._get()
