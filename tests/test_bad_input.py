@@ -94,10 +94,10 @@ def test_an_expression_that_is_matched_for_ever_is_refused(
     adapter: Path, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "SECONDS", 1.0)
-    pattern = "([a-zA-Z0-9_.]+)+!"
+    pattern = "((.|..|...)+)+[0-9][0-9]"
     change(adapter, **{field: {pattern: 3} if field == "rank_pattern" else pattern})
     start = time.monotonic()
-    with pytest.raises(UserError, match=rf"lora\.{field}.*takes more than 1 s to be matched"):
+    with pytest.raises(UserError, match=rf"{field}.*takes more than 1 s"):
         load_adapter(make_t5(), adapter)
     assert time.monotonic() - start < 20
 
@@ -130,7 +130,7 @@ def test_what_is_no_small_file_is_not_read_as_one(adapter: Path, kind: str) -> N
 
 
 def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> None:
-    with pytest.raises(UserError, match=r"lora.r=1000000000: layer \S+ has 56 inputs and outputs together"):
+    with pytest.raises(UserError, match=r"^r=1000000000: layer \S+ has 56 inputs and outputs together"):
         inject_adapters(make_t5(), LoraConfig(r=10**9))
 
 

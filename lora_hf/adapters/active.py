@@ -1,4 +1,4 @@
-"""Choose which adapters a model goes through: for good, for a block of code, or row by row."""
+"""Choose the active adapters of a model: permanently, for a block of code, or for each row of a batch."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lora_hf.adapters.layer import LoraLayer
-from lora_hf.adapters.mixed_batch import Rows
+from lora_hf.adapters.mixed_batch import MixedBatch
 from lora_hf.adapters.model_state import adapter_configs, lora_layers, refuse_merged, saved_modules
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.errors import UserError
@@ -17,15 +17,15 @@ Names = str | Sequence[str] | Mapping[str, float]
 
 
 def set_adapter(model: nn.Module, names: Names) -> None:
-    """Make these adapters the active ones, and the only ones that train.
+    """Activate these adapters, and make them the only trainable ones.
 
     Args:
         model: carries them.
-        names: one, several, or a mapping of names to the weights their updates are multiplied by.
+        names: one, several, or a mapping of names to the factors of their updates.
 
     Raises:
         UserError: the model has no adapter of one of the names, or they cannot be active together.
-        RuntimeError: adapters are merged into the weights at the moment.
+        RuntimeError: adapters are merged into the weights.
     """
     chosen = _weights(model, names)
     refuse_merged(model)
@@ -36,7 +36,7 @@ def set_adapter(model: nn.Module, names: Names) -> None:
     for layer in layers:
         layer.activate(chosen)
         for name, method in layer.adapters.items():
-            method.requires_grad_(name in chosen)
+            method.set_trainable(name in chosen)  # type: ignore[operator]
     for module in saved_modules(model).values():
         module.activate(chosen)
         for name, own in module.copies.items():
@@ -58,7 +58,7 @@ def _weights(model: nn.Module, names: Names) -> dict[str, float]:
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is its untouched base, merged adapters included."""
+    """Within the block the model computes as its base does, even if adapters are merged into it."""
     layers = list(lora_layers(model).values())
     saved = list(saved_modules(model).values())
     state = [(layer, layer.merged, layer.enabled) for layer in layers]
@@ -80,26 +80,27 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = False) -> Iterator[None]:
-    """Inside the block each row of a batch goes through its own adapter, in `generate` with beams too.
+    """Within the block each row of a batch uses its own adapter, also in `generate` with beams.
 
     Args:
         model: carries the adapters.
-        names: one a row; None leaves the row to the base. A batch of several times as many rows takes each
-            name for as many rows in turn, as beam search orders them.
-        frozen: no adapter's weights change inside the block: without gradients, many are then about as fast
-            as one.
+        names: one per row; None selects the base. In a batch of several times as many rows each name counts
+            for that many rows in turn, which is the order of beam search.
+        frozen: no adapter's weights change within the block; without gradients, many adapters are then about
+            as fast as one.
 
     Raises:
-        UserError: the model has no adapter of one of the names, one that needs the base stored for it, or
+        UserError: the model has no adapter of one of the names, or one that needs its own base weight, or
             one on a table of positions, which is the same for all rows.
-        RuntimeError: adapters are merged into the weights at the moment.
+        RuntimeError: adapters are merged into the weights.
     """
     if saved_modules(model):
         raise UserError(
-            "adapters with modules_to_save replace whole layers, and cannot be mixed within a batch"
+            "adapters with modules_to_save replace whole layers and cannot be mixed within a batch; "
+            "use set_adapter, one adapter at a time"
         )
     if not names:
-        raise UserError("adapter_rows: names is empty; give one a row of the batch, None for the base")
+        raise UserError("adapter_rows: names is empty; give one name per row of the batch, None for the base")
     _refuse_tables(model)
     layers = list(lora_layers(model).values())
     was_active = [layer.active for layer in layers]
@@ -107,46 +108,47 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = F
     refuse_merged(model)
     for layer in layers:
         layer.check_together(chosen)
-    rows = Rows(names, frozen)
+    batch = MixedBatch(names, frozen)
     for layer in layers:
         layer.activate(chosen)
-        layer.rows = rows
+        layer.mixed_batch = batch
     try:
         yield
     finally:
         for layer, active in zip(layers, was_active, strict=True):
-            layer.rows = None
+            layer.mixed_batch = None
             layer.activate(active)
 
 
 @contextmanager
-def leaving_rows(model: nn.Module) -> Iterator[Callable[[list[int]], None]]:
-    """Yields what is told which rows are in the batch, where `adapter_rows` chose an adapter for each.
+def shrinking_batch(model: nn.Module) -> Iterator[Callable[[list[int]], None]]:
+    """Yield a function that takes the indices of the rows still in the batch.
 
-    Rows are counted as the batch was when the block began, and after it all are back.
+    `adapter_rows` then gives each of them its own adapter. The indices count the rows at the beginning of the
+    block; after the block the batch is whole again.
     """
-    rows = next((layer.rows for layer in lora_layers(model).values()), None)
-    names = rows.names if rows else ()
+    batch = next((layer.mixed_batch for layer in lora_layers(model).values()), None)
+    names = batch.names if batch else ()
 
     def keep(kept: list[int]) -> None:
-        if rows:
-            rows.names = tuple(names[i] for i in kept)
+        if batch:
+            batch.names = tuple(names[i] for i in kept)
 
     try:
         yield keep
     finally:
-        if rows:
-            rows.names = names
+        if batch:
+            batch.names = names
 
 
 def _refuse_tables(model: Any) -> None:
-    """Embeddings other than the tokens' are looked up by position: their input has no rows of a batch."""
+    """Refuse adapters on embeddings of positions, whose input has no batch dimension."""
     tokens = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     tokens = getattr(tokens, "base_layer", tokens)
     for name, layer in lora_layers(model).items():
         base = layer.base_layer
         if isinstance(base, nn.Embedding) and (tokens is None or base.weight is not tokens.weight):
             raise UserError(
-                f"an adapter on {name} is one for the whole batch: it cannot be mixed by rows; "
+                f"an adapter on {name} applies to the whole batch and cannot be chosen by row; "
                 "train without it, or use set_adapter"
             )

@@ -1,17 +1,19 @@
-"""The arithmetic of low-rank updates, free of modules: the scale, the two products, and dropout.
+"""The arithmetic of low-rank updates, without modules: the scale, the two products, and dropout.
 
 The update's matrix is s B A with A (r, in_features) and B (out_features, r). A and B are kept in
 float32 whatever the base is, and cast to the activations' dtype at use: casting r * (in + out) numbers
 costs less than casting every activation up, and autograd returns their gradients in float32.
 
-A third of a T5's training step on a CPU goes into drawing dropout masks a number at a time. A cheap mask is
-random bytes, eight from one draw, compared with a rate in 256ths; what is kept is scaled by what was really
-kept. On a GPU, and for rates that 256ths miss by more than a twentieth, it is `torch.nn.functional.dropout`.
+A third of a T5's training step on a CPU is spent on drawing dropout masks, one number per element. A cheap
+mask is random bytes, eight from one draw, compared with a rate in 256ths; the elements kept are scaled by the
+true rate. On a GPU, and for rates that 256ths miss by more than a twentieth, `torch.nn.functional.dropout` is
+used.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,29 +22,29 @@ from torch import Tensor
 
 LEVELS = 256
 NEAR = 0.05
-"""How far a rate in 256ths may be from the one that was asked for, as a share of it."""
+"""Largest relative difference of a rate in 256ths from the requested one."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the size of a number in bytes: what its bits are read as."""
-_state = {"cheap_masks": False}
+"""Bytes of a number -> integer type that its bits are read as."""
+_cheap_masks = ContextVar("cheap_masks", default=False)
 
 
 @contextmanager
 def cheap_masks(enabled: bool) -> Iterator[None]:
-    """Inside the block dropout draws bytes, or as torch does."""
-    before, _state["cheap_masks"] = _state["cheap_masks"], enabled
+    """Within the block, draw dropout masks as random bytes, or as torch does."""
+    token = _cheap_masks.set(enabled)
     try:
         yield
     finally:
-        _state["cheap_masks"] = before
+        _cheap_masks.reset(token)
 
 
 def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
-    """s = alpha / r (arXiv:2106.09685, section 4.1), or alpha / sqrt(r) (rsLoRA, arXiv:2312.03732, eq. 5)."""
+    """Return s = alpha / r (arXiv:2106.09685, 4.1), or alpha / sqrt(r) (rsLoRA, arXiv:2312.03732, eq. 5)."""
     return lora_alpha / (math.sqrt(r) if use_rslora else r)
 
 
 def low_rank_product(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
-    """s B A dropout(x), for x (..., in_features); returns (..., out_features) in the dtype of x.
+    """Return s B A dropout(x) (..., out_features) in the dtype of x, for x (..., in_features).
 
     The scale multiplies the (..., r) middle, the smallest of the three tensors.
     """
@@ -56,7 +58,7 @@ def low_rank_product(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, 
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """x with each element zeroed with this probability, else scaled so that its mean stays."""
+    """Zero each element with this probability and scale the others so that the mean is preserved."""
     if not has_cheap_masks(x, rate):
         return F.dropout(x, rate)
     mask, keep = draw_mask(x.shape, rate)
@@ -65,14 +67,14 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 def has_cheap_masks(x: Tensor, rate: float) -> bool:
-    """Whether a mask for x is drawn as bytes."""
+    """Return whether a mask for x is drawn as bytes."""
     off = abs(round(rate * LEVELS) / LEVELS - rate)
     is_near = off <= NEAR * rate and round(rate * LEVELS) < LEVELS
-    return _state["cheap_masks"] and x.device.type == "cpu" and x.element_size() in INTEGERS and is_near
+    return _cheap_masks.get() and x.device.type == "cpu" and x.element_size() in INTEGERS and is_near
 
 
 def draw_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
-    """uint8 of this shape, 1 where an element is kept, on the CPU; and the share that is kept."""
+    """Draw a uint8 mask of this shape on the CPU, 1 where an element is kept; and return the share kept."""
     dropped, n = round(rate * LEVELS), math.prod(shape)
     draws = torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None)  # from the lowest: all 64 bits
     mask = draws.view(torch.uint8)[:n].view(shape)
@@ -80,14 +82,14 @@ def draw_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
 
 
 def masked(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is 1, and +0 elsewhere: the bits of x and those of -1 or 0."""
+    """Return x where the mask is 1 and +0 elsewhere: a bitwise and of x with -1 or 0."""
     integers = INTEGERS[x.element_size()]
     kept = mask.to(integers).neg_().bitwise_and_(x.contiguous().view(integers))
     return kept.view(x.dtype)
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps the mask, a byte an element."""
+    """Dropout that saves the mask, one byte per element."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -102,7 +104,7 @@ class _Dropout(torch.autograd.Function):
 
 
 class _MaskedLowRank(torch.autograd.Function):
-    """s B A (mask * x). Keeps x, which the layer's other adapters share, and no masked copy of it."""
+    """s B A (mask * x). Saves x, which the layer's other adapters share, and no masked copy of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -125,11 +127,11 @@ class _MaskedLowRank(torch.autograd.Function):
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """The Euclidean norm of each output row, (out, in) -> (out,)."""
+    """Return the Euclidean norm of each output row, (out, in) -> (out,)."""
     return torch.linalg.vector_norm(weight, dim=1)
 
 
 def relative_error(approximation: Tensor, weight: Tensor) -> float:
-    """The Frobenius norm of the difference, as a share of the weight's."""
+    """Return the Frobenius norm of the difference relative to the weight's."""
     norm = torch.linalg.vector_norm(weight).item()
     return torch.linalg.vector_norm(approximation - weight).item() / norm if norm else 0.0

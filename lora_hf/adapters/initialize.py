@@ -1,4 +1,4 @@
-"""The start of one adapter on one layer: its factors, and how the base must be stored for them."""
+"""The initial factors of one adapter on one layer, and the base weight that they require."""
 
 from typing import NamedTuple
 
@@ -9,66 +9,80 @@ from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.backends.base import Stored
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import lora_scaling, relative_error
-from lora_hf.adapters.inits import BLIND, Factors, LoraInit, init_for
+from lora_hf.adapters.inits import SHAPE_ONLY, Factors, LoraInit, init_for
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.errors import UserError
 
 
-class Start(NamedTuple):
-    """What a layer needs to begin with an adapter.
+class LayerInit(NamedTuple):
+    """What a layer needs to begin with an adapter."""
 
-    Attributes:
-        init: A, B and what they take over.
-        stored: the base as this adapter wants it, or None where it is left as it is.
-        errors: relative errors of the matrix before and after, or None for a start that does not read it.
-    """
-
-    init: LoraInit
-    stored: Stored | None = None
+    factors: LoraInit | None = None
+    """A, B and the product they take out of the base; None for a method without factors of its own."""
+    base_weight: Stored | None = None
+    """The quantized weight that replaces the base's while this adapter is active, or None."""
     errors: tuple[float, float] | None = None
+    """Relative errors of the matrix before and after, or None if the initialization does not read it."""
 
 
-def draw_start(config: LoraConfig, base: Backend, original: Tensor | None = None) -> Start:
-    """A start from random numbers or from the weight.
+def initialize_layer(config: LoraConfig, base: Backend, original: Tensor | None = None) -> LayerInit:
+    """Draw the initial factors at random or compute them from the weight.
 
     Args:
-        config: of this layer.
-        base: the layer as it is stored without this adapter.
+        config: settings of this layer.
+        base: the layer's backend, its weight as loaded.
         original: W (out, in) before quantization; None on a dense base.
 
     Raises:
-        UserError: the store cannot carry the method or the start, or `original` is missing.
+        UserError: the layer cannot take the method or the initialization, or `original` is missing.
     """
     name = base.plain_init if config.init_lora_weights is True else config.init_lora_weights
     init, method = init_for(name, config.loftq_iter), ADAPTER_METHODS[config.method]
+    method.check(config, base)
     scaling = lora_scaling(config.r, config.lora_alpha, config.use_rslora)
-    if name in BLIND:
-        seen = method.view(torch.empty(base.out_features, base.in_features, device="meta"), config, base)
-        return Start(init(seen, config.r, scaling, None))
+    if name in SHAPE_ONLY:
+        shape = torch.empty(base.out_features, base.in_features, device="meta")
+        matrix = method.initialized_matrix(shape, config, base)
+        return LayerInit(None if matrix is None else init(matrix, config.r, scaling, None))
     if base.is_quantized and original is None:
         raise UserError(
-            f"lora.init_lora_weights={name!r} needs the weights before quantization, which this store has "
-            "lost; give inject_adapters(..., originals=...), or load the base with lora_hf's load_model"
+            f"init_lora_weights={name!r} needs the weights before quantization, which this model does not "
+            "hold; give inject_adapters(..., base_weights=...), or load the base with lora_hf's load_model",
+            "init_lora_weights",
         )
     W = base.dequantize(torch.float32) if original is None else original.to(base.device, torch.float32)
 
     def quantize(weight: Tensor) -> Tensor:
         return base.read(base.requantize(weight))
 
-    seen = method.view(W, config, base)
-    drawn = init(seen, config.r, scaling, quantize if base.is_quantized else None)
-    stored = restore(config, base, drawn.subtracted, original)
-    after = base.dequantize(torch.float32) if stored is None else base.read(stored)
-    if stored is not None or drawn.subtracted is None:
+    matrix = method.initialized_matrix(W, config, base)
+    if matrix is None:
+        return LayerInit()
+    drawn = init(matrix, config.r, scaling, quantize if base.is_quantized else None)
+    weight = requantized_base(config, base, drawn.subtracted, original)
+    after = base.dequantize(torch.float32) if weight is None else base.read(weight)
+    if weight is not None or drawn.subtracted is None:
         after = after + scaling * (drawn.lora_B @ drawn.lora_A)
-    return Start(drawn, stored, (relative_error(base.dequantize(torch.float32), W), relative_error(after, W)))
+    errors = relative_error(base.dequantize(torch.float32), W), relative_error(after, W)
+    return LayerInit(drawn, weight, errors)
 
 
-def restore(
+def zero_init(config: LoraConfig, base: Backend) -> LayerInit:
+    """Return factors of zeros, for an adapter whose tensors are about to be copied in."""
+    shape = torch.empty(base.out_features, base.in_features, device="meta")
+    matrix = ADAPTER_METHODS[config.method].initialized_matrix(shape, config, base)
+    if matrix is None:
+        return LayerInit()
+    return LayerInit(
+        LoraInit(torch.zeros(config.r, matrix.shape[1]), torch.zeros(base.out_features, config.r))
+    )
+
+
+def requantized_base(
     config: LoraConfig, base: Backend, subtracted: Factors | None, original: Tensor | None
 ) -> Stored | None:
-    """The store of W - s B' A', where the base is quantized and the update is a matrix of its own size."""
-    if subtracted is None or not base.is_quantized or config.use_qalora:
+    """Quantize W - s B' A'; None for a dense base, or for an update that is no matrix of the base's size."""
+    if subtracted is None or not base.is_quantized or ADAPTER_METHODS[config.method].folds_into_groups:
         return None
     W = base.dequantize(torch.float32) if original is None else original.to(base.device, torch.float32)
     A, B = (factor.to(base.device, torch.float32) for factor in subtracted)

@@ -1,9 +1,9 @@
-"""Where A and B start: one pure function a way, float32 in, float32 out.
+"""Initial A and B: one pure function for each initialization, float32 in, float32 out.
 
-An init is a function (weight, r, scaling, quantize) -> LoraInit. Some starts move a part of the weight into
-the adapter: `subtracted` are the factors of what the base must be without, so that base and adapter together
-are what the base was. Plain starts read the weight's shape alone. Random numbers are drawn on the CPU, so
-that a seed gives the same start on every device.
+An initialization is a function (weight, r, scaling, quantize) -> LoraInit. Some of them move a part of the
+weight into the adapter: `subtracted` are the factors of the product that the base must lack, so that base and
+adapter together are the original weight. Plain initializations read only the weight's shape. Random numbers
+are drawn on the CPU, so that a seed gives the same factors on every device.
 """
 
 import math
@@ -19,7 +19,7 @@ from lora_hf.errors import UserError
 Factors = tuple[Tensor, Tensor]
 Quantize = Callable[[Tensor], Tensor]
 OVERSAMPLING = 10
-"""Columns a randomized SVD draws beyond r: "5 or 10" (Halko, Martinsson and Tropp, arXiv:0909.4061, 4.2)."""
+"""Columns a randomized SVD draws beyond r: "5 or 10" (Halko, Martinsson, Tropp, arXiv:0909.4061, 4.2)."""
 
 
 class LoraInit(NamedTuple):
@@ -34,10 +34,9 @@ Init = Callable[[Tensor, int, float, Quantize | None], LoraInit]
 
 
 def kaiming(weight: Tensor, r: int, scaling: float, quantize: Quantize | None = None) -> LoraInit:
-    """A uniform in ±1/sqrt(in_features), B zero: the start is the identity.
+    """Draw A uniformly in ±1/sqrt(in_features); B is zero, so that the adapter adds nothing at first.
 
-    This is `kaiming_uniform_(A, a=sqrt(5))`, the start of the authors' own code (microsoft/LoRA) and
-    of PEFT's default.
+    This is `kaiming_uniform_(A, a=sqrt(5))`, as in the authors' own code (microsoft/LoRA) and PEFT's default.
     """
     out_features, in_features = weight.shape
     lora_A = torch.empty(r, in_features)
@@ -46,13 +45,13 @@ def kaiming(weight: Tensor, r: int, scaling: float, quantize: Quantize | None = 
 
 
 def gaussian(weight: Tensor, r: int, scaling: float, quantize: Quantize | None = None) -> LoraInit:
-    """A normal with deviation 1/r, B zero (arXiv:2106.09685, section 4.1; the deviation is PEFT's)."""
+    """Draw A from a normal with deviation 1/r, which is PEFT's; B is zero (arXiv:2106.09685, section 4.1)."""
     out_features, in_features = weight.shape
     return LoraInit(torch.randn(r, in_features) / r, torch.zeros(out_features, r))
 
 
 def lookup(weight: Tensor, r: int, scaling: float, quantize: Quantize | None = None) -> LoraInit:
-    """A zero, B normal: for an embedding, each of whose tokens trains one column of A (microsoft/LoRA)."""
+    """Return A zero and B normal, for an embedding: each token trains one column of A (microsoft/LoRA)."""
     out_features, in_features = weight.shape
     return LoraInit(torch.zeros(r, in_features), torch.randn(out_features, r))
 
@@ -60,11 +59,11 @@ def lookup(weight: Tensor, r: int, scaling: float, quantize: Quantize | None = N
 def pissa(
     weight: Tensor, r: int, scaling: float, quantize: Quantize | None = None, niter: int | None = None
 ) -> LoraInit:
-    """The r principal singular directions of W (arXiv:2404.02948, eq. 2 to 4), divided by the scale.
+    """Return the r principal singular directions of W (arXiv:2404.02948, eq. 2 to 4), divided by the scale.
 
     Args:
         weight: W (out, in).
-        r: how many directions; at most min(out, in).
+        r: number of directions; at most min(out, in).
         scaling: s; s B A is the best approximation of rank r at any s.
         quantize: not used.
         niter: None for the exact SVD, else the power iterations of a randomized one (their section 3.2).
@@ -81,7 +80,7 @@ def pissa(
 
 
 def olora(weight: Tensor, r: int, scaling: float, quantize: Quantize | None = None) -> LoraInit:
-    """The first r columns of Q and rows of R, W = Q R: B orthonormal (OLoRA, arXiv:2406.01775, algorithm 1).
+    """Return the first r columns of Q and rows of R, W = Q R: B is orthonormal (OLoRA, arXiv:2406.01775).
 
     Raises:
         UserError: r is above the smaller side.
@@ -103,17 +102,18 @@ def loftq(
         weight: W (out, in) before quantization.
         r: rank of the correction; at most min(out, in).
         scaling: s.
-        quantize: (out, in) -> what the store makes of it, (out, in).
+        quantize: weight (out, in) -> its quantized values (out, in); None for a dense layer.
         iterations: T of the paper.
 
     Raises:
-        UserError: the store does not quantize, or r is above the smaller side.
+        UserError: the layer is not quantized, or r is above the smaller side.
     """
     if quantize is None:
         raise UserError(
-            "lora.init_lora_weights='loftq' makes up for quantization, and this layer is stored dense; "
-            "quantize it (model.load_in_4bit: true, and for T5's wo model.quantize_wo: true), leave it out "
-            "(lora.exclude_modules: [wo]), or take another start"
+            "init_lora_weights='loftq' compensates for quantization, and this layer is dense; quantize it "
+            "(load_in_4bit: true, and for T5's wo quantize_wo: true), leave it out (exclude_modules: [wo]), "
+            "or choose another initialization",
+            "init_lora_weights",
         )
     _check_rank(weight, r)
     subtracted: Factors | None = None
@@ -138,21 +138,15 @@ INITS: dict[bool | str, Init] = {
     "olora": olora,
     "loftq": loftq,
 }
-BLIND = (True, "kaiming", "gaussian", "lookup")
-"""Starts that read the weight's shape alone."""
+SHAPE_ONLY = (True, "kaiming", "gaussian", "lookup")
+"""Initializations that read only the weight's shape."""
 
 
 def init_for(name: bool | str, loftq_iter: int) -> Init:
-    """The function of a config's `init_lora_weights`.
-
-    Raises:
-        UserError: no such start.
-    """
+    """Return the function of a configuration's `init_lora_weights`."""
     prefix, _, number = str(name).rpartition("_")
-    if prefix == "pissa_niter" and number.isdecimal():
+    if prefix == "pissa_niter":
         return partial(pissa, niter=int(number))
-    if name not in INITS or name is False:
-        raise UserError(f"lora.init_lora_weights={name!r} is none of {list(INITS)}")
     return partial(loftq, iterations=loftq_iter) if name == "loftq" else INITS[name]
 
 
@@ -163,7 +157,7 @@ def svd_factors(svd: tuple[Tensor, Tensor, Tensor], r: int, scaling: float) -> F
 
 
 def _svd_randomized(weight: Tensor, r: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Subspace iteration from a random start (arXiv:0909.4061, algorithms 4.4 and 5.1)."""
+    """Run subspace iteration from a random matrix (arXiv:0909.4061, algorithms 4.4 and 5.1)."""
     columns = min(r + OVERSAMPLING, *weight.shape)
     Q = weight @ torch.randn(weight.shape[1], columns).to(weight.device)
     for _ in range(niter):
@@ -176,6 +170,7 @@ def _svd_randomized(weight: Tensor, r: int, niter: int) -> tuple[Tensor, Tensor,
 def _check_rank(weight: Tensor, r: int) -> None:
     if r > min(weight.shape):
         raise UserError(
-            f"lora.r={r} is above {min(weight.shape)}, the smaller side of a weight {tuple(weight.shape)} "
-            "that the start decomposes; lower r (rank_pattern for one layer), or init_lora_weights: true"
+            f"r={r} is above {min(weight.shape)}, the smaller side of a weight {tuple(weight.shape)} that "
+            "it decomposes; lower r (rank_pattern for one layer) or set init_lora_weights: true",
+            "r",
         )

@@ -1,4 +1,4 @@
-"""Put adapters into a model and steer them: every change of a model's structure is made here.
+"""Add adapters to a model and remove them: every change of a model's structure is made here.
 
 The model keeps its class and its forward; only the targeted layers are wrapped. So the Trainer still
 sees the signature it inspects, and a model without its adapters is the model that was loaded.
@@ -10,33 +10,32 @@ from dataclasses import replace
 from statistics import mean
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from lora_hf.adapters.active import set_adapter
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.initialize import Start, draw_start
-from lora_hf.adapters.inits import BLIND
-from lora_hf.adapters.layer import LoraLayer, check_adapter_name
-from lora_hf.adapters.layer_replication import name_before_replication, replicate_layers, replication
+from lora_hf.adapters.initialize import LayerInit, initialize_layer
+from lora_hf.adapters.inits import SHAPE_ONLY
+from lora_hf.adapters.layer import LoraLayer, check_adapter_name, shared_parameters
+from lora_hf.adapters.layer_replication import name_before_replication, replicate_layers
 from lora_hf.adapters.model_state import (
+    BaseWeights,
     adapter_configs,
     lora_layers,
+    model_state,
     refuse_merged,
     replace_modules,
     saved_modules,
+    update_state,
 )
 from lora_hf.adapters.modules_to_save import SavedModule
-from lora_hf.adapters.rollback import undone_on_error
+from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.targets import find_saved, find_targets, identity
 from lora_hf.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
-Originals = Callable[[str], Tensor]
-"""Layer name -> its W (out, in) before quantization."""
-DrawStart = Callable[[str, LoraConfig, LoraLayer], Start]
-BASELINE = "lora_hf_extras"
-"""The attribute that says that a model carries a baseline's weights."""
+InitializeLayer = Callable[[str, LoraConfig, LoraLayer], LayerInit]
 logger = logging.getLogger(__name__)
 
 
@@ -45,94 +44,102 @@ def inject_adapters(
     config: LoraConfig,
     adapter_name: str = "default",
     *,
-    originals: Originals | None = None,
-    draw: DrawStart | None = None,
+    base_weights: BaseWeights | None = None,
+    initialize: InitializeLayer | None = None,
 ) -> Model:
     """Wrap the targeted layers in place, freeze everything else, and return the model.
 
-    The start is the identity: the model's outputs are bit for bit what they were (on a quantized base,
-    a start that reads the weights brings them nearer to the unquantized model's). The new adapter is the
-    only active one, and the only one that trains.
+    At initialization the model's outputs are bit for bit unchanged (on a quantized base, an initialization
+    that reads the weights brings them nearer to the unquantized model's). The new adapter is the only active
+    one, and the only trainable one.
 
     Args:
         model: any module.
         config: the adapter's method, rank, scale, dropout and targets.
-        adapter_name: its name, with which several can share one base.
-        originals: gives the weights before quantization, for the starts that read them on a quantized
-            base; None takes `model.original_weights` where there is one.
-        draw: makes a layer's start in the place of `draw_start`; for adapters that are loaded.
+        adapter_name: its name; several adapters can share one base.
+        base_weights: layer name -> weight before quantization, for initializations that read it on a
+            quantized base; None takes those that `load_model` has recorded.
+        initialize: replaces `initialize_layer`, for adapters that are loaded.
 
     Raises:
-        UserError: a target that matches nothing or cannot carry this adapter, or an adapter of this name
-            already there; the model is then as it was.
+        UserError: a target that matches nothing or cannot take this adapter, or an adapter of this name
+            exists; the model is then unchanged.
     """
     check_adapter_name(adapter_name)
     if adapter_name in adapter_configs(model):
+        raise UserError(f"the model already has an adapter {adapter_name!r}; delete it or use another name")
+    if baseline := model_state(model).baseline:
         raise UserError(
-            f"the model has an adapter {adapter_name!r} already; delete it or choose another name"
+            f"the model already has the weights of method {baseline.method!r}; load the base again"
         )
-    if held := getattr(model, BASELINE, None):
-        raise UserError(f"the model has the weights of method {held['method']!r} already; load the base anew")
     refuse_merged(model)
-    with undone_on_error(model):
-        _inject(model, config, adapter_name, originals, draw)
+    with rolled_back_on_error(model):
+        _inject(model, config, adapter_name, base_weights, initialize)
     return model
 
 
 def _inject(
-    model: nn.Module, config: LoraConfig, name: str, originals: Originals | None, draw: DrawStart | None
+    model: nn.Module,
+    config: LoraConfig,
+    name: str,
+    base_weights: BaseWeights | None,
+    initialize: InitializeLayer | None,
 ) -> None:
+    state = model_state(model)
     if config.layer_replication:
         replicate_layers(model, config.layer_replication)
-    elif replication(model):  # by hand, before: the adapter's names count the new blocks
-        config = replace(config, layer_replication=replication(model))
+    elif state.replication:  # replicated before: the adapter's layer names count the new blocks
+        config = replace(config, layer_replication=dict(state.replication))
     targets, saved = find_targets(model, config), find_saved(model, config)
     keep_differentiable(model)
-    starts = _draw_starts(targets, config, originals_of(model, originals), draw)
+    layers = {path: m if isinstance(m, LoraLayer) else LoraLayer(m) for path, m in targets.items()}
+    inits = _initialize(layers, config, base_weights_of(model, base_weights), initialize)
+    shared = shared_parameters(config, list(layers.values())) if layers else {}
     model.requires_grad_(False)
-    for path, (layer, settings, start) in starts.items():
-        layer.add(name, settings, start)
+    for path, layer in layers.items():
+        layer.add(name, config.at(path), inits[path], shared)
         layer.train(targets[path].training)
-    put_in_place(model, {identity(targets[path]): layer for path, (layer, _, _) in starts.items()})
+    put_in_place(model, {identity(targets[path]): layer for path, layer in layers.items()})
     _add_saved(model, saved, name)
-    adapter_configs(model)[name] = config
+    update_state(model, adapters={**adapter_configs(model), name: config})
     set_adapter(model, name)
 
 
-def originals_of(model: nn.Module, given: Originals | None) -> Originals | None:
-    """What gives the weights before quantization; a copy of a block has its source's."""
-    found: Originals | None = given or getattr(model, "original_weights", None)
-    if found is None:
+def base_weights_of(model: nn.Module, given: BaseWeights | None) -> BaseWeights | None:
+    """Return a reader of the weights before quantization; the copy of a block has its source's weights."""
+    read = given or model_state(model).base_weights
+    if read is None:
         return None
-    return lambda name: found(name_before_replication(model, name))
+    return lambda name: read(name_before_replication(model, name))
 
 
-def _draw_starts(
-    targets: dict[str, nn.Module], config: LoraConfig, originals: Originals | None, draw: DrawStart | None
-) -> dict[str, tuple[LoraLayer, LoraConfig, Start]]:
-    """Every layer's start, before anything of the model is changed: a start can be refused."""
-    starts = {}
-    for name, module in targets.items():
-        layer = module if isinstance(module, LoraLayer) else LoraLayer(module)
+def _initialize(
+    layers: Mapping[str, LoraLayer],
+    config: LoraConfig,
+    base_weights: BaseWeights | None,
+    initialize: InitializeLayer | None,
+) -> dict[str, LayerInit]:
+    """Initialize every layer before anything of the model is changed: an initialization can be refused."""
+    inits = {}
+    for name, layer in layers.items():
         settings = config.at(name)
-        layer.activate({})  # the base as it was loaded
+        layer.activate({})  # the base weight as loaded
         try:
-            if draw is not None:
-                start = draw(name, settings, layer)
+            if initialize is not None:
+                inits[name] = initialize(name, settings, layer)
             else:
-                reads = layer.base.is_quantized and settings.init_lora_weights not in BLIND
-                original = originals(name) if originals and reads else None
-                start = draw_start(settings, layer.base, original)
+                reads = layer.base.is_quantized and settings.init_lora_weights not in SHAPE_ONLY
+                original = base_weights(name) if base_weights and reads else None
+                inits[name] = initialize_layer(settings, layer.base, original)
         except UserError as error:
-            raise UserError(f"{error} (layer {name})") from None
-        starts[name] = layer, settings, start
-    _report({name: start.errors for name, (_, _, start) in starts.items() if start.errors}, config)
-    return starts
+            raise UserError(f"{error} (layer {name})", error.field) from None
+    _report([init.errors for init in inits.values() if init.errors], config)
+    return inits
 
 
-def _report(errors: dict[str, tuple[float, float]], config: LoraConfig) -> None:
+def _report(errors: list[tuple[float, float]], config: LoraConfig) -> None:
     if errors:
-        before, after = (mean(pair[i] for pair in errors.values()) for i in (0, 1))
+        before, after = (mean(pair[i] for pair in errors) for i in (0, 1))
         logger.info(
             "%s: mean relative error of %d weights %.4f before, %.4f after",
             *(config.init_lora_weights, len(errors), before, after),
@@ -143,8 +150,9 @@ def _add_saved(model: nn.Module, saved: dict[str, nn.Module], adapter_name: str)
     for name, module in saved.items():
         if not isinstance(module, SavedModule) and lora_layers(module):
             raise UserError(
-                f"lora.modules_to_save: {name} carries another adapter, and its copy would carry it too; "
-                "delete that one first, or leave the layer out"
+                f"modules_to_save: {name} contains a layer with another adapter, which its copy would "
+                "contain too; delete that adapter first, or leave the layer out",
+                "modules_to_save",
             )
     wrappers = {
         identity(module): module if isinstance(module, SavedModule) else SavedModule(module)
@@ -156,17 +164,17 @@ def _add_saved(model: nn.Module, saved: dict[str, nn.Module], adapter_name: str)
 
 
 def put_in_place(model: nn.Module, wrappers: Mapping[int, nn.Module]) -> None:
-    """Put each wrapper wherever its layer stands, by the layers' `identity`."""
+    """Put each wrapper at every place of its layer, given by the layer's `identity`."""
     new = {id(m): wrappers[identity(m)] for m in model.modules() if identity(m) in wrappers}
     replace_modules(model, new)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Remove an adapter; a layer left without any becomes the plain layer it was.
+    """Remove an adapter; a layer without adapters becomes the plain layer again.
 
     Raises:
         UserError: the model has no such adapter.
-        RuntimeError: adapters are merged into the weights at the moment.
+        RuntimeError: adapters are merged into the weights.
     """
     if name not in adapter_configs(model):
         raise UserError(f"no adapter {name!r} to delete; the model has {sorted(adapter_configs(model))}")
@@ -178,4 +186,4 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     bare: dict[int, nn.Module] = {id(x): x.base_layer for x in lora_layers(model).values() if not x.adapters}
     bare |= {id(x): x.original for x in saved_modules(model).values() if not x.copies}
     replace_modules(model, bare)
-    del adapter_configs(model)[name]
+    update_state(model, adapters={n: c for n, c in adapter_configs(model).items() if n != name})

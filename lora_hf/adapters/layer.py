@@ -1,7 +1,7 @@
-"""The layer that carries adapters: h = W x + b + sum of the active adapters' branches.
+"""The layer that carries adapters: h = W x + b + the sum of the active adapters' branches.
 
 A wrapper module rather than `torch.nn.utils.parametrize` (which needs a dense weight and never sees x)
-or forward hooks (whose order is hidden). It shows the wrapped layer's `weight` and `bias`, because T5
+or forward hooks (whose order is hidden). It exposes the wrapped layer's `weight` and `bias`, because T5
 reads `wo.weight.dtype`.
 """
 
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import backend_for
 from lora_hf.adapters.backends.base import Stored
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.initialize import Start
-from lora_hf.adapters.methods import ADAPTER_METHODS, Lora
-from lora_hf.adapters.methods.qalora import QALora
-from lora_hf.adapters.mixed_batch import Rows
+from lora_hf.adapters.initialize import LayerInit
+from lora_hf.adapters.methods import ADAPTER_METHODS, Method
+from lora_hf.adapters.mixed_batch import MixedBatch
 from lora_hf.errors import UserError
 
 
@@ -26,11 +25,11 @@ class LoraLayer(nn.Module):
 
     Attributes:
         base_layer: the wrapped layer; its weight is never changed in place.
-        base: the backend that reads and stores that weight.
+        base: the backend that reads and replaces that weight.
         adapters: name -> method, each with its own parameters.
         active: name -> weight of the branches that are added, in order.
-        merged: name -> weight of those folded into the base at the moment.
-        rows: which adapter each row of the batch goes through, or None for all the same.
+        merged: name -> weight of the adapters that are merged into the base.
+        mixed_batch: the adapter of each row of the batch, or None if all rows have the active ones.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -40,14 +39,14 @@ class LoraLayer(nn.Module):
         self.adapters = nn.ModuleDict()
         self.active: Mapping[str, float] = {}
         self.merged: Mapping[str, float] = {}
-        self.rows: Rows | None = None
+        self.mixed_batch: MixedBatch | None = None
         self.enabled = True
-        self._untouched: Stored = None  # the base as it was loaded, while another store is in its place
-        self._own: dict[str, Stored] = {}  # the base as these adapters want it stored
+        self._loaded_weight: Stored = None  # the base as loaded, while another weight is in its place
+        self._own_weights: dict[str, Stored] = {}  # adapter name -> the base weight it was initialized on
 
     @property
     def weight(self) -> nn.Parameter:
-        """The wrapped layer's weight as stored."""
+        """The wrapped layer's weight, in its storage format."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
@@ -55,107 +54,121 @@ class LoraLayer(nn.Module):
         """The wrapped layer's bias, or None."""
         return getattr(self.base_layer, "bias", None)  # an embedding has none
 
-    def add(self, name: str, config: LoraConfig, start: Start) -> None:
-        """Put an adapter on the layer, not yet active."""
+    def add(
+        self,
+        name: str,
+        config: LoraConfig,
+        init: LayerInit,
+        shared: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        """Add an adapter, not yet active.
+
+        Args:
+            name: of the adapter.
+            config: settings of this layer.
+            init: its initial factors.
+            shared: the tensors that it shares with other layers; None draws them for this layer alone.
+        """
         self.activate({})
-        if start.stored is not None:
-            self._own[name] = start.stored
-            self._store(start.stored)
-        self.adapters[name] = ADAPTER_METHODS[config.method](
-            config, self.base, start.init, start.stored is not None
-        )
+        if init.base_weight is not None:
+            self._own_weights[name] = init.base_weight
+            self._put_weight(init.base_weight)
+        if shared is None:
+            shared = shared_parameters(config, [self])
+        has_own_base = init.base_weight is not None
+        method = ADAPTER_METHODS[config.method](config, self.base, init.factors, has_own_base, shared)
+        self.adapters[name] = method
         self.activate({})
 
     def remove(self, name: str) -> None:
-        """Take an adapter off; one that only other layers have is passed over."""
+        """Remove an adapter, if the layer has it."""
         self.activate({n: w for n, w in self.active.items() if n != name})
-        self._own.pop(name, None)
+        self._own_weights.pop(name, None)
         if name in self.adapters:
             del self.adapters[name]
 
     def activate(self, weights: Mapping[str, float]) -> None:
-        """Choose the branches that are added, and put the base in place that they were started on.
+        """Choose the branches that are added, and the base weight that they were initialized on.
 
         Raises:
-            UserError: two of them need the base stored in two ways.
+            UserError: two of them need different base weights.
         """
         owners = self.check_together(weights)
         self.active = dict(weights)
-        self._store(self._own[owners[0]] if owners and self.enabled else None)
+        self._put_weight(self._own_weights[owners[0]] if owners and self.enabled else None)
 
     def check_together(self, weights: Mapping[str, float]) -> list[str]:
-        """The adapters among these that need the base stored in their own way: none, or one alone."""
-        owners = [name for name in weights if name in self._own]
+        """Return the adapters that need a base weight of their own: none, or one that is active alone."""
+        owners = [name for name in weights if name in self._own_weights]
         if owners and len(self.methods(weights)) > 1:
             raise UserError(
-                f"adapter {owners[0]!r} was started on a base stored for it alone; it cannot be active "
+                f"adapter {owners[0]!r} was initialized on a base quantized for it; it cannot be active "
                 f"together with {[name for name in weights if name != owners[0]]}"
             )
         return owners
 
     def enable(self, enabled: bool) -> None:
-        """Switch all branches on or off; off, the layer is the one that was loaded."""
+        """Turn all branches on or off; with them off, the layer is the one that was loaded."""
         self.enabled = enabled
         self.activate(self.active)
 
-    def _store(self, stored: Stored | None) -> None:
-        """Put this in the base's place, or with None the base as it was loaded."""
-        if stored is None and self._untouched is not None:
-            self.base.stored, self._untouched = _moved(self._untouched, self.base.device), None
-        elif stored is not None:
-            if self._untouched is None:
-                self._untouched = self.base.stored
-            self.base.stored = _moved(stored, self.base.device)
+    def _put_weight(self, weight: Stored | None) -> None:
+        """Put a weight in the base's place, or with None the loaded one."""
+        if weight is None and self._loaded_weight is not None:
+            self.base.stored, self._loaded_weight = _moved(self._loaded_weight, self.base.device), None
+        elif weight is not None:
+            if self._loaded_weight is None:
+                self._loaded_weight = self.base.stored
+            self.base.stored = _moved(weight, self.base.device)
 
-    def methods(self, names: Mapping[str, float]) -> list[tuple[float, Lora]]:
-        """This layer's adapters of these names and their weights; a name it does not have is passed over."""
+    def methods(self, names: Mapping[str, float]) -> list[tuple[float, Method]]:
+        """Return the weight and method of each of these adapters that the layer has."""
         return [(w, self.adapters[n]) for n, w in names.items() if n in self.adapters]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x as the wrapped layer takes it, batch first; the output in the wrapped layer's own dtype."""
+        """Take x as the wrapped layer does, batch first; return its output in the wrapped layer's dtype."""
         output = self.base_layer(x)
         if not self.enabled or self.merged:
             return output
         Wx = output if self.bias is None else output - self.base.per_row(self.bias.to(output.dtype))
-        if self.rows is not None:
-            return self._by_rows(x, Wx, output, self.rows)
+        if self.mixed_batch is not None:
+            return self._mixed(x, Wx, output, self.mixed_batch)
         for weight, method in self.methods(self.active):
-            output = output + _weighted(weight, method.branch(x, Wx, self.base).to(output.dtype))
+            branch = method.branch(x, Wx, self.base).to(output.dtype)
+            output = output + (branch if weight == 1.0 else weight * branch)
         return output
 
-    def _by_rows(self, x: Tensor, Wx: Tensor, output: Tensor, rows: Rows) -> Tensor:
-        """Each row through its own adapter."""
-        groups = rows.groups(x.shape[0], x.device)
+    def _mixed(self, x: Tensor, Wx: Tensor, output: Tensor, batch: MixedBatch) -> Tensor:
+        """Add to each row the branch of its own adapter."""
+        groups = batch.groups(x.shape[0], x.device)
         left = [name for name in groups if name in self.adapters]
-        together = self._together(rows) if len(left) > 1 else {}
-        if sum(name in groups for name in together) > 1:
-            places = rows.places(tuple(together), x.shape[0], x.device)
-            added = rows.stack(id(self), together, x.dtype).branches(x, places)
-            output = output.index_add(0, places.rows, added.to(output.dtype))
-            left = [name for name in left if name not in together]
+        stackable = self._stackable(batch) if len(left) > 1 else {}
+        if sum(name in groups for name in stackable) > 1:
+            indices = batch.indices(tuple(stackable), x.shape[0], x.device)
+            added = batch.stacked(id(self), stackable, x.dtype).branches(x, indices)
+            output = output.index_add(0, indices.rows, added.to(output.dtype))
+            left = [name for name in left if name not in stackable]
         for name in left:
-            method, index = self._method(name), groups[name]
-            if len(index) == x.shape[0]:
+            ((_, method),) = self.methods({name: 1.0})
+            rows = groups[name]
+            if len(rows) == x.shape[0]:
                 return output + method.branch(x, Wx, self.base).to(output.dtype)
-            added = method.branch(x[index], Wx[index], self.base)
-            output = output.index_add(0, index, added.to(output.dtype))
+            added = method.branch(x[rows], Wx[rows], self.base)
+            output = output.index_add(0, rows, added.to(output.dtype))
         return output
 
-    def _together(self, rows: Rows) -> dict[str, Lora]:
-        """The adapters of a batch that one product can serve."""
-        if not rows.are_frozen or torch.is_grad_enabled() or self.training or not self.base.is_linear:
+    def _stackable(self, batch: MixedBatch) -> dict[str, Method]:
+        """Return the adapters of a batch that one batched product can serve."""
+        if not batch.are_frozen or torch.is_grad_enabled() or self.training or not self.base.is_linear:
             return {}
-        methods = {name: self._method(name) for name in self.active if name in self.adapters}
-        return {name: method for name, method in methods.items() if type(method) is Lora}
-
-    def _method(self, name: str) -> Lora:
-        return self.adapters[name]  # type: ignore[return-value]
+        methods = {name: method for name in self.active for _, method in self.methods({name: 1.0})}
+        return {name: method for name, method in methods.items() if method.is_low_rank}
 
     def merge(self, names: Mapping[str, float]) -> None:
-        """Fold adapters into a fresh weight; the old one is kept, so that unmerging is bit-exact.
+        """Merge adapters into a new weight; the old one is kept, so that unmerging is bit-exact.
 
-        All deltas are taken against the same W and added once, in float32. Updates that are constant within
-        the store's groups move its zero points, and nothing is rounded.
+        All deltas are computed from the same W and added once, in float32. Updates that are constant within
+        the groups of the storage format move its zero points, and nothing is rounded.
         """
         if self.merged:
             raise RuntimeError(
@@ -164,52 +177,63 @@ class LoraLayer(nn.Module):
         methods = self.methods(names)
         if not methods:
             return
-        self._store(self._folded(methods))
+        if self.base.group_size and all(method.folds_into_groups for _, method in methods):
+            shift: Tensor = sum(weight * method.group_shift() for weight, method in methods)  # type: ignore[assignment]
+            self._put_weight(self.base.shift_groups(shift))
+        else:
+            self._put_weight(self.base.requantize(self.merged_weight(methods)))
         self.merged = dict(names)
 
-    def _folded(self, methods: list[tuple[float, Lora]]) -> Stored:
-        if self.base.group_size and all(isinstance(method, QALora) for _, method in methods):
-            return self.base.shift_groups(sum(weight * method.update() for weight, method in methods))  # type: ignore[arg-type]
-        return self.base.requantize(self.merged_weight(methods))
-
     def folds_exactly(self, names: Mapping[str, float]) -> bool:
-        """Whether merging these rounds nothing but floats."""
-        is_grouped = all(isinstance(method, QALora) for _, method in self.methods(names))
+        """Return whether merging these adapters rounds nothing but floats."""
+        is_grouped = all(method.folds_into_groups for _, method in self.methods(names))
         return not self.base.is_quantized or (self.base.group_size is not None and is_grouped)
 
-    def merged_weight(self, methods: list[tuple[float, Lora]]) -> Tensor:
-        """W plus these adapters, float32 (out, in)."""
+    def merged_weight(self, methods: list[tuple[float, Method]]) -> Tensor:
+        """Return W plus the deltas of these adapters, float32 (out, in)."""
         W = self.base.dequantize(torch.float32)
         return W + sum(weight * method.delta(W) for weight, method in methods)
 
     def unmerge(self) -> None:
-        """Put the unmerged weight back, on the device where the layer is by now."""
+        """Put the unmerged weight back, on the layer's current device."""
         if self.merged:
             self.merged = {}
-            self._store(None)
+            self._put_weight(None)
             self.activate(self.active)
 
 
-def _weighted(weight: float, branch: Tensor) -> Tensor:
-    return branch if weight == 1.0 else weight * branch
+def shared_parameters(config: LoraConfig, layers: list[LoraLayer]) -> dict[str, nn.Parameter]:
+    """Draw the frozen tensors that one adapter's layers share; most methods have none.
+
+    They are one Parameter in all layers: moving or counting the model handles it once.
+    """
+    method = ADAPTER_METHODS[config.method]
+    shapes = method.shared_shapes(config, [layer.base for layer in layers])
+    drawn = method.draw_shared(config, shapes)
+    return {
+        name: nn.Parameter(tensor.to(layers[0].base.device), requires_grad=False)
+        for name, tensor in drawn.items()
+    }
 
 
-def _moved(stored: Stored, device: torch.device) -> Stored:
-    """A store on the layer's device; a 4-bit Parameter moves as one, a plain one does not."""
-    if stored.device == device:
-        return stored
-    moved: Tensor = stored.to(device)
-    is_parameter = isinstance(stored, nn.Parameter) and not isinstance(moved, nn.Parameter)
+def _moved(weight: Stored, device: torch.device) -> Stored:
+    """Move a weight to a device; a 4-bit Parameter moves as one, a plain one does not."""
+    if weight.device == device:
+        return weight
+    moved: Tensor = weight.to(device)
+    is_parameter = isinstance(weight, nn.Parameter) and not isinstance(moved, nn.Parameter)
     return nn.Parameter(moved, requires_grad=False) if is_parameter else moved
 
 
 def check_adapter_name(name: str) -> None:
-    """Names become names of folders and of modules.
+    """Refuse a name that cannot become the name of a folder and of a module.
 
     Raises:
-        UserError: a name with other signs than those, or one that `nn.ModuleDict` keeps for itself.
+        UserError: other characters than those listed, or a name that `nn.ModuleDict` reserves.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise UserError(f"adapter name {name!r}: write 1 to 64 ASCII letters, digits, '_' or '-'")
     if hasattr(nn.ModuleDict(), name):
-        raise UserError(f"adapter name {name!r} is a word of PyTorch's own; take another, such as '{name}-1'")
+        raise UserError(
+            f"adapter name {name!r} is reserved by PyTorch; choose another one, such as '{name}-1'"
+        )

@@ -1,4 +1,4 @@
-"""A deeper model of the same weights: blocks of a stack repeated, before adapters tell the copies apart.
+"""A deeper model of the same weights: blocks of a stack are repeated, and adapters distinguish the copies.
 
 Depth up-scaling of SOLAR (Kim et al., arXiv:2312.15166) without its second set of weights, as PEFT's
 `layer_replication`, for encoders, decoders and models with both. Stacks are found by structure.
@@ -11,26 +11,22 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from torch import nn
 
 from lora_hf.adapters.config import Spans
+from lora_hf.adapters.model_state import model_state, update_state
 from lora_hf.errors import UserError, did_you_mean
 
 
 class LayerStack(NamedTuple):
-    """The blocks that a hidden state passes one after the other; `side` is `encoder` or `decoder`."""
+    """Blocks that a hidden state passes one after another; `side` is `encoder` or `decoder`."""
 
     path: str
     side: str
     blocks: nn.ModuleList
 
 
-def replication(model: nn.Module) -> dict[str, Spans]:
-    """The spans each stack was rebuilt from; empty for a model as it was loaded, or unshared."""
-    return getattr(model, "lora_hf_replication", {})
-
-
 def name_before_replication(model: nn.Module, name: str) -> str:
-    """What the checkpoint calls a layer: a copy of a block is its source there."""
+    """Return the checkpoint's name of a layer: that of its source for the copy of a block."""
     stacks = find_stacks(model)
-    for stack, spans in replication(model).items():
+    for stack, spans in model_state(model).replication.items():
         head = stacks[stack].path + "."
         if name.startswith(head):
             place, _, rest = name.removeprefix(head).partition(".")
@@ -40,7 +36,7 @@ def name_before_replication(model: nn.Module, name: str) -> str:
 
 
 def find_stacks(model: nn.Module) -> dict[str, LayerStack]:
-    """The outermost lists of equal-typed blocks, by their side; by their paths where a side has several."""
+    """Return the outermost lists of blocks of one type, by side, or by path where a side has several."""
     lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and path]
     outer = [(path, m) for path, m in lists if not any(path.startswith(other + ".") for other, _ in lists)]
     found = [
@@ -51,7 +47,7 @@ def find_stacks(model: nn.Module) -> dict[str, LayerStack]:
 
 
 def _side(path: str, blocks: nn.ModuleList) -> str:
-    """By name; a stack without one decodes if its attention is causal, or where unsaid, if it has a cache."""
+    """Return the side by name; else `decoder` if attention is causal or, where unknown, has a cache."""
     named = next((part for part in path.split(".") if part in ("encoder", "decoder")), None)
     causal = any(getattr(m, "is_causal", hasattr(m, "layer_idx")) for m in blocks.modules())
     return named or ("decoder" if causal else "encoder")
@@ -64,12 +60,12 @@ Written = Mapping[str, Sequence[Sequence[int]]] | Sequence[Sequence[int]]
 def replicate_layers(model: Model, spec: Written) -> Model:
     """Rebuild stacks from spans of their own blocks, in place, and return the model.
 
-    A block's second and later copies are modules of their own, with the first's Parameters and buffers:
-    adapters injected afterwards are each copy's own, and memory grows by them alone. Adapters' names and
-    `layers_to_transform` count the new blocks. A model that is made to this spec already is left as it is.
+    Copies of a block are modules of their own with the same Parameters and buffers: each copy has its own
+    adapters, and memory grows only by those. Layer names of adapters and `layers_to_transform` count the new
+    blocks. A model that already has these spans is left unchanged.
 
     Args:
-        model: without adapters; `model.lora_hf_replication` will hold the spans by stack.
+        model: without adapters; its state records the spans by stack.
         spec: `{"encoder": [[0, 4], [2, 6]]}` makes 8 encoder blocks, 0 1 2 3 2 3 4 5; `decoder` likewise. A
             bare list where the model has one stack.
 
@@ -79,11 +75,11 @@ def replicate_layers(model: Model, spec: Written) -> Model:
     """
     stacks = find_stacks(model)
     spans = _by_stack(model, spec, stacks)
-    done = replication(model)
+    done = model_state(model).replication
     if done == spans:
         return model
     if done:
-        _refuse(spec, f"the model is replicated already, by {_shown(done)}; load it anew")
+        _refuse(spec, f"the model is replicated already, by {_shown(done)}; load it again")
     if any(hasattr(module, "base_layer") for module in model.modules()):
         _refuse(spec, "the model has adapters; replicate its layers first, then inject")
     if any(hasattr(parameter, "SCB") for parameter in model.parameters()):  # forward empties such a Parameter
@@ -96,35 +92,34 @@ def replicate_layers(model: Model, spec: Written) -> Model:
     for name in spans:
         _rebuild(model, stacks[name], [i for start, end in spans[name] for i in range(start, end)])
     _size_decoder_cache(model)
-    model.lora_hf_replication = spans  # type: ignore[assignment]
+    update_state(model, replication=spans)
     return model
 
 
 def unshare_layers(model: Model) -> Model:
     """Give every copy Parameters and buffers of its own, in place: a plain model of the new depth.
 
-    `save_pretrained` and plain Transformers can handle it, once its adapters, which stay, have been merged.
-    A model that is not replicated is left as it is.
+    `save_pretrained` and plain Transformers can use it once its adapters, which stay, have been merged.
+    A model that is not replicated is left unchanged.
 
     Raises:
-        RuntimeError: adapters are merged at the moment: unmerging would bring shared weights back.
+        RuntimeError: adapters are merged: unmerging would restore the shared weights.
     """
     if any(getattr(module, "merged", ()) for module in model.modules()):
         raise RuntimeError("adapters are merged into the model; call unmerge_adapters first")
     stacks = find_stacks(model)
-    for name in replication(model):
+    for name in model_state(model).replication:
         seen: set[int] = set()
         for block in stacks[name].blocks:
             values = {id(value) for *_, value in _slots(block)}
             _replace(block, values & seen)
             seen |= values
-    if hasattr(model, "lora_hf_replication"):
-        del model.lora_hf_replication
+    update_state(model, replication={})
     return model
 
 
 def _by_stack(model: nn.Module, spec: Written, stacks: dict[str, LayerStack]) -> dict[str, Spans]:
-    """The spec with its stacks' names, in tuples."""
+    """Return the spec by stack name, as tuples."""
     have = ", ".join(f"{name} ({len(stack.blocks)} layers)" for name, stack in stacks.items())
     if not stacks:
         _refuse(spec, f"{type(model).__name__} has no stack of equal layers; leave the field out")
@@ -149,7 +144,7 @@ def _check_spans(spec: Written, name: str, spans: Spans, depth: int) -> None:
         _refuse(spec, f"no span for the {name}; {remedy}")
     for start, end in spans:
         if {type(start), type(end)} != {int} or not 0 <= start < end <= depth:
-            _refuse(spec, f"[{start}, {end}] is no span of layers; {remedy}")
+            _refuse(spec, f"[{start}, {end}] is not a span of layers; {remedy}")
 
 
 def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
@@ -169,7 +164,7 @@ def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
 
 
 def _copy_structure(block: nn.Module) -> nn.Module:
-    """New modules around the same tensors, 4-bit scales and configs."""
+    """Return new modules around the same tensors, 4-bit scales and configs."""
     shared: list[Any] = [*block.parameters(), *block.buffers()]
     shared += [getattr(x, "quant_state", None) for x in [*shared, *block.modules()]]
     shared += [getattr(module, "config", None) for module in block.modules()]
@@ -177,7 +172,7 @@ def _copy_structure(block: nn.Module) -> nn.Module:
 
 
 def _move_position_bias(old: list[nn.Module], new: list[nn.Module]) -> None:
-    """T5's first block computes the bias that all others are handed: the new first block, and no other."""
+    """Give T5's position bias to the new first block alone, which passes it to all others."""
     owners = [name for name, m in old[0].named_modules() if getattr(m, "has_relative_attention_bias", False)]
     if any(getattr(m, "has_relative_attention_bias", False) for block in old[1:] for m in block.modules()):
         return  # UMT5: each block has its own
@@ -197,7 +192,7 @@ def _move_position_bias(old: list[nn.Module], new: list[nn.Module]) -> None:
 
 
 def _write_depth(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
-    """Say the new depth in every config that says the old one: T5's stacks hold copies of the model's."""
+    """Write the new depth to every config that has the old one: T5's stacks hold copies of the model's."""
     root: Any = getattr(model, "config", None)
     own = getattr(model.get_submodule(stack.path.rpartition(".")[0]), "config", root)
     configs: list[Any] = [m.config for m in model.modules() if hasattr(m, "config")]
@@ -218,11 +213,11 @@ def _write_depth(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
 
 
 def _size_decoder_cache(model: nn.Module) -> None:
-    """Let `generate` see the decoder's depth where it would take the encoder's for it.
+    """Let `generate` see the decoder's depth where it would use the encoder's.
 
     Transformers 5.23 sizes the cache by `get_text_config(decoder=True)`, which does not know T5's name for
-    the decoder's depth: generating fails with an IndexError wherever it is the deeper one. The name that
-    it does know is saved with the config, so that it holds for an exported model too.
+    the decoder's depth: generation fails with an IndexError if the decoder is deeper. The name that it
+    knows is saved with the config, and so applies to an exported model too.
     """
     config: Any = getattr(model, "config", None)
     decoder = find_stacks(model).get("decoder")
@@ -241,7 +236,7 @@ def _slots(block: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any], str, A
 
 
 def _replace(block: nn.Module, shared: set[int]) -> None:
-    """Clones in the place of shared values; what is tied within the block stays tied."""
+    """Replace shared values by clones; values tied within the block stay tied."""
     own: dict[int, Any] = {}
     for module, slots, key, value in list(_slots(block)):
         if id(value) not in shared:
@@ -254,11 +249,11 @@ def _replace(block: nn.Module, shared: set[int]) -> None:
 
 
 def _refuse(spec: Written, reason: str) -> NoReturn:
-    raise UserError(f"lora.layer_replication={_shown(spec)}: {reason}")
+    raise UserError(f"layer_replication={_shown(spec)}: {reason}", "layer_replication")
 
 
 def _shown(spec: Any) -> str:
-    """As it would be written: with lists for tuples."""
+    """Return the spec as a user writes it, with lists instead of tuples."""
     if isinstance(spec, Mapping):
         return "{" + ", ".join(f"{name}: {_shown(spans)}" for name, spans in spec.items()) + "}"
     return "[" + ", ".join(map(_shown, spec)) + "]" if isinstance(spec, list | tuple) else repr(spec)

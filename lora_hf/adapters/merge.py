@@ -1,13 +1,13 @@
-"""Fold adapters into the weights, and take them out again; and how far that moves the logits.
+"""Merge adapters into the weights, unmerge them, and measure the error of merging.
 
-On a quantized base there are three things to fold into, each with its own error, and nobody but the user
-knows which one is wanted: `checkpoint`, the weights before quantization (nearest to full precision, but
-not what the adapter was trained on); `dequantized`, the stored weights as floats (the trained model to
-rounding, at four times the bytes); `requantized`, the store's own format (small, and rounded once more).
-Updates that are constant within the groups of an affine store need no choice: they move its zero points.
+A quantized base offers three targets, each with its own error, and only the user knows which one is wanted:
+`checkpoint`, the weights before quantization (nearest to full precision, but not those that the adapter was
+trained on); `dequantized`, the quantized weights as floats (the trained model up to rounding, at four times
+the bytes); `requantized`, the same storage format (small, and rounded once more). Updates that are constant
+within the groups of an affine format need no choice: they move its zero points.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,14 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend, backend_for, is_supported
-from lora_hf.adapters.inject import Model, Originals, originals_of
+from lora_hf.adapters.inject import Model, base_weights_of
 from lora_hf.adapters.layer import LoraLayer
-from lora_hf.adapters.layer_replication import replication, unshare_layers
+from lora_hf.adapters.layer_replication import unshare_layers
 from lora_hf.adapters.model_state import (
+    BaseWeights,
     adapter_configs,
     lora_layers,
+    model_state,
+    refuse_merged,
     replace_modules,
     saved_modules,
+    update_state,
 )
 from lora_hf.errors import UserError
 
@@ -31,28 +35,28 @@ CHOICES = (*TO_DENSE, "requantized")
 
 
 def merge_adapters(model: nn.Module, onto: str | None = None) -> None:
-    """Fold the active adapters into the weights, which makes the forward as fast as the plain model's.
+    """Merge the active adapters into the weights, which makes the forward pass as fast as the base's.
 
     Args:
         model: carries them.
-        onto: `requantized` says yes to the rounding of a quantized base; not needed on a dense one.
+        onto: `requantized` accepts the rounding of a quantized base; not needed on a dense one.
 
     Raises:
         UserError: a quantized base and no choice, replicated layers, whose weights are shared, or no active
             adapter.
         RuntimeError: adapters are merged already, or disabled.
     """
-    if replication(model):
+    if model_state(model).replication:
         raise UserError(
             "the model's layers are replicated and share their weights: merging in place would give each "
             "copy its own and all of their memory; use merge_and_unload, or unshare_layers first"
         )
     _refuse_nothing(model)
     if any(not layer.enabled for layer in lora_layers(model).values()):
-        raise RuntimeError("adapters are disabled at the moment; leave disable_adapters first")
+        raise RuntimeError("adapters are disabled; leave disable_adapters first")
     if onto not in (None, "requantized"):
         raise UserError(
-            f"onto={onto!r} changes the layers' kind, which merge_and_unload does; here: 'requantized'"
+            f"onto={onto!r} makes the layers dense; call merge_and_unload for that, or give 'requantized'"
         )
     if onto is None and (lossy := _lossy(model)):
         raise UserError(_choice_needed(lossy, "'requantized'"))
@@ -68,13 +72,13 @@ def unmerge_adapters(model: nn.Module) -> None:
 
 @contextmanager
 def merged_where_exact(model: nn.Module) -> Iterator[None]:
-    """Inside the block the active adapters of dense layers are folded in; the weights come back exactly.
+    """Merge the active adapters of dense layers for the block; the weights are restored exactly.
 
-    Quantized and replicated layers stay as they are, as do those whose adapters are merged, disabled or
-    chosen by rows.
+    Quantized and replicated layers are left out, as are those whose adapters are merged, disabled or chosen
+    by row.
     """
-    layers = [] if replication(model) else list(lora_layers(model).values())
-    free = [layer for layer in layers if layer.enabled and not layer.merged and layer.rows is None]
+    layers = [] if model_state(model).replication else list(lora_layers(model).values())
+    free = [layer for layer in layers if layer.enabled and not layer.merged and layer.mixed_batch is None]
     dense = [layer for layer in free if not layer.base.is_quantized]
     try:
         for layer in dense:
@@ -85,29 +89,29 @@ def merged_where_exact(model: nn.Module) -> Iterator[None]:
             layer.unmerge()
 
 
-def merge_and_unload(model: Model, onto: str | None = None, originals: Originals | None = None) -> Model:
-    """Fold the active adapters in for good and take all wrappers off; returns the plain Transformers model.
+def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWeights | None = None) -> Model:
+    """Merge the active adapters permanently, remove all wrappers, and return the plain Transformers model.
 
     Args:
         model: carries them.
         onto: on a quantized base `checkpoint`, `dequantized` or `requantized`; the first two make every
             quantized layer of the model dense.
-        originals: gives the checkpoint's weights; None takes `model.original_weights`.
+        base_weights: layer name -> weight before quantization; None takes those that `load_model` recorded.
 
     Raises:
         UserError: a quantized base and no choice, one that this adapter cannot be merged onto, or no active
             adapter.
     """
     _refuse_nothing(model)
-    check_choice(model, onto, originals)
-    if onto in TO_DENSE:  # what was merged in place has been rounded
+    _check_choice(model, onto, base_weights)
+    if onto in TO_DENSE:  # a merge in place has rounded the weights
         unmerge_adapters(model)
-    plain = merged_modules(model, onto, originals)
+    plain = _merged_modules(model, onto, base_weights)
     for module in saved_modules(model).values():
         plain[id(module)] = module.plain
     replace_modules(model, plain)
-    adapter_configs(model).clear()
-    if replication(model):
+    update_state(model, adapters={})
+    if model_state(model).replication:
         unshare_layers(model)
     if onto in TO_DENSE:
         _forget_quantization(model)
@@ -115,15 +119,15 @@ def merge_and_unload(model: Model, onto: str | None = None, originals: Originals
 
 
 def _refuse_nothing(model: nn.Module) -> None:
-    """Raise where merging would do nothing, or drop what is not active."""
+    """Raise if no adapter is active: merging would change nothing and drop the others."""
     copies = any(module.active for module in saved_modules(model).values())
     if not copies and not any(layer.methods(layer.active) for layer in lora_layers(model).values()):
         known = sorted(adapter_configs(model))
-        raise UserError(f"no adapter is active to be merged; the model has {known}: choose by set_adapter")
+        raise UserError(f"no adapter is active; the model has {known}: choose one by set_adapter")
 
 
 def _lossy(model: nn.Module) -> list[str]:
-    """Adapted layers whose store would round the merged weight."""
+    """Return the adapted layers whose storage format would round the merged weight."""
     return [
         name
         for name, layer in lora_layers(model).items()
@@ -133,30 +137,33 @@ def _lossy(model: nn.Module) -> list[str]:
 
 def _choice_needed(layers: list[str], choices: str) -> str:
     return (
-        f"{len(layers)} adapted layers are quantized, such as {layers[0]}: merging is a choice of what to "
-        f"fold into; give onto={choices} (merge_errors measures each)"
+        f"{len(layers)} adapted layers are quantized, such as {layers[0]}: choose what to merge into; "
+        f"give onto={choices} (merge_errors measures each)"
     )
 
 
-def check_choice(model: nn.Module, onto: str | None, originals: Originals | None) -> None:
+def _check_choice(model: nn.Module, onto: str | None, base_weights: BaseWeights | None) -> None:
     if onto not in (None, *CHOICES):
-        raise UserError(f"onto={onto!r} is none of {list(CHOICES)}")
+        raise UserError(f"onto={onto!r} must be one of {list(CHOICES)}")
     if onto is None and (lossy := _lossy(model)):
         raise UserError(_choice_needed(lossy, " or ".join(map(repr, CHOICES))))
     if onto == "checkpoint":
         starts = {config.init_lora_weights for config in adapter_configs(model).values()}
         if "loftq" in starts:
             raise UserError(
-                "onto='checkpoint': a LoftQ adapter makes up for the errors of its quantized base"
+                "onto='checkpoint': a LoftQ adapter compensates for the errors of its quantized base; "
+                "choose 'dequantized' or 'requantized'"
             )
-        if not originals_of(model, originals):
-            raise UserError("onto='checkpoint' needs the weights before quantization: give originals=")
+        if not base_weights_of(model, base_weights):
+            raise UserError("onto='checkpoint' needs the weights before quantization: give base_weights=")
 
 
-def merged_modules(model: nn.Module, onto: str | None, originals: Originals | None) -> dict[int, nn.Module]:
-    """id of each wrapper, and of each quantized layer that becomes dense, -> the plain layer in its place."""
+def _merged_modules(
+    model: nn.Module, onto: str | None, base_weights: BaseWeights | None
+) -> dict[int, nn.Module]:
+    """Return `id` -> plain layer, for each wrapper and each quantized layer that becomes dense."""
     to_dense = onto in TO_DENSE
-    source = originals_of(model, originals) if onto == "checkpoint" else None
+    source = base_weights_of(model, base_weights) if onto == "checkpoint" else None
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), None)
     plain: dict[int, nn.Module] = {}
     for name, layer in lora_layers(model).items():
@@ -183,9 +190,8 @@ def _merged_weight(layer: LoraLayer, original: Tensor | None) -> Tensor:
     if original is None:
         return layer.merged_weight(methods)
     W = original.to(layer.base.device, torch.float32)
-    for _, method in methods:  # the base that was stored for a start is the checkpoint's without it
-        if method.is_restored and method.start_A is not None and method.start_B is not None:
-            W = W - method.scaling * (method.start_B @ method.start_A)
+    for _, method in methods:  # a base that was quantized again lacks the initial product
+        W = W - method.removed_from_base(W)
     return W + sum(weight * method.delta(W) for weight, method in methods)
 
 
@@ -199,8 +205,9 @@ def _dense(base: Backend, weight: Tensor, dtype: torch.dtype | None) -> nn.Linea
 
 
 def _forget_quantization(model: Any) -> None:
-    """What Transformers notes on a quantized model, and would refuse to save or move it for."""
-    for name in ("hf_quantizer", "quantization_method", "original_weights"):
+    """Remove what marks a model as quantized, for which Transformers would refuse to save or move it."""
+    update_state(model, base_weights=None)
+    for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
             delattr(model, name)
     for name in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
@@ -208,3 +215,72 @@ def _forget_quantization(model: Any) -> None:
             setattr(model, name, False)
     if hasattr(getattr(model, "config", None), "quantization_config"):
         del model.config.quantization_config
+
+
+def merge_errors(
+    model: nn.Module, batch: Mapping[str, Tensor], base_weights: BaseWeights | None = None
+) -> dict[str, float]:
+    """Measure how far each way of merging moves the logits, relative to the size of the unmerged ones.
+
+    Args:
+        model: with adapters, unmerged; it is left unchanged. It runs in evaluation mode.
+        batch: arguments of its forward.
+        base_weights: layer name -> weight before quantization; None takes those that `load_model` recorded.
+
+    Returns:
+        Way -> relative error (Frobenius): `merged` on a dense base, else the possible choices.
+
+    Raises:
+        RuntimeError: adapters are merged already.
+    """
+    refuse_merged(model)
+    choices: list[str | None] = list(CHOICES) if _is_quantized(model) else [None]
+    with torch.no_grad(), _evaluating(model):
+        unmerged = model(**batch).logits.float()
+        errors = {}
+        for onto in choices:
+            try:
+                _check_choice(model, onto, base_weights)
+            except UserError:
+                continue
+            with _merged(model, onto, base_weights):
+                difference = model(**batch).logits.float() - unmerged
+            errors[onto or "merged"] = (difference.norm() / unmerged.norm()).item()
+    return errors
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    return any(is_supported(m) and backend_for(m).is_quantized for m in model.modules())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off: its noise would count as an error of merging."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _merged(model: nn.Module, onto: str | None, base_weights: BaseWeights | None) -> Iterator[None]:
+    if onto in (None, "requantized"):
+        try:
+            for layer in lora_layers(model).values():
+                layer.merge(layer.active)
+            yield
+        finally:
+            unmerge_adapters(model)
+        return
+    before = {id(module): module for module in model.modules()}
+    plain: dict[int, nn.Module] = {}
+    try:
+        plain = _merged_modules(model, onto, base_weights)
+        replace_modules(model, plain)
+        yield
+    finally:
+        replace_modules(model, {id(new): before[key] for key, new in plain.items()})
+        unmerge_adapters(model)  # the dense layers'

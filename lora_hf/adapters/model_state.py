@@ -1,41 +1,86 @@
-"""What a model carries: its adapted layers, by name, and the adapters' configs."""
+"""What this package records on a model, in one attribute; and the adapted layers of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_hf.adapters.backends import backend_for, is_supported
-from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.config import LoraConfig, Spans
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.modules_to_save import SavedModule
 
+BaseWeights = Callable[[str], Tensor]
+"""Layer name -> its W (out, in) before quantization."""
+
+
+@dataclass(frozen=True)
+class BaselineState:
+    """The weights of a baseline, such as bottleneck layers, that a model has beside its base."""
+
+    method: str
+    settings: dict[str, Any]
+    """Arguments that create the weights again."""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The value of a model's attribute `lora_hf_state`.
+
+    A change replaces it (`update_state`) and never modifies it, so that a rollback restores it together with
+    the module's other attributes.
+    """
+
+    adapters: Mapping[str, LoraConfig] = field(default_factory=dict)
+    """Adapter name -> its configuration."""
+    replication: Mapping[str, Spans] = field(default_factory=dict)
+    """Stack -> the spans of its own blocks that it was rebuilt from; see `replicate_layers`."""
+    baseline: BaselineState | None = None
+    base_fingerprint: str | None = None
+    """Hash of the checkpoint, or None if the model was not loaded from files."""
+    base_weights: BaseWeights | None = None
+    """The checkpoint's weights of a quantized model, read on demand."""
+
+
+def model_state(model: nn.Module) -> ModelState:
+    """Return what is recorded on a model; empty for a model that this package has not changed."""
+    state: ModelState = getattr(model, "lora_hf_state", None) or ModelState()
+    return state
+
+
+def update_state(model: nn.Module, **changes: Any) -> None:
+    """Replace fields of the model's state."""
+    model.lora_hf_state = replace(model_state(model), **changes)  # type: ignore[assignment]
+
+
+def adapter_configs(model: nn.Module) -> Mapping[str, LoraConfig]:
+    """Return the configurations of a model's adapters, by name."""
+    return model_state(model).adapters
+
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that carry adapters, by their dotted names."""
+    """Return the layers that carry adapters, by their dotted names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def saved_modules(model: nn.Module) -> dict[str, SavedModule]:
-    """The layers of which an adapter has a copy, by their dotted names."""
+    """Return the layers of which an adapter has a copy, by their dotted names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SavedModule)}
 
 
 def modules_of(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
-    """What one adapter has of its own, by the layer's name: its factors, or its copy of the layer."""
+    """Return an adapter's own modules by layer name: its method there, or its copy of the layer."""
     held: dict[str, nn.ModuleDict] = {path: layer.adapters for path, layer in lora_layers(model).items()}
     held |= {path: module.copies for path, module in saved_modules(model).items()}
     return {path: own[adapter_name] for path, own in held.items() if adapter_name in own}
 
 
-def adapter_configs(model: nn.Module) -> dict[str, LoraConfig]:
-    """The adapters a model carries, by name; written by this module alone."""
-    if not hasattr(model, "lora_hf_adapters"):
-        model.lora_hf_adapters = {}  # type: ignore[assignment]
-    return model.lora_hf_adapters  # type: ignore[return-value]
-
-
 def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
-    """Put new modules wherever the old ones stand: T5's `shared` is also each stack's `embed_tokens`."""
+    """Put new modules at every place of the old ones, given by `id`.
+
+    A module can have several places: T5's `shared` is also `embed_tokens` of each stack.
+    """
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
             if id(child) in new and new[id(child)] is not module:
@@ -50,7 +95,7 @@ def refuse_merged(model: nn.Module) -> None:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Trainable and total numbers of weights; a quantized weight counts as the numbers it stands for."""
+    """Return the numbers of trainable and of all weights; a quantized weight counts with its full shape."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     for base in (backend_for(m) for m in model.modules() if is_supported(m)):

@@ -1,4 +1,4 @@
-"""`modules_to_save`: layers that an adapter brings whole, such as a new classification head."""
+"""`modules_to_save`: layers that an adapter contains as a whole, such as a new classification head."""
 
 import copy
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from lora_hf.errors import UserError
 
 
 class SavedModule(nn.Module):
-    """A frozen module, and one trained copy of it an adapter.
+    """A frozen module, and one trained copy of it per adapter.
 
     Attributes:
         original: the module as it was loaded.
-        copies: adapter name -> its own.
+        copies: adapter name -> its copy.
         active: the adapter whose copy is used, or None for the original.
     """
 
@@ -26,7 +26,7 @@ class SavedModule(nn.Module):
         self.enabled = True
 
     def __getattr__(self, name: str) -> Any:
-        """What else the model asks of its layer, such as an embedding's `weight`, is the used one's."""
+        """Take other attributes, such as an embedding's `weight`, from the module in use."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -41,40 +41,40 @@ class SavedModule(nn.Module):
         return used
 
     def add(self, name: str) -> None:
-        """Give an adapter its copy, in float32, for it trains."""
+        """Give an adapter its copy, in float32 because it trains."""
         self.copies[name] = copy.deepcopy(self.original).float().requires_grad_(True)
 
     def remove(self, name: str) -> None:
-        """Take an adapter's copy away, if it has one."""
+        """Remove an adapter's copy, if it has one."""
         if self.active == name:
             self.active = None
         if name in self.copies:
             del self.copies[name]
 
     def check_together(self, names: Mapping[str, float]) -> list[str]:
-        """Those of these adapters that have a copy: none, or one.
+        """Return those of these adapters that have a copy: none, or one.
 
         Raises:
             UserError: several.
         """
         owners = [name for name in names if name in self.copies]
         if len(owners) > 1:
-            raise UserError(f"adapters {owners} each bring their own copy of a layer; activate one of them")
+            raise UserError(f"adapters {owners} each have their own copy of a layer; activate one of them")
         return owners
 
     def activate(self, names: Mapping[str, float]) -> None:
-        """Use the copy of the adapter among these that has one; as `check_together`."""
+        """Use the copy of the one of these adapters that has one; raises as `check_together` does."""
         owners = self.check_together(names)
         self.active = owners[0] if owners else None
 
     @property
     def plain(self) -> nn.Module:
-        """The module in use, in the dtype of the original: what stays when adapters are merged for good."""
+        """The module in use, in the dtype of the original: it remains after a permanent merge."""
         dtype = next((p.dtype for p in self.original.parameters() if p.is_floating_point()), None)
         return self.used.to(dtype) if dtype else self.used
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The used module's own; its inputs are cast to its dtype where they are floats."""
+        """Call the module in use; floating-point inputs are cast to its dtype."""
         used = self.used
         dtype = next((p.dtype for p in used.parameters()), None)
         original = next((p.dtype for p in self.original.parameters()), None)

@@ -1,4 +1,4 @@
-"""A change of a model's structure that fails half-way leaves no trace: what was there is put back."""
+"""Undo a change of a model's structure that fails half-way, or that was only a trial."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,51 +8,47 @@ from torch import nn
 
 
 @contextmanager
-def undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Put every module's attributes, every config and every `requires_grad` back if the block raises.
+def rolled_back_on_error(model: nn.Module) -> Iterator[None]:
+    """Restore every module's attributes, every config and every `requires_grad` if the block raises.
 
     Weights are not copied: they must be replaced, never written in place, as backends do.
     """
-    put_back = _remember(model)
+    restore = _snapshot(model)
     try:
         yield
     except BaseException:
-        put_back()
+        restore()
         raise
 
 
 @contextmanager
-def undone(model: nn.Module) -> Iterator[None]:
-    """Put the same back in any case: what the block does is tried, not done."""
-    put_back = _remember(model)
+def rolled_back(model: nn.Module) -> Iterator[None]:
+    """Restore the same after the block in any case."""
+    restore = _snapshot(model)
     try:
         yield
     finally:
-        put_back()
+        restore()
 
 
-def _remember(model: nn.Module) -> Callable[[], None]:
-    """What puts the model back as it is now."""
+def _snapshot(model: nn.Module) -> Callable[[], None]:
+    """Return a function that restores the present structure of the model."""
     parameters = [(p, p.requires_grad) for p in model.parameters()]
     modules = list(model.modules())
     owners: list[Any] = [
         *modules,
         *{id(m.config): m.config for m in modules if hasattr(m, "config")}.values(),
     ]
-    before = [(owner, _copy(owner.__dict__)) for owner in owners]
+    before = [  # modules, parameters and buffers are in dicts
+        (owner, {k: v.copy() if isinstance(v, dict | list) else v for k, v in owner.__dict__.items()})
+        for owner in owners
+    ]
 
-    def put_back() -> None:
+    def restore() -> None:
         for owner, attributes in before:
             owner.__dict__.clear()
             owner.__dict__.update(attributes)
         for parameter, required in parameters:
             parameter.requires_grad_(required)
 
-    return put_back
-
-
-def _copy(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes, dicts and lists as copies: modules, parameters and buffers are in dicts."""
-    return {
-        key: value.copy() if isinstance(value, dict | list) else value for key, value in attributes.items()
-    }
+    return restore

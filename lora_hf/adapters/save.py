@@ -1,10 +1,10 @@
-"""Adapters to disk: PEFT's files, so that either project reads the other's, and a manifest of ours.
+"""Write adapters: PEFT's files, so that either project reads the other's, and a manifest of our own.
 
 `adapter_config.json` and `adapter_model.safetensors` are PEFT's. `lora_hf.json` says on which checkpoint
-the adapter was trained, which PEFT's files do not. Equal adapters give equal bytes.
+the adapter was trained, which PEFT's files do not say. Equal adapters give equal bytes.
 
-An adapter that was started on a quantized base stored for it (PiSSA, OLoRA, LoftQ of several rounds) also has
-`lora_hf_start.safetensors`: the factors that were taken from the checkpoint before it was quantized, from
+An adapter whose base was quantized again for it (PiSSA, OLoRA, LoftQ of several rounds) also has
+`lora_hf_start.safetensors`: the factors that were taken out of the checkpoint before it was quantized, from
 which that base is made again.
 """
 
@@ -20,10 +20,15 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, write_weights
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig
-from lora_hf.adapters.methods import Lora
-from lora_hf.adapters.methods.qalora import QALora
-from lora_hf.adapters.model_state import adapter_configs, lora_layers, modules_of, saved_modules
-from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config, peft_tensors
+from lora_hf.adapters.methods import ADAPTER_METHODS, Method
+from lora_hf.adapters.model_state import (
+    adapter_configs,
+    lora_layers,
+    model_state,
+    modules_of,
+    saved_modules,
+)
+from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config
 from lora_hf.adapters.targets import find_targets
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
@@ -31,23 +36,28 @@ from lora_hf.files import file_sha256, write_json
 logger = logging.getLogger(__name__)
 START_NAME = "lora_hf_start.safetensors"
 PREFIX = "base_model.model."
+SHARED_PREFIX = "base_model."
+"""Before the name of a tensor that all layers share."""
+FACTORS = {"start_A": "offset_A", "start_B": "offset_B"}
+"""Names in `START_NAME` -> attributes of a method."""
 
 
 def adapter_state(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
-    """An adapter's tensors under PEFT's names, float32, on the CPU; with them the `modules_to_save`."""
-    state = {
-        f"{PREFIX}{path}.{part}": tensor
-        for path, base, method in adapted(model, adapter_name)
-        for part, tensor in peft_tensors(method, base).items()
-    }
+    """Return an adapter's tensors and `modules_to_save` under PEFT's names, float32, on the CPU."""
+    state: dict[str, Tensor] = {}
+    for path, base, method in adapted(model, adapter_name):
+        state |= {f"{PREFIX}{path}.{part}": tensor for part, tensor in method.to_peft(base).items()}
+        if method.saves_shared(adapter_configs(model)[adapter_name]):
+            state |= {f"{SHARED_PREFIX}{name}": method.get_parameter(name) for name in method.shared_names}
     for path, module in saved_modules(model).items():
         if adapter_name in module.copies:
             for part, tensor in module.copies[adapter_name].state_dict().items():
-                state[f"{PREFIX}{path}.{part}"] = tensor.detach().cpu().contiguous()
-    return state
+                state[f"{PREFIX}{path}.{part}"] = tensor
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def adapted(model: nn.Module, adapter_name: str) -> list[tuple[str, Backend, Lora]]:
+def adapted(model: nn.Module, adapter_name: str) -> list[tuple[str, Backend, Method]]:
+    """Return the name, backend and method of each layer that an adapter is on."""
     return [
         (path, layer.base, method)
         for path, layer in lora_layers(model).items()
@@ -61,13 +71,13 @@ def save_adapter(
     adapter_name: str = "default",
     extra: dict[str, Any] | None = None,
 ) -> Path:
-    """Write an adapter; one not named `default` goes to a subfolder of its name, as PEFT does.
+    """Write an adapter; one not named `default` goes to a subfolder of its name, as with PEFT.
 
     Args:
-        model: a model that carries it.
-        directory: where to.
-        adapter_name: which one.
-        extra: what else its users need, such as the prompt it was trained with; kept in the manifest.
+        model: carries the adapter.
+        directory: target folder.
+        adapter_name: which adapter.
+        extra: further entries of the manifest, such as the prompt the adapter was trained with.
 
     Returns:
         The folder that holds the files.
@@ -91,7 +101,7 @@ def save_adapter(
     written = written_config(model, adapter_name)
     write_json(folder / CONFIG_NAME, peft_config(written, base_model, task_type, targets))
     manifest = {
-        "base_fingerprint": getattr(model, "base_fingerprint", None),
+        "base_fingerprint": model_state(model).base_fingerprint,
         "base_model_name_or_path": base_model,
         "base_model_revision": getattr(getattr(model, "config", None), "_commit_hash", None),
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
@@ -104,56 +114,50 @@ def save_adapter(
 
 
 def _warn_of_places(model: nn.Module, adapter_name: str) -> None:
-    """T5's `shared` is also each stack's `embed_tokens`; PEFT adapts one of the three."""
+    """Warn about a layer with several names, such as T5's `shared`: PEFT adapts one of them."""
     everything = list(model.named_modules(remove_duplicate=False))
     for path in modules_of(model, adapter_name):
         layer = model.get_submodule(path)
         if len(places := [name for name, module in everything if module is layer]) > 1:
-            logger.warning(
-                "%s is one layer at %s; PEFT reads the file, and adapts the first alone", path, places
-            )
+            logger.warning("%s is one layer with the names %s; PEFT adapts only the first", path, places)
 
 
 def start_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """The factors that the base was stored without, where it was stored anew for this adapter."""
+    """Return the factors that were taken out of the base where it was quantized again for this adapter."""
     return {
-        f"{PREFIX}{path}.{part}": getattr(method, part).cpu().contiguous()
+        f"{PREFIX}{path}.{part}": getattr(method, attribute).cpu().contiguous()
         for path, _, method in adapted(model, adapter_name)
-        if method.is_restored
-        for part in ("start_A", "start_B")
+        if method.has_requantized_base
+        for part, attribute in FACTORS.items()
     }
 
 
 def base_formats(model: nn.Module, adapter_name: str) -> list[str]:
-    """How the adapted layers are stored."""
+    """Return the storage formats of the adapted layers."""
     return sorted({base.format for _, base, _ in adapted(model, adapter_name)})
 
 
 def written_config(model: nn.Module, adapter_name: str) -> LoraConfig:
-    """The config of what `adapter_state` holds: starts that were taken over are written as rank 2r."""
-    config = _with_group_size(model, adapter_name)
-    methods = {path: method for path, _, method in adapted(model, adapter_name)}
-    taken_over = {path for path, method in methods.items() if method.taken_over is not None}
-    needs_its_store = any(method.is_restored for method in methods.values())
-    if taken_over and needs_its_store:  # quantized layers, stored anew, and dense ones beside them
-        return _by_layer(config, taken_over, methods)
-    if taken_over:
-        return doubled(config)
-    if needs_its_store or config.init_lora_weights == "loftq":
-        return config  # it fits only a base that is stored as it was
-    return replace(config, init_lora_weights=True)  # the start is over
-
-
-def _with_group_size(model: nn.Module, adapter_name: str) -> LoraConfig:
-    """The config with QA-LoRA's groups as they are, where they were taken from the store."""
+    """Return the configuration that describes `adapter_state`: base offsets are written as rank 2r."""
     config = adapter_configs(model)[adapter_name]
-    sizes = {m.group_size for _, _, m in adapted(model, adapter_name) if isinstance(m, QALora)}
-    return replace(config, qalora_group_size=sizes.pop()) if len(sizes) == 1 else config
+    methods = {path: method for path, _, method in adapted(model, adapter_name)}
+    resolved = [method.resolved(config) for method in methods.values()]
+    if resolved and all(one == resolved[0] for one in resolved):
+        config = resolved[0]
+    with_offset = {path for path, method in methods.items() if method.base_offset is not None}
+    needs_own_base = any(method.has_requantized_base for method in methods.values())
+    if with_offset and needs_own_base:  # requantized layers, and dense ones beside them
+        return _by_layer(config, with_offset, methods)
+    if with_offset:
+        return doubled(config)
+    if needs_own_base or config.init_lora_weights == "loftq":
+        return config  # it fits only the base that it was initialized on
+    return replace(config, init_lora_weights=True)  # nothing of the initialization is needed any more
 
 
-def _by_layer(config: LoraConfig, taken_over: set[str], paths: Iterable[str]) -> LoraConfig:
-    """The rank and alpha of each layer under its full name, of rank 2r where a start was taken over."""
-    own = {path: (doubled(config) if path in taken_over else config).at(path) for path in paths}
+def _by_layer(config: LoraConfig, with_offset: set[str], paths: Iterable[str]) -> LoraConfig:
+    """Write out the rank and alpha of each layer, rank 2r where it has a base offset."""
+    own = {path: (doubled(config) if path in with_offset else config).at(path) for path in paths}
     return replace(
         config,
         rank_pattern={re.escape(path): one.r for path, one in own.items()},
@@ -162,12 +166,14 @@ def _by_layer(config: LoraConfig, taken_over: set[str], paths: Iterable[str]) ->
 
 
 def target_names(model: nn.Module, adapter_name: str) -> list[str] | str:
-    """The targets as PEFT reads them: `all-linear` has another meaning there, and becomes names."""
+    """Return the targets as PEFT reads them: its `all-linear` has another meaning and becomes names."""
     config = adapter_configs(model)[adapter_name]
+    paths = [path for path, _, _ in adapted(model, adapter_name)]
+    if config.exclude_modules and "exclude_modules" not in ADAPTER_METHODS[config.method].peft_fields:
+        return paths
     if config.target_modules != ALL_LINEAR:
         targets = config.target_modules
         return targets if isinstance(targets, str) else list(targets)
-    paths = [path for path, _, _ in adapted(model, adapter_name)]
     ends = tuple(sorted({path.rsplit(".", 1)[-1] for path in paths}))
     try:
         found = find_targets(model, replace(config, target_modules=ends))

@@ -1,13 +1,11 @@
-"""Which layers an adapter sits on: targets are names, so a new architecture needs no code.
+"""Find the layers that an adapter is put on: targets are names, so that a new architecture needs no code.
 
-Every entry that matches nothing is an error with the nearest names: a typo beside a right name would else
-train less than was asked, in silence.
+An entry that matches nothing is an error with the nearest names: otherwise a typo beside a right name would
+silently train fewer layers.
 """
 
-import json
 import re
-import subprocess
-import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import nn
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches, pattern_matches
 from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.errors import UserError, did_you_mean
 
@@ -26,9 +25,9 @@ _END = re.compile(r"[^.]*(?:\.\d+)*$")  # `wo`, but `experts.0`: an index alone 
 
 
 def own_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The model's modules under their own names, without what adapters have added below them.
+    """Yield the model's modules with their names, without those that adapters have added below them.
 
-    A module that stands at several places comes once for each.
+    A module with several names comes once for each.
     """
     for name, child in module.named_children():
         yield prefix + name, child
@@ -37,20 +36,20 @@ def own_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
 
 
 def identity(module: nn.Module) -> int:
-    """Equal for the places where one layer stands: T5's `shared` and its stacks' `embed_tokens`.
+    """Return a number that is equal for all places of one layer: T5's `shared` and its `embed_tokens`.
 
-    These are modules of their own over one Parameter: an adapter on one alone would do nothing. Of other
-    layers, those with common weights are replicas, each with adapters of its own.
+    Those are modules of their own over one Parameter: an adapter on one alone would have no effect. Other
+    layers with common weights are replicas, each with adapters of its own.
     """
     is_embedding = isinstance(module, nn.Embedding)
     return id(module.weight) if is_embedding else id(module)
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The layers that get an adapter, by the first of their names.
+    """Return the layers that get an adapter, by the first of their names.
 
     Raises:
-        UserError: an entry of the config matches nothing, or a layer that cannot carry an adapter.
+        UserError: an entry of the configuration matches nothing, or a layer that cannot take this adapter.
     """
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
@@ -66,22 +65,21 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     owners = _owners(model)
     for name, module in found.items():
         _check_carries(owners, config, name, module)
-        _check_rank(config.at(name), name, module)
+        base = (module if isinstance(module, LoraLayer) else LoraLayer(module)).base
+        settings, most = config.at(name), base.in_features + base.out_features
+        if settings.r > most:  # the largest in any file: the doubled rank of a full decomposition
+            raise UserError(
+                f"r={settings.r}: layer {name} has {most} inputs and outputs together; use at most that", "r"
+            )
+        try:
+            ADAPTER_METHODS[config.method].check(settings, base)
+        except UserError as error:
+            raise UserError(f"{error} (layer {name})", error.field) from None
     return found
 
 
-def _check_rank(config: LoraConfig, name: str, module: nn.Module) -> None:
-    """Twice the smaller side is the most that any file has: a start taken over from the whole weight."""
-    base = (module if isinstance(module, LoraLayer) else LoraLayer(module)).base
-    most = base.in_features + base.out_features
-    if config.r > most:
-        raise UserError(
-            f"lora.r={config.r}: layer {name} has {most} inputs and outputs together; no larger rank helps"
-        )
-
-
 def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The layers of `modules_to_save`, by the first of their names.
+    """Return the layers of `modules_to_save`, by the first of their names.
 
     Raises:
         UserError: an entry matches nothing, a layer is quantized, or its weight is also another layer's.
@@ -123,7 +121,7 @@ def _output_head(model: Any) -> nn.Module | None:
 
 
 def _is_saved(config: LoraConfig, names: list[str]) -> bool:
-    """Whether the layer, or one above it, is copied whole by `modules_to_save`."""
+    """Return whether `modules_to_save` copies the layer, or one that contains it."""
     return any(
         name_matches(config.modules_to_save, name[:end])
         for name in names
@@ -132,7 +130,7 @@ def _is_saved(config: LoraConfig, names: list[str]) -> bool:
 
 
 def block_index(name: str) -> int | None:
-    """The index of the stacked block that a layer is in: 3 of `encoder.block.3.layer.0.SelfAttention.q`."""
+    """Return the index of a layer's block: 3 for `encoder.block.3.layer.0.SelfAttention.q`."""
     match = _INDEX.match(name)
     return int(match.group(1)) if match else None
 
@@ -142,7 +140,7 @@ def _in_chosen_block(config: LoraConfig, name: str) -> bool:
 
 
 def _check_all_used(model: nn.Module, config: LoraConfig, everything: list[str], found: list[str]) -> None:
-    """Raise for the first field with an entry that names nothing."""
+    """Raise for the first field with an entry that matches nothing."""
     for field in ("target_modules", "exclude_modules"):
         entries = getattr(config, field)
         if entries != ALL_LINEAR:
@@ -157,43 +155,52 @@ def _check_all_used(model: nn.Module, config: LoraConfig, everything: list[str],
         there = sorted({index for name in everything if (index := block_index(name)) is not None})
         if missing := sorted(set(config.layers_to_transform) - set(there)):
             raise UserError(
-                f"lora.layers_to_transform: {missing} are no blocks of the model, which has {there}"
+                f"layers_to_transform: the model has no blocks {missing}; it has {there}",
+                "layers_to_transform",
             )
     if not found and not config.modules_to_save:
-        raise UserError("lora.exclude_modules and layers_to_transform leave no layer of target_modules")
+        raise UserError(
+            "exclude_modules and layers_to_transform leave no layer of target_modules", "exclude_modules"
+        )
 
 
 def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Module) -> None:
     if isinstance(module, SavedModule) or _is_saved(config, [name]):
-        raise UserError(f"lora.target_modules: {name} is also in modules_to_save; it can be in one of them")
+        raise UserError(
+            f"target_modules: {name} is also in modules_to_save; remove it from one of them", "target_modules"
+        )
     if isinstance(module, LoraLayer):
         return
     if not is_supported(module):
         raise UserError(
-            f"lora.target_modules={config.target_modules!r} matched {name}, a {type_name(module)}, which "
-            "cannot carry an adapter; name linear, convolution or embedding layers"
+            f"target_modules={config.target_modules!r} matched {name}, a {type_name(module)}, which "
+            "cannot take an adapter; name linear, convolution or embedding layers",
+            "target_modules",
         )
     if other := _tied_to(owners, module):
         raise UserError(
-            f"lora.target_modules: the weight of {name} is also that of {other}, which would not see "
-            "the adapter; untie them (tie_word_embeddings: false in the model's config), or leave it out"
+            f"target_modules: the weight of {name} is also that of {other}, which would not see "
+            "the adapter; untie them (tie_word_embeddings: false in the model's config), or leave it out",
+            "target_modules",
         )
 
 
 def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
     if any(not p.is_floating_point() for p in module.parameters()):
         raise UserError(
-            f"lora.modules_to_save: {name} is quantized and cannot train; leave it dense or leave it out"
+            f"modules_to_save: {name} is quantized and cannot be trained; keep it dense or leave it out",
+            "modules_to_save",
         )
     if other := _tied_to(_owners(model), module):
         raise UserError(
-            f"lora.modules_to_save: the weight of {name} is also that of {other}, which would keep "
-            "the old one; untie them (tie_word_embeddings: false in the model's config), or leave it out"
+            f"modules_to_save: the weight of {name} is also that of {other}, which would keep "
+            "the old one; untie them (tie_word_embeddings: false in the model's config), or leave it out",
+            "modules_to_save",
         )
 
 
 def _owners(model: nn.Module) -> Owners:
-    """id of each Parameter -> the names and kinds of the modules that hold it."""
+    """Return `id` of each Parameter -> names and types of the modules that hold it."""
     owners: Owners = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -203,7 +210,7 @@ def _owners(model: nn.Module) -> Owners:
 
 
 def _tied_to(owners: Owners, module: nn.Module) -> str | None:
-    """Another kind of layer with the same Parameter: an embedding's head. (Replicas are one kind.)"""
+    """Return a layer of another type with the same Parameter: the head of an embedding."""
     holders = [holder for p in module.parameters(recurse=False) for holder in owners[id(p)]]
     return next((name for name, kind in holders if kind is not type(module)), None)
 
@@ -213,7 +220,7 @@ def _layers(model: nn.Module) -> list[str]:
 
 
 def _with_weights(model: nn.Module) -> list[str]:
-    """Those with Parameters of their own, not below them: no containers and no activations."""
+    """Return the modules with Parameters of their own: no containers and no activations."""
     return [n for n, m in own_modules(model) if isinstance(m, WRAPPERS) or list(m.parameters(recurse=False))]
 
 
@@ -223,47 +230,34 @@ def _no_match(
     ends = sorted({_END.findall(name)[0] for name in names})
     model_name = getattr(model, "name_or_path", "") or type(model).__name__
     return UserError(
-        f"lora.{field}: {unused} matched no {what} of {model_name}; "
-        f"its layers end in {ends}.{did_you_mean(unused[0], ends)}"
+        f"{field}: {unused} matched no {what} of {model_name}; "
+        f"its layers end in {ends}.{did_you_mean(unused[0], ends)}",
+        field,
     )
 
 
 SECONDS = 5.0
-"""For all expressions of a config on all names of a model; FLAN-T5-xxl's take milliseconds."""
-
-
-_REPEATS = re.compile(r"[*+}]")
-
-
-_TRIAL = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
-for pattern in map(re.compile, patterns):
-    for name in names:
-        pattern.fullmatch(name)
-"""
+"""For all expressions of a configuration on all names of a model; FLAN-T5-xxl's take milliseconds."""
 
 
 def check_patterns(config: LoraConfig, names: Iterable[str]) -> None:
-    """See that the expressions of a config can be matched against these names.
+    """Match every expression of a configuration against every name once, within `SECONDS`.
 
     Raises:
-        UserError: not within `SECONDS`.
+        UserError: an expression takes longer.
     """
     fields = {"target_modules": config.target_modules, "exclude_modules": config.exclude_modules}
     written = {name: pattern for name, pattern in fields.items() if isinstance(pattern, str)}
     written |= {f"rank_pattern[{key!r}]": key for key in config.rank_pattern}
     written |= {f"alpha_pattern[{key!r}]": key for key in config.alpha_pattern}
-    doubtful = {name: pattern for name, pattern in written.items() if len(_REPEATS.findall(pattern)) > 1}
-    if not doubtful:
-        return
-    given = json.dumps([[rf"(.*\.)?({pattern})" for pattern in doubtful.values()], list(names)])
-    try:
-        command = [sys.executable, "-I", "-S", "-c", _TRIAL]
-        subprocess.run(command, input=given.encode(), timeout=SECONDS, check=True, capture_output=True)
-    except subprocess.TimeoutExpired:
-        where, pattern = next(iter(doubtful.items()))
-        raise UserError(
-            f"lora.{where}: {pattern!r} takes more than {SECONDS:g} s to be matched against the model's "
-            "layers; write it without repeats within repeats, or list the names"
-        ) from None
+    deadline, names = time.monotonic() + SECONDS, list(names)
+    for place, pattern in written.items():
+        try:
+            for name in names:
+                pattern_matches(pattern, name, timeout=max(deadline - time.monotonic(), 1e-3))
+        except TimeoutError:
+            raise UserError(
+                f"{place}: matching {pattern!r} against the model's layers takes more than {SECONDS:g} s; "
+                "write it without repeats within repeats, or list the names",
+                place,
+            ) from None

@@ -1,10 +1,12 @@
-"""New weights beside a frozen base, on disk: the tensors, and a manifest that says what and on which base.
+"""Save and load the weights of a baseline: the tensors, and a manifest with the method and the base.
 
-The files' names and their checks are the adapters' own (`adapter_model.safetensors`, `lora_hf.json`); there
-is no `adapter_config.json`, for PEFT knows none of this. Equal weights give equal bytes; loading is strict.
+File names and checks are those of adapters (`adapter_model.safetensors`, `lora_hf.json`); there is no
+`adapter_config.json`, because PEFT does not have these methods. Equal weights give equal bytes; loading is
+strict.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, check_tensors, write_weights
 from lora_hf.adapters.load import check_base
-from lora_hf.adapters.model_state import adapter_configs
+from lora_hf.adapters.model_state import BaselineState, adapter_configs, model_state, update_state
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.errors import UserError
@@ -26,28 +28,30 @@ class Extra(nn.Module):
 
 
 def claim(model: nn.Module, method: str, settings: dict[str, Any]) -> None:
-    """Freeze the base and write on the model whose new weights it is about to get.
+    """Freeze the base and record the method whose weights the model is about to get.
 
     Raises:
-        UserError: it has new weights already, or adapters: layers that one has wrapped are not the other's.
+        UserError: the model already has the weights of a baseline or adapters, which wrap the same layers.
     """
     if adapters := sorted(adapter_configs(model)):
-        raise UserError(f"method={method}: the model has the adapters {adapters} already; load the base anew")
+        raise UserError(
+            f"method={method}: the model already has the adapters {adapters}; load the base again"
+        )
     if (held := extras_method(model)) is not None:
-        raise UserError(f"the model has the weights of method {held!r} already; load the base anew")
+        raise UserError(f"the model already has the weights of method {held!r}; load the base again")
     model.requires_grad_(False)
     keep_differentiable(model)
-    model.lora_hf_extras = {"method": method, "settings": settings}  # type: ignore[assignment]
+    update_state(model, baseline=BaselineState(method, settings))
 
 
 def extras_method(model: nn.Module) -> str | None:
-    """The method whose new weights a model carries, or None."""
-    held: Any = getattr(model, "lora_hf_extras", None)
-    return held["method"] if held else None
+    """Return the baseline method whose weights a model has, or None."""
+    baseline = model_state(model).baseline
+    return baseline.method if baseline else None
 
 
 def new_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights below the model's `Extra` modules, by their dotted names."""
+    """Return the weights below the model's `Extra` modules, by their dotted names."""
     extras = [(path, module) for path, module in model.named_modules() if isinstance(module, Extra)]
     return {f"{path}.{name}": p for path, module in extras for name, p in module.named_parameters()}
 
@@ -56,16 +60,18 @@ def save_extras(model: nn.Module, directory: str | Path, extra: dict[str, Any] |
     """Write the new weights (float32) and their manifest.
 
     Args:
-        model: a model that carries them.
-        directory: where to.
-        extra: what else its users need, such as the prompt of the run; kept in the manifest.
+        model: has the weights of a baseline.
+        directory: target folder.
+        extra: further entries of the manifest, such as the prompt of the run.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in new_weights(model).items()}
     write_weights(tensors, folder / WEIGHTS_NAME)
-    manifest = model.lora_hf_extras | {  # type: ignore[operator]
-        "base_fingerprint": getattr(model, "base_fingerprint", None),
+    state = model_state(model)
+    assert state.baseline is not None
+    manifest = asdict(state.baseline) | {
+        "base_fingerprint": state.base_fingerprint,
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "base_model_revision": getattr(getattr(model, "config", None), "_commit_hash", None),
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
@@ -77,27 +83,27 @@ def save_extras(model: nn.Module, directory: str | Path, extra: dict[str, Any] |
 def load_extras(
     model: nn.Module, directory: str | Path | SavedAdapter, put_in: Callable[..., None]
 ) -> nn.Module:
-    """Put in what a folder describes, frozen, and return the model.
+    """Add the frozen weights of a folder, and return the model.
 
     Args:
         model: the base it was trained on.
         directory: a folder that `save_extras` wrote.
-        put_in: the function that makes the modules, from the model and the settings.
+        put_in: creates the modules, from the model and the settings.
 
     Raises:
-        UserError: no such files, another base, settings that are none, or tensors that do not fit (then the
-            base is to be loaded anew).
+        UserError: no such files, another base, invalid settings, or tensors that do not fit (the base must
+            then be loaded again).
     """
     saved = SavedAdapter.at(directory)
     folder = saved.folder
     check_base(model, saved)
     tensors = saved.read_weights()
     try:
-        with torch.random.fork_rng(devices=[]):  # the start drawn here is overwritten: leave the seed alone
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: keep the random state
             put_in(model, **saved.manifest["settings"])
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / MANIFEST_NAME} does not say how its weights are put in: {error}"
+            f"{folder / MANIFEST_NAME} lacks the settings of its method: {error}; save or download it again"
         ) from None
     put_weights(model, tensors, folder)
     for weight in new_weights(model).values():
@@ -109,7 +115,7 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: Any) -> No
     """Copy tensors into the model's new weights.
 
     Raises:
-        UserError: missing, unexpected or mis-shaped tensors, all named; the model is then as it was.
+        UserError: missing, unexpected or mis-shaped tensors, all named; the model is then unchanged.
     """
     weights = new_weights(model)
     check_tensors(tensors, {name: tuple(p.shape) for name, p in weights.items()}, source)

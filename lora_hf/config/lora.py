@@ -1,92 +1,103 @@
-"""The `lora:` section: what an adapter is, under PEFT's names."""
+"""The `lora:` section, derived from the fields of `lora_hf.adapters.config.LoraConfig`.
 
-import re
-from typing import Annotated, Any, Literal
+Types, defaults, bounds and documentation are declared there, once. Here a number may also be written as text,
+a flag as a word and a tuple as a list, as in the other sections; what only fields together can say is checked
+by making the `LoraConfig`.
+"""
 
-from pydantic import AfterValidator, Field, PlainSerializer, field_validator
+import ast
+import inspect
+from dataclasses import MISSING, fields
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from lora_hf.config.types import Count, Flag, Integer, Items, Number, Section, Text
-from lora_hf.errors import NOT_REGULAR
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-Start = Literal[True, "gaussian", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "loftq"]
+from lora_hf.adapters.config import LoraConfig
+from lora_hf.config.types import Flag, Integer, Items, Number, Section, Text
+
+
+class _LoraSection(Section):
+    """Adapters (LoRA and its descendants); names and defaults are PEFT's."""
+
+    def to_config(self) -> LoraConfig:
+        """Return the settings of the adapter."""
+        return LoraConfig(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        self.to_config()
+        return self
 
 
 def _whole(value: float) -> float:
-    """32, not 32.0, as PEFT writes it in adapter_config.json."""
+    """Write 32, not 32.0, as PEFT does in adapter_config.json."""
     return int(value) if float(value).is_integer() else value
 
 
-Alpha = Annotated[
-    Number, Field(gt=0), AfterValidator(_whole), PlainSerializer(_whole, return_type=int | float)
-]
-Index = Annotated[Integer, Field(ge=0)]
-Spans = Items[Annotated[Items[Index], Field(min_length=2, max_length=2)]]
+def _check_names(value: Any) -> Any:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("is not a list of layer names, such as [q, v], or one regular expression")
+    return value
 
 
-class LoraSection(Section):
-    """The adapters: the fields of `lora_hf.adapters.config.LoraConfig`, names and defaults as PEFT's."""
-
-    r: Count = 8
-    """Rank: each adapted layer learns r * (in + out) numbers."""
-    lora_alpha: Alpha = 8
-    """The update is scaled by lora_alpha / r."""
-    lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Rate of dropout on what enters the adapter, while training."""
-    target_modules: Items[str] | str = ("q", "v")
-    """Layer names (whole or a `.suffix`), a regular expression that the full name matches, or all-linear."""
-    exclude_modules: Items[str] | str = ()
-    """Taken out of the targets: names or one regular expression."""
-    layers_to_transform: Items[Index] | None = None
-    """Only these of the stacked blocks, counted from 0 in each stack; null takes all."""
-    rank_pattern: dict[Text, Count] = {}
-    """By layer name (or its end, or a regular expression): another r."""
-    alpha_pattern: dict[Text, Alpha] = {}
-    """By layer name: another lora_alpha."""
-    modules_to_save: Items[Text] = ()
-    """Layers that train whole and are saved with the adapter."""
-    use_rslora: Flag = False
-    """Scale by lora_alpha / sqrt(r) (rsLoRA)."""
-    use_dora: Flag = False
-    """Learn each output row's norm apart from its direction (DoRA)."""
-    use_qalora: Flag = False
-    """One column of A per quantization group, for an exact merge into affine 4 bits (QA-LoRA)."""
-    qalora_group_size: Count | None = None
-    """Inputs a group; null takes the store's own."""
-    init_lora_weights: Start = True
-    """Where A and B start: true (Kaiming, as PEFT), gaussian, or from the weight's own directions."""
-    loftq_iter: Count = 1
-    """T, the alternations of LoftQ."""
-    layer_replication: dict[Text, Spans] | Spans | None = None
-    """{encoder: [[0, 4], [2, 6]]}: the stack made of these blocks, [start, end)."""
-
-    @field_validator("target_modules", "exclude_modules", mode="before")
-    @classmethod
-    def _check_targets(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else value
-        are_names = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)
-        if not are_names:
-            raise ValueError("is not a list of layer names, such as [q, v], nor one regular expression")
-        if isinstance(value, str):
-            _check_expression(value)
-        return value
-
-    @field_validator("target_modules")
-    @classmethod
-    def _check_some(cls, value: Any) -> Any:
-        if not value:
-            raise ValueError("is not a list of layer names, such as [q, v], nor one regular expression")
-        return value
-
-    @field_validator("rank_pattern", "alpha_pattern")
-    @classmethod
-    def _check_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value:
-            _check_expression(key)
-        return value
+def _section_type(hint: Any, bounds: dict[str, Any], is_whole: bool) -> Any:
+    """Return the pydantic type of a field that is annotated with `hint`."""
+    parts = get_args(hint)
+    if hint == tuple[str, ...] | str:
+        return Annotated[Items[str] | str, BeforeValidator(_check_names)]
+    if get_origin(hint) is UnionType:
+        return Union[tuple(_section_type(part, bounds, is_whole) for part in parts)]  # noqa: UP007
+    if get_origin(hint) is tuple:
+        part: Any = _section_type(parts[0], bounds, is_whole)
+        items = Items[part]
+        return items if parts[-1] is ... else Annotated[items, Field(min_length=2, max_length=2)]
+    if get_origin(hint) is dict:
+        values: Any = _section_type(parts[1], bounds, is_whole)
+        return dict[Text, values]
+    if hint is float and is_whole:
+        serializer = PlainSerializer(_whole, return_type=int | float)
+        return Annotated[Number, Field(**bounds), AfterValidator(_whole), serializer]
+    plain = {int: Integer, float: Number, bool: Flag, str: Text, NoneType: None}[hint]
+    return Annotated[plain, Field(**bounds)] if bounds and hint in (int, float) else plain
 
 
-def _check_expression(text: str) -> None:
-    try:
-        re.compile(text)
-    except NOT_REGULAR as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
+def _documentation() -> dict[str, str]:
+    """Return the text under each field of `LoraConfig`."""
+    (body,) = ast.parse(inspect.getsource(LoraConfig)).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        one.target.id: " ".join(text.value.value.split())
+        for one, text in pairwise(body.body)
+        if isinstance(one, ast.AnnAssign)
+        and isinstance(one.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _section_fields() -> dict[str, Any]:
+    """Return name -> (type, field), as `create_model` takes them."""
+    hints, documentation, made = get_type_hints(LoraConfig), _documentation(), {}
+    for one in fields(LoraConfig):
+        bounds = {key: one.metadata[key] for key in ("ge", "gt", "lt") if key in one.metadata}
+        hint, default = hints[one.name], {} if one.default is MISSING else one.default
+        choices = one.metadata.get("choices")
+        is_whole = default == {} or isinstance(default, int)
+        kind = Literal[choices] if choices else _section_type(hint, bounds, is_whole)
+        made[one.name] = (kind, Field(default, description=documentation[one.name]))
+    return made
+
+
+if TYPE_CHECKING:
+
+    class LoraSection(_LoraSection, LoraConfig):  # type: ignore[misc]
+        """The section with the fields of `LoraConfig`."""
+
+else:
+    LoraSection = create_model(
+        "LoraSection", __base__=_LoraSection, __doc__=_LoraSection.__doc__, **_section_fields()
+    )

@@ -4,7 +4,8 @@ Pydantic finds the mistakes; here each of its error types gets a short phrase th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from lora_hf.config.schema import METHOD_CHOICES, RunConfig, Section
 from lora_hf.config.training_fields import training_fields
+from lora_hf.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 TRAINING = "training"
@@ -60,6 +62,15 @@ OTHER_NAMES = {
     "quantization": "model.load_in_4bit",
     "batch_size": "training.per_device_train_batch_size",
 }
+
+
+@contextmanager
+def field_of_section(section: str) -> Iterator[None]:
+    """Name the field of a `UserError` from below the config as the YAML does: `lora.r`, not `r`."""
+    try:
+        yield
+    except UserError as error:
+        raise error.in_section(section) from error
 
 
 def dotted(path: KeyPath) -> str:
@@ -138,6 +149,9 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
         return unknown_key(path[:-1], _value_at(data, path[:-1]))
     if error["type"] == "together":  # two fields that do not go together; the error names the one to change
         return wrong_value(context["path"], _value_at(data, context["path"]), error["msg"])
+    cause = context.get("error")
+    if isinstance(cause, UserError) and cause.field:  # raised below the config, which knows no sections
+        return Mistake((*path, re.split(r"\W", cause.field)[0]), str(cause.in_section(dotted(path))))
     phrase = phrase_of(error)
     if error["type"] == "string_type" and isinstance(value, (int, float)):
         phrase += f"; put it in quotes: {str(shown(value))!r}"

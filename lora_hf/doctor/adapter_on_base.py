@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from lora_hf.adapters import LoraConfig, disable_adapters, merge_errors
-from lora_hf.adapters.model_state import lora_layers
+from lora_hf.adapters.model_state import lora_layers, model_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
@@ -55,7 +55,7 @@ def adapted(adapter: SavedAdapter, base: Any, tokenizer: Any) -> Findings:
         yield unknown(
             "the weights' hash is not recorded (PEFT writes none): a changed file would not be noticed"
         )
-    if not (adapter.manifest.get("base_fingerprint") and base.base_fingerprint):
+    if not (adapter.manifest.get("base_fingerprint") and model_state(base).base_fingerprint):
         yield unknown("the base's fingerprint is not recorded (PEFT writes none): only shapes were compared")
     return Adapted(model, sample_batch(model, tokenizer, adapter))
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from lora_hf.adapters import LoraConfig
-from lora_hf.adapters.inits import BLIND, init_for
+from lora_hf.adapters.inits import SHAPE_ONLY, init_for
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
@@ -139,15 +138,15 @@ def check_start(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
         UserError: the rank is above the weight's smaller side, or LoftQ's layer is one that stays dense.
     """
     start, is_wo = run.lora.init_lora_weights, layer.endswith(".wo")
-    if start in BLIND:
+    if start in SHAPE_ONLY:
         return
     quantized = run.model.is_quantized and (run.model.quantize_wo or not is_wo)
-    r = LoraConfig(**run.lora.model_dump()).at(layer).r
+    r = run.lora.to_config().at(layer).r
     try:
         weight = torch.empty(shape, device="meta")
         init_for(start, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
     except UserError as error:
-        raise UserError(f"{error} (layer {layer})") from error
+        raise UserError(f"{error.in_section('lora')} (layer {layer})") from error
 
 
 def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
 from lora_hf.config.load import changed_fields, load_config
 from lora_hf.data.prepare import ArmData, load_data
@@ -99,7 +100,7 @@ def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
     """The base is that of the run; gives the model with what was trained."""
     base = load_model(config.model, pick_device())
     name, remedy = config.model.model_name_or_path, f"name the revision in model.revision, or {AGAIN}"
-    yield _same(name, base.base_fingerprint, record.get("base_fingerprint"), remedy)
+    yield _same(name, model_state(base).base_fingerprint, record.get("base_fingerprint"), remedy)
     return base if config.method == "base" else load_trained(config, run, base)
 
 
@@ -117,7 +118,7 @@ def scoring(
     yield from _compared("of the summaries written now", rouge_record(rows), record)
 
 
-def _same(name: str, found: str, known: str | None, remedy: str) -> Finding:
+def _same(name: str, found: str | None, known: str | None, remedy: str) -> Finding:
     """What a name in the config stands for, by its hash."""
     if found == known:
         return ok(f"{name} is as it was: {found}")

@@ -18,7 +18,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 
-from lora_hf.adapters.active import leaving_rows
+from lora_hf.adapters.active import shrinking_batch
 from lora_hf.fast.t5 import shares_sources
 
 INITIAL_CAPACITY = 32
@@ -173,7 +173,7 @@ def greedy(
     pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
     cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
     is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    with leaving_rows(model) as keep:
+    with shrinking_batch(model) as keep:
         while True:
             outputs = model(
                 encoder_outputs=type(encoded)(last_hidden_state=hidden),

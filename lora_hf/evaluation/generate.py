@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from lora_hf.adapters.active import adapter_rows, leaving_rows
+from lora_hf.adapters.active import adapter_rows, shrinking_batch
 from lora_hf.adapters.merge import merged_where_exact
 from lora_hf.evaluation.decoding import decoding_for, effective_config
 from lora_hf.fast.packed import packed
@@ -127,7 +127,7 @@ def _encode(model: Any, input_ids: Tensor, attention_mask: Tensor) -> BaseModelO
     encoder, lengths = model.get_encoder(), attention_mask.sum(1).tolist()
     tokens = ENCODER_TOKENS if input_ids.device.type == "cpu" else input_ids.numel()
     parts = []
-    with leaving_rows(model) as keep:
+    with shrinking_batch(model) as keep:
         for rows in _batches(lengths, len(lengths), tokens):
             keep(rows)
             longest = max(1, lengths[rows[0]])

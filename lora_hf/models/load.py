@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
@@ -89,9 +90,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def load_model(config: ModelConfig, device: torch.device | None = None, train_all: bool = False) -> Any:
-    """The base model on `device`, its head guarded, its checkpoint's fingerprint in `base_fingerprint`.
+    """Load the base model on `device`, its head guarded, with its checkpoint's fingerprint in its state.
 
-    A quantized one has `original_weights`: layer name -> the weight before quantization, read when asked for.
+    The state of a quantized model has `base_weights`: layer name -> weight before quantization.
 
     Args:
         config: which model, and how its weights are stored.
@@ -121,10 +122,11 @@ def load_model(config: ModelConfig, device: torch.device | None = None, train_al
     # Transformers 5.23 keeps no commit, and an adapter that is saved has to name it.
     model.config._commit_hash = source.get("revision")
     files = _files_of(name, source.get("revision"))
-    model.base_fingerprint = checkpoint_fingerprint(files) if files else None
+    update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
     if files and config.is_quantized:
         turned = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
-        model.original_weights = OriginalWeights(files, model.base_model_prefix, turned)
+        base_weights = OriginalWeights(files, model.base_model_prefix, turned)
+        update_state(model, base_weights=base_weights)
     model.name_or_path = config.model_name_or_path
     return model.eval()
 

@@ -13,6 +13,7 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lora_hf.adapters import count_parameters
+from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
 from lora_hf.distributed import all_gather, from_main, is_sharded, together, world_size
@@ -43,7 +44,7 @@ def execute(config: RunConfig) -> RunResult:
     device = pick_device()
     this = together(lambda: _load(config, directory, device))
     with run_lock(directory.path):
-        fingerprints = {"data": this.data.fingerprint, "model": this.model.base_fingerprint}
+        fingerprints = {"data": this.data.fingerprint, "model": model_state(this.model).base_fingerprint}
         from_main(lambda: directory.prepare(fingerprints, sources))
         if (result := from_main(directory.results)) is not None:
             logger.info(UNCHANGED, directory.path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_hf.adapters import LoraConfig, inject_adapters, load_adapter, save_adapter
+from lora_hf.adapters import inject_adapters, load_adapter, save_adapter
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.model_state import adapter_configs
 from lora_hf.adapters.saved_adapter import SavedAdapter
@@ -20,6 +20,7 @@ from lora_hf.baselines.bottleneck import add_bottlenecks, find_sublayers
 from lora_hf.baselines.checkpoint_io import extras_method, load_extras, put_weights, save_extras
 from lora_hf.baselines.prompt_tuning import add_prompt, stacks_of
 from lora_hf.config import RunConfig
+from lora_hf.config.problems import field_of_section
 from lora_hf.errors import UserError
 
 
@@ -39,8 +40,14 @@ class AddedWeights:
     """Put them into a base as they were saved, frozen."""
 
 
-def _lora_config(config: RunConfig) -> LoraConfig:
-    return LoraConfig(**config.lora.model_dump())
+def _check_adapters(config: RunConfig, model: Any) -> None:
+    with field_of_section("lora"):
+        find_targets(model, config.lora.to_config())
+
+
+def _add_adapters(config: RunConfig, model: Any) -> None:
+    with field_of_section("lora"):
+        inject_adapters(model, config.lora.to_config())
 
 
 def _save_adapters(model: Any, folder: Path, extra: dict[str, Any]) -> None:
@@ -60,8 +67,8 @@ def _restore_extras(model: Any, folder: Path) -> None:
 
 ADDED_WEIGHTS: dict[str, AddedWeights] = {
     "lora": AddedWeights(
-        check=lambda config, model: find_targets(model, _lora_config(config)),
-        put_in=lambda config, model: inject_adapters(model, _lora_config(config)),
+        check=_check_adapters,
+        put_in=_add_adapters,
         save=_save_adapters,
         restore=_restore_adapters,
         load=load_adapter,

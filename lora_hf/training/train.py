@@ -8,6 +8,7 @@ from typing import Any
 from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerCallback
 
 from lora_hf.adapters import count_parameters
+from lora_hf.adapters.model_state import model_state, update_state
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import ArmData
 from lora_hf.distributed import from_main, full_weights, is_main, together
@@ -149,5 +150,5 @@ def load_trained(config: RunConfig, directory: Path, base: Any) -> Any:
         return ADDED_WEIGHTS[config.method].load(base, directory / ADAPTER)
     model = config.model.model_copy(update={"model_name_or_path": str(directory / MODEL), "revision": None})
     loaded = load_model(model, base.device, train_all=True)
-    loaded.base_fingerprint = base.base_fingerprint
+    update_state(loaded, base_fingerprint=model_state(base).base_fingerprint)
     return loaded

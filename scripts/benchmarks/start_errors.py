@@ -12,8 +12,9 @@ from statistics import mean
 import torch
 
 from lora_hf import LoraConfig, inject_adapters
-from lora_hf.adapters.initialize import Start, draw_start
+from lora_hf.adapters.initialize import LayerInit, initialize_layer
 from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.model_state import model_state
 from lora_hf.config import ModelConfig
 from lora_hf.models.load import load_model
 
@@ -38,12 +39,12 @@ def errors(model_name: str, store: dict, config: LoraConfig) -> tuple[float, flo
     model = load_model(ModelConfig(model_name_or_path=model_name, **store), torch.device("cpu"))
     found: list[tuple[float, float]] = []
 
-    def draw(name: str, settings: LoraConfig, layer: LoraLayer) -> Start:
-        start = draw_start(settings, layer.base, model.original_weights(name))
-        found.append(start.errors)
-        return start
+    def initialize(name: str, settings: LoraConfig, layer: LoraLayer) -> LayerInit:
+        init = initialize_layer(settings, layer.base, model_state(model).base_weights(name))
+        found.append(init.errors)
+        return init
 
-    inject_adapters(model, config, draw=draw)
+    inject_adapters(model, config, initialize=initialize)
     return mean(before for before, _ in found), mean(after for _, after in found)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from lora_hf.adapters.backends import backend_for, is_linear
 from lora_hf.adapters.functional import relative_error
+from lora_hf.adapters.model_state import model_state
 from lora_hf.config import ModelConfig
 from lora_hf.models.flan_t5 import SHAPES, random_flan_t5
 from lora_hf.models.load import load_model
@@ -36,11 +37,11 @@ def measure(folder: Path, fields: dict[str, object]) -> tuple[int, int, float]:
     config = ModelConfig(model_name_or_path=str(folder), dtype="bfloat16", **fields)
     model = load_model(config, pick_device())
     layers = {n: x for n, x in model.named_modules() if is_linear(x) and x is not model.lm_head}
-    originals = getattr(model, "original_weights", None)
+    base_weights = model_state(model).base_weights
     errors = [
-        relative_error(backend_for(x).dequantize(torch.float32).cpu(), originals(n).float())
+        relative_error(backend_for(x).dequantize(torch.float32).cpu(), base_weights(n).float())
         for n, x in layers.items()
-        if originals and backend_for(x).is_quantized
+        if base_weights and backend_for(x).is_quantized
     ]
     dense = sum(2 * x.in_features * x.out_features for x in layers.values())
     return sum(backend_for(x).nbytes for x in layers.values()), dense, mean(errors) if errors else 0.0

@@ -28,6 +28,7 @@ from scripts.tools.fuzzing.trial import MIB, SECONDS
 with atheris.instrument_imports(include=["lora_hf", "yaml"]):
     from lora_hf.adapters import checkpoint_io as weights_file
     from lora_hf.adapters import load, peft_format
+    from lora_hf.adapters.model_state import adapter_configs
     from lora_hf.adapters.saved_adapter import SavedAdapter
     from lora_hf.config import load as file
     from lora_hf.config import yaml_reader as document
@@ -76,7 +77,7 @@ def read_adapter(folder: Path) -> Callable[[bytes], None]:
                 step(adapter)
         with suppress(UserError):
             load.load_adapter(model, folder, "fuzzed")
-        if "fuzzed" in getattr(model, "lora_hf_adapters", {}):
+        if "fuzzed" in adapter_configs(model):
             load_again()
 
     def load_again() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.model_state import lora_layers
+from lora_hf.adapters.model_state import lora_layers, update_state
 from lora_hf.errors import UserError
 from lora_hf.files import checkpoint_fingerprint
 
@@ -164,7 +164,7 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_adapter_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no adapter folder"):
+    with pytest.raises(UserError, match="is not an adapter folder"):
         load_adapter(make_t5(), tmp_path)
 
 
@@ -182,16 +182,18 @@ def test_peft_fields_we_do_not_implement_are_refused_by_name(tmp_path: Path, fie
     saved(tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    with pytest.raises(UserError, match=f"not implemented here: {next(iter(fields))}="):
+    with pytest.raises(UserError, match=f"not implemented: {next(iter(fields))}="):
         load_adapter(make_t5(), tmp_path)
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     model = inject_adapters(make_t5(), CONFIG)
-    model.base_fingerprint, model.name_or_path = "aaaa", "first/base"
+    update_state(model, base_fingerprint="aaaa")
+    model.name_or_path = "first/base"
     save_adapter(model, tmp_path)
     other = make_t5()
-    other.base_fingerprint, other.name_or_path = "bbbb", "other/base"
+    update_state(other, base_fingerprint="bbbb")
+    other.name_or_path = "other/base"
     with pytest.raises(UserError, match="trained on first/base .*aaaa.* this base is other/base .*bbbb"):
         load_adapter(other, tmp_path)
 

@@ -16,7 +16,7 @@ from lora_hf.adapters.backends.quantized import Quantized
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import dropout as dropout_of
 from lora_hf.adapters.functional import lora_scaling
-from lora_hf.adapters.initialize import draw_start
+from lora_hf.adapters.initialize import initialize_layer
 from lora_hf.adapters.inits import INITS
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
@@ -110,7 +110,7 @@ def make_layer(backend: str, method: str, init: bool | str, dropout: float = 0.0
     layer = LoraLayer(EXAMPLES[backend]())
     layer.requires_grad_(False)
     config = config_of(method, init, dropout, **more)
-    layer.add("default", config, draw_start(config, layer.base, original_of(layer)))
+    layer.add("default", config, initialize_layer(config, layer.base, original_of(layer)))
     layer.activate({"default": 1.0})
     return layer
 
@@ -177,8 +177,8 @@ def test_the_layer_adds_the_branch_to_what_the_bare_layer_gives(
 
 
 @matrix
-def test_the_start_is_the_base(backend: str, method: str, init: bool | str) -> None:
-    """Bit for bit; a quantized base that is stored anew for the start has the error that is told."""
+def test_the_initial_output_is_the_base_s(backend: str, method: str, init: bool | str) -> None:
+    """Bit for bit; a base that is quantized again for the initialization has the reported error."""
     torch.manual_seed(0)
     layer = LoraLayer(EXAMPLES[backend]())
     x, original = make_x(layer), spectrum_of_a_trained_weight(OUT, layer.base.in_features)
@@ -186,14 +186,14 @@ def test_the_start_is_the_base(backend: str, method: str, init: bool | str) -> N
         layer.base.stored = layer.base.requantize(original)
     before, W = layer.base_layer(x), layer.base.dequantize(torch.float32)
     config = config_of(method, init, loftq_iter=3)
-    start = draw_start(config, layer.base, original if layer.base.is_quantized else None)
-    layer.add("default", config, start)
+    initial = initialize_layer(config, layer.base, original if layer.base.is_quantized else None)
+    layer.add("default", config, initial)
     layer.activate({"default": 1.0})
-    if start.stored is not None or init == "loftq":
+    if initial.base_weight is not None or init == "loftq":
         now = layer.base.dequantize(torch.float32)
         whole = now + layer.adapters["default"].delta(now)
         errors = [((matrix - original).norm() / original.norm()).item() for matrix in (W, whole)]
-        assert start.errors == pytest.approx(errors, rel=1e-3)
+        assert initial.errors == pytest.approx(errors, rel=1e-3)
         assert init == "olora" or errors[1] < 0.95 * errors[0]
         layer.enable(False)
     assert torch.equal(layer(x), before)
@@ -210,12 +210,12 @@ def test_a_pair_that_makes_no_sense_is_refused_by_name(backend: str, method: str
     layer = LoraLayer(EXAMPLES[backend]())
     kind = type(layer.base_layer).__name__
     with pytest.raises(UserError, match=f"loftq.*(dense|use_qalora)|use_qalora.*{kind}"):
-        draw_start(config_of(method, init), layer.base, original_of(layer))
+        initialize_layer(config_of(method, init), layer.base, original_of(layer))
 
 
 def test_loftq_is_refused_where_the_weight_before_quantization_is_lost() -> None:
-    with pytest.raises(UserError, match="loftq.*before quantization.*originals="):
-        draw_start(config_of("lora", "loftq"), backend_for(four_bit()))
+    with pytest.raises(UserError, match="loftq.*before quantization.*base_weights="):
+        initialize_layer(config_of("lora", "loftq"), backend_for(four_bit()))
 
 
 @matrix
@@ -281,7 +281,7 @@ def dense_reference(layer: LoraLayer, adapter: Any, method: str, x: Tensor, drop
     """The formula of the table, with whole matrices: c (W - s B' A') x + c s B A P dropout(x) + b."""
     W, base = layer.base.dequantize(torch.float64), layer.base_layer
     s = ALPHA / R
-    up, down = s * adapter.lora_B @ adapter.lora_A, s * adapter.start_B @ adapter.start_A
+    up, down = s * adapter.lora_B @ adapter.lora_A, s * adapter.offset_B @ adapter.offset_A
     if method == "qalora":
         up, down = (m.repeat_interleave(GROUP, dim=1) for m in (up, down))
     if isinstance(base, nn.Embedding):
@@ -307,7 +307,7 @@ def test_gradients_on_a_quantized_base_are_those_of_its_dequantized_weight(backe
     twin = LoraLayer(nn.Linear(IN, OUT))
     twin.base_layer.load_state_dict({"weight": layer.base.dequantize(torch.float32), "bias": layer.bias})
     config = config_of(method, True)
-    twin.add("default", config, draw_start(config, twin.base))
+    twin.add("default", config, initialize_layer(config, twin.base))
     twin.requires_grad_(False).adapters.requires_grad_()
     twin.adapters.load_state_dict(layer.adapters.state_dict())
     twin.activate({"default": 1.0})
@@ -338,7 +338,7 @@ def test_a_half_precision_base_gives_half_precision_out_and_float32_gradients(
 ) -> None:
     layer = LoraLayer(nn.Linear(IN, OUT, dtype=dtype).requires_grad_(False))
     config = config_of(method, True)
-    layer.add("default", config, draw_start(config, layer.base))
+    layer.add("default", config, initialize_layer(config, layer.base))
     layer.activate({"default": 1.0})
     randomize(layer)
     output = layer(torch.randn(3, IN, dtype=dtype))

@@ -25,7 +25,8 @@ from lora_hf import (
     LoraConfig,
     inject_adapters,
 )
-from lora_hf.adapters.layer_replication import find_stacks, replicate_layers, replication
+from lora_hf.adapters.layer_replication import find_stacks, replicate_layers
+from lora_hf.adapters.model_state import model_state
 from lora_hf.errors import UserError
 
 
@@ -109,9 +110,9 @@ def test_hidden_states_are_those_of_every_layer_also_where_they_were_captured_be
 
 def test_the_spans_stay_readable_on_the_model_and_the_same_spec_again_does_nothing() -> None:
     model = build("llama", 3, 3)
-    assert replication(model) == {}
+    assert model_state(model).replication == {}
     replicate_layers(model, OVERLAP)
-    assert model.lora_hf_replication == replication(model) == {"decoder": ((0, 2), (1, 3))}
+    assert model_state(model).replication == {"decoder": ((0, 2), (1, 3))}
     inject_adapters(model, LoraConfig(r=4, target_modules=("q_proj",)))
     blocks = list(model.model.layers)
     replicate_layers(model, {"decoder": ((0, 2), (1, 3))})

@@ -22,17 +22,17 @@ def test_int8_weights_which_their_first_forward_takes_away_are_refused() -> None
 
 def test_a_model_with_adapters_is_refused_as_it_is() -> None:
     model = inject_adapters(build("t5", 2, 2), LoraConfig(r=4))
-    with pytest.raises(UserError, match="^lora.layer_replication={encoder: .*replicate its layers first"):
+    with pytest.raises(UserError, match="^layer_replication={encoder: .*replicate its layers first"):
         replicate_layers(model, {"encoder": [[0, 2], [0, 2]]})
 
 
 WRONG = [
     ("t5", {"encoder": [[0, 9]]}, "the encoder has 3 layers; write spans"),
-    ("t5", {"encoder": [[0, 2], [-1, 2]]}, "[-1, 2] is no span"),
-    ("t5", {"decoder": [[2, 2]]}, "[2, 2] is no span of layers; the decoder has 3 layers"),
+    ("t5", {"encoder": [[0, 2], [-1, 2]]}, "[-1, 2] is not a span"),
+    ("t5", {"decoder": [[2, 2]]}, "[2, 2] is not a span of layers; the decoder has 3 layers"),
     ("t5", {"encoder": [[0, 3]], "decoder": [[2, 1]]}, "0 <= start < end <= 3"),
-    ("t5", {"decoder": [[0, "2"]]}, "is no span"),
-    ("t5", {"decoder": [[False, True]]}, "is no span"),
+    ("t5", {"decoder": [[0, "2"]]}, "is not a span"),
+    ("t5", {"decoder": [[False, True]]}, "is not a span"),
     ("t5", {"decoder": []}, "no span for the decoder; the decoder has 3 layers"),
     ("t5", {"decoder": [[0, 1, 2]]}, "pairs [start, end)"),
     ("t5", {"decoder": [3]}, "decoder (3 layers)"),
@@ -53,7 +53,7 @@ def test_what_the_model_does_not_have_is_named_with_a_remedy_and_changes_nothing
     with pytest.raises(UserError) as error:
         replicate_layers(model, spec)
     written = str(spec).replace("{'", "{").replace("':", ":").replace(", 'decoder", ", decoder")
-    assert str(error.value).startswith(f"lora.layer_replication={written}: ")
+    assert str(error.value).startswith(f"layer_replication={written}: ")
     assert words in str(error.value)
     assert list(model.named_modules()) == before
 

@@ -30,7 +30,7 @@ from lora_hf import (
 )
 from lora_hf.adapters.backends.bnb import keep_differentiable
 from lora_hf.adapters.layer_replication import find_stacks, replicate_layers, unshare_layers
-from lora_hf.adapters.model_state import lora_layers
+from lora_hf.adapters.model_state import lora_layers, model_state
 from lora_hf.errors import UserError
 
 
@@ -86,7 +86,7 @@ def test_unshared_it_is_exported_whole_and_plain_transformers_loads_it(
     before = logits(model, kind, batch)
     assert unshare_layers(model) is model
     assert bytes_held(model) == bytes_held(deeper(kind, spec))
-    assert not hasattr(model, "lora_hf_replication")
+    assert not model_state(model).replication
     model.save_pretrained(tmp_path)
     loaded, found = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(found.values())

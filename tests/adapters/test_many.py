@@ -23,7 +23,7 @@ from lora_hf import (
     set_adapter,
     unmerge_adapters,
 )
-from lora_hf.adapters.active import leaving_rows
+from lora_hf.adapters.active import shrinking_batch
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.errors import UserError
 from lora_hf.models.flan_t5 import random_flan_t5
@@ -155,11 +155,12 @@ def test_side_by_side_is_the_sum_and_its_svd_the_nearest_of_its_rank(crowd: nn.M
     torch.testing.assert_close(logits(crowd, batch), summed, rtol=1e-4, atol=1e-4)
     combine_adapters(crowd, weights, "nearest", "svd", r=5)
     for layer in lora_layers(crowd).values():
-        parts = [w * layer.adapters[n].update() for n, w in weights.items() if n in layer.adapters]
+        W = layer.base.dequantize(torch.float32)
+        parts = [w * layer.adapters[n].delta(W) for n, w in weights.items() if n in layer.adapters]
         if parts:
             U, S, Vh = torch.linalg.svd(sum(parts), full_matrices=False)
             best = U[:, :5] * S[:5] @ Vh[:5]
-            torch.testing.assert_close(layer.adapters["nearest"].update(), best, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(layer.adapters["nearest"].delta(W), best, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("second", [0.6, -0.6])
@@ -184,7 +185,7 @@ def test_combining_gives_what_peft_s_gives(
 
 
 def test_what_cannot_be_combined_is_refused(crowd: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"kind \['Dora', 'Lora'\]"):
+    with pytest.raises(UserError, match=r"kind \['DoRA', 'LoRA'\]"):
         combine_adapters(crowd, {"lora": 1, "dora": 1}, "sum")
     with pytest.raises(UserError, match=r"needs one rank.*\[3, 8\]"):
         combine_adapters(crowd, {"lora": 1, "pissa": 1}, "sum", "linear")
@@ -192,13 +193,13 @@ def test_what_cannot_be_combined_is_refused(crowd: nn.Module) -> None:
         combine_adapters(crowd, {"lora": 1}, "sum", "mean")
     with pytest.raises(UserError, match=r"no adapter \['none'\]"):
         combine_adapters(crowd, {"none": 1}, "sum")
-    with pytest.raises(UserError, match=r"r=2.5 goes with .*whole number"):
+    with pytest.raises(UserError, match=r"r=2.5 requires .*whole number"):
         combine_adapters(crowd, {"lora": 1}, "sum", "svd", r=2.5)
     for weights in (["lora"], "lora", {}, None):
-        with pytest.raises(UserError, match="is no mapping of names to numbers"):
+        with pytest.raises(UserError, match="must be a mapping of names to numbers"):
             combine_adapters(crowd, weights, "sum")
     for weight in (float("nan"), float("inf"), "1", None):
-        with pytest.raises(UserError, match=rf"weights\['lora'\]={weight!r} is not a finite number"):
+        with pytest.raises(UserError, match=rf"weights\['lora'\]={weight!r} must be a finite number"):
             combine_adapters(crowd, {"lora": weight}, "sum")
 
 
@@ -245,7 +246,7 @@ def test_a_layer_adds_to_each_row_its_own_adapters_branch(
     crowd: nn.Module, frozen: bool, copies: int, kept: list[int]
 ) -> None:
     generator = torch.Generator().manual_seed(4)
-    with torch.no_grad(), adapter_rows(crowd, ROWS, frozen=frozen), leaving_rows(crowd) as keep:
+    with torch.no_grad(), adapter_rows(crowd, ROWS, frozen=frozen), shrinking_batch(crowd) as keep:
         for layer in lora_layers(crowd).values():
             x = torch.randn(len(ROWS) * copies, 5, layer.base.in_features, generator=generator)
             keep(list(range(len(ROWS))))
@@ -264,7 +265,7 @@ def test_rows_that_left_are_back_after_the_block(crowd: nn.Module, batch: dict) 
     names = ["lora", "dora", None]
     with adapter_rows(crowd, names, frozen=True):
         before = logits(crowd, batch)
-        with leaving_rows(crowd) as keep:
+        with shrinking_batch(crowd) as keep:
             keep([2, 0])
             fewer = logits(crowd, {key: value[[2, 0]] for key, value in batch.items()})
             with pytest.raises(ValueError, match="2 adapter names for a batch of 3"):

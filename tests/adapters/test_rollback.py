@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_hf import LoraConfig, adapter_rows, inject_adapters, load_adapter, save_adapter, set_adapter
 from lora_hf.adapters.model_state import lora_layers
-from lora_hf.adapters.rollback import undone
+from lora_hf.adapters.rollback import rolled_back
 from lora_hf.errors import UserError
 
 TWICE = {"encoder": [[0, 2], [0, 2]]}
@@ -70,7 +70,7 @@ def test_two_adapters_that_each_bring_a_layer(batch: dict) -> None:
         inject_adapters(model, LoraConfig(modules_to_save=["lm_head"]), name)
     set_adapter(model, "a")
     before = state(model, batch)
-    with pytest.raises(UserError, match="each bring their own copy"):
+    with pytest.raises(UserError, match="each have their own copy"):
         set_adapter(model, ["b", "a"])
     after = state(model, batch)
     assert after[0] == before[0] and torch.equal(after[1], before[1])
@@ -78,7 +78,7 @@ def test_two_adapters_that_each_bring_a_layer(batch: dict) -> None:
 
 def test_a_layer_that_another_adapter_sits_on_cannot_be_copied(model: nn.Module, batch: dict) -> None:
     before = state(model, batch)
-    with pytest.raises(UserError, match="carries another adapter"):
+    with pytest.raises(UserError, match="contains a layer with another adapter"):
         inject_adapters(model, LoraConfig(target_modules=["wo"], modules_to_save=["SelfAttention.q"]), "b")
     assert state(model, batch)[0] == before[0]
 
@@ -88,7 +88,7 @@ def test_a_baseline_in_the_model_is_named(model: nn.Module) -> None:
 
     other = make_t5()
     add_prompt(other, 3, "vocab")
-    with pytest.raises(UserError, match="has the weights of method 'prompt_tuning' already"):
+    with pytest.raises(UserError, match="already has the weights of method 'prompt_tuning'"):
         inject_adapters(other, LoraConfig())
 
 
@@ -109,7 +109,7 @@ def test_weights_and_rows_that_are_none_are_named(model: nn.Module) -> None:
 
 def test_a_table_of_positions_is_not_mixed_by_rows() -> None:
     model = inject_adapters(make_t5(), LoraConfig(target_modules=["relative_attention_bias"], r=2), "a")
-    with pytest.raises(UserError, match="relative_attention_bias is one for the whole batch"):
+    with pytest.raises(UserError, match="relative_attention_bias applies to the whole batch"):
         with adapter_rows(model, ["a", None]):
             pass
     words = inject_adapters(make_t5(), LoraConfig(target_modules=["shared"], r=2), "a")
@@ -120,7 +120,7 @@ def test_a_table_of_positions_is_not_mixed_by_rows() -> None:
 def test_what_is_tried_leaves_no_trace_though_it_succeeds(batch: dict) -> None:
     model = make_t5()
     before = state(model, batch)
-    with undone(model):
+    with rolled_back(model):
         inject_adapters(model, LoraConfig(layer_replication=TWICE))
         randomize(model)
         assert str(model) != before[0][0]

@@ -14,6 +14,7 @@ from support.new_weights import randomize
 from support.tiny_trainer import StopAt, arguments, losses, make_trainer
 
 from lora_hf import LoraConfig, inject_adapters
+from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.baselines import add_bottlenecks, add_prompt, load_extras, save_extras
 from lora_hf.baselines.checkpoint_io import new_weights
@@ -64,11 +65,11 @@ def test_saved_and_loaded_weights_give_equal_logits_and_equal_bytes(
 @each
 def test_loading_is_strict_and_names_what_does_not_fit(baseline: str, tmp_path: Path) -> None:
     model = with_baseline(baseline)
-    model.base_fingerprint = "a" * 16
+    update_state(model, base_fingerprint="a" * 16)
     folder = save_extras(model, tmp_path)
     put_in = BASELINES[baseline][0]
     other = make_t5()
-    other.base_fingerprint = "b" * 16
+    update_state(other, base_fingerprint="b" * 16)
     with pytest.raises(UserError, match="fingerprint aaaa"):
         load_extras(other, folder, put_in)
     assert not new_weights(other)
@@ -87,7 +88,7 @@ def test_loading_is_strict_and_names_what_does_not_fit(baseline: str, tmp_path: 
     for settings in ({}, {"settings": {"width": 3}}):
         wrong = {"weights_sha256": file_sha256(file)} | settings
         (folder / "lora_hf.json").write_text(json.dumps(wrong))
-        with pytest.raises(UserError, match="does not say how its weights are put in"):
+        with pytest.raises(UserError, match="lacks the settings of its method"):
             load_extras(make_t5(), folder, put_in)
 
 
@@ -161,7 +162,7 @@ def test_a_4_bit_base_trains(baseline: str, tmp_path: Path, batch: dict) -> None
 
 def test_one_model_carries_one_baseline() -> None:
     model = with_baseline("prompt_tuning")
-    with pytest.raises(UserError, match="has the weights of method 'prompt_tuning' already"):
+    with pytest.raises(UserError, match="already has the weights of method 'prompt_tuning'"):
         add_bottlenecks(model, 4, "gelu")
 
 
@@ -169,7 +170,7 @@ def test_one_model_carries_one_baseline() -> None:
 def test_a_model_with_adapters_gets_no_baseline_beside_them(baseline: str) -> None:
     model = inject_adapters(make_t5(), LoraConfig(target_modules=["o"]), "mine")
     trained = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(UserError, match=rf"method={baseline}: the model has the adapters \['mine'\] already"):
+    with pytest.raises(UserError, match=rf"method={baseline}: the model already has the adapters \['mine'\]"):
         BASELINES[baseline][1](model)
     assert not new_weights(model) and [p.requires_grad for p in model.parameters()] == trained
 

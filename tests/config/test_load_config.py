@@ -60,8 +60,7 @@ MISTAKES = [
     ),
     (
         "lora: {target_modules: []}",
-        "x.yaml:1: lora.target_modules=[] is not a list of layer names, such as [q, v], nor one "
-        "regular expression",
+        "x.yaml:1: lora.target_modules is empty: name at least one layer, for example [q, v]",
     ),
     (
         "lora: {init_lora_weights: gausian}",

@@ -149,9 +149,9 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "another kind of adapter": (
         lambda d: edit_json(d / CONFIG_NAME, peft_type="IA3"),
         "settings",
-        "only LORA adapters are known",
+        "peft_type='IA3' must be one of",
     ),
-    "a rank of text": (lambda d: edit_json(d / CONFIG_NAME, r="four"), "settings", "lora.r='four'"),
+    "a rank of text": (lambda d: edit_json(d / CONFIG_NAME, r="four"), "settings", "r='four'"),
     "an unknown method": (lambda d: edit_json(d / MANIFEST_NAME, method="ia3"), "settings", "method 'ia3'"),
     "a manifest that is a list": (lambda d: (d / MANIFEST_NAME).write_text("[]"), "settings", "JSON object"),
     "a NaN": (lambda d: edit_tensors(d, a_nan), "numbers", "1 of 24 tensors hold NaN or infinity"),

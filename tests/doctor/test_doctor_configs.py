@@ -79,7 +79,7 @@ def test_every_other_method_is_green_too(method: str) -> None:
         (["model.model_name_or_path=./no/model"], "checkpoint", "no such folder"),
         (["lora.target_modules=[query]"], "targets", "['query'] matched no layer of embedded"),
         (["lora.r=200", "lora.init_lora_weights=pissa"], "targets", "lora.r=200 is above 128"),
-        (["lora.init_lora_weights=loftq"], "targets", "this layer is stored dense"),
+        (["lora.init_lora_weights=loftq"], "targets", "this layer is dense"),
         (
             ["lora.init_lora_weights=loftq", "model.load_in_4bit=true", "lora.target_modules=[q, wo]"],
             "targets",

@@ -10,6 +10,7 @@ from support.models import CPU, MODELS, make_t5, saved
 from torch import nn
 
 from lora_hf import LoraConfig, UserError, inject_adapters
+from lora_hf.adapters.model_state import model_state
 from lora_hf.config import ModelConfig
 from lora_hf.models.base_weights import OriginalWeights, checkpoint_files
 from lora_hf.models.load import load_model
@@ -26,15 +27,15 @@ def test_the_name_of_every_linear_layer_finds_its_weight(kind: str, shards: str,
     model = load_model(ModelConfig(model_name_or_path=str(tmp_path), load_in_4bit=True), CPU)
     layers = {name: x for name, x in dense.named_modules() if type(x) is nn.Linear and name != "lm_head"}
     for name, layer in layers.items():
-        assert torch.equal(model.original_weights(name), layer.weight)
+        assert torch.equal(model_state(model).base_weights(name), layer.weight)
 
 
 def test_it_is_on_quantized_models_only_and_in_the_checkpoint_s_own_precision(tmp_path: Path) -> None:
     make_t5().to(torch.bfloat16).save_pretrained(tmp_path)
     config = ModelConfig(model_name_or_path=str(tmp_path))
-    assert not hasattr(load_model(config, CPU), "original_weights")
+    assert model_state(load_model(config, CPU)).base_weights is None
     model = load_model(config.model_copy(update={"load_in_8bit": True, "dtype": "float32"}), CPU)
-    assert model.original_weights(Q).dtype == torch.bfloat16
+    assert model_state(model).base_weights(Q).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("written", ["encoder.q.weight", "model.encoder.q.weight"])
@@ -66,8 +67,8 @@ def test_a_model_of_the_hub_s_cache_has_them_too(tmp_path: Path, monkeypatch: py
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     model = load_model(ModelConfig(model_name_or_path="somebody/tiny", load_in_4bit=True), CPU)
-    assert torch.equal(model.original_weights(Q), make_t5().get_submodule(Q).weight)
-    assert model.base_fingerprint
+    assert torch.equal(model_state(model).base_weights(Q), make_t5().get_submodule(Q).weight)
+    assert model_state(model).base_fingerprint
 
 
 def test_loftq_on_a_loaded_base_is_nearer_to_the_dense_model(tmp_path: Path, batch: dict) -> None:
@@ -84,4 +85,4 @@ def test_loftq_on_a_loaded_base_is_nearer_to_the_dense_model(tmp_path: Path, bat
         model, LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", init_lora_weights="loftq")
     )
     assert error() < 0.9 * before
-    assert torch.equal(model.original_weights(Q), dense[f"{Q}.weight"])
+    assert torch.equal(model_state(model).base_weights(Q), dense[f"{Q}.weight"])

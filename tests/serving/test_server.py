@@ -297,7 +297,7 @@ def test_a_late_answer_is_504() -> None:
         (["--adapter", "a"], "--adapter 'a': write NAME=DIR"),
         (["--adapter", "a=no/such/folder"], "--adapter 'no/such/folder'"),
         (["--adapter", "{a}", "--adapter", "{a}"], "the name 'a' is taken"),
-        (["--adapter", "keys={folder}"], "adapter name 'keys' is a word of PyTorch's own; take"),
+        (["--adapter", "keys={folder}"], "adapter name 'keys' is reserved by PyTorch; choose"),
         (["--base", "embedded", "--adapters-dir", "no/such"], "--adapters-dir 'no/such': no such folder"),
         (["--base", "./no/model"], "--base='./no/model': no such folder"),
         (["--base", "embedded", "--port", "{taken}"], "Address already in use"),

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.model_state import update_state
 from lora_hf.config import ModelConfig
 
 TOKENS = 96
@@ -114,7 +115,7 @@ def nf4_t5(blocksize: int = 64) -> nn.Module:
             )
             model.set_submodule(name, layer.to("cpu"))
     keep_differentiable(model)
-    model.original_weights = weights.__getitem__
+    update_state(model, base_weights=weights.__getitem__)
     return model.eval()
 
 

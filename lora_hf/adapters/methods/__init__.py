@@ -1,9 +1,14 @@
-"""What an adapter adds to a frozen layer: one class a method."""
+"""What an adapter adds to a frozen layer: one file and one line for each method."""
 
+from lora_hf.adapters.methods.base import Method
 from lora_hf.adapters.methods.dora import Dora
 from lora_hf.adapters.methods.lora import Lora
 from lora_hf.adapters.methods.qalora import QALora
 
-ADAPTER_METHODS: dict[str, type[Lora]] = {"lora": Lora, "dora": Dora, "qalora": QALora}
+ADAPTER_METHODS: dict[str, type[Method]] = {
+    "lora": Lora,
+    "dora": Dora,
+    "qalora": QALora,
+}
 
-__all__ = ["ADAPTER_METHODS", "Lora"]
+__all__ = ["ADAPTER_METHODS", "Method"]

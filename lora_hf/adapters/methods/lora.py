@@ -1,5 +1,8 @@
 """LoRA: h = W x + s B A x (Hu et al., arXiv:2106.09685, eq. 3)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,70 +10,106 @@ from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import lora_scaling
 from lora_hf.adapters.inits import Factors, LoraInit
+from lora_hf.adapters.methods.base import Method, Shapes
+
+PEFT_FIELDS = """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform rank_pattern
+alpha_pattern modules_to_save use_rslora use_dora use_qalora qalora_group_size init_lora_weights
+layer_replication""".split()
 
 
-class Lora(nn.Module):
-    """The parameters of one LoRA adapter on one layer: lora_A (r, in), lora_B (out, r), float32.
+class Lora(Method):
+    """lora_A (r, in) and lora_B (out, r), float32.
 
-    A start that takes a part of W over, s B' A', needs a base without it. A dense base is left as it is, and
-    the branch takes s B' A' x away instead: no weight is rounded, other adapters and `disable_adapters` see
-    the untouched base, and the start is exact. A quantized base is stored anew (`is_restored`), for that is
-    where the lower error of such a start comes from.
-
-    The law every method obeys, on every backend: `branch(x, W x, base) == delta(W) x`.
+    An initialization that takes its factors out of W, s B' A', needs a base without them. A dense base stays
+    unchanged, and the branch subtracts s B' A' instead: no weight is rounded, other adapters and
+    `disable_adapters` see the original base, and the initial output is exact. A quantized base is quantized
+    again (`has_requantized_base`), because a lower quantization error is the point of this initialization.
     """
 
-    start_A: Tensor | None
-    start_B: Tensor | None
+    title = "LoRA"
+    is_low_rank = True
+    peft_fields = {name: name for name in PEFT_FIELDS}
+    offset_A: Tensor | None
+    offset_B: Tensor | None
 
-    def __init__(self, config: LoraConfig, base: Backend, start: LoraInit, is_restored: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, config: LoraConfig, base: Backend, factors: LoraInit | None, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(config, base, factors, *args, **kwargs)
+        assert factors is not None
         self.scaling = lora_scaling(config.r, config.lora_alpha, config.use_rslora)
-        self.dropout = config.lora_dropout
-        self.is_restored = is_restored
-        self.lora_A = nn.Parameter(start.lora_A.to(base.device, torch.float32, copy=True))
-        self.lora_B = nn.Parameter(start.lora_B.to(base.device, torch.float32, copy=True))
-        subtracted = start.subtracted or (None, None)
-        for name, factor in zip(("start_A", "start_B"), subtracted, strict=True):
+        self.lora_A = nn.Parameter(factors.lora_A.to(base.device, torch.float32, copy=True))
+        self.lora_B = nn.Parameter(factors.lora_B.to(base.device, torch.float32, copy=True))
+        subtracted = factors.subtracted or (None, None)
+        for name, factor in zip(("offset_A", "offset_B"), subtracted, strict=True):
             self.register_buffer(name, None if factor is None else factor.to(base.device), persistent=False)
 
-    @staticmethod
-    def view(W: Tensor, config: LoraConfig, base: Backend) -> Tensor:
-        """The matrix (out, columns of A) that the start sees, of W (out, in)."""
-        return W
-
     @property
-    def taken_over(self) -> Factors | None:
-        """A' and B' that the branch takes away, or None."""
-        if self.start_A is None or self.start_B is None or self.is_restored:
+    def base_offset(self) -> Factors | None:
+        if self.offset_A is None or self.offset_B is None or self.has_requantized_base:
             return None
-        return self.start_A, self.start_B
+        return self.offset_A, self.offset_B
+
+    def removed_from_base(self, W: Tensor) -> Tensor:
+        if self.offset_A is None or self.offset_B is None or not self.has_requantized_base:
+            return super().removed_from_base(W)
+        return self.scaling * (self.offset_B @ self.offset_A)
 
     def branch(self, x: Tensor, Wx: Tensor, base: Backend) -> Tensor:
-        """What this adapter adds to the layer's output, for x (..., in); returns (..., out)."""
         rate = self.dropout if self.training else 0.0
         added = base.low_rank(x, self.lora_A, self.lora_B, self.scaling, rate)
-        if self.taken_over is None:
+        if self.base_offset is None:
             return added
-        return added - base.low_rank(x, *self.taken_over, self.scaling, 0.0)
-
-    def scaled_factors(self) -> Factors:
-        """A (rank, in) and s B (out, rank), whose product is the update, with what is taken over in it."""
-        A, B = self.lora_A, self.scaling * self.lora_B
-        if self.taken_over is None:
-            return A, B
-        start_A, start_B = self.taken_over
-        return torch.cat([A, start_A]), torch.cat([B, -self.scaling * start_B], dim=1)
-
-    def update(self) -> Tensor:
-        """s (B A - B' A'), (out, columns of A), without gradients."""
-        with torch.no_grad():
-            update = self.scaling * (self.lora_B @ self.lora_A)
-            if self.taken_over is None:
-                return update
-            start_A, start_B = self.taken_over
-            return update - self.scaling * (start_B @ start_A)
+        return added - base.low_rank(x, *self.base_offset, self.scaling, 0.0)
 
     def delta(self, W: Tensor) -> Tensor:
-        """The branch as a matrix (out, in), float32; `W` (out, in) is what the base stores."""
-        return self.update()
+        return self._product()
+
+    def factors(self) -> Factors:
+        A, B = self._with_offset()
+        return A, self.scaling * B
+
+    def to_peft(self, base: Backend) -> dict[str, Tensor]:
+        A, B = self._with_offset()
+        ones = (1,) * (len(base.kernel) - 1)  # of a convolution: A has its kernel, B is 1 x 1
+        if A.shape[1] == base.in_features:
+            A = A.reshape(-1, *base.kernel)
+        return {base.peft_names["lora_A"]: A, base.peft_names["lora_B"]: B.reshape(*B.shape, *ones)}
+
+    def from_peft(self, tensors: Mapping[str, Tensor], base: Backend) -> None:
+        A = tensors[base.peft_names["lora_A"]].flatten(1)
+        B = tensors[base.peft_names["lora_B"]].flatten(1)
+        r = len(self.lora_A)
+        with torch.no_grad():
+            # PEFT's own files of such an initialization, unless it converted them, have no second half
+            if self.base_offset is not None and len(A) == 2 * r:
+                for factor, half in zip(self.base_offset, (A[r:], -B[:, r:]), strict=True):
+                    factor.copy_(half)
+                A, B = A[:r], B[:, :r]
+            self.lora_A.copy_(A)
+            self.lora_B.copy_(B)
+
+    @classmethod
+    def peft_shapes(cls, config: LoraConfig, base: Backend) -> Shapes:
+        ones = (1,) * (len(base.kernel) - 1)
+        return {
+            base.peft_names["lora_A"]: (config.r, *base.kernel),
+            base.peft_names["lora_B"]: (base.out_features, config.r, *ones),
+        }
+
+    @torch.no_grad()
+    def _product(self) -> Tensor:
+        """Return s (B A - B' A'), (out, columns of A)."""
+        product = self.scaling * (self.lora_B @ self.lora_A)
+        if self.base_offset is None:
+            return product
+        offset_A, offset_B = self.base_offset
+        return product - self.scaling * (offset_B @ offset_A)
+
+    def _with_offset(self) -> Factors:
+        """Return A (rank, columns) and B (out, rank) with the base offset as further rank."""
+        A, B = self.lora_A.detach(), self.lora_B.detach()
+        if self.base_offset is None:
+            return A, B
+        offset_A, offset_B = self.base_offset
+        return torch.cat([A, offset_A]), torch.cat([B, -offset_B], dim=1)
