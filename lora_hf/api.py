@@ -6,18 +6,19 @@ A config is a YAML file, the name of a shipped one, a `RunConfig`, or a dict wit
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config, resolved_yaml
 from lora_hf.errors import UserError
 from lora_hf.files import write_text
+from lora_hf.run_records import Comparison, Prediction, RunResult, Scores
 
 Config = str | Path | RunConfig | Mapping[str, Any]
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, overrides: Sequence[str] = ()) -> Any:
+def train(config: Config, overrides: Sequence[str] = ()) -> RunResult:
     """Load, adapt, train and score one run; resume an interrupted one, and return a finished one's results.
 
     Args:
@@ -30,21 +31,21 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Any:
     Raises:
         UserError: a mistake in the config, the data or the model, or an `output_dir` with other inputs in it.
     """
-    from lora_hf.runs.finished import LEFT, finished_record
+    from lora_hf.runs.run_dir import UNCHANGED, finished_result
 
     def one(run: RunConfig) -> RunConfig:
         return run.for_arm(run.method, run.seed, run.output_dir)
 
-    run = one(load_config(config, overrides, is_done=lambda run: finished_record(one(run)) is not None))
-    if (record := finished_record(run)) is not None:
-        logger.info(LEFT, run.output_dir)
-        return record
-    from lora_hf.runs.run import run_arm
+    run = one(load_config(config, overrides, is_done=lambda run: finished_result(one(run)) is not None))
+    if (result := finished_result(run)) is not None:
+        logger.info(UNCHANGED, run.output_dir)
+        return result
+    from lora_hf.runs.run import execute
 
-    return run_arm(run)
+    return execute(run)
 
 
-def compare(config: Config, overrides: Sequence[str] = ()) -> Any:
+def compare(config: Config, overrides: Sequence[str] = ()) -> Comparison:
     """Run base, full fine-tuning and LoRA on the same data and seeds, and write the comparison.
 
     Each run is a process of its own. A `RunConfig` or a dict is written to OUTPUT_DIR.yaml for them, from
@@ -61,9 +62,9 @@ def compare(config: Config, overrides: Sequence[str] = ()) -> Any:
         UserError: a mistake in the config, or an output directory with other inputs in it.
         RunFailed: a run failed; finished ones are kept.
     """
-    from lora_hf.experiments import compare as comparing
+    from lora_hf.experiments.compare import compare as run
 
-    return comparing.compare(_file_of(config), overrides)
+    return cast(Comparison, run(_file_of(config), overrides))
 
 
 def evaluate(
@@ -87,10 +88,10 @@ def evaluate(
 
     saved = find_adapter(str(adapter), "adapter") if adapter is not None else None
     scores, rows = score_adapter(load_config(config, overrides), saved)
-    return scores | {"predictions": rows}
+    return {**scores, "predictions": rows}
 
 
-def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Any]:
+def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
     """Compute ROUGE of predictions, with 95 % bootstrap intervals over the dialogues.
 
     Args:
@@ -115,7 +116,7 @@ def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]])
         {"prediction": prediction, "references": own}
         for prediction, own in zip(predictions, texts, strict=True)
     ]
-    return rouge_record(rows)
+    return rouge_record(cast(list[Prediction], rows))
 
 
 def _file_of(config: Config) -> str | Path:
