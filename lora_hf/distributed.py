@@ -1,8 +1,8 @@
-"""One run in several processes, as torchrun and `accelerate launch` start them: who this is, what all know.
+"""One run in several processes, as torchrun and `accelerate launch` start them.
 
-In a process of its own every function is trivial. Otherwise the first process (`is_main`) writes and
-prints, and a mistake that one of them meets ends all of them, told once: a process that ends alone leaves
-the others waiting for it.
+In a single process every function is trivial. Otherwise the first process (`is_main`) writes and prints, and
+a mistake that one process meets ends all of them with one message: a process that ends alone leaves the
+others waiting in a collective operation.
 """
 
 import atexit
@@ -17,30 +17,30 @@ from lora_hf.errors import UserError
 
 T = TypeVar("T")
 LOST_PEER_ERRORS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
-"""What the errors of a collective say whose other side is gone; gloo's have no class of their own."""
+"""Words in the errors of collectives whose peer is gone; gloo has no exception class for them."""
 
 
-class Agreed(UserError):
-    """A mistake that one process met and all know; the first one tells it."""
+class AgreedError(UserError):
+    """A mistake that one process met and all know about; the first process reports it."""
 
 
 def world_size() -> int:
-    """The number of processes of this run."""
+    """Return the number of processes of this run."""
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the index of this process, from 0."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the one that writes and prints."""
     return rank() == 0
 
 
 def start() -> None:
-    """Meet the other processes, and take this one's GPU."""
+    """Join the other processes, and select this process's GPU."""
     if world_size() == 1:
         return
     import torch
@@ -50,7 +50,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Part from the others, once all have come here."""
+    """Wait until all processes are here, then leave the process group."""
     if world_size() > 1:
         from torch import distributed
 
@@ -62,21 +62,21 @@ def stop() -> None:
 def leave(status: int) -> NoReturn:
     """End this process with an exit status.
 
-    Where DeepSpeed was at work, without the interpreter's own end: threads of its collectives abort that
-    now and then ("terminate called without an active exception"), when everything is written.
+    With DeepSpeed, skip the interpreter's shutdown: threads of its collectives sometimes abort it ("terminate
+    called without an active exception"), after everything is written.
     """
     if world_size() > 1 and "deepspeed" in sys.modules:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    if world_size() == 1:  # the threads of a process group must be collected, or they abort the process
-        gc.freeze()  # or the interpreter's end goes through all imports once more, which takes a second
+    if world_size() == 1:  # with a process group, its threads must be collected, or they abort the process
+        gc.freeze()  # saves the last collection over all imported modules, which takes a second
     sys.exit(status)
 
 
 def all_gather(value: T) -> list[T]:
-    """Every process's value, by rank."""
+    """Return every process's value, by rank."""
     if world_size() == 1:
         return [value]
     from torch import distributed
@@ -86,73 +86,73 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def is_anywhere(mine: bool) -> bool:
-    """Whether it is so in any process; cheap enough for every step."""
-    return total(int(mine)) > 0
+def any_process(value: bool) -> bool:
+    """Return the logical OR over all processes (one all-reduce)."""
+    return total(int(value)) > 0
 
 
-def total(mine: float) -> float:
-    """The sum of every process's number, which all then have."""
+def total(value: float) -> float:
+    """Return the sum over all processes (one all-reduce)."""
     if world_size() == 1:
-        return mine
+        return value
     import torch
     from torch import distributed
 
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    number = torch.tensor(mine, dtype=torch.float32, device=device)
+    number = torch.tensor(value, dtype=torch.float32, device=device)
     distributed.all_reduce(number)
     return float(number)
 
 
-def together(task: Callable[[], T]) -> T:
-    """Do a task in every process; what one cannot do ends all.
+def in_all_processes(task: Callable[[], T]) -> T:
+    """Run a task in every process, and return its result; a UserError in one process is raised in all.
 
     Raises:
-        UserError: in any of them; of several the first one's.
+        UserError: the first one by rank.
     """
     if world_size() == 1:
         return task()
-    result, mistake = None, None
+    result, message = None, None
     try:
         result = task()
     except UserError as error:
-        mistake = str(error)
-    told = [words for words in all_gather(mistake) if words is not None]
-    if told:
-        raise Agreed(told[0])
+        message = str(error)
+    messages = [text for text in all_gather(message) if text is not None]
+    if messages:
+        raise AgreedError(messages[0])
     return result  # type: ignore[return-value]
 
 
 def from_main(task: Callable[[], T]) -> T:
-    """Do a task in the first process alone, and know in all what it returned.
+    """Run a task in the first process only, and return its result in all.
 
     Raises:
-        UserError: as `together`.
+        UserError: as in `in_all_processes`.
     """
     if world_size() == 1:
         return task()
-    result = together(lambda: task() if is_main() else None)
+    result = in_all_processes(lambda: task() if is_main() else None)
     return all_gather(result)[0]  # type: ignore[return-value]
 
 
 def refuse_several(what: str, remedy: str) -> None:
-    """End what several processes would all do, each by itself.
+    """Refuse a command that must run in a single process.
 
     Raises:
-        UserError: there are several.
+        UserError: there are several processes.
     """
     if world_size() > 1:
-        raise Agreed(f"{what} is for one process, and there are {world_size()}: {remedy}")
+        raise AgreedError(f"{what} runs in a single process, but {world_size()} were started: {remedy}")
 
 
 def shares(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Rows for each of `world` processes: every row once, and about as many tokens for each."""
+    """Divide rows among `world` processes: every row once, and about as many tokens for each process."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     return [order[one::world] for one in range(world)]
 
 
-def has_lost_another(error: BaseException) -> bool:
-    """Whether an error says that another process of this run is gone."""
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an error means that another process of this run is gone."""
     return (
         world_size() > 1
         and isinstance(error, RuntimeError)
@@ -161,18 +161,18 @@ def has_lost_another(error: BaseException) -> bool:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether this process holds a part of the weights only: FSDP2's DTensors, or ZeRO-3's."""
+    """Return whether this process holds only a part of the weights: FSDP2's DTensors, or ZeRO-3's."""
     return any(_is_dtensor(p) or hasattr(p, "ds_id") for p in model.parameters())
 
 
 @contextmanager
 def full_weights(model: Any, only_trained: bool = True, changed: bool = False) -> Iterator[None]:
-    """Inside the block a sharded model's weights are whole, in every process; all must enter it.
+    """Inside the block, every process holds a sharded model's full weights; all processes must enter it.
 
     Args:
-        model: any; one that is not sharded is left alone.
-        only_trained: those that train, which is what an adapter is; or all, which must fit.
-        changed: write back what the block changes, equally in every process.
+        model: any model; one that is not sharded does not change.
+        only_trained: gather the trainable weights, such as an adapter's; otherwise all, which must fit.
+        changed: keep the changes made in the block, which must be the same in every process.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad or not only_trained]
     if any(hasattr(p, "ds_id") for _, p in named):
@@ -182,7 +182,10 @@ def full_weights(model: Any, only_trained: bool = True, changed: bool = False) -
             yield
         return
     sharded = [(name, p) for name, p in named if _is_dtensor(p)]
-    places = [(*_place(model, name), p, p.full_tensor().detach()) for name, p in sharded]
+    places = []
+    for name, p in sharded:
+        path, _, key = name.rpartition(".")
+        places.append((model.get_submodule(path)._parameters, key, p, p.full_tensor().detach()))
     for parameters, key, p, full in places:
         parameters[key] = _parameter(full, p.requires_grad)
     try:
@@ -196,11 +199,6 @@ def full_weights(model: Any, only_trained: bool = True, changed: bool = False) -
 
 def _is_dtensor(p: Any) -> bool:
     return hasattr(p, "full_tensor")
-
-
-def _place(model: Any, name: str) -> tuple[dict[str, Any], str]:
-    path, _, key = name.rpartition(".")
-    return model.get_submodule(path)._parameters, key
 
 
 def _parameter(tensor: Any, requires_grad: bool) -> Any:

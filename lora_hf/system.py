@@ -1,4 +1,4 @@
-"""The device, its memory, and the versions of what runs on it."""
+"""The device, its memory, and the versions of the software on it."""
 
 import importlib.metadata
 import platform
@@ -12,14 +12,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    """Return CUDA if available, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA 8.0 and later and float32 elsewhere; never float16 unasked."""
+    """Return the dtype of a name; `auto` is bfloat16 on CUDA 8.0 and later, and float32 elsewhere."""
     if name != "auto":
         return DTYPES[name]
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -30,22 +30,22 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of Python and of every package that a score can depend on."""
+    """Return the versions of this package, of Python and of every package that can affect a score."""
     installed = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"lora_hf": __version__, "python": platform.python_version()} | installed
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's architecture and number of threads."""
+    """Return the GPU's name, or the processor's architecture and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held: the CUDA allocator's on a GPU, else resident memory, in MiB.
+    """Return the peak memory of this process in MiB: the CUDA allocator's on a GPU, else resident memory.
 
-    On Linux not by `getrusage`, whose figure begins at that of the process that started this one.
+    On Linux `getrusage` cannot be used: its figure starts at that of the parent process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

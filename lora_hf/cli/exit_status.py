@@ -50,14 +50,14 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         print(f"error: {_not_written(error)}", file=sys.stderr)
         return 1
     except Exception as error:
-        if processes.has_lost_another(error) and not debug:
+        if processes.is_lost_peer(error) and not debug:
             print(LOST_PROCESS, file=sys.stderr)
             return 1
         if not _is_the_users(error):
             raise
         if debug:
             traceback.print_exception(error)
-        is_agreed = isinstance(error, processes.Agreed)
+        is_agreed = isinstance(error, processes.AgreedError)
         if processes.is_main() or not is_agreed:
             print(f"error: {_message(error)}", file=sys.stderr)
         if is_agreed:

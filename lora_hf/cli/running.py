@@ -30,7 +30,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     def is_done(run: "RunConfig") -> bool:
         return finished_result(_one(run)) is not None
 
-    run = processes.together(lambda: load_config(config, overrides or [], is_done=is_done))
+    run = processes.in_all_processes(lambda: load_config(config, overrides or [], is_done=is_done))
     record = processes.from_main(lambda: finished_result(_one(run)))  # all must take the same way
     if record is not None:
         logger.info(UNCHANGED, run.output_dir)

@@ -75,7 +75,7 @@ def outline(
         if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         if config.method in ADDED_WEIGHTS:
-            ADDED_WEIGHTS[config.method].put_in(with_plain_start(config, **(FEWER if layers else {})), model)
+            ADDED_WEIGHTS[config.method].add(with_plain_start(config, **(FEWER if layers else {})), model)
         if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         yield model.train().requires_grad_(True) if config.method == "full" else model.train()

@@ -49,7 +49,7 @@ def step_seconds(config: RunConfig, record: Plan) -> float:
     dtype = trained_dtype(config, device)
     model = _random(config, dtype, device)
     if config.method in ADDED_WEIGHTS:
-        ADDED_WEIGHTS[config.method].put_in(with_plain_start(config), model)
+        ADDED_WEIGHTS[config.method].add(with_plain_start(config), model)
     clock, rows = Clock(), rows_at_hand(config)
     collator = DataCollatorForSeq2Seq(load_tokenizer(config.model)) if rows else default_data_collator
     with TemporaryDirectory() as folder:

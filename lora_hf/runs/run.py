@@ -16,7 +16,7 @@ from lora_hf.adapters import count_parameters
 from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
-from lora_hf.distributed import all_gather, from_main, is_sharded, together, world_size
+from lora_hf.distributed import all_gather, from_main, in_all_processes, is_sharded, world_size
 from lora_hf.evaluation.evaluate import score_model, write_predictions
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.load import load_model, load_tokenizer
@@ -28,7 +28,7 @@ from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_trackers
 from lora_hf.training.registry import ADDED_WEIGHTS
-from lora_hf.training.train import Run, adapt, fit, load_trained
+from lora_hf.training.train import Run, adapt, load_trained, train
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def execute(config: RunConfig) -> RunResult:
     """
     directory, sources = RunDirectory(config), sources_of(config)
     device = pick_device()
-    this = together(lambda: _load(config, directory, device))
+    this = in_all_processes(lambda: _load(config, directory, device))
     with run_lock(directory.path):
         fingerprints = {"data": this.data.fingerprint, "model": model_state(this.model).base_fingerprint}
         from_main(lambda: directory.prepare(fingerprints, sources))
@@ -89,10 +89,10 @@ def _train(run: Run) -> TrainingRecord:
     """Leave the trained model in the run, trained here or before, and complete in every process."""
     file = run.directory / TRAINED
     if (known := from_main(lambda: read_record(file))) is not None:
-        run.model = together(lambda: load_trained(run.config, run.directory, run.model))
+        run.model = in_all_processes(lambda: load_trained(run.config, run.directory, run.model))
         return cast(TrainingRecord, known)
-    together(lambda: adapt(run))
-    trained = fit(run)
+    in_all_processes(lambda: adapt(run))
+    trained = train(run)
     from_main(lambda: write_json(file, trained))
     if is_sharded(run.model):
         unset_hf_deepspeed_config()  # or the next model would be loaded in parts too

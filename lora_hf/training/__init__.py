@@ -1,4 +1,4 @@
-"""Training: the Trainer's subclass, its arguments, its orderly stop, and the stage that uses them."""
+"""Training: the Trainer's subclass, its arguments, resuming, and the training stage of a run."""
 
 from lora_hf.training.trainer import LoraTrainer
 

@@ -1,4 +1,4 @@
-"""`training:` of the YAML as `Seq2SeqTrainingArguments`, with the defaults this task needs."""
+"""The `training:` section as `Seq2SeqTrainingArguments`, with the defaults that this task needs."""
 
 from dataclasses import fields
 from typing import Any
@@ -14,39 +14,40 @@ from lora_hf.system import pick_device
 FIELDS = {field.name for field in fields(Seq2SeqTrainingArguments)}
 CHECKPOINTING = next(
     name for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs") if name in FIELDS
-)  # renamed in transformers 5.23, where the old name warns
+)  # renamed in Transformers 5.23, which warns of the old name
 
 
 def training_arguments(
     config: RunConfig, checkpoints: str, max_new_tokens: int, compute_dtype: torch.dtype
 ) -> Seq2SeqTrainingArguments:
-    """The YAML's fields over these defaults: generation while evaluating, batches of like length.
+    """Return the YAML's fields over defaults: generation in evaluations, batches of similar length, and so
+    on.
 
     Args:
-        config: one arm's config.
+        config: the run's config.
         checkpoints: folder of the Trainer's checkpoints.
-        max_new_tokens: length of the summaries written at each evaluation.
-        compute_dtype: of the base model; bfloat16 turns on autocast, so that the loss is still float32.
+        max_new_tokens: maximum length of summaries in evaluations.
+        compute_dtype: dtype of the base model; bfloat16 turns on autocast, with the loss in float32.
 
     Raises:
-        UserError: float16, in which T5 overflows, or a setting this machine does not support.
+        UserError: float16, in which T5 overflows, or a setting that this machine does not support.
     """
     check_dtype(compute_dtype)
     defaults: dict[str, Any] = {
         "predict_with_generate": True,
         "train_sampling_strategy": "group_by_length",
         "per_device_eval_batch_size": config.generation.batch_size,
-        CHECKPOINTING: {"use_reentrant": False},  # a frozen base's input has no gradient
+        CHECKPOINTING: {"use_reentrant": False},  # the input of a frozen base has no gradient
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": pick_device().type == "cpu",  # bfloat16 on a CPU is refused unless this is said
+        "use_cpu": pick_device().type == "cpu",  # otherwise bfloat16 is refused on a CPU
         "bf16": compute_dtype == torch.bfloat16,
         "save_strategy": "epoch",
-        "logging_nan_inf_filter": False,  # `numbers` looks once a step; this looks at each batch, and hides
+        "logging_nan_inf_filter": False,  # the NaN guard checks each step; this filter hides NaN
         "logging_steps": 50,
-        "restore_callback_states_from_checkpoint": True,  # how long early stopping has been patient
+        "restore_callback_states_from_checkpoint": True,  # the counter of early stopping
     }
     decided = {
-        "push_to_hub": False,  # `runs.push` does it, of the whole run
+        "push_to_hub": False,  # a run is pushed whole, at its end (`saved.push`)
         "report_to": config.training.get("report_to") or "none",  # Transformers takes null for a name
     }
     try:
@@ -57,7 +58,7 @@ def training_arguments(
             generation_num_beams=1,
             **(defaults | config.training | decided),
         )
-    except ValueError as error:  # what this machine cannot do, such as bf16 without a device that has it
+    except ValueError as error:  # not supported by this machine, such as bf16 without a device for it
         raise UserError(f"training: {error}") from error
 
 
@@ -65,7 +66,7 @@ def check_dtype(dtype: torch.dtype) -> None:
     """Refuse to train in float16.
 
     Raises:
-        UserError: it is that.
+        UserError: dtype is float16.
     """
     if dtype == torch.float16:
         raise UserError(
@@ -74,22 +75,22 @@ def check_dtype(dtype: torch.dtype) -> None:
         )
 
 
-EXTRA = ("tensorboard", "wandb", "mlflow")
-"""Those that come with `lora_hf[trackers]`."""
+PACKAGED_TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Trackers that `lora_hf[trackers]` installs."""
 
 
 def check_trackers(names: str | list[str] | None) -> None:
-    """Make each tracker once, as the Trainer will: a missing package is told before anything is loaded.
+    """Create each tracker once, as the Trainer will, to report a missing package before anything is loaded.
 
     Raises:
-        UserError: a name that is none, or a tracker that cannot be made here.
+        UserError: an unknown name, or a tracker that cannot be created here.
     """
-    if names == "all":  # that are installed
+    if names == "all":  # all that are installed
         return
     for name in [names] if isinstance(names, str) else names or []:
         try:
             for tracker in get_reporting_integration_callbacks(name):
                 tracker()
         except (RuntimeError, ImportError, ValueError) as error:
-            remedy = " (pip install 'lora_hf[trackers]')" if name in EXTRA else ""
+            remedy = " (pip install 'lora_hf[trackers]')" if name in PACKAGED_TRACKERS else ""
             raise UserError(f"training.report_to={name!r}: {first_line(error)}{remedy}") from error

@@ -1,4 +1,4 @@
-"""Batches that depend on the data, the seed and the epoch alone, in any number of processes."""
+"""Batches that depend only on data, seed and epoch, with any number of processes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from lora_hf.errors import UserError
 
 
 class OrderedTrainer(Seq2SeqTrainer):
-    """Several processes share the batches that one would have; an evaluation counts each row once."""
+    """Seq2SeqTrainer whose processes share the batches of a single one; evaluations count each row once."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -28,7 +28,7 @@ class OrderedTrainer(Seq2SeqTrainer):
         return EpochSampler(n, seed, self.args.train_batch_size * world, lengths, rank, world)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The Trainer's own, but that nothing is left to share where the sampler has shared already."""
+        """Return the Trainer's own, except that accelerate must not divide again what the sampler divides."""
         if isinstance(self.train_dataset, StreamedDialogues):
             return self._streaming_loader(self.train_dataset)
         loader = super().get_train_dataloader()
@@ -39,11 +39,11 @@ class OrderedTrainer(Seq2SeqTrainer):
         return loader
 
     def _streaming_loader(self, stream: StreamedDialogues) -> DataLoader[Any]:
-        """Of rows that come one by one, already shared: what accelerate would share again, or fill up."""
+        """Return a loader of streamed rows, which accelerate must neither divide again nor fill up."""
         strategy = str(self.args.train_sampling_strategy)
         if strategy not in ("random", "group_by_length") or self.args.dataloader_num_workers:
             raise UserError(
-                "data.streaming=true goes with training.train_sampling_strategy: random or group_by_length "
+                "data.streaming=true needs training.train_sampling_strategy: random or group_by_length "
                 f"(it is {strategy!r}) and training.dataloader_num_workers: 0 "
                 f"(it is {self.args.dataloader_num_workers})"
             )
@@ -61,7 +61,7 @@ class OrderedTrainer(Seq2SeqTrainer):
         )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's own, without the rows that fill up the last batch of several processes."""
+        """Run the Trainer's own loop without the rows that fill up the last batch of several processes."""
         if (getattr(self, "_gen_kwargs", {}).get("num_return_sequences") or 1) == 1:
-            self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps them
+            self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps those rows
         return super().evaluation_loop(*args, **kwargs)

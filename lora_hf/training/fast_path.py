@@ -1,4 +1,4 @@
-"""Which faster ways a training takes, for as long as it lasts, and why not the others."""
+"""The fast path during training: which parts of it apply, and why the others do not."""
 
 import logging
 from collections.abc import Iterator
@@ -17,79 +17,89 @@ from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not
 logger = logging.getLogger(__name__)
 
 
-def is_sharded(trainer: Any) -> bool:
-    """Whether no process holds the weights whole."""
+def shards_weights(trainer: Any) -> bool:
+    """Return whether no process holds the weights whole."""
     return bool(is_deepspeed_zero3_enabled() or trainer.is_fsdp_enabled)
 
 
 @contextmanager
-def fastest(trainer: Any) -> Iterator[bool]:
-    """Inside the block the trainer's model goes the faster ways; yields whether the loss needs no logits."""
+def fast_training(trainer: Any) -> Iterator[bool]:
+    """Inside the block, the trainer's model uses its fast path.
+
+    Yields:
+        Whether the loss can be computed without holding the logits.
+    """
     args = trainer.args
     compiles = asks_to_compile(vars(args))
-    whole = _why_whole(trainer) if compiles else None
-    plain = f"torch_compile takes the model whole: {whole}" if whole else _why_plain(trainer)
-    logits = _why_logits(trainer) if plain is None else plain
-    if plain and trainer.fast_paths:
-        logger.info("no fast paths: %s", plain)
-    elif logits and trainer.fast_paths:
-        logger.info("the loss is had from all logits: %s", logits)
+    compiled_whole = _why_compiled_whole(trainer) if compiles else None
+    if compiled_whole:
+        reference: str | None = f"torch_compile compiles the model as a whole: {compiled_whole}"
+    else:
+        reference = _why_reference_path(trainer)
+    all_logits = reference or _why_all_logits(trainer)
+    if reference and trainer.fast_paths:
+        logger.info("fast path is off: %s", reference)
+    elif all_logits and trainer.fast_paths:
+        logger.info("memory-saving loss is off: %s", all_logits)
     with ExitStack() as stack:
-        # whose functions the compiler cannot trace
-        stack.enter_context(cheap_masks(trainer.fast_paths and not compiles))
-        if compiles and whole is None:
-            stack.enter_context(_left_whole(trainer))
+        stack.enter_context(
+            cheap_masks(trainer.fast_paths and not compiles)
+        )  # the compiler cannot trace them
+        if compiles and compiled_whole is None:
+            stack.enter_context(_accelerate_compiles_nothing(trainer))
             stack.enter_context(compiled(trainer.model, args.torch_compile_backend, args.torch_compile_mode))
-        elif plain is None:
+        elif reference is None:
             stack.enter_context(faster(trainer.model))
-        yield logits is None
+        yield all_logits is None
 
 
 @contextmanager
 def uncompiled(trainer: Any) -> Iterator[None]:
-    """Inside the block an evaluation runs as the model is written, where its blocks are what is compiled."""
-    if not asks_to_compile(vars(trainer.args)) or _why_whole(trainer):
+    """Inside the block, blocks that training compiles run uncompiled, as an evaluation needs them."""
+    if not asks_to_compile(vars(trainer.args)) or _why_compiled_whole(trainer):
         yield
         return
-    with _left_whole(trainer), as_written():
+    with _accelerate_compiles_nothing(trainer), as_written():
         yield
 
 
 @contextmanager
-def _left_whole(trainer: Any) -> Iterator[None]:
-    """Accelerate compiles nothing that it prepares; what it was told is every trainer's of this process."""
+def _accelerate_compiles_nothing(trainer: Any) -> Iterator[None]:
+    """Inside the block, accelerate compiles nothing that it prepares; its state is shared by all trainers."""
     state = trainer.accelerator.state
-    told, state.dynamo_plugin = state.dynamo_plugin, TorchDynamoPlugin(backend="no")
+    before, state.dynamo_plugin = state.dynamo_plugin, TorchDynamoPlugin(backend="no")
     try:
         yield
     finally:
-        state.dynamo_plugin = told
+        state.dynamo_plugin = before
 
 
 def without_cache(model: Any) -> dict[str, bool]:
-    """What tells a model to keep no keys and values for a next token, which no training step asks for."""
+    """Return the keyword that makes a model keep no keys and values, which no training step reads."""
     return {"use_cache": False} if "use_cache" in signature(type(model).forward).parameters else {}
 
 
-def _why_whole(trainer: Any) -> str | None:
-    """Why `torch_compile` is left to accelerate, or None where the blocks are compiled."""
+def _why_compiled_whole(trainer: Any) -> str | None:
+    """Return why accelerate compiles the whole model, or None if its blocks are compiled one by one."""
     args = trainer.args
     if not trainer.fast_paths:
         return "fast_paths is false"
-    if is_sharded(trainer):
-        return "weights are sharded"
+    if shards_weights(trainer):
+        return "the weights are sharded"
     if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
-        return "what is computed again leaves no graph of a block"
+        return "recomputed activations break the graph of a block"
     return "DataParallel copies it" if args.n_gpu > 1 else None
 
 
-def _why_plain(trainer: Any) -> str | None:
+def _why_reference_path(trainer: Any) -> str | None:
     if not trainer.fast_paths:
-        return "not asked for"
-    return "weights are sharded" if is_sharded(trainer) else why_not(trainer.model)
+        return "fast_paths is false"
+    return "the weights are sharded" if shards_weights(trainer) else why_not(trainer.model)
 
 
-def _why_logits(trainer: Any) -> str | None:
+def _why_all_logits(trainer: Any) -> str | None:
     if trainer.label_smoother is not None:
-        return "label smoothing needs them"
-    return None if has_plain_frozen_head(trainer.model) else "the head trains, or is no plain linear layer"
+        return "label smoothing needs all logits"
+    if has_plain_frozen_head(trainer.model):
+        return None
+    return "the output head is trainable, or not a linear layer"

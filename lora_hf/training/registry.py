@@ -1,6 +1,6 @@
-"""The methods that add weights to a frozen base: how each is put in, saved and loaded, one line a method.
+"""Registry of the methods that add weights to a frozen base: how to add, save and load them.
 
-The other two need no line: `base` trains nothing, and `full` has no weights beside the model's own.
+Two methods have no entry: `base` trains nothing, and `full` trains the model's own weights.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,18 @@ from lora_hf.errors import UserError
 
 @dataclass(frozen=True)
 class AddedWeights:
-    """What can be done with one method's weights."""
+    """Operations on the weights that one method adds."""
 
     check: Callable[[RunConfig, Any], Any]
     """Refuse a config that does not fit the model, before anything on disk is cleared."""
-    put_in: Callable[[RunConfig, Any], Any]
-    """Make them, at their start, in a model whose base they freeze."""
+    add: Callable[[RunConfig, Any], Any]
+    """Add the weights to a model, initialized, and freeze its base."""
     save: Callable[[Any, Path, dict[str, Any]], Any]
-    """Write them, with what else their users need."""
+    """Write the weights and, beside them, the values that `predict` needs."""
     restore: Callable[[Any, Path], None]
-    """Read them back into a model that has them: a checkpoint's."""
+    """Load a checkpoint's weights into a model that already has them."""
     load: Callable[[Any, Path | SavedAdapter], Any]
-    """Put them into a base as they were saved, frozen."""
+    """Add saved weights to a base model, frozen."""
 
 
 def _check_adapters(config: RunConfig, model: Any) -> None:
@@ -68,21 +68,21 @@ def _restore_extras(model: Any, folder: Path) -> None:
 ADDED_WEIGHTS: dict[str, AddedWeights] = {
     "lora": AddedWeights(
         check=_check_adapters,
-        put_in=_add_adapters,
+        add=_add_adapters,
         save=_save_adapters,
         restore=_restore_adapters,
         load=load_adapter,
     ),
     "bottleneck": AddedWeights(
         check=lambda config, model: find_sublayers(model),
-        put_in=lambda config, model: add_bottlenecks(model, **config.bottleneck.model_dump()),
+        add=lambda config, model: add_bottlenecks(model, **config.bottleneck.model_dump()),
         save=save_extras,
         restore=_restore_extras,
         load=partial(load_extras, put_in=add_bottlenecks),
     ),
     "prompt_tuning": AddedWeights(
         check=lambda config, model: stacks_of(model),
-        put_in=lambda config, model: add_prompt(model, **config.prompt_tuning.model_dump()),
+        add=lambda config, model: add_prompt(model, **config.prompt_tuning.model_dump()),
         save=save_extras,
         restore=_restore_extras,
         load=partial(load_extras, put_in=add_prompt),
@@ -91,7 +91,7 @@ ADDED_WEIGHTS: dict[str, AddedWeights] = {
 
 
 def added_weights(model: nn.Module) -> AddedWeights | None:
-    """What can be done with the weights a model carries beside its base; None where it carries none."""
+    """Return the operations on the weights that were added to a model; None if there are none."""
     method = "lora" if adapter_configs(model) else extras_method(model)
     return ADDED_WEIGHTS[method] if method else None
 

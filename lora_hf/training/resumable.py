@@ -1,4 +1,4 @@
-"""A trainer that a kill costs nothing but the steps since its last checkpoint."""
+"""The Trainer with checkpoints that a kill cannot damage, and from which a run resumes bit for bit."""
 
 import time
 from collections.abc import Iterator
@@ -8,42 +8,49 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints
 
-from lora_hf.training.checkpoints import STATE, checkpoint_in, is_over, seal, was_cut_short, whole_checkpoint
+from lora_hf.training.checkpoints import (
+    STATE,
+    checkpoint_in,
+    is_over,
+    seal,
+    was_interrupted,
+    whole_checkpoint,
+)
 from lora_hf.training.dataloading import OrderedTrainer
 
 
 class ResumableTrainer(OrderedTrainer):
-    """Going on from any checkpoint ends with the bits of a run that nothing interrupted.
+    """Seq2SeqTrainer whose resumed runs end with the same bits as uninterrupted ones.
 
-    - A checkpoint is written beside its place and renamed; then the oldest go, where there is a limit.
-    - After the last one no step is taken, where the Trainer's own takes one more in the middle of an epoch.
-    - An evaluation that was cut short is made before the next step.
+    - A checkpoint is written beside its place and renamed; then the oldest are removed, if there is a limit.
+    - Resuming after the last step takes no further step. (In the middle of an epoch, the Trainer takes one.)
+    - An interrupted evaluation is repeated before the next step.
     """
 
     model: Any
     _writing_in: Path | None = None
-    _gone_on_from: str | None = None
+    _resumed_from: str | None = None
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._gone_on_from = kwargs.get("resume_from_checkpoint")
+        self._resumed_from = kwargs.get("resume_from_checkpoint")
         return super()._inner_training_loop(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's own, unless the run that is gone on with had ended, or ends by what it catches up."""
-        self._catch_up(kwargs.get("trial"), kwargs.get("ignore_keys_for_eval"))
+        """Run an epoch, unless the resumed run had ended, or ends by the evaluation that is repeated."""
+        self._repeat_evaluation(kwargs.get("trial"), kwargs.get("ignore_keys_for_eval"))
         if is_over(self.state):
             self.control.should_training_stop = True
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
-        self._catch_up(trial, None)
+        self._repeat_evaluation(trial, None)
         return super()._finalize_training(trial, *args, **kwargs)
 
-    def _catch_up(self, trial: Any, ignore_keys: Any) -> None:
-        """The evaluation during which a run was told to stop, and the checkpoint that knows its outcome."""
-        checkpoint, self._gone_on_from = self._gone_on_from, None
-        if checkpoint and was_cut_short(self.state):
+    def _repeat_evaluation(self, trial: Any, ignore_keys: Any) -> None:
+        """Repeat the evaluation that a signal interrupted, and save a checkpoint with its result."""
+        checkpoint, self._resumed_from = self._resumed_from, None
+        if checkpoint and was_interrupted(self.state):
             self._load_rng_state(checkpoint)
             self.control.should_evaluate, self.control.should_save = True, True
             self._maybe_log_save_evaluate(
@@ -51,18 +58,18 @@ class ResumableTrainer(OrderedTrainer):
             )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's own, beside its place and then renamed, and only then the oldest ones removed."""
+        """Write the checkpoint beside its place, seal and rename it, and only then remove the oldest ones."""
         folder = Path(self._get_output_dir(trial))
         place = checkpoint_in(folder, self.state.global_step)
         wait = self.accelerator.wait_for_everyone
         with whole_checkpoint(place, self.args.should_save) as beside:
-            wait()  # what a kill has left there is removed
+            wait()  # until leftovers of a kill are removed
             with self._writing(beside.parent):
                 super()._save_checkpoint(model, trial)
             best = checkpoint_in(folder, self.state.best_global_step or 0)
             if best == place or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
-            wait()  # each process has written its own
+            wait()  # until each process has written its part
             if self.args.should_save:
                 self.state.save_to_json(str(beside / STATE))
                 seal(beside)
@@ -85,5 +92,5 @@ class ResumableTrainer(OrderedTrainer):
         return str(self._writing_in) if self._writing_in else super()._get_output_dir(trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._writing_in is None:  # it goes on beside the training, and reads the folder where it stays
+        if self._writing_in is None:  # the upload runs in the background, and needs the folder's final place
             super()._push_from_checkpoint(checkpoint_folder)

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM (which Slurm sends before the end): save a checkpoint, then stop.
+"""Ctrl-C and SIGTERM (which Slurm sends before the time limit): save a checkpoint, then stop.
 
-A signal while training is remembered until the step ends, for a checkpoint in the middle of a step would not
-be one. A second one stops at once, unless it is the first one's echo: Linux tells a process of its parent's
-end once for each of the parent's threads.
+A signal during a step takes effect after it, because the state in the middle of a step cannot be resumed. A
+second signal stops at once, unless it follows within half a second: when a parent process ends, Linux sends
+its signal once for each of the parent's threads.
 """
 
 import logging
@@ -13,20 +13,20 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lora_hf.distributed import is_anywhere
+from lora_hf.distributed import any_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO = 0.5
-"""Seconds within which a second signal is the first one again."""
+REPEATED = 0.5
+"""Seconds within which a second signal counts as a repetition of the first."""
 logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop; the message says what was saved."""
+    """A signal stopped the run; the message says what was saved."""
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns a signal into a checkpoint and an orderly stop; `received` tells whether one came."""
+    """Turn a signal into a checkpoint and an orderly stop; `received` is the signal's number, or None."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -34,34 +34,34 @@ class StopOnSignal(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.restore()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._is_told():
+        if self._should_stop():
             control.should_save = control.should_training_stop = True
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An evaluation can take minutes: leave it; whoever catches this saves the checkpoint."""
-        if self._is_told():
+        """Leave an evaluation, which can take minutes; the caller saves the checkpoint."""
+        if self._should_stop():
             raise Interrupted
 
-    def _is_told(self) -> bool:
-        """Whether a signal came to any process of the run: all stop after the same step."""
-        if is_anywhere(self.received is not None) and self.received is None:
+    def _should_stop(self) -> bool:
+        """Return whether any process of the run received a signal: all stop after the same step."""
+        if any_process(self.received is not None) and self.received is None:
             self.received = signal.SIGTERM
         return self.received is not None
 
     def restore(self) -> None:
-        """Put the former handlers back."""
+        """Restore the signal handlers that were installed before training."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and time.monotonic() - self._when < ECHO:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and time.monotonic() - self._when < REPEATED:
             return
         if self.received is not None:
             raise Interrupted("stopped at the second signal, without a checkpoint of this step")

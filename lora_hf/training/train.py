@@ -1,4 +1,4 @@
-"""The training stage of a run: add weights, train them with the Trainer, save them."""
+"""The training stage of a run: add weights, run the Trainer, save the result."""
 
 import logging
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from lora_hf.adapters import count_parameters
 from lora_hf.adapters.model_state import model_state, update_state
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import ArmData
-from lora_hf.distributed import from_main, full_weights, is_main, together
+from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.evaluate import ValidationRouge
 from lora_hf.files import whole
@@ -48,25 +48,25 @@ class Run:
 def adapt(run: Run) -> None:
     """Add the weights that the method trains; for full fine-tuning the model stays as loaded."""
     if run.has_added_weights:
-        ADDED_WEIGHTS[run.config.method].put_in(run.config, run.model)
+        ADDED_WEIGHTS[run.config.method].add(run.config, run.model)
     trainable, total = count_parameters(run.model)
     logger.info(
         "%s of %s parameters are trainable (%.2f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total
     )
 
 
-def fit(run: Run) -> TrainingRecord:
-    """Train in place, from the last checkpoint if there is one, and save what was learned.
+def train(run: Run) -> TrainingRecord:
+    """Train the model in place, resuming from the last checkpoint if there is one, and save the result.
 
     Raises:
-        Interrupted: a signal asked to stop; a checkpoint is saved.
+        Interrupted: a signal stopped the training; a checkpoint is saved.
     """
     stop = StopOnSignal()
-    trainer = together(lambda: make_trainer(run, stop))
+    trainer = in_all_processes(lambda: make_trainer(run, stop))
     checkpoint = from_main(lambda: newest_checkpoint(run.directory / CHECKPOINTS))
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    output = _train(trainer, stop, str(checkpoint) if checkpoint else None)
+    output = _run_trainer(trainer, stop, str(checkpoint) if checkpoint else None)
     with full_weights(run.model, only_trained=run.has_added_weights):
         if is_main():
             save_trained(run)
@@ -85,12 +85,16 @@ def fit(run: Run) -> TrainingRecord:
 
 
 def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
-    """Return the trainer; full fine-tuning keeps its weights in float32 and computes as the others do."""
+    """Return the trainer of a run.
+
+    Raises:
+        UserError: a setting of `training:` needs a missing package, or is not supported by this machine.
+    """
     config, data = run.config, run.data
     dtype = resolve_dtype(config.model.dtype, run.model.device)
     try:
         args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
-    except ImportError as error:  # of a package that a setting needs, such as deepspeed
+    except ImportError as error:
         raise UserError(f"training: a setting needs a package: {first_line(error)}") from error
     callbacks: list[TrainerCallback] = [stop]
     if config.early_stopping_patience is not None:
@@ -109,11 +113,11 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
     )
 
 
-def _train(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> Any:
+def _run_trainer(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> Any:
     try:
         output = trainer.train(resume_from_checkpoint=checkpoint)
     except Interrupted as interrupted:
-        if not interrupted.args:  # raised in an evaluation, between two whole steps
+        if not interrupted.args:  # raised in an evaluation, so between two steps
             trainer._save_checkpoint(trainer.model, trial=None)
         raise Interrupted(interrupted.args[0] if interrupted.args else _saved(trainer)) from None
     finally:
@@ -124,21 +128,21 @@ def _train(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> 
 
 
 def _saved(trainer: LoraTrainer) -> str:
-    return f"stopped after step {trainer.state.global_step}, saved; rerun the command to resume"
+    return f"stopped after step {trainer.state.global_step}, checkpoint saved; rerun the command to resume"
 
 
 def save_trained(run: Run) -> None:
-    """Save the added weights with what `predict` needs to repeat the prompt; or model and tokenizer."""
+    """Save the added weights with the values that `predict` needs, or the whole model with its tokenizer."""
     config = run.config
     if run.has_added_weights:
-        use = {
+        for_prediction = {
             "prompt": config.data.prompt,
             "max_source_length": config.data.max_source_length,
             "max_new_tokens": run.data.max_new_tokens,
             "base_store": config.model.how_stored(),
         }
         with whole(run.directory / ADAPTER) as folder:
-            ADDED_WEIGHTS[config.method].save(run.model, folder, use)
+            ADDED_WEIGHTS[config.method].save(run.model, folder, for_prediction)
         return
     with whole(run.directory / MODEL) as folder:
         save_model(run.model, run.tokenizer, folder)

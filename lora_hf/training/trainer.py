@@ -1,7 +1,7 @@
-"""`LoraTrainer`: a Seq2SeqTrainer that knows adapters, counts tokens right and resumes exactly.
+"""`LoraTrainer`: a Seq2SeqTrainer that supports adapters, weights the loss by tokens and resumes exactly.
 
-Somebody with a Seq2SeqTrainer script changes two lines: `inject_adapters(model, LoraConfig(...))`, and the
-class's name. A model without adapters is trained whole, by the same code.
+A script with a Seq2SeqTrainer changes two lines: `inject_adapters(model, LoraConfig(...))`, and the name of
+the class. A model without adapters is trained whole by the same code.
 """
 
 import logging
@@ -20,10 +20,15 @@ from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
 from lora_hf.training.checkpoints import last_checkpoint
-from lora_hf.training.fast_path import fastest, is_sharded, uncompiled, without_cache
+from lora_hf.training.fast_path import fast_training, shards_weights, uncompiled, without_cache
 from lora_hf.training.loraplus import split_groups
-from lora_hf.training.micro_batch import EVALUATE, HALVE, Halving, memory_told
-from lora_hf.training.nan_guard import NumberWatch, check_base_dtype, check_steps, check_weights
+from lora_hf.training.micro_batch import (
+    MICRO_BATCH,
+    SMALLER_EVALUATION,
+    MicroBatching,
+    out_of_memory_reported,
+)
+from lora_hf.training.nan_guard import NanGuard, check_base_dtype, check_steps, check_weights
 from lora_hf.training.registry import added_weights
 from lora_hf.training.resumable import ResumableTrainer
 
@@ -31,31 +36,32 @@ logger = logging.getLogger(__name__)
 
 
 class LoraTrainer(ResumableTrainer):
-    """Seq2SeqTrainer for a model with adapters, or with a baseline's weights.
+    """Seq2SeqTrainer for a model with adapters or with the weights of a baseline.
 
-    - Checkpoints hold these only, adapters in PEFT's format; resuming and loading the best model read them.
-    - The loss is the mean over the label tokens of the whole step: of all accumulated batches and all
-      processes. The Trainer's own multiplies T5's by their number, because T5 takes `num_items_in_batch`
-      and does not use it (10.14 became 20.04 at an accumulation of 2).
-    - The batch order is a pure function of (data, seed, epoch), length grouping included.
-    - Checkpoints and going on from them: `ResumableTrainer`.
-    - An evaluation leaves the random states as they were, so that the training is the same without it.
-    - A loss that is not finite, gradients that are all zero or a learning rate stuck at 0 end the training
-      by a `UserError`, and weights that are not finite are never written.
-    - `auto_find_batch_size` halves a batch that does not fit and doubles the accumulation: the same sums.
+    - Checkpoints hold only these weights, adapters in PEFT's format; resuming and loading the best model read
+      them.
+    - The loss is the mean over the label tokens of the whole step, over all accumulated batches and all
+      processes. The Trainer multiplies T5's loss by their number, because T5 accepts `num_items_in_batch` and
+      does not use it (10.14 became 20.04 with 2 accumulated batches).
+    - The batch order is a pure function of data, seed and epoch, with length grouping too.
+    - Resuming is exact to the bit: `ResumableTrainer`.
+    - An evaluation leaves the random states unchanged, so that training takes the same steps without it.
+    - A loss that is not finite, gradients that are all zero, or a learning rate stuck at 0 end the training
+      with a `UserError`; weights that are not finite are never written (`nan_guard`).
+    - `auto_find_batch_size` splits batches that do not fit, at the same effective batch size (`micro_batch`).
 
     Args:
-        loraplus_lr_ratio: LoRA+ (arXiv:2402.12354): the learning rate of every B is this times the others',
-            throughout the schedule; at least 1.
-        fast_paths: a T5 trains by faster ways to the same sums (`lora_hf.fast`), in less memory;
-            another model draws its adapters' dropout faster, and the log says why not the rest. Summaries
-            for the validation are written as `generate_summaries` does it. `torch_compile` compiles the
-            model's blocks, and not the model.
+        loraplus_lr_ratio: LoRA+ (arXiv:2402.12354): ratio of every B's learning rate to that of the other
+            weights, throughout the schedule; at least 1.
+        fast_paths: use the fast path (`lora_hf.fast`): T5 computes the same values in less time and memory,
+            other models draw the adapters' dropout faster, and the log says why the rest is off. Summaries in
+            evaluations are generated as by `generate_summaries`. `torch_compile` compiles the model's blocks
+            one by one.
 
     The other arguments are those of `transformers.Seq2SeqTrainer`.
 
     Raises:
-        UserError: a ratio below 1, or for a model without lora_B.
+        UserError: the ratio is below 1, or the model has no lora_B.
     """
 
     loss_is_scaled_for_ga = True
@@ -69,9 +75,9 @@ class LoraTrainer(ResumableTrainer):
         fast_paths: bool = True,
         **kwargs: Any,
     ) -> None:
-        # The Trainer refuses a quantized model that does not say that it carries adapters. The flag also
-        # sends `save_pretrained` to PEFT, so it is up only while the Trainer looks.
-        is_quantized = getattr(model, "is_quantized", False)  # model is None where a model_init is given
+        # The Trainer refuses a quantized model without this flag. It also makes `save_pretrained` use PEFT,
+        # so it is set only during the check.
+        is_quantized = getattr(model, "is_quantized", False)  # model is None if a model_init is given
         has_flag = is_quantized and added_weights(model) is not None
         if has_flag:
             model._hf_peft_config_loaded = True
@@ -80,14 +86,14 @@ class LoraTrainer(ResumableTrainer):
         super().__init__(model, *args, **kwargs)
         if has_flag:
             model._hf_peft_config_loaded = False
-        self.model_accepts_loss_kwargs = True  # it is this class that takes num_items_in_batch
+        self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The Trainer's own, whichever was asked for; with LoRA+, every B in a group of its own rate."""
+        """Create the optimizer that `optim` names; with LoRA+, every B is in a group with a higher rate."""
         is_new = self.optimizer is None
         try:
             optimizer = super().create_optimizer(model)
-        except (ImportError, ValueError) as error:  # its package is not here, or the arguments are another's
+        except (ImportError, ValueError) as error:  # a missing package, or arguments of another optimizer
             name: Any = self.args.optim
             raise UserError(f"training.optim={name.value!r}: {first_line(error)}") from error
         if is_new and self.loraplus_lr_ratio is not None:
@@ -101,99 +107,96 @@ class LoraTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The batch's share of the mean loss over the `num_items_in_batch` label tokens of the whole step."""
+        """Return the batch's share of the mean loss over the step's `num_items_in_batch` label tokens."""
         if self.has_fast_loss and model.training and not return_outputs:
             outputs, loss = None, self._loss_without_logits(model, inputs)
         else:
-            kept = without_cache(self.model) if self.fast_paths and model.training else {}
-            outputs = model(**inputs, **kept)
+            no_cache = without_cache(self.model) if self.fast_paths and model.training else {}
+            outputs = model(**inputs, **no_cache)
             loss = self.label_smoother(outputs, inputs["labels"]) if self.label_smoother else outputs["loss"]
         if num_items_in_batch is not None:
             tokens = (inputs["labels"] != -100).sum()
-            share = tokens / num_items_in_batch * self.accelerator.num_processes  # DDP averages over them
+            share = (
+                tokens / num_items_in_batch * self.accelerator.num_processes
+            )  # DDP averages over processes
             loss = loss * share
         return (loss, outputs) if return_outputs else loss
 
     def _loss_without_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         labels = inputs["labels"]
-        given = {key: value for key, value in inputs.items() if key != "labels"}
-        if "decoder_input_ids" not in given:  # a collator that is given the model makes them
-            given["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels)
+        others = {key: value for key, value in inputs.items() if key != "labels"}
+        if "decoder_input_ids" not in others:  # present if the collator knows the model
+            others["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels)
         with without_head(self.model) as head:
-            hidden = model(**given, use_cache=False).logits
-        with self.accelerator.autocast():  # the model's own, which gives float32 back, ended with its forward
+            hidden = model(**others, use_cache=False).logits
+        with self.accelerator.autocast():  # the model's own autocast ended with its forward
             return chunked_cross_entropy(hidden, head, labels)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of one batch; in halves where it is asked for and memory runs out."""
-        run = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
-        shares = num_items_in_batch is not None  # a mean over rows has no halves that add up to it
-        loss = self.halving.take(run, inputs) if self.halving.is_asked and shares else run(inputs)
-        self.watch.losses.append(loss)
+        """Run forward and backward of one batch, in micro-batches if that is on and memory runs out."""
+        step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        adds_up = num_items_in_batch is not None  # means over the rows of micro-batches would not add up
+        loss = (
+            self.micro_batching.run(step, inputs) if self.micro_batching.is_on and adds_up else step(inputs)
+        )
+        self.nan_guard.losses.append(loss)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self.halving.end_step()
-        self.watch.check_step(norm)
+        self.micro_batching.end_step()
+        self.nan_guard.check_step(norm)
         return norm
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        with memory_told(lambda: f"evaluation after step {self.state.global_step}", EVALUATE):
+        when = f"evaluation after step {self.state.global_step}"
+        with out_of_memory_reported(lambda: when, SMALLER_EVALUATION):
             metrics = super()._evaluate(*args, **kwargs)
-        self.watch.check_evaluation(metrics)
+        self.nan_guard.check_evaluation(metrics)
         return metrics
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self.watch, self.halving = NumberWatch(self), Halving(self)
+        self.nan_guard, self.micro_batching = NanGuard(self), MicroBatching(self)
         check_base_dtype(self.model)
         try:
-            with memory_told(lambda: f"step {self.state.global_step + 1}", HALVE):
-                output = self._train_by_the_fastest(*args, **kwargs)
+            with (
+                out_of_memory_reported(lambda: f"step {self.state.global_step + 1}", MICRO_BATCH),
+                fast_training(self) as self.has_fast_loss,
+            ):
+                output = super()._inner_training_loop(*args, **kwargs)
             check_steps(self)
             check_weights(self)
         except UserError as error:
-            self._close_bars()
+            for callback in self.callback_handler.callbacks:
+                if bar := getattr(callback, "training_bar", None):
+                    bar.close()  # ends its line, so that the message starts a new one
             kept = last_checkpoint(Path(str(self.args.output_dir)))
-            held = f"the last good checkpoint stays: {kept}" if kept else "no checkpoint to go on from"
-            raise type(error)(f"{error}; {held}") from error
+            outcome = f"the last good checkpoint is kept: {kept}" if kept else "no checkpoint to resume from"
+            raise type(error)(f"{error}; {outcome}") from error
+        finally:
+            self.has_fast_loss = False
         return output
 
-    def _close_bars(self) -> None:
-        """End the line of the progress bar, which an error would go on in."""
-        for callback in self.callback_handler.callbacks:
-            if bar := getattr(callback, "training_bar", None):
-                bar.close()
-
-    def _train_by_the_fastest(self, *args: Any, **kwargs: Any) -> Any:
-        with fastest(self) as self.has_fast_loss:
-            try:
-                return super()._inner_training_loop(*args, **kwargs)
-            finally:
-                self.has_fast_loss = False
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Each row counted once, the summaries by the fast paths where these can be."""
-        cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=cuda), uncompiled(self):  # a data loader draws a seed
-            return self._evaluation_loop(*args, **kwargs)
-
-    def _evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, count each row once, leave the random states unchanged, and generate on the fast path."""
         is_encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        writes = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
-        if not (self.fast_paths and writes):
-            return super().evaluation_loop(*args, **kwargs)
-        asked = getattr(self, "_gen_kwargs", {})
-        sharded = is_sharded(self)  # then all processes go on together
-        if not sharded and decoding_for(self.model, asked) is greedy:
-            self._gen_kwargs = asked | {"custom_generate": greedy}
-        with nullcontext() if sharded else fast_generation(self.model):
+        generates = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
+        fast = self.fast_paths and generates and not shards_weights(self)  # shards: rows must end together
+        options = getattr(self, "_gen_kwargs", {})
+        if fast and decoding_for(self.model, options) is greedy:
+            self._gen_kwargs = options | {"custom_generate": greedy}
+        cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with (
+            torch.random.fork_rng(devices=cuda),  # a data loader draws a seed
+            uncompiled(self),
+            fast_generation(self.model) if fast else nullcontext(),
+        ):
             return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The added weights, whole, from one process; a model without them as the Trainer does it."""
+        """Save the added weights, gathered in one process; a model without them as the Trainer does."""
         if added_weights(self.model) is None:
             super().save_model(output_dir, _internal_call)
             return

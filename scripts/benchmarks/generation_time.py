@@ -87,7 +87,7 @@ def _with_weights(config: RunConfig) -> Any:
     if config.method not in ADDED_WEIGHTS:
         raise UserError(f"--variants: method {config.method!r} adds no weights; its time is the base's")
     model = load_model(config.model, pick_device())
-    ADDED_WEIGHTS[config.method].put_in(config, model)
+    ADDED_WEIGHTS[config.method].add(config, model)
     return model
 
 

@@ -109,7 +109,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, warm_
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert 1 <= step < 60
-    told = f"interrupted: stopped after step {step}, saved; rerun the command to resume"
+    told = f"interrupted: stopped after step {step}, checkpoint saved; rerun the command to resume"
     assert err.splitlines()[-1] == told and "Traceback" not in err
     assert not (run / "results.json").exists()
     monkeypatch.chdir(ROOT)

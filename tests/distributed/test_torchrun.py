@@ -61,4 +61,6 @@ def test_other_commands_say_that_they_are_for_one_process():
     known = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
     words = [sys.executable, "-m", "lora_hf", "compare", "--config", "configs/quickstart.yaml"]
     done = subprocess.run(words, cwd=ROOT, env=known, capture_output=True, text=True)
-    assert done.returncode == 2 and "lora-hf compare is for one process, and there are 2" in done.stderr
+    assert (
+        done.returncode == 2 and "lora-hf compare runs in a single process, but 2 were started" in done.stderr
+    )

@@ -45,7 +45,7 @@ def test_quantized_weights_that_were_cast(bits: str, tmp_path: Path) -> None:
     q.weight.data = q.weight.data.to(torch.bfloat16)
     trainer = make_trainer(inject_adapters(model, CONFIG), arguments(tmp_path / "out"))
     kept = "uint8" if bits == "load_in_4bit" else "int8"
-    said = f"SelfAttention.q.*: quantized weights are torch.{kept}, and were cast to torch.bfloat16; load"
+    said = f"SelfAttention.q.*: quantized weights of torch.{kept} were cast to torch.bfloat16; load"
     with pytest.raises(UserError, match=said):
         trainer.train()
 
@@ -54,7 +54,7 @@ def test_a_wo_in_packed_bytes(tmp_path: Path) -> None:
     with nothing_kept_dense(T5Config()):
         model = quantized(tmp_path, load_in_4bit=True)
     with pytest.raises(
-        UserError, match="wo: T5 rounds what enters it to its dtype, torch.uint8; keep it dense"
+        UserError, match="wo: T5 casts its input to the weight's dtype, torch.uint8; keep it dense"
     ):
         check_base_dtype(model)
     with nothing_kept_dense(T5Config()):

@@ -10,7 +10,7 @@ from support.tiny_trainer import Rows, StopAt, adapted, arguments, dropping, los
 
 from lora_hf import LoraTrainer
 from lora_hf.errors import UserError
-from lora_hf.training.micro_batch import KEY, is_out_of_memory
+from lora_hf.training.micro_batch import LOG_KEY, is_out_of_memory
 from lora_hf.training.trainer import last_checkpoint
 
 HALVES = {"auto_find_batch_size": True}
@@ -67,9 +67,7 @@ def test_halves_take_the_steps_of_a_run_that_began_with_them(
     torch.testing.assert_close(trained(begun), trained(halved), rtol=0, atol=1e-5)
     assert [n for _, n in halved.taken[:6]] == [16, 8, 4, 4, 4, 4]  # and never more again
     assert max(n for _, n in halved.taken[2:]) == 4 and halved.state.global_step == 4
-    said = (
-        "out of memory with 8 dialogues at a time; from here on 4, as training.per_device_train_batch_size=4"
-    )
+    said = "with 8 dialogues at a time; continuing with 4, as training.per_device_train_batch_size=4"
     assert said in caplog.text and f"gradient_accumulation_steps={4 * accumulation}:" in caplog.text
 
 
@@ -107,7 +105,7 @@ def test_a_run_that_was_halved_resumes_bit_for_bit(tmp_path: Path) -> None:
     resumed = trainer_of("broken", LoraTrainer)  # has room for all again, and stays with the halves
     resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "broken")))
     assert losses(resumed) == losses(whole) and torch.equal(trained(resumed), trained(whole))
-    assert [entry[KEY] for entry in resumed.state.log_history if KEY in entry] == [3]
+    assert [entry[LOG_KEY] for entry in resumed.state.log_history if LOG_KEY in entry] == [3]
 
 
 def test_not_asked_for_it_says_what_helps(tmp_path: Path) -> None:
@@ -162,7 +160,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     args = arguments(tmp_path, **HALVES)
     trainer = make_trainer(adapted(), args)
     monkeypatch.setattr(type(args), "world_size", 2)
-    with pytest.raises(UserError, match="auto_find_batch_size=true halves a batch in one process alone"):
+    with pytest.raises(UserError, match="auto_find_batch_size=true works in a single process"):
         trainer.train()
 
 

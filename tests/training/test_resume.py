@@ -141,7 +141,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_line(
         set_aside(run, found)
     assert found == run / "checkpoint-8"
     (line,) = caplog.messages
-    assert "checkpoint-10" in line and "passed over" in line
+    assert "checkpoint-10" in line and "is not whole, skipping it" in line
     assert {p.name for p in run.iterdir()} == {"checkpoint-4", "checkpoint-8", "broken-checkpoint-10"}
     assert_equal(resume(trainer_of(run), run), whole)
     assert last_checkpoint(run) == run / "checkpoint-10"
@@ -183,10 +183,10 @@ def test_a_second_signal_stops_at_once_and_an_echo_does_not(monkeypatch: Any) ->
     now = [10.0]
     monkeypatch.setattr("lora_hf.training.signals.time.monotonic", lambda: now[0])
     stop = StopOnSignal()
-    stop._remember(signal.SIGTERM, None)
+    stop._handle(signal.SIGTERM, None)
     now[0] += 0.1
-    stop._remember(signal.SIGTERM, None)  # of another thread of a parent that was killed
+    stop._handle(signal.SIGTERM, None)  # of another thread of a parent that was killed
     assert stop.received == signal.SIGTERM
     now[0] += 1
     with pytest.raises(Interrupted, match="second signal"):
-        stop._remember(signal.SIGTERM, None)
+        stop._handle(signal.SIGTERM, None)

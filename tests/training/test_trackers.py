@@ -14,7 +14,7 @@ from support.inputs import FEW
 
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
-from lora_hf.training.arguments import EXTRA, check_trackers, training_arguments
+from lora_hf.training.arguments import PACKAGED_TRACKERS, check_trackers, training_arguments
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -153,7 +153,7 @@ def test_null_asks_for_none(tmp_path: Path) -> None:
     assert not training_arguments(config, str(tmp_path), 8, torch.float32).report_to
 
 
-@pytest.mark.parametrize("name", EXTRA)
+@pytest.mark.parametrize("name", PACKAGED_TRACKERS)
 def test_a_tracker_that_is_not_installed_is_one_error_with_the_extra(name: str, monkeypatch) -> None:
     from transformers.integrations import integration_utils
 

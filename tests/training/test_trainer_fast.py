@@ -86,7 +86,7 @@ def test_a_model_without_fast_paths_says_so(tmp_path: Path, caplog: pytest.LogCa
     model = adapted(make=MODELS["bart"][0], targets=("q_proj",))
     with caplog.at_level("INFO", "lora_hf"):
         make_trainer(model, arguments(tmp_path, max_steps=1), fast_paths=True).train()
-    assert "no fast paths: they are written for t5, mt5, umt5, and this is bart" in caplog.text
+    assert "fast path is off: they are written for t5, mt5, umt5, and this is bart" in caplog.text
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -133,8 +133,8 @@ def other_activation(model: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (smoothed, "the loss is had from all logits: label smoothing needs them"),
-        (head_trained, "the loss is had from all logits: the head trains"),
+        (smoothed, "memory-saving loss is off: label smoothing needs all logits"),
+        (head_trained, "memory-saving loss is off: the output head is trainable"),
         (other_activation, "4 feed-forward layers go the plain way: their activation is not gelu_new"),
     ],
 )
