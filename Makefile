@@ -27,7 +27,7 @@ soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/tools/soak_kill.py --kills 50
 	$(BIN)/python scripts/tools/fuzz.py config --count 1000
 	$(BIN)/python scripts/tools/fuzz.py adapter --count 500
-	$(BIN)/python scripts/tools/fuzz.py data request --count 200
+	$(BIN)/python scripts/tools/fuzz.py request --count 200
 	$(BIN)/python scripts/tools/large_data.py --rows 1000000
 	$(BIN)/python scripts/tools/soak_long.py
 

@@ -1,11 +1,13 @@
-"""Broken inputs, and what becomes of each: one clear error and status 2, or the run that it still describes.
+"""Run commands on broken inputs: each must end in one clear error and status 2, or in a valid run.
 
     python scripts/tools/fuzz.py config --count 1000 --seed 1
-    python scripts/tools/fuzz.py adapter data --count 200
+    python scripts/tools/fuzz.py adapter request --count 200
 
-Each input is made from a whole one by (kind, seed, number), and read in a process of its own by the command
-that reads it, with 30 s of processor time, 2 GiB of memory, and a watch over what it writes; requests are
-sent to one server. Status 1 where a promise was not kept; the inputs that found it are kept below `--keep`.
+Each input is derived from a valid one by (kind, seed, number). The command that reads it runs in a separate
+process, limited to 30 s of processor time and 2 GiB of memory, and every file it writes is checked; requests
+go to one server. The exit status is 1 if any input broke these rules; such inputs are kept below `--keep`.
+Data files and the reader of configs are covered by property tests: tests/data/test_any_file.py and
+tests/config/test_any_config.py.
 """
 
 import argparse
@@ -23,28 +25,27 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from scripts.tools.fuzzing.trial import OUT, Outcome, attempt, homes
 
-KINDS = ("config", "adapter", "data", "request")
+KINDS = ("config", "adapter", "request")
 Tried = tuple[str, str | None, str]
 """How an input ended, in a word; what was wrong with that; what it was, in words."""
 
 
 def commands(kind: str, work: Path) -> tuple[Callable[[Random, Path], list[str]], Callable[[list[str]], int]]:
-    """How an input of this kind is made, and what reads it."""
-    from scripts.tools.fuzzing import adapters, configs, datafiles
+    """Return the function that makes an input of this kind, and the one that runs the command on it."""
+    from scripts.tools.fuzzing import adapters, configs
 
     if kind == "config":
         return configs.make, configs.run
     whole = work / "whole"
     if not whole.exists():
         adapters.prepare(whole)
-    module = adapters if kind == "adapter" else datafiles
-    return partial(module.make, whole=whole), module.run
+    return partial(adapters.make, whole=whole), adapters.run
 
 
 def try_inputs(
     kind: str, numbers: range, seed: int, work: Path, keep: Path, tell: Callable[..., None]
 ) -> int:
-    """Try inputs of one kind; gives how many broke a promise."""
+    """Try inputs of one kind; return the number of faults."""
     make, run = commands(kind, work)
     ends: Counter[str] = Counter()
     most = [0.0, 0]
@@ -76,7 +77,7 @@ def _no_fifo(folder: str, names: list[str]) -> list[str]:
 
 
 def try_requests(count: int, seed: int, work: Path, tell: Callable[..., None]) -> int:
-    """Send malformed requests to a server that is started for it; gives how many were answered badly."""
+    """Start a server, send it malformed requests, and return the number of faults."""
     from scripts.benchmarks.serve_load import serving
     from scripts.tools.fuzzing import adapters, requests
 
@@ -89,16 +90,18 @@ def try_requests(count: int, seed: int, work: Path, tell: Callable[..., None]) -
 
 
 def main() -> int:
-    """Try, tell, and give the exit status."""
+    """Try every kind, print the counts, and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kinds", nargs="+", choices=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--count", type=int, default=100, help="inputs of each kind")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first")
+    parser.add_argument(
+        "kinds", nargs="+", choices=KINDS, metavar="KIND", help=f"one or more of {', '.join(KINDS)}"
+    )
+    parser.add_argument("--count", type=int, default=100, help="number of inputs of each kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--keep", type=Path, default=Path("runs/fuzz"), help="where what broke a promise is kept"
+        "--keep", type=Path, default=Path("runs/fuzz"), help="folder for inputs that found a fault"
     )
     given = parser.parse_args()
     keep, start, faults = given.keep.resolve(), time.monotonic(), 0

@@ -1,0 +1,95 @@
+"""Any file of dialogues is read back as it was written, or refused by a `UserError`."""
+
+import csv
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.properties import broken, examples, values
+
+from lora_hf.config import DataConfig
+from lora_hf.data.readers import read_rows
+from lora_hf.data.splits import SPLITS, load_split, read_file
+from lora_hf.errors import UserError
+from lora_hf.evaluation.score_file import score_file
+
+COLUMNS = ("id", "dialogue", "summary")
+Rows = list[dict[str, Any]]
+texts = st.lists(st.fixed_dictionaries(dict.fromkeys(COLUMNS, st.text(min_size=1))), min_size=1, max_size=5)
+anything = st.lists(
+    st.dictionaries(st.sampled_from(COLUMNS) | st.text(max_size=5), values(), max_size=4) | values(),
+    max_size=4,
+)
+
+
+def write_jsonl(file: Path, rows: list[Any]) -> None:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def write_json(file: Path, rows: list[Any]) -> None:
+    file.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def write_csv(file: Path, rows: Rows) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(file: Path, rows: Rows) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+
+
+WRITERS = {"jsonl": write_jsonl, "json": write_json, "csv": write_csv, "parquet": write_parquet}
+WHOLE = [{"id": f"{n}", "dialogue": f'A: "{n}"?\nB: Yes, é.', "summary": f"{n}."} for n in range(20)]
+
+
+def is_read_or_refused(file: Path) -> None:
+    """Read a file as every command does: in splits, and for its dialogues alone."""
+    reads = [lambda split=split: load_split(DataConfig(dataset_name=str(file)), split) for split in SPLITS]
+    for read in (*reads, lambda: read_file(file, DataConfig())):
+        try:
+            found = read()
+        except UserError as error:
+            assert str(file) in str(error)
+        else:
+            assert found and all(example.dialogue.strip() for example in found)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@examples(60)
+@given(rows=texts)
+def test_every_format_gives_the_rows_that_were_written(tmp_path: Path, form: str, rows: Rows) -> None:
+    file = tmp_path / f"rows.{form}"
+    WRITERS[form](file, rows)
+    assert read_rows(file) == rows
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+@examples(100)
+@given(rows=anything)
+def test_json_of_any_kind_is_read_or_refused(tmp_path: Path, form: str, rows: list[Any]) -> None:
+    file = tmp_path / f"rows.{form}"
+    WRITERS[form](file, rows)
+    is_read_or_refused(file)
+    with suppress(UserError):
+        score_file(file, "summary", "dialogue")
+
+
+@pytest.mark.parametrize("form", [*WRITERS, "txt"])
+@examples(60)
+@given(data=st.data())
+def test_a_broken_file_is_read_or_refused(tmp_path: Path, form: str, data: st.DataObject) -> None:
+    whole, file = tmp_path / f"whole.{form}", tmp_path / f"rows.{form}"
+    if not whole.exists():
+        WRITERS.get(form, write_jsonl)(whole, WHOLE)
+    file.write_bytes(data.draw(broken(whole.read_bytes())))
+    is_read_or_refused(file)
