@@ -1,5 +1,7 @@
-"""The commands. What a verb needs is imported when it runs, after its config is read, so that --help and a
-mistake in a config are quick. What they print goes to standard output; `status` says what went wrong.
+"""The commands of `lora-hf`.
+
+A command imports what it needs when it runs, after its config is read, so that `--help` and mistakes in a
+config are reported at once. Results go to standard output; `exit_status` reports errors.
 """
 
 import gc
@@ -34,25 +36,25 @@ VERBS = (
     hub.push,
     checking.schema,
 )
-"""In the order of `--help`; a verb is a function of the same name."""
+"""The commands, in the order of `--help`; each is named after its function."""
 COMPLETING = "_LORA_HF_COMPLETE"
-"""Set by the shell's completion, as Typer's scripts for it do."""
+"""Set by the scripts that Typer writes for completion in the shell."""
 HIDDEN = ("peft", "hqq", "sklearn")
-"""Packages that Transformers and NLTK import wherever they are installed, which takes seconds, and that no
-command uses through them. `StorageFormat.check_package` reveals the one that a base is stored by."""
+"""Packages that Transformers and NLTK import wherever they are installed, which takes seconds, although no
+command uses them that way. `StorageFormat.check_package` reveals the one that a base is stored by."""
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fine-tune encoder-decoder models with LoRA, and compare base, full and LoRA in ROUGE.\n\n"
-    "--debug, anywhere, shows where an error came from.",
+    help="Fine-tune encoder-decoder models with LoRA, and compare the base model, full fine-tuning and LoRA "
+    "by ROUGE.\n\nAdd --debug to any command to see the traceback of an error.",
 )
 for verb in VERBS:
     app.command()(verb)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and leave the process with its exit status; to stay in the process, call `run`."""
+    """Run a command and exit with its status. Use `run` to stay in the process."""
     if COMPLETING in os.environ:
         app(prog_name="lora-hf")
     gc.set_threshold(10_000, 20, 20)  # imports make a million objects that stay: a fifth of their time
@@ -64,10 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(words: list[str], debug: bool) -> int:
-    """The exit status of a command line.
+    """Run a command line and return its exit status.
 
     Raises:
-        Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
+        Exception: an error that is not the user's; Python prints its traceback and exits with status 1.
     """
     return exit_status(partial(_invoke, words), debug)
 

@@ -1,4 +1,4 @@
-"""The commands that look before something is done: what is wrong here, and what a config may hold."""
+"""Commands that check: `doctor`, `verify`, and `schema`."""
 
 import json
 import logging
@@ -22,17 +22,20 @@ def doctor(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ADAPTER | KEY.SUB=VALUE...]", show_default=False, autocompletion=complete_override
+            metavar="[ADAPTER | KEY.SUB=VALUE...]",
+            help="Folder of an adapter or a run, or USER/NAME on the Hub; with --config, its overrides.",
+            show_default=False,
+            autocompletion=complete_override,
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="A YAML to check, with overrides after it.", autocompletion=complete_config),
+        typer.Option(help="Config to check; overrides may follow it.", autocompletion=complete_config),
     ] = None,
     base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Check an adapter, a config or this machine before it hurts; status 1 where something is at fault.
+    """Check an adapter or a config, and this machine. Exit with status 1 if a check fails.
 
     [dim]lora-hf doctor runs/quickstart/lora/adapter[/dim]
 
@@ -43,11 +46,11 @@ def doctor(
 
 def verify(
     run: Annotated[
-        Path, typer.Argument(help="The output_dir of a finished train, compare, methods or sweep command.")
+        Path, typer.Argument(help="Output directory of a finished train, compare, methods or sweep command.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Score a finished run again and compare: files, data, base, summaries, ROUGE; status 1 if any differs.
+    """Repeat the scoring of a finished run. Exit with status 1 if anything differs from its record.
 
     [dim]lora-hf verify runs/quickstart/lora[/dim]
     """
@@ -57,10 +60,10 @@ def verify(
 
 
 def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
-    """The findings, each as soon as it is there, or all as JSON.
+    """Print each finding as soon as it is known, or all of them as JSON.
 
     Raises:
-        FaultFound: one of them is a fault.
+        FaultFound: a check failed.
     """
     with _each_notice_once():
         found = list(findings) if as_json else [_told(finding) for finding in findings]
@@ -69,19 +72,19 @@ def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
     if as_json:
         print(json.dumps(counts | {"findings": [asdict(finding) for finding in found]}))
     else:
-        print("{ok} ok, {fault} at fault, {unknown} not checked".format(**counts))
+        print("{ok} ok, {fault} failed, {unknown} not checked".format(**counts))
     if counts["fault"]:
         raise FaultFound
 
 
 def _findings(words: list[str], config: Path | None, base: str | None) -> "Iterator[Finding]":
-    """Those that were asked for; a path that does not exist is told before any of them."""
+    """Return the findings of the requested checks; a missing path is an error before the first of them."""
     adapters = [word for word in words if "=" not in word] if config else words
     if len(adapters) > (0 if config else 1):
-        rest = "with --config give its overrides alone" if config else "give one adapter"
+        rest = "--config takes only overrides (key=value)" if config else "give one adapter only"
         raise UserError(f"doctor {' '.join(words)}: {rest}")
     if base and not adapters:
-        raise UserError(f"--base {base!r} goes with an adapter, and none is given")
+        raise UserError(f"--base {base!r} needs an adapter to check; give its folder")
     from itertools import chain
 
     from lora_hf import doctor as checks
@@ -96,7 +99,7 @@ def _findings(words: list[str], config: Path | None, base: str | None) -> "Itera
 
 @contextmanager
 def _each_notice_once() -> "Iterator[None]":
-    """Several checks load the same files, and what is logged of them is news the first time only."""
+    """Log each message once, although several checks load the same files."""
     told: set[str] = set()
 
     def is_news(record: logging.LogRecord) -> bool:
@@ -116,7 +119,7 @@ def _each_notice_once() -> "Iterator[None]":
 
 
 def _told(finding: "Finding") -> "Finding":
-    """The finding, printed as soon as it is there."""
+    """Print a finding and return it."""
     from rich.console import Console
 
     from lora_hf.reporting.findings import finding_terminal
@@ -126,7 +129,7 @@ def _told(finding: "Finding") -> "Finding":
 
 
 def schema() -> None:
-    """Print the JSON schema of a config, by which editors complete and check a YAML.
+    """Print the JSON schema of a config. Editors use it to complete and check YAML files.
 
     [dim]lora-hf schema > schema.json[/dim]
     """

@@ -1,6 +1,6 @@
-"""How a command ends: its exit status, and the one message on standard error that says why.
+"""The exit status of a command, and the one message on standard error that explains it.
 
-0 done; 2 the user's mistake, with a message that begins `error: `; 130 interrupted; 1 anything else.
+0: done. 2: the user's mistake, with a message that begins `error: `. 130: interrupted. 1: anything else.
 """
 
 import errno
@@ -19,14 +19,14 @@ import typer
 from lora_hf import distributed as processes
 from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError
 
-LOST_PROCESS = "another process of this run has ended; the same command goes on from the last checkpoint"
+LOST_PROCESS = "another process of this run has ended; rerun the command to resume from the last checkpoint"
 
 
 def exit_status(task: Callable[[], object], debug: bool = False) -> int:
-    """Do what a command or a script is for, and say how it ended.
+    """Run a task and return the exit status; a mistake of the user becomes one message on standard error.
 
     Raises:
-        Exception: a fault that is not the user's; Python prints its traceback and ends with status 1.
+        Exception: an error that is not the user's; Python prints its traceback and exits with status 1.
     """
     _set_up_logging()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -37,7 +37,7 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         if processes.is_main():
             print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except FaultFound:
@@ -61,31 +61,31 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         if processes.is_main() or not is_agreed:
             print(f"error: {_message(error)}", file=sys.stderr)
         if is_agreed:
-            processes.stop()  # a launcher ends all once one has: not before it is told
+            processes.stop()  # a launcher ends all processes once one exits: print first
         return 2
     return 0
 
 
 def invoke(command: Any, words: list[str]) -> None:
-    """What Typer's own call does, without its handling of Ctrl-C, which drops what the exception says."""
+    """Call a command as Typer does, but let Ctrl-C through: Typer drops the exception's message."""
     with suppress(typer.Exit), command.make_context("lora-hf", list(words)) as context:  # Exit: after --help
         command.invoke(context)
 
 
 def _status_of(failure: RunFailed) -> int:
-    """The child's own status; it has said what there is to say, unless a signal ended it."""
+    """Return the child's status. It has printed its own message, unless a signal ended it."""
     if failure.status in (130, -signal.SIGINT, -signal.SIGTERM):
         return 130
     if failure.status > 0:
         return failure.status
     name = signal.Signals(-failure.status).name
     cause = "; often memory ran out: try a smaller per_device_train_batch_size" if name == "SIGKILL" else ""
-    print(f"the arm's process was ended by {name}{cause}", file=sys.stderr)
+    print(f"the run's process was ended by {name}{cause}", file=sys.stderr)
     return 1
 
 
 def _set_up_logging() -> None:
-    """Our lines on standard error; of the libraries', warnings, without bars for what takes a moment."""
+    """Log our lines and the libraries' warnings to standard error, without short-lived progress bars."""
     ours = logging.getLogger("lora_hf")
     ours.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     ours.propagate = False
@@ -96,8 +96,8 @@ def _set_up_logging() -> None:
 
 def _not_written(error: NotWritten) -> str:
     return (
-        f"{error.filename} cannot be written: {error.strerror}; what was there is as it was. Make room, or "
-        "let it be written, and give the same command again"
+        f"{error.filename} cannot be written: {error.strerror}; existing files are unchanged. Free disk "
+        "space or change the permissions, then rerun the command"
     )
 
 
@@ -114,7 +114,7 @@ def _message(error: Any) -> str:
         return str(error)
     if _is_too_long(error):
         return f"{error.filename!r} is too long for a path"
-    return error.format_message() or "no command is given"
+    return error.format_message() or "no command given"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

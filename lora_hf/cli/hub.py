@@ -1,4 +1,4 @@
-"""The command that publishes."""
+"""The command `push`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,27 +7,36 @@ import typer
 
 
 def push(
-    adapter: Annotated[str, typer.Option(help="The adapter's folder, or its run's.")],
-    repo_id: Annotated[str, typer.Option(help="USER/NAME on the Hub; made if it is not there.")],
-    revision: Annotated[str | None, typer.Option(help="A branch; made if it is not there.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    adapter: Annotated[str, typer.Option(help="Folder of the adapter or of its run.")],
+    repo_id: Annotated[
+        str, typer.Option(help="Repository on the Hub, USER/NAME. Created if it does not exist.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch. Created if it does not exist.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     base_model: Annotated[
-        str | None, typer.Option(help="Of a base from a folder: USER/NAME or USER/NAME@REVISION.")
+        str | None,
+        typer.Option(help="Name of a local base model on the Hub, USER/NAME or USER/NAME@REVISION."),
     ] = None,
     license: Annotated[
-        str | None, typer.Option(help="The Hub's identifier, such as apache-2.0; else the base model's.")
+        str | None,
+        typer.Option(help="License identifier, such as apache-2.0. Default: the base model's license."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=0, help="Test dialogues in the card; else 3, of public data only.")
+        int | None,
+        typer.Option(
+            min=0, help="Number of test dialogues in the model card. Default: 3 for public data, else 0."
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also over other things, or a card edited there.")
+        bool, typer.Option("--overwrite", help="Replace other content or an edited model card.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Push nothing; list the files and print the card.")
+        bool, typer.Option("--dry-run", help="List the files and print the model card without pushing.")
     ] = False,
 ) -> None:
-    """Push an adapter with the record of its run and a model card; the token is HF_TOKEN's or the login's.
+    """Push an adapter, the record of its run and a model card to the Hub.
+
+    The token comes from HF_TOKEN or from `hf auth login`.
 
     [dim]lora-hf push --adapter runs/quickstart/lora/adapter --repo-id USER/NAME --dry-run[/dim]
     """

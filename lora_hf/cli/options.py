@@ -1,4 +1,4 @@
-"""What several commands take, and what several print."""
+"""Options and output that several commands share."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 def complete_config(incomplete: str) -> list[str]:
-    """Names of shipped configs; where there is none that begins so, the shell goes on with files."""
+    """Return the shipped configs whose names begin so; without one, the shell completes file names."""
     names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     return [name for name in names if incomplete and name.startswith(incomplete)]
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """`lora.r=` of `lora.`: the keys of a config, by the schema in the package, which is at hand at once."""
-    if not incomplete:  # then the shell goes on with files
+    """Complete the key of a config, `lora.` to `lora.r=`, from the schema in the package."""
+    if not incomplete:  # the shell completes file names
         return []
     schema = json.loads((SHIPPED / "schema.json").read_text(encoding="utf-8"))
     return [f"{key}=" for key in _keys(schema, schema) if key.startswith(incomplete)]
@@ -41,22 +41,29 @@ def _keys(schema: Mapping[str, Any], part: Mapping[str, Any], prefix: str = "") 
 Config = Annotated[
     Path,
     typer.Option(
-        "--config", help="The YAML of a run, such as configs/quickstart.yaml.", autocompletion=complete_config
+        "--config", help="YAML file, or the name of a shipped config.", autocompletion=complete_config
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY.SUB=VALUE]...", show_default=False, autocompletion=complete_override),
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]...",
+        help="Fields that replace those of the config, such as lora.r=8.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
 ]
 Adapter = Annotated[
-    str, typer.Option("--adapter", help="A folder, or USER/NAME or USER/NAME@REVISION on the Hub.")
+    str, typer.Option("--adapter", help="Folder of an adapter or a run, or USER/NAME@REVISION on the Hub.")
 ]
-Base = Annotated[str | None, typer.Option("--base", help="The base model, if not the one the adapter names.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Base = Annotated[
+    str | None, typer.Option("--base", help="Base model. Default: the one that the adapter names.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def print_scores(scores: Scores) -> None:
-    """ROUGE of one model, a line a measure."""
+    """Print the ROUGE of one model, one line per measure."""
     for name in ROUGE_NAMES:
         low, high = interval_of(scores, name)
         print(f"{name:10} {scores[name]:.4f}  [{low:.4f}, {high:.4f}]")

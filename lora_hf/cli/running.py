@@ -1,4 +1,4 @@
-"""The commands that train: they take a config."""
+"""Commands that train, or plan a training, from a config."""
 
 import json
 import logging
@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config, overrides: Overrides = None) -> None:
-    """Run one arm: load, adapt, train, score; under torchrun or `accelerate launch` in several processes.
+    """Train and score one model.
+
+    Start it by torchrun or `accelerate launch` to use several processes.
 
     [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
     """
@@ -31,7 +33,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
         return finished_result(_one(run)) is not None
 
     run = processes.in_all_processes(lambda: load_config(config, overrides or [], is_done=is_done))
-    record = processes.from_main(lambda: finished_result(_one(run)))  # all must take the same way
+    record = processes.from_main(lambda: finished_result(_one(run)))  # all processes must decide alike
     if record is not None:
         logger.info(UNCHANGED, run.output_dir)
     else:
@@ -45,12 +47,12 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 
 def _one(config: "RunConfig") -> "RunConfig":
-    """Return the run of the config's own method, without what is for several runs."""
+    """Return the run of the config's own method, without the fields that describe several runs."""
     return config.for_arm(config.method, config.seed, config.output_dir)
 
 
 def compare(config: Config, overrides: Overrides = None) -> None:
-    """Run base, full fine-tuning and LoRA on the same data, then compare them.
+    """Score the base model, full fine-tuning and LoRA on the same data, and compare them.
 
     [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
     """
@@ -72,7 +74,7 @@ def _output_dir(config: Path, overrides: list[str] | None) -> Path:
 
 
 def methods(config: Config, overrides: Overrides = None) -> None:
-    """Run every variant of a config on the same data: one table, one picture.
+    """Train every variant in a config on the same data, and compare them.
 
     [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
     """
@@ -88,7 +90,7 @@ def methods(config: Config, overrides: Overrides = None) -> None:
 
 
 def sweep(config: Config, overrides: Overrides = None) -> None:
-    """Run one config with several values of its fields: which is best, and which is enough.
+    """Train with several values of some fields, and find the best.
 
     [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
     """
@@ -104,7 +106,7 @@ def sweep(config: Config, overrides: Overrides = None) -> None:
 
 
 def reproduce(overrides: Overrides = None) -> None:
-    """Run the published comparison again: FLAN-T5-base on DialogSum, from the Hub.
+    """Repeat the published comparison: FLAN-T5-base on DialogSum, from the Hub.
 
     [dim]lora-hf reproduce training.per_device_train_batch_size=32[/dim]
     """
@@ -118,10 +120,12 @@ def reproduce(overrides: Overrides = None) -> None:
 def plan(
     config: Config,
     overrides: Overrides = None,
-    measure: Annotated[bool, typer.Option(help="Time three steps on random weights of this shape.")] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Time three training steps on random weights of the same shape.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """What a run will take, before anything is downloaded or trained: weights, memory, disk, time.
+    """Estimate the memory, disk space and steps of a run without training.
 
     [dim]lora-hf plan --config configs/flan_t5_base_dialogsum_lora.yaml lora.r=16[/dim]
     """

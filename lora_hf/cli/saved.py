@@ -1,4 +1,4 @@
-"""The commands for what was trained: adapters, and saved predictions."""
+"""Commands for trained adapters and saved predictions."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from lora_hf.cli.options import Adapter, Base, Config, Json, Overrides, print_sc
 
 def report(
     run: Annotated[
-        Path, typer.Argument(help="The output_dir of a train, compare, methods or sweep command.")
+        Path, typer.Argument(help="Output directory of a train, compare, methods or sweep command.")
     ],
 ) -> None:
-    """Write the report of runs that are done: a page, a table, figures.
+    """Write the report of finished runs: an HTML page, a table and figures.
 
     [dim]lora-hf report runs/quickstart[/dim]
     """
@@ -27,14 +27,14 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     adapter: Annotated[
-        str | None, typer.Option(help="A folder, or USER/NAME or USER/NAME@REVISION on the Hub; none: base.")
+        str | None, typer.Option(help="Folder, or USER/NAME@REVISION on the Hub. Default: the base model.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for predictions.jsonl and results.json.")
+        Path | None, typer.Option(help="New folder for predictions.jsonl and results.json.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a saved adapter, or the base model, on the test split.
+    """Score a saved adapter or the base model on the test split.
 
     [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora/adapter[/dim]
     """
@@ -57,13 +57,15 @@ def evaluate(
 
 
 def predict(
-    file: Annotated[Path, typer.Argument(help="Dialogues: jsonl, json, csv, parquet, or one in a .txt.")],
+    file: Annotated[
+        Path, typer.Argument(help="Dialogues as jsonl, json, csv or parquet, or one dialogue as .txt.")
+    ],
     adapter: Adapter,
-    output: Annotated[Path | None, typer.Option(help="A new jsonl file; else standard output.")] = None,
+    output: Annotated[Path | None, typer.Option(help="New jsonl file. Default: standard output.")] = None,
     base: Base = None,
-    dialogue_column: Annotated[str, typer.Option(help="The column that holds the dialogues.")] = "dialogue",
+    dialogue_column: Annotated[str, typer.Option(help="Column of the dialogues.")] = "dialogue",
 ) -> None:
-    """Summarize the dialogues of a file; no references are needed.
+    """Summarize the dialogues in a file. No references are needed.
 
     [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
     """
@@ -79,13 +81,16 @@ def predict(
 
 def merge(
     adapter: Adapter,
-    output: Annotated[Path, typer.Option(help="A new folder.")],
+    output: Annotated[Path, typer.Option(help="New folder.")],
     base: Base = None,
     onto: Annotated[
-        str | None, typer.Option(help="On a quantized base: checkpoint, dequantized or requantized.")
+        str | None,
+        typer.Option(
+            help="Weights to merge into, on a quantized base: checkpoint, dequantized or requantized."
+        ),
     ] = None,
 ) -> None:
-    """Fold an adapter into its base and write a plain Transformers folder.
+    """Merge an adapter into its base model and write a plain Transformers folder.
 
     [dim]lora-hf merge --adapter runs/quickstart/lora/adapter --output merged[/dim]
     """
@@ -93,36 +98,37 @@ def merge(
 
     errors = merge_adapter(adapter, output, base, onto)
     for way, error in errors.items():
-        print(f"{way}: logits moved by {error:.1e} of their size on a sample")
+        print(f"{way}: merging changes the logits of a sample by {error:.1e} of their size")
     print(f"{output}: {onto or 'merged'}")
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A folder that merge has written, or a name on the Hub.")],
-    output: Annotated[Path, typer.Option(help="A new folder.")],
+    model: Annotated[str, typer.Argument(help="Folder written by merge, or a name on the Hub.")],
+    output: Annotated[Path, typer.Option(help="New folder.")],
 ) -> None:
-    """Write a model as ONNX: encoder and decoder with its cache, checked by onnxruntime.
+    """Export a model to ONNX and check the result with onnxruntime.
 
     [dim]lora-hf export merged --output onnx[/dim]
     """
     from lora_hf.saved.export import export as write
 
     n = write(model, output)
-    print(f"{output}: encoder.onnx, decoder.onnx; {n} of {n} sample summaries have the model's own tokens")
+    print(f"{output}: encoder.onnx, decoder.onnx; {n} of {n} sample summaries equal the model's")
 
 
 def truncate(
     adapter: Adapter,
-    output: Annotated[Path, typer.Option(help="A new folder, for the cut adapters and the figures.")],
+    output: Annotated[Path, typer.Option(help="New folder for the truncated adapters and the figures.")],
     config: Annotated[
-        Path | None, typer.Option(help="Whose test split is used; by default that of the adapter's run.")
+        Path | None, typer.Option(help="Config of the test split. Default: the config of the adapter's run.")
     ] = None,
     ranks: Annotated[
-        str | None, typer.Option(help="Such as 1,2,4; by default the powers of two below its own.")
+        str | None,
+        typer.Option(help="Ranks, such as 1,2,4. Default: the powers of two below the adapter's rank."),
     ] = None,
     base: Base = None,
 ) -> None:
-    """Cut a trained adapter to smaller ranks and score each: which rank was needed?
+    """Truncate a trained adapter to smaller ranks and score each.
 
     [dim]lora-hf truncate --adapter runs/quickstart/lora/adapter --output cut[/dim]
     """
@@ -130,7 +136,7 @@ def truncate(
 
     wanted = None if ranks is None else ranks.replace(" ", "").split(",")
     if wanted is not None and not all(word.isdecimal() for word in wanted):
-        raise UserError(f"--ranks {ranks!r} is no list of whole numbers such as 1,2,4")
+        raise UserError(f"--ranks {ranks!r} must be whole numbers separated by commas, such as 1,2,4")
     from rich.console import Console
 
     from lora_hf.config.load import load_config
@@ -146,14 +152,16 @@ def truncate(
 
 
 def score(
-    file: Annotated[Path, typer.Argument(help="Saved predictions: csv, jsonl, json or parquet.")],
-    prediction: Annotated[str, typer.Option(help="The column of predictions.")],
-    reference: Annotated[str, typer.Option(help="The column of references.")],
-    group: Annotated[str | None, typer.Option(help="Rows alike in this column are one dialogue.")] = None,
-    group_size: Annotated[int | None, typer.Option(help="So many rows in turn are one dialogue.")] = None,
+    file: Annotated[Path, typer.Argument(help="Predictions as csv, jsonl, json or parquet.")],
+    prediction: Annotated[str, typer.Option(help="Column of the predictions.")],
+    reference: Annotated[str, typer.Option(help="Column of the references.")],
+    group: Annotated[
+        str | None, typer.Option(help="Column whose equal values mark the rows of one dialogue.")
+    ] = None,
+    group_size: Annotated[int | None, typer.Option(help="Number of consecutive rows per dialogue.")] = None,
     as_json: Json = False,
 ) -> None:
-    """ROUGE of saved predictions, with 95 % intervals over dialogues.
+    """Compute ROUGE of saved predictions, with 95 % intervals over dialogues.
 
     [dim]lora-hf score saved.csv --prediction summary --reference human --group-size 3[/dim]
     """

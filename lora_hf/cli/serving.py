@@ -1,4 +1,4 @@
-"""The commands that stay: a server, and a page."""
+"""Commands that run until they are stopped: `serve` and `demo`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,32 +10,50 @@ import typer
 from lora_hf.errors import UserError
 from lora_hf.serving.limits import Limits
 
-Host = Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")]
+Host = Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 accepts other machines.")]
 
 
 def serve(
     adapter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help="One of several; also USER/NAME on the Hub.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Adapter to serve, from a folder or USER/NAME on the Hub. Repeat for several.",
+        ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, if not the first adapter's.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model. Default: the first adapter's.")] = None,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")
+    ] = 8000,
     adapters_dir: Annotated[
-        Path | None, typer.Option(help="Where adapters may be loaded from over HTTP.")
+        Path | None, typer.Option(help="Folder from which clients may load adapters over HTTP.")
     ] = Limits.adapters_dir,
-    max_batch: Annotated[int, typer.Option(min=1, help="Dialogues at once.")] = Limits.max_batch,
-    max_wait: Annotated[float, typer.Option(min=0, help="Seconds to fill a batch.")] = Limits.max_wait,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Largest number of dialogues per batch.")
+    ] = Limits.max_batch,
+    max_wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for a full batch.")
+    ] = Limits.max_wait,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; then 503.")
+        int, typer.Option(min=1, help="Largest number of waiting requests. Beyond it: status 503.")
     ] = Limits.max_queue,
     timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds for a request; then 504.")
+        float, typer.Option(min=0.001, help="Seconds before a request is answered by status 504.")
     ] = Limits.timeout,
-    max_chars: Annotated[int, typer.Option(min=1, help="Of a dialogue; then 413.")] = Limits.max_chars,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a summary.")] = Limits.max_new_tokens,
-    max_beams: Annotated[int, typer.Option(min=1, help="That may be asked for.")] = Limits.max_beams,
+    max_chars: Annotated[
+        int, typer.Option(min=1, help="Longest dialogue in characters. Beyond it: status 413.")
+    ] = Limits.max_chars,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Largest number of tokens in a summary.")
+    ] = Limits.max_new_tokens,
+    max_beams: Annotated[
+        int, typer.Option(min=1, help="Largest number of beams that a request may ask for.")
+    ] = Limits.max_beams,
 ) -> None:
-    """Serve one base and many adapters over HTTP, requests for different adapters in one batch.
+    """Serve a base model and its adapters over HTTP.
+
+    Requests for different adapters share a batch.
 
     [dim]lora-hf serve --base google/flan-t5-base --adapter brief=runs/brief --adapter long=runs/long[/dim]
     """
@@ -55,11 +73,13 @@ def serve(
 
 
 def demo(
-    run: Annotated[Path, typer.Argument(help="A run's directory, or a folder of several: a comparison's.")],
+    run: Annotated[Path, typer.Argument(help="Output directory of a run or a comparison.")],
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")
+    ] = 7860,
 ) -> None:
-    """Show a page that summarizes by base, full fine-tuning and each adapter, side by side.
+    """Show the summaries of the base model and of trained models side by side, on a web page.
 
     [dim]lora-hf demo runs/quickstart[/dim]
     """
@@ -70,7 +90,7 @@ def demo(
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """A package that is not installed as one message with the remedy."""
+    """Turn a missing package into one message with the command that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a run is made of: the fields of the YAML, how it is read, and what is said of every mistake in it."""
+"""The configuration of a run: the fields of the YAML, its reader, and the messages for mistakes in it."""
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.model import Dtype, ModelConfig

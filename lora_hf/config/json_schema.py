@@ -1,4 +1,4 @@
-"""The config as a JSON schema, for editors: every field from where it is declared.
+"""The config as a JSON schema, for editors.
 
 The sections come from their models, `training` from `Seq2SeqTrainingArguments` as it is installed here.
 """
@@ -14,11 +14,11 @@ Schema = dict[str, Any]
 
 BOUND_NAMES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 LENGTHS = {"minLength": "minItems", "maxLength": "maxItems"}
-"""Of a list."""
+"""Bounds of a list."""
 
 
 def config_schema() -> Schema:
-    """The schema of a YAML: what `load_config` takes, but for what only fields together can say."""
+    """Return the schema of a YAML: what `load_config` accepts, except for rules over several fields."""
     schema = RunConfig.model_json_schema(schema_generator=Forgiving)
     fields, parts = schema["properties"], schema["$defs"]
     parts["Training"] = training_schema()
@@ -35,7 +35,7 @@ def config_schema() -> Schema:
 
 
 def _in_its_words(part: Any) -> Any:
-    """Bounds under the schema's names: where a validator comes before them, Pydantic leaves its own."""
+    """Rename bounds to JSON schema's names: behind a validator, Pydantic leaves its own."""
     if isinstance(part, list):
         return [_in_its_words(one) for one in part]
     if not isinstance(part, dict):

@@ -1,6 +1,6 @@
-"""From a YAML file and `key.sub=value` overrides to a checked `RunConfig`, and back.
+"""Read a YAML file and `key.sub=value` overrides into a checked `RunConfig`, and write it back.
 
-Every mistake is found before any is told: one error, a line for each, with the file's line or `command line`.
+All mistakes are reported in one error, one per line, with the file's line or `command line`.
 """
 
 import json
@@ -19,8 +19,8 @@ from lora_hf.config.yaml_reader import Document, read_document, read_value, writ
 from lora_hf.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "configs"
-NOT_INPUTS = ("output_dir", "overwrite")  # where and how a run is kept, not what it computes
-COMMAND_LINE = 10**9  # a line past every file's: the command line is told last
+NOT_INPUTS = ("output_dir", "overwrite")  # they do not affect the results
+COMMAND_LINE = 10**9  # beyond every file's lines: mistakes of the command line come last
 
 
 def load_config(
@@ -29,20 +29,19 @@ def load_config(
     is_study: bool = False,
     is_done: Callable[[RunConfig], bool] = lambda config: False,
 ) -> RunConfig:
-    """The run that a YAML file and the overrides after it describe.
+    """Load the run that a YAML file and overrides describe.
 
-    A config that comes with the package is found by its name (`quickstart`, `configs/quickstart.yaml`) from
-    any folder.
+    A config of the package is found from any folder by its name (`quickstart`, `configs/quickstart.yaml`).
 
     Args:
         source: the YAML, a shipped config's name, or from Python a config or a dict of the YAML's fields.
-        overrides: `key.sub=value`, each laid over the file.
-        is_study: whether the variants will run: each is checked with the common fields under it.
-        is_done: whether everything that the config asks for is there already. If so, the training settings
-            are not checked together, which imports Transformers: the finished runs passed that check.
+        overrides: `key.sub=value`, each replacing a field of the file.
+        is_study: whether the variants will run; if so, each is checked together with the common fields.
+        is_done: whether the results of the config exist already. If so, the training settings are not checked
+            together, which would import Transformers: the finished runs passed that check.
 
     Raises:
-        UserError: with every mistake in it, one a line: `FILE:LINE: lora.r='eight' is not an integer`.
+        UserError: all mistakes, one per line: `FILE:LINE: lora.r='eight' is not an integer`.
     """
     if isinstance(source, str | Path):
         path = find_config(Path(source))
@@ -62,12 +61,12 @@ def load_config(
     if not mistakes and not is_done(config):
         mistakes = _check_combinations(config)
     if mistakes:
-        raise UserError("\n".join(_told(path, document, mistakes)))
+        raise UserError("\n".join(_lines_of(path, document, mistakes)))
     return config
 
 
 def find_config(path: Path) -> Path:
-    """The file as given, or the shipped one of that name."""
+    """Return the path itself, or that of the shipped config of this name."""
     shipped = (SHIPPED / path.name).with_suffix(".yaml")
     is_name = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
     return shipped if is_name and not path.exists() and shipped.is_file() else path
@@ -86,7 +85,7 @@ def write_config(config: RunConfig, path: str | Path) -> None:
 
 
 def changed_fields(old: RunConfig | Mapping[str, Any], new: RunConfig | Mapping[str, Any]) -> list[str]:
-    """What differs between two runs' inputs: `lora.r: 8 -> 16` for each, in the fields' own order."""
+    """Return the differences between the inputs of two runs, such as `lora.r: 8 -> 16`, in field order."""
     before, after = _flat(old), _flat(new)
     changed = [key for key in {**after, **before} if before.get(key, _UNSET) != after.get(key, _UNSET)]
     return [f"{key}: {_side(before, key)} -> {_side(after, key)}" for key in changed]
@@ -100,7 +99,7 @@ def _side(flat: Mapping[str, Any], key: str) -> str:
 
 
 def _flat(config: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to values; empty sections vanish, so that `arms: {}` and no arms are one."""
+    """Flatten to dotted keys. Empty sections vanish, so that `arms: {}` equals a missing `arms`."""
     data = config.model_dump(mode="json") if isinstance(config, RunConfig) else dict(config)
     flat: dict[str, Any] = {}
     for key, value in data.items():
@@ -112,7 +111,7 @@ def _flat(config: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(document: Document, override: str) -> None:
-    """Lay one `key.sub=value` over the document."""
+    """Apply one `key.sub=value` to the document."""
     name, equals, text = override.partition("=")
     path: KeyPath = tuple(name.strip().split("."))
     if not equals or not all(path):
@@ -129,7 +128,7 @@ def _override(document: Document, override: str) -> None:
 
 
 def _override_value(name: str, text: str) -> Any:
-    """The text as YAML, but for fields of text as it stands: a revision of digits, a prompt with a colon."""
+    """Read a value as YAML; a text field takes it literally: a revision of digits, a prompt with a colon."""
     is_text = _takes_only_text(section_fields().get(name))
     try:
         value = read_value(text)
@@ -160,12 +159,12 @@ def _put(document: Document, path: KeyPath, value: Any) -> None:
         section = section[part]
     section[path[-1]] = value
     for known in [known for known in document.places if known[: len(path)] == path]:
-        del document.places[known]  # what the file said below this key is gone
+        del document.places[known]  # the file's lines below this key are replaced
     document.places[path] = COMMAND_LINE
 
 
 def _trainings(data: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
-    """Each section `training` with the mapping that holds it: the common one, the arms' and the variants'."""
+    """Return every mapping that may hold a `training`: the top level, the arms and the variants."""
     holders: list[tuple[KeyPath, Any]] = [((), data)]
     for key in ("arms", "variants"):
         if isinstance(sections := data.get(key), dict):
@@ -174,7 +173,7 @@ def _trainings(data: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
 
 
 def _check_trainings(data: dict[str, Any]) -> list[Mistake]:
-    """Check each section `training`, and put its values back as numbers."""
+    """Check each section `training`, and replace its values by the converted ones."""
     mistakes: list[Mistake] = []
     for path, holder in _trainings(data):
         if isinstance(holder.get("training"), dict):
@@ -184,7 +183,7 @@ def _check_trainings(data: dict[str, Any]) -> list[Mistake]:
 
 
 def _check_combinations(config: RunConfig) -> list[Mistake]:
-    """The settings of each arm together, as Transformers judges them; a mistake shared by all arms once."""
+    """Check the settings of each run together, as Transformers does; a common mistake is reported once."""
     common = check_together(config.training) if config.training else []
     own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): arm.training for n, arm in config.arms.items()}
     own |= {("variants", name): changes.get("training", {}) for name, changes in config.variants.items()}
@@ -193,13 +192,13 @@ def _check_combinations(config: RunConfig) -> list[Mistake]:
     return common or [mistake for mistakes in found for mistake in mistakes]
 
 
-def _told(path: Path | None, document: Document, mistakes: list[Mistake]) -> list[str]:
+def _lines_of(path: Path | None, document: Document, mistakes: list[Mistake]) -> list[str]:
     lines = sorted((_line(document, mistake.path), index) for index, mistake in enumerate(mistakes))
     return [f"{_place(path, line)}: {mistakes[index].text}" for line, index in lines]
 
 
 def _line(document: Document, path: KeyPath) -> int:
-    """The line of the key, or of the nearest section that holds it."""
+    """Return the line of the key, or of the nearest enclosing section."""
     while path and path not in document.places:
         path = path[:-1]
     return document.places.get(path, 0)

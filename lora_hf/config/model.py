@@ -1,4 +1,4 @@
-"""The `model:` section: which base, and how its weights are stored."""
+"""The `model:` section: the base model and the storage format of its weights."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,18 +10,18 @@ from lora_hf.config.types import Count, Flag, Place, Section, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 EMBEDDED = "embedded"
-"""The name of the model and of the sample in the package."""
+"""Name of the model and of the sample in the package."""
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny_t5"
 """Folder of the embedded model."""
 EMBEDDED_SAMPLE = ASSETS.with_name("sample")
 """Folder of the embedded sample, one `jsonl.gz` per split."""
 NAME_FIELD = "model.model_name_or_path"
 DENSE = {"load_in_4bit": False, "load_in_8bit": False}
-"""What full fine-tuning lays over the section: quantized weights cannot all be trained."""
+"""Fields that full fine-tuning replaces: quantized weights cannot be trained."""
 
 
 class ModelConfig(Section):
-    """The base model and how it is stored.
+    """The base model and the storage format of its weights.
 
     `load_in_4bit` and `load_in_8bit` say whether the weights are quantized; the other fields say how, and
     mean nothing without them, so that one arm or variant can switch quantization off by itself.
@@ -32,7 +32,7 @@ class ModelConfig(Section):
     revision: Text | None = None
     """Commit, tag or branch on the Hub; a commit makes the run repeatable."""
     dtype: Dtype = "auto"
-    """Of the frozen weights. `auto`: bfloat16 on CUDA 8.0 and later, float32 elsewhere."""
+    """Data type of the frozen weights. `auto`: bfloat16 on CUDA 8.0 and later, float32 elsewhere."""
     load_in_4bit: Flag = False
     """Store the base in 4 bits (QLoRA, arXiv:2305.14314): a quarter of the memory, a slower step."""
     load_in_8bit: Flag = False

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: the key as written, its value, what would do, the nearest name.
+"""Messages for mistakes in a config: the key as written, its value, what is accepted, the nearest name.
 
 Pydantic finds the mistakes; here each of its error types gets a short phrase that follows `key=value`.
 """
@@ -20,11 +20,11 @@ from lora_hf.errors import UserError
 KeyPath = tuple[str | int, ...]
 TRAINING = "training"
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-"""Of the Hub: whoever writes one where it does not belong should not find it in a log, too."""
+"""A token of the Hub. One in the wrong place must not end up in a log."""
 
 
 class Mistake(NamedTuple):
-    """One mistake: where in the config, and what to say of it."""
+    """One mistake: its place in the config, and its message."""
 
     path: KeyPath
     text: str
@@ -48,7 +48,7 @@ PHRASES = {
     "literal_error": "is not {expected}",
     "value_error": "{error}",
 }
-# What people write for what it is called here; too far apart in letters for the nearest name to find.
+# Common other names, too different in spelling for the nearest match to find.
 OTHER_NAMES = {
     "lr": "training.learning_rate",
     "epochs": "training.num_train_epochs",
@@ -74,7 +74,7 @@ def field_of_section(section: str) -> Iterator[None]:
 
 
 def dotted(path: KeyPath) -> str:
-    """`lora.r`, `seeds[1]`: a key as the command line writes it."""
+    """Return a key as the command line writes it: `lora.r`, `seeds[1]`."""
     name = ""
     for part in path:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
@@ -82,7 +82,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as the YAML would have it, on one line and not too long; a token is not shown."""
+    """Return a value as short YAML on one line. Tokens are hidden."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (dict, list, tuple)):
@@ -95,17 +95,17 @@ def shown(value: Any) -> str:
 
 
 def shown_at(path: KeyPath, value: Any) -> str:
-    """The same, of a key: what is called a token is hidden whatever it looks like."""
+    """Return the value of a key as `shown`; whatever is named a token is hidden."""
     return "'***'" if value and str(path[-1]).lower().endswith("token") else shown(value)
 
 
 def wrong_value(path: KeyPath, value: Any, phrase: str) -> Mistake:
-    """`lora.r='eight' is not an integer`."""
+    """Return a mistake such as `lora.r='eight' is not an integer`."""
     return Mistake(path, f"{dotted(path)}={shown_at(path, value)} {phrase}")
 
 
 def near_choice(value: Any, choices: Sequence[str]) -> str:
-    """`; did you mean 'lora'?`, or nothing where no choice is near."""
+    """Return `; did you mean 'lora'?`, or an empty text if no choice is near."""
     if not isinstance(value, str) or not value:
         return ""
     longer = [choice for choice in choices if choice.startswith(value)]  # adam: adamw_torch
@@ -114,7 +114,7 @@ def near_choice(value: Any, choices: Sequence[str]) -> str:
 
 
 def unknown_key(path: KeyPath, value: Any) -> Mistake:
-    """`unknown key 'lora.alpha' (value 16); did you mean 'lora.lora_alpha'?`."""
+    """Return `unknown key 'lora.alpha' (value 16); did you mean 'lora.lora_alpha'?`."""
     text = f"unknown key {dotted(path)!r} (value {shown_at(path, value)})"
     if isinstance(path[-1], str) and "." in path[-1]:
         section, _, leaf = path[-1].rpartition(".")
@@ -125,12 +125,12 @@ def unknown_key(path: KeyPath, value: Any) -> Mistake:
 
 
 def mistakes_of(error: ValidationError, data: Any) -> list[Mistake]:
-    """Pydantic's errors over this data, one mistake for each key that has any."""
+    """Return Pydantic's errors as mistakes, one per key."""
     return list({mistake.path: mistake for mistake in (_mistake(e, data) for e in error.errors())}.values())
 
 
 def phrase_of(error: ErrorDetails) -> str:
-    """`is not an integer`: what follows a field and its value."""
+    """Return the phrase that follows a field and its value, such as `is not an integer`."""
     return PHRASES[error["type"]].format(**error.get("ctx", {})) if error["type"] in PHRASES else error["msg"]
 
 

@@ -1,8 +1,8 @@
-"""What a run is made of: the fields of the YAML, their defaults and their bounds.
+"""The fields of the YAML, with their defaults and bounds.
 
 Models are frozen, forbid unknown keys and are strict: `true` is not the integer 1, and "8" is not 8. Two
-things are forgiven, because YAML readers disagree on them: `5e-4` or "5e-4" where a number is meant, and
-yes/no/on/off where true/false is meant. `training` is a plain dict here: its fields are those of
+exceptions exist because YAML readers disagree on them: `5e-4` or "5e-4" for a number, and yes/no/on/off for
+true/false. `training` is a plain dict here: its fields are those of
 `Seq2SeqTrainingArguments` and are checked by `config.training`, so that this module imports no torch.
 """
 
@@ -24,34 +24,35 @@ SECTIONS = "model lora bottleneck prompt_tuning data training generation arms va
 
 
 class DataConfig(Section):
-    """The dialogues, their summaries and the prompt around them."""
+    """The dialogues, their summaries and the prompt."""
 
     dataset_name: Place = "embedded"
-    """`embedded` (the package's sample), a Hub name, or a file or folder of jsonl, json, csv or parquet."""
+    """`embedded` (the package's sample: 10,000, 500 and 500 dialogues), a name on the Hub, or a file or
+    folder of jsonl, json, csv or parquet."""
     dataset_revision: Text | None = None
     """Commit, tag or branch on the Hub."""
     streaming: bool = False
-    """Read the training split while it is trained on, 4,096 rows in memory: for more than memory holds."""
+    """Read the training split during training, 4,096 rows at a time, for data larger than memory."""
     dataset_config: Text | None = None
-    """The dataset's configuration, where it has several."""
+    """Name of the dataset's configuration, if it has several."""
     dialogue_column: Text = "dialogue"
-    """What is summarized."""
+    """Column of the dialogues."""
     summary_column: Text = "summary"
-    """The reference; rows with the same dialogue are several references of it."""
+    """Column of the reference summaries. Rows with the same dialogue are several references of it."""
     id_column: Text = "id"
-    """Copied to predictions.jsonl; the row's number where there is no such column."""
+    """Column copied to predictions.jsonl. Without it, the row number is used."""
     prompt: str = "summarize_dialogue"
-    """A shipped prompt's name, or a template that holds `{dialogue}`."""
+    """Name of a shipped prompt, or a template that contains `{dialogue}`."""
     max_source_length: Count = 512
-    """Tokens of the prompt with its dialogue; what is longer is cut. FLAN-T5 was trained at 512."""
+    """Largest number of input tokens, prompt included; longer dialogues are cut. FLAN-T5 used 512."""
     max_target_length: Count = 128
-    """Tokens of a training summary; what is longer is cut."""
+    """Largest number of tokens in a training summary. Longer ones are cut."""
     max_train_samples: Count | None = None
-    """Dialogues, not rows; null takes all."""
+    """Largest number of training dialogues (not rows); null takes all."""
     max_eval_samples: Count | None = None
-    """Dialogues of the validation split; null takes all."""
+    """Largest number of validation dialogues; null takes all."""
     max_test_samples: Count | None = None
-    """Dialogues of the test split; null takes all."""
+    """Largest number of test dialogues; null takes all."""
 
     @field_validator("prompt")
     @classmethod
@@ -61,69 +62,70 @@ class DataConfig(Section):
 
 
 class GenerationConfig(Section):
-    """How summaries are written, the same for every arm."""
+    """How summaries are generated, in every run of a comparison."""
 
     num_beams: Annotated[Count, Field(le=1024)] = 1
-    """1 is greedy; more is slower and usually a little better."""
+    """Number of beams. 1 is greedy decoding; more beams are slower and usually a little better."""
     max_new_tokens: Count | None = None
-    """Longest summary in tokens; null: long enough for the references."""
+    """Largest number of tokens in a summary; null chooses it from the references."""
     batch_size: Count = 64
-    """The most dialogues at once while scoring."""
+    """Largest number of dialogues per batch while scoring."""
     batch_tokens: Count = 16384
-    """The most tokens of dialogue at once, padding and beams included: 32 dialogues of 512."""
+    """Largest number of input tokens per batch while scoring, padding and beams included."""
     length_penalty: Number = 1.0
-    """With beams: above 1 favors longer summaries."""
+    """With beams, a value above 1 favors longer summaries."""
     no_repeat_ngram_size: Annotated[Integer, Field(ge=0)] = 0
-    """Forbid to repeat any n-gram of this size; 0 allows it."""
+    """Size of n-grams that may not be repeated in a summary; 0 allows all."""
 
 
 class ArmOverride(Section):
-    """What one arm of a comparison does differently."""
+    """Fields of one run of a comparison that differ from the common ones."""
 
     training: dict[str, Any] = {}
-    """Laid over the common `training`, key by key."""
+    """Fields that replace those of the common `training`."""
 
     _empty = field_validator("training", mode="before")(lambda value: {} if value is None else value)
 
 
 class RunConfig(Section):
-    """One run, or (with `seeds` and `arms`, or `variants`) several side by side."""
+    """One run, or several with `seeds`, `arms`, `variants` or `sweep`."""
 
     method: Method = "lora"
-    """base (no training), full fine-tuning, lora, or what it is compared with: bottleneck, prompt_tuning."""
+    """base (no training), full (full fine-tuning), lora, bottleneck or prompt_tuning."""
     model: ModelConfig = ModelConfig()
     lora: LoraSection = LoraSection()
     bottleneck: BottleneckSection = BottleneckSection()
     prompt_tuning: PromptTuningSection = PromptTuningSection()
     data: DataConfig = DataConfig()
     training: dict[str, Any] = {}
-    """Goes whole to `transformers.Seq2SeqTrainingArguments`, under its own names."""
+    """Fields of `transformers.Seq2SeqTrainingArguments`, under their own names."""
     generation: GenerationConfig = GenerationConfig()
     arms: dict[Method, ArmOverride] = {}
-    """By method: what that arm of a comparison does differently."""
+    """For a comparison: by method, the fields that differ from the common ones."""
     variants: dict[str, dict[str, Any]] = {}
-    """For a study of methods: name -> what that run lays over the rest, nested as the rest is."""
+    """For a study of methods: by name, the fields that replace the common ones, nested like them."""
     sweep: SweepSection = SweepSection()
     """For a sweep: the fields that take several values."""
     output_dir: Place = "runs/run"
-    """The run directory; runs/<name of the config> where a file does not say."""
+    """Run directory. Default for a config file: runs/<name of the file>."""
     seed: Seed = 42
-    """Of the order of the data, of dropout and of the adapters' start."""
+    """Random seed for data order, dropout and adapter initialization."""
     loraplus_lr_ratio: Annotated[Number, Field(ge=1)] | None = None
-    """LoRA+ (arXiv:2402.12354): B learns at training.learning_rate times this (the paper: 16), A without."""
+    """LoRA+ (arXiv:2402.12354): ratio of the learning rate of B to that of A. The paper uses 16."""
     fast_paths: Flag = True
-    """Faster ways to the same sums, in less memory; the log says where there are none."""
+    """Use faster implementations that need less memory. The log says which layers have none."""
     early_stopping_patience: Count | None = None
-    """Stop after so many evaluations without a better one; needs training.load_best_model_at_end."""
+    """Number of evaluations without improvement after which training stops; needs
+    training.load_best_model_at_end."""
     seeds: Annotated[Items[Seed], Field(min_length=1)] | None = None
-    """For a comparison or a study: every arm once for each of them."""
+    """For a comparison or a study: repeat every run with each of these seeds."""
     overwrite: Flag = False
-    """Compute again what a run directory holds from other inputs."""
+    """Overwrite results in `output_dir` that came from different inputs."""
 
     @field_validator(*SECTIONS, mode="before")
     @classmethod
     def _allow_empty_section(cls, value: Any) -> Any:
-        """`lora:` with every key below it commented out is null to YAML and a section to whoever wrote it."""
+        """Read a section whose keys are all commented out, which is null in YAML, as an empty section."""
         return {} if value is None else value
 
     @model_validator(mode="after")
@@ -136,16 +138,16 @@ class RunConfig(Section):
             remedy = "needs training.load_best_model_at_end: true, and an eval_strategy"
             raise PydanticCustomError("together", remedy, {"path": ("early_stopping_patience",)})
         if self.loraplus_lr_ratio and self.method != "lora":
-            remedy = f"is for method: lora alone (method={self.method!r}): no other has a matrix B"
+            remedy = f"needs method: lora (method={self.method!r}): no other method has a matrix B"
             raise PydanticCustomError("together", remedy, {"path": ("loraplus_lr_ratio",)})
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("together", "names a seed twice", {"path": ("seeds",)})
         return self
 
     def for_arm(self, method: Method, seed: int, output_dir: str) -> "RunConfig":
-        """One arm of the comparison as a run of its own: its training merged, no arms and no seeds left.
+        """Return one run of the comparison: `training` merged, without the fields that describe several runs.
 
-        The full arm of a quantized comparison trains dense weights, since quantized ones cannot be.
+        Full fine-tuning always trains dense weights: quantized ones cannot be trained.
         """
         arm = self.arms.get(method, ArmOverride())
         dense = self.model.model_copy(update=DENSE)

@@ -1,4 +1,4 @@
-"""The `sweep:` section: fields that take several values, each combination a run of its own."""
+"""The `sweep:` section: fields that take several values. Each combination is a separate run."""
 
 import re
 from collections.abc import Mapping
@@ -11,46 +11,46 @@ from pydantic_core import PydanticCustomError
 from lora_hf.config.types import Count, Flag, Number, Section, Text
 
 Changes = dict[str, Any]
-"""Fields as `section.key`, and what they are set to."""
+"""Fields as `section.key`, and their values."""
 Point = dict[str, Any]
-"""Axis -> the value or the label that a run has on it."""
+"""The value or label of a run on each axis."""
 
 
 NESTED = ("model", "lora", "bottleneck", "prompt_tuning", "data", "training", "generation")
-"""Sections whose fields may be written below them: `lora: {r: [4, 8]}`, as the command line nests them."""
+"""Sections whose fields may be nested: `lora: {r: [4, 8]}`."""
 
 
 SPACE = ("sweep", "space")
 
 
 class Range(Section):
-    """Numbers that a search draws from."""
+    """A range of numbers for a search."""
 
     low: Number
-    """The least."""
+    """Smallest value."""
     high: Number
-    """The largest."""
+    """Largest value."""
     log: Flag = False
-    """Drawn evenly in the logarithm: for learning rates."""
+    """Draw uniformly in the logarithm, as is usual for learning rates."""
     integer: Flag = False
-    """Whole numbers only."""
+    """Draw whole numbers only."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "Range":
         if not self.low < self.high or (self.log and self.low <= 0):
-            remedy = "holds a range that is none: low must be below high, and above 0 with log: true"
+            remedy = "holds an empty range: low must be below high, and above 0 with log: true"
             raise PydanticCustomError("together", remedy, {"path": SPACE})
         return self
 
 
 class SweepSection(Section):
-    """The fields that vary. Without `trials` every combination is run; with it a search chooses."""
+    """The fields that vary. Without `trials` every combination runs; with it, a search chooses."""
 
     space: dict[Text, Any] = {}
-    """`section.key` (or nested) -> a list of values, or {low, high, log, integer} to draw from; or a name of
-    your own -> {label: {section.key: value, ...}, ...}, for fields that change together."""
+    """By `section.key` (or nested): a list of values, or {low, high, log, integer} for a search. Or by a name
+    of your own: {label: {section.key: value, ...}, ...}, for fields that change together."""
     trials: Count | None = None
-    """Runs of a search (Optuna's TPE) for the best ROUGE-1 on the validation split; null runs the grid."""
+    """Number of runs of a search (Optuna's TPE) for the best validation ROUGE-1; null runs the grid."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -69,9 +69,7 @@ class SweepSection(Section):
     def _check_space(self) -> "SweepSection":
         ranges = [axis for axis, values in self.space.items() if isinstance(values, Range)]
         if ranges and not self.trials:
-            remedy = (
-                f"has a range for {ranges[0]}, of which there is no grid: list values, or set sweep.trials"
-            )
+            remedy = f"has a range for {ranges[0]}, which has no grid: list values, or set sweep.trials"
             raise PydanticCustomError("together", remedy, {"path": SPACE})
         return self
 
@@ -83,30 +81,30 @@ def _read_axis(axis: str, values: Any) -> Any:
         return Range.model_validate(values)
     if isinstance(values, Mapping) and values and all(isinstance(v, Mapping) for v in values.values()):
         return dict(values)
-    remedy = f"gives {axis} neither a list of values, nor low and high, nor {{label: {{section.key: value}}}}"
+    remedy = f"must give {axis} a list of values, or low and high, or {{label: {{section.key: value}}}}"
     raise PydanticCustomError("together", remedy, {"path": SPACE})
 
 
 def grid(sweep: SweepSection) -> dict[str, Point]:
-    """The name of each combination's run -> its point, the last axis fastest; of ranges their two ends."""
+    """Return the point of each combination by its run's name, last axis fastest; ranges give both ends."""
     sides = [[(axis, choice) for choice in choices(values)] for axis, values in sweep.space.items()]
     points = [dict(combination) for combination in product(*sides)] if sides else []
     return {run_name(point): point for point in points}
 
 
 def choices(values: Any) -> list[Any]:
-    """What an axis can be: values, or labels, or a range's ends."""
+    """Return the values, the labels, or the two ends of an axis."""
     return [values.low, values.high] if isinstance(values, Range) else list(values)
 
 
 def run_name(point: Point) -> str:
-    """A folder's name: `r-8_scaling-sqrt`."""
+    """Return the folder name of a point, such as `r-8_scaling-sqrt`."""
     parts = [f"{axis.rpartition('.')[2]}-{choice}" for axis, choice in point.items()]
     return re.sub(r"[^A-Za-z0-9_-]+", "_", "_".join(parts))
 
 
 def changes_of(sweep: SweepSection, point: Point) -> Changes:
-    """The fields of a point, nested as the config's are."""
+    """Return the fields of a point, nested like the config."""
     nested: Changes = {}
     for axis, choice in point.items():
         values = sweep.space[axis]

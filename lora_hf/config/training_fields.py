@@ -22,7 +22,7 @@ from lora_hf.config.types import Flag, Forgiving, Integer, Number
 FieldSchema = dict[str, Any]
 SCHEMA_FILE = Path(__file__).parents[1] / "configs" / "schema.json"
 LIBRARIES = ("transformers", "accelerate")
-"""Whose versions decide which fields and choices there are."""
+"""Their versions determine the fields and choices."""
 # Fields that are set elsewhere in the config; here they would be a second, competing value.
 ELSEWHERE = {
     "output_dir": "belongs at the top level: output_dir",
@@ -47,7 +47,7 @@ FIXED: dict[str, tuple[bool, str]] = {
 }
 """Fields with one possible value, and why."""
 LARGEST = 2**63 - 1
-"""Of an integer, whatever it is for."""
+"""Largest integer of any field."""
 # Inclusive bounds of what Transformers does not check when it is given.
 BOUNDS: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, 2**31),

@@ -1,4 +1,4 @@
-"""The scalar types of the config's fields, and what a section is."""
+"""The scalar types of the config's fields, and the base class of its sections."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.json_schema import GenerateJsonSchema
 
 _FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; beyond these no file system can even be asked
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; no file system accepts more
 NUMBER = r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?"
 """A number as text, such as `5e-4`, which PyYAML reads as text."""
 
 WORDS = "^([Yy]es|YES|[Oo]n|ON|[Tt]rue|TRUE|[Nn]o|NO|[Oo]ff|OFF|[Ff]alse|FALSE)$"
-"""Text that is read as true or false: YAML 1.1 reads these words as booleans, YAML 1.2 as text."""
+"""Text that is read as true or false: booleans in YAML 1.1, text in YAML 1.2."""
 
 
 def _read_number(value: Any) -> Any:
@@ -22,7 +22,7 @@ def _read_number(value: Any) -> Any:
 
 
 def _read_integer(value: Any) -> Any:
-    """`1e3` is a float to YAML and a count to whoever wrote it."""
+    """Read `1e3`, a float in YAML, as the integer it stands for."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -38,7 +38,7 @@ def _check_place(value: str) -> str:
     path = os.fsencode(value)
     if len(path) > LONGEST_PATH or max(map(len, path.split(b"/"))) > LONGEST_NAME:
         raise ValueError(
-            f"is too long for a path: {LONGEST_NAME} bytes a name and {LONGEST_PATH} in all are the most"
+            f"is too long for a path: at most {LONGEST_NAME} bytes per name and {LONGEST_PATH} in all"
         )
     return value
 
@@ -61,7 +61,7 @@ class Section(BaseModel):
 
 
 class Forgiving(GenerateJsonSchema):
-    """Generate the JSON schema of these types with what they forgive: `5e-4` or `yes` as text."""
+    """Generate the JSON schema of these types, including `5e-4` and `yes` as text."""
 
     def float_schema(self, schema: Any) -> dict[str, Any]:
         """Return the schema of a number, or of text that holds one."""

@@ -130,7 +130,7 @@ def test_the_doctor_alone_looks_at_the_machine(doctor: Callable[..., tuple[int, 
         ["ok", "versions"],
         ["ok", "device"],
     ]
-    assert out.splitlines()[-1] == "2 ok, 0 at fault, 0 not checked"
+    assert out.splitlines()[-1] == "2 ok, 0 failed, 0 not checked"
 
 
 def test_the_doctor_ends_with_1_where_something_is_at_fault_and_json_says_what(

@@ -90,7 +90,7 @@ MISTAKES = [
     ("loraplus_lr_ratio: 0.5", "x.yaml:1: loraplus_lr_ratio=0.5 must be at least 1"),
     (
         "method: full\nloraplus_lr_ratio: 16",
-        "x.yaml:2: loraplus_lr_ratio=16 is for method: lora alone (method='full'): no other has a matrix B",
+        "x.yaml:2: loraplus_lr_ratio=16 needs method: lora (method='full'): no other method has a matrix B",
     ),
     ("seeds: [1, a]", "x.yaml:1: seeds[1]='a' is not an integer"),
     ("seeds: []", "x.yaml:1: seeds=[] is empty"),

@@ -48,9 +48,9 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
     [
         ("{lora: {r: [4, x]}}", "sweep: r-x: lora.r='x' is not an integer"),
         ("{lora: {rank: [4]}}", "unknown key 'lora.rank'"),
-        ("{lora: {r: 4}}", "gives lora.r neither a list"),
-        ("{lora: {r: []}}", "gives lora.r neither a list"),
-        ("{scale: {a: 3}}", "gives scale neither a list"),
+        ("{lora: {r: 4}}", "must give lora.r a list"),
+        ("{lora: {r: []}}", "must give lora.r a list"),
+        ("{scale: {a: 3}}", "must give scale a list"),
         ("{training: {learning_rate: {low: 1e-4, high: 1e-2}}}", "set sweep.trials"),
         ("{training: {learning_rate: {low: 1e-2, high: 1e-4}}}", "low must be below high"),
         ("{training: {learning_rate: {low: 0, high: 1, log: true}}}", "above 0 with log"),
