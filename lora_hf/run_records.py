@@ -81,7 +81,7 @@ class RunResult(Scores, TrainingRecord, total=False):
     max_new_tokens: int
     truncation: list[str]
     base_model: str
-    base_fingerprint: str
+    base_fingerprint: str | None
     data_fingerprint: str
     dtype: str
     storage: str
