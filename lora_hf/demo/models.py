@@ -1,4 +1,4 @@
-"""What a demo shows side by side: the base, a fine-tuned model, and adapters on the one base."""
+"""The models that a demo compares: the base, fully fine-tuned models, and adapters on the one base."""
 
 import logging
 import threading
@@ -19,33 +19,34 @@ SAMPLES = 20
 logger = logging.getLogger(__name__)
 
 
-class Written(NamedTuple):
-    """One side's answer."""
+class Output(NamedTuple):
+    """A model's summary."""
 
     summary: str
     seconds: float
     is_cut: bool
-    """Whether the dialogue was too long for the model."""
+    """Whether the dialogue was too long for the model and was cut."""
 
 
-class Sides:
-    """The models of a run, or of several side by side under one folder.
+class DemoModels:
+    """The models of a run, or of several runs under one folder.
 
     Attributes:
-        names: of the sides, the base first; an adapter is called as its run.
-        samples: rows of predictions.jsonl, dialogues that were kept for testing.
+        names: the models' names, the base first; an adapter has the name of its run.
+        adapters: the names of those that are adapters on the base.
+        samples: dialogues of the test split, as rows of predictions.jsonl.
     """
 
     def __init__(self, root: Path) -> None:
-        """Load one base with every adapter, and each model that was trained in full.
+        """Load one base with every adapter, and each fully fine-tuned model.
 
         Raises:
-            UserError: no run is there that has something to show.
+            UserError: there is no run with a model.
         """
         runs = find_runs(root)
         first = next(iter(runs.values()))[1]
-        held = [folder for folder, _ in runs.values() if (folder / PREDICTIONS).is_file()]
-        self.samples: list[Prediction] = read_predictions(held[0])[:SAMPLES] if held else []
+        tested = [folder for folder, _ in runs.values() if (folder / PREDICTIONS).is_file()]
+        self.samples: list[Prediction] = read_predictions(tested[0])[:SAMPLES] if tested else []
         adapters = {
             n: SavedAdapter(folder / ADAPTER, n)
             for n, (folder, config) in runs.items()
@@ -63,30 +64,30 @@ class Sides:
                 own = ModelConfig(model_name_or_path=str(folder / MODEL), dtype=first.model.dtype)
                 self._engines[name] = Engine(own, {}, as_trained)
         self.adapters = list(adapters)
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         self.names = list(self._engines)
 
-    def write(self, name: str, dialogue: str) -> Written:
-        """What one side makes of a dialogue, and how long it took."""
+    def summarize(self, name: str, dialogue: str) -> Output:
+        """Summarize a dialogue with one model."""
         engine = self._engines[name]
         adapter = name if name in engine.adapters else None
-        with self._one_at_a_time:
+        with self._lock:
             start = time.perf_counter()
             ids, is_cut = engine.encode(adapter, dialogue)
-            (text,) = engine.write([Job(adapter, ids, engine.adapters[adapter].max_new_tokens)])
-            return Written(text, time.perf_counter() - start, is_cut)
+            (text,) = engine.generate_batch([Job(adapter, ids, engine.adapters[adapter].max_new_tokens)])
+            return Output(text, time.perf_counter() - start, is_cut)
 
     def close(self) -> None:
-        """Put the models' modules back as they were."""
+        """Restore the models' modules."""
         for engine in self._engines.values():
             engine.close()
 
 
 def find_runs(root: Path) -> dict[str, tuple[Path, RunConfig]]:
-    """Name -> folder and config, of a run or of those in a folder; seeds other than the first are left out.
+    """Return folder and config of a run, or of each run in a folder, by name; only the first seed of each.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no run.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
@@ -94,7 +95,7 @@ def find_runs(root: Path) -> dict[str, tuple[Path, RunConfig]]:
     runs = {folder.name: (folder, _config(folder / CONFIG)) for folder in folders}
     shown = {name: run for name, run in runs.items() if "-seed-" not in name}
     if not shown:
-        raise UserError(f"{root} is no run: it has no {CONFIG}, and no folder in it has one")
+        raise UserError(f"{root} is not a run: neither it nor a folder in it has a {CONFIG}")
     return shown
 
 
@@ -110,10 +111,10 @@ def _length(folder: Path) -> int | None:
 
 
 def _fits(name: str, folder: Path, config: RunConfig, first: RunConfig) -> bool:
-    """Whether a run left an adapter that can be switched to on the first one's base."""
+    """Whether a run has an adapter for the base of the first run."""
     if config.method != "lora" or not (folder / ADAPTER).is_dir():
         return False
     if config.model != first.model:
-        logger.warning("%s is left out: its base is another one, or is stored in another way", name)
+        logger.warning("%s is left out: its base or its storage format differs", name)
         return False
     return True

@@ -96,13 +96,17 @@ class InferenceModel:
         problem = not_shareable(saved)
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
+        settings = PromptSettings.of(saved)
+        self._inject(saved, name)
+        self.adapters[name] = settings
+        self._alone = saved if problem else None
+        self._first = self._first or name
+
+    def _inject(self, saved: SavedAdapter, name: str) -> None:
         if saved_method(saved) == "lora":
             load_adapter(self.model, saved, name)
         else:
             load_saved(self.model, saved)
-        self.adapters[name] = PromptSettings.of(saved)
-        self._alone = saved if problem else None
-        self._first = self._first or name
 
     def generate(
         self,

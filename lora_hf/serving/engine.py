@@ -1,13 +1,15 @@
-"""One base and many adapters: what a batch of dialogues goes through, and how an adapter comes and goes.
+"""One base model and many adapters: run a batch of requests, load and unload adapters in between.
 
-The model belongs to one thread: `write`, `load` and `unload` are called one after another. Adapters are
-never merged, for the next batch has others; the base is packed for as long as they stay the same.
+The model belongs to one thread: `generate_batch`, `add_adapter` and `remove_adapter` are called one after
+another. Adapters are never merged, because the next batch has others; the base's packed weights are kept
+for as long as the adapters stay the same.
 """
 
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters import adapter_rows, delete_adapter
@@ -21,9 +23,10 @@ from lora_hf.saved.inference import InferenceModel, PromptSettings, not_shareabl
 
 @dataclass(frozen=True)
 class Job:
-    """A dialogue to be summarized, as the model takes it."""
+    """A dialogue to summarize, as token ids."""
 
     adapter: str | None
+    """None is the base model."""
     ids: list[int]
     max_new_tokens: int
     num_beams: int = 1
@@ -44,28 +47,42 @@ class Engine(InferenceModel):
             UserError: the base cannot be loaded, or an adapter does not fit.
         """
         super().__init__(base, base_settings)
-        self._decoder = copy.deepcopy(self.tokenizer)  # the other one encodes meanwhile, in another thread
+        self._decoder = copy.deepcopy(self.tokenizer)  # `tokenizer` encodes in another thread meanwhile
         self._fast = ExitStack()
-        with self._slow_path():
+        with self._reference_path():
             for name, saved in adapters.items():
-                self._add(name, saved)
+                super().add_adapter(saved, name)
+
+    def add_adapter(self, adapter: str | Path | SavedAdapter, name: str = "default") -> None:
+        """Load one more adapter.
+
+        Raises:
+            UserError: as `InferenceModel.add_adapter`, or it cannot be mixed with others in a batch.
+        """
+        with self._reference_path():
+            super().add_adapter(adapter, name)
+
+    def remove_adapter(self, name: str) -> None:
+        """Remove an adapter's weights; its name has been taken out of `adapters` before."""
+        with self._reference_path():
+            delete_adapter(self.model, name)
 
     def encode(self, adapter: str | None, dialogue: str) -> tuple[list[int], bool]:
-        """A dialogue's tokens in the prompt of its adapter, and whether it was cut; from one thread only."""
+        """Return a dialogue's token ids, prompt included, and whether it was cut; from one thread only."""
         sources = encode_sources([dialogue], self.tokenizer, self.adapters[adapter].data)
         return sources.ids[0], bool(sources.cut)
 
-    def alike(self, job: Job) -> Any:
-        """Jobs of which this is equal can be in one batch.
+    def batch_key(self, job: Job) -> Any:
+        """Return a key that is equal for jobs that can share a batch.
 
-        A greedy summary begins the same whatever length is allowed; a search does not, and a model that ends
-        every summary by force has its end in another place.
+        A greedy summary begins the same whatever length is allowed. Beam search does not, nor does a model
+        that forces an end token at the last position.
         """
         is_free = job.num_beams == 1 and self.model.generation_config.forced_eos_token_id is None
         return job.num_beams, None if is_free else job.max_new_tokens
 
-    def write(self, jobs: list[Job]) -> list[str]:
-        """The summaries of jobs that are alike, in their order."""
+    def generate_batch(self, jobs: list[Job]) -> list[str]:
+        """Generate the summaries of jobs with the same batch key, in their order."""
         return generate_summaries(
             self.model,
             self._decoder,
@@ -76,39 +93,24 @@ class Engine(InferenceModel):
             num_beams=jobs[0].num_beams,
         )
 
-    def load(self, name: str, saved: SavedAdapter) -> None:
-        """Add an adapter.
-
-        Raises:
-            UserError: it is none, was trained on another base, or cannot be one of several in a batch.
-        """
-        with self._slow_path():
-            self._add(name, saved)
-
-    def unload(self, name: str) -> None:
-        """Take an adapter off the model; it is no longer in `adapters` by then."""
-        with self._slow_path():
-            delete_adapter(self.model, name)
-
     def close(self) -> None:
-        """Put the model's modules back as they were."""
+        """Restore the model's modules."""
         self._fast.close()
 
-    def _add(self, name: str, saved: SavedAdapter) -> None:
+    def _inject(self, saved: SavedAdapter, name: str) -> None:
         if problem := not_shareable(saved):
             raise UserError(problem)
-        self.add_adapter(saved, name)
+        super()._inject(saved, name)
         try:
-            with adapter_rows(self.model, [*self.names, None]):
+            with adapter_rows(self.model, [*self.names, name, None]):
                 pass
         except UserError:
-            del self.adapters[name]
             delete_adapter(self.model, name)
             raise
 
     @contextmanager
-    def _slow_path(self) -> Iterator[None]:
-        """Inside the block the model's modules are those that adapters know; afterwards the faster ones."""
+    def _reference_path(self) -> Iterator[None]:
+        """Inside the block the model has its own modules, which adapters need; after it the fast paths'."""
         self._fast.close()
         try:
             yield

@@ -1,4 +1,4 @@
-"""What is asked and answered, as JSON."""
+"""JSON bodies of requests and responses."""
 
 from typing import Annotated, Any
 
@@ -9,11 +9,11 @@ from lora_hf.config.problems import near_choice, phrase_of, shown
 
 
 def _text(text: str) -> str:
-    """JSON can hold halves of characters, which are no text, and the character 0, which is none in a path."""
+    """Refuse lone surrogates, which UTF-8 cannot encode, and the character 0, which no path can have."""
     if not text.strip():
         raise ValueError("is empty")
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("holds what is no character")
+        raise ValueError("has an invalid character")
     return text
 
 
@@ -21,59 +21,59 @@ Text = Annotated[str, AfterValidator(_text)]
 
 
 class Message(BaseModel):
-    """A JSON object; what is written below a field is said on the API page."""
+    """A JSON object; the text below each field is shown on the API page."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-class Ask(Message):
-    """A dialogue to be summarized."""
+class SummarizeRequest(Message):
+    """A dialogue to summarize."""
 
     dialogue: Text
-    """One turn a line, such as `Anna: Lunch at noon?`."""
+    """One turn per line, such as `Anna: Lunch at noon?`."""
     adapter: Text | None = None
-    """Its name, or null for the base."""
+    """The adapter's name, or null for the base."""
     num_beams: Annotated[int, Field(ge=1)] = 1
-    """1 is greedy."""
+    """1 is greedy search."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    """The most tokens of the summary; null: as many as the adapter was trained for."""
+    """The longest summary in tokens; null takes the length that the adapter was trained for."""
     truncate: bool = False
-    """Cut a dialogue that is too long for the model; otherwise it is refused."""
+    """Cut a dialogue that is too long for the model instead of refusing it."""
 
 
-class Answer(Message):
-    """The summary."""
+class SummarizeResponse(Message):
+    """A summary."""
 
     summary: str
     adapter: str | None
     truncated: bool
     """Whether the dialogue was cut."""
     seconds: float
-    """From the request to this."""
+    """Time from the request to this response."""
 
 
-class Source(Message):
-    """An adapter to be loaded."""
+class LoadRequest(Message):
+    """An adapter to load."""
 
     name: Text
-    """What requests will call it."""
+    """The name that requests give."""
     path: Text
     """Its folder, below the server's folder of adapters."""
 
 
-class Loaded(Message):
-    """An adapter that is served."""
+class AdapterInfo(Message):
+    """A loaded adapter."""
 
     name: str
     prompt: str
-    """A shipped prompt's name, or the text around each dialogue."""
+    """The name of a shipped prompt, or a template."""
     max_source_length: int
-    """Tokens, prompt included."""
+    """In tokens, prompt included."""
     max_new_tokens: int
 
 
-class Health(Message):
-    """That the server runs, and what it has."""
+class HealthResponse(Message):
+    """The server's state."""
 
     status: str = "ok"
     base: str
@@ -82,22 +82,22 @@ class Health(Message):
     """Requests in the queue."""
 
 
-class Fault(Message):
-    """Why a request was not answered."""
+class ErrorResponse(Message):
+    """Why a request was refused, and what to do."""
 
     detail: str
 
 
-def wrong_field(fault: ErrorDetails, asked: type[Message]) -> str:
-    """One mistake in what was sent, in the words that a config's mistakes have.
+def wrong_field(fault: ErrorDetails, schema: type[Message]) -> str:
+    """Describe one mistake in a request, in the same words as a config's mistakes.
 
     Args:
-        fault: one of pydantic's, whose place begins with `body`.
-        asked: what should have been sent.
+        fault: an error of pydantic, whose location begins with `body`.
+        schema: the expected body.
     """
-    name, fields = ".".join(map(str, fault["loc"][1:])), list(asked.model_fields)
+    name, fields = ".".join(map(str, fault["loc"][1:])), list(schema.model_fields)
     if fault["type"] == "missing":
-        return f"{name} is missing, and must be sent; known are {', '.join(fields)}"
+        return f"{name} is missing and required; known are {', '.join(fields)}"
     if fault["type"] == "extra_forbidden":
         hint = near_choice(name, fields) or f"; known are {', '.join(fields)}"
         return f"unknown field {shown(name)} (value {_short(fault['input'])}){hint}"
@@ -105,7 +105,7 @@ def wrong_field(fault: ErrorDetails, asked: type[Message]) -> str:
 
 
 def _short(value: Any) -> str:
-    """What was sent; a list or an object is not repeated, for it may be of any depth."""
+    """Show a value; lists and objects are not repeated, because they may be of any depth."""
     if isinstance(value, list):
         return "[...]"
     return "{...}" if isinstance(value, dict) else shown(value)

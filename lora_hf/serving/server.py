@@ -1,4 +1,4 @@
-"""The server as a process: it listens, says where, and at SIGTERM answers what waits before it ends."""
+"""The server process: listen, log the address, and finish waiting requests at SIGTERM."""
 
 import logging
 import math
@@ -19,9 +19,9 @@ from lora_hf.serving.limits import Limits
 from lora_hf.serving.service import Service
 
 SPARE = 5
-"""Seconds beyond the time of a request that its connection has when the server ends."""
+"""Seconds beyond `timeout` that open connections have when the server shuts down."""
 OTHERS = 256
-"""Connections beside those whose request waits: open, and silent."""
+"""Connections without a waiting request that may be open as well."""
 logger = logging.getLogger(__name__)
 
 
@@ -29,14 +29,14 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        base: the base model; None takes the one that the first adapter names.
-        adapters: `NAME=DIR` each; a folder, a run's directory, or a name on the Hub.
+        base: the base model; None takes the one named by the first adapter.
+        adapters: `NAME=DIR` each; a folder, a run directory, or a name on the Hub.
         host: the address to listen on.
         port: 0 takes a free one.
-        limits: what is refused.
+        limits: what requests may ask for.
 
     Raises:
-        UserError: an adapter or the base cannot be loaded, or the address cannot be had.
+        UserError: an adapter or the base cannot be loaded, or the address is not available.
     """
     if limits.adapters_dir and not limits.adapters_dir.is_dir():
         raise UserError(f"--adapters-dir {str(limits.adapters_dir)!r}: no such folder")
@@ -45,15 +45,15 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     with listening(host, port) as listener, closing(Service(Engine(config, found), limits)) as service:
         app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
         most = limits.max_queue + limits.max_batch + OTHERS
-        run(app, listener, "serving on %s (API page: /docs)", grace, service.batcher.hurry, most)
-    logger.info("all that waited is answered")
+        run(app, listener, "serving on %s (API page: /docs)", grace, service.batcher.drain, most)
+    logger.info("all waiting requests are finished")
 
 
 def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
-    """The base that is asked for, stored as the first adapter's was; or that one.
+    """Return the given base in the storage format of the first adapter's, or that adapter's own base.
 
     Raises:
-        UserError: nothing says which.
+        UserError: neither is given.
     """
     if adapters:
         return base_config(adapters[0], base)
@@ -63,10 +63,10 @@ def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
 
 
 def named(adapters: list[str]) -> dict[str, str]:
-    """Name -> where, of `NAME=DIR` each.
+    """Parse `NAME=DIR` arguments to a dict.
 
     Raises:
-        UserError: written otherwise, or a name twice.
+        UserError: another format, or a name that is given twice.
     """
     found: dict[str, str] = {}
     for text in adapters:
@@ -80,10 +80,10 @@ def named(adapters: list[str]) -> dict[str, str]:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket of this address, to which nobody can connect yet.
+    """Bind a socket, to which nobody can connect yet.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the address is not available.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -98,39 +98,42 @@ def listening(host: str, port: int) -> socket.socket:
 def run(
     app: Any,
     listener: socket.socket,
-    says: str,
+    message: str,
     grace: int,
     at_end: Callable[[], None],
     most: int | None = None,
 ) -> None:
-    """Run an application until SIGTERM or Ctrl-C, and then until its open requests are answered.
+    """Run an application until SIGTERM or Ctrl-C, then finish its open requests.
 
     Args:
         app: an ASGI application.
-        listener: what it listens on.
-        says: logged once it can be reached, with the address for `%s`.
-        grace: seconds that open requests have at the end.
-        at_end: called when the end begins.
+        listener: the bound socket.
+        message: logged when the server accepts connections, with the address for `%s`.
+        grace: seconds that open requests have at shutdown.
+        at_end: called when the shutdown starts.
         most: connections and requests at once; one more is 503.
     """
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    options |= {"http": "h11", "limit_concurrency": most}  # h11 bounds a request's head, httptools does not
+    options |= {
+        "http": "h11",
+        "limit_concurrency": most,
+    }  # h11 limits the size of a request's head, httptools does not
     settings = uvicorn.Config(app, timeout_graceful_shutdown=grace, **options)
-    with suppress(KeyboardInterrupt):  # uvicorn repeats the signal once everything is answered
-        _Server(settings, says, at_end).run([listener])
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after the shutdown
+        _Server(settings, message, at_end).run([listener])
 
 
 class _Server(uvicorn.Server):
-    """Says when it can be reached, and where; and when its end begins."""
+    """Log the address at the start, and call `at_end` at the shutdown."""
 
-    def __init__(self, settings: uvicorn.Config, says: str, at_end: Callable[[], None]) -> None:
+    def __init__(self, settings: uvicorn.Config, message: str, at_end: Callable[[], None]) -> None:
         super().__init__(settings)
-        self.says, self.at_end = says, at_end
+        self.message, self.at_end = message, at_end
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         host, port = sockets[0].getsockname()[:2]
-        logger.info(self.says, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        logger.info(self.message, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     async def shutdown(self, sockets: Any = None) -> None:
         self.at_end()

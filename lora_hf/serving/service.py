@@ -1,4 +1,4 @@
-"""What is done with a request: checked, put in the queue, waited for. No HTTP but its status numbers."""
+"""Handle requests: check, queue and await them. HTTP appears only as status numbers."""
 
 import asyncio
 import math
@@ -10,15 +10,15 @@ from typing import Any
 from lora_hf.adapters.layer import check_adapter_name
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.errors import UserError, did_you_mean
-from lora_hf.serving.batching import Batcher, Closed, Full
+from lora_hf.serving.batching import Batcher, BatcherClosed, QueueFull
 from lora_hf.serving.engine import Engine, Job
 from lora_hf.serving.limits import Limits
 from lora_hf.serving.metrics import Metrics
-from lora_hf.serving.schemas import Answer, Ask
+from lora_hf.serving.schemas import SummarizeRequest, SummarizeResponse
 
 
-class Refused(Exception):
-    """A request that is not answered as it is; `detail` says why and what would do."""
+class RequestError(Exception):
+    """A refused request; `detail` says why and what to do."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -26,136 +26,142 @@ class Refused(Exception):
 
 
 class Service:
-    """One engine, its queue and its figures; everything here runs on the event loop's thread."""
+    """An engine with its queue and its metrics; the methods run on the event loop's thread."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
-        self.batcher = Batcher(self._write, engine.alike, limits.max_batch, limits.max_wait, limits.max_queue)
+        self.batcher = Batcher(
+            self._run, engine.batch_key, limits.max_batch, limits.max_wait, limits.max_queue
+        )
         self.metrics = Metrics(lambda: self.batcher.waiting, lambda: len(engine.names))
-        self._coming: set[str] = set()
+        self._reserved: set[str] = set()
 
-    async def summarize(self, ask: Ask) -> Answer:
-        """The summary of a dialogue.
+    async def summarize(self, request: SummarizeRequest) -> SummarizeResponse:
+        """Summarize a dialogue.
 
         Raises:
-            Refused: 404 no such adapter; 413 too long; 422 more than is allowed; 503 the queue is full;
-                504 not in time.
+            RequestError: 404 no such adapter; 413 too long; 422 over a limit; 503 the queue is full; 504 too
+                late.
         """
         start, status = time.perf_counter(), 500
-        label = (ask.adapter or "") if ask.adapter in self.engine.adapters else ""
+        label = (request.adapter or "") if request.adapter in self.engine.adapters else ""
         try:
-            job, truncated = self._job(ask)
+            job, truncated = self._job(request)
             summary: str = await self._within(self._submit(job))
             status = 200
-        except Refused as refused:
-            status = refused.status
+        except RequestError as error:
+            status = error.status
             raise
         finally:
             seconds = time.perf_counter() - start
             self.metrics.requests.labels(label, str(status)).inc()
             self.metrics.seconds.observe(seconds)
-        return Answer(summary=summary, adapter=ask.adapter, truncated=truncated, seconds=round(seconds, 4))
+        return SummarizeResponse(
+            summary=summary, adapter=request.adapter, truncated=truncated, seconds=round(seconds, 4)
+        )
 
-    def refused(self, path: str, status: int) -> None:
-        """Count a request for a summary that is refused before it is one."""
+    def count_refused(self, path: str, status: int) -> None:
+        """Count a request for a summary that was refused before it reached `summarize`."""
         if path == "/summarize":
             self.metrics.requests.labels("", str(status)).inc()
 
-    def _job(self, ask: Ask) -> tuple[Job, bool]:
+    def _job(self, request: SummarizeRequest) -> tuple[Job, bool]:
         limits = self.limits
-        if len(ask.dialogue) > limits.max_chars:
-            raise Refused(413, f"dialogue: {len(ask.dialogue):,} characters, of {limits.max_chars:,} at most")
-        for name, most in (("num_beams", limits.max_beams), ("max_new_tokens", limits.max_new_tokens)):
-            if (value := getattr(ask, name)) and value > most:
-                raise Refused(422, f"{name}={value} is more than this server's {most}")
-        if ask.adapter not in self.engine.adapters:
-            raise self._unknown(str(ask.adapter))
-        served = self.engine.adapters[ask.adapter]
-        ids, truncated = self.engine.encode(ask.adapter, ask.dialogue)
-        if truncated and not ask.truncate:
-            raise Refused(
-                413,
-                f"dialogue: longer than the {served.data.max_source_length} tokens, prompt included, that "
-                'the model was trained with; shorten it, or let it be cut by "truncate": true',
+        if (length := len(request.dialogue)) > limits.max_chars:
+            raise RequestError(
+                413, f"dialogue: {length:,} characters; at most {limits.max_chars:,} are accepted"
             )
-        new = min(ask.max_new_tokens or served.max_new_tokens, limits.max_new_tokens)
-        return Job(ask.adapter, ids, new, ask.num_beams), truncated
+        for name, most in (("num_beams", limits.max_beams), ("max_new_tokens", limits.max_new_tokens)):
+            if (value := getattr(request, name)) and value > most:
+                raise RequestError(422, f"{name}={value} is more than this server's limit of {most}")
+        if request.adapter not in self.engine.adapters:
+            raise self._unknown(str(request.adapter))
+        settings = self.engine.adapters[request.adapter]
+        ids, truncated = self.engine.encode(request.adapter, request.dialogue)
+        if truncated and not request.truncate:
+            raise RequestError(
+                413,
+                f"dialogue: longer than the {settings.data.max_source_length} tokens, prompt included, that "
+                'the model was trained with; shorten it, or send "truncate": true to have it cut',
+            )
+        new = min(request.max_new_tokens or settings.max_new_tokens, limits.max_new_tokens)
+        return Job(request.adapter, ids, new, request.num_beams), truncated
 
-    def _unknown(self, name: str) -> Refused:
+    def _unknown(self, name: str) -> RequestError:
         names = self.engine.names
-        return Refused(404, f"no adapter {name!r}; loaded are {names}.{did_you_mean(name, names)}")
+        return RequestError(404, f"no adapter {name!r}; loaded are {names}.{did_you_mean(name, names)}")
 
     def _submit(self, job: Job) -> "Future[Any]":
         try:
             return self.batcher.submit(job)
-        except Full:
+        except QueueFull:
             batches = math.ceil(self.limits.max_queue / self.limits.max_batch)
             seconds = max(1, math.ceil(batches * self.batcher.seconds))
-            detail = f"{self.limits.max_queue} requests wait already; try again in {seconds} s"
-            raise Refused(503, detail, {"Retry-After": str(seconds)}) from None
-        except Closed:
-            raise Refused(503, "the server is about to end", {"Retry-After": "10"}) from None
+            detail = f"{self.limits.max_queue} requests are waiting; try again in {seconds} s"
+            raise RequestError(503, detail, {"Retry-After": str(seconds)}) from None
+        except BatcherClosed:
+            raise RequestError(503, "the server is shutting down", {"Retry-After": "10"}) from None
 
     async def _within(self, future: "Future[Any]") -> Any:
-        """The result, within the time that a request may take; one that still waits then is dropped."""
+        """Await a result within `timeout`; a request that still waits then is cancelled."""
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
         except TimeoutError:
-            raise Refused(504, f"not done within {self.limits.timeout:g} s") from None
+            raise RequestError(504, f"not done within {self.limits.timeout:g} s") from None
 
-    def _write(self, jobs: list[Job]) -> list[str]:
+    def _run(self, jobs: list[Job]) -> list[str]:
         start = time.perf_counter()
-        texts = self.engine.write(jobs)
+        texts = self.engine.generate_batch(jobs)
         self.metrics.batch_seconds.observe(time.perf_counter() - start)
         self.metrics.batch_rows.observe(len(jobs))
         self.metrics.batch_adapters.observe(len({job.adapter for job in jobs}))
         return texts
 
     async def load(self, name: str, path: str) -> None:
-        """Add an adapter from a folder below the one that adapters may come from.
+        """Load an adapter from a folder below `adapters_dir`.
 
         Raises:
-            Refused: 403 from elsewhere; 409 the name is taken; 422 it is no adapter of this base.
+            RequestError: 403 from elsewhere; 409 the name is taken; 422 not an adapter of this base.
         """
         folder = self._allowed(path)
-        if name in self.engine.adapters or name in self._coming:
-            raise Refused(409, f"there is an adapter {name!r}; unload it, or take another name")
-        self._coming.add(name)
+        if name in self.engine.adapters or name in self._reserved:
+            raise RequestError(409, f"adapter {name!r} exists; unload it, or choose another name")
+        self._reserved.add(name)
         try:
             check_adapter_name(name)
             await asyncio.wrap_future(
-                self.batcher.call(lambda: self.engine.load(name, SavedAdapter(folder, path)))
+                self.batcher.submit_task(lambda: self.engine.add_adapter(SavedAdapter(folder, path), name))
             )
         except UserError as error:
-            raise Refused(422, str(error)) from None
+            raise RequestError(422, str(error)) from None
         finally:
-            self._coming.discard(name)
+            self._reserved.discard(name)
 
     def _allowed(self, path: str) -> Path:
         root = self.limits.adapters_dir
         if root is None:
-            raise Refused(403, "adapters are loaded at the start only; --adapters-dir says from where later")
+            raise RequestError(403, "this server loads no adapters over HTTP; start it with --adapters-dir")
         folder = (root / path).resolve()
         if not folder.is_relative_to(root.resolve()):
-            raise Refused(403, f"path: {path!r} is not below the server's folder of adapters")
+            raise RequestError(403, f"path: {path!r} is not below the server's folder of adapters")
         return folder
 
     async def unload(self, name: str) -> None:
-        """Take an adapter off, once the requests for it that wait are answered; new ones are refused at once.
+        """Unload an adapter after the requests that wait for it; new ones are refused at once.
 
         Raises:
-            Refused: 404 no such adapter.
+            RequestError: 404 no such adapter.
         """
         if name not in self.engine.names:
             raise self._unknown(name)
-        self._coming.add(name)  # it goes, but its name is not free before it is gone
+        self._reserved.add(name)  # the name is free only when the weights are gone
         del self.engine.adapters[name]
         try:
-            await asyncio.wrap_future(self.batcher.call(lambda: self.engine.unload(name)))
+            await asyncio.wrap_future(self.batcher.submit_task(lambda: self.engine.remove_adapter(name)))
         finally:
-            self._coming.discard(name)
+            self._reserved.discard(name)
 
     def close(self) -> None:
-        """Finish what waits, and end."""
+        """Finish the waiting requests, then stop."""
         self.batcher.close()
         self.engine.close()

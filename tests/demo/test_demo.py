@@ -14,7 +14,7 @@ import pytest
 from support.inputs import FEW
 
 from lora_hf import cli
-from lora_hf.demo.models import Sides, find_runs
+from lora_hf.demo.models import DemoModels, find_runs
 from lora_hf.errors import UserError
 from lora_hf.run_records import read_predictions
 
@@ -44,7 +44,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run: it has no config.yaml"):
+    with pytest.raises(UserError, match="is not a run: neither it nor a folder in it has a config.yaml"):
         find_runs(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         find_runs(tmp_path / "nowhere")
@@ -54,14 +54,16 @@ def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_side_writes_what_its_run_wrote(comparison: Path) -> None:
-    sides = Sides(comparison)
-    assert (sides.names, sides.adapters) == (["base", "full", "lora"], ["lora"])
+def test_each_model_writes_what_its_run_wrote(comparison: Path) -> None:
+    models = DemoModels(comparison)
+    assert (models.names, models.adapters) == (["base", "full", "lora"], ["lora"])
     for name, (folder, _) in find_runs(comparison).items():
         rows = read_predictions(folder)
-        assert [sides.write(name, row["dialogue"]).summary for row in rows] == [r["prediction"] for r in rows]
-    sides.close()
-    alone = Sides(comparison / "lora")
+        assert [models.summarize(name, row["dialogue"]).summary for row in rows] == [
+            r["prediction"] for r in rows
+        ]
+    models.close()
+    alone = DemoModels(comparison / "lora")
     assert (alone.names, alone.adapters) == (["base", "lora"], ["lora"])
     alone.close()
 
@@ -131,15 +133,15 @@ def test_the_page_in_a_browser(browser: Any, address: str, comparison: Path) -> 
         assert value("live-answer") == expected[name][1]["prediction"]
     box = browser.find_element(By.CSS_SELECTOR, "#dialogue textarea")
     pasted = expected["lora"][0]["dialogue"][:40]
-    with closing(Sides(comparison / "lora")) as alone:
-        summary = alone.write("lora", pasted).summary
+    with closing(DemoModels(comparison / "lora")) as alone:
+        summary = alone.summarize("lora", pasted).summary
     assert summary != row["prediction"]
     box.clear()
     box.send_keys(pasted)
     all_until(lambda: value("answer-lora") == summary)
     box.clear()
     box.send_keys(" ")
-    all_until(lambda: "Write a dialogue, or take one" in browser.find_element(By.TAG_NAME, "body").text)
+    all_until(lambda: "Write a dialogue, or choose one" in browser.find_element(By.TAG_NAME, "body").text)
     loaded = browser.execute_script(ALL_LOADED)
     assert loaded and all(name.startswith((address, "data:", "blob:")) for name in loaded), loaded
     if where := os.environ.get("LORA_HF_SCREENSHOT"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_hf.serving.batching import Batcher, Closed, Full
+from lora_hf.serving.batching import Batcher, BatcherClosed, QueueFull
 
 
 class Work:
@@ -17,7 +17,7 @@ class Work:
         self.batches: list[list[int]] = []
         self.begun, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
         settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 8} | options
-        self.batcher = Batcher(self.run, alike=lambda job: job < 100, **settings)
+        self.batcher = Batcher(self.run, batch_key=lambda job: job < 100, **settings)
 
     def run(self, jobs: list[int]) -> list[int]:
         self.batches.append(jobs)
@@ -39,7 +39,7 @@ def test_what_comes_while_a_batch_runs_is_the_next_one() -> None:
     assert work.batcher.waiting == 6
     work.let(9)
     assert [f.result(10) for f in (first, *rest)] == [2, 4, 600, 6, 8, 10, 12]
-    assert work.batches == [[1], [2, 3, 4, 5], [300], [6]]  # alike, in order, four at most
+    assert work.batches == [[1], [2, 3, 4, 5], [300], [6]]  # equal keys, in order, four at most
     assert work.batcher.seconds > 0
 
 
@@ -57,7 +57,7 @@ def test_a_full_queue_refuses_and_a_cancelled_job_makes_room() -> None:
     work.batcher.submit(1)
     work.begun.acquire()
     waiting = [work.batcher.submit(job) for job in (2, 3)]
-    with pytest.raises(Full):
+    with pytest.raises(QueueFull):
         work.batcher.submit(4)
     assert waiting[0].cancel()
     last = work.batcher.submit(4)
@@ -86,8 +86,8 @@ def test_a_task_stands_between_the_jobs_before_it_and_those_after() -> None:
     work.batcher.submit(1)
     work.begun.acquire()
     work.batcher.submit(2)
-    task = work.batcher.call(lambda: order.append(len(work.batches)) or "done")
-    failing = work.batcher.call(lambda: 1 / 0)
+    task = work.batcher.submit_task(lambda: order.append(len(work.batches)) or "done")
+    failing = work.batcher.submit_task(lambda: 1 / 0)
     last = work.batcher.submit(3)
     work.let(9)
     assert (task.result(10), last.result(10)) == ("done", 6)
@@ -104,7 +104,7 @@ def test_closing_finishes_what_waits_and_takes_nothing_more() -> None:
     work.let(9)
     closing.join(10)
     assert not wait(results, timeout=10).not_done and not closing.is_alive()
-    with pytest.raises(Closed):
+    with pytest.raises(BatcherClosed):
         work.batcher.submit(4)
-    with pytest.raises(Closed):
-        work.batcher.call(lambda: None)
+    with pytest.raises(BatcherClosed):
+        work.batcher.submit_task(lambda: None)

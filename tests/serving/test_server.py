@@ -113,25 +113,25 @@ def test_searches_that_may_be_of_other_lengths_come_out_as_alone(server: Server,
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
-        ({}, 422, "dialogue is missing, and must be sent; known are dialogue, adapter,"),
+        ({}, 422, "dialogue is missing and required; known are dialogue, adapter,"),
         ({"dialogue": " \n"}, 422, r"dialogue=' \n' is empty"),
         ({"dialogue": 7}, 422, "dialogue=7 is not text"),
         ({"dialogue": "A: Hi", "adaptor": "a"}, 422, "'adaptor' (value 'a'); did you mean 'adapter'?"),
         ({"dialogue": "A: Hi", "num_beams": "2"}, 422, "num_beams='2' is not an integer"),
-        ({"dialogue": "A: Hi", "num_beams": 3}, 422, "num_beams=3 is more than this server's 2"),
+        ({"dialogue": "A: Hi", "num_beams": 3}, 422, "num_beams=3 is more than this server's limit of 2"),
         ({"dialogue": "A: Hi", "max_new_tokens": 17}, 422, "max_new_tokens=17 is more than"),
         ({"dialogue": "A: Hi", "max_new_tokens": 0}, 422, "max_new_tokens=0 must be at least 1"),
         ({"dialogue": "A: Hi", "adapter": "aa"}, 404, "'aa'; loaded are ['a', 'b']. Did you mean 'a'?"),
-        ({"dialogue": "x" * 2001}, 413, "dialogue: 2,001 characters, of 2,000 at most"),
+        ({"dialogue": "x" * 2001}, 413, "dialogue: 2,001 characters; at most 2,000"),
         ({"dialogue": "A: Hi there. " * 60, "adapter": "a"}, 413, "longer than the 96 tokens"),
         ({"dialogue": "A: Hi", "zzz": 1}, 422, "unknown field 'zzz' (value 1); known are dialogue, a"),
         ({"dialogue": ["A: Hi"], "truncate": 1}, 422, "dialogue=[...] is not text; truncate=1 is not"),
         (b'{"dialogue": ' + b"[" * 400 + b"]" * 400 + b"}", 422, "dialogue=[...] is not text"),
-        (b"{", 422, "body: no JSON object; send one"),
-        (b"[]", 422, "body: no JSON object; send one"),
+        (b"{", 422, "body: not a JSON object; send one"),
+        (b"[]", 422, "body: not a JSON object; send one"),
         (b"\x80", 422, "Content-Type: application/json"),
-        (b'{"dialogue": "A: \\ud800"}', 422, r"dialogue='A: \ud800' holds what is no character"),
-        ({"dialogue": "A: Hi", "adapter": "\0"}, 422, r"adapter='\x00' holds what is no character"),
+        (b'{"dialogue": "A: \\ud800"}', 422, r"dialogue='A: \ud800' has an invalid character"),
+        ({"dialogue": "A: Hi", "adapter": "\0"}, 422, r"adapter='\x00' has an invalid character"),
         (b"[" * 20_000, 422, "Content-Type: application/json"),
         ({"dialogue": "x" * 100_000}, 413, "body: 100,"),
     ],
@@ -268,7 +268,7 @@ def test_a_full_queue_is_503_and_at_sigterm_what_waits_is_answered_first(
             pass
         status, body, headers = server.summarize(DIALOGUES[1], "a")
         assert status == 503 and int(headers["Retry-After"]) >= 1
-        assert "5 requests wait already; try again in" in body["detail"]
+        assert "5 requests are waiting; try again in" in body["detail"]
         status, answer, _ = server.request("POST", "/adapters", {"name": "b", "path": "b"})
         assert status == 403 and "--adapters-dir" in answer["detail"]
         server.process.send_signal(signal.SIGTERM)  # the end of the server alone begins the batch
@@ -276,7 +276,7 @@ def test_a_full_queue_is_503_and_at_sigterm_what_waits_is_answered_first(
         assert [status for status, _, _ in answers] == [200] * 5
         assert server.process.wait() == 0
         server.reading.join()
-        assert "all that waited is answered" in "".join(server.said)
+        assert "all waiting requests are finished" in "".join(server.said)
 
 
 def test_a_late_answer_is_504() -> None:
