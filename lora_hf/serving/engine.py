@@ -5,6 +5,7 @@ another. Adapters are never merged, because the next batch has others; the base'
 for as long as the adapters stay the same.
 """
 
+import contextvars
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,7 @@ class Engine(InferenceModel):
         super().__init__(base, base_settings)
         self._decoder = copy.deepcopy(self.tokenizer)  # `tokenizer` encodes in another thread meanwhile
         self._fast = ExitStack()
+        self._context = contextvars.copy_context()  # fast paths set context variables, whatever the thread
         with self._reference_path():
             for name, saved in adapters.items():
                 super().add_adapter(saved, name)
@@ -83,7 +85,8 @@ class Engine(InferenceModel):
 
     def generate_batch(self, jobs: list[Job]) -> list[str]:
         """Generate the summaries of jobs with the same batch key, in their order."""
-        return generate_summaries(
+        return self._context.run(
+            generate_summaries,
             self.model,
             self._decoder,
             [job.ids for job in jobs],
@@ -95,7 +98,7 @@ class Engine(InferenceModel):
 
     def close(self) -> None:
         """Restore the model's modules."""
-        self._fast.close()
+        self._context.run(self._fast.close)
 
     def _inject(self, saved: SavedAdapter, name: str) -> None:
         if problem := not_shareable(saved):
@@ -111,8 +114,8 @@ class Engine(InferenceModel):
     @contextmanager
     def _reference_path(self) -> Iterator[None]:
         """Inside the block the model has its own modules, which adapters need; after it the fast paths'."""
-        self._fast.close()
+        self._context.run(self._fast.close)
         try:
             yield
         finally:
-            self._fast.enter_context(fast_generation(self.model, merged=False))
+            self._context.run(self._fast.enter_context, fast_generation(self.model, merged=False))
