@@ -19,6 +19,13 @@ NAME_FIELD = "model.model_name_or_path"
 DENSE = {"load_in_4bit": False, "load_in_8bit": False}
 """Fields that full fine-tuning replaces: quantized weights cannot be trained."""
 
+STORAGE = {
+    ("bnb", 8): "int8",
+    ("hqq", 4): "affine4",
+    ("hqq", 8): "int8",  # HQQ is for 4 bits: a variant with load_in_8bit stores them by bitsandbytes
+}
+"""(`quant_method`, bits) -> storage format; that of 4 bits by bitsandbytes is `bnb_4bit_quant_type`."""
+
 
 class ModelConfig(Section):
     """The base model and the storage format of its weights.
@@ -78,9 +85,7 @@ class ModelConfig(Section):
         """The storage format of the frozen weights: a key of `models.storage.STORAGE_FORMATS`."""
         if not self.is_quantized:
             return "dense"
-        if self.load_in_8bit:
-            return "int8"
-        return "affine4" if self.quant_method == "hqq" else self.bnb_4bit_quant_type
+        return STORAGE.get((self.quant_method, 8 if self.load_in_8bit else 4), self.bnb_4bit_quant_type)
 
     def how_stored(self) -> dict[str, Any]:
         """The fields that quantize the base; empty where it is dense."""
