@@ -39,7 +39,7 @@ VERBS = (
 """The commands, in the order of `--help`; each is named after its function."""
 COMPLETING = "_LORA_HF_COMPLETE"
 """Set by the scripts that Typer writes for completion in the shell."""
-HIDDEN = ("peft", "hqq", "sklearn")
+HIDDEN = ("peft", "hqq", "torchao", "sklearn")
 """Packages that Transformers and NLTK import wherever they are installed, which takes seconds, although no
 command uses them that way. `StorageFormat.check_package` reveals the one that a base is stored by."""
 app = typer.Typer(

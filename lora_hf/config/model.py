@@ -23,6 +23,7 @@ STORAGE = {
     ("bnb", 8): "int8",
     ("hqq", 4): "affine4",
     ("hqq", 8): "int8",  # HQQ is for 4 bits: a variant with load_in_8bit stores them by bitsandbytes
+    ("torchao", 8): "torchao_int8",
 }
 """(`quant_method`, bits) -> storage format; that of 4 bits by bitsandbytes is `bnb_4bit_quant_type`."""
 
@@ -44,8 +45,8 @@ class ModelConfig(Section):
     """Store the base in 4 bits (QLoRA, arXiv:2305.14314): a quarter of the memory, a slower step."""
     load_in_8bit: Flag = False
     """Store the base in int8 (LLM.int8, arXiv:2208.07339): half the memory, closer to the dense model."""
-    quant_method: Literal["bnb", "hqq"] = "bnb"
-    """How `load_in_4bit` stores: bitsandbytes, or group-wise affine by HQQ, which QA-LoRA merges into."""
+    quant_method: Literal["bnb", "hqq", "torchao"] = "bnb"
+    """Library: bitsandbytes; HQQ, whose affine 4 bits QA-LoRA merges into; torchao, with `load_in_8bit`."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """nf4 is the better one for weights that look normally distributed, as trained ones do."""
     bnb_4bit_use_double_quant: Flag = True
@@ -96,6 +97,8 @@ class ModelConfig(Section):
     def _check_storage(self) -> Self:
         if self.load_in_4bit and self.load_in_8bit:
             raise _conflict("load_in_8bit", "and model.load_in_4bit=true exclude each other: keep one")
+        if self.load_in_4bit and self.quant_method != "bnb" and (self.quant_method, 4) not in STORAGE:
+            raise _conflict("quant_method", "stores 8 bits: write load_in_8bit: true, not load_in_4bit")
         if self.quantize_wo and self.is_quantized and "float16" in self._computed_in():
             remedy = "is not for float16, in which T5's wo overflows: compute in bfloat16, or leave wo dense"
             raise _conflict("quantize_wo", remedy)

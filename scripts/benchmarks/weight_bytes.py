@@ -25,6 +25,7 @@ AFFINE = {"load_in_4bit": True, "quant_method": "hqq"}
 STORES = {
     "bf16": {},
     "int8": {"load_in_8bit": True},
+    "torchao int8": {"load_in_8bit": True, "quant_method": "torchao"},
     "nf4, double quantization": {"load_in_4bit": True},
     "fp4, double quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
     "affine 4 bits, groups of 64": AFFINE | {"hqq_group_size": 64},

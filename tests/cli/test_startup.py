@@ -67,8 +67,8 @@ print(json.dumps({{"seen": seen}}))
     assert all(said in error for said, error in zip(expected, errors, strict=True))
 
 
-def test_a_command_hides_packages_that_it_does_not_use_and_shows_hqq_where_it_is_needed() -> None:
-    """This environment has PEFT, HQQ and scikit-learn, and Transformers imports what it finds."""
+def test_a_command_hides_packages_that_it_does_not_use_and_reveals_a_quantizer_where_it_is_needed() -> None:
+    """This environment has PEFT, HQQ, torchao and scikit-learn, and Transformers imports what it finds."""
     seen = in_a_process("""
 import json, sys
 from lora_hf import cli
@@ -76,14 +76,17 @@ try:
     cli.main(["train", "--config", "nowhere"])
 except SystemExit as end:
     status = end.code
-from transformers.utils.import_utils import is_hqq_available, is_peft_available, is_sklearn_available
-found = [is_peft_available(), is_hqq_available(), is_sklearn_available()]
+from transformers.utils.import_utils import is_hqq_available, is_peft_available
+from transformers.utils.import_utils import is_sklearn_available, is_torchao_available
+found = [is_peft_available(), is_hqq_available(), is_torchao_available(), is_sklearn_available()]
 from lora_hf.models.storage import STORAGE_FORMATS
-STORAGE_FORMATS["affine4"].check_package()
-import hqq
-print(json.dumps({"status": status, "found": found, "hqq": hqq.__name__}))
+assert not {"hqq", "torchao"} & {name for name, module in sys.modules.items() if module is not None}
+for name in ("affine4", "torchao_int8"):
+    STORAGE_FORMATS[name].check_package()
+import hqq, torchao
+print(json.dumps({"status": status, "found": found, "shown": [hqq.__name__, torchao.__name__]}))
 """)
-    assert (seen["status"], seen["found"], seen["hqq"]) == (2, [False] * 3, "hqq")
+    assert (seen["status"], seen["found"], seen["shown"]) == (2, [False] * 4, ["hqq", "torchao"])
     assert all(importlib.util.find_spec(name) for name in cli.HIDDEN)
 
 

@@ -27,6 +27,7 @@ STORES = {
     "nf4": {"load_in_4bit": True},
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
     "int8": {"load_in_8bit": True},
+    "torchao_int8": {"load_in_8bit": True, "quant_method": "torchao"},
     "affine4": {"load_in_4bit": True, "quant_method": "hqq", "hqq_group_size": 128},
 }
 EVERYTHING = LoraConfig(r=4, lora_alpha=10, target_modules="all-linear")
@@ -131,6 +132,8 @@ def test_only_float16_cannot_have_wo_quantized_and_only_one_number_of_bits_is_me
         ModelConfig(quantize_wo=True, **fields)
     with pytest.raises(ValidationError, match="and model.load_in_4bit=true exclude each other"):
         ModelConfig(load_in_4bit=True, load_in_8bit=True)
+    with pytest.raises(ValidationError, match="stores 8 bits: write load_in_8bit: true"):
+        ModelConfig(load_in_4bit=True, quant_method="torchao")
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -155,7 +158,8 @@ def test_groups_that_do_not_fit_a_layer_are_named_with_what_fits(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("store", "share"), [("nf4", 0.27), ("fp4", 0.27), ("int8", 0.51), ("affine4", 0.28125)]
+    ("store", "share"),
+    [("nf4", 0.27), ("fp4", 0.27), ("int8", 0.51), ("affine4", 0.28125), ("torchao_int8", 0.51)],
 )
 def test_the_bytes_of_a_store_against_bf16(store: str, share: float, tmp_path: Path, batch: dict) -> None:
     """scripts/benchmarks/weight_bytes.py measures the shapes of FLAN-T5."""

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lora_hf import LoraConfig, cli, inject_adapters
-from lora_hf.adapters.backends import backend_for
+from lora_hf.adapters.backends import backend_for, is_linear
 from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
@@ -135,7 +135,19 @@ def test_a_step_s_peak_is_within_15_percent_of_the_plan(size: str, dtype: str) -
 
 
 @pytest.mark.parametrize("quantize_wo", [False, True])
-def test_four_bits_take_the_bytes_that_a_quantized_model_takes(tmp_path: Path, quantize_wo: bool) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"load_in_4bit": True},
+        {"load_in_4bit": True, "bnb_4bit_use_double_quant": False},
+        {"load_in_4bit": True, "quant_method": "hqq"},
+        {"load_in_8bit": True},
+        {"load_in_8bit": True, "quant_method": "torchao"},
+    ],
+)
+def test_a_quantized_model_takes_the_bytes_that_are_planned(
+    fields: dict[str, Any], quantize_wo: bool, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     shape = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 2, "num_heads": 8, "vocab_size": 96}
     settings = T5Config(**shape, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
@@ -146,15 +158,15 @@ def test_four_bits_take_the_bytes_that_a_quantized_model_takes(tmp_path: Path, q
     run = config(
         model={
             "model_name_or_path": str(tmp_path),
-            "load_in_4bit": True,
             "dtype": "bfloat16",
             "quantize_wo": quantize_wo,
+            **fields,
         }
     )
-    planned = memory(run, settings, "nf4", 0)["bytes"]["weights"]
+    planned = memory(run, settings, run.model.storage, 0)["bytes"]["weights"]
     loaded = load_model(run.model, torch.device("cpu"))
     for side in ("encoder", "decoder"):
-        layers = [m for m in loaded.get_submodule(side).modules() if isinstance(m, nn.Linear)]
+        layers = [m for m in loaded.get_submodule(side).modules() if is_linear(m)]
         assert planned[side] == pytest.approx(sum(backend_for(layer).nbytes for layer in layers), rel=0.05)
 
 

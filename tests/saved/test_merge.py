@@ -22,6 +22,7 @@ STORES = {
     "nf4": {},
     "affine4": {"quant_method": "hqq"},
     "int8": {"load_in_4bit": False, "load_in_8bit": True},
+    "torchao_int8": {"load_in_4bit": False, "load_in_8bit": True, "quant_method": "torchao"},
 }
 
 
@@ -53,7 +54,7 @@ def test_an_adapter_brings_its_base_as_it_was_stored(store: str, tmp_path: Path)
 @pytest.mark.parametrize("store", STORES)
 def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store: str, tmp_path: Path) -> None:
     adapter = trained_on(store, tmp_path / "adapter")
-    ways = ["checkpoint", "dequantized"] + (["requantized"] if store != "affine4" else [])
+    ways = ["checkpoint", "dequantized"] + (["requantized"] if store in ("nf4", "int8") else [])
     pattern = (
         "choice: give --onto " + " or ".join(ways) + ".*" + ".*".join(rf"{way} \d\.\de-?\d+" for way in ways)
     )
@@ -64,7 +65,13 @@ def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store:
 
 
 @pytest.mark.parametrize(
-    ("store", "onto"), [("nf4", "dequantized"), ("affine4", "dequantized"), ("nf4", "requantized")]
+    ("store", "onto"),
+    [
+        ("nf4", "dequantized"),
+        ("affine4", "dequantized"),
+        ("torchao_int8", "dequantized"),
+        ("nf4", "requantized"),
+    ],
 )
 def test_the_folder_is_plain_transformers_and_as_far_from_the_trained_model_as_told(
     store: str, onto: str, tmp_path: Path

@@ -8,6 +8,7 @@ own layers have a backend of their own in `adapters/backends/`.
 from lora_hf.models.storage.base import StorageFormat
 from lora_hf.models.storage.bitsandbytes import FourBit, Int8
 from lora_hf.models.storage.hqq import HqqAffine
+from lora_hf.models.storage.torchao import TorchaoInt8
 
 STORAGE_FORMATS: dict[str, StorageFormat] = {
     "dense": StorageFormat(),
@@ -15,6 +16,7 @@ STORAGE_FORMATS: dict[str, StorageFormat] = {
     "fp4": FourBit(),
     "int8": Int8(),
     "affine4": HqqAffine(),
+    "torchao_int8": TorchaoInt8(),
 }
 
 __all__ = ["STORAGE_FORMATS", "StorageFormat"]
