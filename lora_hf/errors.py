@@ -1,8 +1,8 @@
-"""The one error that means "what you asked for cannot be done as written", and the one of a run elsewhere.
+"""Errors that commands report without a traceback, and helpers for their messages.
 
-Commands end with status 2 and print a UserError's message after `error: `; every other exception is a fault
-of the program or the machine and ends with status 1. A message names the field as the user wrote it,
-the value, what would do, and the nearest match.
+A command prints the message of a UserError after `error: ` and ends with status 2; every other exception is a
+fault of the program or the machine, and ends with status 1. A message names the field as the user wrote it,
+its value, what to do, and the nearest valid name.
 """
 
 import re
@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 NOT_JSON = (ValueError, RecursionError)
-"""What `json.loads` raises: integers of thousands of digits and deep nesting are no JSONDecodeError."""
+"""Exceptions of `json.loads`: integers of thousands of digits and deep nesting raise no JSONDecodeError."""
 
 
 NOT_REGULAR = (re.error, OverflowError, RecursionError)
-"""What `re.compile` raises."""
+"""Exceptions of `re.compile`."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user wrote or gave: a config, a file, a name, a value.
+    """A mistake in the user's input: a config, a file, a name, a value.
 
     Args:
         message: what is wrong, where, and what to do. It names the field with its value: `r=0 must be ...`.
@@ -43,33 +43,33 @@ class UserError(ValueError):
 
 
 class NotWritten(OSError):
-    """The disk is full, or a place cannot be written (any more); what was there is as it was."""
+    """The disk is full, or a place is not writable; existing files are unchanged."""
 
 
 class RunFailed(Exception):
-    """A run in a process of its own ended with another status than 0; it has said why itself, if it could."""
+    """A run in its own process ended with a status other than 0; it has reported the reason itself."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"an arm ended with status {status}")
+        super().__init__(f"a run ended with status {status}")
         self.status = status
 
 
 class FaultFound(Exception):
-    """A check found a fault, and has told it: the command ends with status 1."""
+    """A check found a fault and has reported it: the command ends with status 1."""
 
 
 def first_line(error: Exception) -> str:
-    """What another library's exception says, without the paragraphs that many add."""
+    """Return the first line of another library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
-    """` Did you mean 'x' or 'y'?` for the nearest of `known`, or nothing where none is near."""
+    """Return ` Did you mean 'x' or 'y'?` for the nearest of `known`, or an empty string if none is near."""
     near = get_close_matches(name, list(known), n=most, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def few(names: Iterable[str], most: int = 3) -> str:
-    """The first of the names, and how many more there are."""
+    """Return the first names, and the number of further ones."""
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

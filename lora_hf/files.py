@@ -1,4 +1,4 @@
-"""Small things about files: a checkpoint's fingerprint, hashes, and writes that are whole or not there."""
+"""Files: fingerprints, hashes, and atomic writes."""
 
 import errno
 import hashlib
@@ -15,16 +15,16 @@ from lora_hf.errors import NOT_JSON, NotWritten, UserError, first_line
 
 PIECE = 4096  # bytes
 PIECES = 16
-MOST_JSON = 2**24
-"""Bytes of a config or manifest; a thousand times the longest. What is longer is some other file."""
+MAX_JSON_BYTES = 2**24
+"""Limit on the size of a config or manifest, a thousand times the largest known."""
 
 
 def checkpoint_fingerprint(files: Iterable[Path]) -> str:
-    """A short hash that tells one checkpoint's weights from another's, whatever dtype they are loaded in.
+    """Return a short hash of a checkpoint's weights, independent of sharding and of the dtype in memory.
 
-    Reads at most 64 KiB of each tensor (16 pieces spread over it), so that 44 GB take a second, and goes by
-    tensor names, so that the same weights in other shards agree. It tells fine-tuned from untouched, not
-    tampered from honest.
+    It reads at most 64 KiB of each tensor (16 pieces spread over it), so that 44 GB take a second, in the
+    order of tensor names. It distinguishes fine-tuned weights from the original ones, but does not protect
+    against manipulation.
 
     Args:
         files: safetensors files.
@@ -54,29 +54,34 @@ def _tensor_hashes(file: Path) -> list[str]:
 
 
 def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def folder_sha256(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder, by its path in it; nothing where there is no folder."""
+    """Return the SHA-256 of every file below a folder by its relative path; empty if there is no folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
 
 
-def read_object(file: Path, most: int = MOST_JSON) -> dict[str, Any]:
-    """The JSON object of a file of so many bytes at most.
+def read_object(file: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        file: the file.
+        most: limit on its size in bytes.
 
     Raises:
-        UserError: it is none, is no file at all (a pipe would be waited for), or cannot be read.
-        FileNotFoundError: there is no such file.
+        UserError: the path is not a regular file (reading a pipe would block), or the file is too large,
+            cannot be read, or holds no JSON object.
+        FileNotFoundError: the file does not exist.
     """
     try:
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file")
         if file.stat().st_size > most:
-            raise UserError(f"{file} has {file.stat().st_size:,} bytes, of {most:,} at most")
+            raise UserError(f"{file} has {file.stat().st_size:,} bytes; the limit is {most:,}")
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
@@ -88,10 +93,10 @@ def read_object(file: Path, most: int = MOST_JSON) -> dict[str, Any]:
 
 
 def check_new(output: Path) -> None:
-    """Refuse to write over what is there: the input itself, a base model, another run's results.
+    """Refuse to overwrite existing files: the input itself, a base model, another run's results.
 
     Raises:
-        UserError: a file, or a folder that is not empty.
+        UserError: `output` is a file, or a folder that is not empty.
     """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         what = "is a file" if output.is_file() else "is a folder that is not empty"
@@ -100,17 +105,17 @@ def check_new(output: Path) -> None:
 
 @contextmanager
 def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
-    """A path to write a file or a folder at, which takes its place by a rename once the block has ended.
+    """Write a file or a folder atomically: yield a path beside it, and rename that when the block ends.
 
-    A kill leaves the old one or the new, and at most what is beside it, which the next write removes; a
-    failure leaves the old one and nothing else.
+    A kill leaves the old version or the new one, and perhaps the path beside it, which the next write
+    removes. A failure leaves the old version and nothing else.
 
     Args:
-        place: of the file or folder.
-        beside: where it is written, on the same disk; by default a hidden name in the same folder.
+        place: path of the file or folder.
+        beside: path to write to, on the same disk; by default a hidden name in the same folder.
 
     Raises:
-        NotWritten: the disk is full, or the place cannot be written.
+        NotWritten: the disk is full, or the place is not writable.
     """
     beside = beside or place.with_name(PARTIAL + place.name)
     try:
@@ -118,7 +123,7 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
         beside.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         for written in (beside, *(beside.rglob("*") if beside.is_dir() else ())):
-            if written.is_file() and written != beside:  # safetensors leaves its own to their owner alone
+            if written.is_file() and written != beside:  # safetensors makes its files private
                 written.chmod(beside.stat().st_mode & 0o666)
             _sync(written)
         _take_place(beside, place)
@@ -136,7 +141,7 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all that is in it; nothing where there is neither."""
+    """Remove a file, or a folder with its contents; do nothing if there is neither."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -144,19 +149,19 @@ def remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what a file or a folder says, so that the rename outlives a power cut."""
+    """Flush a file or a folder to the disk, so that the rename survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system without it
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # not supported here
             raise
     finally:
         os.close(descriptor)
 
 
 def _take_place(beside: Path, place: Path) -> None:
-    """Rename; a folder that is there makes room first, for no rename replaces one that holds something."""
+    """Rename, moving an existing folder away first: a rename cannot replace a folder that is not empty."""
     old = beside.with_name(f"{PARTIAL}old.{place.name}")
     remove(old)
     if place.is_dir():
@@ -167,7 +172,7 @@ def _take_place(beside: Path, place: Path) -> None:
 
 
 def _no_room(error: BaseException, beside: Path) -> OSError | None:
-    """The system's own error, where a library has put another in its place: by writing a MiB."""
+    """Return the system's error that a library's exception hides, or None; found by writing 1 MiB."""
     if not isinstance(error, Exception):
         return None
     probe = beside.with_name(f"{PARTIAL}probe")
@@ -182,24 +187,24 @@ def _no_room(error: BaseException, beside: Path) -> OSError | None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file whole.
+    """Write a text file atomically.
 
     Raises:
-        NotWritten: as `whole`.
+        NotWritten: as in `whole`.
     """
     with whole(file) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, value: object) -> None:
-    """`write_text` of `json_text`."""
+    """Write `json_text(value)` atomically."""
     write_text(file, json_text(value))
 
 
 def json_text(value: object) -> str:
-    """A value as JSON: indent 2, sorted keys, so that equal values give equal bytes."""
+    """Return a value as JSON with sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 PARTIAL = ".partial."
-"""What the name of a file or folder begins with until it is whole; a leftover of a kill is nobody's."""
+"""Prefix of a file or folder that is being written; leftovers of a kill can be removed."""
