@@ -1,7 +1,7 @@
-"""A T5's two graphs: an encoder that also makes the source's keys and values, and one step of the decoder.
+"""Two graphs of a T5: the encoder with the cross-attention's keys and values, and one decoder step.
 
-The keys and values of the source depend on it alone: making them with it leaves a decoder that has no first
-step of its own, so that two graphs do, not three.
+The keys and values depend on the source alone. With them computed by the encoder, the decoder's first step is
+like every other, so that two graphs suffice instead of three.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 HIDDEN = -1e9
-"""Added to the scores of positions that are not looked at."""
+"""Added to the attention scores of masked positions."""
 
 
 class EncoderGraph(nn.Module):
-    """input_ids and attention_mask (batch, source) -> keys and values of each decoder layer's source.
+    """input_ids and attention_mask (batch, source) -> the cross-attention's keys and values by decoder layer.
 
-    Each is (batch, heads, source, d_kv): the first layer's keys, its values, the second's, and so on.
+    Each is (batch, heads, source, d_kv), in the order: keys of layer 0, values of layer 0, keys of layer 1.
     """
 
     def __init__(self, model: Any) -> None:
@@ -26,24 +26,24 @@ class EncoderGraph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         hidden, bias = self.encoder.embed_tokens(input_ids), None
-        mask = added(attention_mask)
+        mask = additive_mask(attention_mask)
         for block in self.encoder.block:
             hidden, bias, _ = block(hidden, mask, bias)
         hidden = self.encoder.final_layer_norm(hidden)
-        made = []
+        states = []
         for block in self.decoder.block:
             attention = block.layer[1].EncDecAttention
             for product in (attention.k, attention.v):
-                made.append(by_head(product(hidden), attention.key_value_proj_dim))
-        return tuple(made)
+                states.append(split_heads(product(hidden), attention.key_value_proj_dim))
+        return tuple(states)
 
 
 class DecoderGraph(nn.Module):
-    """One token of each row, and what was before it -> the next token's logits, and keys and values with it.
+    """One token per row and the cache -> logits of the next token, and the cache with this token.
 
     The inputs are `input_ids` (batch, 1), `attention_mask` (batch, source), then for each layer the keys and
-    values of the tokens so far (batch, heads, tokens, d_kv), no tokens at first, then those of the encoder.
-    The outputs are logits (batch, vocabulary) and the keys and values with one token more.
+    values of the tokens so far (batch, heads, tokens, d_kv), at first with tokens = 0, then the encoder's.
+    The outputs are logits (batch, vocabulary) and the keys and values with one more token.
     """
 
     def __init__(self, model: Any) -> None:
@@ -51,17 +51,17 @@ class DecoderGraph(nn.Module):
         self.decoder, self.head = model.decoder, model.lm_head
         scaled = getattr(
             model.config, "scale_decoder_outputs", model.config.tie_word_embeddings
-        )  # mT5 asks that
+        )  # mT5 reads this
         self.scale = model.model_dim**-0.5 if scaled else 1.0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         layers = len(self.decoder.block)
-        cache = filled(states[: 2 * layers], states[2 * layers :])
+        cache = filled_cache(states[: 2 * layers], states[2 * layers :])
         hidden, bias, cross_bias = self.decoder.embed_tokens(input_ids), None, None
         source = attention_mask[..., None].to(
             hidden.dtype
-        )  # stands for the encoder's output, which is not read
-        mask = added(attention_mask)
+        )  # a placeholder for the encoder's output, whose values are not used
+        mask = additive_mask(attention_mask)
         for block in self.decoder.block:
             hidden, bias, cross_bias = block(
                 hidden, None, bias, source, mask, cross_bias, past_key_values=cache
@@ -72,18 +72,18 @@ class DecoderGraph(nn.Module):
         return (self.head(hidden)[:, -1], *written)
 
 
-def added(mask: Tensor) -> Tensor:
-    """(batch, 1, 1, source): 0 where there is a token, `HIDDEN` where there is padding."""
+def additive_mask(mask: Tensor) -> Tensor:
+    """Return the additive mask (batch, 1, 1, source): 0 for tokens, `HIDDEN` for padding."""
     return (1.0 - mask[:, None, None, :].to(torch.float32)) * HIDDEN
 
 
-def by_head(x: Tensor, d_kv: int) -> Tensor:
-    """(batch, source, heads * d_kv) -> (batch, heads, source, d_kv)."""
+def split_heads(x: Tensor, d_kv: int) -> Tensor:
+    """Split heads: (batch, source, heads * d_kv) -> (batch, heads, source, d_kv)."""
     return x.view(*x.shape[:-1], -1, d_kv).transpose(1, 2)
 
 
-def filled(own: tuple[Tensor, ...], source: tuple[Tensor, ...]) -> EncoderDecoderCache:
-    """A cache that holds the tokens so far and the whole source."""
+def filled_cache(own: tuple[Tensor, ...], source: tuple[Tensor, ...]) -> EncoderDecoderCache:
+    """Return a cache that holds the tokens so far and the whole source."""
     caches = []
     for states in (own, source):
         cache = DynamicCache()

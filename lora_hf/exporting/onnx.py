@@ -1,4 +1,4 @@
-"""Write a T5 as ONNX, and run what was written, greedily, with onnxruntime."""
+"""Write a T5 as ONNX, and run the graphs with greedy search in onnxruntime."""
 
 import warnings
 from pathlib import Path
@@ -17,16 +17,16 @@ ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 KINDS = ("t5", "mt5")
 OPSET = 18
 LARGEST = 2**30
-"""Bytes of weights that go into the graph's own file, which can hold 2 GiB; more go beside it."""
+"""Bytes of weights; larger ones go into a file of their own, because a graph's file is limited to 2 GiB."""
 ROWS, SOURCE, TOKENS = 2, 5, 3
-"""Of the example that the graphs are traced with; any number will do in their place."""
+"""Sizes of the example that the graphs are traced with; the graphs accept any."""
 
 
 def write_graphs(model: Any, folder: Path) -> None:
-    """Write encoder.onnx and decoder.onnx, whose rows, source lengths and token counts are free.
+    """Write encoder.onnx and decoder.onnx, with dynamic batch size, source length and token count.
 
     Raises:
-        UserError: the model is no dense T5, or the package onnxscript is missing.
+        UserError: the model is not a dense T5, or the package onnxscript is missing.
     """
     _check(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,21 +52,21 @@ def _write_both(model: Any, folder: Path) -> None:
     _write(DecoderGraph(model), (ids[:, :1], mask, *past, *made), shapes, inputs, outputs, folder / DECODER)
 
 
-def names(of: str, layers: int) -> list[str]:
-    """`past_0_keys`, `past_0_values`, `past_1_keys` and so on."""
-    return [f"{of}_{layer}_{what}" for layer in range(layers) for what in ("keys", "values")]
+def names(prefix: str, layers: int) -> list[str]:
+    """Return `past_0_keys`, `past_0_values`, `past_1_keys` and so on."""
+    return [f"{prefix}_{layer}_{part}" for layer in range(layers) for part in ("keys", "values")]
 
 
 def _check(model: Any) -> None:
     kind = getattr(model.config, "model_type", type(model).__name__)
     if kind not in KINDS:
-        raise UserError(f"a {kind} cannot be exported: graphs are written for {', '.join(KINDS)}")
+        raise UserError(f"a {kind} model cannot be exported; supported are {', '.join(KINDS)}")
     if any(not p.is_floating_point() for p in model.parameters()):
         raise UserError(
-            "a quantized model cannot be exported: merge onto the checkpoint, and export that folder"
+            "a quantized model cannot be exported: merge with --onto checkpoint, and export that folder"
         )
     try:
-        import onnxscript  # noqa: F401  # what torch.onnx writes with
+        import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError:
         raise UserError(
             "export needs the packages onnx and onnxscript: pip install 'lora_hf[onnx]'"
@@ -83,7 +83,7 @@ def _write(
 ) -> None:
     size = sum(p.numel() * p.element_size() for p in graph.parameters())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # two inputs share a dimension: so they do
+        warnings.simplefilter("ignore")  # about two inputs that share a dimension, as intended
         torch.onnx.export(
             graph.eval(),
             example,
@@ -99,7 +99,7 @@ def _write(
 
 
 class OnnxT5:
-    """The two graphs, run by onnxruntime on the CPU."""
+    """The two graphs, run with onnxruntime on the CPU."""
 
     def __init__(self, folder: Path) -> None:
         """Load encoder.onnx and decoder.onnx.
@@ -114,7 +114,7 @@ class OnnxT5:
                 "running ONNX needs the package onnxruntime: pip install 'lora_hf[onnx]'"
             ) from None
         if missing := [name for name in (ENCODER, DECODER) if not (folder / name).is_file()]:
-            raise UserError(f"{folder} has no {missing[0]}: write it with lora-hf export")
+            raise UserError(f"{folder} has no {missing[0]}: create it with `lora-hf export`")
         providers = ["CPUExecutionProvider"]
         self.encoder = onnxruntime.InferenceSession(folder / ENCODER, providers=providers)
         self.decoder = onnxruntime.InferenceSession(folder / DECODER, providers=providers)
@@ -129,16 +129,16 @@ class OnnxT5:
         end: int,
         pad: int,
     ) -> np.ndarray:
-        """Tokens (rows, at most 1 + max_new_tokens), as Transformers' greedy `generate` gives them.
+        """Return tokens (rows, at most 1 + max_new_tokens), as Transformers' greedy `generate` does.
 
         Args:
             input_ids, attention_mask: (rows, source), int64.
-            max_new_tokens: the most that are written.
-            start, end, pad: ids of the decoder's start, the end of a text, and padding.
+            max_new_tokens: the most tokens to generate.
+            start, end, pad: token ids of the decoder's start, the end of a text, and padding.
         """
-        asked = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         made = dict(
-            zip([x.name for x in self.encoder.get_outputs()], self.encoder.run(None, asked), strict=True)
+            zip([x.name for x in self.encoder.get_outputs()], self.encoder.run(None, inputs), strict=True)
         )
         rows = len(input_ids)
         empty = {x.name: np.zeros((rows, x.shape[1], 0, x.shape[3]), np.float32) for x in self.past}

@@ -1,1 +1,1 @@
-"""Saved adapters and models: use, merge, export, push."""
+"""Saved adapters and models: find, generate, evaluate, merge, export, push."""

@@ -1,4 +1,4 @@
-"""A model as ONNX graphs with its tokenizer, and a look at whether they write the same."""
+"""Export a model as ONNX graphs with its tokenizer, and check that they generate the same tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,18 @@ def export(model: str, output: Path) -> int:
         output: a new folder.
 
     Returns:
-        On how many sample dialogues the tokens were compared; all are the same.
+        The number of sample dialogues whose tokens were compared and are equal.
 
     Raises:
-        UserError: `output` is there already; the model is no T5; a package is missing.
-        RuntimeError: the graphs write other tokens than the model.
+        UserError: `output` exists, the model is not a T5, or a package is missing.
+        RuntimeError: the graphs generate other tokens than the model.
     """
     check_new(output)
-    if (Path(model) / MODEL).is_dir():  # a run's directory, given for the model in it
+    if (Path(model) / MODEL).is_dir():  # a run directory
         model = str(Path(model) / MODEL)
     if (Path(model) / CONFIG_NAME).is_file() or (Path(model) / ADAPTER).is_dir():
         raise UserError(
-            f"{model} is an adapter: write it into its base with `lora-hf merge`, and export that"
+            f"{model} is an adapter: merge it into its base with `lora-hf merge`, and export the result"
         )
     config = ModelConfig(model_name_or_path=model, dtype="float32").named_by("MODEL")
     loaded, tokenizer = load_model(config, torch.device("cpu")), load_tokenizer(config)
@@ -53,7 +53,7 @@ def export(model: str, output: Path) -> int:
 
 
 def check_same(model: Any, tokenizer: Any, graphs: OnnxT5) -> int:
-    """Greedy tokens of a sample by both; returns the number of dialogues.
+    """Compare greedy tokens of model and graphs on a sample, and return the number of dialogues.
 
     Raises:
         RuntimeError: they differ.
@@ -62,11 +62,11 @@ def check_same(model: Any, tokenizer: Any, graphs: OnnxT5) -> int:
     texts = [example.dialogue for example in load_split(config, "test")]
     batch = padded(encode_sources(texts, tokenizer, config).ids, tokenizer.pad_token_id, torch.device("cpu"))
     with torch.inference_mode():
-        wanted = model.generate(
+        expected = model.generate(
             **batch, max_new_tokens=NEW_TOKENS, max_length=None, do_sample=False, num_beams=1
         )
     ids = (model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id)
     found = graphs.greedy(batch["input_ids"].numpy(), batch["attention_mask"].numpy(), NEW_TOKENS, *ids)
-    if found.shape != tuple(wanted.shape) or (found != wanted.numpy()).any():
-        raise RuntimeError("the ONNX graphs write other tokens than the model: do not use them, and tell us")
+    if found.shape != tuple(expected.shape) or (found != expected.numpy()).any():
+        raise RuntimeError("the ONNX graphs generate other tokens than the model: please report this")
     return len(texts)

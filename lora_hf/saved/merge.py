@@ -1,4 +1,4 @@
-"""A saved adapter and its base as one plain Transformers folder, and what that costs in exactness."""
+"""Merge a saved adapter into its base, as a plain Transformers folder, and measure the error of merging."""
 
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,21 @@ COMPARED_DIALOGUES = 8
 
 
 def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dict[str, float]:
-    """Write the base with the adapter folded in, as a plain Transformers folder with its tokenizer.
+    """Write the merged model as a plain Transformers folder, with its tokenizer.
 
     Args:
         adapter: a folder, or USER/NAME[@REVISION] on the Hub.
         output: a new folder.
         base: the base model, or None for the one the adapter names.
-        onto: where the adapter was trained on a quantized base: `checkpoint`, `dequantized` or `requantized`.
+        onto: for a quantized base, which weights to merge into: `checkpoint`, `dequantized` or
+            `requantized`.
 
     Returns:
-        Way of merging -> how far it moves the logits on a sample, as a share of their size.
+        For each choice of `onto` (or `merged`) the relative error of the logits on a sample.
 
     Raises:
-        UserError: `output` is there already, and not an empty folder; what was trained is no LoRA; or a
-            quantized base and no choice: then the message tells the error of each.
+        UserError: `output` exists and is not an empty folder; not a LoRA adapter; or a quantized base without
+            a choice: the message lists the error of each.
     """
     check_new(output)
     saved = find_adapter(adapter)
@@ -56,26 +57,26 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
 
 
 def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> None:
-    """A quantized base wants one of the ways there are, a dense one none.
+    """Require a choice for a quantized base, and none for a dense one.
 
     Raises:
-        UserError: otherwise; the message tells the error of each way.
+        UserError: otherwise; the message lists the error of each choice.
     """
     if "merged" in errors:
         if onto is not None:
-            raise UserError(f"--onto {onto!r}: {adapter} was trained on a dense base, which needs no choice")
+            raise UserError(f"--onto {onto!r}: {adapter} was trained on a dense base; leave --onto out")
         return
     if onto not in errors:
-        each = ", ".join(f"{way} {error:.1e}" for way, error in errors.items())
-        given = "" if onto is None else f"--onto {onto!r} is not one of them: "
+        each = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+        given = "" if onto is None else f"--onto {onto!r} is not a choice here: "
         raise UserError(
-            f"{given}{adapter} was trained on a quantized base, and merging is a choice: give --onto "
-            f"{' or '.join(errors)} (how far each moves the logits, as a share of their size: {each})"
+            f"{given}{adapter} was trained on a quantized base, so merging needs a choice: give --onto "
+            f"{' or '.join(errors)} (relative error of the logits: {each})"
         )
 
 
 def sample_batch(model: Any, tokenizer: Any, saved: SavedAdapter) -> dict[str, torch.Tensor]:
-    """A few dialogues of the package's sample with an adapter's own prompt, and their references."""
+    """Return a batch of dialogues from the embedded sample, in the adapter's prompt, with labels."""
     config = prompt_config(saved, max_test_samples=COMPARED_DIALOGUES)
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)

@@ -63,15 +63,15 @@ def test_the_graphs_write_the_models_greedy_tokens(
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="a bart cannot be exported"):
+    with pytest.raises(UserError, match="a bart model cannot be exported"):
         write_graphs(make_bart(), tmp_path / "x")
     with pytest.raises(UserError, match="has no encoder.onnx"):
         OnnxT5(tmp_path)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="is an adapter: write it into its base with `lora-hf merge`"):
+    with pytest.raises(UserError, match="is an adapter: merge it into its base with `lora-hf merge`"):
         export(str(tmp_path / "adapter"), tmp_path / "y")
-    with pytest.raises(UserError, match="is an adapter: write it"):
+    with pytest.raises(UserError, match="is an adapter: merge it"):
         export(str(tmp_path), tmp_path / "y")  # a run's directory
     (tmp_path / "full/model").mkdir(parents=True)
     with pytest.raises(UserError, match="full/model"):

@@ -1,4 +1,4 @@
-"""`lora-hf merge` on a quantized base: a choice, told with the error of each way, and a plain folder."""
+"""`lora-hf merge` on a quantized base: a choice, with the error of each, and a plain folder."""
 
 import json
 import re
@@ -56,7 +56,10 @@ def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store:
     adapter = trained_on(store, tmp_path / "adapter")
     ways = ["checkpoint", "dequantized"] + (["requantized"] if store in ("nf4", "int8") else [])
     pattern = (
-        "choice: give --onto " + " or ".join(ways) + ".*" + ".*".join(rf"{way} \d\.\de-?\d+" for way in ways)
+        "needs a choice: give --onto "
+        + " or ".join(ways)
+        + ".*"
+        + ".*".join(rf"{way} \d\.\de-?\d+" for way in ways)
     )
     for onto in (None, "nonsense"):
         with pytest.raises(UserError, match=pattern):
