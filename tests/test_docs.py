@@ -151,6 +151,6 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     api = (tmp_path / "api/index.html").read_text(encoding="utf-8")
-    assert "inject_adapters" in api and "The start is the identity" in api
+    assert "inject_adapters" in api and "At initialization the model" in api
     pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
     assert not any("fonts.googleapis.com" in page for page in pages)
