@@ -78,6 +78,8 @@ class LoraConfig:
     use_qalora: bool = setting(False, FLAG, method="qalora")
     """One column of A per quantization group, for an exact merge into affine 4 bits (QA-LoRA,
     arXiv:2309.14717)."""
+    use_lora_fa: bool = setting(False, FLAG, method="lora_fa")
+    """Freeze A and train only B (LoRA-FA, arXiv:2308.03303)."""
     qalora_group_size: int | None = setting(None, COUNT + "; None takes that of the storage format", ge=1)
     """Inputs per group; null takes the group size of the storage format."""
     init_lora_weights: bool | str = setting(
