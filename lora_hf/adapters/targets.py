@@ -72,7 +72,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
                 f"r={settings.r}: layer {name} has {most} inputs and outputs together; use at most that", "r"
             )
         try:
-            ADAPTER_METHODS[config.method].check(settings, base)
+            ADAPTER_METHODS[config.method].check(config, base)
         except UserError as error:
             raise UserError(f"{error} (layer {name})", error.field) from None
     return found
