@@ -80,6 +80,15 @@ class LoraConfig:
     arXiv:2309.14717)."""
     use_lora_fa: bool = setting(False, FLAG, method="lora_fa")
     """Freeze A and train only B (LoRA-FA, arXiv:2308.03303)."""
+    use_vera: bool = setting(False, FLAG, method="vera")
+    """Train two vectors per layer around random A and B that all layers share (VeRA, arXiv:2310.11454); it
+    does not use lora_alpha."""
+    vera_d_initial: float = setting(0.1, "a finite number above 0", gt=0)
+    """Initial value of VeRA's vector d; b is zero at first."""
+    projection_prng_key: int = setting(0, "a whole number of at least 0", ge=0)
+    """Random seed of VeRA's A and B."""
+    save_projection: bool = setting(True, FLAG)
+    """Save VeRA's A and B with the adapter; without them, loading draws them again."""
     qalora_group_size: int | None = setting(None, COUNT + "; None takes that of the storage format", ge=1)
     """Inputs per group; null takes the group size of the storage format."""
     init_lora_weights: bool | str = setting(

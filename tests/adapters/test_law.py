@@ -92,7 +92,8 @@ def is_refused(backend: str, method: str, init: bool | str) -> bool:
     needs_linear = method == "qalora" and (not kind.is_linear or init == "loftq")
     name = kind.plain_init if init is True else init
     freezes_zero = method == "lora_fa" and name == "lookup"
-    return needs_quantized or needs_linear or freezes_zero
+    is_drawn = method == "vera" and (not kind.is_linear or init not in (True, "kaiming"))
+    return needs_quantized or needs_linear or freezes_zero or is_drawn
 
 
 MATRIX = [(b, m, i) for b in KINDS for m in ADAPTER_METHODS for i in INITS]
@@ -211,7 +212,7 @@ def spectrum_of_a_trained_weight(rows: int, columns: int) -> Tensor:
 def test_a_pair_that_makes_no_sense_is_refused_by_name(backend: str, method: str, init: bool | str) -> None:
     layer = LoraLayer(EXAMPLES[backend]())
     kind = type(layer.base_layer).__name__
-    with pytest.raises(UserError, match=f"loftq.*(dense|use_qalora)|use_{method}.*{kind}"):
+    with pytest.raises(UserError, match=f"loftq.*(dense|use_)|use_{method}.*{kind}|{init}.*use_{method}"):
         initialize_layer(config_of(method, init), layer.base, original_of(layer))
 
 
@@ -224,10 +225,11 @@ def test_loftq_is_refused_where_the_weight_before_quantization_is_lost() -> None
 def test_the_start_has_the_update_s_shape(backend: str, method: str, init: bool | str) -> None:
     layer = make_layer(backend, method, init)
     adapter, columns = layer.adapters["default"], layer.base.in_features
-    assert adapter.lora_A.shape == (R, columns // GROUP if method == "qalora" else columns)
-    assert adapter.lora_B.shape == (OUT, R)
+    A, B = (adapter.vera_A, adapter.vera_B) if method == "vera" else (adapter.lora_A, adapter.lora_B)
+    assert A.shape == (R, columns // GROUP if method == "qalora" else columns)
+    assert B.shape == (OUT, R)
     assert all(p.dtype == torch.float32 for p in adapter.parameters())
-    assert max(adapter.lora_A.abs().max(), adapter.lora_B.abs().max()) > 0
+    assert max(A.abs().max(), B.abs().max()) > 0
 
 
 TOLERANCE = {
@@ -258,7 +260,7 @@ def test_merging_gives_the_unmerged_output_and_unmerging_the_old_bits(
     assert torch.equal(layer.base.dequantize(torch.float32), before)
 
 
-TRAINED = {"lora_fa": {"lora_B"}}
+TRAINED = {"lora_fa": {"lora_B"}, "vera": {"vera_lambda_b", "vera_lambda_d"}}
 """The parameters with gradients, where they are not A and B."""
 
 
@@ -266,9 +268,10 @@ TRAINED = {"lora_fa": {"lora_B"}}
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
 @pytest.mark.parametrize("backend", [b for b in KINDS if not KINDS[b].is_quantized])
 def test_gradients_are_those_of_dense_autograd_in_float64(backend: str, method: str, dropout: float) -> None:
-    if is_refused(backend, method, "pissa"):
+    init = "pissa" if method != "vera" else True
+    if is_refused(backend, method, init):
         pytest.skip("refused, and tested so above")
-    layer = make_layer(backend, method, "pissa", dropout).double().train()
+    layer = make_layer(backend, method, init, dropout).double().train()
     randomize(layer)
     x = make_x(layer, torch.float64).requires_grad_(not isinstance(layer.base_layer, nn.Embedding))
     adapter = layer.adapters["default"]
@@ -293,7 +296,11 @@ def dense_reference(layer: LoraLayer, adapter: Any, method: str, x: Tensor, drop
     """The formula of the table, with whole matrices: c (W - s B' A') x + c s B A P dropout(x) + b."""
     W, base = layer.base.dequantize(torch.float64), layer.base_layer
     s = ALPHA / R
-    up, down = s * adapter.lora_B @ adapter.lora_A, s * adapter.offset_B @ adapter.offset_A
+    if method == "vera":
+        up, down = adapter.vera_lambda_b.diag() @ adapter.vera_B, torch.zeros_like(W)
+        up = up @ adapter.vera_lambda_d.diag() @ adapter.vera_A
+    else:
+        up, down = s * adapter.lora_B @ adapter.lora_A, s * adapter.offset_B @ adapter.offset_A
     if method == "qalora":
         up, down = (m.repeat_interleave(GROUP, dim=1) for m in (up, down))
     if isinstance(base, nn.Embedding):

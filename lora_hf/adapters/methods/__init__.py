@@ -5,12 +5,14 @@ from lora_hf.adapters.methods.dora import Dora
 from lora_hf.adapters.methods.lora import Lora
 from lora_hf.adapters.methods.lora_fa import LoraFA
 from lora_hf.adapters.methods.qalora import QALora
+from lora_hf.adapters.methods.vera import Vera
 
 ADAPTER_METHODS: dict[str, type[Method]] = {
     "lora": Lora,
     "dora": Dora,
     "qalora": QALora,
     "lora_fa": LoraFA,
+    "vera": Vera,
 }
 
 __all__ = ["ADAPTER_METHODS", "Method"]
