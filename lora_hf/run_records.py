@@ -153,6 +153,27 @@ class Comparison(TypedDict, total=False):
     cheapest: str
 
 
+class RankResult(Scores, total=False):
+    """Scores of an adapter truncated to one rank."""
+
+    energy: float
+    """Kept share of the updates' squared singular values, over all layers."""
+    against_whole: PairedRecord
+
+
+class TruncationRecord(TypedDict):
+    """truncation.json."""
+
+    adapter: str
+    whole: int
+    """Rank of the adapter itself."""
+    needed: int
+    """The least rank that is not significantly worse than the whole."""
+    ranks: dict[str, RankResult]
+    spectra: dict[str, list[float]]
+    """Singular values of each layer's update."""
+
+
 def variants_of(comparison: Comparison) -> dict[str, RunResult]:
     """Return the result of each variant, under whichever key a comparison keeps them."""
     return comparison["arms"] if "arms" in comparison else comparison["variants"]

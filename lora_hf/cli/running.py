@@ -13,6 +13,7 @@ from lora_hf.run_files import COMPARISON, SWEEP, VARIANTS
 
 if TYPE_CHECKING:
     from lora_hf.config import RunConfig
+    from lora_hf.run_records import Comparison
 
 logger = logging.getLogger(__name__)
 
@@ -56,21 +57,9 @@ def compare(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
     """
-    from lora_hf.experiments import compare as comparing
+    from lora_hf.experiments.compare import compare as run
 
-    comparison = comparing.compare(config, overrides or [])
-    from rich.console import Console
-
-    from lora_hf.reporting.comparison_table import comparison_terminal
-
-    Console().print(comparison_terminal(comparison))
-    print_report(_output_dir(config, overrides), COMPARISON)
-
-
-def _output_dir(config: Path, overrides: list[str] | None) -> Path:
-    from lora_hf.config.load import load_config
-
-    return Path(load_config(config, overrides or [], is_done=lambda run: True).output_dir)
+    _print_comparison(run(config, overrides or []), COMPARISON, config, overrides)
 
 
 def methods(config: Config, overrides: Overrides = None) -> None:
@@ -78,15 +67,9 @@ def methods(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
     """
-    from lora_hf.experiments import methods as study
+    from lora_hf.experiments.compare import compare_methods
 
-    summary = study.compare_methods(config, overrides or [])
-    from rich.console import Console
-
-    from lora_hf.reporting.methods_table import methods_terminal
-
-    Console().print(methods_terminal(summary))
-    print_report(_output_dir(config, overrides), VARIANTS)
+    _print_comparison(compare_methods(config, overrides or []), VARIANTS, config, overrides)
 
 
 def sweep(config: Config, overrides: Overrides = None) -> None:
@@ -94,15 +77,22 @@ def sweep(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
     """
-    from lora_hf.experiments.sweep import sweep as run_sweep
+    from lora_hf.experiments.sweep import sweep as run
 
-    summary = run_sweep(config, overrides or [])
+    _print_comparison(run(config, overrides or []), SWEEP, config, overrides)
+
+
+def _print_comparison(
+    comparison: "Comparison", kind: str, config_file: Path, overrides: list[str] | None
+) -> None:
     from rich.console import Console
 
-    from lora_hf.reporting.sweep_table import sweep_terminal
+    from lora_hf.config.load import load_config
+    from lora_hf.reporting.comparison_table import comparison_terminal
 
-    Console().print(sweep_terminal(summary))
-    print_report(_output_dir(config, overrides), SWEEP)
+    Console().print(comparison_terminal(comparison))
+    config = load_config(config_file, overrides or [], is_done=lambda run: True)
+    print_report(Path(config.output_dir), kind)
 
 
 def reproduce(overrides: Overrides = None) -> None:

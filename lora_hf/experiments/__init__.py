@@ -1,1 +1,1 @@
-"""Several runs compared: commands, summaries, reports."""
+"""Experiments: several runs, planned, started, summarized and reported."""

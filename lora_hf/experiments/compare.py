@@ -1,49 +1,113 @@
-"""The comparison: base, full fine-tuning and LoRA on the same data and seeds."""
+"""Experiments over listed variants: base, full and LoRA (`compare`), or those of a config (`methods`).
 
-from collections.abc import Sequence
+An experiment is a list of planned runs; those that are not finished are run, then reported together.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_hf.config import Method, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import DENSE
-from lora_hf.experiments.reports import report_of
-from lora_hf.experiments.runner import Arm, all_finished, arms_of, folders_of, run_arms, shell
-from lora_hf.run_files import COMPARISON
+from lora_hf.config.variants import with_variant
+from lora_hf.errors import UserError
+from lora_hf.experiments.report import write_report
+from lora_hf.experiments.runner import (
+    PlannedRun,
+    all_finished,
+    folders_of,
+    plan_variant,
+    run_all,
+    shell_command,
+)
+from lora_hf.run_files import COMPARISON, VARIANTS
+from lora_hf.run_records import Comparison
 
 ORDER: tuple[Method, ...] = ("base", "lora", "full")
-"""Of the runs: a target that matches nothing is found before the hours of full fine-tuning."""
+"""LoRA runs first: a target that matches nothing is found before the hours of full fine-tuning."""
+REFERENCES = ("base", "lora")
+"""Variants of a study that the others are compared with: times with the base's, scores with plain LoRA's."""
 
 
-def plan_arms(config: RunConfig) -> list[Arm]:
-    """The runs of each method, in `ORDER`; what only LoRA can have is taken from the others."""
-    arms = []
+def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Run base, full fine-tuning and LoRA on the same data and seeds, as far as they are not finished.
+
+    Writes comparison.json, .md, .html and .png.
+
+    Args:
+        config_file: a YAML; its `method` is not used.
+        overrides: `key.sub=value`, as on the command line.
+
+    Returns:
+        The content of comparison.json.
+
+    Raises:
+        UserError: a mistake in the config, or an output directory with other inputs in it.
+        RunFailed: a run failed; finished ones are kept.
+    """
+    return _experiment("compare", COMPARISON, plan_comparison, config_file, overrides, is_study=False)
+
+
+def compare_methods(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Run every variant of a config on the same data, as far as they are not finished.
+
+    Writes methods.json, .md, .html and .png.
+
+    Args:
+        config_file: a YAML with `variants`.
+        overrides: `key.sub=value`, as on the command line; `variants.<name>.key=value` for one variant.
+
+    Returns:
+        The content of methods.json.
+
+    Raises:
+        UserError: a mistake in the config, or an output directory with other inputs in it.
+        RunFailed: a run failed; finished ones are kept.
+    """
+    return _experiment("methods", VARIANTS, plan_methods, config_file, overrides, is_study=True)
+
+
+def _experiment(
+    verb: str,
+    kind: str,
+    plan: Callable[[RunConfig], list[PlannedRun]],
+    config_file: str | Path,
+    overrides: Sequence[str],
+    is_study: bool,
+) -> Comparison:
+    config = load_config(config_file, overrides, is_study, lambda found: all_finished(plan(found)))
+    runs = plan(config)
+    run_all(config_file, overrides, runs, kind)
+    command = shell_command(verb, config_file, overrides)
+    return write_report(kind, Path(config.output_dir), folders_of(runs), {"command": command})
+
+
+def plan_comparison(config: RunConfig) -> list[PlannedRun]:
+    """Plan the runs of each method, in `ORDER`; fields that only LoRA has are removed from the others."""
+    runs = []
     for method in ORDER:
         changes: dict[str, Any] = {"method": method}
         if method == "full":
             changes["model"] = DENSE
         if method != "lora":
             changes["loraplus_lr_ratio"] = None
-        arms += arms_of(method, config.model_copy(update={"method": method}), changes)
-    return arms
+        runs += plan_variant(method, config.model_copy(update={"method": method}), changes)
+    return runs
 
 
-def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run what is not yet done, and write comparison.json, .md, .html and .png.
-
-    Args:
-        config_file: a YAML; its `method` is not read.
-        overrides: `key.sub=value`, as on the command line.
-
-    Returns:
-        What comparison.json holds.
+def plan_methods(config: RunConfig) -> list[PlannedRun]:
+    """Plan the runs of each variant, in the config's order.
 
     Raises:
-        UserError: a mistake in the config, or an output directory with other inputs in it.
-        RunFailed: an arm did not end well; those that did are kept.
+        UserError: the config has no variant `base` or `lora`.
     """
-    config = load_config(config_file, overrides, is_done=lambda run: all_finished(plan_arms(run)))
-    arms = plan_arms(config)
-    run_arms(config_file, overrides, arms, COMPARISON)
-    command = shell("compare", config_file, overrides)
-    return report_of(COMPARISON, Path(config.output_dir), folders_of(arms), {"command": command})
+    if missing := [name for name in REFERENCES if name not in config.variants]:
+        raise UserError(
+            f"variants={sorted(config.variants)} lacks {missing[0]!r}; add it: others are compared with it"
+        )
+    return [
+        run
+        for name, changes in config.variants.items()
+        for run in plan_variant(name, with_variant(config, name), changes)
+    ]

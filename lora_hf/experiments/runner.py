@@ -1,7 +1,7 @@
-"""Several runs side by side, under one folder: how they are planned, started and gathered.
+"""Several runs side by side, under one folder: planning and starting them.
 
-Each run is a process of its own, started by the command a person would type, so that its time and its peak
-memory are its own. A run that is finished with the same inputs is left as it is.
+Each run is a separate process, started by the command that a user would type, so that time and peak memory
+are measured per run. A run that is finished with the same inputs is skipped.
 """
 
 import ctypes
@@ -11,63 +11,54 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lora_hf import __version__
 from lora_hf.config import RunConfig
 from lora_hf.errors import RunFailed, UserError
-from lora_hf.files import PARTIAL, file_sha256, json_text
-from lora_hf.run_files import ENDS, PREDICTIONS, RESULTS, STORE
-from lora_hf.run_records import read_record
+from lora_hf.files import PARTIAL
+from lora_hf.run_files import ENDS, STORE
 from lora_hf.runs.run_dir import RunDirectory, finished_result
 
 logger = logging.getLogger(__name__)
-KEY = "made_from"
-"""In a report's JSON: `report_key`."""
-_LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One run of several.
-
-    Attributes:
-        name: of its folder.
-        group: what it is a run of; with several seeds a group has several.
-        config: the run in full.
-        own: the fields in which it differs from the common config, as `key=value` of a command line.
-    """
+class PlannedRun:
+    """One run of several."""
 
     name: str
-    group: str
+    """Of its folder."""
+    variant: str
+    """With several seeds a variant has several runs."""
     config: RunConfig
-    own: tuple[str, ...]
+    overrides: tuple[str, ...]
+    """The fields in which it differs from the common config, as `key=value` of a command line."""
 
 
-def arms_of(group: str, config: RunConfig, changes: Mapping[str, Any]) -> list[Arm]:
-    """The runs of one group: once a seed, `lora`, then `lora-seed-<n>`; without training once.
+def plan_variant(variant: str, config: RunConfig, changes: Mapping[str, Any]) -> list[PlannedRun]:
+    """Plan the runs of one variant: one per seed, `lora`, then `lora-seed-<n>`; without training only one.
 
     Args:
-        group: its name.
-        config: its config, with the changes in it and the folder of all groups as `output_dir`.
-        changes: what it lays over the common config.
+        variant: its name.
+        config: its config, with the changes in it and the folder of all variants as `output_dir`.
+        changes: the fields in which it differs from the common config.
     """
-    seeds, arms = config.seeds or (config.seed,), []
+    seeds, runs = config.seeds or (config.seed,), []
     for seed in seeds[:1] if config.method == "base" else seeds:
-        name = group if seed == seeds[0] else f"{group}-seed-{seed}"
+        name = variant if seed == seeds[0] else f"{variant}-seed-{seed}"
         run = config.for_arm(config.method, seed, str(Path(config.output_dir) / name))
-        own = words({**changes, "seed": seed, "output_dir": run.output_dir})
-        arms.append(Arm(name, group, run, tuple(own)))
-    return arms
+        overrides = words({**changes, "seed": seed, "output_dir": run.output_dir})
+        runs.append(PlannedRun(name, variant, run, tuple(overrides)))
+    return runs
 
 
 def words(changes: Mapping[str, Any]) -> list[str]:
-    """Fields as `key=value` and those of sections as `section.key=value`, each value as JSON, so as YAML."""
+    """Return fields as `key=value` and those of sections as `section.key=value`, with values as JSON."""
     flat: dict[str, Any] = {}
     for key, value in changes.items():
         is_section = isinstance(value, Mapping)
@@ -75,137 +66,100 @@ def words(changes: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()]
 
 
-def arm_command(config_file: str | Path, overrides: Sequence[str], arm: Arm) -> list[str]:
-    """The command that runs one arm by itself."""
-    return [sys.executable, "-m", "lora_hf", "train", "--config", str(config_file), *overrides, *arm.own]
+def run_command(config_file: str | Path, overrides: Sequence[str], run: PlannedRun) -> list[str]:
+    """Return the command of one run."""
+    words = ["train", "--config", str(config_file), *overrides, *run.overrides]
+    return [sys.executable, "-m", "lora_hf", *words]
 
 
-def shell(verb: str, config_file: str | Path, overrides: Sequence[str]) -> str:
-    """The command that a person would type to have all of it again."""
+def shell_command(verb: str, config_file: str | Path, overrides: Sequence[str]) -> str:
+    """Return the command that makes all of it again."""
     return shlex.join(["lora-hf", verb, "--config", str(config_file), *overrides])
 
 
-def run_arms(config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm], report: str) -> None:
-    """Run what is not yet done, one after the other, once all the folders are seen to be free or theirs.
+def run_all(
+    config_file: str | Path, overrides: Sequence[str], runs: Sequence[PlannedRun], report: str
+) -> None:
+    """Run what is not finished, one after the other, after checking that all folders are free or theirs.
 
     Args:
-        config_file, overrides: what is common to all.
-        arms: in the order in which they run.
+        config_file, overrides: common to all runs.
+        runs: in order.
         report: the name, without its ends, of the files that will be written beside the runs.
 
     Raises:
         UserError: a folder that holds something else, a run with other inputs, or a package that is missing.
-        RunFailed: a run did not end well; those that did are kept.
+        RunFailed: a run failed; finished ones are kept.
     """
-    check_root(arms[0].config, tuple(arm.group for arm in arms), report)
-    run_each(config_file, overrides, arms)
+    check_root(runs[0].config, tuple(run.variant for run in runs), report)
+    run_each(config_file, overrides, runs)
 
 
-def run_each(config_file: str | Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
-    """`run_arms`, where the folder above theirs has been checked."""
-    check_alone(arms)
-    pending = [arm.config.model for arm in arms if finished_result(arm.config) is None]
-    for model in (model for model in pending if model.is_quantized):
-        from lora_hf.models.storage import STORAGE_FORMATS  # here: it imports PyTorch
+def run_each(config_file: str | Path, overrides: Sequence[str], runs: Sequence[PlannedRun]) -> None:
+    """`run_all` without checking the folder above the runs."""
+    if any(run.config.training.get("push_to_hub") for run in runs):
+        raise UserError(
+            "training.push_to_hub=true: an experiment has several runs, a repository holds one; remove it, "
+            "and push one of the runs afterwards by: lora-hf push --adapter DIR --repo-id USER/NAME"
+        )
+    finished = {run.name for run in runs if finished_result(run.config) is not None}
+    for run in runs:
+        if run.config.model.is_quantized and run.name not in finished:
+            from lora_hf.models.storage import STORAGE_FORMATS  # here: it imports PyTorch
 
-        STORAGE_FORMATS[model.storage].check_package()
-    for arm in arms:
-        RunDirectory(arm.config).check()
-    for number, arm in enumerate(arms, start=1):
-        if finished_result(arm.config) is not None:
-            logger.info("[%d/%d] %s: finished before with the same inputs", number, len(arms), arm.name)
+            STORAGE_FORMATS[run.config.model.storage].check_package()
+    for run in runs:
+        RunDirectory(run.config).check()
+    for number, run in enumerate(runs, start=1):
+        if run.name in finished:
+            logger.info("[%d/%d] %s: already finished with the same inputs", number, len(runs), run.name)
             continue
-        logger.info("[%d/%d] %s -> %s", number, len(arms), arm.name, arm.config.output_dir)
-        run_process(arm_command(config_file, overrides, arm))
+        logger.info("[%d/%d] %s -> %s", number, len(runs), run.name, run.config.output_dir)
+        run_process(run_command(config_file, overrides, run))
 
 
-def all_finished(arms: Sequence[Arm]) -> bool:
-    """Return whether every run is known to have ended with these inputs."""
-    return all(finished_result(arm.config) is not None for arm in arms)
+def all_finished(runs: Sequence[PlannedRun]) -> bool:
+    """Return whether every run is known to have finished with these inputs."""
+    return all(finished_result(run.config) is not None for run in runs)
 
 
-def report_key(
-    summary: Mapping[str, Any], folders: Mapping[str, Iterable[Path]], known: Mapping[str, Any]
-) -> str:
-    """Return the hash of a report's own figures and of the runs that they come from.
-
-    Args:
-        summary: the content of its JSON file.
-        folders: of the runs whose results and predictions it was made from.
-        known: as `write_report` takes it.
-    """
-    runs = {
-        f"{group}/{run.name}": [file_sha256(run / name) for name in (RESULTS, PREDICTIONS)]
-        for group, paths in folders.items()
-        for run in paths
-    }
-    figures = {name: value for name, value in summary.items() if name != KEY}
-    return sha256(json_text([__version__, figures, runs, known]).encode()).hexdigest()
-
-
-def current_report(
-    stem: Path, folders: Mapping[str, Iterable[Path]], known: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return the JSON of a report that is complete and was made from just these runs, or None.
-
-    Args:
-        stem: the report's path without the ends of its files.
-        folders: of the runs, by group, in the order of the table.
-        known: as `write_report` takes it.
-    """
-    if not all(stem.with_suffix(end).is_file() for end in ENDS):
-        return None
-    try:
-        summary = read_record(stem.with_suffix(".json")) or {}
-        return summary if summary.get(KEY) == report_key(summary, folders, known) else None
-    except (UserError, OSError):
-        return None
-
-
-def check_root(config: RunConfig, groups: tuple[str, ...], report: str) -> None:
-    """Refuse a folder that holds other things than these runs, and theirs with other seeds.
+def check_root(config: RunConfig, variants: tuple[str, ...], report: str) -> None:
+    """Check that the folder of several runs holds nothing but these runs, with whichever seeds.
 
     Args:
         config: of one of the runs.
-        groups: what the runs' names begin with.
+        variants: beginnings of the runs' names.
         report: the name, without its ends, of the files that are written beside them.
 
     Raises:
-        UserError: it does, and `overwrite` is not set.
+        UserError: it holds something else, and `overwrite` is not set.
     """
     root = Path(config.output_dir).parent
     if root.exists() and not root.is_dir():
         raise UserError(f"output_dir={str(root)!r} is a file")
     found = {p.name for p in root.iterdir()} if root.exists() else set()
-    ours = (*groups, report + STORE, PARTIAL)  # of a store also its journal, which a kill leaves
+    ours = (*variants, report + STORE, PARTIAL)  # of a store also its journal, which a kill leaves
     foreign = sorted(name for name in found - {report + end for end in ENDS} if not name.startswith(ours))
     if foreign and not config.overwrite:
         raise UserError(
-            f"output_dir={str(root)!r} holds {foreign[:5]} and no comparison; choose another output_dir, or "
+            f"output_dir={str(root)!r} holds {foreign[:5]} but no comparison; choose another output_dir, or "
             "add overwrite=true to write beside them"
         )
 
 
-def check_alone(arms: Sequence[Arm]) -> None:
-    """Refuse to push several runs to one repository.
-
-    Raises:
-        UserError: `training.push_to_hub` is set.
-    """
-    if any(arm.config.training.get("push_to_hub") for arm in arms):
-        raise UserError(
-            "training.push_to_hub=true: a study has several runs, a repository holds one; leave it out, "
-            "and push the one that you want by: lora-hf push --adapter DIR --repo-id USER/NAME"
-        )
-
-
 def run_process(command: list[str]) -> None:
-    """Run a command, hand it the signals that come, and wait for it.
+    """Run a command, forward signals to it, and wait for it.
 
-    The child gets a process group of its own: a Ctrl-C in the terminal reaches it once, through here. If
-    this process is killed, the child is told to stop, so that the same command finds nobody at work.
+    The child gets its own process group: a Ctrl-C in the terminal reaches it once, through here. If this
+    process is killed, Linux sends the child SIGTERM; elsewhere the next command waits for the run's lock.
     """
-    child = subprocess.Popen(command, process_group=0, preexec_fn=_stop_with_parent)
+    libc = ctypes.CDLL(None)  # not after the fork
+
+    def stop_with_parent() -> None:
+        if hasattr(libc, "prctl"):
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    child = subprocess.Popen(command, process_group=0, preexec_fn=stop_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -220,15 +174,9 @@ def run_process(command: list[str]) -> None:
         raise RunFailed(status)
 
 
-def _stop_with_parent() -> None:
-    """Have the system send SIGTERM when the parent ends; where it cannot, others wait for the run's lock."""
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def folders_of(arms: Sequence[Arm]) -> dict[str, list[Path]]:
-    """By group the folders of its runs."""
-    folders: dict[str, list[Path]] = {arm.group: [] for arm in arms}
-    for arm in arms:
-        folders[arm.group].append(Path(arm.config.output_dir))
+def folders_of(runs: Sequence[PlannedRun]) -> dict[str, list[Path]]:
+    """Return the folders of the runs of each variant."""
+    folders: dict[str, list[Path]] = {run.variant: [] for run in runs}
+    for run in runs:
+        folders[run.variant].append(Path(run.config.output_dir))
     return folders

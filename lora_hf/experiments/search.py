@@ -1,4 +1,4 @@
-"""A search over a sweep's space by Optuna, kept in SQLite: a search that was killed goes on where it was."""
+"""Search of a sweep's space by Optuna, stored in SQLite, so that a killed search resumes."""
 
 import errno
 import json
@@ -16,24 +16,24 @@ from lora_hf.run_records import read_record
 
 TRIAL = "trial-"
 SPACE = "space"
-"""The attribute of the stored study that says what it searches."""
+"""User attribute of the stored study: its space; and of a trial: its point."""
 logger = logging.getLogger(__name__)
 Run = Callable[[str, Point], None]
 
 
 def search(config: RunConfig, run: Run) -> dict[str, Point]:
-    """Run trials until there are as many as asked for; each is judged by ROUGE-1 on the validation split.
+    """Run trials until there are `sweep.trials`; the objective is ROUGE-1 on the validation split.
 
     Args:
-        config: its `sweep` says where to look and how often, its `seed` is the sampler's.
-        run: makes the run of a name and a point, or finds that it is done.
+        config: `sweep` is the space and the number of trials, `seed` the sampler's.
+        run: makes the run of a name and a point, unless it is finished.
 
     Returns:
-        Each trial's name -> its point, in order.
+        The point of each trial by name, in order.
 
     Raises:
-        UserError: Optuna is missing, or the folder holds a search of another space.
-        NotWritten: the store cannot be written.
+        UserError: Optuna is not installed, or the folder holds a search of another space.
+        NotWritten: the database cannot be written.
     """
     try:
         import optuna  # noqa: F401
@@ -45,7 +45,7 @@ def search(config: RunConfig, run: Run) -> dict[str, Point]:
 
 @contextmanager
 def _stored(file: Path) -> Iterator[Path]:
-    """Where trials are kept; what its database says, such as that the disk is full, as one error."""
+    """Yield the database file; errors of the database, such as a full disk, become NotWritten."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -60,7 +60,7 @@ def _stored(file: Path) -> Iterator[Path]:
 def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that was killed
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # left by a killed process
         if SPACE in trial.user_attrs:
             study.tell(trial.number, _judged(config, trial.number, trial.user_attrs[SPACE], run))
         else:
@@ -88,7 +88,7 @@ def _study(config: RunConfig, file: Path) -> Any:
     space = json.dumps(config.sweep.model_dump(mode="json")[SPACE], sort_keys=True)
     if study.user_attrs.setdefault(SPACE, space) != space:
         raise UserError(
-            f"{file} holds a search of another space, {study.user_attrs[SPACE]}; choose another output_dir"
+            f"{file} holds a search of another space ({study.user_attrs[SPACE]}); choose another output_dir"
         )
     study.set_user_attr(SPACE, space)
     return study
@@ -111,7 +111,7 @@ def _judged(config: RunConfig, number: int, point: Point, run: Run) -> float:
 
 
 def _suggest(trial: Any, axis: str, values: Any) -> Any:
-    """A value of an axis; of choices their number, for Optuna stores plain values only."""
+    """Return a value of an axis; choices are suggested by number, as Optuna stores plain values only."""
     if not isinstance(values, Range):
         choices = list(values)
         return choices[trial.suggest_categorical(axis, range(len(choices)))]
@@ -121,9 +121,9 @@ def _suggest(trial: Any, axis: str, values: Any) -> Any:
 
 
 def last_rouge(run: Path) -> float:
-    """The last `eval_rouge1` of a run's log."""
+    """Return the last `eval_rouge1` of a run's log."""
     log = (read_record(run / TRAINED) or {}).get("log", [])
     values = [entry["eval_rouge1"] for entry in log if "eval_rouge1" in entry]
     if not values:
-        raise UserError(f"{run} logged no eval_rouge1: set training.eval_strategy")
+        raise UserError(f"{run} has no eval_rouge1 in its log: set training.eval_strategy")
     return float(values[-1])

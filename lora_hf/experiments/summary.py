@@ -1,125 +1,126 @@
-"""What a comparison says, computed from the arms' records and predictions: plain values in and out."""
+"""The figures of a comparison, from the results and predictions of its runs: plain values in and out."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
-from lora_hf.evaluation.evaluate import kept_scores
-from lora_hf.evaluation.rouge import ROUGE_NAMES, score_dialogues
-from lora_hf.evaluation.significance import bootstrap_interval, paired_test
-from lora_hf.run_records import Prediction
+from lora_hf.evaluation.rouge import DialogueScores, score_dialogues
+from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, bootstrap_interval, paired_test
+from lora_hf.run_files import COMPARISON, REPORT, ROUGE_NAMES, SWEEP, VARIANTS, RougeName
+from lora_hf.run_records import Comparison, Gains, Interval, PairedRecord, Prediction, RunResult, Series
 
-Rows = list[Prediction]
-Scores = dict[str, list[float]]
+Scores = dict[RougeName, list[float]]
+"""One value per dialogue."""
 TRIVIAL = {"first line": 1, "first three lines": 3}
 SAMPLES = 5
 CLOCK = 0.01
-"""Seconds that `eval_seconds` are rounded to: a base that took none is taken to have taken one such."""
-BEST = [f"{name}_best" for name in ROUGE_NAMES]
+"""Seconds, to which `eval_seconds` is rounded: the least that a base is taken to need."""
 OF_ONE_RUN = (*(f"{name}_interval" for name in ROUGE_NAMES), "log", "steps", "train_loss", "best_metric")
-"""What has no mean; it stays with each run under `runs`."""
+"""Keys without a mean; they stay with each run under `runs`."""
 MEANS = (*ROUGE_NAMES, "mean_words", "train_seconds", "eval_seconds", "peak_memory_mib")
 
 
-def summarize_arms(
-    records: Mapping[Any, list[dict[str, Any]]], rows: Mapping[Any, list[Rows]]
-) -> dict[str, Any]:
-    """The whole of comparison.json.
+def summarize(
+    kind: str,
+    results: Mapping[str, Sequence[RunResult]],
+    rows: Mapping[str, Sequence[list[Prediction]]],
+    scores: Mapping[str, Scores],
+    points: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Summarize the runs of several variants.
 
     Args:
-        records: by method, the record of each seed's run.
-        rows: by method, the rows of each seed's predictions.jsonl.
+        kind: `comparison`, `report` (one run), `methods` or `sweep`.
+        results: by variant, the result of each seed's run.
+        rows: by variant, the predictions of each seed's run.
+        scores: by variant, `dialogue_scores` of the rows.
+        points: by variant of a sweep, its value on each axis; the base has none.
 
     Returns:
-        `arms` (one record a method; with several seeds their means, `spread` and `runs`), `trivial` (ROUGE of
-        summaries that cost nothing), `intervals` (95 %, over dialogues) and `samples`; and where base, full
-        and LoRA are all there, `gains` over the base in ROUGE-1 and `paired_test` of LoRA against full.
+        The content of the JSON file but its command. With several seeds a variant has means, `spread` and
+        `runs`. The plateau of a sweep is the least value that no larger one is better than, by a paired
+        test; `cheapest` has the fewest weights among those with ROUGE-1 within the best one's interval.
     """
-    scores = {method: dialogue_scores(runs) for method, runs in rows.items()}
-    first = next(iter(rows.values()))[0]
-    summary: dict[str, Any] = {
-        "arms": {method: mean_record(runs) for method, runs in records.items()},
-        "trivial": {name: trivial_record(first, lines) for name, lines in TRIVIAL.items()},
-        "intervals": intervals(scores),
-        "samples": samples(rows),
-    }
-    if {"base", "full", "lora"} <= scores.keys():
-        summary["gains"] = gains(scores)
-        summary["paired_test"] = paired_record(scores["lora"], scores["full"])
+    variants = {name: mean_result(list(runs)) for name, runs in results.items()}
+    summary: Comparison = {"intervals": intervals(scores)}
+    if kind in (COMPARISON, REPORT):
+        first = {name: runs[0] for name, runs in rows.items()}
+        of_one = next(iter(first.values()))
+        summary["arms"] = variants
+        summary["trivial"] = {name: trivial_scores(of_one, lines) for name, lines in TRIVIAL.items()}
+        summary["samples"] = samples(first)
+        if {"base", "full", "lora"} <= scores.keys():
+            summary["gains"] = gains(scores)
+            summary["paired_test"] = paired_record(scores["lora"], scores["full"])
+        return summary
+    summary["variants"] = variants
+    summary["order"] = list(variants)  # JSON's keys are sorted
+    if kind == VARIANTS:
+        others = [name for name in variants if name != "lora"]
+        seconds = {name: result["eval_seconds"] for name, result in variants.items()}
+        summary["against_lora"] = {name: paired_record(scores[name], scores["lora"]) for name in others}
+        summary["eval_ratio"] = {name: seconds[name] / max(seconds["base"], CLOCK) for name in variants}
+    if kind == SWEEP:
+        assert points is not None
+        axis = next(iter(next(iter(points.values()))))
+        best = max(points, key=lambda name: variants[name]["rouge1"])
+        low, _ = summary["intervals"][best]["rouge1"]
+        enough = [name for name in points if variants[name]["rouge1"] >= low]
+        summary["points"] = dict(points)
+        summary["axis"] = axis
+        summary["series"] = {
+            label: _series(axis, names, points, scores) for label, names in series_of(axis, points).items()
+        }
+        summary["best"] = best
+        summary["cheapest"] = min(enough, key=lambda name: variants[name]["trainable_parameters"])
     return summary
 
 
-def summarize_variants(
-    records: Mapping[str, list[dict[str, Any]]], rows: Mapping[str, list[Rows]]
-) -> dict[str, Any]:
-    """The whole of methods.json.
-
-    Args:
-        records: by variant, the record of each seed's run; one is called `base`, one `lora`.
-        rows: by variant, the rows of each seed's predictions.jsonl.
-
-    Returns:
-        `variants` (one record each, as the arms of a comparison), `order` of them, `intervals` (95 %, over
-        dialogues), `against_lora` (the paired test of ROUGE-1 for all but `lora`) and `eval_ratio` (seconds
-        of scoring over the base's).
-    """
-    scores = {name: dialogue_scores(runs) for name, runs in rows.items()}
-    variants = {name: mean_record(runs) for name, runs in records.items()}
-    others = [name for name in variants if name != "lora"]
-    seconds = {name: record["eval_seconds"] for name, record in variants.items()}
+def intervals(scores: Mapping[str, Scores]) -> dict[str, dict[RougeName, Interval]]:
+    """Return the 95 % interval of each score, by bootstrap over dialogues."""
     return {
-        "variants": variants,
-        "order": list(variants),  # JSON's keys are sorted
-        "intervals": intervals(scores),
-        "against_lora": {name: paired_record(scores[name], scores["lora"]) for name in others},
-        "eval_ratio": {name: seconds[name] / max(seconds["base"], CLOCK) for name in variants},
+        variant: {name: list(bootstrap_interval(of[name])) for name in ROUGE_NAMES}
+        for variant, of in scores.items()
     }
 
 
-def intervals(scores: Mapping[Any, Scores]) -> dict[Any, dict[str, list[float]]]:
-    """The 95 % interval of each score, by bootstrap over dialogues."""
+def dialogue_scores(runs: Sequence[DialogueScores]) -> Scores:
+    """Return each dialogue's ROUGE: the mean over its references, then over the seeds' runs."""
     return {
-        group: {name: list(bootstrap_interval(of[name])) for name in ROUGE_NAMES}
-        for group, of in scores.items()
-    }
-
-
-def dialogue_scores(runs: Sequence[Rows]) -> Scores:
-    """Each dialogue's ROUGE, the mean over its references and then over the seeds' runs."""
-    scored = [kept_scores(rows) for rows in runs]
-    return {
-        name: [mean(values) for values in zip(*(s.mean[name] for s in scored), strict=True)]
+        name: [mean(values) for values in zip(*(run.mean[name] for run in runs), strict=True)]
         for name in ROUGE_NAMES
     }
 
 
-def mean_record(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One run's record as it is; of several, the first with means in it, their spread, and all of them."""
+def mean_result(runs: list[RunResult]) -> RunResult:
+    """Return the result of one run unchanged; of several, the means, their spread, and all runs."""
     if len(runs) == 1:
         return runs[0]
-    means = {name: mean(run[name] for run in runs) for name in MEANS}
-    means |= {best: mean(run[best] for run in runs) for best in BEST if best in runs[0]}
+    of = [cast(dict[str, Any], run) for run in runs]
+    keys = [*MEANS, *(f"{name}_best" for name in ROUGE_NAMES if f"{name}_best" in of[0])]
+    shared = {key: value for key, value in of[0].items() if key not in OF_ONE_RUN}
+    means = {key: mean(run[key] for run in of) for key in keys}
     spread = {name: stdev(run[name] for run in runs) for name in ROUGE_NAMES}
-    shared = {name: value for name, value in runs[0].items() if name not in OF_ONE_RUN}
-    return shared | means | {"spread": spread, "seeds": [run["seed"] for run in runs], "runs": runs}
+    seeds = [run["seed"] for run in runs]
+    return cast(RunResult, shared | means | {"spread": spread, "seeds": seeds, "runs": runs})
 
 
-def trivial_record(rows: Rows, lines: int) -> dict[str, float]:
-    """ROUGE of each dialogue's first lines, taken as its summary."""
+def trivial_scores(rows: Sequence[Prediction], lines: int) -> dict[RougeName, float]:
+    """Return the ROUGE of each dialogue's first lines, taken as its summary."""
     predictions = ["\n".join(row["dialogue"].split("\n")[:lines]) for row in rows]
     scores = score_dialogues(predictions, [row["references"] for row in rows])
     return {name: mean(scores.mean[name]) for name in ROUGE_NAMES}
 
 
-def gains(scores: Mapping[Any, Scores]) -> dict[str, float | None]:
-    """ROUGE-1 above the base's, and LoRA's as a share of full's; None where full gained nothing."""
+def gains(scores: Mapping[str, Scores]) -> Gains:
+    """Return ROUGE-1 above the base's, and LoRA's as a share of full's; None if full gained nothing."""
     base, full, lora = (mean(scores[method]["rouge1"]) for method in ("base", "full", "lora"))
     share = (lora - base) / (full - base) if full > base else None
     return {"full": full - base, "lora": lora - base, "lora_share_of_full": share}
 
 
-def paired_record(ours: Scores, theirs: Scores) -> dict[str, Any]:
-    """The paired test of ROUGE-1, dialogue by dialogue."""
+def paired_record(ours: Scores, theirs: Scores) -> PairedRecord:
+    """Return the paired test of ROUGE-1, dialogue by dialogue."""
     test = paired_test(ours["rouge1"], theirs["rouge1"])
     return {
         "metric": "rouge1",
@@ -130,15 +131,46 @@ def paired_record(ours: Scores, theirs: Scores) -> dict[str, Any]:
     }
 
 
-def samples(rows: Mapping[Any, list[Rows]]) -> list[dict[str, Any]]:
-    """The first dialogues with a reference and what each arm wrote."""
-    first = {method: runs[0] for method, runs in rows.items()}
+def samples(rows: Mapping[str, Sequence[Prediction]]) -> list[dict[str, str]]:
+    """Return the first dialogues with a reference and what each variant wrote."""
     return [
         {
             "id": row["id"],
             "dialogue": row["dialogue"],
             "reference": row["references"][0],
-            **{method: predicted[i]["prediction"] for method, predicted in first.items()},
+            **{name: predicted[i]["prediction"] for name, predicted in rows.items()},
         }
-        for i, row in enumerate(next(iter(first.values()))[:SAMPLES])
+        for i, row in enumerate(next(iter(rows.values()))[:SAMPLES])
     ]
+
+
+def series_of(axis: str, points: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the variants along one axis, sorted by number: label of the other axes -> names."""
+    found: dict[str, list[str]] = {}
+    for name, point in points.items():
+        label = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point.items() if key != axis)
+        found.setdefault(label, []).append(name)
+    values = [point[axis] for point in points.values()]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        found = {label: sorted(names, key=lambda name: points[name][axis]) for label, names in found.items()}
+    return found
+
+
+def _series(axis: str, names: list[str], points: Mapping[str, Any], scores: Mapping[str, Scores]) -> Series:
+    means = {name: sum(scores[name]["rouge1"]) / len(scores[name]["rouge1"]) for name in names}
+    return {
+        "runs": names,
+        "values": [points[name][axis] for name in names],
+        "plateau": points[plateau(names, scores)][axis],
+        "best": points[max(names, key=lambda name: means[name])][axis],
+    }
+
+
+def plateau(names: Sequence[str], scores: Mapping[str, Scores]) -> str:
+    """Return the first variant that no later one beats in a paired test of ROUGE-1 (Bonferroni)."""
+    for i, name in enumerate(names):
+        later = names[i + 1 :]
+        tests = [paired_test(scores[other]["rouge1"], scores[name]["rouge1"]) for other in later]
+        if not any(t.difference > 0 and t.p_value < SIGNIFICANCE_LEVEL / len(later) for t in tests):
+            return name
+    raise AssertionError("the last one has no later one")

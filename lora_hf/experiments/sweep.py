@@ -1,101 +1,106 @@
-"""A sweep: the same run over a grid of values, or where a search looks, and what that says of each value."""
+"""A sweep: the same run over a grid of values, or where a search looks."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
-from lora_hf.config.sweep import Point, changes_of, grid
+from lora_hf.config.sweep import Point, changes_of, choices, grid
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.errors import UserError
-from lora_hf.experiments.reports import report_of
+from lora_hf.experiments.report import write_report
 from lora_hf.experiments.runner import (
-    Arm,
+    PlannedRun,
     all_finished,
-    arms_of,
     check_root,
     folders_of,
-    run_arms,
+    plan_variant,
+    run_all,
     run_each,
-    shell,
+    shell_command,
 )
 from lora_hf.run_files import SWEEP
+from lora_hf.run_records import Comparison
 
 BASE = "base"
 
 
-def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run what is not yet done, and write sweep.json, .md, .html and .png.
+def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Run each combination of values, or the trials of a search, as far as they are not finished.
+
+    Writes sweep.json, .md, .html and .png.
 
     Args:
         config_file: a YAML with `sweep`.
         overrides: `key.sub=value`, as on the command line.
 
     Returns:
-        What sweep.json holds.
+        The content of sweep.json.
 
     Raises:
         UserError: a mistake in the config, no `sweep` in it, or an output directory with other inputs in it.
-        RunFailed: a run did not end well; those that did are kept.
+        RunFailed: a run failed; finished ones are kept.
     """
-    config = load_config(config_file, overrides, True, _is_finished_grid)
+
+    def is_finished_grid(config: RunConfig) -> bool:
+        """Return whether all runs of a grid are finished; only its database can tell for a search."""
+        is_grid = bool(config.sweep.space) and not config.sweep.trials
+        return is_grid and all_finished(plan_grid(config)[0])
+
+    config = load_config(config_file, overrides, True, is_finished_grid)
     if not config.sweep.space:
         raise UserError(
             f"{config_file}: has no sweep.space; list the values of a field, such as lora: {{r: [4, 8]}}"
         )
-    arms, points = (_searched if config.sweep.trials else _gridded)(config, config_file, overrides)
-    known = {"command": shell("sweep", config_file, overrides), "points": points}
-    return report_of(SWEEP, Path(config.output_dir), folders_of(arms), known)
+    if config.sweep.trials:
+        runs, points = _run_search(config, config_file, overrides)
+    else:
+        runs, points = plan_grid(config)
+        run_all(config_file, overrides, runs, SWEEP)
+    known = {"command": shell_command("sweep", config_file, overrides), "points": points}
+    return write_report(SWEEP, Path(config.output_dir), folders_of(runs), known)
 
 
-def _is_finished_grid(config: RunConfig) -> bool:
-    """Return whether a grid's runs have all ended; a search has to ask its store."""
-    return not config.sweep.trials and bool(config.sweep.space) and all_finished(_grid_arms(config)[0])
+def plan_grid(config: RunConfig) -> tuple[list[PlannedRun], dict[str, Point]]:
+    """Plan the base and each combination of values; return the runs, and the point of each variant.
 
-
-def _gridded(
-    config: RunConfig, config_file: str | Path, overrides: Sequence[str]
-) -> tuple[list[Arm], dict[str, Point]]:
-    arms, points = _grid_arms(config)
-    run_arms(config_file, overrides, arms, SWEEP)
-    return arms, points
-
-
-def _grid_arms(config: RunConfig) -> tuple[list[Arm], dict[str, Point]]:
+    Raises:
+        UserError: two combinations have the same name.
+    """
     points = grid(config.sweep)
-    if len(points) < len(list(points)):
-        raise UserError("sweep.space gives two runs one name")
+    if len(points) < prod(len(choices(values)) for values in config.sweep.space.values()):
+        raise UserError("sweep.space gives two runs the same name; remove equal values, or give them labels")
     swept = with_grid(config)
-    arms = base_arm(config)
+    runs = plan_base(config)
     for name in points:
-        arms += arms_of(name, with_variant(swept, name), swept.variants[name])
-    return arms, points
+        runs += plan_variant(name, with_variant(swept, name), swept.variants[name])
+    return runs, points
 
 
-def base_arm(config: RunConfig) -> list[Arm]:
-    """The untouched base, which costs its scoring alone: what every run is seen against."""
-    return arms_of(BASE, config.model_copy(update={"method": BASE}), {"method": BASE})
+def plan_base(config: RunConfig) -> list[PlannedRun]:
+    """Plan the base without training, which every variant is compared with."""
+    return plan_variant(BASE, config.model_copy(update={"method": BASE}), {"method": BASE})
 
 
-def trial_arms(config: RunConfig, name: str, point: Point) -> list[Arm]:
-    """The run of one point, of one seed."""
+def plan_trial(config: RunConfig, name: str, point: Point) -> list[PlannedRun]:
+    """Plan the run of one point of a search, with one seed."""
     changes = changes_of(config.sweep, point)
     one = config.model_copy(update={"variants": {name: changes}, "seeds": None})
-    return arms_of(name, with_variant(one, name), changes)
+    return plan_variant(name, with_variant(one, name), changes)
 
 
-def _searched(
+def _run_search(
     config: RunConfig, config_file: str | Path, overrides: Sequence[str]
-) -> tuple[list[Arm], dict[str, Point]]:
+) -> tuple[list[PlannedRun], dict[str, Point]]:
     from lora_hf.experiments.search import TRIAL, search
 
-    arms = base_arm(config)
-    check_root(arms[0].config, (BASE, TRIAL), SWEEP)
-    run_each(config_file, overrides, arms)
+    runs = plan_base(config)
+    check_root(runs[0].config, (BASE, TRIAL), SWEEP)
+    run_each(config_file, overrides, runs)
     points = search(
-        config, lambda name, point: run_each(config_file, overrides, trial_arms(config, name, point))
+        config, lambda name, point: run_each(config_file, overrides, plan_trial(config, name, point))
     )
     for name, point in points.items():
-        arms += trial_arms(config, name, point)
-    return arms, points
+        runs += plan_trial(config, name, point)
+    return runs, points

@@ -1,4 +1,7 @@
-"""The comparison as a table: one list of lines, for the terminal and for Markdown."""
+"""The table of a comparison, a study of methods or a sweep: one list of lines, for terminal and Markdown.
+
+Few variants with many measures have a column per variant (`arms`); studies and sweeps have a row per variant.
+"""
 
 from collections.abc import Callable, Collection
 
@@ -6,77 +9,180 @@ from rich.table import Table
 
 from lora_hf.reporting.tables import (
     ROUGE_LABELS,
-    Record,
     bytes_cell,
     markdown_table,
     sample_markdown,
     seconds_cell,
     terminal_table,
 )
+from lora_hf.run_records import Comparison, PairedRecord, RunResult, best_of, variants_of
 
-ARMS = {"base": "base", "full": "full", "lora": "LoRA"}
+METHOD_LABELS = {"base": "base", "full": "full", "lora": "LoRA"}
+Cell = Callable[[Comparison, str], str]
 
 
-def comparison_lines(comparison: Record) -> list[list[str]]:
-    """A header, then one line a measure: its name, and a figure for each arm that there is."""
-    arms = comparison["arms"]
-    labels = arm_labels(arms)
-
-    def line(name: str, cell: Callable[[str, Record], str]) -> list[str]:
-        return [name, *(cell(method, arms[method]) for method in labels)]
-
-    references = f"words (people: {next(iter(arms.values()))['reference_words']:.1f})"
-    gained = comparison.get("gains")
-    return [
-        ["", *labels.values()],
-        *_rouge_lines(comparison),
-        *([line("gain in ROUGE-1", lambda method, _: _gain(gained, method))] if gained else []),
-        line(references, lambda _, arm: f"{arm['mean_words']:.1f}"),
-        line("weights trained", lambda _, arm: _weights(arm)),
-        line("on disk", lambda _, arm: bytes_cell(arm["bytes_on_disk"])),
-        line("learning rate", lambda _, arm: f"{arm['learning_rate']:g}" if "learning_rate" in arm else "–"),
-        line("training", lambda _, arm: seconds_cell(arm["train_seconds"])),
-        line("scoring", lambda _, arm: seconds_cell(arm["eval_seconds"])),
-        line("peak memory", lambda _, arm: f"{arm['peak_memory_mib']:,.0f} MiB"),
+def comparison_lines(comparison: Comparison) -> list[list[str]]:
+    """Return a header, then one line per measure or per variant."""
+    if "arms" in comparison:
+        return _lines_by_measure(comparison)
+    columns = SWEEP_COLUMNS if "series" in comparison else METHODS_COLUMNS
+    rows = [
+        [_row_label(comparison, name), *(cell(comparison, name) for cell in columns.values())]
+        for name in comparison["order"]
     ]
+    return [["", *columns], *rows]
 
 
-def arm_labels(arms: Collection[str]) -> dict[str, str]:
-    """Method -> how it is called, of the arms there are: base, full and LoRA first."""
-    order = [*(method for method in ARMS if method in arms), *(m for m in arms if m not in ARMS)]
-    return {method: ARMS.get(method, method.replace("_", " ")) for method in order}
+def _result(comparison: Comparison, name: str) -> RunResult:
+    return comparison["variants"][name]
 
 
-def _rouge_lines(comparison: Record) -> list[list[str]]:
-    arms, lines = comparison["arms"], []
-    labels = arm_labels(arms)
-    for name, label in ROUGE_LABELS.items():
-        intervals = [comparison["intervals"][m][name] for m in labels]
-        lines.append([label, *(f"{arms[m][name]:.4f}" for m in labels)])
+def _rouge1(comparison: Comparison, name: str) -> str:
+    low, high = comparison["intervals"][name]["rouge1"]
+    return f"{_result(comparison, name)['rouge1']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _difference(comparison: Comparison, name: str) -> str:
+    test = comparison["against_lora"].get(name)
+    return f"{test['difference']:+.3f}" if test else "–"
+
+
+def _p_value(comparison: Comparison, name: str) -> str:
+    test = comparison["against_lora"].get(name)
+    return f"{test['p_value']:.2g}" if test else "–"
+
+
+def _loss(comparison: Comparison, name: str) -> str:
+    loss = last_loss(_result(comparison, name))
+    return "–" if loss is None else f"{loss:.3f}"
+
+
+ROUGE1: dict[str, Cell] = {"ROUGE-1 [95 %]": _rouge1}
+COSTS: dict[str, Cell] = {
+    "weights": lambda comparison, name: f"{_result(comparison, name)['trainable_parameters']:,}",
+    "train": lambda comparison, name: seconds_cell(_result(comparison, name)["train_seconds"]),
+    "MiB": lambda comparison, name: f"{_result(comparison, name)['peak_memory_mib']:,.0f}",
+}
+SCORING: dict[str, Cell] = {
+    "scoring": lambda comparison, name: f"{comparison['eval_ratio'][name]:.2f}",
+}
+METHODS_COLUMNS = ROUGE1 | {"− lora": _difference, "p": _p_value} | COSTS | SCORING
+SWEEP_COLUMNS = ROUGE1 | {"loss": _loss} | COSTS
+
+
+def _row_label(comparison: Comparison, name: str) -> str:
+    if name == comparison.get("cheapest"):
+        return f"{name} (cheapest as good)"
+    return f"{name} (best)" if name == comparison.get("best") else name
+
+
+def last_loss(result: RunResult) -> float | None:
+    """Return the last loss on the validation split, or of training if there is none; the mean over seeds."""
+    found = []
+    for run in result.get("runs", [result]):
+        log = run.get("log", [])
+        losses = [[entry[key] for entry in log if key in entry] for key in ("eval_loss", "loss")]
+        found += [float(values[-1]) for values in losses if values][:1]
+    return sum(found) / len(found) if found else None
+
+
+def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
+    arms = comparison["arms"]
+    labels = variant_labels(arms)
+
+    def line(name: str, cell: Callable[[RunResult], str]) -> list[str]:
+        return [name, *(cell(arms[method]) for method in labels)]
+
+    lines = [["", *labels.values()]]
+    for score, label in ROUGE_LABELS.items():
+        intervals = [comparison["intervals"][method][score] for method in labels]
+        best = [best_of(arms[method], score) for method in labels]
+        lines.append([label, *(f"{arms[method][score]:.4f}" for method in labels)])
         lines.append(["95 % interval", *(f"{low:.4f}–{high:.4f}" for low, high in intervals)])
-        if all(f"{name}_best" in arms[m] for m in labels):
-            lines.append(["best reference", *(f"{arms[m][f'{name}_best']:.4f}" for m in labels)])
-        if any("spread" in arms[m] for m in labels):
-            spreads = [arms[m].get("spread", {}).get(name) for m in labels]
+        if None not in best:
+            lines.append(["best reference", *(f"{value:.4f}" for value in best)])
+        if any("spread" in arms[method] for method in labels):
+            spreads = [arms[method].get("spread", {}).get(score) for method in labels]
             lines.append(["deviation over seeds", *("–" if s is None else f"{s:.4f}" for s in spreads)])
-    return lines
-
-
-def comparison_notes(comparison: Record) -> list[str]:
-    """What stands below the table: trivial summaries, the paired test, how it was measured."""
-    trivial = ", ".join(f"{name} {scores['rouge1']:.4f}" for name, scores in comparison["trivial"].items())
-    arms = comparison["arms"]
-    arm = arms.get("lora") or next(iter(arms.values()))
-    seeds = f", means of {len(arm['seeds'])} seeds" if "seeds" in arm else ""
+    if "gains" in comparison:
+        lines.append(["gain in ROUGE-1", *(_gain(comparison, method) for method in labels)])
+    references = f"words (people: {next(iter(arms.values()))['reference_words']:.1f})"
     return [
-        f"ROUGE-1 of summaries that cost nothing: {trivial}.",
-        *([_paired(comparison["paired_test"])] if "paired_test" in comparison else []),
-        f"{arm['n_examples']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues.",
-        f"{arm['base_model']} in {arm['dtype']} on {arm['device']}.",
+        *lines,
+        line(references, lambda arm: f"{arm['mean_words']:.1f}"),
+        line("weights trained", _trained_weights),
+        line("on disk", lambda arm: bytes_cell(arm["bytes_on_disk"])),
+        line("learning rate", lambda arm: f"{arm['learning_rate']:g}" if "learning_rate" in arm else "–"),
+        line("training", lambda arm: seconds_cell(arm["train_seconds"])),
+        line("scoring", lambda arm: seconds_cell(arm["eval_seconds"])),
+        line("peak memory", lambda arm: f"{arm['peak_memory_mib']:,.0f} MiB"),
     ]
 
 
-def _paired(test: Record) -> str:
+def variant_labels(variants: Collection[str]) -> dict[str, str]:
+    """Return the displayed name of each variant: base, full and LoRA first."""
+    order = [*(name for name in METHOD_LABELS if name in variants)]
+    order += [name for name in variants if name not in METHOD_LABELS]
+    return {name: METHOD_LABELS.get(name, name.replace("_", " ")) for name in order}
+
+
+def _gain(comparison: Comparison, method: str) -> str:
+    if method not in ("full", "lora"):
+        return "–"
+    gains = comparison["gains"]
+    share = gains["lora_share_of_full"]
+    of_full = f" ({share:.0%} of full's)" if method == "lora" and share is not None else ""
+    return f"{gains['full' if method == 'full' else 'lora']:+.4f}{of_full}"
+
+
+def _trained_weights(arm: RunResult) -> str:
+    return f"{arm['trainable_parameters']:,} ({arm['trainable_parameters'] / arm['total_parameters']:.2%})"
+
+
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Return the notes below the table: tests, what is best, how it was measured."""
+    variants = variants_of(comparison)
+    reference = variants.get("lora") or next(iter(variants.values()))
+    if "series" in comparison:
+        reference = variants[comparison["best"]]
+    seeds = f", means of {len(reference['seeds'])} seeds" if "seeds" in reference else ""
+    sample = f"{reference['n_examples']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues."
+    notes = [sample]
+    if "arms" in comparison:
+        trivial = ", ".join(f"{name} {s['rouge1']:.4f}" for name, s in comparison["trivial"].items())
+        paired = [_paired(comparison["paired_test"])] if "paired_test" in comparison else []
+        notes = [f"ROUGE-1 of trivial summaries: {trivial}.", *paired, sample]
+    elif "series" in comparison:
+        notes = _sweep_notes(comparison, sample)
+    else:
+        base = variants["base"]
+        notes += [
+            "− lora: the difference in ROUGE-1, and the p value of its paired test by dialogue.",
+            f"Weights: those that are trained; the base has {base['total_parameters']:,}. MiB: peak memory.",
+            f"Scoring: the time for writing summaries over the base's {base['eval_seconds']:.1f} s; longer "
+            "summaries take longer. scripts/benchmarks/generation_time.py compares equal work.",
+        ]
+    return [*notes, f"{reference['base_model']} in {reference['dtype']} on {reference['device']}."]
+
+
+def _sweep_notes(comparison: Comparison, sample: str) -> list[str]:
+    axis, variants = comparison["axis"], comparison["variants"]
+    best, cheapest = comparison["best"], comparison["cheapest"]
+    share = variants[cheapest]["trainable_parameters"] / max(1, variants[best]["trainable_parameters"])
+    return [
+        *(
+            f"{label or 'all runs'}: no value above {axis} = {series['plateau']} is better; the highest "
+            f"score is at {series['best']}."
+            for label, series in comparison["series"].items()
+        ),
+        "Better: ROUGE-1 paired by dialogue, p < 0.05 for all the larger values together.",
+        f"Cheapest within the best one's interval: {cheapest}, with {share:.0%} of {best}'s weights.",
+        sample,
+        "Loss: the last on the validation split, or of training if the run has no evaluation.",
+    ]
+
+
+def _paired(test: PairedRecord) -> str:
     low, high = test["interval"]
     return (
         f"LoRA − full in ROUGE-1: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
@@ -84,34 +190,25 @@ def _paired(test: Record) -> str:
     )
 
 
-def comparison_markdown(comparison: Record) -> str:
-    """The table, the notes and the samples as Markdown."""
-    table = markdown_table(comparison_lines(comparison))
+def comparison_markdown(comparison: Comparison, title: str) -> str:
+    """Return the table, the notes and the samples as Markdown."""
     notes = "\n".join(f"- {note}" for note in comparison_notes(comparison))
-    samples = "\n\n".join(_sample(sample) for sample in comparison["samples"])
-    title = "Base, full fine-tuning and LoRA" if "gains" in comparison else "One run"
-    return f"# {title}\n\n{table}\n\n{notes}\n\n## Samples\n\n{samples}\n"
+    text = f"# {title}\n\n{markdown_table(comparison_lines(comparison))}\n\n{notes}\n"
+    if "samples" not in comparison:
+        return text
+    return f"{text}\n## Samples\n\n" + "\n\n".join(map(_sample, comparison["samples"])) + "\n"
 
 
-def comparison_terminal(comparison: Record) -> Table:
-    """The table for a terminal, its notes as the caption."""
-    return terminal_table(comparison_lines(comparison), comparison_notes(comparison))
-
-
-def _sample(sample: Record) -> str:
+def _sample(sample: dict[str, str]) -> str:
     texts = {name: text for name, text in sample.items() if name not in ("id", "dialogue", "reference")}
     written = [("reference", sample["reference"])]
-    written += [(label, sample[arm]) for arm, label in arm_labels(texts).items()]
+    written += [(label, sample[name]) for name, label in variant_labels(texts).items()]
     return f"### {sample['id']}\n\n{sample_markdown(sample['dialogue'], written)}"
 
 
-def _gain(gains: Record, method: str) -> str:
-    if method == "base":
-        return "–"
-    share = gains["lora_share_of_full"]
-    of_full = f" ({share:.0%} of full's)" if method == "lora" and share is not None else ""
-    return f"{gains[method]:+.4f}{of_full}"
-
-
-def _weights(arm: Record) -> str:
-    return f"{arm['trainable_parameters']:,} ({arm['trainable_parameters'] / arm['total_parameters']:.2%})"
+def comparison_terminal(comparison: Comparison) -> Table:
+    """Return the table for a terminal, its notes as the caption; rows of variants fit 80 columns."""
+    lines, notes = comparison_lines(comparison), comparison_notes(comparison)
+    if "arms" in comparison:
+        return terminal_table(lines, notes)
+    return terminal_table(lines, notes, box=None, padding=(0, 1, 0, 0))

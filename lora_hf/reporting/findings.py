@@ -1,17 +1,17 @@
-"""What a check found, for the terminal: a word in color, the check, what was seen, the remedy below it."""
+"""A finding of a check for the terminal: state in color, check, title, and the remedy below."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from rich.table import Table
 from rich.text import Text
 
 STYLES = {"ok": "green", "fault": "bold red", "unknown": "yellow"}
 WIDTH = 12
-"""Of the checks' names, the longest of which is `fingerprint`."""
+"""Of the column with the checks' names; the longest is `fingerprint`."""
 
 
-def finding_terminal(record: dict[str, Any]) -> Table:
-    """One finding; all have their columns at the same places.
+def finding_terminal(record: Mapping[str, str]) -> Table:
+    """Return one finding as a table; the columns of all findings are aligned.
 
     Args:
         record: `state` (a key of `STYLES`), `check`, `title`, `remedy`.
@@ -20,7 +20,7 @@ def finding_terminal(record: dict[str, Any]) -> Table:
     table.add_column(width=max(map(len, STYLES)))
     table.add_column(width=WIDTH)
     table.add_column(overflow="fold")
-    title = Text(record["title"])  # no markup: it quotes what is examined
+    title = Text(record["title"])  # no markup: it quotes the examined files
     table.add_row(Text(record["state"], STYLES[record["state"]]), Text(record["check"], "bold"), title)
     if record["remedy"]:
         table.add_row("", "", Text.assemble(("remedy: ", "bold"), record["remedy"]))

@@ -1,4 +1,4 @@
-"""Which words of a summary its references have too, as ROUGE-1 counts them: lower-case stems."""
+"""Marking of the words that a summary shares with its references, by lower-case stems as in ROUGE-1."""
 
 import re
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from typing import Any
 
 _WORD = re.compile(r"[A-Za-z0-9]+")
 _SHORT = 3
-"""ROUGE's own code stems words that are longer than this."""
+"""rouge_score stems words that are longer than this."""
 
 
 def marked(text: str, references: Sequence[str]) -> str:
-    """The text as HTML, escaped, the words that any reference has in `<mark>`."""
+    """Return the text as escaped HTML, with the words of any reference in `<mark>`."""
     known = {_stem(word) for reference in references for word in _WORD.findall(reference)}
     parts, end = [], 0
     for match in _WORD.finditer(text):
@@ -20,7 +20,7 @@ def marked(text: str, references: Sequence[str]) -> str:
         word = escape(match.group())
         parts.append(f"<mark>{word}</mark>" if _stem(match.group()) in known else word)
         end = match.end()
-    # one mark for words that follow each other
+    # one mark for adjacent words
     return re.sub(r"</mark>(\s+)<mark>", r"\1", "".join([*parts, escape(text[end:])]))
 
 
@@ -33,6 +33,6 @@ def _stem(word: str) -> str:
 
 @cache
 def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer  # here: it takes a second
+    from nltk.stem.porter import PorterStemmer  # here: importing it takes a second
 
     return PorterStemmer()

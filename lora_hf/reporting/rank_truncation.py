@@ -1,4 +1,4 @@
-"""An adapter cut to smaller ranks, as a table and a picture: scores, and each layer's spectrum."""
+"""Table and picture of an adapter truncated to smaller ranks: scores, and each layer's spectrum."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -10,33 +10,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from lora_hf.reporting.charts import MORE_COLORS
-from lora_hf.reporting.comparison_plot import COLORS, DPI
-from lora_hf.reporting.tables import Record, markdown_table, terminal_table
+from lora_hf.reporting.figures import COLORS, DPI, MORE_COLORS, error_bars
+from lora_hf.reporting.tables import markdown_table, terminal_table
+from lora_hf.run_records import RankResult, TruncationRecord
 
 HEADER = ["rank", "ROUGE-1 [95 %]", "− whole", "p", "energy kept"]
-STACKS = {
+PANELS = {
     "EncDecAttention": "decoder, to the source",
     "encoder_attn": "decoder, to the source",
     "encoder": "encoder",
     "decoder": "decoder",
 }
-"""Part of a layer's name -> its panel, the first that is in it."""
+"""Part of a layer's name -> its panel; the first match counts."""
 OTHER = "other layers"
 PALETTE = (COLORS["full"], *MORE_COLORS)
-"""Of the projections."""
+"""Colors of the projections."""
 Spectra = Mapping[str, Sequence[float]]
 
 
-def truncation_lines(record: Record) -> list[list[str]]:
-    """A header, then one line a rank, the whole adapter's last."""
+def truncation_lines(record: TruncationRecord) -> list[list[str]]:
+    """Return a header, then one line per rank, the full adapter's last."""
     return [
         HEADER,
         *(_line(rank, of) for rank, of in sorted(record["ranks"].items(), key=lambda x: int(x[0]))),
     ]
 
 
-def _line(rank: str, of: Record) -> list[str]:
+def _line(rank: str, of: RankResult) -> list[str]:
     low, high = of["rouge1_interval"]
     test = of.get("against_whole")
     return [
@@ -48,8 +48,8 @@ def _line(rank: str, of: Record) -> list[str]:
     ]
 
 
-def truncation_notes(record: Record) -> list[str]:
-    """What stands below the table."""
+def truncation_notes(record: TruncationRecord) -> list[str]:
+    """Return the notes below the table."""
     n = next(iter(record["ranks"].values()))["n_examples"]
     return [
         f"Needed: rank {record['needed']} of {record['whole']} is the least that is not worse than the whole "
@@ -59,19 +59,19 @@ def truncation_notes(record: Record) -> list[str]:
     ]
 
 
-def truncation_markdown(record: Record) -> str:
-    """The table and its notes as Markdown."""
+def truncation_markdown(record: TruncationRecord) -> str:
+    """Return the table and its notes as Markdown."""
     notes = "\n".join(f"- {note}" for note in truncation_notes(record))
     return f"# One adapter at smaller ranks\n\n{markdown_table(truncation_lines(record))}\n\n{notes}\n"
 
 
-def truncation_terminal(record: Record) -> Table:
-    """The table for a terminal."""
+def truncation_terminal(record: TruncationRecord) -> Table:
+    """Return the table for a terminal."""
     return terminal_table(truncation_lines(record), truncation_notes(record))
 
 
-def draw_truncation(record: Record, file: Path) -> None:
-    """Write a PNG, 1500 pixels wide: ROUGE-1 by rank with intervals, and the spectra, a panel a stack."""
+def draw_truncation(record: TruncationRecord, file: Path) -> None:
+    """Write a PNG, 1500 pixels wide: ROUGE-1 by rank with intervals, and one panel of spectra per stack."""
     stacks = by_stack(record["spectra"])
     with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -89,23 +89,22 @@ def draw_truncation(record: Record, file: Path) -> None:
 
 
 def by_stack(spectra: Spectra) -> dict[str, dict[str, list[Sequence[float]]]]:
-    """Stack -> projection (`q`, `v`, ...) -> each layer's singular values over its largest, encoder first."""
+    """Return stack -> projection (`q`, `v`, ...) -> each layer's singular values over its largest one."""
     found: dict[str, dict[str, list[Sequence[float]]]] = {}
     for path, values in spectra.items():
-        stack = next((title for part, title in STACKS.items() if part in path), OTHER)
+        stack = next((title for part, title in PANELS.items() if part in path), OTHER)
         shares = [value / values[0] if values[0] else 0.0 for value in values]
         found.setdefault(stack, {}).setdefault(path.rpartition(".")[2], []).append(shares)
-    order = ["encoder", "decoder", *STACKS.values(), OTHER]
+    order = ["encoder", "decoder", *PANELS.values(), OTHER]
     return {stack: found[stack] for stack in sorted(found, key=order.index)}
 
 
-def _draw_scores(axes: Axes, record: Record) -> None:
+def _draw_scores(axes: Axes, record: TruncationRecord) -> None:
     ranks = sorted(map(int, record["ranks"]))
     of = [record["ranks"][str(rank)] for rank in ranks]
     values = [x["rouge1"] for x in of]
     ends = [x["rouge1_interval"] for x in of]
-    reach = [[max(v - low, 0) for v, (low, _) in zip(values, ends, strict=True)]]
-    reach += [[max(high - v, 0) for v, (_, high) in zip(values, ends, strict=True)]]
+    reach = error_bars(values, ends)
     axes.errorbar(
         ranks, values, reach, fmt="o-", color=COLORS["lora"], ecolor="#333333", elinewidth=0.8, capsize=3
     )
@@ -119,7 +118,7 @@ def _draw_scores(axes: Axes, record: Record) -> None:
 
 
 def _draw_spectra(axes: Axes, of: Mapping[str, list[Sequence[float]]], colors: Mapping[str, str]) -> None:
-    """A thin line a layer, and a thick one a projection: its layers' median."""
+    """Draw one thin line per layer, and per projection a thick one: its layers' median."""
     for name, layers in of.items():
         for shares in layers:
             axes.plot(range(1, len(shares) + 1), shares, color=colors[name], lw=0.7, alpha=0.4)

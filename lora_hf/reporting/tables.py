@@ -1,4 +1,4 @@
-"""Parts that every table shares: Markdown, terminal, cells with units."""
+"""Parts of every table: Markdown, terminal, cells with units."""
 
 from typing import Any
 
@@ -12,23 +12,18 @@ ROUGE_LABELS: dict[RougeName, str] = {
     "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum",
 }
-
-
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-Record = dict[str, Any]
-
-
 def markdown_table(lines: list[list[str]]) -> str:
-    """A header and its lines, names to the left and figures to the right."""
+    """Return a Markdown table from a header and lines: names on the left, figures on the right."""
     header, *rest = lines
     rows = [header, ["---"] + ["---:"] * (len(header) - 1), *rest]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def terminal_table(lines: list[list[str]], notes: list[str], **options: Any) -> Table:
-    """The same for a terminal, with notes as the caption; options are those of Rich's `Table`."""
+    """Return a table for the terminal, with notes as its caption; options are those of Rich's `Table`."""
     header, *rest = lines
     caption = "\n".join(notes)
     table = Table(caption=caption, caption_justify="left", caption_style="", header_style="bold", **options)
@@ -40,14 +35,14 @@ def terminal_table(lines: list[list[str]], notes: list[str], **options: Any) -> 
 
 
 def sample_markdown(dialogue: str, written: list[tuple[str, str]]) -> str:
-    """A dialogue, quoted, and below it who wrote which summary."""
-    quoted = "\n".join(f"> {line}  " for line in dialogue.split("\n"))  # two blanks: a new line
+    """Return a quoted dialogue, and below it each summary with its author."""
+    quoted = "\n".join(f"> {line}  " for line in dialogue.split("\n"))  # two spaces: a line break
     items = "\n".join(f"- {who}: {' '.join(text.split())}" for who, text in written)
     return f"{quoted}\n\n{items}"
 
 
 def bytes_cell(count: int) -> str:
-    """`1.4 GiB`, or a dash for none."""
+    """Return `1.4 GiB`, or a dash for none."""
     for size, unit in UNITS:
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -55,5 +50,5 @@ def bytes_cell(count: int) -> str:
 
 
 def seconds_cell(seconds: float) -> str:
-    """`61 s`, `3.2 s`, or a dash for none."""
+    """Return `61 s`, `3.2 s`, or a dash for none."""
     return f"{seconds:,.{0 if seconds >= 10 else 1}f} s" if seconds else "–"

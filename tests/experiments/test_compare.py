@@ -16,7 +16,7 @@ from lora_hf.config.load import load_config
 from lora_hf.errors import RunFailed, UserError
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.experiments import compare as comparing
-from lora_hf.experiments import runner as study
+from lora_hf.experiments import runner
 from lora_hf.run_files import CONFIG, RESULTS
 
 RECORD = """method n_examples trainable_parameters total_parameters train_seconds eval_seconds
@@ -89,7 +89,7 @@ def config_of(**fields):
 
 
 def test_base_runs_once_and_the_others_once_a_seed():
-    arms = comparing.plan_arms(config_of(seeds=[3, 1]))
+    arms = comparing.plan_comparison(config_of(seeds=[3, 1]))
     assert [(arm.name, arm.config.method, arm.config.seed) for arm in arms] == [
         ("base", "base", 3),
         ("lora", "lora", 3),
@@ -97,7 +97,7 @@ def test_base_runs_once_and_the_others_once_a_seed():
         ("full", "full", 3),
         ("full-seed-1", "full", 1),
     ]
-    assert [arm.name for arm in comparing.plan_arms(config_of())] == ["base", "lora", "full"]
+    assert [arm.name for arm in comparing.plan_comparison(config_of())] == ["base", "lora", "full"]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
     file.write_text(kept + extra)
     overrides = ["lora.r=5", f"output_dir={tmp_path}/a: b", "arms.lora.training={warmup_steps: 1}"]
     config = load_config(file, overrides)
-    for arm in comparing.plan_arms(config):
-        command = study.arm_command(file, overrides, arm)
+    for arm in comparing.plan_comparison(config):
+        command = runner.run_command(file, overrides, arm)
         assert command[:6] == [sys.executable, "-m", "lora_hf", "train", "--config", str(file)]
         run = load_config(file, command[6:])
         assert run.for_arm(run.method, run.seed, run.output_dir) == arm.config
@@ -121,29 +121,29 @@ def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
 def test_no_folder_name_is_mistaken_for_yaml(tmp_path, folder):
     file = tmp_path / "c.yaml"
     file.write_text("method: lora\n")
-    (arm,) = study.arms_of("lora", config_of(output_dir=folder), {})
-    assert load_config(file, study.arm_command(file, (), arm)[6:]).output_dir == f"{folder}/lora"
+    (arm,) = runner.plan_variant("lora", config_of(output_dir=folder), {})
+    assert load_config(file, runner.run_command(file, (), arm)[6:]).output_dir == f"{folder}/lora"
 
 
 def test_a_folder_that_holds_something_else_than_a_comparison_is_refused(tmp_path):
-    arms = comparing.plan_arms(config_of(output_dir=str(tmp_path)))
+    arms = comparing.plan_comparison(config_of(output_dir=str(tmp_path)))
     for name in ("base", "lora", "lora-seed-9", "comparison.json"):
         (tmp_path / name).mkdir()
     groups = ("base", "lora", "full")
-    study.check_root(arms[0].config, groups, "comparison")
+    runner.check_root(arms[0].config, groups, "comparison")
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"holds \['thesis.tex'\] and no comparison"):
-        study.check_root(arms[0].config, groups, "comparison")
-    forced = comparing.plan_arms(config_of(output_dir=str(tmp_path), overwrite=True))
-    study.check_root(forced[0].config, (), "comparison")
+    with pytest.raises(UserError, match=r"holds \['thesis.tex'\] but no comparison"):
+        runner.check_root(arms[0].config, groups, "comparison")
+    forced = comparing.plan_comparison(config_of(output_dir=str(tmp_path), overwrite=True))
+    runner.check_root(forced[0].config, (), "comparison")
     with pytest.raises(UserError, match="is a file"):
-        study.check_root(config_of(output_dir=str(tmp_path / "thesis.tex/lora")), (), "comparison")
+        runner.check_root(config_of(output_dir=str(tmp_path / "thesis.tex/lora")), (), "comparison")
 
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("raise SystemExit(1)", 1)])
 def test_the_status_of_an_arms_process_is_kept(code, status):
     with pytest.raises(RunFailed) as failed:
-        study.run_process([sys.executable, "-c", code])
+        runner.run_process([sys.executable, "-c", code])
     assert failed.value.status == status
 
 
@@ -167,7 +167,7 @@ time.sleep(30)
     before = signal.getsignal(number)
     threading.Thread(target=interrupt).start()
     with pytest.raises(RunFailed) as failed:
-        study.run_process([sys.executable, "-c", code])
+        runner.run_process([sys.executable, "-c", code])
     assert failed.value.status == 130
     assert (tmp_path / "got").read_text() == str(int(number))
     assert signal.getsignal(number) is before

@@ -7,12 +7,12 @@ import pytest
 from support.inputs import SMALL_COMPARISON
 
 from lora_hf import cli
-from lora_hf.adapters.backends import affine
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
-from lora_hf.experiments import methods
-from lora_hf.experiments import runner as study
+from lora_hf.experiments import compare as comparing
+from lora_hf.experiments import runner
+from lora_hf.models.storage import base as storage_base
 from lora_hf.run_files import RESULTS
 
 VARIANTS = """
@@ -36,24 +36,24 @@ def config_file(tmp_path):
     "overrides", [[], ["seeds=[3, 1]", "lora.r=5", "arms.lora.training={warmup_steps: 1}"]]
 )
 def test_a_variant_s_command_gives_the_run_that_was_planned(config_file, overrides):
-    arms = methods.plan_variants(load_config(config_file, overrides, is_study=True))
+    arms = comparing.plan_methods(load_config(config_file, overrides, is_study=True))
     assert len(arms) == (9 if overrides else 5)  # base once, the others once a seed
     for arm in arms:
-        command = study.arm_command(config_file, overrides, arm)
+        command = runner.run_command(config_file, overrides, arm)
         assert command[:6] == [sys.executable, "-m", "lora_hf", "train", "--config", str(config_file)]
         run = load_config(config_file, command[6:])
         assert run.for_arm(run.method, run.seed, run.output_dir) == arm.config
-        assert arm.config.lora.r == (1 if arm.group == "tiny" else 5 if overrides else 16)
+        assert arm.config.lora.r == (1 if arm.variant == "tiny" else 5 if overrides else 16)
 
 
-def test_a_study_has_its_yardsticks(config_file):
+def test_a_study_has_its_references(config_file):
     with pytest.raises(UserError, match=r"variants=\['lora'\] lacks 'base'"):
-        methods.plan_variants(RunConfig.model_validate({"variants": {"lora": {}}}))
+        comparing.plan_methods(RunConfig.model_validate({"variants": {"lora": {}}}))
 
 
 def test_fields_become_words_that_read_back():
     changes = {"lora": {"r": 4, "rank_pattern": {"a.b": 2}}, "model": {}, "method": "lora", "seed": None}
-    assert study.words(changes) == ["lora.r=4", 'lora.rank_pattern={"a.b": 2}', 'method="lora"', "seed=null"]
+    assert runner.words(changes) == ["lora.r=4", 'lora.rank_pattern={"a.b": 2}', 'method="lora"', "seed=null"]
 
 
 def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, arms_in_this_process, capsys):
@@ -79,16 +79,16 @@ def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, arms_
     assert "| prompt |" in (root / "methods.md").read_text()
 
     before = {p: p.stat().st_mtime_ns for p in root.rglob(RESULTS)}
-    assert methods.compare_methods(config_file) == made
+    assert comparing.compare_methods(config_file) == made
     with pytest.raises(UserError, match=r"run/houlsby' holds .*bottleneck.bottleneck_dim: 3 -> 4"):
-        methods.compare_methods(config_file, ["variants.houlsby.bottleneck.bottleneck_dim=4"])
+        comparing.compare_methods(config_file, ["variants.houlsby.bottleneck.bottleneck_dim=4"])
     assert {p: p.stat().st_mtime_ns for p in root.rglob(RESULTS)} == before and len(before) == 5
 
 
 def test_a_missing_package_stops_a_study_before_its_first_run(config_file, arms_in_this_process, monkeypatch):
-    monkeypatch.setattr(affine, "find_spec", lambda name: None)
+    monkeypatch.setattr(storage_base, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"quant_method='hqq' needs the package hqq.*pip install"):
-        methods.compare_methods(
+        comparing.compare_methods(
             config_file, ["variants.tiny.model.load_in_4bit=true", "variants.tiny.model.quant_method=hqq"]
         )
     assert not arms_in_this_process

@@ -10,10 +10,13 @@ from matplotlib.figure import Figure
 from support.records import WRITTEN, write_run
 
 from lora_hf import cli
+from lora_hf.evaluation.evaluate import write_predictions
 from lora_hf.experiments.report import report
 from lora_hf.files import file_sha256, write_json, write_text
-from lora_hf.reporting.charts import _logged, _weights, dots
+from lora_hf.reporting.figures import Report, _scores_by_weights, dots, logged
 from lora_hf.reporting.highlight import marked
+from lora_hf.run_files import ROUGE_NAMES
+from lora_hf.run_records import PREDICTIONS_VERSION, read_predictions
 
 
 @pytest.fixture
@@ -103,19 +106,45 @@ def test_summaries_that_were_changed_are_told(compared: Path, caplog: pytest.Log
         file.write("\n")
     report(run)
     (record,) = caplog.records
-    assert "is not as the run wrote it: `lora-hf verify" in record.getMessage()
+    assert "was changed after the run; scoring it again. `lora-hf verify" in record.getMessage()
+
+
+def keep_rouge(run: Path, value: float, version: int) -> None:
+    """Put a ROUGE of our own into a run's predictions."""
+    rows = read_predictions(run)
+    for row in rows:
+        row["rouge"] = {name: [value] * len(row["references"]) for name in ROUGE_NAMES}
+        row["version"] = version
+    write_predictions(run / "predictions.jsonl", rows)
+
+
+@pytest.mark.parametrize(("version", "expected"), [(PREDICTIONS_VERSION, 0.25), (1, 1.0)])
+def test_a_report_uses_the_rouge_that_predictions_keep(compared: Path, version: int, expected: float) -> None:
+    keep_rouge(compared / "full", 0.25, version)
+    data = data_of(report(compared)[2].read_text())
+    assert data["dialogues"][0]["rouge1"]["full"] == expected
+
+
+def test_changed_predictions_are_scored_again(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = compared / "full"
+    record = json.loads((run / "results.json").read_text())
+    write_json(run / "results.json", record | {"sha256": {"predictions.jsonl": "0"}})
+    keep_rouge(run, 0.25, PREDICTIONS_VERSION)
+    assert data_of(report(run)[2].read_text())["dialogues"][0]["rouge1"]["full"] == 1
 
 
 def test_many_groups_have_their_legend_below_and_one_step_is_no_curve() -> None:
     names = [f"r-{i}" for i in range(8)]
-    shown = {"labels": dict(zip(names, names, strict=True)), "charts": {}, "intervals": {}, "records": {}}
+    comparison: Any = {"order": names, "intervals": {}, "variants": {}}
     for i, name in enumerate(names):
-        shown["intervals"][name] = {"rouge1": [0.4, 0.6]}
+        comparison["intervals"][name] = {"rouge1": [0.4, 0.6]}
         log = [{"step": 5, "loss": 1.0}, *([{"step": 9, "loss": 0.5}] if i else [])]
-        shown["records"][name] = {"rouge1": 0.5, "trainable_parameters": 3000 * 2**i, "log": log}
-    assert _logged(shown, "loss").keys() == set(names[1:])
+        comparison["variants"][name] = {"rouge1": 0.5, "trainable_parameters": 3000 * 2**i, "log": log}
+    assert logged(comparison, "loss").keys() == set(names[1:])
     axes = Figure(layout="constrained").subplots()
-    _weights(axes, shown)
+    labels = dict(zip(names, names, strict=True))
+    shown = Report("", "", [], [], {}, {}, comparison, labels, {}, {})
+    _scores_by_weights(shown, axes)
     assert axes.get_legend() is None and len(axes.figure.legends) == 1
     axes.figure.canvas.draw()
     ticks = [t for t in axes.get_xticklabels(which="both") if t.get_text()]
@@ -153,9 +182,9 @@ def test_a_curve_that_was_not_logged_is_told_in_a_line(compared: Path) -> None:
         kept = [{key: value for key, value in entry.items() if key != "loss"} for entry in record["log"]]
         write_json(file, record | {"log": kept})
     page = report(compared)[2].read_text()
-    assert ">Training loss over steps: logged less than twice (training.logging_steps).</p>" in page
+    assert ">Training loss over steps: fewer than two values logged (training.logging_steps).</p>" in page
     assert "<figcaption>ROUGE-1 on the validation split over steps<" in page
-    assert ">Nothing was trained, and so there are no curves over steps.</p>" in (
+    assert ">Nothing was trained, so there are no curves over steps.</p>" in (
         report(compared / "base")[2].read_text()
     )
 

@@ -2,15 +2,15 @@
 
 import pytest
 
+from lora_hf.evaluation.evaluate import score_rows
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.experiments.summary import (
     dialogue_scores,
     gains,
-    mean_record,
+    mean_result,
     samples,
-    summarize_arms,
-    summarize_variants,
-    trivial_record,
+    summarize,
+    trivial_scores,
 )
 
 
@@ -24,6 +24,15 @@ LORA = [row(0, "tom meets anna", "tom meets anna"), row(1, "he goes", "he goes h
 ROWS = {"base": [BASE], "full": [FULL], "lora": [LORA]}
 
 
+def summary_of(kind, records):
+    rows = {name: ROWS[name] for name in records}
+    return summarize(kind, records, rows, {name: scores_of(*runs) for name, runs in rows.items()})
+
+
+def scores_of(*runs):
+    return dialogue_scores([score_rows(rows) for rows in runs])
+
+
 def record(method, seed=42, **fields):
     figures = {name: 0.5 for name in ROUGE_NAMES} | {f"{name}_interval": [0.4, 0.6] for name in ROUGE_NAMES}
     rest = {"mean_words": 9.0, "train_seconds": 1.0, "eval_seconds": 2.0, "peak_memory_mib": 500.0}
@@ -32,7 +41,7 @@ def record(method, seed=42, **fields):
 
 def test_gains_and_the_share_of_fulls_gain_by_hand():
     # ROUGE-1 by dialogue: base 0 and 2 * 1 * 0.5 / 1.5 = 2/3; full 1 and 1; LoRA 1 and 2/3
-    summary = summarize_arms({method: [record(method)] for method in ROWS}, ROWS)
+    summary = summary_of("comparison", {method: [record(method)] for method in ROWS})
     assert summary["gains"] == {
         "full": pytest.approx(1 - 1 / 3),
         "lora": pytest.approx(5 / 6 - 1 / 3),
@@ -43,7 +52,7 @@ def test_gains_and_the_share_of_fulls_gain_by_hand():
 
 
 def test_intervals_hold_their_means_and_the_paired_test_is_lora_minus_full():
-    summary = summarize_arms({method: [record(method)] for method in ROWS}, ROWS)
+    summary = summary_of("comparison", {method: [record(method)] for method in ROWS})
     for method, mean in (("base", 1 / 3), ("full", 1.0), ("lora", 5 / 6)):
         low, high = summary["intervals"][method]["rouge1"]
         assert low <= mean + 1e-12 and mean - 1e-12 <= high
@@ -67,13 +76,13 @@ def test_a_dialogues_score_is_the_mean_over_its_references_and_then_over_the_see
     two = [row(0, "a b", "a b", "a c")]  # 1 and 1/2
     other = [row(0, "a c", "a b", "a c")]
     third = [row(0, "x", "a b", "a c")]
-    assert dialogue_scores([two])["rouge1"] == [pytest.approx(0.75)]
-    assert dialogue_scores([two, other, third])["rouge1"] == [pytest.approx(0.5)]
+    assert scores_of(two)["rouge1"] == [pytest.approx(0.75)]
+    assert scores_of(two, other, third)["rouge1"] == [pytest.approx(0.5)]
 
 
 def test_one_run_is_its_own_record():
     one = record("lora")
-    assert mean_record([one]) is one
+    assert mean_result([one]) is one
 
 
 def test_several_seeds_give_means_and_the_spread_over_seeds():
@@ -81,7 +90,7 @@ def test_several_seeds_give_means_and_the_spread_over_seeds():
         record("lora", seed, rouge1=score, rouge1_best=score + 0.1, train_seconds=seconds)
         for seed, score, seconds in ((1, 0.2, 10.0), (2, 0.4, 20.0), (3, 0.6, 60.0))
     ]
-    mean = mean_record(runs)
+    mean = mean_result(runs)
     assert mean["rouge1"] == pytest.approx(0.4)
     assert mean["rouge1_best"] == pytest.approx(0.5)
     assert mean["train_seconds"] == pytest.approx(30)
@@ -92,12 +101,12 @@ def test_several_seeds_give_means_and_the_spread_over_seeds():
 
 def test_trivial_summaries_are_the_dialogues_first_lines():
     rows = [row(0, "", "tom we meet at ten")]
-    assert trivial_record(rows, 1)["rouge1"] == pytest.approx(1)
-    assert trivial_record(rows, 3)["rouge1"] == pytest.approx(2 * 5 / (9 + 5))  # 9 words, 5 of them right
+    assert trivial_scores(rows, 1)["rouge1"] == pytest.approx(1)
+    assert trivial_scores(rows, 3)["rouge1"] == pytest.approx(2 * 5 / (9 + 5))  # 9 words, 5 of them right
 
 
 def test_samples_put_the_arms_side_by_side():
-    first, second = samples(ROWS)
+    first, second = samples({name: runs[0] for name, runs in ROWS.items()})
     assert {key: first[key] for key in ("id", "reference", "base", "full", "lora")} == {
         "id": "0",
         "reference": "tom meets anna",
@@ -112,7 +121,7 @@ def test_variants_are_held_against_lora_in_score_and_against_the_base_in_time():
     records = {
         name: [record(name, eval_seconds=s)] for name, s in (("lora", 3.0), ("base", 2.0), ("full", 1.0))
     }
-    summary = summarize_variants(records, {name: ROWS[name] for name in records})
+    summary = summary_of("methods", records)
     assert summary["order"] == ["lora", "base", "full"]
     assert summary["eval_ratio"] == {"lora": 1.5, "base": 1.0, "full": 0.5}
     against = summary["against_lora"]

@@ -12,9 +12,9 @@ from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten, RunFailed, UserError
 from lora_hf.experiments import sweep as sweeping
 from lora_hf.experiments.search import search
-from lora_hf.experiments.sweep_summary import lines, plateau
+from lora_hf.experiments.summary import plateau, series_of
 from lora_hf.files import write_json
-from lora_hf.reporting.sweep_table import loss_of, sweep_lines
+from lora_hf.reporting.comparison_table import comparison_lines, last_loss
 from lora_hf.run_files import TRAINED
 
 EVAL = "eval_strategy: steps, eval_steps: 0.999, "
@@ -44,14 +44,14 @@ def test_the_plateau_is_the_first_that_no_later_one_is_better_than() -> None:
 
 def test_lines_go_along_the_first_axis_by_its_value() -> None:
     points = {f"{r}{s}": {"lora.r": r, "scaling": s} for r in (16, 2) for s in "xy"}
-    assert lines("lora.r", points) == {"scaling x": ["2x", "16x"], "scaling y": ["2y", "16y"]}
-    assert lines("k", {"b": {"k": "b"}, "a": {"k": "a"}}) == {"": ["b", "a"]}
+    assert series_of("lora.r", points) == {"scaling x": ["2x", "16x"], "scaling y": ["2y", "16y"]}
+    assert series_of("k", {"b": {"k": "b"}, "a": {"k": "a"}}) == {"": ["b", "a"]}
 
 
 def test_the_loss_is_validations_where_there_is_one_and_the_mean_over_seeds() -> None:
     log = [{"loss": 3.0}, {"eval_loss": 2.5}, {"loss": 2.0}]
-    assert loss_of({"log": log}) == 2.5 and loss_of({"log": log[:1]}) == 3.0 and loss_of({}) is None
-    assert loss_of({"runs": [{"log": log}, {"log": [{"eval_loss": 1.5}]}]}) == 2.0
+    assert last_loss({"log": log}) == 2.5 and last_loss({"log": log[:1]}) == 3.0 and last_loss({}) is None
+    assert last_loss({"runs": [{"log": log}, {"log": [{"eval_loss": 1.5}]}]}) == 2.0
 
 
 def test_a_grid_is_run_reused_and_reported(config_file: Path, arms_in_this_process: list[Any]) -> None:
@@ -64,7 +64,7 @@ def test_a_grid_is_run_reused_and_reported(config_file: Path, arms_in_this_proce
     assert record["series"]["scaling b"]["values"] == [1, 4] and record["axis"] == "lora.r"
     weights = {name: record["variants"][name]["trainable_parameters"] for name in record["order"]}
     assert weights["r-4_scaling-a"] == 4 * weights["r-1_scaling-b"] > weights["base"] == 0
-    assert len(sweep_lines(record)) == 6
+    assert len(comparison_lines(record)) == 6
     assert "use_rslora: true" in (root / "r-4_scaling-b/config.yaml").read_text()
     page = (root / "sweep.html").read_text()
     assert "ROUGE-1 along lora.r" in page and "lora-hf sweep --config" in page
@@ -126,6 +126,11 @@ def test_a_search_that_was_killed_goes_on(
     assert sweeping.sweep(config_file, space)["points"] == record["points"]  # none is run again
     with pytest.raises(UserError, match="search of another space"):
         sweeping.sweep(config_file, ["sweep.space={lora.r: [2, 4]}", "sweep.trials=3"])
+
+
+def test_two_runs_of_one_name_are_refused(config_file: Path) -> None:
+    with pytest.raises(UserError, match="two runs the same name"):
+        sweeping.sweep(config_file, ["sweep.space={data.prompt: ['a {dialogue}', 'a: {dialogue}']}"])
 
 
 def test_a_config_without_a_sweep_is_refused(config_file: Path) -> None:

@@ -59,14 +59,14 @@ def test_best_references_and_the_deviation_over_seeds_stand_where_they_are_known
 
 def test_notes_tell_the_trivial_summaries_the_paired_test_and_the_machine():
     trivial, test, sample, machine = comparison_notes(make_comparison())
-    assert trivial == "ROUGE-1 of summaries that cost nothing: first line 0.1500."
+    assert trivial == "ROUGE-1 of trivial summaries: first line 0.1500."
     assert test == "LoRA − full in ROUGE-1: -0.0500 [-0.0700, -0.0300], p = 0.00012, paired by dialogue."
     assert sample.startswith("1,500 test dialogues; 95 % intervals")
     assert machine == "tiny in float32 on cpu x86_64, 1 threads."
 
 
 def test_markdown_has_one_row_a_line_and_as_many_cells_in_each():
-    text = comparison_markdown(make_comparison())
+    text = comparison_markdown(make_comparison(), "Base, full fine-tuning and LoRA")
     rows = [line for line in text.split("\n") if line.startswith("|")]
     assert {row.count("|") for row in rows} == {5}
     assert rows[1] == "| --- | ---: | ---: | ---: |"
@@ -75,7 +75,7 @@ def test_markdown_has_one_row_a_line_and_as_many_cells_in_each():
 
 
 def test_samples_keep_the_dialogues_lines_and_one_line_for_each_arm():
-    text = comparison_markdown(make_comparison()).split("## Samples")[1]
+    text = comparison_markdown(make_comparison(), "Base, full fine-tuning and LoRA").split("## Samples")[1]
     assert "### test_0\n\n> #Tom#: Hi  \n> #Anna#: Bye  \n\n- reference: They part.\n- base: \n" in text
     assert "\n- full: Tom goes. Anna too.\n- LoRA: Tom | Anna\n" in text
 

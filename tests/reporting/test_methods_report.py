@@ -8,8 +8,8 @@ from matplotlib.image import imread
 from rich.console import Console
 from support.records import record
 
-from lora_hf.reporting.methods_plot import draw_methods
-from lora_hf.reporting.methods_table import methods_lines, methods_markdown, methods_terminal
+from lora_hf.reporting.comparison_table import comparison_lines, comparison_markdown, comparison_terminal
+from lora_hf.reporting.figures import draw_picture
 
 
 def make_study(**others):
@@ -30,7 +30,7 @@ def make_study(**others):
 
 
 def test_every_figure_stands_in_its_column():
-    header, base, lora = methods_lines(make_study())
+    header, base, lora = comparison_lines(make_study())
     assert len(header) == len(base) == len(lora)
     assert base[1:4] == ["0.200 [0.170, 0.220]", "-0.150", "0.0001"]
     assert base[4:] == ["0", "–", "1,234", "1.25"]
@@ -40,11 +40,11 @@ def test_every_figure_stands_in_its_column():
 
 def test_markdown_and_the_terminal_say_the_same():
     study = make_study(prompt_tuning=(0.36, 4_000), full=(0.4, 1_234_567))
-    text = methods_markdown(study)
+    text = comparison_markdown(study, "Methods side by side")
     assert "| prompt_tuning | 0.360 [0.330, 0.380] |" in text and "1,500 test dialogues" in text
     out = io.StringIO()
-    Console(file=out, width=80).print(methods_terminal(study))
-    for line in methods_lines(study)[1:]:
+    Console(file=out, width=80).print(comparison_terminal(study))
+    for line in comparison_lines(study)[1:]:
         assert all(cell in out.getvalue() for cell in line)  # none is broken
 
 
@@ -55,7 +55,7 @@ def drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
 
     def draw(study):
-        draw_methods(study, tmp_path / "methods.png")
+        draw_picture(study, tmp_path / "methods.png")
         return figures[-1], imread(tmp_path / "methods.png")
 
     return draw

@@ -15,7 +15,8 @@ from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten
 from lora_hf.experiments import compare as comparing
-from lora_hf.experiments.runner import current_report, folders_of
+from lora_hf.experiments.report import report_key
+from lora_hf.experiments.runner import folders_of
 from lora_hf.run_files import INPUTS, RESULTS, ROUGE_NAMES
 from lora_hf.run_records import read_record
 from lora_hf.runs.run_dir import SOURCES, RunDirectory, finished_result, sources_of
@@ -178,8 +179,8 @@ print(status, sorted(heavy), file=sys.stderr)
     )  # an edited report is written again
     lora = root / "lora" / "predictions.jsonl"
     lora.write_text(lora.read_text().replace('"prediction": "', '"prediction": "x'))
-    folders = folders_of(comparing.plan_arms(RunConfig.model_validate({"output_dir": str(root)})))
-    assert current_report(root / "comparison", folders, {"command": first["command"]}) is None
+    folders = folders_of(comparing.plan_comparison(RunConfig.model_validate({"output_dir": str(root)})))
+    assert report_key(first, folders, {"command": first["command"]}) != first["made_from"]
     assert comparing.compare(file)["arms"] == first["arms"]  # the report is written again, not the runs
     assert len(arms_in_this_process) == 3
 
