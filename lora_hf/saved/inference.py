@@ -30,7 +30,7 @@ from lora_hf.training.registry import load_saved, saved_method
 NEW_TOKENS = 128
 """Length of a summary where neither a run nor the adapter's manifest gives one."""
 BASE = "base"
-"""The name under which the base model itself is asked for."""
+"""The name under which `generate` uses the base model itself."""
 logger = logging.getLogger(__name__)
 
 

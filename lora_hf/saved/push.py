@@ -42,7 +42,7 @@ class CardOptions:
 
 @dataclass(frozen=True)
 class Push:
-    """What a push uploads."""
+    """The files of a push, with the license in the card."""
 
     files: Upload
     license: str | None
