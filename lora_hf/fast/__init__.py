@@ -1,1 +1,1 @@
-"""Faster ways to compute what a T5 computes in training: the same sums, fewer passes over memory."""
+"""Fast paths for T5: the same sums with fewer passes over memory."""

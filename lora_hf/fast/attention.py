@@ -1,9 +1,9 @@
-"""T5's attention: with dropout on its probabilities as one autograd function, and without gradients.
+"""T5's attention: one autograd function with dropout on the probabilities, and one path without gradients.
 
-Torch's fused kernels for the CPU know no dropout: with it, `scaled_dot_product_attention` falls back to the
-plain product, which keeps scores, probabilities and dropped probabilities. Here the backward pass needs q, k,
-v, the probabilities and a byte an element. For one query a row, which is what decoding asks for, the kernels
-take several times as long as two plain products.
+PyTorch's fused kernels for the CPU have no dropout: with it, `scaled_dot_product_attention` falls back to
+matrix products and keeps scores, probabilities and dropped probabilities. Here the backward pass needs q, k,
+v, the probabilities and one byte per element. For one query per row, as in decoding, the fused kernels take
+several times as long as two matrix products.
 """
 
 from typing import Any
@@ -27,13 +27,13 @@ def attention(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(s q k^T + bias + mask), dropped, times v: an attention function in Transformers' registry.
+    """Return dropout(softmax(s q k^T + bias + mask)) v, with the signature of Transformers' registry.
 
     Args:
         module: the attention layer.
-        query, key, value: (batch, heads, length, d_kv). Without gradients and of one query a row, keys may be
-            of fewer rows: each is for as many queries in turn, as a source is for its dialogue's beams.
-        attention_mask: (batch, 1, queries, keys), added to the scores, or None; of the keys' rows.
+        query, key, value: (batch, heads, length, d_kv). Without gradients and with one query per row, keys
+            and values may have fewer rows: consecutive queries share one, as beams share their source.
+        attention_mask: (batch, 1, queries, keys), added to the scores, or None; one row per row of the keys.
         dropout: rate on the probabilities; 0 goes through Transformers' own SDPA.
         scaling: s; T5's is 1.
         position_bias: (1, heads, queries, keys), added to the scores, or None.
@@ -62,7 +62,7 @@ def attention(
 
 
 def _added(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """bias + mask, (batch, heads, queries, keys): T5's layers share both, so the first one's sum is kept."""
+    """Return bias + mask (batch, heads, queries, keys), computed once: all layers of T5 share both."""
     if bias is None or mask is None:
         return mask if bias is None else bias
     known: tuple[Tensor, Tensor] | None = getattr(mask, "sum_with_bias", None)
@@ -75,9 +75,9 @@ def _added(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
 def _without_gradients(
     query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float
 ) -> Tensor:
-    """(batch, queries, heads, d_kv)."""
+    """Return (batch, queries, heads, d_kv)."""
     rows = len(query)
-    if beams := rows > len(key):
+    if beams := rows > len(key):  # (sources * beams, heads, 1, d_kv) -> (sources, heads, beams, d_kv)
         query = query.view(len(key), -1, *query.shape[1:]).squeeze(3).transpose(1, 2)
     if query.shape[2] > 1 and not beams:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale)
@@ -90,6 +90,12 @@ def _without_gradients(
 
 
 class _Attention(torch.autograd.Function):
+    """S = s Q K^T + bias + mask;  P = softmax(S);  D = M P / keep;  O = D V.
+
+    Q is (batch, heads, queries, d_kv), K and V (batch, heads, keys, d_kv); S, P and the mask M of zeros and
+    ones are (batch, heads, queries, keys).
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -116,12 +122,17 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, probabilities, mask = ctx.saved_tensors
-        g = grads[0] / ctx.keep
+        g = grads[0] / ctx.keep  # dO / keep (batch, heads, queries, d_kv): D's factor 1 / keep, taken once
+        # dV = D^T dO: (..., keys, queries) @ (..., queries, d_kv)
         g_value = torch.matmul(masked(probabilities, mask).transpose(2, 3), g)
+        # dP = M (dO V^T) / keep: (..., queries, d_kv) @ (..., d_kv, keys)
         g_kept = masked(torch.matmul(g, value.transpose(2, 3)), mask)
+        # dS = P (dP - sum_keys(dP P)), the derivative of softmax
         g_scores = torch._softmax_backward_data(g_kept, probabilities, -1, probabilities.dtype)
+        # the bias (1, heads, queries, keys) is shared by the batch
         g_bias = g_scores.sum(0, keepdim=True) if ctx.needs_input_grad[3] else None
         if ctx.scale != 1:
-            g_scores = g_scores * ctx.scale
+            g_scores = g_scores * ctx.scale  # dS / d(Q K^T) = s
+        # dQ = s dS K: (..., queries, keys) @ (..., keys, d_kv);  dK = s dS^T Q
         g_query, g_key = torch.matmul(g_scores, key), torch.matmul(g_scores.transpose(2, 3), query)
         return g_query, g_key, g_value, g_bias, None, None, None

@@ -1,8 +1,8 @@
-"""A model's repeated blocks, compiled by torch: one graph for all that are alike, at every length.
+"""`torch.compile` applied to a model's repeated blocks: one graph per kind of block, for every length.
 
 A T5 has four kinds of block (the first of the encoder, whose input needs no gradient, and the others; the
-first of the decoder and the others), so that four graphs serve a model of any depth. Compiled as a whole
-it is one graph as deep as the model, made anew for lengths that it has not met.
+first of the decoder and the others), so four graphs serve a model of any depth. Compiled as a whole, the
+model is one graph of its own depth, which is compiled again for new lengths.
 """
 
 import logging
@@ -16,34 +16,34 @@ from torch import nn
 from lora_hf.errors import UserError, first_line
 
 MOST = 64
-"""Graphs of one function before torch stops compiling it: all layers of Transformers are one to it."""
+"""Graphs per function before torch stops compiling it; all layers of Transformers count as one function."""
 logger = logging.getLogger(__name__)
 
 
 def blocks_of(model: Any) -> list[nn.Module]:
-    """The model's blocks, by the names that it gives of what must not be split; without any, the model."""
+    """Return the modules of the classes in `_no_split_modules`; without any, the model itself."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names] or [model]
 
 
 @contextmanager
 def compiled(model: Any, backend: str | None = None, mode: str | None = None) -> Iterator[None]:
-    """Inside the block each of the model's own blocks is compiled.
+    """Compile each of the model's blocks inside the `with` block.
 
     Args:
-        model: of any architecture; names, parameters and what wraps it stay.
+        model: any architecture; names, parameters and wrappers stay.
         backend: of `torch.compile`, in any case; None for inductor.
         mode: of `torch.compile`; None for its default.
 
     Raises:
-        UserError: it cannot be compiled, for want of a compiler for example.
+        UserError: it cannot be compiled, for example without a C++ compiler.
     """
     from torch._dynamo import config, exc  # here: it takes seconds
 
     blocks = blocks_of(model)
     before = [block._compiled_call_impl for block in blocks]
     what = "the model, which names no blocks" if blocks == [model] else f"{len(blocks)} blocks"
-    logger.info("torch_compile: %s, in the plain ways", what)
+    logger.info("torch_compile: %s, on the reference path", what)
     for block in blocks:
         block.compile(backend=(backend or "inductor").lower(), mode=mode, dynamic=True)
     try:
@@ -58,5 +58,5 @@ def compiled(model: Any, backend: str | None = None, mode: str | None = None) ->
 
 
 def as_written() -> Any:
-    """A context in which compiled blocks run as they are written: graphs of training serve no evaluation."""
+    """Return a context in which compiled blocks run uncompiled, as evaluation does."""
     return torch.compiler.set_stance("force_eager")

@@ -1,7 +1,7 @@
-"""The norm and the gated activation of a T5, each one autograd function that keeps only its inputs.
+"""T5's norm and gated activation, each as one autograd function that keeps only its inputs.
 
-Written out of torch's small operations, as in Transformers, they keep five to eight tensors of the size of
-the activations for the backward pass, several of them in float32.
+Composed of small operations, as in Transformers, they keep five to eight tensors of the size of the
+activations for the backward pass, several of them in float32.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from lora_hf.adapters.functional import draw_mask, has_cheap_masks, masked
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), as T5LayerNorm.
+    """Return weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), as T5LayerNorm.
 
-    The mean is taken in float32 at least; a half-precision weight gives its dtype to the result. A GPU has
-    one kernel for it, where x and weight are of one dtype; it rounds once less.
+    The mean is taken in float32 or wider; the result has the dtype of a half-precision weight. A GPU has one
+    kernel for x and weight of the same dtype, which rounds once less.
     """
     if _has_kernel(x, weight):
         return F.rms_norm(x, weight.shape, weight, eps)
@@ -30,6 +30,8 @@ def _has_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 class _RmsNorm(torch.autograd.Function):
+    """y = w n, n = x i, i = (mean(x^2) + eps)^(-1/2); x (..., d), w (d,), i (..., 1)."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -44,10 +46,11 @@ class _RmsNorm(torch.autograd.Function):
         wide = x.to(inverse.dtype)
         g_x = g_weight = None
         if ctx.needs_input_grad[0]:
+            # dx = i (dn - x i^2 mean(dn x)) with dn = w dy, because di/dx = -x i^3 / d
             g = (grads[0] * weight).to(inverse.dtype)
             share = (g * wide).sum(-1, keepdim=True).mul_(inverse.square()).div_(x.shape[-1])
             g_x = g.sub_(wide * share).mul_(inverse).to(x.dtype)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1]:  # dw = the sum of dy n over all tokens
             g_weight = (grads[0] * _normed(wide, inverse, x, weight)).flatten(0, -2).sum(0).to(weight.dtype)
         return g_x, g_weight, None
 
@@ -58,7 +61,7 @@ def _normed(wide: Tensor, inverse: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def gated_gelu(gate: Tensor, value: Tensor, rate: float) -> Tensor:
-    """dropout(gelu(gate) * value), gelu by its tanh approximation (`gelu_new`; GLU: arXiv:2002.05202)."""
+    """Return dropout(gelu(gate) * value), gelu as its tanh approximation `gelu_new` (arXiv:2002.05202)."""
     if not rate or not has_cheap_masks(gate, rate):
         product: Tensor = _GatedGelu.apply(gate, value, None, 1.0)
         return F.dropout(product, rate) if rate else product
@@ -68,6 +71,8 @@ def gated_gelu(gate: Tensor, value: Tensor, rate: float) -> Tensor:
 
 
 class _GatedGelu(torch.autograd.Function):
+    """y = c M gelu(a) v, of gate a, value v, mask M of zeros and ones, c = 1 / keep; all of one shape."""
+
     @staticmethod
     def forward(ctx: Any, gate: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         ctx.save_for_backward(gate, value, mask)
@@ -78,6 +83,7 @@ class _GatedGelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         gate, value, mask = ctx.saved_tensors
+        # with g = c M dy:  da = gelu'(a) v g;  dv = gelu(a) g
         g = grads[0] if mask is None else masked(grads[0], mask).mul_(ctx.scale)
         g_gate = torch.ops.aten.gelu_backward(g * value, gate, approximate="tanh")
         return g_gate, F.gelu(gate, approximate="tanh").mul_(g), None, None

@@ -1,7 +1,7 @@
-"""The loss from hidden states, without ever holding the logits, a step's largest tensor.
+"""The loss from hidden states without holding all logits, a step's largest tensor.
 
-The logits of some tokens at a time give their share of the loss and of the gradient of the hidden states;
-they are then forgotten. Possible because the output head is frozen, and so only its input needs a gradient.
+The logits of a chunk of tokens give its share of the loss and of the gradient of the hidden states, and are
+freed. This works because the output head is frozen: only its input needs a gradient.
 """
 
 from typing import Any
@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK, CHUNK_GPU = 128, 2048
-"""Tokens at a time: 16 MiB of float32 logits at T5's vocabulary on a CPU, and 250 on a GPU, for launches."""
+"""Tokens per chunk: 16 MiB of float32 logits at T5's vocabulary; on a GPU 250 MiB, for fewer launches."""
 IGNORED = -100
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy over the labels that are not -100, in float32.
+    """Return the mean cross-entropy over the labels that are not -100, in float32.
 
     Args:
-        hidden: (..., d_model), what the head would be given.
+        hidden: (..., d_model), the input of the head.
         head: (vocabulary, d_model), frozen.
         labels: (...), token ids.
     """
@@ -28,6 +28,11 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tenso
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
+    """L = mean(logsumexp(z) - z_label) with z = H h, H the head; dL/dh = (softmax(z) - onehot(label)) H / n.
+
+    The forward pass computes the gradient too, while a chunk's logits are there; backward only scales it.
+    """
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
         rows, targets = hidden.detach().flatten(0, -2), labels.flatten()
@@ -44,6 +49,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             errors = logits.sub_(log_sum).exp_()  # softmax, less 1 at the label
             errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=dtype))
             errors.mul_(is_label[:, None])
+            # (tokens, vocabulary) @ (vocabulary, d_model)
             gradient[start : start + size] = torch.mm(errors.to(head.dtype), head)
         ctx.save_for_backward(gradient.div_(count).view_as(hidden))
         return total / count

@@ -1,6 +1,6 @@
-"""Weights laid out for the CPU's matrix kernels once, rather than at every product.
+"""Weights laid out for the CPU's matrix kernels once, rather than in every product.
 
-Products with few rows, which decoding is made of, take 1.3 to 4 times as long from the plain layout.
+Products with few rows, as in decoding, take 1.3 to 4 times as long from the plain layout.
 """
 
 import logging
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MOST_BYTES = 4 * 2**30
-"""Of weights that are held a second time, for as long as the block lasts."""
+"""Limit on the packed copies of weights, which are held beside the originals inside the block."""
 logger = logging.getLogger(__name__)
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer with its weight packed beside it; without gradients."""
+    """A linear layer that multiplies by a packed copy of its weight where no gradient is needed."""
 
     packed: Tensor
 
@@ -32,11 +32,15 @@ class PackedLinear(nn.Linear):
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Inside the block dense linear layers on the CPU multiply by packed weights."""
+    """Let dense linear layers on the CPU multiply by packed weights inside the block."""
     layers = [module for module in model.modules() if type(module) is nn.Linear and _can(module)]
     needed = sum(layer.weight.nbytes for layer in layers)
     if needed > MOST_BYTES:
-        logger.info("weights are not packed: %.1f GiB, of %.1f at most", needed / 2**30, MOST_BYTES / 2**30)
+        logger.info(
+            "weights are not packed: they take %.1f GiB, and the limit is %.1f GiB",
+            needed / 2**30,
+            MOST_BYTES / 2**30,
+        )
         layers = []
     try:
         for layer in layers:

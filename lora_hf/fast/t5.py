@@ -1,7 +1,7 @@
-"""Which modules of a T5 take a faster way, for as long as a block of code: by their class, and back again.
+"""The fast paths of a T5: its modules get a faster `forward` for the duration of a block of code.
 
-A module's class is changed to a subclass with another `forward`: parameters, names, hooks and what wraps
-the module stay as they are.
+A module's class is changed to a subclass with another `forward`, so that parameters, names, hooks and
+wrappers stay.
 """
 
 import logging
@@ -22,9 +22,8 @@ from lora_hf.fast.attention import attention
 from lora_hf.fast.elementwise import gated_gelu, rms_norm
 
 ATTENTION = "lora_hf"
+"""Key of `fast.attention.attention` in Transformers' registries."""
 logger = logging.getLogger(__name__)
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
 
 
 class _Norm:
@@ -55,12 +54,12 @@ FASTER: dict[type[nn.Module], type] = {
     nn.Dropout: _Dropout,
 }
 HAS_INTERFACE = "ALL_ATTENTION_FUNCTIONS" in modeling_t5.T5Attention.forward.__code__.co_names
-"""Whether this Transformers lets a T5 choose its attention function; older ones have one of their own."""
+"""Whether T5 takes its attention function from the registry in this version of Transformers."""
 MODELS = ("t5", "mt5", "umt5")
 
 
 def why_not(model: Any) -> str | None:
-    """The reason for which a model goes the plain way, or None where it can take the faster one."""
+    """Return why a model has no fast paths, or None if it has them."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in MODELS:
         return f"they are written for {', '.join(MODELS)}, and this is {kind}"
@@ -68,19 +67,21 @@ def why_not(model: Any) -> str | None:
 
 
 def shares_sources(model: Any) -> bool:
-    """Whether inside `faster` a source's keys may stand for several queries; UMT5 shapes its own by them."""
+    """Return whether beams may share their source's keys in `faster`; UMT5 takes its shapes from the keys."""
     return HAS_INTERFACE and why_not(model) is None and model.config.model_type != "umt5"
 
 
 @contextmanager
 def faster(model: Any) -> Iterator[None]:
-    """Inside the block the model's norms, activations, attention and dropout go the faster way."""
+    """Use the fast paths of norms, activations, attention and dropout inside the block."""
     changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and _has_gelu(m)]
     if kept := sum(type(m) in FASTER and not _has_gelu(m) for m in model.modules()):
-        logger.info("%d feed-forward layers go the plain way: their activation is not gelu_new", kept)
+        logger.info("%d feed-forward layers take the reference path: their activation is not gelu_new", kept)
     for module, kind in changed:
         module.__class__ = _faster_class(kind)  # type: ignore[arg-type]
     try:
+        AttentionInterface.register(ATTENTION, attention)
+        AttentionMaskInterface.register(ATTENTION, eager_mask)
         with cheap_masks(True), attention_by(model, ATTENTION):
             yield
     finally:
@@ -90,8 +91,8 @@ def faster(model: Any) -> Iterator[None]:
 
 @contextmanager
 def attention_by(model: Any, name: str) -> Iterator[None]:
-    """Inside the block model, encoder and decoder have another attention function, where they can choose."""
-    # each by itself: Transformers 5.17 sets the model's alone
+    """Use another attention function of the registry inside the block, if this Transformers has one."""
+    # encoder and decoder one by one: Transformers 5.17 sets that of the model alone
     parts = [m for m in model.modules() if isinstance(m, PreTrainedModel)] if HAS_INTERFACE else []
     before = [part.config._attn_implementation for part in parts]
     try:
@@ -104,7 +105,7 @@ def attention_by(model: Any, name: str) -> Iterator[None]:
 
 
 def _has_gelu(module: Any) -> bool:
-    """A gated layer's activation is the one that is written here; other modules have none."""
+    """Return False for a gated layer with another activation than `gelu_new`."""
     activation = getattr(module, "act", None)
     return activation is None or type(activation).__name__ == "NewGELUActivation"
 
@@ -115,7 +116,7 @@ def _faster_class(kind: Any) -> type[nn.Module]:
 
 
 class _Through(nn.Linear):
-    """An output head that gives back what it is given."""
+    """An output head that returns its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input
@@ -123,7 +124,7 @@ class _Through(nn.Linear):
 
 @contextmanager
 def without_head(model: Any) -> Iterator[Tensor]:
-    """Inside the block the model's `logits` are its last hidden states; yields the head's weight."""
+    """Make the model's `logits` its last hidden states inside the block, and yield the head's weight."""
     head = model.lm_head
     head.__class__ = _Through
     try:
@@ -133,6 +134,6 @@ def without_head(model: Any) -> Iterator[Tensor]:
 
 
 def has_plain_frozen_head(model: Any) -> bool:
-    """Whether the loss can be had without the logits."""
+    """Return whether `chunked_cross_entropy` can take the place of the head: linear, frozen, no bias."""
     head = getattr(model, "lm_head", None)
     return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad

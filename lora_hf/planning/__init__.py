@@ -1,1 +1,1 @@
-"""What a run will take, before anything is downloaded or trained."""
+"""Estimates of a run's memory, disk and time, before anything is downloaded or trained."""

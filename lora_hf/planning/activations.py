@@ -1,4 +1,4 @@
-"""How many bytes a training step holds beside weights, gradients and the optimizer's."""
+"""Bytes that a training step holds beside weights, gradients and optimizer states."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,13 +17,13 @@ from lora_hf.planning.fake_model import outline
 from lora_hf.planning.memory_tracker import LiveBytes, most_held
 
 FEW = (2, 3)
-"""Layers that are traced where the base is frozen: each further one holds as much as the third does."""
+"""Numbers of layers to trace on a frozen base: each further layer holds as much as the third."""
 PRIMES: dict[str, Any] = {"d_model": 1_000_003, "d_ff": 1_000_033, "num_heads": 1_000_037}
-"""Widths that no other dimension is a multiple of: a storage's bytes tell of which of them they are made."""
+"""Widths that no other dimension is a multiple of, so that the bytes of a tensor show its widths."""
 
 
 class Batch(NamedTuple):
-    """What a step is given: dialogues, tokens of the longest, tokens of the longest summary."""
+    """Size of a step's input: dialogues, tokens of the longest dialogue, tokens of the longest summary."""
 
     dialogues: int
     source: int
@@ -31,26 +31,26 @@ class Batch(NamedTuple):
 
 
 def activation_bytes(config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool) -> int:
-    """The most bytes that a step's forward and backward hold at once beside the weights and their gradients.
+    """Return the peak bytes of a step's forward and backward beside the weights and their gradients.
 
     Args:
-        config: its method adds weights, or trains all.
-        settings: of the architecture.
-        dtype: of the base's weights.
-        batch: of one forward.
-        fast: by the CPU's fast paths, or by the plain ones, as on a GPU.
+        config: the run; its method adds weights or trains all of them.
+        settings: configuration of the architecture.
+        dtype: dtype of the base's weights.
+        batch: size of one forward's input.
+        fast: whether the CPU's fast paths are used, rather than the reference path, as on a GPU.
     """
-    if config.method == "full":  # where it holds most depends on the number of layers
+    if config.method == "full":  # the moment of the peak depends on the number of layers
         return _traced(config, settings, dtype, batch, fast, None)
     few, more = (_traced(config, settings, dtype, batch, fast, layers) for layers in FEW)
     return _of_all_layers(few, more, _layers(settings))
 
 
 def flan_t5_bytes(config: RunConfig, dtype: torch.dtype, batch: Batch) -> Callable[[dict[str, int]], int]:
-    """`activation_bytes` of a shape of `SHAPES` by the plain ways, from few traces for all of them.
+    """Return a function from a shape of `SHAPES` to its `activation_bytes` on the reference path.
 
-    FLAN-T5s take the same steps on tensors of other widths. So the step of a number of layers is traced once,
-    with `PRIMES` as widths, and a shape's own are put in their place.
+    All FLAN-T5 take the same steps on tensors of different widths. So a step with a given number of layers is
+    traced once, with `PRIMES` as widths, which a shape's own widths then replace.
     """
     wide = T5Config(**COMMON, **PRIMES)
 
@@ -95,7 +95,7 @@ def _traced(
 def _changes(
     config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool, n: int | None
 ) -> list[int]:
-    """What a step of a model of `n` layers makes and gives back."""
+    """Return the bytes of each tensor in the order in which a step of `n` layers allocates and frees them."""
     with (
         outline(config, settings, dtype, n) as model,
         LiveBytes(model.state_dict(keep_vars=True).values()) as live,

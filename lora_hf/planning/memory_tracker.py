@@ -1,7 +1,7 @@
-"""The bytes that a piece of work holds at once, counted without doing the work.
+"""Count the bytes that code holds at once, without running its computations.
 
-Fake tensors have shapes and no memory. Run on them, the same code makes the same tensors, and each is counted
-from the operation that makes it until nothing refers to it any more.
+Fake tensors have shapes and no memory. On them the same code makes the same tensors, and each is counted from
+the operation that makes it until nothing refers to it.
 """
 
 import weakref
@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside the block counts what is made: `now` bytes are held, `peak` were at most.
+    """Count the tensors made inside the block: `now` is the bytes held, `peak` their maximum.
 
     `changes` lists the bytes of each storage in order: positive when it is made, negative when it is freed.
 
     Args:
-        known: tensors that were there before, such as the weights; their views are not counted.
+        known: tensors that exist already, such as the weights; neither they nor their views are counted.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -41,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
         return most_held(self.changes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # what autograd asks of a fake tensor, twice an operation
+        if func is torch.ops.prim.device.default:  # autograd asks a fake tensor for it twice per operation
             return args[0].device
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
@@ -61,5 +61,5 @@ class LiveBytes(TorchDispatchMode):
 
 
 def most_held(changes: Iterable[int]) -> int:
-    """The most bytes held at once, from what is made and given back."""
+    """Return the peak of a running sum of allocated and freed bytes."""
     return max(accumulate(changes, initial=0))

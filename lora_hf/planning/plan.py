@@ -67,7 +67,7 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     batch, steps, said = _work(config, rows_at_hand(config) if rows is None and read else rows)
     dtype = str(trained_dtype(config, device)).removeprefix("torch.")
     store = config.model.storage if config.model.is_quantized else dtype
-    # elsewhere, and compiled, the plain ways' sums: an upper bound
+    # on other devices, and compiled, the reference path: an upper bound
     fast = config.fast_paths and device.type == "cpu" and not asks_to_compile(config.training)
     own = memory(config, settings, store, activation_bytes(config, settings, _computed(store), batch, fast))
     return {

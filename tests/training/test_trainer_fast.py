@@ -135,7 +135,7 @@ def other_activation(model: Any) -> dict[str, Any]:
     [
         (smoothed, "memory-saving loss is off: label smoothing needs all logits"),
         (head_trained, "memory-saving loss is off: the output head is trainable"),
-        (other_activation, "4 feed-forward layers go the plain way: their activation is not gelu_new"),
+        (other_activation, "4 feed-forward layers take the reference path: their activation is not gelu_new"),
     ],
 )
 def test_what_goes_the_plain_way_is_said(change: Any, told: str, tmp_path: Path, caplog: Any) -> None:
