@@ -1,4 +1,4 @@
-"""What a model card tells, gathered before it is written: plain values, and names for them."""
+"""The facts of a model card, as plain values."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +17,13 @@ class Base:
     """The base model as others can find it."""
 
     name: str | None = None
-    """On the Hub, or `embedded`; None where it has no name that others could use."""
+    """Name on the Hub, or `embedded`; None if there is no name that others could use."""
     revision: str | None = None
     fingerprint: str | None = None
 
     @property
     def on_hub(self) -> str | None:
-        """Its name on the Hub, if it has one."""
+        """Return its name on the Hub, if it has one."""
         return None if self.name == EMBEDDED else self.name
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Base:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card tells."""
+    """Everything that a card states."""
 
     repo_id: str
     """USER/NAME."""
@@ -46,33 +46,33 @@ class CardFacts:
     method: str
     base: Base
     adapter: Record = field(default_factory=dict)
-    """PEFT's config; empty for what is no LoRA."""
+    """PEFT's config; empty for other methods than LoRA."""
     manifest: Record = field(default_factory=dict)
-    """What `lora_hf.json` holds."""
+    """The content of `lora_hf.json`."""
     config: RunConfig | None = None
-    """Of the run; None where only the adapter is at hand."""
+    """The run's; None if only the adapter is available."""
     dataset: str | None = None
-    """Its name on the Hub, or `embedded`; None where it is local, or not known."""
+    """Name on the Hub, or `embedded`; None if it is local or unknown."""
     record: RunResult = field(default_factory=RunResult)
-    """What `results.json` holds."""
+    """The content of `results.json`."""
     samples: list[Prediction] = field(default_factory=list)
     """Rows of predictions.jsonl."""
     license: str | None = None
 
     @property
     def name(self) -> str:
-        """NAME of USER/NAME."""
+        """Return NAME of USER/NAME."""
         return self.repo_id.split("/")[1]
 
     @property
     def weights(self) -> str:
-        """`DoRA weights`, `A tuned prompt`: what was trained."""
+        """Return what was trained: `DoRA weights`, `A tuned prompt`."""
         found = [name for key, name in KINDS.items() if self.adapter.get(key)]
         return WEIGHTS.get(self.method, f"{' and '.join(found) or 'LoRA'} weights")
 
     @property
     def data_name(self) -> str:
-        """What the data are called in a sentence."""
+        """Return how a sentence names the data."""
         if self.config is None:
             return "data that are not recorded"
         if self.dataset == EMBEDDED:

@@ -1,4 +1,4 @@
-"""The words of a model card: what the places of its template hold."""
+"""The text of a model card: values for its template."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ EMBEDDED_IMPORT = "\nfrom lora_hf import ModelConfig, load_model\n"
 
 
 def card_words(facts: CardFacts) -> Record:
-    """By the template's names."""
+    """Return the values by their names in the template."""
     base, manifest = facts.base, facts.manifest
     prompt, is_unknown = manifest.get("prompt"), base.name is None
     return {
@@ -34,7 +34,7 @@ def card_words(facts: CardFacts) -> Record:
 
 
 def why_no_peft(facts: CardFacts) -> str:
-    """Why PEFT cannot load these files, or nothing where it can."""
+    """Return why PEFT cannot load these files; empty if it can."""
     if facts.method != "lora":
         return f"it does not read {facts.weights.lower()} in this form"
     if facts.adapter.get("layer_replication"):
@@ -46,7 +46,7 @@ def why_no_peft(facts: CardFacts) -> str:
 
 
 def training_lines(facts: CardFacts) -> list[list[str]]:
-    """How it was trained and on what machine, as lines of a table; what is not known is left out."""
+    """Return training and machine as lines of a table, without unknown values."""
     adapter, record = facts.adapter, facts.record
     training = facts.config.training if facts.config else {}
     known = {

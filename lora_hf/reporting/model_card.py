@@ -1,6 +1,6 @@
-"""The model card of a pushed adapter, in the Hub's own format: what is known of it, and nothing else.
+"""The model card of a pushed adapter, in the Hub's format.
 
-Equal facts give equal bytes, so that a push that changes nothing makes no commit.
+Equal facts give equal bytes, so a push without changes makes no commit.
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ TEMPLATE = Path(__file__).parents[1] / "assets" / "card" / "README.md.j2"
 
 
 def model_card(facts: CardFacts) -> str:
-    """README.md: metadata with every ROUGE figure as `model-index`, and the text."""
+    """Return README.md: metadata with every ROUGE score as `model-index`, and the text."""
     card = ModelCard.from_template(card_data(facts), template_path=str(TEMPLATE), **card_words(facts))
     return with_checksum(f"{card}\n")
 
 
 def card_data(facts: CardFacts) -> ModelCardData:
-    """The metadata; the base and the dataset are in it only where they are on the Hub."""
+    """Return the metadata; it names the base and the dataset only if they are on the Hub."""
     results = eval_results(facts)
     dataset = None if facts.dataset == EMBEDDED else facts.dataset
     return ModelCardData(
@@ -41,7 +41,7 @@ def card_data(facts: CardFacts) -> ModelCardData:
 
 
 def eval_results(facts: CardFacts) -> list[EvalResult]:
-    """Every ROUGE figure of the run, with its interval where it has one; none without a run."""
+    """Return every ROUGE score of the run, with its interval if it has one; empty without a run."""
     if facts.config is None:
         return []
     best = {f"{name}_best": f"{label}, best reference" for name, label in ROUGE_LABELS.items()}

@@ -1,4 +1,4 @@
-"""A plan for the terminal: what one run takes, and the cards that its sisters on FLAN-T5 fit."""
+"""A plan for the terminal: weights and memory of one run, and the GPUs that it fits with each FLAN-T5."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lora_hf.reporting.tables import bytes_cell, terminal_table
 
 
 def plan_terminal(record: dict[str, Any]) -> list[Table | str]:
-    """Three tables, each with what is to be said of it: weights, memory of a step, the sizes of FLAN-T5."""
+    """Return three tables with their notes: weights, memory of a step, the sizes of FLAN-T5."""
     return [*_weights(record), *_memory(record), *_sizes(record)]
 
 
