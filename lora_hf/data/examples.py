@@ -1,7 +1,7 @@
-"""Rows of any source, checked and gathered into dialogues with their references.
+"""Check rows and group them into dialogues with their references.
 
-Rows that share a dialogue are one dialogue with several references, as in DialogSum's test set (500
-dialogues x 3): it is summarized once and scored against each, and limits count dialogues, not rows.
+Rows with the same dialogue become one dialogue with several references, as in DialogSum's test set (500
+dialogues x 3). It is summarized once and scored against each reference. Limits count dialogues, not rows.
 """
 
 import re
@@ -15,12 +15,12 @@ from lora_hf.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 HALVES = re.compile("[\ud800-\udfff]")
-"""JSON can hold halves of characters, which are no text: no tokenizer and no file takes them."""
+"""Lone surrogates, which JSON can hold, and neither tokenizers nor UTF-8 files accept."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One dialogue; `references` holds one summary or more, or none in what is only to be summarized."""
+    """One dialogue with its reference summaries; there are none where it is only to be summarized."""
 
     id: str
     dialogue: str
@@ -28,25 +28,25 @@ class Example:
 
 
 def data_fingerprint(*splits: Sequence[Example]) -> str:
-    """A short hash of the splits' texts, in order: the same data from another file or format agrees."""
+    """Return a short hash of the splits' texts, in order. It does not depend on files or formats."""
     digest = sha256()
     for examples in splits:
-        digest.update(f"{len(examples)} dialogues".encode())  # where one split ends and the next begins
+        digest.update(f"{len(examples)} dialogues".encode())  # marks the boundary between splits
         for example in examples:
             digest.update(repr((example.dialogue, example.references)).encode())
     return digest.hexdigest()[:16]
 
 
 def check_rows(rows: list[Row], columns: Mapping[str, str], source: str) -> None:
-    """See that every row has text in every column.
+    """Check that every row has text in every column.
 
     Args:
-        rows: of a whole file or split, so that a row's number is the one its owner counts.
-        columns: the option that names a column, as its owner writes it, to the column's name.
-        source: what the rows are called in a message.
+        rows: a whole file or split, so that row numbers in messages are those of the source.
+        columns: by option or field that names a column: the column's name.
+        source: name of the rows in messages.
 
     Raises:
-        UserError: no rows, no such column (with those there are), or rows without text (with their numbers).
+        UserError: no rows, a missing column (with the existing ones), or rows without text.
     """
     if not rows:
         raise UserError(f"{source} has no rows")
@@ -65,10 +65,10 @@ def check_rows(rows: list[Row], columns: Mapping[str, str], source: str) -> None
 
 
 def check_each(rows: Iterable[Row], columns: Mapping[str, str], source: str) -> Iterator[Row]:
-    """The rows, each of them seen to have text in every column when it is come to.
+    """Yield the rows; each is checked for text in every column when it is reached.
 
     Raises:
-        UserError: as `check_rows`, but for no rows.
+        UserError: as `check_rows`, except for no rows.
     """
     for number, row in enumerate(rows, start=1):
         if not all(_is_text(row.get(name)) for name in columns.values()):
@@ -77,7 +77,7 @@ def check_each(rows: Iterable[Row], columns: Mapping[str, str], source: str) -> 
 
 
 def group_rows(rows: list[Row], config: DataConfig) -> list[Example]:
-    """Gather the references of equal dialogues, in the order of their first rows."""
+    """Group the references of equal dialogues, in the order of their first rows."""
     found: dict[str, tuple[str, list[str]]] = {}
     for number, row in enumerate(rows):
         _, references = found.setdefault(row[config.dialogue_column], (_name(row, config, number), []))
@@ -86,7 +86,7 @@ def group_rows(rows: list[Row], config: DataConfig) -> list[Example]:
 
 
 def dialogues_of(rows: list[Row], config: DataConfig) -> list[Example]:
-    """One example a row, also where dialogues are equal: whoever gave n rows gets n summaries."""
+    """Return one example per row, even for equal dialogues, so that n rows give n summaries."""
     return [
         Example(_name(row, config, number), row[config.dialogue_column], ())
         for number, row in enumerate(rows)
@@ -95,7 +95,7 @@ def dialogues_of(rows: list[Row], config: DataConfig) -> list[Example]:
 
 def _name(row: Row, config: DataConfig, number: int) -> str:
     given = row.get(config.id_column)
-    return str(number if given is None or given == "" else given)  # an id of 0 is an id
+    return str(number if given is None or given == "" else given)  # 0 is a valid id
 
 
 def _is_text(cell: Any) -> bool:

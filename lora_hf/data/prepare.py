@@ -1,4 +1,4 @@
-"""All that one arm reads, from one config: the same for every arm of a comparison."""
+"""Load and tokenize the data of a run. All runs of a comparison get the same data."""
 
 import logging
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ArmData:
-    """Token ids to train and validate on, dialogues and their token ids to test on."""
+    """Tokenized training and validation data, and the test dialogues with their token ids."""
 
     train: TokenizedDialogues | StreamedDialogues
     validation: TokenizedDialogues
@@ -26,10 +26,10 @@ class ArmData:
 
 
 def load_data(config: RunConfig, tokenizer: Any) -> ArmData:
-    """Load, check and tokenize all splits, and say in the log what is cut.
+    """Load, check and tokenize all splits, and log what is truncated.
 
-    Every arm reads all of them, the base too: the length of the summaries is chosen from the references of
-    training and validation, and must be the same for all.
+    Every run reads all splits, even of the base model: the length of summaries is chosen from the training
+    and validation references, and must be the same in all runs.
 
     Raises:
         UserError: as `load_split`.

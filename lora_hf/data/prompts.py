@@ -1,7 +1,7 @@
-"""The prompts: text with `{dialogue}` where the dialogue goes, shipped by name or written in the YAML.
+"""Prompt templates: text with `{dialogue}`, shipped by name or written in the YAML.
 
-The dialogue is put in by `str.replace`, never `str.format`: dialogues, and templates, may hold other braces.
-This module imports nothing heavy, for `config.py` checks names against it.
+The dialogue is inserted by `str.replace`, not `str.format`, because both may contain braces.
+This module imports nothing heavy, because the config checks names against it.
 """
 
 from lora_hf.errors import did_you_mean
@@ -11,19 +11,19 @@ PLACE = "{dialogue}"
 PROMPTS: dict[str, str] = {
     # The wording of the published FLAN-T5 / DialogSum lab.
     "summarize_dialogue": "Summarize the following conversation.\n\n{dialogue}\n\nSummary: ",
-    # One of the wordings FLAN itself was trained on for dialogue summaries (SAMSum).
+    # One of the prompts that FLAN was trained on for dialogue summaries (SAMSum).
     "flan_brief": "{dialogue}\n\nBriefly summarize that dialogue.",
     "tldr": "{dialogue}\n\nTL;DR: ",
-    # No instruction at all: what the adapter alone has learned.
+    # No instruction: the adapter alone determines the task.
     "plain": "{dialogue}",
 }
 
 
 def prompt_template(name_or_template: str) -> str:
-    """The template of a shipped prompt's name, or the text itself where it holds `{dialogue}`.
+    """Return the template of a shipped prompt, or the text itself if it contains `{dialogue}`.
 
     Raises:
-        ValueError: neither; the message begins with a verb, so that callers can put the field before it.
+        ValueError: neither. The message begins with a verb: callers put the field before it.
     """
     if PLACE in name_or_template:
         return name_or_template
@@ -37,5 +37,5 @@ def prompt_template(name_or_template: str) -> str:
 
 
 def fill_prompt(template: str, dialogue: str) -> str:
-    """The template with the dialogue in its place."""
+    """Return the template with the dialogue inserted."""
     return template.replace(PLACE, dialogue)

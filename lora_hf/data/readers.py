@@ -1,9 +1,8 @@
-"""Read a file of dialogues or of saved predictions into rows, whatever wrote it.
+"""Read a file of dialogues or of saved predictions into rows.
 
-The readers are the standard library's and, for parquet, pyarrow's. pandas and datasets read the same
-formats, but guess types ("NA" becomes missing, "007" a number), fill short csv rows in silence and cannot
-say which json line is broken; datasets also copies every file into its cache. A cell here is what the file
-holds: text, in a csv.
+The readers are those of the standard library and, for parquet, of pyarrow. pandas and datasets read the same
+formats, but guess types ("NA" becomes missing, "007" a number), silently fill short csv rows, and do not say
+which json line is broken; datasets also copies every file into its cache. Here, csv cells stay text.
 """
 
 import csv
@@ -17,17 +16,17 @@ from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line
 
 Row = dict[str, Any]
 PARQUET_ROWS = 1024
-"""That are decoded at once."""
+"""Rows decoded at once."""
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read a csv, jsonl, json or parquet file; the ending of its name says which.
+    """Read a csv, jsonl, json or parquet file; the file extension decides which.
 
     Returns:
-        One dict a row, by column; at least one row. json rows may differ in their columns.
+        One dict per row, by column; at least one row. json rows may differ in their columns.
 
     Raises:
-        UserError: no such file, an unknown ending, not UTF-8, malformed (with the line), or no rows.
+        UserError: no such file, an unknown extension, not UTF-8, malformed (with the line), or no rows.
     """
     rows = list(iterate_rows(path))
     if not rows:
@@ -36,10 +35,10 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def iterate_rows(path: str | Path) -> Iterator[Row]:
-    """`read_rows`, a row at a time, of which no more is held than the file's format asks for: of json all.
+    """Yield the rows of `read_rows` one by one. Only json files are read into memory as a whole.
 
     Raises:
-        UserError: as `read_rows`, but for no rows; what is malformed where it is come to.
+        UserError: as `read_rows`, except for no rows; malformed rows raise when they are reached.
     """
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
@@ -49,14 +48,14 @@ def iterate_rows(path: str | Path) -> Iterator[Row]:
         raise UserError(f"{path}: no such file.{_neighbour(path)}")
     if reader is None:
         raise UserError(
-            f"{path}: cannot read files ending in {path.suffix!r}; known are {', '.join(READERS)}"
+            f"{path}: cannot read files ending in {path.suffix!r}; supported are {', '.join(READERS)}"
         )
     with _readable(path):
         yield from reader(path)
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file, without the mark that Windows puts before it.
+    """Return the text of a file, without a byte order mark.
 
     Raises:
         UserError: not UTF-8, or not readable.
@@ -79,15 +78,15 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than a long dialogue
-    with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: Excel's files begin with a mark
+    with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: Excel writes a byte order mark
         reader = csv.DictReader(file, strict=True)
         try:
             names = reader.fieldnames or []
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
-                raise UserError(f"{path}: more than one column is called {repeated[0]!r}")
+                raise UserError(f"{path}: more than one column is named {repeated[0]!r}")
             for row in reader:
-                if None in row or None in row.values():  # how DictReader marks a row too long or too short
+                if None in row or None in row.values():  # DictReader marks long and short rows so
                     count = f"{'more' if None in row else 'fewer'} cells than the {len(names)} columns"
                     raise UserError(f"{path}, line {reader.line_num}: {count}")
                 yield row
@@ -107,9 +106,9 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, and an error that counts the bytes from the file's beginning.
+    """Yield the lines of a UTF-8 file. Errors give the byte offset in the file.
 
-    Not `splitlines`: U+2028 may stand inside a string.
+    `splitlines` would also split at U+2028, which may occur inside a string.
     """
     begun = 0
     with path.open("rb") as file:
@@ -128,7 +127,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     except NOT_JSON as error:
         if (
             getattr(error, "msg", "") == "Extra data"
-        ):  # json lines under the name of json, as datasets also takes them
+        ):  # json lines in a .json file, which datasets also accepts
             yield from _read_jsonl(path)
             return
         raise UserError(f"{path}{_line_of(error)}: not json: {_why(error)}") from error
@@ -150,7 +149,7 @@ def _why(error: Exception) -> str:
 
 def _require_object(row: object, where: str) -> None:
     if not isinstance(row, dict):
-        raise UserError(f"{where}: an object {{column: cell, ...}} is needed, this is a {type(row).__name__}")
+        raise UserError(f"{where}: must be an object {{column: cell, ...}}, not a {type(row).__name__}")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """The order of training rows: a pure function of (lengths, seed, epoch), so that resuming is exact.
 
-The Trainer's own length grouping draws from the global random state, and so does not come back in the same
-order after a resume from the second epoch on.
+The Trainer's length grouping draws from the global random state, so that its order differs after resuming in
+the second epoch or later.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,20 +10,19 @@ import torch
 from torch.utils.data import Sampler
 
 CHUNK = 50
-"""Batches sorted together: long enough for even lengths, short enough for a different mix each epoch."""
+"""Batches sorted together: enough for even lengths, few enough for different batches in each epoch."""
 
 
 class EpochSampler(Sampler[int]):
-    """Row numbers of one epoch, shuffled; in batches of like length where `lengths` is given.
+    """Shuffled row numbers of one epoch; with `lengths`, batches hold rows of similar length.
 
     Args:
         n: number of rows.
-        seed: of the order.
-        batch_size: rows of one batch over all processes.
+        seed: random seed of the order.
+        batch_size: rows per batch over all processes.
         lengths: tokens of each row, or None for a plain shuffle.
-        rank: of this process, which gets its part of every batch.
-        world: number of processes; they share the batches that one process would have, and divide
-            `batch_size`.
+        rank: number of this process, which takes its share of every batch.
+        world: number of processes; it divides `batch_size`. Together they take the batches of one process.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer calls this before each epoch, also the one it resumes in."""
+        """Set the epoch. The Trainer calls this before each epoch, also when it resumes."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -55,14 +54,14 @@ class EpochSampler(Sampler[int]):
         return (row for at in range(0, self.n, size) for row in self._part(order[at : at + size]))
 
     def _part(self, batch: list[int]) -> list[int]:
-        """This process's rows of a batch; all of a last one too small for each to have one.
+        """Return this process's rows of a batch. A last batch with fewer rows than processes goes to each.
 
-        Equal parts have the same mean as the whole, so that nothing counts twice.
+        Equal shares have the mean of the whole batch, so that no row counts twice.
         """
         return batch[self.rank :: self.world] if len(batch) >= self.world else batch
 
     def _group(self, order: list[int], generator: torch.Generator) -> list[int]:
-        """Sort within chunks, then shuffle the batches; a last, smaller batch stays last."""
+        """Sort within chunks, then shuffle the batches. A smaller last batch stays last."""
         assert self.lengths is not None
         lengths, size, chunk = self.lengths, self.batch_size, self.batch_size * CHUNK
         whole = self.n - self.n % size

@@ -1,4 +1,4 @@
-"""Where dialogues come from: the package's generator, local files, or the Hub."""
+"""Load the splits of a dataset from the embedded sample, local files, or the Hub."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_split(config: DataConfig, split: Split) -> list[Example]:
-    """The dialogues of a split, in the order of the source, at most `max_<split>_samples` of them.
+    """Load the dialogues of a split in the source's order, at most `max_<split>_samples` of them.
 
     Raises:
         UserError: no such source, split or column, an empty split, or a row without text.
@@ -42,10 +42,10 @@ def load_split(config: DataConfig, split: Split) -> list[Example]:
 
 
 def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
-    """The rows of a split, checked one by one; of the training split at most `max_train_samples`.
+    """Yield the checked rows of a split; at most `max_train_samples` rows of the training split.
 
     Raises:
-        UserError: as `load_split`, where what is wrong is come to.
+        UserError: as `load_split`, when the faulty row is reached.
     """
     file = Path(config.dataset_name).expanduser()
     if file.is_file():
@@ -55,17 +55,17 @@ def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
         rows = check_each(_rows(config, split), _columns(config), f"{config.dataset_name} [{split}]")
     first = next(rows, None)
     if first is None:
-        raise UserError(f"data.dataset_name={config.dataset_name!r}: no rows fall to {split}")
+        raise UserError(f"data.dataset_name={config.dataset_name!r}: no rows belong to the split {split}")
     yield from islice(chain([first], rows), config.max_train_samples if split == "train" else None)
 
 
 def is_on_hub(config: DataConfig) -> bool:
-    """Whether the data are a repository's, and not on this machine."""
+    """Return whether the data is a repository on the Hub."""
     return config.dataset_name != EMBEDDED and not Path(config.dataset_name).expanduser().exists()
 
 
 def _until(rows: Iterator[Row], column: str, limit: int | None) -> Iterator[Row]:
-    """The rows of the first `limit` dialogues, read no further than the next one."""
+    """Yield the rows of the first `limit` dialogues, reading one row further at most."""
     seen: set[str] = set()
     for row in rows:
         seen.add(row[column])
@@ -87,7 +87,7 @@ def _columns(config: DataConfig) -> dict[str, str]:
 
 
 def read_file(file: Path, config: DataConfig) -> list[Example]:
-    """The dialogues of one file, a row each, references not needed: what `predict` reads.
+    """Read the dialogues of one file, one per row, without references.
 
     Raises:
         UserError: no such file or column, or a row without text.
@@ -129,7 +129,7 @@ def _split_file(folder: Path, split: Split) -> Path:
 
 
 def _home(dialogue: str) -> Split:
-    """A file without splits: a hash of each dialogue sends 80 % to train, 10 % to each other split."""
+    """Return the split of a dialogue in a file without splits, by its hash: 80 % train, 10 % each other."""
     digest = sha256(dialogue.encode()).digest()[0] % 10
     return "test" if digest == 9 else "validation" if digest == 8 else "train"
 
@@ -140,7 +140,7 @@ def _slice(rows: list[Row], config: DataConfig, split: Split) -> list[Row]:
     if not chosen:
         raise UserError(
             f"data.dataset_name={config.dataset_name!r} is one file, split 80/10/10 by a hash of the "
-            f"dialogue, and none of its {len(rows)} rows falls to {split}; give more rows, or a folder "
+            f"dialogue, and none of its {len(rows)} rows belongs to {split}; give more rows, or a folder "
             f"with a file for each of {', '.join(SPLITS)}"
         )
     return chosen
@@ -155,6 +155,8 @@ def _read_hub(config: DataConfig, split: Split) -> Iterator[Row]:
     check_dataset(name, revision, what, remedy)
     try:
         options = {"split": split, "revision": revision, "streaming": config.streaming}
-        yield from load_dataset(name, config.dataset_config, **options)  # a stream is fetched as it is read
-    except Exception as error:  # datasets raises a dozen kinds; all mean that this name gave no data
+        yield from load_dataset(
+            name, config.dataset_config, **options
+        )  # a stream is downloaded as it is read
+    except Exception as error:  # datasets raises many kinds of errors
         raise UserError(f"{what}: {first_line(error)}{remedy}") from error

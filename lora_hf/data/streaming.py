@@ -1,4 +1,4 @@
-"""A training split that is read while it is trained on: a window of its rows is in memory, never all."""
+"""A training split that is read during training, one window of rows at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ from lora_hf.errors import UserError
 from lora_hf.hub.download import public_info
 
 WINDOW = 4096
-"""Rows that are shuffled, and grouped by length, among themselves."""
+"""Rows per window. Shuffling and length grouping stay within a window."""
 WINDOWS = 2**20
-"""More than an epoch has: what the numbers of two epochs are apart."""
+"""Offset between the window numbers of two epochs; more than an epoch has."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows come from."""
+    """The source of the rows."""
 
     rows: Callable[[], Iterator[Row]]
-    """From the beginning, each time it is called; checked."""
+    """Return the checked rows, from the beginning at each call."""
     n: int | None
-    """Their number; None on the Hub, which need not know it."""
+    """Number of rows; None for data on the Hub, where it may be unknown."""
     fingerprint: str
-    """Of their texts, in order; on the Hub the commit."""
+    """Hash of the texts in order; for data on the Hub, the commit."""
 
 
 def train_source(config: DataConfig) -> Source:
-    """The training split; what is on this machine is read through once, so that a bad row is told now.
+    """Open the training split. Local data is read once in full, so that bad rows are reported at once.
 
     Raises:
         UserError: no such source, split or column, an empty split, or a row without text.
@@ -55,15 +55,15 @@ def train_source(config: DataConfig) -> Source:
 
 
 class StreamedDialogues(IterableDataset):
-    """The rows of `TokenizedDialogues`, one a row of the source, a window at a time.
+    """The rows of `TokenizedDialogues`, one per row of the source, one window at a time.
 
-    The order is a pure function of (data, seed, epoch): the windows come in turn, and within one rows are
-    shuffled and grouped by length as `EpochSampler` has it; several processes share its batches. A source
-    whose length is not known begins again by itself, and never ends.
+    The order is a pure function of (data, seed, epoch). Windows follow each other; within a window,
+    `EpochSampler` shuffles and groups the rows and shares batches among processes. A source of unknown length
+    restarts when it ends, without limit.
 
     Args:
         source: the rows.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         config: columns, prompt and lengths.
     """
 
@@ -73,18 +73,18 @@ class StreamedDialogues(IterableDataset):
         self.is_grouped, self.batch_size, self.epoch = False, 1, 0
         beginning = self._tokens(list(islice(source.rows(), WINDOW)))
         self.rows, self.target_lengths = beginning.rows, beginning.target_lengths
-        """Of the first window, in the source's order."""
+        """Rows and target lengths of the first window, in the source's order."""
         self.truncation = beginning.truncation
 
     def share(
         self, sampler: Callable[[int, list[int] | None], EpochSampler], batch_size: int, is_grouped: bool
     ) -> None:
-        """Say how a window is ordered, and shared by processes.
+        """Set how a window is ordered and shared among processes.
 
         Args:
-            sampler: of a number of rows and their lengths.
-            batch_size: rows of a batch over all processes: a window is a multiple of it.
-            is_grouped: batches hold rows of like length.
+            sampler: makes the sampler of a number of rows and their lengths.
+            batch_size: rows per batch over all processes; a window is a multiple of it.
+            is_grouped: whether batches hold rows of similar length.
         """
         self.sampler, self.batch_size, self.is_grouped = sampler, batch_size, is_grouped
 
@@ -94,7 +94,7 @@ class StreamedDialogues(IterableDataset):
 
     def __len__(self) -> int:
         if self.source.n is None:
-            raise TypeError("the source does not say how many rows it has")
+            raise TypeError("the number of rows in the source is unknown")
         return self.source.n if self.sampler is None else len(self.sampler(self.source.n, None))
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
@@ -126,7 +126,7 @@ class StreamedDialogues(IterableDataset):
 def load_train(
     config: DataConfig, tokenizer: Any
 ) -> tuple[TokenizedDialogues | StreamedDialogues, list[Example]]:
-    """The training split as token ids, and as text; for that of one that is streamed its hash stands.
+    """Return the training split as token ids and as text; a streamed split has its hash in place of the text.
 
     Raises:
         UserError: as `load_split`.
@@ -145,13 +145,13 @@ def load_train(
 
 
 def check_steps(source: Source, config: DataConfig, max_steps: int) -> None:
-    """See that it is known when a training on it ends.
+    """Check that the length of training is known.
 
     Raises:
-        UserError: neither the number of rows nor that of steps is known.
+        UserError: neither the number of rows nor the number of steps is known.
     """
     if source.n is None and max_steps <= 0:
         raise UserError(
-            f"data.streaming=true: the Hub does not say how many rows {config.dataset_name!r} has; give "
+            f"data.streaming=true: the number of rows in {config.dataset_name!r} is unknown; set "
             "training.max_steps, the number of steps"
         )

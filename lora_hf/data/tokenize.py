@@ -1,4 +1,4 @@
-"""Examples as token ids, with what was cut said before training and not found out after it."""
+"""Tokenize examples, and count what is truncated."""
 
 import math
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template
 from lora_hf.errors import UserError
 
 ABSURD = 2**18
-"""Characters of a text; a book has more, a dialogue of 512 tokens some 2,000."""
+"""Characters beyond which only a text's beginning is tokenized; 512 tokens are about 2,000 characters."""
 ENCODED = 512
-"""Texts that go to the tokenizer at once, which holds some 100 bytes a token meanwhile."""
+"""Texts per call of the tokenizer, which holds about 100 bytes per token during a call."""
 GENERATION_MARGIN = 1.25
-"""Generated summaries may be this much longer than the longest reference seen."""
+"""Factor by which generated summaries may exceed the longest reference."""
 
 
 class Sources(NamedTuple):
-    """Dialogues in their prompt as token ids, and how many had to be cut."""
+    """Token ids of dialogues in their prompt, and the number of truncated ones."""
 
     ids: list[list[int]]
     cut: int
-    """With the prompt around them they were too long."""
+    """Dialogues that are too long with the prompt."""
     long: int
-    """They are too long by themselves, their end token counted: no other prompt would save them."""
+    """Dialogues that are too long by themselves, end token included, whatever the prompt."""
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """How many dialogues and summaries of a split are cut, and at how many tokens."""
+    """The number of truncated dialogues and summaries of a split, and the limits in tokens."""
 
     split: str
     n: int
@@ -52,7 +52,7 @@ class Truncation:
 
 
 class TokenizedDialogues(Dataset):
-    """Rows of `input_ids`, `attention_mask` and `labels`, one for each (dialogue, reference)."""
+    """Rows of `input_ids`, `attention_mask` and `labels`, one per (dialogue, reference)."""
 
     def __init__(self, examples: list[Example], tokenizer: Any, config: DataConfig, split: str) -> None:
         pairs = [(example.dialogue, reference) for example in examples for reference in example.references]
@@ -82,9 +82,9 @@ class TokenizedDialogues(Dataset):
 
 
 def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> Sources:
-    """Token ids of each dialogue in its prompt, at most `max_source_length`.
+    """Return the token ids of each dialogue in its prompt, at most `max_source_length`.
 
-    What comes after the dialogue ("Summary: ") is kept when it is too long: the dialogue's last tokens go.
+    A long dialogue loses its last tokens; the text after it in the prompt ("Summary: ") is kept.
 
     Raises:
         UserError: the prompt alone fills `max_source_length`.
@@ -108,9 +108,9 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
 
 
 def _beginning(text: str, limit: int, tokenizer: Any) -> str:
-    """What certainly holds more than `limit` tokens of a text of absurd length, for the rest is cut anyway.
+    """Return a beginning of a huge text that has more than `limit` tokens; the rest would be cut anyway.
 
-    A row of 32 MB took 2 GiB to tokenize whole.
+    Tokenizing a row of 32 MB as a whole took 2 GiB.
     """
     n = max(ABSURD, limit)
     while n < len(text) and len(_encode([text[:n]], tokenizer)[0]) <= 2 * limit:
@@ -119,9 +119,9 @@ def _beginning(text: str, limit: int, tokenizer: Any) -> str:
 
 
 def generation_length(target_lengths: list[int], limit: int) -> int:
-    """How many tokens a summary may have: a quarter more than the longest reference, at most `limit`.
+    """Return the largest length of a summary: a quarter above the longest reference, at most `limit`.
 
-    The library default of 20 cuts summaries in silence.
+    The library's default of 20 tokens silently cuts summaries.
     """
     return min(limit, math.ceil(max(target_lengths) * GENERATION_MARGIN))
 

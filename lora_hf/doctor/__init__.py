@@ -1,6 +1,7 @@
-"""What can be seen to be wrong before it hurts: of a machine, a config, an adapter, a finished run.
+"""Check a machine, a config, an adapter or a finished run, and report what is wrong.
 
-A new check is a function and one line in a registry. The order is that of the report, and of what needs what.
+A new check is a function and one line in a registry. Registries are ordered: a check may use the
+values of earlier ones.
 """
 
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ from lora_hf.errors import UserError
 from lora_hf.models.load import locate
 from lora_hf.saved.adapter import find_adapter
 
-AS_SAID = "correct the config as said"
-CONVERT = "take the folder that save_adapter or PEFT wrote, whole"
-NAME_BASE = "give the base it was trained on: --base FOLDER or USER/NAME"
+AS_SAID = "correct the config"
+CONVERT = "use a complete folder written by save_adapter or PEFT"
+NAME_BASE = "name the base it was trained on: --base FOLDER or USER/NAME"
 
 MACHINE: dict[str, Check] = {
     "versions": Check(machine.versions, "pip install -e ."),
-    "device": Check(machine.device, "see pytorch.org for the build of torch that fits this machine"),
+    "device": Check(machine.device, "install the build of torch for this machine: see pytorch.org"),
 }
 CONFIG: dict[str, Check] = {
     "fields": Check(configs.fields, AS_SAID),
@@ -29,21 +30,21 @@ CONFIG: dict[str, Check] = {
     "dtype": Check(configs.dtype, "model.dtype: auto"),
     "training": Check(configs.training, AS_SAID),
     "checkpoint": Check(base.checkpoint, "correct model.model_name_or_path, or download the model again"),
-    "tokenizer": Check(base.tokenizer, "put the tokenizer's files beside the weights"),
+    "tokenizer": Check(base.tokenizer, "add the tokenizer's files to the model's folder"),
     "head": Check(base.head, "download the model again"),
-    "targets": Check(
-        configs.targets, "name layers that the model has in lora.target_modules, or lower lora.r"
-    ),
-    "tokens": Check(configs.tokens, "correct the section data"),
+    "targets": Check(configs.targets, "set lora.target_modules to layers of the model, or lower lora.r"),
+    "tokens": Check(configs.tokens, "correct the section `data`"),
     "memory": Check(configs.memory, AS_SAID),
 }
 ADAPTER: dict[str, Check] = {
     "weights": Check(adapter_files.weights, CONVERT),
     "settings": Check(adapter_files.settings, CONVERT),
-    "numbers": Check(adapter_files.numbers, "train again in bfloat16 or float32, or go back to a checkpoint"),
+    "numbers": Check(
+        adapter_files.numbers, "train again in bfloat16 or float32, or use an earlier checkpoint"
+    ),
     "store": Check(adapter_files.store, NAME_BASE),
     "checkpoint": Check(base.checkpoint, NAME_BASE),
-    "tokenizer": Check(base.tokenizer, "put the tokenizer's files beside the weights"),
+    "tokenizer": Check(base.tokenizer, "add the tokenizer's files to the model's folder"),
     "head": Check(base.head, NAME_BASE),
     "base": Check(adapter_on_base.base, NAME_BASE),
     "adapted": Check(adapter_on_base.adapted, f"{AGAIN}, or {NAME_BASE}"),
@@ -58,22 +59,22 @@ RUN: dict[str, Check] = {
     "rouge": Check(runs.rouge, runs.AGAIN),
     "made_by": Check(runs.made_by, runs.AGAIN),
     "config": Check(runs.config, runs.AGAIN),
-    "data": Check(runs.data, "put the data back that it was trained on"),
-    "model": Check(runs.model, "put the base model back that it was trained on"),
+    "data": Check(runs.data, "restore the data that it was trained on"),
+    "model": Check(runs.model, "restore the base model that it was trained on"),
     "scoring": Check(runs.scoring, runs.AGAIN),
 }
 
 
 def of_machine() -> Iterator[Finding]:
-    """The findings on versions and device."""
+    """Check versions and device."""
     return examine(MACHINE, {})
 
 
 def of_config(path: Path, overrides: list[str]) -> Iterator[Finding]:
-    """The findings on a config.
+    """Check a config.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     if not find_config(path).is_file():
         load_config(path, overrides)
@@ -81,14 +82,14 @@ def of_config(path: Path, overrides: list[str]) -> Iterator[Finding]:
 
 
 def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
-    """The findings on an adapter and its base.
+    """Check an adapter and its base.
 
     Args:
         name: a folder, or USER/NAME on the Hub.
-        base_name: the base, if not the one that the adapter names.
+        base_name: the base; None for the one that the adapter names.
 
     Raises:
-        UserError: there is no such adapter, or no such folder for the base.
+        UserError: the adapter or the base's folder does not exist.
     """
     adapter = find_adapter(name)
     if base_name:
@@ -97,14 +98,14 @@ def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
 
 
 def of_run(path: Path) -> Iterator[Finding]:
-    """The findings on a finished run, or on each of those in a folder.
+    """Check a finished run, or each finished run in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds none.
     """
     found = runs.finished(path)
     if not found:
-        raise UserError(f"{path} holds no finished run: one has config.yaml and results.json")
+        raise UserError(f"{path} holds no finished run, which would have config.yaml and results.json")
     for run in found:
         name = "" if len(found) == 1 else f"{run.relative_to(path)}: "
         for finding in examine(RUN, {"run": run}):

@@ -1,4 +1,4 @@
-"""Checks of an adapter's own files; no base is needed."""
+"""Checks of an adapter's files, without its base."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from lora_hf.training.registry import saved_method
 
 
 def weights(adapter: SavedAdapter) -> Findings:
-    """There are tensors, and no pickle; gives them."""
+    """The weights are readable safetensors; return the tensors."""
     file = adapter.weights_file
     tensors = read_tensors(file)
     if not tensors:
@@ -28,7 +28,7 @@ def weights(adapter: SavedAdapter) -> Findings:
 
 
 def settings(adapter: SavedAdapter) -> Findings:
-    """What the folder says it is can be read, and is known here; gives LoRA's config, None for a baseline."""
+    """The settings are readable and supported; return LoRA's config, or None for a baseline."""
     method = saved_method(adapter)
     if method != "lora":
         yield ok(method)
@@ -39,43 +39,41 @@ def settings(adapter: SavedAdapter) -> Findings:
 
 
 def names_of(config: LoraConfig) -> str:
-    """The targets as they were written."""
+    """Return the targets as written."""
     targets = config.target_modules
     return targets if isinstance(targets, str) else ", ".join(targets)
 
 
 def numbers(weights: Mapping[str, Tensor]) -> Findings:
-    """Every number is finite, and no matrix is zero."""
+    """All weights are finite, and no matrix is zero."""
     integers = [name for name, tensor in weights.items() if not tensor.is_floating_point()]
     if integers:
-        raise UserError(f"{names(integers)} {kinds(weights, integers)}, and no floating-point numbers")
+        raise UserError(f"{names(integers)} {kinds(weights, integers)}, not floating-point numbers")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(f"{len(broken)} of {len(weights)} tensors hold NaN or infinity: {names(broken)}")
     yield judge_zeros([n for n, t in weights.items() if t.dim() > 1 and not t.any()], len(weights))
 
 
 def kinds(weights: Mapping[str, Tensor], names: list[str]) -> str:
-    """`are torch.int8`."""
+    """Return the data types of tensors, such as `are torch.int8`."""
     return "are " + " and ".join(sorted({str(weights[name].dtype) for name in names}))
 
 
 def judge_zeros(zero: list[str], n: int) -> Finding:
-    """The finding on matrices of nothing but zeros: B starts at zero, and a step with a gradient moves it."""
+    """Return the finding on all-zero matrices. B starts at zero, and any step with a gradient changes it."""
     if not zero:
         return ok(f"all finite, none of {n} tensors zero")
-    remedy = (
-        "train it: no gradient has reached these; check that their layers are used and the rate is above 0"
-    )
+    remedy = "train it: no gradient has reached them. Check that their layers are used, and the learning rate"
     return fault(f"{len(zero)} of {n} tensors are zero and do nothing: {names(zero)}", remedy)
 
 
 def names(tensors: list[str]) -> str:
-    """A few of them, without what is before every one in PEFT's files."""
+    """Return a few tensor names, without PEFT's common prefix."""
     return few(name.removeprefix(PREFIX) for name in tensors)
 
 
 def store(adapter: SavedAdapter, settings: Any, base_name: str | None) -> Findings:
-    """Which base, stored how; gives the section `model` that loads it."""
+    """The adapter names its base and storage format; return the section `model` that loads it."""
     config: ModelConfig = base_config(adapter, base_name)
     yield ok(f"{config.model_name_or_path}, stored {config.storage}")
     return config

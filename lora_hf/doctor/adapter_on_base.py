@@ -1,4 +1,4 @@
-"""Checks of an adapter together with the base it was trained on: does it fit, and what does it do there."""
+"""Checks of an adapter on its base: whether it loads, and its effect."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from lora_hf.training.registry import load_saved
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 SAMPLED_DIALOGUES = 200
-"""Dialogues of the package's sample, where the adapter's own data is not known."""
+"""Dialogues of the embedded sample to tokenize, if the adapter's own data is unknown."""
 
 
 class Adapted(NamedTuple):
@@ -72,7 +72,7 @@ def dtype(adapted: Adapted, numbers: None) -> Findings:
 
 @contextmanager
 def largest_activation(model: nn.Module) -> Iterator[list[float]]:
-    """Inside the block, in the list's one place, the largest absolute value that any module has given out."""
+    """Inside the block, keep the largest absolute output of any module, in a list of one value."""
     largest = [0.0]
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -88,12 +88,12 @@ def largest_activation(model: nn.Module) -> Iterator[list[float]]:
 
 
 def judge_activations(computed: str, is_finite: bool, largest: float, is_t5: bool) -> Finding:
-    """The finding on a forward pass in the dtype `computed`."""
+    """Return the finding on a forward pass in the data type `computed`."""
     if not is_finite:
         remedy = "load the base in float32 (model.dtype), and compare with the base alone"
         return fault(f"the logits of a sample are not finite in {computed}", remedy)
     if largest > FLOAT16_MAX:
-        end = f"beyond float16's {FLOAT16_MAX:,.0f}: use it in {computed} or float32"
+        end = f"beyond float16's {FLOAT16_MAX:,.0f}: use {computed} or float32"
     else:
         end = f"float16 ends at {FLOAT16_MAX:,.0f}" + ("; T5 trains in bfloat16 or float32" if is_t5 else "")
     return ok(f"finite in {computed}; the largest activation is {largest:,.0f}, and {end}")
@@ -112,10 +112,10 @@ def effect(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findin
 
 
 def judge_effect(moved: float) -> Finding:
-    """The finding on how far the logits moved, as a share of their size."""
+    """Return the finding on the change of the logits, as a share of their size."""
     if moved > 0:
-        return ok(f"moves the logits of a sample by {moved:.1%} of their size")
-    return fault("does not move the logits of a sample at all", "train it, or use the base without it")
+        return ok(f"changes the logits of a sample by {moved:.1%} of their size")
+    return fault("does not change the logits of a sample", "train it, or use the base alone")
 
 
 def merging(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findings:
@@ -126,32 +126,34 @@ def merging(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findi
 
 
 def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:
-    """The finding on each way's error: on a dense base half of the dtype's digits must stay."""
-    told = ", ".join(f"{way} moves the logits by {error:.1e} of their size" for way, error in errors.items())
+    """Return the finding on the errors of merging: on a dense base, half of the digits must stay."""
+    told = ", ".join(
+        f"{way} changes the logits by {error:.1e} of their size" for way, error in errors.items()
+    )
     if "merged" not in errors:
-        return ok(f"a quantized base, and so a choice (lora-hf merge --onto): {told}")
+        return ok(f"quantized base, choose by lora-hf merge --onto: {told}")
     if errors["merged"] <= torch.finfo(dtype).eps ** 0.5:
         return ok(told)
     computed = str(dtype).removeprefix("torch.")
-    remedy = "merge onto the base in float32, or use the adapter unmerged"
+    remedy = "merge into the base in float32, or use the adapter unmerged"
     return fault(f"{told}, more than rounding in {computed} explains", remedy)
 
 
 def tokens(adapter: SavedAdapter, store: ModelConfig, tokenizer: Any) -> Findings:
-    """Few dialogues are longer than the model reads: the run's own, or of the package's sample."""
+    """Few dialogues are truncated, of the run's own data or of the embedded sample."""
     if run := run_of(adapter):
         try:
             yield from tokens_cut(run.data, tokenizer)
-        except UserError as error:  # the data has gone since: not the adapter's fault
+        except UserError as error:  # the data was removed: not a fault of the adapter
             raise CannotTell(f"the run's data cannot be read: {error}") from error
         return
     sample = prompt_config(adapter, max_test_samples=SAMPLED_DIALOGUES)
     for finding in tokens_cut(sample, tokenizer, ("test",)):
-        yield Finding(finding.state, f"the package's sample, {finding.title}", finding.remedy)
+        yield Finding(finding.state, f"embedded sample, {finding.title}", finding.remedy)
 
 
 def run_of(adapter: SavedAdapter) -> RunConfig | None:
-    """The config of the run that an adapter is in, where it is in one."""
+    """Return the config of the run that an adapter belongs to, or None."""
     if not (adapter.folder.parent / CONFIG).is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Checks of a base model's files, the same for a config and for an adapter. Nothing is downloaded."""
+"""Checks of a base model's files, for configs and adapters. Nothing is downloaded."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ ASKING = 5  # seconds for the Hub to answer
 
 
 def checkpoint(store: ModelConfig) -> Findings:
-    """The base's files are on this machine and whole; gives their folder."""
+    """The base's files are on this machine and complete; return their folder."""
     name = locate(store.model_name_or_path, store.name_field)
     folder = Path(name) if Path(name).is_dir() else cached(name, store.revision)
     try:
@@ -36,24 +36,24 @@ def checkpoint(store: ModelConfig) -> Findings:
 
 
 def names_in(file: Path) -> list[str]:
-    """The tensors' names."""
+    """Return the names of the tensors in a file."""
     with safe_open(file, framework="pt") as tensors:
         return list(tensors.keys())
 
 
 def cached(name: str, revision: str | None) -> Path:
-    """The local copy of a model on the Hub.
+    """Return the local copy of a model on the Hub.
 
     Raises:
-        UserError: the Hub has no such model.
-        CannotTell: there is no copy; the message says whether the Hub has one.
+        UserError: the model is not on the Hub.
+        CannotTell: there is no local copy.
     """
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.safetensors"]
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True)
-    except Exception:  # the Hub's client raises a dozen kinds; all mean that there is no copy
+    except Exception:  # the Hub's client raises many kinds of errors for a missing copy
         ask_hub(name, revision)
         raise CannotTell(f"{name} is on the Hub and not on this machine; a run downloads it first") from None
     if not checkpoint_files(Path(folder)):
@@ -62,7 +62,7 @@ def cached(name: str, revision: str | None) -> Path:
 
 
 def ask_hub(name: str, revision: str | None) -> None:
-    """Ask whether the Hub has a model; as `cached`."""
+    """Ask whether the Hub has a model; errors as `cached`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -70,18 +70,18 @@ def ask_hub(name: str, revision: str | None) -> None:
         HfApi().model_info(name, revision=revision, timeout=ASKING)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(f"{name!r} at revision {revision or 'main'}: {first_line(error)}") from error
-    except Exception as error:  # offline, or of the network's many kinds
+    except Exception as error:  # offline, or another network error
         why = first_line(error)
         raise CannotTell(f"{name} is not on this machine, and the Hub cannot be asked: {why}") from error
 
 
 def tokenizer(store: ModelConfig, checkpoint: Path) -> Findings:
-    """The base's tokenizer loads, and has the two tokens that training needs; gives it."""
+    """The tokenizer loads and has the special tokens that training needs; return it."""
     found = load_tokenizer(store)
     embedded = settings_in(checkpoint).get("vocab_size", len(found))
     if len(found) > embedded:
-        title = f"the tokenizer has {len(found):,} tokens, and the model embeddings for {embedded:,}"
-        yield fault(title, "take the tokenizer that was saved with this model")
+        title = f"the tokenizer has {len(found):,} tokens, but the model has embeddings for {embedded:,}"
+        yield fault(title, "use the tokenizer that was saved with this model")
     for what in ("eos_token", "pad_token"):
         if getattr(found, what) is None:
             yield fault(f"the tokenizer has no {what}", f"name one in {checkpoint / 'tokenizer_config.json'}")
@@ -90,13 +90,13 @@ def tokenizer(store: ModelConfig, checkpoint: Path) -> Findings:
 
 
 def head(checkpoint: Path) -> Findings:
-    """The head of a model that has one of its own was not replaced by the embeddings when it was saved."""
+    """An untied output head was not replaced by the embeddings when the model was saved."""
     found = rows_of(checkpoint, (HEAD, EMBEDDINGS))
     yield judge_head(settings_in(checkpoint), found.get(HEAD), found.get(EMBEDDINGS))
 
 
 def settings_in(checkpoint: Path) -> dict[str, Any]:
-    """The model's config.json.
+    """Read the model's config.json.
 
     Raises:
         UserError: it cannot be read.
@@ -112,7 +112,7 @@ def settings_in(checkpoint: Path) -> dict[str, Any]:
 
 
 def rows_of(folder: Path, names: tuple[str, ...], most: int = 64) -> dict[str, torch.Tensor]:
-    """The first rows of those of these tensors that a checkpoint has."""
+    """Return the first rows of the given tensors, as far as the checkpoint has them."""
     rows = {}
     for file in checkpoint_files(folder):
         with safe_open(file, framework="pt") as tensors:
@@ -124,19 +124,19 @@ def rows_of(folder: Path, names: tuple[str, ...], most: int = 64) -> dict[str, t
 def judge_head(
     settings: Mapping[str, Any], head: torch.Tensor | None, embeddings: torch.Tensor | None
 ) -> Finding:
-    """The finding on a head, from the model's config.json and the first rows of the two matrices.
+    """Return the finding on the head, from config.json and the first rows of head and embeddings.
 
-    T5 of version 1.1, FLAN-T5 and mT5 have gated feed-forward layers and a head of their own. Saved after it
-    was tied by accident, such a checkpoint has no head, or the embeddings in its place.
+    T5 1.1, FLAN-T5 and mT5 have gated feed-forward layers and an untied head. A checkpoint that was saved
+    after the head was tied by accident has no head, or the embeddings in its place.
     """
     is_gated = str(settings.get("feed_forward_proj", "")).startswith("gated")
     is_untied = settings.get("tie_word_embeddings") is False or settings.get("scale_decoder_outputs") is False
     if not is_gated and not is_untied:
-        return ok("the head is tied to the embeddings, as this kind of model has it")
-    remedy = "take the checkpoint as it was published, and save it again with lora_hf, which keeps the head"
+        return ok("the head is tied to the embeddings, as expected for this model")
+    remedy = "use the published checkpoint, and save it with lora_hf, which keeps the head"
     if head is None:
-        why = "a model of this kind has a head of its own, and the checkpoint has no lm_head.weight"
+        why = "this kind of model has an untied head, but the checkpoint has no lm_head.weight"
         return fault(f"{why}: the embeddings would take its place", remedy)
     if embeddings is not None and torch.equal(head, embeddings):
         return fault("lm_head.weight holds the embeddings: the head was tied before it was saved", remedy)
-    return ok("the head is untied, and its own")
+    return ok("the head is untied")

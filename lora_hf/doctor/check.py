@@ -1,8 +1,7 @@
-"""What a check finds, and how a list of checks is gone through.
+"""Run checks and collect their findings.
 
-A check is a generator: it yields findings, and what it returns is known to the checks after it, which take it
-by naming the check as a parameter. So each is a function of plain values, and one that fails takes no other
-with it: those that need its value say that they could not be made, and the rest go on.
+A check is a generator. It yields findings; later checks receive the value it returns through a parameter with
+its name. If a check fails, those that need its value are reported as not checked, and all others still run.
 """
 
 import inspect
@@ -17,15 +16,15 @@ State = Literal["ok", "fault", "unknown"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: green, red, or neither."""
+    """One line of the report: ok, failed or not checked."""
 
     state: State
     title: str
-    """What was seen."""
+    """What was found."""
     remedy: str = ""
-    """What to do about it, where it is a fault."""
+    """How to fix it, for a fault."""
     check: str = ""
-    """The key of the check in its registry."""
+    """Key of the check in its registry."""
 
 
 Findings = Generator[Finding, None, Any]
@@ -35,36 +34,36 @@ class Check(NamedTuple):
     """An entry of a registry."""
 
     run: Callable[..., Findings]
-    """Its parameters are the keys of checks before it, whose values it takes, or what is examined."""
+    """The check. Its parameters are keys of earlier checks, or the values that are examined."""
     remedy: str
-    """Of a `UserError` that it raises: that says what is wrong, and this what to do."""
+    """How to fix a `UserError` that the check raises."""
 
 
 class CannotTell(Exception):
-    """A check cannot be made here; the message says why."""
+    """A check is impossible here; the message gives the reason."""
 
 
 def ok(title: str) -> Finding:
-    """It is as it should be."""
+    """Return a finding that all is well."""
     return Finding("ok", title)
 
 
 def fault(title: str, remedy: str) -> Finding:
-    """It is not, and what would help."""
+    """Return a fault with its remedy."""
     return Finding("fault", title, remedy)
 
 
 def unknown(title: str) -> Finding:
-    """It could not be seen, and why."""
+    """Return a finding that something could not be checked."""
     return Finding("unknown", title)
 
 
 def examine(checks: Mapping[str, Check], known: Mapping[str, Any]) -> Iterator[Finding]:
-    """The findings of all checks, in their order, each as soon as it is there.
+    """Run all checks in order and yield each finding as soon as it is known.
 
     Args:
         checks: a registry.
-        known: what is examined, by name; the checks' values are added to it.
+        known: the values that are examined, by name.
     """
     values = dict(known)
     for name, check in checks.items():
@@ -73,10 +72,10 @@ def examine(checks: Mapping[str, Check], known: Mapping[str, Any]) -> Iterator[F
 
 
 def _one(name: str, check: Check, values: dict[str, Any]) -> Iterator[Finding]:
-    """One check's findings; its value goes into `values`, unless it raises."""
+    """Run one check, and put its value into `values` unless it raises."""
     wanted = list(inspect.signature(check.run).parameters)
     if missing := [need for need in wanted if need not in values]:
-        yield unknown(f"not checked: it builds on {', '.join(missing)}, which did not come through")
+        yield unknown(f"not checked: it needs {', '.join(missing)}, which failed or could not be checked")
         return
     try:
         values[name] = yield from check.run(*(values[need] for need in wanted))
@@ -85,5 +84,5 @@ def _one(name: str, check: Check, values: dict[str, Any]) -> Iterator[Finding]:
     except UserError as error:
         for line in str(error).splitlines():
             yield fault(line, check.remedy)
-    except Exception as error:  # the check's own fault; what is examined may be of a kind nobody has met
+    except Exception as error:  # a defect of the check itself: report it, and run the others
         yield unknown(f"not checked: the check failed with {type(error).__name__}: {first_line(error)}")

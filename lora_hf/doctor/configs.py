@@ -1,4 +1,4 @@
-"""Checks of a config, on this machine and with what it names; no weights are read."""
+"""Checks of a config on this machine, with its model and data; no weights are read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,19 +28,19 @@ from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import check_dtype, check_trackers, training_arguments
 
 CUT_SHARE = 0.05
-"""Of a split's rows; when more than these are cut, what is trained and scored is no more the data's task."""
+"""Largest share of truncated rows; beyond it, training and scores no longer reflect the data."""
 
 
 def fields(path: Path, overrides: list[str]) -> Findings:
-    """Every field is known and of its type, in every variant; gives the config."""
+    """All fields are valid, in every variant; return the config."""
     config = load_config(path, overrides, is_study=True)
     runs = len(runs_of(config))
-    yield ok(f"{path}: method {config.method}" + (f", {runs} runs that train" if runs > 1 else ""))
+    yield ok(f"{path}: method {config.method}" + (f", {runs} training runs" if runs > 1 else ""))
     return config
 
 
 def runs_of(config: RunConfig) -> dict[str, RunConfig]:
-    """The runs that train, by name: a study's variants and a sweep's grid, or the config itself."""
+    """Return the runs that train, by name: variants, a sweep's grid, or the config itself."""
     studies = (config, with_grid(config))
     runs = {f"{name}: ": with_variant(study, name) for study in studies for name in study.variants}
     runs = runs or {"": config}
@@ -49,7 +49,7 @@ def runs_of(config: RunConfig) -> dict[str, RunConfig]:
 
 @contextmanager
 def named(run: str) -> Iterator[None]:
-    """A variant's name before what a `UserError` says."""
+    """Put a variant's name before the message of a `UserError`."""
     try:
         yield
     except UserError as error:
@@ -57,7 +57,7 @@ def named(run: str) -> Iterator[None]:
 
 
 def store(fields: RunConfig) -> Findings:
-    """The base can be stored as it is asked for; gives the section `model`."""
+    """The storage format is available; return the section `model`."""
     runs = runs_of(fields) or {"": fields}
     stores = sorted({run.model.storage for run in runs.values()})
     for name in stores:
@@ -67,18 +67,18 @@ def store(fields: RunConfig) -> Findings:
 
 
 def dtype(fields: RunConfig) -> Findings:
-    """Nothing trains in float16."""
+    """No run trains in float16."""
     told = set()
     for name, run in runs_of(fields).items():
         used = resolve_dtype(run.model.dtype, pick_device())
         with named(name):
             check_dtype(used)
         told.add(f"{str(used).removeprefix('torch.')} (dtype: {run.model.dtype})")
-    yield ok(" and ".join(sorted(told)) or "nothing trains")
+    yield ok(" and ".join(sorted(told)) or "no run trains")
 
 
 def training(fields: RunConfig, dtype: None) -> Findings:
-    """Transformers takes `training:` on this machine, and the trackers in `report_to` are installed."""
+    """Transformers accepts `training:` on this machine, and the trackers in `report_to` are installed."""
     trackers: set[str] = set()
     for name, run in runs_of(fields).items():
         used = resolve_dtype(run.model.dtype, pick_device())
@@ -86,7 +86,7 @@ def training(fields: RunConfig, dtype: None) -> Findings:
             arguments = training_arguments(run, "unused", run.data.max_target_length, used)
             check_trackers(arguments.report_to)
         trackers |= set(arguments.report_to or ())
-    yield ok(f"taken by Transformers; metrics go to {', '.join(sorted(trackers)) or 'the log alone'}")
+    yield ok(f"accepted by Transformers; metrics go to {', '.join(sorted(trackers)) or 'the log only'}")
 
 
 def targets(fields: RunConfig) -> Findings:
@@ -95,15 +95,15 @@ def targets(fields: RunConfig) -> Findings:
     for name, run in runs_of(fields).items():
         with named(name), architecture(run.model) as settings:
             shares.append(f"{name}{share_trained(run, settings)}")
-    yield ok("; ".join(shares) or "nothing trains")
+    yield ok("; ".join(shares) or "no run trains")
 
 
 @contextmanager
 def architecture(model: ModelConfig) -> Iterator[Any]:
-    """The settings of a model; where they are on the Hub and cannot be had, no fault of the config.
+    """Give the settings of a model inside the block.
 
     Raises:
-        CannotTell: the latter.
+        CannotTell: they are on the Hub, which cannot be reached: not a fault of the config.
     """
     try:
         settings = settings_of(model)
@@ -115,7 +115,7 @@ def architecture(model: ModelConfig) -> Iterator[Any]:
 
 
 def share_trained(run: RunConfig, settings: Any) -> str:
-    """How much of the model trains, from an outline of it without memory.
+    """Return how much of the model trains, computed on a model without memory.
 
     Raises:
         UserError: a target matches nothing, or a layer does not fit the store or the start.
@@ -150,47 +150,47 @@ def check_start(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
 
 
 def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
-    """A step's peak fits what is free now."""
+    """The peak memory of a step fits into the free memory."""
     if fields.method == "base":
         return
     with architecture(fields.model):
         needed = plan_step(fields, tokens, read=False)["peak_bytes"]
     free = free_memory(pick_device())
     if free is None:
-        raise CannotTell(f"a step needs {bytes_cell(needed)}, and how much is free here is not known")
+        raise CannotTell(f"a step needs {bytes_cell(needed)}; the free memory is unknown here")
     yield judge_memory(needed, free)
 
 
 def judge_memory(needed: int, free: int) -> Finding:
-    """The finding on a step's bytes."""
+    """Return the finding on the memory of a step."""
     text = f"a step needs {bytes_cell(needed)}, and {bytes_cell(free)} are free"
     if needed <= free:
         return ok(text)
     remedy = "a smaller training.per_device_train_batch_size with training.gradient_accumulation_steps, "
-    return fault(text, f"{remedy}or model.load_in_4bit: true; `lora-hf plan` shows what takes it")
+    return fault(text, f"{remedy}or model.load_in_4bit: true; `lora-hf plan` shows the parts")
 
 
 def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
-    """The data is as it should be, and few rows are longer than the model will read; gives the token ids."""
+    """The data is valid and few rows are truncated; return the token ids of the training split."""
     try:
         return (yield from tokens_cut(fields.data, tokenizer))
-    except CannotTell as reason:  # memory can be judged by the config's bounds all the same
+    except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")
     except UserError as error:
         for line in str(error).splitlines():
-            yield fault(line, "correct the section data")
+            yield fault(line, "correct the section `data`")
     return None
 
 
 def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:
-    """One finding for each split on the rows that are cut; gives the training split's token ids.
+    """Yield a finding per split on truncated rows; return the training split's token ids.
 
     Raises:
-        CannotTell: the data is on the Hub, from where a run reads it.
+        CannotTell: the data is on the Hub.
     """
     if is_on_hub(data):
         if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
-            raise CannotTell(f"{data.dataset_name} is on the Hub, from where a run reads it first")
+            raise CannotTell(f"{data.dataset_name} is on the Hub; a run downloads it first")
     train = load_train(data, tokenizer)[0] if "train" in splits else None
     for split in splits:
         rows = train if split == "train" else held_rows(data, split, tokenizer)
@@ -201,7 +201,7 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
 
 
 def held_rows(data: DataConfig, split: Split, tokenizer: Any) -> TokenizedDialogues:
-    """Of validation a row a reference, as the loss takes it; of the test split a row a dialogue."""
+    """Tokenize a split: one row per reference for validation, one per dialogue for the test."""
     examples = load_split(data, split)
     if split == "test":
         examples = [replace(example, references=example.references[:1]) for example in examples]
@@ -209,7 +209,7 @@ def held_rows(data: DataConfig, split: Split, tokenizer: Any) -> TokenizedDialog
 
 
 def judge_cut(cut: Truncation, longest: int) -> Finding:
-    """The finding on a split: its longest dialogue, prompt included, and how many rows are cut."""
+    """Return the finding on a split: its longest input, and the number of truncated rows."""
     if max(cut.cut_sources, cut.cut_targets or 0) <= CUT_SHARE * cut.n:
         whole = not cut.cut_sources and not cut.cut_targets
         return ok(

@@ -1,4 +1,4 @@
-"""Checks of the machine: is what this package asks for installed, and what will it compute on."""
+"""Checks of the machine: installed packages and the device."""
 
 import shutil
 from importlib import metadata
@@ -11,35 +11,35 @@ from lora_hf.doctor.check import Findings, fault, ok, unknown
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import device_name, pick_device, resolve_dtype
 
-TOLD = ("torch", "transformers", "accelerate", "bitsandbytes")
-"""Packages whose versions are told; all are checked."""
+REPORTED = ("torch", "transformers", "accelerate", "bitsandbytes")
+"""Packages whose versions are reported; all are checked."""
 
 
 def versions() -> Findings:
-    """Every package that this one requires is there, in a version that it takes."""
+    """Every required package is installed in a supported version."""
     try:
         lines = metadata.requires("lora_hf") or []
     except metadata.PackageNotFoundError:
-        yield unknown("not checked: lora_hf runs without being installed, and does not know what it requires")
+        yield unknown("not checked: lora_hf is not installed as a package, and its requirements are unknown")
         return
     required = [Requirement(line) for line in lines]
     needed = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     for requirement in needed:
         yield from version_of(requirement)
-    told = ", ".join(f"{name} {installed_version(name)}" for name in TOLD)
-    yield ok(f"{told}; {len(needed)} packages looked for")
+    told = ", ".join(f"{name} {installed_version(name)}" for name in REPORTED)
+    yield ok(f"{told}; {len(needed)} packages checked")
 
 
 def version_of(requirement: Requirement) -> Findings:
-    """A fault where the package is absent, or of a version that is not taken."""
+    """Yield a fault if the package is missing or its version is not supported."""
     found, wanted = installed_version(requirement.name), f"{requirement.name}{requirement.specifier}"
     if found is None or not requirement.specifier.contains(found, prereleases=True):
-        what = "is not installed" if found is None else f"is here in version {found}"
-        yield fault(f"{requirement.name} {what}; {wanted} is asked for", f"pip install '{wanted}'")
+        what = "is not installed" if found is None else f"is installed in version {found}"
+        yield fault(f"{requirement.name} {what}; {wanted} is required", f"pip install '{wanted}'")
 
 
 def installed_version(name: str) -> str | None:
-    """Of a package, or None where there is none."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -47,12 +47,12 @@ def installed_version(name: str) -> str | None:
 
 
 def device() -> Findings:
-    """The GPU is used where there is one."""
+    """An existing GPU is used."""
     here = pick_device()
     if here.type == "cpu" and shutil.which("nvidia-smi"):
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        remedy = "install the build of torch for this driver's CUDA (nvidia-smi tells it): see pytorch.org"
-        yield fault(f"there is an NVIDIA driver, and torch ({built}) cannot use it", remedy)
+        remedy = "install the build of torch for this driver's CUDA (shown by nvidia-smi): see pytorch.org"
+        yield fault(f"this machine has an NVIDIA driver, but torch ({built}) cannot use it", remedy)
         return
     free = free_memory(here)
     memory = "" if free is None else f", {bytes_cell(free)} free"
@@ -61,7 +61,7 @@ def device() -> Findings:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process could still get, of the GPU's memory or of the machine's; None where unknown."""
+    """Return the free memory of the device in bytes, or None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")

@@ -1,4 +1,4 @@
-"""Checks of a finished run: its files are those that it wrote, and its scoring, done again, says the same."""
+"""Checks of a finished run: its files are unchanged, and repeating the scoring gives the same result."""
 
 from pathlib import Path
 from typing import Any
@@ -20,43 +20,43 @@ from lora_hf.runs.run import hashes, score
 from lora_hf.system import device_name, pick_device, versions
 from lora_hf.training.train import Run, load_trained
 
-AGAIN = "compute the run again: the same command with overwrite=true"
+AGAIN = "repeat the run: rerun its command with overwrite=true"
 EXACT = 1e-9
-"""How far the same arithmetic in the same order may be apart."""
+"""Tolerance between results of the same arithmetic in the same order."""
 
 
 def finished(runs: Path) -> list[Path]:
-    """The folders of runs, in a run's own folder or in that of several; nothing where none has ended."""
+    """Return the folders of runs in a folder; an empty list if none has finished."""
     found = sorted(file.parent for file in runs.rglob(CONFIG) if (file.parent / INPUTS).is_file())
     return found if any((run / RESULTS).is_file() for run in found) else []
 
 
 def record(run: Path) -> Findings:
-    """What the run says of itself; gives `results.json`."""
+    """The record is complete; return `results.json`."""
     if not (run / RESULTS).is_file():
-        raise UserError(f"it has not ended: {RESULTS} is missing")
+        raise UserError(f"it has not finished: {RESULTS} is missing")
     held = read_object(run / RESULTS)
     if wrong := [name for name in ROUGE_NAMES if not isinstance(held.get(name), float)]:
-        raise UserError(f"{run / RESULTS} is not what a run writes: {wrong[0]}={held.get(wrong[0])!r}")
+        raise UserError(f"{run / RESULTS} is not a record of a run: {wrong[0]}={held.get(wrong[0])!r}")
     yield ok(f"{held.get('method')}, seed {held.get('seed')}: ROUGE-L {held['rougeL']:.4f}")
     return held
 
 
 def files(run: Path, record: RunResult) -> Findings:
-    """Every file that the run has recorded is there, as it was written, and no other beside its weights."""
+    """All recorded files are unchanged, and no weights were added."""
     known = record.get("sha256")
     if not known:
-        raise CannotTell(f"{RESULTS} holds no hashes: an older version wrote it")
+        raise CannotTell(f"{RESULTS} holds no hashes: it was written by an older version")
     gone = [name for name in known if not (run / name).is_file()]
     changed = [name for name in known if name not in gone and file_sha256(run / name) != known[name]]
     if gone:
         yield fault(f"missing: {few(gone)}", AGAIN)
     if changed:
-        yield fault(f"not as the run wrote it: {few(changed)}", f"take it from a copy, or {AGAIN}")
+        yield fault(f"changed since the run: {few(changed)}", f"restore it from a copy, or {AGAIN}")
     if added := [name for name in hashes(run) if name not in known]:
         yield fault(f"not recorded by the run: {few(added)}", f"move it away, or {AGAIN}")
     if not gone + changed + added:
-        yield ok(f"{len(known)} files are as the run wrote them (SHA-256)")
+        yield ok(f"{len(known)} files are unchanged (SHA-256)")
 
 
 def rouge(run: Path, record: RunResult) -> Findings:
@@ -73,33 +73,36 @@ def rouge(run: Path, record: RunResult) -> Findings:
 
 
 def made_by(record: RunResult) -> Findings:
-    """Made by these versions on such a device: elsewhere the same bits are not promised."""
+    """The versions and the device are those of the run; others may give slightly different results."""
     here = {"versions": versions(), "device": device_name(pick_device())}
     if changed := changed_fields({key: record.get(key) for key in here}, here):
-        yield unknown(f"made elsewhere, so that summaries may differ: {'; '.join(changed)}")
+        yield unknown(f"other versions or device than the run's, summaries may differ: {'; '.join(changed)}")
     else:
-        yield ok(f"made by these versions, on {here['device']}")
+        yield ok(f"the same versions, on {here['device']}")
 
 
 def config(run: Path) -> Findings:
-    """The config can be read; gives it."""
+    """The config is readable; return it."""
     held = load_config(run / CONFIG)
     yield ok(f"{run / CONFIG} is readable")
     return held
 
 
 def data(config: RunConfig, record: RunResult) -> Findings:
-    """The data are those of the run; gives them, as tokens."""
+    """The data is unchanged; return it tokenized."""
     found = load_data(config, load_tokenizer(config.model))
-    remedy = f"put the data back that it was trained on, or {AGAIN}"
+    remedy = f"restore the data that it was trained on, or {AGAIN}"
     yield _same(config.data.dataset_name, found.fingerprint, record.get("data_fingerprint"), remedy)
     return found
 
 
 def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
-    """The base is that of the run; gives the model with what was trained."""
+    """The base is unchanged; return the trained model."""
     base = load_model(config.model, pick_device())
-    name, remedy = config.model.model_name_or_path, f"name the revision in model.revision, or {AGAIN}"
+    name, remedy = (
+        config.model.model_name_or_path,
+        f"set model.revision to the commit that was used, or {AGAIN}",
+    )
     yield _same(name, model_state(base).base_fingerprint, record.get("base_fingerprint"), remedy)
     return base if config.method == "base" else load_trained(config, run, base)
 
@@ -107,26 +110,28 @@ def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
 def scoring(
     run: Path, config: RunConfig, data: ArmData, model: Any, rouge: list[Prediction], record: RunResult
 ) -> Findings:
-    """Summaries written now are those that were recorded, and so is their ROUGE."""
+    """Generating again gives the recorded summaries and ROUGE."""
     _, rows = score(Run(config, run, load_tokenizer(config.model), data, model))
     before = {row["id"]: row["prediction"] for row in rouge}
     other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
     if other:
-        yield fault(f"{len(other)} of {len(rows)} summaries are others now: {few(other)}", AGAIN)
+        yield fault(
+            f"{len(other)} of {len(rows)} summaries differ from the recorded ones: {few(other)}", AGAIN
+        )
     else:
-        yield ok(f"{len(rows)} of {len(rows)} summaries, written again, are the same")
-    yield from _compared("of the summaries written now", rouge_record(rows), record)
+        yield ok(f"all {len(rows)} summaries are the same when generated again")
+    yield from _compared("of the new summaries", rouge_record(rows), record)
 
 
 def _same(name: str, found: str | None, known: str | None, remedy: str) -> Finding:
-    """What a name in the config stands for, by its hash."""
+    """Return the finding on the hash of a model or a dataset."""
     if found == known:
-        return ok(f"{name} is as it was: {found}")
-    return fault(f"{name} is {found}, and the run's was {known}", remedy)
+        return ok(f"{name} is unchanged: {found}")
+    return fault(f"{name} is {found}, but the run used {known}", remedy)
 
 
 def _is_near(found: Any, known: Any) -> bool:
-    """Whether numbers, or intervals of them, are the same but for rounding."""
+    """Return whether numbers or intervals are equal up to rounding."""
     try:
         return bool(np.allclose(found, known, rtol=0, atol=EXACT))
     except (TypeError, ValueError):
@@ -136,7 +141,7 @@ def _is_near(found: Any, known: Any) -> bool:
 def _compared(what: str, found: Scores, known: RunResult) -> Findings:
     other = [name for name, value in found.items() if not _is_near(value, known.get(name))]
     if not other:
-        yield ok(f"ROUGE {what} is as recorded")
+        yield ok(f"ROUGE {what} equals the record")
         return
     told = ", ".join(f"{name} {known.get(name)} -> {value}" for name, value in found.items() if name in other)
-    yield fault(f"ROUGE {what} is not as recorded: {told}", AGAIN)
+    yield fault(f"ROUGE {what} differs from the record: {told}", AGAIN)

@@ -1,12 +1,12 @@
-"""Ours and PEFT with Seq2SeqTrainer, in turn, on one machine: ratios of time and memory, not times.
+"""Compare time and memory with PEFT and Seq2SeqTrainer on one machine, in turn, as ratios.
 
     make bench
     python scripts/benchmarks/bench.py --device cuda --shape base --batch 64 --r 32 --only train evaluate
 
-Each side is a process that makes one step when it is its turn: a training step, the summaries of some
-dialogues, or a start. The model is a FLAN-T5 of random weights: speed and memory, never quality. The
-dialogues are DialogSum's, with T5's tokenizer, where `--data` and `--tokenizer` are at hand; else the
-package's own, which are short. Prints a table, and writes bench.json and bench.png.
+Each library runs in its own process, which takes one step per turn: a training step, the generation of some
+summaries, or a start. The model is a FLAN-T5 with random weights, so that only speed and memory are
+measured. The dialogues are DialogSum's with T5's tokenizer if `--data` and `--tokenizer` exist, else those
+of the embedded sample, which are short. Prints a table, and writes bench.json and bench.png.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""How the cost of a training step grows: with length, batch, rank, loaded adapters and model size.
+"""Measure how the cost of a training step grows with length, batch, rank, loaded adapters and model size.
 
     make costs
     python scripts/benchmarks/costs.py --device cuda --only length batch
 
-Each point is a process of its own a side, ours and PEFT with Seq2SeqTrainer in turn, on random dialogues of
-one length: one setting grows, the others stay. Writes costs.json, and one picture a setting.
+Each point is measured in two separate processes, lora_hf and PEFT with Seq2SeqTrainer in turn, on random
+dialogues of one length. One setting grows while the others stay. Writes costs.json and one figure per
+setting.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What each method adds to the time of generation, side by side in one process, as a Markdown table.
+"""Measure how much each method slows generation, in one process, as a Markdown table.
 
 python scripts/benchmarks/generation_time.py --config configs/methods.yaml --variants lora bottleneck
 """

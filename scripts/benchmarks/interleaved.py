@@ -1,4 +1,4 @@
-"""How long tasks take beside one another, on a machine whose speed changes while it is measured."""
+"""Compare the time of tasks on a machine whose speed changes during the measurement."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def time_in_turn(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each task in each round; a round runs every task once, each round beginning with the next.
+    """Return the seconds of each task in each round. A round runs every task once, in rotating order.
 
-    What slows the machine down for a while slows all tasks of these rounds, so that ratios within a round
-    are steadier than times. A first round is not counted: caches are empty then.
+    A temporary slowdown affects all tasks of a round, so that ratios within a round are steadier than times.
+    The first round is not counted, because caches are still empty.
 
     Args:
-        tasks: by name; each returns when its work is done, on a GPU too.
-        rounds: how often.
+        tasks: tasks by name; each returns when its work is done, also on a GPU.
+        rounds: number of rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)

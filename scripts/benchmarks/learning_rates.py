@@ -1,4 +1,4 @@
-"""Choose each arm's learning rate, or each variant's, on the validation split, from one grid given to all.
+"""Choose the learning rate of each run or variant on the validation split, from one common grid.
 
 python scripts/benchmarks/learning_rates.py --config configs/quickstart.yaml --rates 1e-3 1e-2 --output runs/x
 python scripts/benchmarks/learning_rates.py --config configs/methods.yaml --rates 1e-2 1e-1 \\

@@ -1,10 +1,10 @@
-"""What `lora-hf plan` says a training step holds, beside what it is seen to hold: a Markdown table.
+"""Compare the memory that `lora-hf plan` predicts with the measured memory, as a Markdown table.
 
     python scripts/benchmarks/plan_check.py --shapes small base --dtypes float32 bfloat16
 
-Each case is a process of its own that takes three steps of LoRA, r = 8, by the Trainer on the CPU, over a
-model of random weights. Its C library is told to return every large block when it is freed; by default it
-keeps gaps between what is in use, which the last column counts in.
+Each case is a separate process that takes three steps of LoRA, r = 8, by the Trainer on the CPU, with random
+weights. Its C library is configured to return every large block on release. By default it keeps gaps between
+used blocks, which the last column includes.
 """
 
 import argparse

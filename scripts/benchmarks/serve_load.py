@@ -1,13 +1,12 @@
-"""How many summaries a second `lora-hf serve` writes with several adapters mixed, against one alone.
+"""Measure the summaries per second of `lora-hf serve` with several adapters, relative to one.
 
     python scripts/benchmarks/serve_load.py --adapters 1 4 16
     python scripts/benchmarks/serve_load.py --shape embedded --requests 256
 
-Each number of adapters is a real server on loopback with that many copies of one adapter under different
-names: whatever the mix, the tokens to be written are the same, and every answer is compared. The servers
-are asked in turn, by as many clients at once as `--clients` says. Beside the mixes stand the base without an
-adapter, which is what a server of one merged model would write, and the first server once more, whose ratio
-says how far noise goes. Prints JSON.
+For each number of adapters, a server on loopback holds that many copies of one adapter under different
+names. The expected output is therefore the same for every mix, and every response is compared. `--clients`
+concurrent clients query the servers in turn. Two references are measured too: the base without an adapter,
+as a server of a merged model, and the first server once more, whose ratio shows the noise. Prints JSON.
 """
 
 import argparse

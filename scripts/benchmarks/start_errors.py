@@ -1,8 +1,9 @@
-"""How far each start leaves a quantized weight from the one it was made of: a Markdown table.
+"""Measure the error of a quantized weight after each initialization, as a Markdown table.
 
     python scripts/benchmarks/start_errors.py [--model embedded] [--r 16]
 
-Each cell is the mean over the q and v layers of ‖W' - W‖ / ‖W‖ (Frobenius), W' the stored weight plus s B A.
+Each cell is the mean over the q and v layers of ‖W' - W‖ / ‖W‖ (Frobenius), where W' is
+the quantized weight plus s B A.
 """
 
 import argparse

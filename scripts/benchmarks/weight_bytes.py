@@ -1,9 +1,9 @@
-"""Bytes and errors of FLAN-T5's linear layers in each store, measured on random weights of the real shapes.
+"""Measure size and error of FLAN-T5's linear layers in each storage format, on random weights.
 
 python scripts/benchmarks/weight_bytes.py [small base ...]
 
-Prints a Markdown table: the bytes of all linear layers but `lm_head`, scales and code books counted, against
-bfloat16, and how far a stored weight is from the original, ||Q - W|| / ||W||, the mean over the layers.
+Prints a Markdown table: the bytes of all linear layers except `lm_head`, including scales and code books,
+relative to bfloat16, and the mean error ||Q - W|| / ||W|| of the quantized weights.
 """
 
 import argparse

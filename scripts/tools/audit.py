@@ -1,9 +1,9 @@
-"""Known vulnerabilities of the packages that are tested with, and what bandit sees in our own code.
+"""Look for known vulnerabilities of the tested packages, and run bandit over the code.
 
     make audit
 
-Status 1 where there is one. Advisories are asked of PyPI; where it cannot be reached, or knows none of the
-packages (a mirror), that is said, and nothing is claimed of them.
+The exit status is 1 if there is a finding. Advisories come from PyPI. If it cannot be reached or knows none
+of the packages (a mirror), the output says that nothing was audited.
 """
 
 import json
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 JUSTIFIED = {
     "B615": "from_pretrained without a revision: `source_of` gives it as **source, unseen by bandit",
 }
-"""Bandit's checks of medium severity and more that are passed over, and why."""
+"""Bandit's checks of medium or higher severity that are skipped, with the reason."""
 
 
 def audited(answer: "subprocess.CompletedProcess[str]") -> tuple[int, list[str]]:
-    """What `pip-audit --format json` says: how many packages it could look up, and what it found."""
+    """Return the number of packages that `pip-audit --format json` looked up, and its findings."""
     try:
         packages: list[dict[str, Any]] = json.loads(answer.stdout)["dependencies"]
     except (ValueError, KeyError):
@@ -35,7 +35,7 @@ def _run(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def main() -> int:
-    """Ask both, tell, and give the exit status."""
+    """Run both, print their findings, and return the exit status."""
     options = ["--disable-pip", "--no-deps", "--format", "json", "--progress-spinner", "off"]
     answer = _run("pip_audit", "-r", "constraints.txt", *options)
     n, vulnerable = audited(answer)

@@ -1,10 +1,10 @@
-"""Make the embedded tiny T5 from the generator alone: its vocabulary, then its weights.
+"""Build the embedded tiny T5, vocabulary and weights, from generated dialogues only.
 
     python scripts/tools/build_tiny_t5.py --output lora_hf/assets/tiny_t5 --threads 2
 
-First steps of pure copying tasks, then the mixture of instruction tasks; never the summaries. Adafactor at a
-rate of 1e-2 scaled by the size of each parameter, as T5 used it, learns to copy where AdamW does not within
-as many steps. The result depends on the seed, the number of threads and the versions of the libraries.
+Training begins with copying tasks and continues with a mixture of instruction tasks, without summaries.
+Adafactor at a rate of 1e-2, scaled by the size of each parameter as for T5, learns to copy within a number of
+steps in which AdamW does not. The result depends on seed, number of threads and versions of the libraries.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Every field of the YAML with its default and its meaning, as docs/config.md: written from the code.
+"""Write docs/config.md: every field of the YAML with its default and meaning, from the code.
 
 python scripts/tools/config_reference.py            writes docs/config.md
-python scripts/tools/config_reference.py --check    says whether it is true
+python scripts/tools/config_reference.py --check    fails if it is out of date
 """
 
 import sys
@@ -19,13 +19,13 @@ from lora_hf.config.types import Section
 FILE = Path(__file__).parents[2] / "docs" / "config.md"
 OPENING = """# The config, field by field
 
-One YAML, one run. Every field can be set in the file or after it on the command line as
-`section.key=value`; what is not said has the default below. A key that does not exist, a value of the wrong
-type and fields that do not go together are errors that name the file's line and the nearest right name.
-Written from the code by `python scripts/tools/config_reference.py`.
+One YAML file describes one run. Every field can be set in the file, or after it on the command line as
+`section.key=value`; other fields have the defaults below. Unknown keys, values of the wrong type and
+conflicting fields are errors that name the line of the file and the nearest valid name.
+`python scripts/tools/config_reference.py` writes this page from the code.
 
-`training` is not here: it takes every field of `transformers.Seq2SeqTrainingArguments` under its own name,
-but for the few that the run itself sets, which are refused by name.
+`training` takes every field of `transformers.Seq2SeqTrainingArguments` under its own name, except for a few
+that the run sets itself.
 """
 
 
@@ -37,7 +37,7 @@ def reference() -> str:
             parts.append(_section(name, field.annotation))
         else:
             top[name] = field
-    return "\n".join([parts[0], _table("At the top", "", top), *parts[1:]])
+    return "\n".join([parts[0], _table("Top level", "", top), *parts[1:]])
 
 
 def _is_section(kind: Any) -> bool:
@@ -59,7 +59,7 @@ def _table(title: str, doc: str, fields: dict[str, Any], prefix: str = "") -> st
 
 def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
-        return "must be given"
+        return "required"
     return f"`{shown(field.default)}`" if not isinstance(field.default, Section) else ""
 
 
@@ -69,5 +69,9 @@ def _cell(text: str | None) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if FILE.read_text(encoding="utf-8") == reference() else f"{FILE} is old: run this script")
+        sys.exit(
+            0
+            if FILE.read_text(encoding="utf-8") == reference()
+            else f"{FILE} is out of date: run this script without --check"
+        )
     FILE.write_text(reference(), encoding="utf-8")

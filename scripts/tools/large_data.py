@@ -1,10 +1,10 @@
-"""A million generated dialogues, streamed by a training that may hold less memory than their file is long.
+"""Train on a stream of a million generated dialogues, with less memory than the size of their file.
 
     python scripts/tools/large_data.py --rows 1000000
     python scripts/tools/large_data.py --rows 1000000 --held        # the same without data.streaming
 
-Tells the file's size, the limit (`RLIMIT_DATA` of the process that trains), seconds until the first step,
-and the most resident memory. Status 1 where the training did not come to its end.
+Prints the size of the file, the limit (`RLIMIT_DATA` of the training process), the seconds until the first
+step, and the peak resident memory. The exit status is 1 if training fails.
 """
 
 import argparse
@@ -25,19 +25,19 @@ from lora_hf.files import read_object
 from scripts.tools.generator import Split, dialogues
 
 PIECE = 1000
-"""Rows that are made at once."""
+"""Rows per task of the pool."""
 SETTINGS = """data.max_eval_samples=8 data.max_test_samples=8 training.logging_steps=1
 training.disable_tqdm=true training.eval_strategy=no training.save_strategy=no
 training.per_device_train_batch_size=8""".split()
 
 
 def write_splits(folder: Path, rows: int, characters: int) -> int:
-    """Write the splits, and give the bytes of the training split.
+    """Write the splits and return the size of the training split in bytes.
 
     Args:
         folder: a new one.
-        rows: of the training split; the others have 100.
-        characters: that a dialogue is filled up to, by its own beginning again; what is too long is cut.
+        rows: number of training rows; the other splits have 100.
+        characters: least length of a dialogue; shorter ones are repeated.
     """
     folder.mkdir()
     with ProcessPoolExecutor() as pool:
@@ -49,7 +49,7 @@ def write_splits(folder: Path, rows: int, characters: int) -> int:
 
 
 def piece(split: Split, n: int, characters: int, start: int) -> str:
-    """The lines of the rows from `start` on, at most `PIECE` of `n`."""
+    """Return up to `PIECE` of `n` rows as lines, from row `start`."""
     made = dialogues(split, min(PIECE, n - start), start=start)
     texts = [one.text if len(one.text) >= characters else filled(one.text, characters) for one in made]
     rows = [{"dialogue": text, "summary": one.summary} for text, one in zip(texts, made, strict=True)]
@@ -57,17 +57,17 @@ def piece(split: Split, n: int, characters: int, start: int) -> str:
 
 
 def filled(text: str, characters: int) -> str:
-    """A text, again and again."""
+    """Repeat a text up to a number of characters."""
     return (text + "\n") * (characters // len(text) + 1)
 
 
 def train(folder: Path, limit: int, steps: int, streaming: bool) -> tuple[int, float, list[str]]:
-    """Train in a process under the limit; its status, seconds until its first step, and what it printed.
+    """Train in a process under a memory limit; return status, seconds to the first step, and output.
 
     Args:
-        folder: of the splits; the run is written beside it.
-        limit: bytes.
-        steps: of the training.
+        folder: folder of the splits; the run is written beside it.
+        limit: limit in bytes.
+        steps: number of training steps.
         streaming: whether the training split is streamed.
     """
     words = [sys.executable, "-m", "lora_hf", "train", "--config", "configs/quickstart.yaml", *SETTINGS]
@@ -91,14 +91,16 @@ def train(folder: Path, limit: int, steps: int, streaming: bool) -> tuple[int, f
 
 
 def main() -> int:
-    """Generate, train, tell."""
+    """Generate the data, train, and print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--characters", type=int, default=1500, help="a dialogue's least length")
+    parser.add_argument("--characters", type=int, default=1500, help="least length of a dialogue")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--limit-mib", type=int, help="memory the training may hold; else 9/10 of the file")
+    parser.add_argument(
+        "--limit-mib", type=int, help="memory limit of the training; default: 9/10 of the file"
+    )
     parser.add_argument("--held", action="store_true", help="without streaming")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
@@ -112,7 +114,7 @@ def main() -> int:
         )
         peak = Path(folder) / "run/results.json"
         if peak.is_file():
-            print(f"the most resident memory: {read_object(peak)['peak_memory_mib']:,} MiB")
+            print(f"peak resident memory: {read_object(peak)['peak_memory_mib']:,} MiB")
         print(*printed[-3:], sep="\n")
     return 1 if status else 0
 

@@ -1,13 +1,13 @@
-"""Memory, handles and logs of what runs for long: 2,000 steps of training, 4,000 requests to the service.
+"""Check memory, file handles and logs over 2,000 training steps and 4,000 requests to the service.
 
     python scripts/tools/soak_long.py
     python scripts/tools/soak_long.py --steps 200 --requests 400
 
-The training logs, evaluates and writes checkpoints meanwhile; the service has four adapters asked in turn,
-and a fifth that is loaded and unloaded again and again. Resident memory and open handles are looked at four
-times a second in training, and in the service after each tenth of the requests, once no client is connected.
-The first fifth is warm-up, and the last is set beside the second. Prints JSON; status 1 where memory grew by
-more than 5 %, or handles by more than 2.
+The training logs, evaluates and writes checkpoints. The service answers for four adapters in turn, while a
+fifth is loaded and unloaded repeatedly. Resident memory and open handles are sampled four times per second
+in training, and in the service after each tenth of the requests, when no client is connected. The first
+fifth is warm-up; the last fifth is compared with the second. Prints JSON. The exit status is 1 if memory
+grew by more than 5 %, or handles by more than 2.
 """
 
 import argparse

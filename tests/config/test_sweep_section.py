@@ -54,7 +54,7 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
         ("{training: {learning_rate: {low: 1e-4, high: 1e-2}}}", "set sweep.trials"),
         ("{training: {learning_rate: {low: 1e-2, high: 1e-4}}}", "low must be below high"),
         ("{training: {learning_rate: {low: 0, high: 1, log: true}}}", "above 0 with log"),
-        ("{output_dir: [a, b]}", "'output_dir' is the same for all"),
+        ("{output_dir: [a, b]}", "'output_dir' cannot vary"),
     ],
 )
 def test_a_mistake_is_told_with_its_field(tmp_path: Path, written: str, told: str) -> None:

@@ -114,7 +114,7 @@ def test_a_single_file_is_judged_whole_before_it_is_split(tmp_path):
 
 def test_a_file_too_short_to_be_split_says_so(tmp_path):
     file = write(tmp_path / "two.jsonl", ROWS[:2])
-    with pytest.raises(UserError, match=r"is one file, split 80/10/10 .* none of its 2 rows falls to"):
+    with pytest.raises(UserError, match=r"is one file, split 80/10/10 .* none of its 2 rows belongs to"):
         [load_split(config(file), split) for split in ("train", "validation", "test")]
 
 

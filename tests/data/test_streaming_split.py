@@ -127,7 +127,7 @@ def test_a_bad_row_is_told_before_training_with_its_number(tmp_path, tokenizer):
     with pytest.raises(UserError, match="no such file or folder"):
         streamed(tmp_path / "none", tokenizer)
     (folder / "train.jsonl").write_text("")
-    with pytest.raises(UserError, match="no rows fall to train"):
+    with pytest.raises(UserError, match="no rows belong to the split train"):
         streamed(folder, tokenizer)
 
 

@@ -83,7 +83,11 @@ def test_an_adapter_without_effect_and_zero_matrices_are_faults() -> None:
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("torch>=999", "is here in version"), ("no-such-package>=1", "is not installed"), ("torch>=1", None)],
+    [
+        ("torch>=999", "is installed in version"),
+        ("no-such-package>=1", "is not installed"),
+        ("torch>=1", None),
+    ],
 )
 def test_a_package_that_is_absent_or_too_old_is_a_fault_with_pip_s_line(line: str, told: str | None) -> None:
     findings = list(version_of(Requirement(line)))

@@ -62,7 +62,7 @@ def test_verify_finds_a_run_as_it_was(run, capsys):
     report = json.loads(out)
     assert status == 0 and report["fault"] == report["unknown"] == 0, out
     assert {finding["check"] for finding in report["findings"]} == set(RUN)
-    assert "6 of 6 summaries, written again, are the same" in out
+    assert "all 6 summaries are the same when generated again" in out
 
 
 def test_a_changed_weight_is_seen_by_its_hash_and_by_what_it_writes(run):
@@ -82,8 +82,8 @@ def test_a_changed_score_is_seen(run):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"rougeL": None}, "is not what a run writes: rougeL=None"),
-        ({"rouge2": "x"}, "is not what a run writes: rouge2='x'"),
+        ({"rougeL": None}, "is not a record of a run: rougeL=None"),
+        ({"rouge2": "x"}, "is not a record of a run: rouge2='x'"),
         ({"rouge1_interval": [0.1, 0.2]}, "rouge1_interval [0.1, 0.2] ->"),
         ({"mean_words": 3.0}, "mean_words 3.0 ->"),
     ],
@@ -101,7 +101,7 @@ def test_weights_that_the_run_has_not_recorded_are_a_fault(run):
 def test_of_several_runs_one_that_has_not_ended_is_a_fault(run):
     shutil.copytree(run, run.parent / "several/whole")
     shutil.copytree(run, run.parent / "several/cut").joinpath("results.json").unlink()
-    assert faults(run.parent / "several") == {"record": "cut: it has not ended: results.json is missing"}
+    assert faults(run.parent / "several") == {"record": "cut: it has not finished: results.json is missing"}
 
 
 def test_a_changed_summary_is_seen(run):
@@ -109,7 +109,10 @@ def test_a_changed_summary_is_seen(run):
     first, *rest = file.read_text().splitlines()
     file.write_text("\n".join([json.dumps(json.loads(first) | {"prediction": "Other."}), *rest]) + "\n")
     found = faults(run)
-    assert "predictions.jsonl" in found["files"] and "1 of 6 summaries are others now" in found["scoring"]
+    assert (
+        "predictions.jsonl" in found["files"]
+        and "1 of 6 summaries differ from the recorded ones" in found["scoring"]
+    )
 
 
 def test_missing_and_torn_files_are_faults(run, capsys):

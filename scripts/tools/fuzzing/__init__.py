@@ -1,1 +1,1 @@
-"""Broken inputs, made from whole ones by a seed, and the judgement of what becomes of each."""
+"""Seeded generators of broken inputs, and the judge of their outcomes."""

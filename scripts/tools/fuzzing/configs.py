@@ -1,4 +1,4 @@
-"""Broken configs: a shipped one's text or its fields changed, and trained by as far as that goes."""
+"""Broken configs, from changed texts or fields of shipped ones, passed to `train`."""
 
 import copy
 from functools import cache
@@ -19,7 +19,7 @@ SMALL = [
     *("data.max_train_samples=8", "data.max_eval_samples=2", "data.max_test_samples=2"),
     *("generation.max_new_tokens=2", "training.max_steps=1", f"output_dir={OUT}"),
 ]
-"""What alone would make a valid run of hours; everything else is as broken as it comes."""
+"""Overrides that keep a valid run short."""
 STARTS = ("quickstart", "methods", "rank_study")
 LINES = [
     "a: &a [1]\nb: *a",
@@ -47,7 +47,7 @@ LINES = [
 
 
 def make(random: Random, folder: Path) -> list[str]:
-    """Write a broken config, and give the words of the command that reads it."""
+    """Write a broken config and return the command line that reads it."""
     text = (SHIPPED / f"{random.choice(STARTS)}.yaml").read_text()
     if random.random() < 0.35:
         data = break_bytes(random, text.encode())
@@ -64,7 +64,7 @@ def make(random: Random, folder: Path) -> list[str]:
 
 
 def run(words: list[str]) -> int:
-    """The exit status of the command."""
+    """Run the command and return its exit status."""
     return cli.run(words, debug=False)
 
 
@@ -94,7 +94,7 @@ def _name(random: Random, name: str) -> Any:
 
 
 def _value(random: Random, path: list[str]) -> Any:
-    """Junk, or what the field does take and nobody has tried here."""
+    """Return an arbitrary value, or one of the field's choices."""
     is_training = path[0] == "training" and len(path) == 2
     choices = training_fields().get(path[-1], {}).get("enum", []) if is_training else []
     if choices and random.random() < 0.5:

@@ -1,4 +1,4 @@
-"""What is put where it does not belong: values of every kind, and bytes broken in every way."""
+"""Unexpected values and ways to break bytes."""
 
 from collections.abc import Callable
 from random import Random
@@ -67,12 +67,12 @@ VALUES: list[Any] = [
 
 
 def deep(n: int, is_map: bool) -> str:
-    """JSON, and YAML, of n levels."""
+    """Return JSON (and YAML) nested n levels deep."""
     return '{"a":' * n + "1" + "}" * n if is_map else "[" * n + "]" * n
 
 
 def break_bytes(random: Random, data: bytes) -> bytes:
-    """The data with one to three things done to it."""
+    """Apply one to three random changes to the data."""
     for _ in range(random.choice((1, 1, 2, 3))):
         data = random.choice(BREAKS)(random, data)
     return data

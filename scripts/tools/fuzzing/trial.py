@@ -1,6 +1,6 @@
-"""One input in a process of its own: what became of it, and whether that is what was promised.
+"""Run a command on one input in a forked process, and judge how it ended.
 
-The process is a fork of one that has imported everything: an input costs no start, and leaves no trace.
+The parent has imported everything, so that an input costs no start-up time and leaves no trace.
 """
 
 import os
@@ -19,14 +19,14 @@ from typing import Any
 from lora_hf.files import PARTIAL
 
 SECONDS = 30
-"""Of processor time, for a busy machine has to judge as an idle one does; five times as long on the clock."""
+"""Limit of processor time, which does not depend on the load; the wall-clock limit is five times as long."""
 MIB = 2048
 OUT = "out"
-"""Where an input may write, below the folder of its trial."""
+"""Folder below the trial's that the command may write to."""
 BESIDE = (PARTIAL + OUT, f"{PARTIAL}old.{OUT}")
-"""Where what is written whole is made, and what was there kept until then: gone when the command ends."""
+"""Temporary places of files that replace others; they must be gone when the command ends."""
 CLAIMED = {"config.yaml", "inputs.json"}
-"""What a run writes once its data and its model are found good: not results."""
+"""Files that a run writes once its data and model are checked; they are not results."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate")
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
@@ -34,7 +34,7 @@ STARTS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one input led to; a status below 0 is the signal that ended it."""
+    """The outcome of one input; a negative status is the signal that ended the process."""
 
     status: int
     seconds: float
@@ -44,7 +44,7 @@ class Outcome:
     left: tuple[str, ...]
 
     def fault(self) -> str | None:
-        """What of the promise was not kept, or None."""
+        """Return the rule that was broken, or None."""
         lines = self.said.splitlines()
         if self.outside:
             return f"wrote or started outside: {self.outside[:3]}"
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def attempt(task: Callable[[], int], folder: Path) -> Outcome:
-    """Do a task in a process of its own, in `folder`, and say what became of it."""
+    """Run a task in a forked process in `folder` and return its outcome."""
     out, log, noted = folder / OUT, folder.parent / "log", folder.parent / "noted"
     before = _files(folder)
     start = time.monotonic()
