@@ -100,12 +100,12 @@ def _findings(words: list[str], config: Path | None, base: str | None) -> "Itera
 @contextmanager
 def _each_notice_once() -> "Iterator[None]":
     """Log each message once, although several checks load the same files."""
-    told: set[str] = set()
+    logged: set[str] = set()
 
     def is_news(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        known = message in told
-        told.add(message)
+        known = message in logged
+        logged.add(message)
         return not known
 
     handlers = logging.getLogger("lora_hf").handlers

@@ -145,7 +145,7 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
     value, context = error["input"], error.get("ctx", {})
     if error["type"] == "extra_forbidden":
         return unknown_key(path, value)
-    if path and path[-1] == "[key]":  # of `arms`, or a key that is no text
+    if path and path[-1] == "[key]":  # a key of `arms`, or a key that is not text
         return unknown_key(path[:-1], _value_at(data, path[:-1]))
     if error["type"] == "together":  # two fields that do not go together; the error names the one to change
         return wrong_value(context["path"], _value_at(data, context["path"]), error["msg"])

@@ -58,7 +58,7 @@ def _check(key: str, value: Any) -> Any:
     if key == "metric_for_best_model" and str(value or "loss").removeprefix("eval_") not in BEST:
         raise ValueError(f"is not one of {', '.join(BEST)}, which an evaluation gives")
     if key == "accelerator_config" and isinstance(value, str) and not Path(value).is_file():
-        raise ValueError("is no file; write its fields as a mapping, or the path of a JSON file")
+        raise ValueError("must be a mapping of fields, or the path of an existing JSON file")
     most = LARGEST if isinstance(value, int) else float("inf")
     low, high = schema.get("minimum", -most), schema.get("maximum", most)
     if isinstance(value, (int, float)) and not low <= value <= high:

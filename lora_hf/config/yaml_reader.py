@@ -106,7 +106,7 @@ class Document:
         return result
 
     def _add(self, path: KeyPath, line: int, text: str) -> None:
-        place: KeyPath = (*path, f"(line {line})")  # a key that is no key has no path of its own
+        place: KeyPath = (*path, f"(line {line})")  # an invalid key has no path
         self.places[place] = line
         self.mistakes.append(Mistake(place, text))
 
@@ -184,7 +184,7 @@ def _files_of(folder: Path) -> str:
 
 
 def _nearest(path: Path) -> str:
-    """The nearest file of the same folder, or of configs/, for whoever left the folder out."""
+    """Suggest the nearest file of the same folder or of configs/."""
     for folder in dict.fromkeys((path.parent, Path("configs"))):
         if near := get_close_matches(path.name, _configs_in(folder), n=1, cutoff=0.5):
             return f"; did you mean {str(folder / near[0])!r}?"

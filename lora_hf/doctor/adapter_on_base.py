@@ -127,16 +127,16 @@ def merging(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findi
 
 def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:
     """Return the finding on the errors of merging: on a dense base, half of the digits must stay."""
-    told = ", ".join(
+    reported = ", ".join(
         f"{way} changes the logits by {error:.1e} of their size" for way, error in errors.items()
     )
     if "merged" not in errors:
-        return ok(f"quantized base, choose by lora-hf merge --onto: {told}")
+        return ok(f"quantized base, choose by lora-hf merge --onto: {reported}")
     if errors["merged"] <= torch.finfo(dtype).eps ** 0.5:
-        return ok(told)
+        return ok(reported)
     computed = str(dtype).removeprefix("torch.")
     remedy = "merge into the base in float32, or use the adapter unmerged"
-    return fault(f"{told}, more than rounding in {computed} explains", remedy)
+    return fault(f"{reported}, more than rounding in {computed} explains", remedy)
 
 
 def tokens(adapter: SavedAdapter, store: ModelConfig, tokenizer: Any) -> Findings:

@@ -68,13 +68,13 @@ def store(fields: RunConfig) -> Findings:
 
 def dtype(fields: RunConfig) -> Findings:
     """No run trains in float16."""
-    told = set()
+    reported = set()
     for name, run in runs_of(fields).items():
         used = resolve_dtype(run.model.dtype, pick_device())
         with named(name):
             check_dtype(used)
-        told.add(f"{str(used).removeprefix('torch.')} (dtype: {run.model.dtype})")
-    yield ok(" and ".join(sorted(told)) or "no run trains")
+        reported.add(f"{str(used).removeprefix('torch.')} (dtype: {run.model.dtype})")
+    yield ok(" and ".join(sorted(reported)) or "no run trains")
 
 
 def training(fields: RunConfig, dtype: None) -> Findings:

@@ -26,8 +26,8 @@ def versions() -> Findings:
     needed = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     for requirement in needed:
         yield from version_of(requirement)
-    told = ", ".join(f"{name} {installed_version(name)}" for name in REPORTED)
-    yield ok(f"{told}; {len(needed)} packages checked")
+    reported = ", ".join(f"{name} {installed_version(name)}" for name in REPORTED)
+    yield ok(f"{reported}; {len(needed)} packages checked")
 
 
 def version_of(requirement: Requirement) -> Findings:

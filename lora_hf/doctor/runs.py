@@ -143,5 +143,7 @@ def _compared(what: str, found: Scores, known: RunResult) -> Findings:
     if not other:
         yield ok(f"ROUGE {what} equals the record")
         return
-    told = ", ".join(f"{name} {known.get(name)} -> {value}" for name, value in found.items() if name in other)
-    yield fault(f"ROUGE {what} differs from the record: {told}", AGAIN)
+    reported = ", ".join(
+        f"{name} {known.get(name)} -> {value}" for name, value in found.items() if name in other
+    )
+    yield fault(f"ROUGE {what} differs from the record: {reported}", AGAIN)

@@ -30,7 +30,7 @@ def learning_rate_grid(
     overrides: Sequence[str],
     variants: Sequence[str] = (),
 ) -> Scores:
-    """Train each arm, or each of these variants, at each rate; read its last ROUGE-1 on the validation split.
+    """Train each run, or each of these variants, at each rate; return its last validation ROUGE-1.
 
     Args:
         config_file: the config whose rates are to be chosen; its test split is not looked at.
@@ -61,7 +61,7 @@ def learning_rate_grid(
 
 
 def at_rate(changes: Mapping[str, Any], rate: float) -> list[str]:
-    """Overrides that set the rate, also where an arm has its own, and evaluate once, at the last step."""
+    """Overrides that set the rate, also where a run has its own, and evaluate once, at the last step."""
     method = changes.get("method", "lora")
     rates = [f"training.learning_rate={rate:g}", f"arms.{method}.training.learning_rate={rate:g}"]
     return [*rates, "data.max_test_samples=1", "training.eval_strategy=steps", "training.eval_steps=0.999"]

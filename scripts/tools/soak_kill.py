@@ -87,7 +87,7 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
 
 
 def killed(config: Path, run: Path, moment: Callable[[Path], bool]) -> str | None:
-    """Start a run, kill it once `moment` says so, and say where that hit; None where it had ended before."""
+    """Start a run, kill it at `moment`, and return the stage it was in; None if it had finished."""
     child = start(config, run)
     while child.poll() is None and not moment(run):
         time.sleep(0.001)
@@ -192,7 +192,7 @@ def soak(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     print(f"uninterrupted: {seconds:.1f} s after its first file", flush=True)
     while stages.total() < kills:
         run = folder / f"kill-{stages.total() + 1}"
-        told, moment = draw_moment(draw, stages.total(), seconds)
+        when, moment = draw_moment(draw, stages.total(), seconds)
         stage = killed(config, run, moment)
         if stage is None:  # quicker than the uninterrupted one was
             continue
@@ -203,7 +203,7 @@ def soak(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         differing += [f"{run.name}: {wrong}"] if wrong else []
         verdict = f"DIFFERS in {wrong}" if wrong else "equal"
-        print(f"{run.name}: after {told}, in {stage}; on from step {step}: {verdict}", flush=True)
+        print(f"{run.name}: after {when}, in {stage}; resumed from step {step}: {verdict}", flush=True)
     return {
         "command": f"python scripts/tools/soak_kill.py --kills {kills} --seed {seed}",
         "kills": kills,

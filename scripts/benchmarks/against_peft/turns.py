@@ -1,4 +1,4 @@
-"""Workers in turn: a process a side, each making one step when it is told to."""
+"""Run workers in turn: one process per library, each taking one step on request."""
 
 import json
 import subprocess
