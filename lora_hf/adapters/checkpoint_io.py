@@ -1,4 +1,4 @@
-"""An adapter's folder as files: tensors without pickles, our manifest, and every difference named at once."""
+"""Files of tensors, without pickles, and their comparison with a model's: all differences in one error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +16,13 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
-    """Whole or not at all; one metadata key, for safetensors writes several in random order."""
+    """Write a file completely or not at all; one metadata key, as safetensors writes several in random order."""
     with whole(file) as beside:
         save_file(tensors, beside, metadata={"format": "pt"})
 
 
 def read_shapes(file: Path) -> Shapes:
-    """Names and shapes of a safetensors file, of which only the header is read; errors as `read_tensors`."""
+    """Return the names and shapes in a safetensors file's header; errors as `read_tensors`."""
     try:
         with safe_open(file, framework="numpy") as opened:  # torch's would take memory for the whole
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
@@ -31,7 +31,7 @@ def read_shapes(file: Path) -> Shapes:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Return the tensors of a safetensors file.
 
     Raises:
         UserError: it cannot be read.
@@ -43,12 +43,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Shapes, source: Any) -> None:
-    """`check_shapes` of tensors."""
+    """Compare tensors with expected shapes, as `check_shapes`."""
     check_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected, source)
 
 
 def check_shapes(found: Shapes, expected: Shapes, source: Any) -> None:
-    """Compare names and shapes, and say everything that differs at once.
+    """Compare names and shapes, and report all differences in one error.
 
     Raises:
         UserError: missing, unexpected or mis-shaped tensors.

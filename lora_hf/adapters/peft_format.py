@@ -7,6 +7,7 @@ something else.
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,11 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
         raw = read_object(file)
     except FileNotFoundError:
         raise UserError(f"{directory} is not an adapter folder: it has no {CONFIG_NAME}") from None
-    kinds = {method.peft_type: (key, method) for key, method in reversed(ADAPTER_METHODS.items())}
+    kinds = sorted({method.peft_type for method in ADAPTER_METHODS.values()})
     if raw.get("peft_type") not in kinds:
-        raise UserError(f"{file}: peft_type={raw.get('peft_type')!r} must be one of {sorted(kinds)}")
-    key, method = kinds[raw["peft_type"]]
-    names = method.peft_fields
+        raise UserError(f"{file}: peft_type={raw.get('peft_type')!r} must be one of {kinds}")
+    method = method_of(raw)
+    names = ADAPTER_METHODS[method].peft_fields
     foreign = {k: v for k, v in raw.items() if k not in names and k not in PROVENANCE and v not in UNUSED}
     start = raw.get("init_lora_weights", True)
     if start not in PLAIN_INITIALIZATIONS and not str(start).startswith((*CHANGES_BASE, "loftq")):
@@ -107,12 +108,19 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
         known["init_lora_weights"] = True
     if raw.get("task_type") in CLASSIFICATION and isinstance(raw.get("modules_to_save"), list):
         known["modules_to_save"] = _without_absent_heads(directory, known["modules_to_save"])
-    if key != "lora":
-        known[f"use_{key}"] = True
+    if method != "lora":
+        known[f"use_{method}"] = True
     try:
         return LoraConfig(**known), raw
     except (TypeError, UserError) as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def method_of(peft_config: Mapping[str, Any]) -> str:
+    """Return the key in `ADAPTER_METHODS` of a PEFT configuration: by its type, then by its flags."""
+    kind = peft_config.get("peft_type", "LORA")
+    keys = [key for key, method in ADAPTER_METHODS.items() if method.peft_type == kind]
+    return next((key for key in keys if peft_config.get(f"use_{key}") is True), keys[0])
 
 
 def _without_absent_heads(directory: Path, names: list[str]) -> list[str]:

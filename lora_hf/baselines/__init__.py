@@ -1,4 +1,4 @@
-"""What LoRA is compared with: other small sets of weights in a frozen base. Torch and safetensors only."""
+"""Baselines of LoRA: other small sets of trained weights in a frozen base. Torch and safetensors only."""
 
 from lora_hf.baselines.bottleneck import add_bottlenecks
 from lora_hf.baselines.checkpoint_io import load_extras, save_extras

@@ -3,9 +3,9 @@
     h <- h + U f(D h + b) + c        D (m, d), U (d, m), on the output of each attention and feed-forward
 
 A sublayer's output is that of its last projection, which is wrapped: so no forward is copied, and the
-adapter acts before the residual sum, as in the paper's figure 2. (A base with dropout applies its own after
-the adapter here.) The start is the base bit for bit: U and c are zero, where the paper draws U as small as D.
-Weights are float32 whatever the base is, and cast to the activations' dtype at use, as LoRA's are.
+adapter acts before the residual sum, as in the paper's figure 2. (The base's own dropout comes after the
+adapter here.) The initial output is the base's bit for bit: U and c are zero, where the paper draws U as
+small as D. Weights are float32 and cast to the dtype of the activations at use, as LoRA's are.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 DEVIATION = 1e-2
-"""Of D's normal distribution, cut at two deviations (the paper's section 2.1)."""
+"""Standard deviation of D's normal distribution, cut at two deviations (the paper's section 2.1)."""
 
 
 class Bottleneck(Extra):
-    """What is added to a sublayer's output: 2 m d + m + d weights.
+    """The term added to a sublayer's output: 2 m d + m + d weights.
 
     Args:
         d: width of the output.
@@ -42,7 +42,7 @@ class Bottleneck(Extra):
     def __init__(self, d: int, m: int, non_linearity: str, device: torch.device) -> None:
         super().__init__()
         down = torch.empty(m, d)
-        if not is_fake(down):  # a plan's outline has no numbers, and the drawing looks at them
+        if not is_fake(down):  # a plan's fake tensors have no values
             torch.nn.init.trunc_normal_(down, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
         self.down = nn.Parameter(down.to(device))  # drawn on the CPU: the same on every device
         self.down_bias = nn.Parameter(torch.zeros(m, device=device))
@@ -51,7 +51,7 @@ class Bottleneck(Extra):
         self.activation = ACTIVATIONS[non_linearity]
 
     def forward(self, h: Tensor) -> Tensor:
-        """h (..., d) -> U f(D h + b) + c, in h's dtype."""
+        """Return U f(D h + b) + c in the dtype of h, for h (..., d)."""
         middle = F.linear(h, self.down.to(h.dtype), self.down_bias.to(h.dtype))  # (..., d) -> (..., m)
         return F.linear(self.activation(middle), self.up.to(h.dtype), self.up_bias.to(h.dtype))
 
@@ -59,7 +59,7 @@ class Bottleneck(Extra):
 class BottleneckLayer(nn.Module):
     """A sublayer's last projection and the adapter on its output.
 
-    It shows the projection's `weight` and `bias`, because T5 reads `wo.weight.dtype`.
+    It exposes the projection's `weight` and `bias`, because T5 reads `wo.weight.dtype`.
     """
 
     def __init__(self, base_layer: nn.Module, bottleneck: Bottleneck) -> None:
@@ -69,7 +69,7 @@ class BottleneckLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The projection's weight as stored."""
+        """The projection's weight, in its storage format."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
@@ -78,17 +78,16 @@ class BottleneckLayer(nn.Module):
         return self.base_layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., d)."""
+        """Return the adapted output (..., d), for x (..., in)."""
         h: Tensor = self.base_layer(x)
         return h + self.bottleneck(h).to(h.dtype)
 
 
 def find_sublayers(model: nn.Module) -> dict[str, nn.Module]:
-    """The last projection of every attention and feed-forward in the model's stacks of blocks, by name.
+    """Return the last projection of every attention and feed-forward in the stacks of blocks, by name.
 
-    In a block, a module that holds linear layers is an attention or a feed-forward (BART keeps the latter's
-    in the block itself), and the last one that it defines makes its output: `o` and `wo`, `out_proj` and
-    `fc2`.
+    In a block, a module with linear layers is an attention or a feed-forward (BART keeps the latter's in the
+    block itself), and the last one that it defines computes its output: `o` and `wo`, `out_proj` and `fc2`.
 
     Raises:
         UserError: the model has no stack of blocks with linear layers in it.
@@ -111,12 +110,12 @@ def add_bottlenecks(model: nn.Module, bottleneck_dim: int, non_linearity: str) -
     """Put an adapter on every sublayer's output, in place; the base is frozen, the adapters train.
 
     Args:
-        model: any stack of blocks, in whatever store.
+        model: any stack of blocks, in any storage format.
         bottleneck_dim: m.
         non_linearity: a key of `ACTIVATIONS`.
 
     Raises:
-        UserError: the model has no such sublayers, or carries adapters or a baseline already.
+        UserError: the model has no such sublayers, or already has adapters or a baseline.
     """
     sublayers = find_sublayers(model)
     claim(model, "bottleneck", {"bottleneck_dim": bottleneck_dim, "non_linearity": non_linearity})

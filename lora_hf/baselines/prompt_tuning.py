@@ -17,26 +17,26 @@ from lora_hf.baselines.checkpoint_io import Extra, claim
 from lora_hf.errors import UserError
 
 COMMON_TOKENS = 5000
-"""Tokens the start is drawn from: a tokenizer's first are its most frequent (the paper's section 3.2)."""
+"""Initial embeddings come from these: a tokenizer's first tokens are its most frequent (section 3.2)."""
 SPECIAL = ("pad", "bos", "eos", "decoder_start")
 BOUND = 0.5
-"""Of the uniform start (section 3.2)."""
+"""Bound of the uniform initialization (section 3.2)."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Prompt(Extra):
-    """P (n, d_model), and the two hooks that put it to use.
+    """P (n, d_model), and the two hooks that use it.
 
     Args:
-        start: (n, d_model), float32.
+        initial: (n, d_model), float32.
     """
 
-    def __init__(self, start: Tensor) -> None:
+    def __init__(self, initial: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(start)
+        self.weight = nn.Parameter(initial)
 
     def before_encoder(self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """input_ids (batch, length) -> inputs_embeds (batch, n + length, d_model), and the mask to match."""
+        """Replace ids (batch, length) by embeddings (batch, n + length, d_model); extend the mask."""
         ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         if embedded is None:
             embedded = encoder.get_input_embeddings()(args[0] if args else ids)
@@ -46,25 +46,25 @@ class Prompt(Extra):
         return (), {**kwargs, **changed, "attention_mask": mask}
 
     def before_decoder(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Complete the mask over the encoder's outputs (batch, n + length, d_model)."""
+        """Extend the mask over the encoder's outputs (batch, n + length, d_model)."""
         return args, {
             **kwargs,
             "encoder_attention_mask": self._extended(kwargs.get("encoder_attention_mask")),
         }
 
     def _extended(self, mask: Tensor | None) -> Tensor | None:
-        """(batch, length) -> (batch, n + length), the first n always seen; no mask is all ones as it is."""
+        """Extend a mask (batch, length) to (batch, n + length) by n ones; None means all ones."""
         return None if mask is None else torch.cat([mask.new_ones(len(mask), len(self.weight)), mask], dim=1)
 
 
 def stacks_of(model: Any) -> tuple[Any, Any]:
-    """The encoder and the decoder.
+    """Return the encoder and the decoder.
 
     Raises:
-        UserError: the model has not both.
+        UserError: the model lacks one of them.
     """
     if not getattr(model.config, "is_encoder_decoder", False):
-        raise UserError(f"method=prompt_tuning: {type(model).__name__} is no encoder-decoder model")
+        raise UserError(f"method=prompt_tuning: {type(model).__name__} is not an encoder-decoder model")
     return model.get_encoder(), model.get_decoder()
 
 
@@ -77,29 +77,29 @@ def add_prompt(model: Any, num_virtual_tokens: int, init: str) -> None:
         init: `vocab` or `random`.
 
     Raises:
-        UserError: the model is no encoder-decoder, or carries adapters or a baseline already.
+        UserError: the model is not an encoder-decoder, or already has adapters or a baseline.
     """
     encoder, decoder = stacks_of(model)
     embeddings = encoder.get_input_embeddings().weight
     claim(model, "prompt_tuning", {"num_virtual_tokens": num_virtual_tokens, "init": init})
     values = embeddings.detach() if embeddings.is_meta else embeddings.detach().cpu()  # meta: only counted
-    start = STARTS[init](model, values.float(), num_virtual_tokens)
-    prompt = Prompt(start.to(embeddings.device))
+    initial = INITIALIZATIONS[init](model, values.float(), num_virtual_tokens)
+    prompt = Prompt(initial.to(embeddings.device))
     encoder.prompt = prompt
     encoder.register_forward_pre_hook(prompt.before_encoder, with_kwargs=True)
     decoder.register_forward_pre_hook(prompt.before_decoder, with_kwargs=True)
 
 
 def from_vocabulary(model: Any, embeddings: Tensor, n: int) -> Tensor:
-    """Embeddings of n tokens, (vocabulary, d_model) -> (n, d_model); no padding nor end of text."""
+    """Return the embeddings of n random tokens, (n, d_model), without padding and end of text."""
     special = {getattr(model.config, f"{name}_token_id", None) for name in SPECIAL}  # not all have all
     tokens = torch.tensor([t for t in range(min(len(embeddings), COMMON_TOKENS)) if t not in special])
     return embeddings[tokens[torch.randint(len(tokens), (n,))]]
 
 
 def uniform(model: Any, embeddings: Tensor, n: int) -> Tensor:
-    """Uniform in ±0.5, (n, d_model)."""
+    """Draw (n, d_model) uniformly in ±0.5."""
     return torch.empty(n, embeddings.shape[1]).uniform_(-BOUND, BOUND)
 
 
-STARTS = {"vocab": from_vocabulary, "random": uniform}
+INITIALIZATIONS = {"vocab": from_vocabulary, "random": uniform}

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_hf.adapters.methods import ADAPTER_METHODS
+from lora_hf.adapters.peft_format import method_of
 from lora_hf.config import RunConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.run_records import Prediction, RunResult
 
 WEIGHTS = {"bottleneck": "Bottleneck layers", "prompt_tuning": "A tuned prompt"}
-KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_rslora": "rsLoRA"}
 Record = dict[str, Any]
 
 
@@ -67,8 +68,15 @@ class CardFacts:
     @property
     def weights(self) -> str:
         """Return what was trained: `DoRA weights`, `A tuned prompt`."""
-        found = [name for key, name in KINDS.items() if self.adapter.get(key)]
-        return WEIGHTS.get(self.method, f"{' and '.join(found) or 'LoRA'} weights")
+        if self.method in WEIGHTS:
+            return WEIGHTS[self.method]
+        key = method_of(self.adapter)
+        if key == "lora" and self.config is not None:  # such as LoRA-FA, whose files are plain LoRA
+            key = self.config.lora.to_config().method
+        title = ADAPTER_METHODS[key].title
+        if self.adapter.get("use_rslora"):
+            title = "rsLoRA" if key == "lora" else f"{title} and rsLoRA"
+        return f"{title} weights"
 
     @property
     def data_name(self) -> str:

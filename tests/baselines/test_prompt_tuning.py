@@ -115,5 +115,5 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_prompt_is_float32(batch):
 def test_a_model_that_is_no_encoder_decoder_is_refused():
     plain = nn.Linear(2, 2)
     plain.config = type("Config", (), {})()
-    with pytest.raises(UserError, match="Linear is no encoder-decoder model"):
+    with pytest.raises(UserError, match="Linear is not an encoder-decoder model"):
         add_prompt(plain, N, "vocab")

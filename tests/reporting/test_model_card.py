@@ -128,3 +128,18 @@ def test_peft_is_told_of_only_where_it_can_load_the_files(more, why):
     assert why in why_no_peft(found) if why else why_no_peft(found) == ""
     if found.adapter.get("r") or not found.adapter:
         assert ("from peft import" in model_card(found)) == (not why)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "overrides", "words"),
+    [
+        ({"peft_type": "LORA"}, {}, "LoRA weights"),
+        ({"peft_type": "LORA", "use_rslora": True}, {}, "rsLoRA weights"),
+        ({"peft_type": "LORA", "use_dora": True, "use_rslora": True}, {}, "DoRA and rsLoRA weights"),
+        ({"peft_type": "VERA"}, {"use_vera": True}, "VeRA weights"),
+        ({"peft_type": "LORA"}, {"use_lora_fa": True}, "LoRA-FA weights"),
+    ],
+)
+def test_the_method_is_named_by_its_class(adapter: dict, overrides: dict, words: str) -> None:
+    config = RunConfig.model_validate({"lora": overrides})
+    assert CardFacts("me/run", None, "lora", Base(), adapter=adapter, config=config).weights == words
