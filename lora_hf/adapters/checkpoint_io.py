@@ -16,7 +16,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a file completely or not at all; one metadata key, as safetensors writes several in random order."""
+    """Write all or nothing; one metadata key, because safetensors writes several in random order."""
     with whole(file) as beside:
         save_file(tensors, beside, metadata={"format": "pt"})
 
