@@ -34,7 +34,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> RunResult:
     from lora_hf.runs.run_dir import UNCHANGED, finished_result
 
     def one(run: RunConfig) -> RunConfig:
-        return run.for_arm(run.method, run.seed, run.output_dir)
+        return run.for_run(run.method, run.seed, run.output_dir)
 
     run = one(load_config(config, overrides, is_done=lambda run: finished_result(one(run)) is not None))
     if (result := finished_result(run)) is not None:
@@ -83,8 +83,8 @@ def evaluate(
     Raises:
         UserError: a mistake in the config, the data or the adapter.
     """
-    from lora_hf.saved.adapter import find_adapter
     from lora_hf.saved.evaluate import evaluate as score_adapter
+    from lora_hf.saved.find_adapter import find_adapter
 
     saved = find_adapter(str(adapter), "adapter") if adapter is not None else None
     scores, rows = score_adapter(load_config(config, overrides), saved)

@@ -68,7 +68,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def arms_in_this_process(monkeypatch):
+def runs_in_this_process(monkeypatch):
     """Arms run by the same command line, without the seconds that a process of their own takes to start."""
     import signal
     import sys

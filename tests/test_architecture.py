@@ -51,7 +51,7 @@ ADAPTERS = [
 ]
 
 
-INSIDE = {"bnb.py": {"bitsandbytes"}}  # packages that a backend imports inside its functions
+INSIDE = {"bitsandbytes.py": {"bitsandbytes"}}  # packages that a backend imports inside its functions
 
 
 def module(file):

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import nn
 
 from lora_hf.adapters.active import set_adapter
-from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.initialize import LayerInit, initialize_layer
 from lora_hf.adapters.inits import SHAPE_ONLY

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, check_tensors, write_weights
 from lora_hf.adapters.load import check_base
 from lora_hf.adapters.model_state import BaselineState, adapter_configs, model_state, update_state

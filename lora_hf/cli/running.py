@@ -49,7 +49,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 def _one(config: "RunConfig") -> "RunConfig":
     """Return the run of the config's own method, without the fields that describe several runs."""
-    return config.for_arm(config.method, config.seed, config.output_dir)
+    return config.for_run(config.method, config.seed, config.output_dir)
 
 
 def compare(config: Config, overrides: Overrides = None) -> None:

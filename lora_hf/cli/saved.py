@@ -46,8 +46,8 @@ def evaluate(
     if output:
         check_new(output)
     run = load_config(config, overrides or [])
-    from lora_hf.saved.adapter import find_adapter
     from lora_hf.saved.evaluate import evaluate as score_adapter
+    from lora_hf.saved.find_adapter import find_adapter
 
     scores, rows = score_adapter(run, find_adapter(adapter) if adapter else None)
     if output:
@@ -142,7 +142,7 @@ def truncate(
     from lora_hf.config.load import load_config
     from lora_hf.experiments import rank_truncation as truncation
     from lora_hf.reporting.rank_truncation import truncation_terminal
-    from lora_hf.saved.adapter import config_of_run, find_adapter
+    from lora_hf.saved.find_adapter import config_of_run, find_adapter
 
     saved = find_adapter(adapter)
     run = load_config(config) if config else config_of_run(saved)

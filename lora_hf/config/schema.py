@@ -144,7 +144,7 @@ class RunConfig(Section):
             raise PydanticCustomError("together", "names a seed twice", {"path": ("seeds",)})
         return self
 
-    def for_arm(self, method: Method, seed: int, output_dir: str) -> "RunConfig":
+    def for_run(self, method: Method, seed: int, output_dir: str) -> "RunConfig":
         """Return one run of the comparison: `training` merged, without the fields that describe several runs.
 
         Full fine-tuning always trains dense weights: quantized ones cannot be trained.

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ArmData:
+class RunData:
     """Tokenized training and validation data, and the test dialogues with their token ids."""
 
     train: TokenizedDialogues | StreamedDialogues
@@ -25,7 +25,7 @@ class ArmData:
     fingerprint: str
 
 
-def load_data(config: RunConfig, tokenizer: Any) -> ArmData:
+def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     """Load, check and tokenize all splits, and log what is truncated.
 
     Every run reads all splits, even of the base model: the length of summaries is chosen from the training
@@ -49,4 +49,4 @@ def load_data(config: RunConfig, tokenizer: Any) -> ArmData:
     max_new_tokens = config.generation.max_new_tokens or chosen
     logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
     fingerprint = data_fingerprint(train, validation, test)
-    return ArmData(train_rows, validation_rows, test, sources.ids, max_new_tokens, fingerprint)
+    return RunData(train_rows, validation_rows, test, sources.ids, max_new_tokens, fingerprint)

@@ -14,7 +14,7 @@ from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machin
 from lora_hf.doctor.check import Check, Finding, examine
 from lora_hf.errors import UserError
 from lora_hf.models.load import locate
-from lora_hf.saved.adapter import find_adapter
+from lora_hf.saved.find_adapter import find_adapter
 
 AS_SAID = "correct the config"
 CONVERT = "use a complete folder written by save_adapter or PEFT"
@@ -26,7 +26,7 @@ MACHINE: dict[str, Check] = {
 }
 CONFIG: dict[str, Check] = {
     "fields": Check(configs.fields, AS_SAID),
-    "store": Check(configs.store, AS_SAID),
+    "storage": Check(configs.storage, AS_SAID),
     "dtype": Check(configs.dtype, "model.dtype: auto"),
     "training": Check(configs.training, AS_SAID),
     "checkpoint": Check(base.checkpoint, "correct model.model_name_or_path, or download the model again"),
@@ -42,7 +42,7 @@ ADAPTER: dict[str, Check] = {
     "numbers": Check(
         adapter_files.numbers, "train again in bfloat16 or float32, or use an earlier checkpoint"
     ),
-    "store": Check(adapter_files.store, NAME_BASE),
+    "storage": Check(adapter_files.storage, NAME_BASE),
     "checkpoint": Check(base.checkpoint, NAME_BASE),
     "tokenizer": Check(base.tokenizer, "add the tokenizer's files to the model's folder"),
     "head": Check(base.head, NAME_BASE),

@@ -13,7 +13,7 @@ from lora_hf.config import ModelConfig
 from lora_hf.doctor.check import Finding, Findings, fault, ok
 from lora_hf.errors import UserError, few
 from lora_hf.reporting.tables import bytes_cell
-from lora_hf.saved.adapter import base_config
+from lora_hf.saved.find_adapter import base_config
 from lora_hf.training.registry import saved_method
 
 
@@ -72,7 +72,7 @@ def names(tensors: list[str]) -> str:
     return few(name.removeprefix(PREFIX) for name in tensors)
 
 
-def store(adapter: SavedAdapter, settings: Any, base_name: str | None) -> Findings:
+def storage(adapter: SavedAdapter, settings: Any, base_name: str | None) -> Findings:
     """The adapter names its base and storage format; return the section `model` that loads it."""
     config: ModelConfig = base_config(adapter, base_name)
     yield ok(f"{config.model_name_or_path}, stored {config.storage}")

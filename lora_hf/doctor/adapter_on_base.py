@@ -18,7 +18,7 @@ from lora_hf.doctor.configs import tokens_cut
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
 from lora_hf.run_files import CONFIG
-from lora_hf.saved.adapter import config_of_run, prompt_config
+from lora_hf.saved.find_adapter import config_of_run, prompt_config
 from lora_hf.saved.merge import sample_batch
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
@@ -35,9 +35,9 @@ class Adapted(NamedTuple):
     batch: dict[str, Tensor]
 
 
-def base(store: ModelConfig, checkpoint: Path) -> Findings:
+def base(storage: ModelConfig, checkpoint: Path) -> Findings:
     """Load the base; return it."""
-    model = load_model(store, pick_device())
+    model = load_model(storage, pick_device())
     yield ok(f"loads in {str(model.dtype).removeprefix('torch.')} on {device_name(model.device)}")
     return model
 
@@ -139,7 +139,7 @@ def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:
     return fault(f"{reported}, more than rounding in {computed} explains", remedy)
 
 
-def tokens(adapter: SavedAdapter, store: ModelConfig, tokenizer: Any) -> Findings:
+def tokens(adapter: SavedAdapter, storage: ModelConfig, tokenizer: Any) -> Findings:
     """Few dialogues are truncated, of the run's own data or of the embedded sample."""
     if run := run_of(adapter):
         try:

@@ -19,10 +19,10 @@ HEAD, EMBEDDINGS = "lm_head.weight", "shared.weight"
 ASKING = 5  # seconds for the Hub to answer
 
 
-def checkpoint(store: ModelConfig) -> Findings:
+def checkpoint(storage: ModelConfig) -> Findings:
     """The base's files are on this machine and complete; return their folder."""
-    name = locate(store.model_name_or_path, store.name_field)
-    folder = Path(name) if Path(name).is_dir() else cached(name, store.revision)
+    name = locate(storage.model_name_or_path, storage.name_field)
+    folder = Path(name) if Path(name).is_dir() else cached(name, storage.revision)
     try:
         files = checkpoint_files(folder)
         tensors = [key for file in files for key in names_in(file)]
@@ -31,7 +31,7 @@ def checkpoint(store: ModelConfig) -> Findings:
     if not files:
         raise UserError(f"{folder} holds no model.safetensors, nor an index of several")
     size = bytes_cell(sum(file.stat().st_size for file in files))
-    yield ok(f"{store.model_name_or_path}: {len(tensors)} tensors, {size}")
+    yield ok(f"{storage.model_name_or_path}: {len(tensors)} tensors, {size}")
     return folder
 
 
@@ -75,9 +75,9 @@ def ask_hub(name: str, revision: str | None) -> None:
         raise CannotTell(f"{name} is not on this machine, and the Hub cannot be asked: {why}") from error
 
 
-def tokenizer(store: ModelConfig, checkpoint: Path) -> Findings:
+def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
     """The tokenizer loads and has the special tokens that training needs; return it."""
-    found = load_tokenizer(store)
+    found = load_tokenizer(storage)
     embedded = settings_in(checkpoint).get("vocab_size", len(found))
     if len(found) > embedded:
         title = f"the tokenizer has {len(found):,} tokens, but the model has embeddings for {embedded:,}"

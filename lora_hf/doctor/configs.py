@@ -56,13 +56,13 @@ def named(run: str) -> Iterator[None]:
         raise UserError(f"{run}{error}") from error
 
 
-def store(fields: RunConfig) -> Findings:
+def storage(fields: RunConfig) -> Findings:
     """The storage format is available; return the section `model`."""
     runs = runs_of(fields) or {"": fields}
-    stores = sorted({run.model.storage for run in runs.values()})
-    for name in stores:
+    formats = sorted({run.model.storage for run in runs.values()})
+    for name in formats:
         STORAGE_FORMATS[name].check_package()
-    yield ok(f"{fields.model.model_name_or_path}, stored {' or '.join(stores)}")
+    yield ok(f"{fields.model.model_name_or_path}, stored {' or '.join(formats)}")
     return fields.model
 
 
@@ -118,7 +118,7 @@ def share_trained(run: RunConfig, settings: Any) -> str:
     """Return how much of the model trains, computed on a model without memory.
 
     Raises:
-        UserError: a target matches nothing, or a layer does not fit the store or the start.
+        UserError: a target matches nothing, or a layer does not fit the storage format or the initialization.
     """
     dtype = resolve_dtype(run.model.dtype, pick_device())
     with outline(run, settings, dtype) as model:

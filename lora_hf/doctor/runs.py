@@ -8,7 +8,7 @@ import numpy as np
 from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
 from lora_hf.config.load import changed_fields, load_config
-from lora_hf.data.prepare import ArmData, load_data
+from lora_hf.data.prepare import RunData, load_data
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError, few, first_line
 from lora_hf.evaluation.evaluate import rouge_record
@@ -108,7 +108,7 @@ def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
 
 
 def scoring(
-    run: Path, config: RunConfig, data: ArmData, model: Any, rouge: list[Prediction], record: RunResult
+    run: Path, config: RunConfig, data: RunData, model: Any, rouge: list[Prediction], record: RunResult
 ) -> Findings:
     """Generating again gives the recorded summaries and ROUGE."""
     _, rows = score(Run(config, run, load_tokenizer(config.model), data, model))

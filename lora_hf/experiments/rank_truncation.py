@@ -24,7 +24,7 @@ from lora_hf.files import check_new, write_json, write_text
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
 from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PairedRecord, RankResult, TruncationRecord
-from lora_hf.saved.adapter import load_with_base
+from lora_hf.saved.find_adapter import load_with_base
 from lora_hf.saved.inference import NEW_TOKENS
 from lora_hf.training.registry import saved_method
 

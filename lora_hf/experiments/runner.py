@@ -51,7 +51,7 @@ def plan_variant(variant: str, config: RunConfig, changes: Mapping[str, Any]) ->
     seeds, runs = config.seeds or (config.seed,), []
     for seed in seeds[:1] if config.method == "base" else seeds:
         name = variant if seed == seeds[0] else f"{variant}-seed-{seed}"
-        run = config.for_arm(config.method, seed, str(Path(config.output_dir) / name))
+        run = config.for_run(config.method, seed, str(Path(config.output_dir) / name))
         overrides = words({**changes, "seed": seed, "output_dir": run.output_dir})
         runs.append(PlannedRun(name, variant, run, tuple(overrides)))
     return runs

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import ModelConfig

@@ -26,7 +26,7 @@ CARDS = (8, 16, 24, 40, 80)
 """GB of GPU memory."""
 RESERVED = 2**30
 """Bytes of a GPU that its driver, its libraries and the allocator's gaps may take; not measured."""
-STORES = ("float32", "bfloat16", "nf4")
+STORAGE_SHOWN = ("float32", "bfloat16", "nf4")
 Plan = dict[str, Any]
 Rows = TokenizedDialogues | StreamedDialogues
 
@@ -35,13 +35,13 @@ def plan(config: RunConfig) -> Plan:
     """The record of one run, and the same run's memory on every FLAN-T5; as `plan_step`."""
     own = plan_step(config)
     batch = Batch(*(own["batch"][field] for field in Batch._fields))
-    ways = STORES[:2] if config.method == "full" else STORES
-    held = {dtype: flan_t5_bytes(config, dtype, batch) for dtype in {_computed(way) for way in ways}}
+    names = STORAGE_SHOWN[:2] if config.method == "full" else STORAGE_SHOWN
+    held = {dtype: flan_t5_bytes(config, dtype, batch) for dtype in {_computed(name) for name in names}}
 
     def needs(size: str) -> Plan:
         counted = _count(config, flan_t5(size))
         of_shape = {dtype: bytes_of(SHAPES[size]) for dtype, bytes_of in held.items()}
-        return {way: _fit(_memory(config, counted, way, of_shape[_computed(way)])) for way in ways}
+        return {name: _fit(_memory(config, counted, name, of_shape[_computed(name)])) for name in names}
 
     return own | {"sizes": {size: needs(size) for size in SHAPES}}
 
@@ -66,15 +66,17 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     settings, device = settings_of(config.model), pick_device()
     batch, steps, said = _work(config, rows_at_hand(config) if rows is None and read else rows)
     dtype = str(trained_dtype(config, device)).removeprefix("torch.")
-    store = config.model.storage if config.model.is_quantized else dtype
+    storage = config.model.storage if config.model.is_quantized else dtype
     # on other devices, and compiled, the reference path: an upper bound
     fast = config.fast_paths and device.type == "cpu" and not asks_to_compile(config.training)
-    own = memory(config, settings, store, activation_bytes(config, settings, _computed(store), batch, fast))
+    own = memory(
+        config, settings, storage, activation_bytes(config, settings, _computed(storage), batch, fast)
+    )
     return {
         "model": config.model.model_name_or_path,
         "method": config.method,
         "device": device.type,
-        "store": store,
+        "store": storage,
         "batch": batch._asdict() | {"lengths": said},
         "steps": steps,
         **own,
@@ -82,14 +84,14 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     }
 
 
-def _computed(store: str) -> torch.dtype:
+def _computed(storage: str) -> torch.dtype:
     """The dtype of the activations over a base stored so."""
-    return DTYPES.get(store, DTYPES["bfloat16"])
+    return DTYPES.get(storage, DTYPES["bfloat16"])
 
 
-def memory(config: RunConfig, settings: Any, store: str, activations: int) -> Plan:
+def memory(config: RunConfig, settings: Any, storage: str, activations: int) -> Plan:
     """Weights by part, and the bytes of a step: weights, gradients, optimizer and activations."""
-    return _memory(config, _count(config, settings), store, activations)
+    return _memory(config, _count(config, settings), storage, activations)
 
 
 def _count(config: RunConfig, settings: Any) -> Counts:
@@ -97,15 +99,15 @@ def _count(config: RunConfig, settings: Any) -> Counts:
         return count_parts(model, config.method != "full")
 
 
-def _memory(config: RunConfig, counted: Counts, store: str, activations: int) -> Plan:
-    dtype = _computed(store)
+def _memory(config: RunConfig, counted: Counts, storage: str, activations: int) -> Plan:
+    dtype = _computed(storage)
     is_full = config.method == "full"
     parts, trainable, linear = counted
     width = FLOAT if is_full else dtype.itemsize  # a full fine-tuning keeps its weights in float32
     weights = {part: n * (FLOAT if part == "added" else width) for part, n in parts.items()}
-    if store not in DTYPES:
+    if storage not in DTYPES:
         for part in ("encoder", "decoder"):
-            weights[part] = _packed(config, store, parts[part], linear[part], width)
+            weights[part] = _packed(config, storage, parts[part], linear[part], width)
     held: Plan = {
         "weights": weights,
         "gradients": trainable * FLOAT,
@@ -118,9 +120,9 @@ def _memory(config: RunConfig, counted: Counts, store: str, activations: int) ->
     return {"parameters": parts, "trainable": trainable, "bytes": held, "peak_bytes": total}
 
 
-def _packed(config: RunConfig, store: str, weights: int, linear: Mapping[str, int], width: int) -> int:
+def _packed(config: RunConfig, storage: str, weights: int, linear: Mapping[str, int], width: int) -> int:
     """Bytes of a stack: its linear layers in few bits, `wo` only where it is asked for."""
-    per_weight = STORAGE_FORMATS[store].bytes_per_weight(config.model) or width
+    per_weight = STORAGE_FORMATS[storage].bytes_per_weight(config.model) or width
     packed = sum(n for name, n in linear.items() if name != "wo" or config.model.quantize_wo)
     return round(packed * per_weight) + (weights - packed) * width
 

@@ -23,7 +23,7 @@ from lora_hf.hub.names import split_name
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
-from lora_hf.saved.adapter import base_config, find_adapter, prompt_config
+from lora_hf.saved.find_adapter import base_config, find_adapter, prompt_config
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved, saved_method
 

@@ -14,7 +14,7 @@ from lora_hf.errors import UserError
 from lora_hf.files import check_new, whole
 from lora_hf.models.load import save_model
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.saved.adapter import base_config, find_adapter, load_with_base, prompt_config
+from lora_hf.saved.find_adapter import base_config, find_adapter, load_with_base, prompt_config
 from lora_hf.training.registry import saved_method
 
 COMPARED_DIALOGUES = 8

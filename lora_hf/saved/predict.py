@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_hf.config import DataConfig
 from lora_hf.data.splits import read_file
-from lora_hf.saved.adapter import base_config, find_adapter
+from lora_hf.saved.find_adapter import base_config, find_adapter
 from lora_hf.saved.inference import InferenceModel
 
 

@@ -19,7 +19,7 @@ from lora_hf.reporting.card_facts import CardFacts
 from lora_hf.reporting.model_card import model_card
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, RESULTS
 from lora_hf.run_records import Prediction, RunResult, read_predictions, read_result
-from lora_hf.saved.adapter import find_adapter, upload_hint
+from lora_hf.saved.find_adapter import find_adapter, upload_hint
 from lora_hf.saved.public_names import public_base, public_config, public_dataset, public_license
 from lora_hf.training.registry import ADDED_WEIGHTS, saved_method
 

@@ -12,7 +12,7 @@ import uvicorn
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
-from lora_hf.saved.adapter import base_config, find_adapter
+from lora_hf.saved.find_adapter import base_config, find_adapter
 from lora_hf.serving.app import create_app
 from lora_hf.serving.engine import Engine
 from lora_hf.serving.limits import Limits

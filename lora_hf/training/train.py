@@ -10,7 +10,7 @@ from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerC
 from lora_hf.adapters import count_parameters
 from lora_hf.adapters.model_state import model_state, update_state
 from lora_hf.config import RunConfig
-from lora_hf.data.prepare import ArmData
+from lora_hf.data.prepare import RunData
 from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.evaluate import ValidationRouge
@@ -35,7 +35,7 @@ class Run:
     config: RunConfig
     directory: Path
     tokenizer: Any
-    data: ArmData
+    data: RunData
     model: Any
     """The base model at first; in the end the trained one, complete in every process."""
 

@@ -28,7 +28,7 @@ from lora_hf import (
     merge_and_unload,
     unmerge_adapters,
 )
-from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.layer_replication import find_stacks, replicate_layers, unshare_layers
 from lora_hf.adapters.model_state import lora_layers, model_state
 from lora_hf.errors import UserError

@@ -101,16 +101,16 @@ def test_one_arm_of_a_comparison_is_a_run_with_its_own_training() -> None:
             "seeds": [1, 2],
         }
     )
-    arm = config.for_arm("full", 2, "runs/x/full")
+    arm = config.for_run("full", 2, "runs/x/full")
     assert arm.training == {"learning_rate": 1e-4, "max_steps": 5}
     assert (arm.method, arm.seed, arm.seeds, arm.arms, arm.output_dir) == ("full", 2, None, {}, "runs/x/full")
-    assert config.for_arm("lora", 1, "runs/x/lora").training == config.training
+    assert config.for_run("lora", 1, "runs/x/lora").training == config.training
     assert RunConfig.model_validate(arm.model_dump(mode="json")) == arm
 
 
 def test_the_full_arm_of_a_4bit_comparison_trains_dense_weights() -> None:
     config = RunConfig.model_validate({"model": {"load_in_4bit": True}})
-    stored_in_4bit = {method: config.for_arm(method, 1, "x").model.load_in_4bit for method in METHOD_CHOICES}
+    stored_in_4bit = {method: config.for_run(method, 1, "x").model.load_in_4bit for method in METHOD_CHOICES}
     assert stored_in_4bit == dict.fromkeys(METHOD_CHOICES, True) | {"full": False}
 
 

@@ -40,7 +40,7 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
     assert list(swept.variants) == ["r-1_seed_like-a", "r-2_seed_like-a"]
     one = with_variant(load_config(file).model_copy(update={"variants": {"x": {"lora": {"r": 2}}}}), "x")
     assert (one.lora.r, one.lora.lora_alpha) == (2, 5)
-    assert one.for_arm("lora", 1, "out").sweep == SweepSection()
+    assert one.for_run("lora", 1, "out").sweep == SweepSection()
 
 
 @pytest.mark.parametrize(

@@ -159,14 +159,14 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "integers": (lambda d: edit_tensors(d, integers), "numbers", "torch.int8"),
     "a store that is none": (
         lambda d: edit_json(d / MANIFEST_NAME, base_store={"load_in_3bit": True}),
-        "store",
+        "storage",
         "load_in_3bit",
     ),
     "no base": (
         lambda d: [
             edit_json(d / file, base_model_name_or_path=None) for file in (CONFIG_NAME, MANIFEST_NAME)
         ],
-        "store",
+        "storage",
         "does not name its base model",
     ),
     "a base that is not there": (
@@ -216,7 +216,7 @@ def test_what_is_broken_is_red_with_a_remedy_and_every_check_still_has_its_line(
     red = [finding for finding in findings[check] if finding.state == "fault"]
     assert red and told in red[0].title and red[0].remedy
     assert not failed(findings)
-    assert {"weights", "store", "tokens"} <= findings.keys()
+    assert {"weights", "storage", "tokens"} <= findings.keys()
 
 
 def test_one_fault_leaves_the_others_green(folder: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_quantized_base_is_examined_in_its_store(store: dict[str, bool], tmp_p
     randomize(model)
     findings = found(save_adapter(model, tmp_path, extra=USE | {"base_store": config.how_stored()}))
     assert set(states(findings).values()) == {"ok"}
-    assert config.storage in findings["store"][0].title and "checkpoint" in findings["merging"][0].title
+    assert config.storage in findings["storage"][0].title and "checkpoint" in findings["merging"][0].title
 
 
 def test_a_replicated_adapter_is_examined_and_its_base_left_as_it_was_between(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def stamps(root):
     return {p.parent.name: p.stat().st_mtime_ns for p in root.rglob(RESULTS)}
 
 
-def test_a_comparison_is_reused_refused_and_overwritten_arm_by_arm(config_file, arms_in_this_process):
+def test_a_comparison_is_reused_refused_and_overwritten_arm_by_arm(config_file, runs_in_this_process):
     root = config_file.parent / "run"
     first = comparing.compare(config_file)
     assert set(first["arms"]) == {"base", "full", "lora"}
@@ -56,11 +56,11 @@ def test_a_comparison_is_reused_refused_and_overwritten_arm_by_arm(config_file, 
     assert stamps(root) == before and len(before) == 3
 
     held = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
-    ran = len(arms_in_this_process)
+    ran = len(runs_in_this_process)
     with pytest.raises(UserError, match=r"run/lora' holds a run with other inputs \(lora.r: 16 -> 4\)"):
         comparing.compare(config_file, ["lora.r=4"])
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == held
-    assert len(arms_in_this_process) == ran  # found before any arm ran
+    assert len(runs_in_this_process) == ran  # found before any arm ran
 
     second = comparing.compare(config_file, ["lora.r=4", "overwrite=true"])
     after = stamps(root)
@@ -69,7 +69,7 @@ def test_a_comparison_is_reused_refused_and_overwritten_arm_by_arm(config_file, 
     assert load_config(root / "lora" / CONFIG).lora.r == 4
 
 
-def test_a_mistake_in_an_arm_is_told_once_and_clears_nothing(config_file, arms_in_this_process, capsys):
+def test_a_mistake_in_an_arm_is_told_once_and_clears_nothing(config_file, runs_in_this_process, capsys):
     root = config_file.parent / "run"
     words = ["train", "--config", str(config_file), f"output_dir={root / 'lora'}"]
     assert cli.run(words, debug=False) == 0
@@ -114,7 +114,7 @@ def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
         command = runner.run_command(file, overrides, arm)
         assert command[:6] == [sys.executable, "-m", "lora_hf", "train", "--config", str(file)]
         run = load_config(file, command[6:])
-        assert run.for_arm(run.method, run.seed, run.output_dir) == arm.config
+        assert run.for_run(run.method, run.seed, run.output_dir) == arm.config
 
 
 @pytest.mark.parametrize("folder", ["runs/a #1", "runs/x: y", "runs/[1]", "runs/ü 'q' \"p\"", "runs/1e3"])

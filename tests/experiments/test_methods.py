@@ -42,7 +42,7 @@ def test_a_variant_s_command_gives_the_run_that_was_planned(config_file, overrid
         command = runner.run_command(config_file, overrides, arm)
         assert command[:6] == [sys.executable, "-m", "lora_hf", "train", "--config", str(config_file)]
         run = load_config(config_file, command[6:])
-        assert run.for_arm(run.method, run.seed, run.output_dir) == arm.config
+        assert run.for_run(run.method, run.seed, run.output_dir) == arm.config
         assert arm.config.lora.r == (1 if arm.variant == "tiny" else 5 if overrides else 16)
 
 
@@ -56,7 +56,7 @@ def test_fields_become_words_that_read_back():
     assert runner.words(changes) == ["lora.r=4", 'lora.rank_pattern={"a.b": 2}', 'method="lora"', "seed=null"]
 
 
-def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, arms_in_this_process, capsys):
+def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, runs_in_this_process, capsys):
     root = config_file.parent / "run"
     assert cli.run(["methods", "--config", str(config_file)], debug=False) == 0
     assert "houlsby" in capsys.readouterr().out
@@ -85,10 +85,10 @@ def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, arms_
     assert {p: p.stat().st_mtime_ns for p in root.rglob(RESULTS)} == before and len(before) == 5
 
 
-def test_a_missing_package_stops_a_study_before_its_first_run(config_file, arms_in_this_process, monkeypatch):
+def test_a_missing_package_stops_a_study_before_its_first_run(config_file, runs_in_this_process, monkeypatch):
     monkeypatch.setattr(storage_base, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"quant_method='hqq' needs the package hqq.*pip install"):
         comparing.compare_methods(
             config_file, ["variants.tiny.model.load_in_4bit=true", "variants.tiny.model.quant_method=hqq"]
         )
-    assert not arms_in_this_process
+    assert not runs_in_this_process

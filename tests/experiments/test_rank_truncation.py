@@ -17,7 +17,7 @@ from lora_hf.errors import NotWritten
 from lora_hf.experiments.rank_truncation import truncate
 from lora_hf.models.load import load_model
 from lora_hf.reporting.rank_truncation import by_stack, truncation_lines
-from lora_hf.saved.adapter import find_adapter
+from lora_hf.saved.find_adapter import find_adapter
 
 
 @pytest.mark.parametrize("init", [True, "pissa"])

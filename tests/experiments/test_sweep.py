@@ -54,7 +54,7 @@ def test_the_loss_is_validations_where_there_is_one_and_the_mean_over_seeds() ->
     assert last_loss({"runs": [{"log": log}, {"log": [{"eval_loss": 1.5}]}]}) == 2.0
 
 
-def test_a_grid_is_run_reused_and_reported(config_file: Path, arms_in_this_process: list[Any]) -> None:
+def test_a_grid_is_run_reused_and_reported(config_file: Path, runs_in_this_process: list[Any]) -> None:
     space = [
         "sweep.space={lora: {r: [1, 4]}, scaling: {a: {lora.use_rslora: false}, b: {lora.use_rslora: true}}}"
     ]
@@ -68,11 +68,11 @@ def test_a_grid_is_run_reused_and_reported(config_file: Path, arms_in_this_proce
     assert "use_rslora: true" in (root / "r-4_scaling-b/config.yaml").read_text()
     page = (root / "sweep.html").read_text()
     assert "ROUGE-1 along lora.r" in page and "lora-hf sweep --config" in page
-    ran = len(arms_in_this_process)
+    ran = len(runs_in_this_process)
     before = {p: p.stat().st_mtime_ns for p in root.rglob("results.json")}
     assert sweeping.sweep(config_file, space) == record
     assert {p: p.stat().st_mtime_ns for p in root.rglob("results.json")} == before
-    assert len(arms_in_this_process) == ran  # finished runs are known without a process for each
+    assert len(runs_in_this_process) == ran  # finished runs are known without a process for each
     assert cli.run(["report", str(root)], debug=False) == 0
     assert (root / "sweep.html").read_text() == page and json.loads(
         (root / "sweep.json").read_text()
@@ -102,7 +102,7 @@ def test_the_same_search_looks_at_the_same_places(tmp_path: Path) -> None:
 
 
 def test_a_search_that_was_killed_goes_on(
-    config_file: Path, arms_in_this_process: list[Any], monkeypatch: pytest.MonkeyPatch
+    config_file: Path, runs_in_this_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = [
         "sweep.space={training.learning_rate: {low: 1e-4, high: 1e-2, log: true}, lora.r: [2, 4]}",

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from lora_hf import LoraConfig, LoraTrainer, count_parameters, inject_adapters, load_adapter, save_adapter
-from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.model_state import lora_layers, model_state
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError

@@ -141,7 +141,7 @@ def test_full_fine_tuning_is_dense_in_a_comparison_and_refused_by_itself(store: 
     config = stored(tmp_path, store)
     with pytest.raises(ValidationError, match=r"cannot be trained in full.*or load_in_[48]bit: false"):
         RunConfig(method="full", model=config)
-    assert RunConfig(model=config).for_arm("full", 1, "x").model.storage == "dense"
+    assert RunConfig(model=config).for_run("full", 1, "x").model.storage == "dense"
     with pytest.raises(UserError, match="-bit weights cannot all be trained"):
         load_model(config, CPU, train_all=True)
 

@@ -153,12 +153,12 @@ def test_a_finished_run_where_nothing_can_be_written_is_left_as_it_is(
 
 
 def test_a_comparison_that_is_done_starts_no_process_and_writes_nothing(
-    tmp_path: Path, arms_in_this_process: list[Any]
+    tmp_path: Path, runs_in_this_process: list[Any]
 ) -> None:
     file, root = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(f"{SMALL_COMPARISON}output_dir: {root}\n")
     first = comparing.compare(file)
-    assert len(arms_in_this_process) == 3
+    assert len(runs_in_this_process) == 3
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     code = f"""
 import sys
@@ -171,7 +171,7 @@ print(status, sorted(heavy), file=sys.stderr)
     assert done.stderr.splitlines()[-1] == "0 []", done.stderr
     assert "ROUGE-Lsum" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
-    assert comparing.compare(file) == first and len(arms_in_this_process) == 3
+    assert comparing.compare(file) == first and len(runs_in_this_process) == 3
     page = root / "comparison.json"
     page.write_text(page.read_text().replace('"n_examples": 6', '"n_examples": 7'))
     assert (
@@ -182,7 +182,7 @@ print(status, sorted(heavy), file=sys.stderr)
     folders = folders_of(comparing.plan_comparison(RunConfig.model_validate({"output_dir": str(root)})))
     assert report_key(first, folders, {"command": first["command"]}) != first["made_from"]
     assert comparing.compare(file)["arms"] == first["arms"]  # the report is written again, not the runs
-    assert len(arms_in_this_process) == 3
+    assert len(runs_in_this_process) == 3
 
 
 def test_train_of_a_finished_run_prints_its_scores(config: RunConfig, capsys: pytest.CaptureFixture) -> None:

@@ -188,7 +188,7 @@ def test_the_stored_config_repeats_the_run_and_does_not_overwrite_unasked(tmp_pa
 def test_a_change_touches_only_the_arms_whose_outcome_depends_on_it(change, touched):
     def inputs(**fields):
         config = RunConfig.model_validate(fields)
-        return {m: inputs_of(config.for_arm(m, config.seed, "x")) for m in METHOD_CHOICES}
+        return {m: inputs_of(config.for_run(m, config.seed, "x")) for m in METHOD_CHOICES}
 
     before, after = inputs(), inputs(**change)
     assert {method for method in before if before[method] != after[method]} == touched

@@ -14,7 +14,7 @@ from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
-from lora_hf.saved.adapter import find_adapter, load_with_base
+from lora_hf.saved.find_adapter import find_adapter, load_with_base
 from lora_hf.saved.merge import merge
 from lora_hf.system import pick_device
 

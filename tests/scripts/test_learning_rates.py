@@ -32,7 +32,7 @@ def planned(monkeypatch):
 
     def run_process(command):
         run = load_config(command[5], command[6:])
-        configs.append(run.for_arm(run.method, run.seed, run.output_dir))
+        configs.append(run.for_run(run.method, run.seed, run.output_dir))
         folder = Path(run.output_dir)
         folder.mkdir(parents=True)
         log = [{"loss": 1.0}, {"eval_rouge1": 100 * configs[-1].training["learning_rate"]}]

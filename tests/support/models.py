@@ -15,7 +15,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from lora_hf.adapters.backends.bnb import keep_differentiable
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.model_state import update_state
 from lora_hf.config import ModelConfig
 

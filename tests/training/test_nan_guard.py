@@ -182,7 +182,7 @@ def test_a_scaler_may_skip_steps_until_it_has_found_its_scale() -> None:
 
 
 @pytest.fixture
-def train(arms_in_this_process: list, capsys: pytest.CaptureFixture[str]) -> Any:
+def train(runs_in_this_process: list, capsys: pytest.CaptureFixture[str]) -> Any:
     """The command: its status, and what it writes to standard error."""
 
     def run(*words: str) -> tuple[int, str]:

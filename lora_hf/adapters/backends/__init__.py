@@ -7,7 +7,7 @@ matched: a subclass may store its weight in another way, as `Linear4bit` does be
 from torch import nn
 
 from lora_hf.adapters.backends.base import Backend
-from lora_hf.adapters.backends.bnb import Linear4bit, Linear8bit
+from lora_hf.adapters.backends.bitsandbytes import Linear4bit, Linear8bit
 from lora_hf.adapters.backends.conv import Conv2d
 from lora_hf.adapters.backends.dense import DenseLinear, TransposedLinear
 from lora_hf.adapters.backends.embedding import Embedding

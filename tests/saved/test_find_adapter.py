@@ -10,8 +10,8 @@ from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
-from lora_hf.saved import adapter as finding
-from lora_hf.saved.adapter import base_config, config_of_run, find_adapter, prompt_config
+from lora_hf.saved import find_adapter as finding
+from lora_hf.saved.find_adapter import base_config, config_of_run, find_adapter, prompt_config
 from lora_hf.system import pick_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
