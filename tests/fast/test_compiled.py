@@ -163,7 +163,7 @@ def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch:
     [
         pytest.param(
             {"gradient_checkpointing": True},
-            "the model whole: what is computed again leaves no graph",
+            "the model as a whole: recomputed activations break the graph",
             None,
             marks=pytest.mark.slow,
         ),

@@ -83,7 +83,7 @@ def test_a_run_with_push_to_hub_is_pushed_once_with_its_base_and_licence(hub, cl
         (["predict", tmp_path / "talk.txt", "--adapter", "anna/run"], TOKEN),
     )
     assert "the token is not valid" in refused.error
-    assert "training.push_to_hub=true: a study has several runs" in compared.error
+    assert "training.push_to_hub=true: an experiment has several runs" in compared.error
     assert "'full' trains no adapter" in full.error
     assert done.status == 0, done.err
     assert (again.status, predicted.status) == (0, 0)

@@ -1,6 +1,7 @@
 """A run under the system's own limit of memory, in a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,13 +68,13 @@ def test_a_run_in_less_memory_than_its_batch_needs(tmp_path: Path) -> None:
     # run that has just enough for the step may lack it for what comes after.
     limit = peaks[1] + (peaks[0] - peaks[1]) * 2 // 3
     refused, _ = train("refused", limit, per_device_train_batch_size=128)
-    assert refused.returncode == 2 and "error: step 1: out of memory" in refused.stderr
+    assert refused.returncode == 2 and re.search("error: step [12]: out of memory", refused.stderr)
     halved, losses_halved = train(
         "halved", limit, per_device_train_batch_size=128, auto_find_batch_size="true"
     )
-    assert (
-        halved.returncode == 0
-        and "step 1: out of memory with 128 dialogues at a time; from here" in halved.stderr
+    assert halved.returncode == 0
+    assert re.search(
+        "step [12]: out of memory with 128 dialogues at a time; .* 64", halved.stderr
     )
     assert losses_halved == pytest.approx(losses_small, abs=1e-4)
     assert losses_halved == pytest.approx(losses_whole, abs=1e-4)
