@@ -73,9 +73,7 @@ def test_a_run_in_less_memory_than_its_batch_needs(tmp_path: Path) -> None:
         "halved", limit, per_device_train_batch_size=128, auto_find_batch_size="true"
     )
     assert halved.returncode == 0
-    assert re.search(
-        "step [12]: out of memory with 128 dialogues at a time; .* 64", halved.stderr
-    )
+    assert re.search("step [12]: out of memory with 128 dialogues at a time; .* 64", halved.stderr)
     assert losses_halved == pytest.approx(losses_small, abs=1e-4)
     assert losses_halved == pytest.approx(losses_whole, abs=1e-4)
     assert len(losses_halved) == 2
