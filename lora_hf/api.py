@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from lora_hf.arguments import check_list, check_place, check_texts
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config, resolved_yaml
 from lora_hf.errors import UserError
@@ -18,12 +19,12 @@ Config = str | Path | RunConfig | Mapping[str, Any]
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, overrides: Sequence[str] = ()) -> RunResult:
+def train(config: Config, overrides: Sequence[str] | None = ()) -> RunResult:
     """Load, adapt, train and score one run; resume an interrupted one, and return a finished one's results.
 
     Args:
         config: which run.
-        overrides: `key.sub=value`, as on the command line.
+        overrides: `key.sub=value`, as on the command line; None for none.
 
     Returns:
         The content of `results.json` in the run's `output_dir`.
@@ -36,7 +37,13 @@ def train(config: Config, overrides: Sequence[str] = ()) -> RunResult:
     def one(run: RunConfig) -> RunConfig:
         return run.for_run(run.method, run.seed, run.output_dir)
 
-    run = one(load_config(config, overrides, is_done=lambda run: finished_result(one(run)) is not None))
+    run = one(
+        load_config(
+            _checked_config(config),
+            _checked_overrides(overrides),
+            is_done=lambda run: finished_result(one(run)) is not None,
+        )
+    )
     if (result := finished_result(run)) is not None:
         logger.info(UNCHANGED, run.output_dir)
         return result
@@ -45,7 +52,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> RunResult:
     return execute(run)
 
 
-def compare(config: Config, overrides: Sequence[str] = ()) -> Comparison:
+def compare(config: Config, overrides: Sequence[str] | None = ()) -> Comparison:
     """Run base, full fine-tuning and LoRA on the same data and seeds, and write the comparison.
 
     Each run is a process of its own. A `RunConfig` or a dict is written to OUTPUT_DIR.yaml for them, from
@@ -53,7 +60,7 @@ def compare(config: Config, overrides: Sequence[str] = ()) -> Comparison:
 
     Args:
         config: what the runs have in common; its `method` is not read.
-        overrides: `key.sub=value`, as on the command line.
+        overrides: `key.sub=value`, as on the command line; None for none.
 
     Returns:
         The content of `comparison.json`.
@@ -64,18 +71,18 @@ def compare(config: Config, overrides: Sequence[str] = ()) -> Comparison:
     """
     from lora_hf.experiments.compare import compare as run
 
-    return cast(Comparison, run(_file_of(config), overrides))
+    return cast(Comparison, run(_file_of(_checked_config(config)), _checked_overrides(overrides)))
 
 
 def evaluate(
-    config: Config, adapter: str | Path | None = None, overrides: Sequence[str] = ()
+    config: Config, adapter: str | Path | None = None, overrides: Sequence[str] | None = ()
 ) -> dict[str, Any]:
     """Score a saved adapter, or the base model, on the test split of a config.
 
     Args:
         config: data, base model and `generation`.
         adapter: a folder, a run directory, or USER/NAME[@REVISION] on the Hub; None scores the base model.
-        overrides: `key.sub=value`, as on the command line.
+        overrides: `key.sub=value`, as on the command line; None for none.
 
     Returns:
         The scores with their 95 % intervals, and under `predictions` the rows of `predictions.jsonl`.
@@ -86,7 +93,8 @@ def evaluate(
     from lora_hf.saved.evaluate import evaluate as score_adapter
     from lora_hf.saved.find_adapter import find_adapter
 
-    saved = find_adapter(str(adapter), "adapter") if adapter is not None else None
+    config, overrides = _checked_config(config), _checked_overrides(overrides)
+    saved = find_adapter(check_place("adapter", adapter), "adapter") if adapter is not None else None
     scores, rows = score_adapter(load_config(config, overrides), saved)
     return {**scores, "predictions": rows}
 
@@ -103,11 +111,15 @@ def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]])
         (the best reference) where a dialogue has several, `n_examples`, and mean lengths in words.
 
     Raises:
-        UserError: another number of references than of predictions, or a dialogue without one.
+        UserError: an argument is not a list of texts, their lengths differ, or a dialogue has no reference.
     """
     from lora_hf.evaluation.evaluate import rouge_record
 
-    texts = [[one] if isinstance(one, str) else list(one) for one in references]
+    predictions = check_texts("predictions", predictions)
+    texts = [
+        check_texts(f"references[{i}]", [own] if isinstance(own, str) else own)
+        for i, own in enumerate(check_list("references", references))
+    ]
     if len(texts) != len(predictions):
         raise UserError(f"score: {len(predictions)} predictions and references of {len(texts)} dialogues")
     if not texts or not all(texts):
@@ -117,6 +129,20 @@ def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]])
         for prediction, own in zip(predictions, texts, strict=True)
     ]
     return rouge_record(cast(list[Prediction], rows))
+
+
+def _checked_config(config: Any) -> Config:
+    """Return the config, which must be of one of the types that `Config` lists."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    if isinstance(config, RunConfig):
+        return config
+    return check_place("config", config, ", a RunConfig or a dict")
+
+
+def _checked_overrides(overrides: Any) -> list[str]:
+    """Return the overrides as a list; None gives none."""
+    return [] if overrides is None else check_texts("overrides", overrides)
 
 
 def _file_of(config: Config) -> str | Path:

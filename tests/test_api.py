@@ -4,8 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support.models import randomize
 
@@ -31,6 +34,11 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         extra = {"prompt": "tldr", "max_source_length": 64, "max_new_tokens": 6 + seed}
         folders[name] = lora_hf.save_adapter(model, tmp_path_factory.mktemp(name), extra=extra)
     return folders
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Any:
+    return lora_hf.load("embedded")
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +94,97 @@ def test_a_wrong_option_is_named(adapters: dict[str, Path]) -> None:
         model.generate(DIALOGUES, prompt="none")
     with pytest.raises(UserError, match="max_new_tokens=0"):
         model.generate(DIALOGUES, max_new_tokens=0)
-    with pytest.raises(TypeError, match="summarize takes one"):
+    with pytest.raises(UserError, match=r"texts='A: Hi' is one text, not a list of texts: pass \['A: Hi'\]"):
         model.generate("A: Hi")
     with pytest.raises(UserError, match="adapter './none': no such folder"):
         lora_hf.load("./none")
+
+
+@pytest.mark.parametrize("function", [lora_hf.train, lora_hf.compare, lora_hf.evaluate])
+@pytest.mark.parametrize("config", [None, 3, [1], ""])
+def test_a_config_of_a_wrong_type_is_named(function: Any, config: Any) -> None:
+    says = f"config={config!r} is neither a path nor a name: pass a non-empty str or a Path, a RunConfig"
+    with pytest.raises(UserError, match=re.escape(says)):
+        function(config)
+
+
+@pytest.mark.parametrize("function", [lora_hf.train, lora_hf.compare, lora_hf.evaluate])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([3], "overrides[0]=3 is not text"),
+        ("lora.r=3", "overrides='lora.r=3' is one text, not a list of texts: pass ['lora.r=3']"),
+        ({"lora.r": 3}, "overrides={'lora.r': 3} is not a list of texts"),
+    ],
+)
+def test_overrides_of_a_wrong_type_are_named(function: Any, overrides: Any, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        function("quickstart", overrides=overrides)
+
+
+def test_overrides_may_be_none(run: Path) -> None:
+    assert lora_hf.train(SMALL | {"output_dir": str(run)}, None)["n_examples"] == 4
+    assert lora_hf.evaluate(run / "config.yaml", run, None)["n_examples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([1], "texts[0]=1 is not text: pass a str"),
+        ([None], "texts[0]=None is not text"),
+        ([b"a"], "texts[0]=b'a' is not text"),
+        (["a", "\ud800"], "texts[1]='\\ud800' is not text: character 1 is half of a surrogate pair"),
+        (None, "texts=None is not a list of texts: pass a list of str"),
+        ({"a": "b"}, "texts={'a': 'b'} is not a list of texts"),
+        (b"a", "texts=b'a' is not a list of texts"),
+    ],
+)
+def test_texts_of_a_wrong_type_are_named(embedded: Any, texts: Any, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        embedded.generate(texts)
+
+
+def test_other_arguments_of_a_wrong_type_are_named(embedded: Any) -> None:
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: embedded.summarize(None), "dialogue=None is not text"),
+        (lambda: embedded.summarize(["a", "b"]), "dialogue=['a', 'b'] is not text"),
+        (lambda: embedded.generate(["a"], 3), "adapter=3 is not text"),
+        (lambda: embedded.generate(["a"], ["x"]), "adapter=['x'] is not text"),
+        (lambda: embedded.add_adapter(None, "x"), "adapter=None is neither a path nor a name"),
+        (lambda: embedded.add_adapter("x", 3), "name=3 is not text"),
+        (lambda: lora_hf.load(None), "source=None is neither a path nor a name"),  # type: ignore[arg-type]
+        (lambda: lora_hf.load(3), "source=3 is neither a path nor a name"),  # type: ignore[arg-type]
+        (lambda: lora_hf.load(""), "source='' is neither a path nor a name"),
+        (lambda: lora_hf.load("x/y", base=3), "base=3 is neither a path nor a name"),  # type: ignore[arg-type]
+        (lambda: lora_hf.evaluate("quickstart", 3), "adapter=3 is neither a path"),  # type: ignore[arg-type]
+        (lambda: lora_hf.score(["a"], [3]), "references[0]=3 is not a list of texts"),  # type: ignore[list-item]
+        (lambda: lora_hf.score("abc", "abc"), "predictions='abc' is one text"),
+        (lambda: lora_hf.score(["a", "b", "c"], "abc"), "references='abc' is one text"),
+        (lambda: lora_hf.score(["a"], [["a", None]]), "references[0][1]=None is not text"),  # type: ignore[list-item]
+    ]
+    for call, says in calls:
+        with pytest.raises(UserError, match=re.escape(says)):
+            call()
+
+
+def test_texts_may_come_from_any_ordered_collection(embedded: Any) -> None:
+    assert embedded.generate(tuple(DIALOGUES)) == embedded.generate(DIALOGUES)
+    assert embedded.generate(iter(DIALOGUES)) == embedded.generate(np.array(DIALOGUES))
+
+
+def test_only_an_adapter_takes_another_base(run: Path, tmp_path: Path) -> None:
+    lora_hf.train(SMALL, ["method=base", f"output_dir={tmp_path / 'base'}"])
+    for source in ("embedded", tmp_path / "base"):
+        with pytest.raises(UserError, match=r"base='xx' is for an adapter, and source=.* leave out base"):
+            lora_hf.load(source, base="xx")
+    assert lora_hf.load(run, base="embedded").names == ["default"]
+
+
+def test_the_name_of_the_base_model_is_reserved(adapters: dict[str, Path]) -> None:
+    model = lora_hf.load(adapters["one"])
+    with pytest.raises(UserError, match="name='base' is reserved for the base model"):
+        model.add_adapter(adapters["two"], "base")
+    assert model.names == ["default"]
 
 
 def test_a_run_is_trained_loaded_and_scored_from_python(run: Path) -> None:

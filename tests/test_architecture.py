@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # config checks names against.
 ORDER = [
     {"errors"},
-    {"files", "hub", "distributed"},
+    {"arguments", "files", "hub", "distributed"},
     {"run_files", "adapters", "data.prompts"},
     {"run_records", "system", "baselines", "fast"},
     {"config"},

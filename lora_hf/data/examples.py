@@ -4,18 +4,16 @@ Rows with the same dialogue become one dialogue with several references, as in D
 dialogues x 3). It is summarized once and scored against each reference. Limits count dialogues, not rows.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from lora_hf.arguments import HALVES
 from lora_hf.config import DataConfig
 from lora_hf.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
-HALVES = re.compile("[\ud800-\udfff]")
-"""Lone surrogates, which JSON can hold, and neither tokenizers nor UTF-8 files accept."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.arguments import check_place, check_text, check_texts
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import EMBEDDED
@@ -87,12 +88,19 @@ class InferenceModel:
 
         Args:
             adapter: a folder, a run directory, or USER/NAME[@REVISION] on the Hub.
-            name: what `generate` calls it.
+            name: what `generate` calls it; `base` is reserved for the base model.
 
         Raises:
-            UserError: no such adapter, it does not fit the base, or it cannot share the base with others.
+            UserError: no such adapter, it does not fit the base, it cannot share the base with others, or its
+                name is reserved.
         """
-        saved = adapter if isinstance(adapter, SavedAdapter) else find_adapter(str(adapter))
+        if check_text("name", name) == BASE:
+            raise UserError(f"name={name!r} is reserved for the base model: give the adapter another name")
+        saved = (
+            adapter
+            if isinstance(adapter, SavedAdapter)
+            else find_adapter(check_place("adapter", adapter), "adapter")
+        )
         problem = not_shareable(saved)
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
@@ -134,10 +142,9 @@ class InferenceModel:
             options: further fields of the config's section `generation`, such as `length_penalty`.
 
         Raises:
-            UserError: an unknown adapter, or an option with a wrong value.
+            UserError: `texts` is not a list of texts, the adapter is unknown, or an option has a wrong value.
         """
-        if isinstance(texts, str):
-            raise TypeError("generate takes a list of texts; summarize takes one")
+        texts = check_texts("texts", texts)
         name = self._named(adapter)
         settings = self.adapters[name]
         try:
@@ -154,7 +161,7 @@ class InferenceModel:
             raise UserError(f"generate: {wrong}") from None
         if not texts:
             return []
-        sources = encode_sources(list(texts), self.tokenizer, data)
+        sources = encode_sources(texts, self.tokenizer, data)
         if sources.cut:
             cut = Truncation("input", len(texts), sources.cut, sources.long, data.max_source_length)
             logger.warning("%s", cut)
@@ -164,13 +171,13 @@ class InferenceModel:
 
     def summarize(self, dialogue: str, adapter: str | None = None, **options: Any) -> str:
         """Summarize one dialogue; the arguments are those of `generate`."""
-        return self.generate([dialogue], adapter, **options)[0]
+        return self.generate([check_text("dialogue", dialogue)], adapter, **options)[0]
 
     def _named(self, adapter: str | None) -> str | None:
         """The key in `adapters` of what the caller asks for."""
         if adapter is None:
             return self._first
-        if adapter in self.adapters:
+        if check_text("adapter", adapter) in self.adapters:
             return adapter
         if adapter == BASE:
             return None
@@ -208,22 +215,29 @@ def load(source: str | Path, base: str | None = None) -> InferenceModel:
     Args:
         source: an adapter's folder, a run directory, a model's folder, `embedded`, or USER/NAME[@REVISION] of
             an adapter or a model on the Hub.
-        base: the base model, if not the one that the adapter names.
+        base: the base model, if not the one that the adapter names; for an adapter only.
 
     Returns:
         An object whose `generate` and `summarize` use the prompt and the lengths of training.
 
     Raises:
-        UserError: no such adapter, run or model, or one that cannot be loaded.
+        UserError: no such adapter, run or model, one that cannot be loaded, or `base` without an adapter.
     """
-    name, folder = str(source), Path(source).expanduser()
+    name = check_place("source", source)
+    folder = Path(name).expanduser()
+    base = None if base is None else check_place("base", base)
+    not_adapter = f"base={base!r} is for an adapter, and source={name!r} is none: leave out base"
     if (folder / CONFIG).is_file() and not (folder / ADAPTER).is_dir():
+        if base:
+            raise UserError(not_adapter)
         return _load_run(folder)
     is_model = (
         name == EMBEDDED or (folder / "config.json").is_file() or "/" not in name and not folder.exists()
     )
     saved = None if is_model and not _is_adapter(folder) else find_adapter(name, "adapter")
     if saved is None or saved.revision and not _is_adapter(saved.folder):
+        if base:
+            raise UserError(not_adapter)
         repo_id, revision = (name, None) if folder.exists() else split_name(name)
         return InferenceModel(ModelConfig(model_name_or_path=repo_id, revision=revision).named_by("model"))
     loaded = InferenceModel(base_config(saved, base))
