@@ -40,6 +40,15 @@ def setting(default: Any, must_be: str = "", **metadata: Any) -> Any:
     return field(**made, metadata={"must_be": must_be, **metadata})
 
 
+_FIELD_OF_METHOD = {
+    "qalora_group_size": "use_qalora",
+    "vera_d_initial": "use_vera",
+    "projection_prng_key": "use_vera",
+    "save_projection": "use_vera",
+}
+"""Field -> the method that alone uses it."""
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """Settings of one adapter (LoRA: Hu et al., arXiv:2106.09685, and its descendants).
@@ -85,7 +94,7 @@ class LoraConfig:
     does not use lora_alpha."""
     vera_d_initial: float = setting(0.1, "a finite number above 0", gt=0)
     """Initial value of VeRA's vector d; b is zero at first."""
-    projection_prng_key: int = setting(0, "a whole number of at least 0", ge=0)
+    projection_prng_key: int = setting(0, "a whole number from 0 to 2^63 - 1", ge=0, lt=2**63)
     """Random seed of VeRA's A and B."""
     save_projection: bool = setting(True, FLAG)
     """Save VeRA's A and B with the adapter; without them, loading draws them again."""
@@ -142,11 +151,10 @@ class LoraConfig:
             others = " and ".join(f"{name}=True" for name in list(chosen)[1:])
             first = next(iter(chosen))
             raise UserError(f"{first}=True and {others} exclude each other: choose one method", first)
-        if self.qalora_group_size is not None and not self.use_qalora:
-            raise UserError(
-                f"qalora_group_size={self.qalora_group_size} has no effect without use_qalora: true",
-                "qalora_group_size",
-            )
+        for name, method in _FIELD_OF_METHOD.items():
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default and not getattr(self, method):
+                raise UserError(f"{name}={value!r} has no effect without {method}: true", name)
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             if self.target_modules != ALL_LINEAR:
                 raise UserError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.config import LoraConfig, Spans
 from lora_hf.config.types import Flag, Integer, Items, Number, Section, Text
 
 
@@ -43,11 +43,32 @@ def _check_names(value: Any) -> Any:
     return value
 
 
+def _check_spans(value: Any) -> Any:
+    def is_spans(spans: Any) -> bool:
+        return isinstance(spans, (list, tuple)) and all(
+            isinstance(span, (list, tuple)) and len(span) == 2 and all(type(end) is int for end in span)
+            for span in spans
+        )
+
+    stacks = value.values() if isinstance(value, dict) else [] if value is None else [value]
+    if not all(map(is_spans, stacks)):
+        raise ValueError(
+            "must be spans of blocks such as [[0, 4], [2, 6]], or such a list for each stack by its name: "
+            "{encoder: [[0, 4], [2, 6]]}"
+        )
+    return value
+
+
 def _section_type(hint: Any, bounds: dict[str, Any], is_whole: bool) -> Any:
     """Return the pydantic type of a field that is annotated with `hint`."""
     parts = get_args(hint)
     if hint == tuple[str, ...] | str:
         return Annotated[Items[str] | str, BeforeValidator(_check_names)]
+    if hint == dict[str, Spans] | Spans | None:
+        by_stack = _section_type(dict[str, Spans], bounds, is_whole)
+        return Annotated[
+            by_stack | _section_type(Spans, bounds, is_whole) | None, BeforeValidator(_check_spans)
+        ]
     if get_origin(hint) is UnionType:
         return Union[tuple(_section_type(part, bounds, is_whole) for part in parts)]  # noqa: UP007
     if get_origin(hint) is tuple:

@@ -52,7 +52,8 @@ def training_lines(facts: CardFacts) -> list[list[str]]:
     known = {
         "base": str(facts.base),
         "base stored as": record.get("storage"),
-        "rank r, lora_alpha": f"{adapter['r']}, {adapter['lora_alpha']}" if adapter else None,
+        "rank r": adapter.get("r"),
+        "lora_alpha": adapter.get("lora_alpha"),
         "target_modules": _listed(adapter["target_modules"]) if adapter else None,
         "weights trained": _share(record),
         "learning rate": f"{record['learning_rate']:g}" if "learning_rate" in record else None,

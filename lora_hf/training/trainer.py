@@ -173,6 +173,8 @@ class LoraTrainer(ResumableTrainer):
                 if bar := getattr(callback, "training_bar", None):
                     bar.close()  # ends its line, so that the message starts a new one
             kept = last_checkpoint(Path(str(self.args.output_dir)))
+            if not kept and not self.state.global_step:
+                raise
             outcome = f"the last good checkpoint is kept: {kept}" if kept else "no checkpoint to resume from"
             raise type(error)(f"{error}; {outcome}") from error
         finally:

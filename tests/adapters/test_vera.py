@@ -145,7 +145,10 @@ def test_it_merges_mixes_and_has_a_spectrum(batch: dict) -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' has no effect with use_vera"),
         ({"target_modules": ["shared"]}, "use_vera=True needs linear layers; remove the Embedding"),
         ({"use_dora": True}, "use_dora=True and use_vera=True exclude each other"),
-        ({"projection_prng_key": -1}, "projection_prng_key=-1 must be a whole number of at least 0"),
+        ({"projection_prng_key": -1}, "projection_prng_key=-1 must be a whole number from 0"),
+        ({"projection_prng_key": 2**70}, f"projection_prng_key={2**70} must be a whole number from 0"),
+        ({"use_vera": False, "vera_d_initial": 0.2}, "vera_d_initial=0.2 has no effect without use_vera"),
+        ({"use_vera": False, "save_projection": False}, "save_projection=False has no effect without"),
     ],
 )
 def test_what_it_cannot_take_is_refused_by_name(fields: dict, message: str) -> None:

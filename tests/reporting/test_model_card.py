@@ -9,7 +9,7 @@ from lora_hf.config import RunConfig
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.hub.upload import is_unedited
 from lora_hf.reporting.card_facts import Base, CardFacts
-from lora_hf.reporting.card_text import why_no_peft
+from lora_hf.reporting.card_text import training_lines, why_no_peft
 from lora_hf.reporting.model_card import model_card
 
 RECORD = {
@@ -143,3 +143,11 @@ def test_peft_is_told_of_only_where_it_can_load_the_files(more, why):
 def test_the_method_is_named_by_its_class(adapter: dict, overrides: dict, words: str) -> None:
     config = RunConfig.model_validate({"lora": overrides})
     assert CardFacts("me/run", None, "lora", Base(), adapter=adapter, config=config).weights == words
+
+
+def test_a_vera_adapter_has_a_rank_and_no_alpha() -> None:
+    """PEFT's VERA config has no lora_alpha."""
+    adapter = {"peft_type": "VERA", "r": 6, "target_modules": ["q", "v"]}
+    config = RunConfig.model_validate({"lora": {"use_vera": True}})
+    lines = dict(training_lines(CardFacts("me/run", None, "lora", Base(), adapter=adapter, config=config)))
+    assert lines["rank r"] == "6" and "lora_alpha" not in lines
