@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from lora_hf.errors import NOT_JSON, UserError, first_line
-from lora_hf.files import read_object
+from lora_hf.files import file_sha256, read_object
 from lora_hf.run_files import PREDICTIONS, RESULTS, ROUGE_NAMES, RougeName
 
 MAX_RECORD_BYTES = 2**30
@@ -207,26 +207,119 @@ def read_result(directory: Path) -> RunResult | None:
     return cast(RunResult | None, read_record(directory / RESULTS))
 
 
-def read_predictions(directory: Path) -> list[Prediction]:
+def read_predictions(directory: Path, result: RunResult | None = None) -> list[Prediction]:
     """Read a run's predictions.jsonl.
 
+    Args:
+        directory: the run's.
+        result: the run's; with it, the number of rows is checked, and that ids are unique. Equal ids in a
+            file that is unchanged since the run come from the data and are accepted.
+
     Raises:
-        UserError: the file does not hold what a run writes.
-        FileNotFoundError: there is no such file.
+        UserError: the file is missing, or does not hold what a run writes.
     """
     file = directory / PREDICTIONS
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        for row in rows:
-            if not (isinstance(row["prediction"], str) and isinstance(row["references"], list)):
-                raise ValueError("prediction must be a text and references a list")
-            if row.get("version") == PREDICTIONS_VERSION:
-                counts = {len(row["rouge"][name]) for name in ROUGE_NAMES}
-                if counts != {len(row["references"])}:
-                    raise ValueError("rouge must hold one value per reference")
-    except (*NOT_JSON, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what a run writes: {first_line(error)}") from error
-    return cast(list[Prediction], rows)
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; {_remedy(directory)}") from None
+    rows: list[Prediction] = []
+    places: dict[str, int] = {}
+    is_strict = result is not None and not has_recorded_predictions(directory, result)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _checked_row(json.loads(line.decode("utf-8")))
+            if is_strict and row["id"] in places:
+                raise ValueError(f"id {row['id']!r} is already on line {places[row['id']]}")
+        except NOT_JSON as error:
+            raise _damaged(directory, number, first_line(error)) from None
+        places[row["id"]] = number
+        rows.append(row)
+    last = max(places.values(), default=0)
+    if not rows:
+        raise _damaged(directory, 1, "the file holds no rows")
+    if result is not None and (expected := result.get("n_examples", len(rows))) != len(rows):
+        raise _damaged(directory, last, f"the file ends with {len(rows)} rows; {RESULTS} has {expected}")
+    return rows
+
+
+def has_recorded_predictions(directory: Path, result: RunResult) -> bool:
+    """Return whether predictions.jsonl has the hash that results.json holds; older versions wrote none."""
+    recorded = result.get("sha256", {}).get(PREDICTIONS)
+    return recorded is not None and recorded == file_sha256(directory / PREDICTIONS)
+
+
+def same_order(directory: Path, rows: list[Prediction], first: list[Prediction]) -> list[Prediction]:
+    """Return a run's rows in the order of another run's, matched by id; equal ids match in turn.
+
+    Args:
+        directory: the run's.
+        rows: its predictions.
+        first: the predictions of the run that it is compared with.
+
+    Raises:
+        UserError: the ids differ.
+    """
+    remaining: dict[str, list[Prediction]] = {}
+    for row in reversed(rows):
+        remaining.setdefault(row["id"], []).append(row)
+    ordered = []
+    for row in first:
+        if not (found := remaining.get(row["id"])):
+            raise _other_ids(directory, f"lacks id {row['id']!r}, which the run compared with it has")
+        ordered.append(found.pop())
+    for row in rows:
+        if remaining[row["id"]]:
+            raise _other_ids(directory, f"has id {row['id']!r}, which the run compared with it lacks")
+    return ordered
+
+
+def _checked_row(row: Any) -> Prediction:
+    """Return a row of predictions.jsonl, or raise a ValueError that names the field at fault."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{type(row).__name__} in place of a JSON object")
+    for name in ("id", "dialogue", "prediction"):
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"{name} must be a string")
+    references = row.get("references")
+    if not (isinstance(references, list) and references and all(isinstance(x, str) for x in references)):
+        raise ValueError("references must be a list of at least one string")
+    version = row.get("version", 1)
+    if type(version) is not int or not 1 <= version <= PREDICTIONS_VERSION:
+        raise ValueError(f"unknown version {version!r}; this lora-hf reads up to {PREDICTIONS_VERSION}")
+    if version == PREDICTIONS_VERSION:
+        _check_rouge(row.get("rouge"), len(references))
+    return cast(Prediction, row)
+
+
+def _check_rouge(rouge: Any, count: int) -> None:
+    if not isinstance(rouge, dict):
+        raise ValueError("rouge must be a JSON object")
+    for name in ROUGE_NAMES:
+        values = rouge.get(name)
+        if not (
+            isinstance(values, list)
+            and len(values) == count
+            and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+        ):
+            raise ValueError(f"rouge.{name} must hold one number from 0 to 1 per reference ({count})")
+
+
+def _damaged(directory: Path, line: int, reason: str) -> UserError:
+    return UserError(f"{directory / PREDICTIONS}: line {line}: {reason}; {_remedy(directory)}")
+
+
+def _other_ids(directory: Path, reason: str) -> UserError:
+    return UserError(
+        f"{directory / PREDICTIONS} {reason}: the runs have different test dialogues; {_remedy(directory)}"
+    )
+
+
+def _remedy(directory: Path) -> str:
+    """Return what to do; `overwrite=true` would keep a finished run with the same inputs."""
+    return f"restore the file, or delete {directory / RESULTS} and run again, which scores the model again"
 
 
 def folder_bytes(folder: Path) -> int:

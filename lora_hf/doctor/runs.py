@@ -14,7 +14,7 @@ from lora_hf.errors import UserError, few, first_line
 from lora_hf.evaluation.evaluate import rouge_record
 from lora_hf.files import file_sha256, read_object
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.run_files import CONFIG, INPUTS, PREDICTIONS, RESULTS, ROUGE_NAMES
+from lora_hf.run_files import CONFIG, INPUTS, RESULTS, ROUGE_NAMES
 from lora_hf.run_records import Prediction, RunResult, Scores, read_predictions
 from lora_hf.runs.run import hashes, score
 from lora_hf.system import device_name, pick_device, versions
@@ -64,8 +64,6 @@ def rouge(run: Path, record: RunResult) -> Findings:
     try:
         rows = read_predictions(run)
         scores = rouge_record(rows)
-    except FileNotFoundError as error:
-        raise UserError(f"{run / PREDICTIONS} is missing") from error
     except (ValueError, TypeError) as error:  # of rows that are as they should be and cannot be scored
         raise UserError(first_line(error)) from error
     yield from _compared("of the recorded summaries", scores, record)

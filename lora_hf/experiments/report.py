@@ -28,7 +28,17 @@ from lora_hf.run_files import (
     SWEEP,
     VARIANTS,
 )
-from lora_hf.run_records import Comparison, RunResult, read_predictions, read_record, read_result, variants_of
+from lora_hf.run_records import (
+    Comparison,
+    Prediction,
+    RunResult,
+    has_recorded_predictions,
+    read_predictions,
+    read_record,
+    read_result,
+    same_order,
+    variants_of,
+)
 
 Folders = Mapping[str, Sequence[Path]]
 """The run folders of each variant, one per seed, the first seed's first."""
@@ -151,11 +161,13 @@ def _write(
     results: dict[str, list[RunResult]] = {name: [] for name in folders}
     rows: dict[str, list[Any]] = {name: [] for name in folders}
     scores: dict[str, list[Any]] = {name: [] for name in folders}
+    first: list[Prediction] = []
     for name, run in ((name, run) for name, runs in folders.items() for run in runs):
         result = read_result(run) or {}
-        predictions = read_predictions(run)
-        recorded = result.get("sha256", {}).get(PREDICTIONS)
-        is_changed = recorded not in (None, file_sha256(run / PREDICTIONS))
+        predictions = read_predictions(run, result)
+        first = first or predictions
+        predictions = same_order(run, predictions, first)
+        is_changed = PREDICTIONS in result.get("sha256", {}) and not has_recorded_predictions(run, result)
         if is_changed:
             logger.warning(
                 "%s was changed after the run; scoring it again. `lora-hf verify %s` says more",

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from support.records import WRITTEN, write_run
 
 from lora_hf import cli
+from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import write_predictions
-from lora_hf.experiments.report import report
+from lora_hf.experiments.report import report, write_report
 from lora_hf.files import file_sha256, write_json, write_text
 from lora_hf.reporting.figures import Report, _scores_by_weights, dots, logged
 from lora_hf.reporting.highlight import marked
@@ -131,6 +132,124 @@ def test_changed_predictions_are_scored_again(compared: Path, caplog: pytest.Log
     write_json(run / "results.json", record | {"sha256": {"predictions.jsonl": "0"}})
     keep_rouge(run, 0.25, PREDICTIONS_VERSION)
     assert data_of(report(run)[2].read_text())["dialogues"][0]["rouge1"]["full"] == 1
+
+
+def rewrite(run: Path, lines: list[str]) -> None:
+    write_text(run / "predictions.jsonl", "".join(line + "\n" for line in lines))
+
+
+def lines_of(run: Path) -> list[str]:
+    return (run / "predictions.jsonl").read_text().splitlines()
+
+
+def test_runs_are_joined_by_id_in_any_order_of_their_rows(compared: Path) -> None:
+    expected = json.loads(report(compared)[0].read_text())
+    rewrite(compared / "lora", lines_of(compared / "lora")[::-1])
+    files = report(compared)
+    assert json.loads(files[0].read_text()) | {"made_from": ""} == expected | {"made_from": ""}
+    assert data_of(files[2].read_text())["dialogues"][0]["text"]["lora"] == WRITTEN["lora"][0]
+
+
+def test_a_seed_with_reordered_rows_is_joined_by_id(compared: Path) -> None:
+    write_run(compared, "lora", "lora-seed-7", seed=7)
+    expected = json.loads(report(compared)[0].read_text())["paired_test"]
+    rewrite(compared / "lora-seed-7", lines_of(compared / "lora-seed-7")[::-1])
+    assert json.loads(report(compared)[0].read_text())["paired_test"] == expected
+
+
+def test_runs_with_different_ids_are_refused(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = compared / "lora/predictions.jsonl"
+    write_text(file, file.read_text().replace('"t1"', '"other"'))
+    assert cli.run(["report", str(compared)], debug=False) == 2
+    said = capsys.readouterr().err
+    assert f"error: {file} lacks id 't1', which the run compared with it has" in said
+    assert not (compared / "comparison.json").exists()
+
+
+def test_equal_ids_of_the_data_are_matched_in_turn(compared: Path) -> None:
+    expected = json.loads(report(compared)[0].read_text())["paired_test"]
+    for name in WRITTEN:
+        run = compared / name
+        write_text(run / "predictions.jsonl", "\n".join(lines_of(run)).replace('"t1"', '"t0"'))
+        record = json.loads((run / "results.json").read_text())
+        known = {"sha256": {"predictions.jsonl": file_sha256(run / "predictions.jsonl")}}
+        write_json(run / "results.json", record | known)
+    assert json.loads(report(compared)[0].read_text())["paired_test"] == expected
+
+
+SCORED = {"version": 2, "rouge": {name: [0.5] for name in ROUGE_NAMES}}
+DAMAGED_ROWS: dict[str, tuple[Any, str]] = {
+    "number": (3, "int in place of a JSON object"),
+    "no id": ({"id": None}, "id must be a string"),
+    "number as id": ({"id": 7}, "id must be a string"),
+    "no dialogue": ({"dialogue": None}, "dialogue must be a string"),
+    "no prediction": ({"prediction": None}, "prediction must be a string"),
+    "list as prediction": ({"prediction": ["x"]}, "prediction must be a string"),
+    "no references": ({"references": None}, "references must be a list"),
+    "empty references": ({"references": []}, "references must be a list"),
+    "number as reference": ({"references": [3]}, "references must be a list"),
+    "version 3": ({"version": 3}, "unknown version 3"),
+    "version as a string": ({"version": "2"}, "unknown version '2'"),
+    "version without rouge": ({"version": 2}, "rouge must be a JSON object"),
+    "rouge as a string": (SCORED | {"rouge": "rouge1"}, "rouge must be a JSON object"),
+    "strings as rouge": (SCORED | {"rouge": {n: ["a", "b"] for n in ROUGE_NAMES}}, "rouge.rouge1 must"),
+    "too few values": (SCORED, "rouge.rouge1 must hold one number from 0 to 1 per reference (2)"),
+    "not a number": (SCORED | {"rouge": {n: [0.5, float("nan")] for n in ROUGE_NAMES}}, "rouge.rouge1 must"),
+    "same id": ({"id": "t0"}, "id 't0' is already on line 1"),
+}
+
+
+@pytest.mark.parametrize("place", ["lora", "."])
+@pytest.mark.parametrize(("change", "expected"), DAMAGED_ROWS.values(), ids=DAMAGED_ROWS)
+def test_a_damaged_row_is_one_error_with_its_line(
+    compared: Path, place: str, change: Any, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = lines_of(compared / "lora")
+    row = json.loads(second) | change if isinstance(change, dict) else change
+    rewrite(compared / "lora", [first, json.dumps(row), third])
+    assert cli.run(["report", str(compared / place)], debug=False) == 2
+    said = capsys.readouterr().err
+    assert f"error: {compared}/lora/predictions.jsonl: line 2: {expected}" in said
+    assert "restore the file, or delete" in said and "and run again" in said
+
+
+@pytest.mark.parametrize("place", ["lora", "."])
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ([], "line 1: the file holds no rows"),
+        ([0, 1], "line 2: the file ends with 2 rows; results.json has 3"),
+        ([0, 1, 2, 2], "line 4: id 't2' is already on line 3"),
+        ([0, 0, 2], "line 2: id 't0' is already on line 1"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_lost_and_repeated_rows_are_one_error(
+    compared: Path, place: str, kept: list[int] | None, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = lines_of(compared / "lora")
+    if kept is None:
+        (compared / "lora/predictions.jsonl").unlink()
+    else:
+        rewrite(compared / "lora", [lines[i] for i in kept])
+    assert cli.run(["report", str(compared / place)], debug=False) == 2
+    assert (
+        f"error: {compared}/lora/predictions.jsonl: {expected}; restore the file" in capsys.readouterr().err
+    )
+
+
+def test_a_comparison_run_again_reports_damage(compared: Path) -> None:
+    """`compare` with finished runs goes through `write_report`."""
+    folders = {name: [compared / name] for name in WRITTEN}
+    write_report("comparison", compared, folders, {"command": ""})
+    lines = lines_of(compared / "full")
+    for damage in ([], lines[:2], ["3", *lines[1:]]):
+        rewrite(compared / "full", damage)
+        with pytest.raises(UserError, match=r"full/predictions.jsonl: line \d: "):
+            write_report("comparison", compared, folders, {"command": ""})
+    (compared / "full/predictions.jsonl").unlink()
+    with pytest.raises(UserError, match=r"full/predictions.jsonl: No such file"):
+        write_report("comparison", compared, folders, {"command": ""})
 
 
 def test_many_groups_have_their_legend_below_and_one_step_is_no_curve() -> None:

@@ -153,7 +153,7 @@ def test_a_record_that_cannot_be_read_stops_and_overwrite_replaces_it(tmp_path, 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"prediction": 3}', "[" * 10**5])
 def test_predictions_that_cannot_be_read_are_one_error(tmp_path, damage):
     (tmp_path / PREDICTIONS).write_text(damage)
-    with pytest.raises(UserError, match="predictions.jsonl is not what a run writes"):
+    with pytest.raises(UserError, match=r"predictions.jsonl: line 1: .*; restore the file, or delete"):
         read_predictions(tmp_path)
 
 
