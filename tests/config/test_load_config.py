@@ -379,3 +379,12 @@ def test_a_token_where_it_does_not_belong_is_not_shown_in_the_error(text: str, o
 def test_the_finished_run_is_pushed_and_no_checkpoint_so_that_there_is_no_strategy() -> None:
     told = message("training: {push_to_hub: true, hub_strategy: every_save}")
     assert "training.hub_strategy='every_save' is not needed: the finished run is pushed, once" in told
+
+
+@pytest.mark.parametrize("value", ["3", "{encoder: x}", "[[a, 1]]", "[[0, 2, 3]]"])
+def test_spans_of_another_form_are_one_plain_message(value: str) -> None:
+    with pytest.raises(UserError) as mistake:
+        load_config("quickstart", [f"lora.layer_replication={value}"])
+    message = str(mistake.value)
+    assert f"lora.layer_replication={value} must be spans of blocks" in message
+    assert "\n" not in message and "validator" not in message

@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_a_weight_changes(
 def test_a_gradient_that_is_not_finite_at_a_finite_loss(tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, max_grad_norm=0.0))
     next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(lambda g: g / 0)
-    said = r"step 1: the gradient norm is (nan|inf); nothing was trained yet: .* \(float32\).*no checkpoint"
+    said = r"step 1: the gradient norm is (nan|inf); nothing was trained yet: .* \(float32\)"
     with pytest.raises(UserError, match=said):
         trainer.train()
 
