@@ -46,12 +46,12 @@ def _check_names(value: Any) -> Any:
 def _check_spans(value: Any) -> Any:
     def is_spans(spans: Any) -> bool:
         return isinstance(spans, (list, tuple)) and all(
-            isinstance(span, (list, tuple)) and len(span) == 2 and all(type(end) is int for end in span)
+            isinstance(span, (list, tuple)) and [type(i) for i in span] == [int, int] and min(span) >= 0
             for span in spans
         )
 
-    stacks = value.values() if isinstance(value, dict) else [] if value is None else [value]
-    if not all(map(is_spans, stacks)):
+    stacks = value if isinstance(value, dict) else {} if value is None else {"one": value}
+    if not all(isinstance(name, str) and name and is_spans(spans) for name, spans in stacks.items()):
         raise ValueError(
             "must be spans of blocks such as [[0, 4], [2, 6]], or such a list for each stack by its name: "
             "{encoder: [[0, 4], [2, 6]]}"

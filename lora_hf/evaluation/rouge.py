@@ -152,6 +152,11 @@ def _require_strings(name: str, texts: Sequence[object]) -> None:
             raise TypeError(f"{name}[{index}] is {text!r}, a {type(text).__name__}, not a string")
 
 
+def load_scorer() -> None:
+    """Import what scoring needs, so that a broken package or a lack of memory is found before training."""
+    _scorer()
+
+
 def _scorer() -> "RougeScorer":
     """Return `RougeScorer(ROUGE_NAMES, use_stemmer=True)` with a cached stemmer, which halves the time."""
     from nltk.stem.porter import PorterStemmer

@@ -18,6 +18,7 @@ from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
 from lora_hf.distributed import all_gather, from_main, in_all_processes, is_sharded, world_size
 from lora_hf.evaluation.evaluate import score_model, write_predictions
+from lora_hf.evaluation.rouge import load_scorer
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
@@ -60,6 +61,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_push(config)
     if config.method != "base":
         check_trackers(config.training.get("report_to"))
+    load_scorer()
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")

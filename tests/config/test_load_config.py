@@ -381,7 +381,7 @@ def test_the_finished_run_is_pushed_and_no_checkpoint_so_that_there_is_no_strate
     assert "training.hub_strategy='every_save' is not needed: the finished run is pushed, once" in told
 
 
-@pytest.mark.parametrize("value", ["3", "{encoder: x}", "[[a, 1]]", "[[0, 2, 3]]"])
+@pytest.mark.parametrize("value", ["3", "{encoder: x}", "[[a, 1]]", "[[0, 2, 3]]", "[[-1, 2]]"])
 def test_spans_of_another_form_are_one_plain_message(value: str) -> None:
     with pytest.raises(UserError) as mistake:
         load_config("quickstart", [f"lora.layer_replication={value}"])
