@@ -62,16 +62,15 @@ def stop() -> None:
 def leave(status: int) -> NoReturn:
     """End this process with an exit status.
 
-    With DeepSpeed, skip the interpreter's shutdown: threads of its collectives sometimes abort it ("terminate
-    called without an active exception"), after everything is written.
+    With several processes, skip the interpreter's shutdown: threads of their collectives (Gloo, DeepSpeed)
+    sometimes abort it ("terminate called without an active exception"), after everything is written.
     """
-    if world_size() > 1 and "deepspeed" in sys.modules:
+    if world_size() > 1:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    if world_size() == 1:  # with a process group, its threads must be collected, or they abort the process
-        gc.freeze()  # saves the last collection over all imported modules, which takes a second
+    gc.freeze()  # saves the last collection over all imported modules, which takes a second
     sys.exit(status)
 
 
