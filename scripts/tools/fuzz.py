@@ -23,11 +23,9 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from scripts.tools.fuzzing.trial import OUT, Outcome, attempt, homes
+from scripts.tools.fuzzing.trial import OUT, Outcome, attempt, isolated
 
 KINDS = ("config", "adapter", "request")
-Tried = tuple[str, str | None, str]
-"""How an input ended, in a word; what was wrong with that; what it was, in words."""
 
 
 def commands(kind: str, work: Path) -> tuple[Callable[[Random, Path], list[str]], Callable[[list[str]], int]]:
@@ -43,7 +41,7 @@ def commands(kind: str, work: Path) -> tuple[Callable[[Random, Path], list[str]]
 
 
 def try_inputs(
-    kind: str, numbers: range, seed: int, work: Path, keep: Path, tell: Callable[..., None]
+    kind: str, numbers: range, seed: int, work: Path, keep: Path, report: Callable[[str], None]
 ) -> int:
     """Try inputs of one kind; return the number of faults."""
     make, run = commands(kind, work)
@@ -58,13 +56,13 @@ def try_inputs(
         fault = outcome.fault()
         ends["faults" if fault else f"status {outcome.status}"] += 1
         if fault:
-            tell(f"{kind} {number}: {fault}: {' '.join(words)[:300]}")
+            report(f"{kind} {number}: {fault}: {' '.join(words)[:300]}")
             shutil.rmtree(keep / f"{kind}-{seed}-{number}", ignore_errors=True)
             shutil.copytree(
                 folder.parents[1], keep / f"{kind}-{seed}-{number}", symlinks=True, ignore=_no_fifo
             )
         shutil.rmtree(work / kind / str(number))
-    tell(
+    report(
         f"{kind}: {len(numbers)} inputs, {dict(sorted(ends.items()))}; at most {most[0]:.1f} s, {most[1]} MiB"
     )
     return ends["faults"]
@@ -76,7 +74,7 @@ def _no_fifo(folder: str, names: list[str]) -> list[str]:
     ]
 
 
-def try_requests(count: int, seed: int, work: Path, tell: Callable[..., None]) -> int:
+def try_requests(count: int, seed: int, work: Path, report: Callable[[str], None]) -> int:
     """Start a server, send it malformed requests, and return the number of faults."""
     from scripts.benchmarks.serve_load import serving
     from scripts.tools.fuzzing import adapters, requests
@@ -86,7 +84,7 @@ def try_requests(count: int, seed: int, work: Path, tell: Callable[..., None]) -
         adapters.prepare(whole)
     options = ["--base=embedded", f"--adapter=a={whole / 'lora'}", f"--adapters-dir={whole}", "--timeout=20"]
     with serving(options) as (port, process):
-        return requests.try_all(port, process.pid, count, seed, tell)
+        return requests.try_all(port, process.pid, count, seed, report)
 
 
 def main() -> int:
@@ -105,15 +103,15 @@ def main() -> int:
     )
     given = parser.parse_args()
     keep, start, faults = given.keep.resolve(), time.monotonic(), 0
-    tell = partial(print, flush=True)
-    with TemporaryDirectory() as folder, homes(Path(folder)):
+    report: Callable[[str], None] = partial(print, flush=True)
+    with TemporaryDirectory() as folder, isolated(Path(folder)):
         for kind in given.kinds:
             numbers = range(given.first, given.first + given.count)
             if kind == "request":
-                faults += try_requests(given.count, given.seed, Path(folder), tell)
+                faults += try_requests(given.count, given.seed, Path(folder), report)
             else:
-                faults += try_inputs(kind, numbers, given.seed, Path(folder), keep, tell)
-    tell(f"{faults} faults in {time.monotonic() - start:.0f} s")
+                faults += try_inputs(kind, numbers, given.seed, Path(folder), keep, report)
+    report(f"{faults} faults in {time.monotonic() - start:.0f} s")
     return min(faults, 1)
 
 

@@ -11,37 +11,19 @@ from hypothesis import strategies as st
 from support.properties import broken, examples, values
 
 from lora_hf.config.load import SHIPPED, load_config, write_config
-from lora_hf.config.problems import section_fields
-from lora_hf.config.training_fields import ELSEWHERE, training_fields
+from lora_hf.config.training_fields import training_fields
 from lora_hf.errors import UserError
+from scripts.tools.fuzzing.configs import CONFIGS, fields
+from scripts.tools.fuzzing.junk import YAML_LINES
 
-NAMES = ("quickstart", "methods", "rank_study")
-KEYS = [
-    *section_fields(),
-    *(f"training.{name}" for name in (*training_fields(), *ELSEWHERE)),
-    "lora.rnk",
-    "x.y",
-]
-LINES = [
-    *("a: &a [1]\nb: *a", 'x: !!python/object/apply:os.system ["touch pwned"]', "<<: {r: 1}", "--- \n---"),
-    *(
-        "%YAML 9.9",
-        "? [a]\n: b",
-        "- - - -",
-        "lora: {r: 8}\nlora: {r: 9}",
-        "\t- a",
-        "\x85",
-        "x: !!binary aGk=",
-    ),
-    *("x: !!set {a}", "x: 2001-01-01", "x: 0o999", "'a': \"\\ud800\"", 'seed: "\\U0010ffff"'),
-]
+KEYS = [*fields(), "lora.rnk", "x.y"]
 
 
 @st.composite
 def changed(draw: st.DrawFn) -> str:
-    """A shipped config with one to three of its fields at other values, of the field's own choices or any."""
+    """Draw a shipped config with one to three fields changed to one of their choices or to any value."""
     data: dict[str, Any] = copy.deepcopy(
-        yaml.safe_load((SHIPPED / f"{draw(st.sampled_from(NAMES))}.yaml").read_text())
+        yaml.safe_load((SHIPPED / f"{draw(st.sampled_from(CONFIGS))}.yaml").read_text())
     )
     for key in draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)):
         *sections, name = key.split(".")
@@ -56,7 +38,7 @@ def changed(draw: st.DrawFn) -> str:
 
 
 def reads_back_or_is_refused(folder: Path, data: bytes) -> None:
-    """Write a config and read it; one that is taken gives the same fields from its resolved form."""
+    """Check that a config is refused by a `UserError`, or has the same fields when written and read again."""
     file, resolved = folder / "config.yaml", folder / "resolved.yaml"
     file.write_bytes(data)
     try:
@@ -70,18 +52,18 @@ def reads_back_or_is_refused(folder: Path, data: bytes) -> None:
 
 @examples(150)
 @given(text=changed())
-def test_a_field_at_any_value_is_taken_or_refused(tmp_path: Path, text: str) -> None:
+def test_a_field_with_any_value_is_accepted_or_refused(tmp_path: Path, text: str) -> None:
     reads_back_or_is_refused(tmp_path, text.encode("utf-8", "surrogatepass"))
 
 
 @examples(150)
-@given(data=st.sampled_from(NAMES).flatmap(lambda name: broken((SHIPPED / f"{name}.yaml").read_bytes())))
-def test_a_broken_text_is_taken_or_refused(tmp_path: Path, data: bytes) -> None:
+@given(data=st.sampled_from(CONFIGS).flatmap(lambda name: broken((SHIPPED / f"{name}.yaml").read_bytes())))
+def test_a_damaged_config_is_accepted_or_refused(tmp_path: Path, data: bytes) -> None:
     reads_back_or_is_refused(tmp_path, data)
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_a_construct_of_yaml_that_no_config_needs_is_taken_or_refused(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", YAML_LINES)
+def test_yaml_that_no_config_needs_is_accepted_or_refused(tmp_path: Path, line: str) -> None:
     lines = (SHIPPED / "quickstart.yaml").read_text().splitlines()
     text = "\n".join([*lines[:3], line, *lines[3:]])
     reads_back_or_is_refused(tmp_path, text.encode("utf-8", "surrogatepass"))
@@ -90,7 +72,7 @@ def test_a_construct_of_yaml_that_no_config_needs_is_taken_or_refused(tmp_path: 
 
 @examples(60)
 @given(key=st.sampled_from(KEYS), value=values())
-def test_an_override_of_any_value_is_taken_or_refused(key: str, value: Any) -> None:
+def test_an_override_with_any_value_is_accepted_or_refused(key: str, value: Any) -> None:
     try:
         load_config("quickstart", [f"{key}={value}"])
     except UserError as error:

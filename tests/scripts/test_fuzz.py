@@ -1,4 +1,4 @@
-"""The fuzzers, briefly; `make soak` is the long form. And that their judge can say no."""
+"""The fuzzers on a few inputs (`make soak` is the long form), and their checks on outcomes that are wrong."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def write_outside() -> int:
     return 0
 
 
-def leave_half() -> int:
+def leave_unfinished() -> int:
     Path(OUT, PARTIAL + "weights").write_text("x")
     return 0
 
 
-def leave_half_beside() -> int:
+def leave_unfinished_beside() -> int:
     Path(BESIDE[0]).write_text("x")
     return 0
 
@@ -51,13 +51,13 @@ def write_whole() -> int:
     return 0
 
 
-def refuse_and_leave() -> int:
+def refuse_and_write() -> int:
     print("error: no", file=sys.stderr)
     Path(OUT, "results.json").write_text("x")
     return 2
 
 
-def say_twice() -> int:
+def print_two_errors() -> int:
     print("error: a\nerror: b", file=sys.stderr)
     return 2
 
@@ -67,17 +67,17 @@ def say_twice() -> int:
     [
         (crash, "status 1"),
         (write_outside, "wrote or started outside"),
-        (leave_half, "half a file left"),
-        (leave_half_beside, "wrote or started outside"),
+        (leave_unfinished, "left an unfinished file"),
+        (leave_unfinished_beside, "wrote or started outside"),
         (write_whole, None),
-        (refuse_and_leave, "a refused input left"),
-        (say_twice, "not one clear error"),
+        (refuse_and_write, "refused the input, but wrote"),
+        (print_two_errors, "not one clear error"),
         (lambda: os.system("true"), "wrote or started outside"),
         (lambda: len(bytearray(b"x") * 2**32), "status 1: MemoryError"),
         (lambda: 0, None),
     ],
 )
-def test_the_judge_sees_what_breaks_the_promise(tmp_path, monkeypatch, task, fault) -> None:
+def test_an_outcome_that_breaks_a_rule_is_a_fault(tmp_path, monkeypatch, task, fault) -> None:
     folder = tmp_path / "a" / "in" / "in"
     (folder / OUT).mkdir(parents=True)
     for name in ("HF_HOME", "TMPDIR"):
@@ -86,7 +86,7 @@ def test_the_judge_sees_what_breaks_the_promise(tmp_path, monkeypatch, task, fau
     assert found is None if fault is None else found and found.startswith(fault)
 
 
-def test_an_audit_counts_only_packages_that_there_are_advisories_for() -> None:
+def test_an_audit_counts_only_packages_that_were_looked_up() -> None:
     packages = [
         {"name": "a", "version": "1", "vulns": [{"id": "X-1"}]},
         {"name": "b", "version": "2", "vulns": []},

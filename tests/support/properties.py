@@ -1,4 +1,4 @@
-"""Settings and strategies of the property tests: the same examples every time, and nothing kept on disk."""
+"""Settings and strategies of the property tests. Every run tries the same examples and keeps none on disk."""
 
 import tempfile
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from scripts.tools.fuzzing.junk import VALUES, deep
+from scripts.tools.fuzzing.junk import ENCODINGS, PIECES, VALUES
 
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "lora_hf_hypothesis")  # tables of Unicode, not examples
 
@@ -25,7 +25,7 @@ def examples(n: int) -> settings:
 
 
 def values() -> st.SearchStrategy[Any]:
-    """Values of every kind that YAML and JSON can hold, among them those that have broken something."""
+    """Return a strategy for values of every kind that YAML and JSON can hold."""
     plain = st.one_of(st.sampled_from(VALUES), st.integers(), st.floats(), st.text(max_size=20))
     return st.recursive(
         plain,
@@ -34,30 +34,9 @@ def values() -> st.SearchStrategy[Any]:
     )
 
 
-PIECES = [
-    b"\0",
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-    b"\r",
-    b"\t",
-    b'"',
-    b"'",
-    b"{",
-    b"]",
-    b"\xed\xa0\x80",
-    b"\x1b[2J",
-]
-PIECES += [
-    "\u2028".encode(),
-    b"9" * 5000,
-    deep(3000, is_map=False).encode(),
-    deep(3000, is_map=True).encode(),
-]
-
-
 @st.composite
 def broken(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Bytes with one to three pieces cut out, put in or repeated, or the whole in another encoding."""
+    """Draw `whole` with one to three pieces removed, inserted or repeated, sometimes in another encoding."""
     data = whole
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
@@ -65,6 +44,6 @@ def broken(draw: st.DrawFn, whole: bytes) -> bytes:
         piece = draw(st.sampled_from([*PIECES, b"", data[start:end] * 500]) | st.binary(max_size=40))
         data = data[:start] + piece + data[end:]
     if draw(st.integers(0, 9)) == 0:
-        encoding = draw(st.sampled_from(("utf-16", "utf-32", "cp500", "utf-7", "utf-8-sig")))
+        encoding = draw(st.sampled_from(ENCODINGS))
         data = data.decode("utf-8", "replace").encode(encoding, "replace")
     return data

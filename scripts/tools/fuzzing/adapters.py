@@ -1,4 +1,4 @@
-"""Broken adapters: a whole one's files changed, and used by `predict` as far as that goes."""
+"""Broken adapters: the files of a valid adapter, changed and passed to `predict`, `merge` or `doctor`."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
+from lora_hf.adapters.save import START_NAME
 from lora_hf.config import ModelConfig
 from lora_hf.errors import NOT_JSON
 from lora_hf.models.load import load_model
@@ -23,31 +24,37 @@ from scripts.tools.fuzzing.junk import NAMES, VALUES, break_bytes, deep
 from scripts.tools.fuzzing.trial import OUT
 
 FILES = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)
-START = "lora_hf_start.safetensors"
 DIALOGUE = "Anna: Lunch at noon?\nBen: Yes, at the cafe by the station."
-KINDS: dict[str, dict[str, Any]] = {
+ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "lora_alpha": 9},
     "dora": {"r": 2, "lora_alpha": 5, "use_dora": True, "target_modules": ["q", "wo"]},
     "saved": {"r": 2, "modules_to_save": ["lm_head"], "rank_pattern": {"v": 3}},
     "pissa": {"r": 2, "init_lora_weights": "pissa"},
-    "stacked": {"r": 2, "layer_replication": {"encoder": [[0, 2], [1, 2]]}},
+    "replicated": {"r": 2, "layer_replication": {"encoder": [[0, 2], [1, 2]]}},
 }
+"""Fields of the `LoraConfig` of each valid adapter."""
 
 
 def prepare(folder: Path) -> None:
-    """Whole adapters of the embedded model, one a kind."""
-    for name, fields in KINDS.items():
+    """Save valid adapters of the embedded model, one folder for each entry of `ADAPTERS`."""
+    for name, fields in ADAPTERS.items():
         model = load_model(ModelConfig(), torch.device("cpu"))
         extra = {"prompt": "{dialogue}\n\nTL;DR: ", "max_source_length": 96, "max_new_tokens": 4}
         save_adapter(inject_adapters(model, LoraConfig(**fields)), folder / name, extra=extra)
 
 
 def make(random: Random, folder: Path, whole: Path) -> list[str]:
-    """Write a broken adapter, and give the words of the command that reads it."""
+    """Write a broken adapter and return the command line that reads it.
+
+    Args:
+        random: source of all choices.
+        folder: folder of this input.
+        whole: folder that `prepare` has filled.
+    """
     adapter = folder / "adapter"
-    shutil.copytree(whole / random.choice([*KINDS]), adapter)
+    shutil.copytree(whole / random.choice([*ADAPTERS]), adapter)
     if random.random() < 0.5:
-        _unhash(adapter, whole=random.random() < 0.5)
+        _remove_hash(adapter, with_manifest=random.random() < 0.5)
     random.choice(BREAKS)(random, adapter)
     if random.random() < 1 / 3 and _can_be_read(adapter):
         random.choice(BREAKS)(random, adapter)
@@ -61,36 +68,36 @@ def make(random: Random, folder: Path, whole: Path) -> list[str]:
 
 
 def _can_be_read(adapter: Path) -> bool:
-    """Whether what is broken already can be read here, to be broken once more: no pipe, no gigabytes."""
+    """Return whether the files can be read here, to be changed once more: no pipe, no gigabytes."""
     files = {*adapter.iterdir(), adapter / CONFIG_NAME, adapter / WEIGHTS_NAME}
     return all(file.is_file() and file.stat().st_size < 10**8 for file in files)
 
 
 def run(words: list[str]) -> int:
-    """The exit status of the command; of the doctor, 1 is what it is for."""
+    """Run the command and return its exit status; 1 of `doctor` (a check found a fault) counts as 0."""
     status = cli.run(words, debug=False)
     return 0 if words[0] == "doctor" and status == 1 else status
 
 
-def _unhash(adapter: Path, whole: bool) -> None:
-    """As PEFT would have written it; or ours, without the hash that finds every change."""
+def _remove_hash(adapter: Path, with_manifest: bool) -> None:
+    """Remove the hash of the weights, which would reveal every change, alone or with its manifest."""
     manifest = json.loads((adapter / MANIFEST_NAME).read_text())
     manifest.pop("weights_sha256", None)
-    (adapter / MANIFEST_NAME).unlink() if whole else _put(adapter / MANIFEST_NAME, manifest)
+    (adapter / MANIFEST_NAME).unlink() if with_manifest else _put(adapter / MANIFEST_NAME, manifest)
 
 
 def _put(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value), encoding="utf-8")
 
 
-def _bytes(random: Random, adapter: Path) -> None:
-    file = adapter / random.choice((*FILES, START))
+def _change_bytes(random: Random, adapter: Path) -> None:
+    file = adapter / random.choice((*FILES, START_NAME))
     if file.is_file():
         file.write_bytes(break_bytes(random, file.read_bytes()))
 
 
-def _field(random: Random, adapter: Path) -> None:
-    """One field of the config, or of the manifest, at a value of any kind."""
+def _change_field(random: Random, adapter: Path) -> None:
+    """Set one field of the config or of the manifest to a value of any kind."""
     file = adapter / random.choice((CONFIG_NAME, CONFIG_NAME, MANIFEST_NAME))
     if file.is_file():
         fields = _json(file)
@@ -98,7 +105,7 @@ def _field(random: Random, adapter: Path) -> None:
         _put(file, fields)
 
 
-def _rank(random: Random, adapter: Path) -> None:
+def _change_rank(random: Random, adapter: Path) -> None:
     fields = _json(adapter / CONFIG_NAME)
     absurd = random.choice((0, -1, 10**9, 10**30, 1.5, True, "4", [4], 2**31, 5))
     fields["r"] = absurd
@@ -107,12 +114,12 @@ def _rank(random: Random, adapter: Path) -> None:
     _put(adapter / CONFIG_NAME, fields)
 
 
-def _tensors(random: Random, adapter: Path) -> None:
-    """Other names, shapes, dtypes or numbers, in a file that is whole as a file."""
+def _change_tensor(random: Random, adapter: Path) -> None:
+    """Change a tensor's name, shape, dtype or values; the file remains valid safetensors."""
     file = adapter / WEIGHTS_NAME
     try:
         tensors = load_file(file)
-    except Exception:  # broken before
+    except Exception:  # an earlier change broke the file
         return
     name = random.choice([*tensors])
     tensor = tensors[name]
@@ -134,8 +141,8 @@ def _tensors(random: Random, adapter: Path) -> None:
     save_file(tensors, file, metadata=random.choice(({"format": "pt"}, None, {"format": "tf"}, {"a": "b"})))
 
 
-def _header(random: Random, adapter: Path) -> None:
-    """A header that lies about what comes after it."""
+def _change_header(random: Random, adapter: Path) -> None:
+    """Write a safetensors header that does not describe the data after it."""
     file = adapter / WEIGHTS_NAME
     data = file.read_bytes()
     (n,) = struct.unpack("<Q", data[:8].ljust(8, b"\0"))
@@ -143,28 +150,22 @@ def _header(random: Random, adapter: Path) -> None:
         header = json.loads(data[8 : 8 + n])
     except NOT_JSON:
         return
-    if not header or not isinstance(header, dict):  # broken before
+    if not header or not isinstance(header, dict):  # an earlier change broke it
         return
     name = random.choice([*header])
-    lies: list[Any] = [
-        {"data_offsets": [0, 2**40]},
-        {"shape": [10**9, 10**9]},
-        {"shape": [-1]},
-        {"dtype": "X"},
-    ]
-    lies += [{"data_offsets": [8, 4]}, {"shape": "a"}, {"data_offsets": None}]
-    header[name] = (
-        header[name] | random.choice(lies) if isinstance(header[name], dict) else random.choice(VALUES)
-    )
+    wrong: list[Any] = [{"shape": [10**9, 10**9]}, {"shape": [-1]}, {"shape": "a"}, {"dtype": "X"}]
+    wrong += [{"data_offsets": [0, 2**40]}, {"data_offsets": [8, 4]}, {"data_offsets": None}]
+    is_entry = isinstance(header[name], dict)
+    header[name] = header[name] | random.choice(wrong) if is_entry else random.choice(VALUES)
     text = json.dumps(header).encode() if random.random() < 0.8 else deep(5000, is_map=True).encode()
     size = len(text) if random.random() < 0.8 else random.choice((0, 2**63, 2**40, len(text) - 1))
     file.write_bytes(struct.pack("<Q", size) + text + data[8 + n :])
 
 
-def _huge(random: Random, adapter: Path) -> None:
-    """A file of gigabytes, of which only the header was ever written."""
+def _write_huge(random: Random, adapter: Path) -> None:
+    """Write a sparse file of 6 GiB that has a header and no data."""
     size = 6 << 30
-    names = load_keys(adapter) if random.random() < 0.5 else ["x"]
+    names = _tensor_names(adapter) if random.random() < 0.5 else ["x"]
     header = json.dumps(
         {names[0]: {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
     ).encode()
@@ -173,8 +174,8 @@ def _huge(random: Random, adapter: Path) -> None:
         stream.truncate(8 + len(header) + size)
 
 
-def load_keys(adapter: Path) -> list[str]:
-    """The names of the tensors, or one where they cannot be read."""
+def _tensor_names(adapter: Path) -> list[str]:
+    """Return the names of the tensors, or `["x"]` if the file cannot be read."""
     try:
         return [*load_file(adapter / WEIGHTS_NAME)]
     except Exception:
@@ -186,21 +187,19 @@ class _Command:
         return os.system, ("touch pwned",)
 
 
-def _pickle(random: Random, adapter: Path) -> None:
-    """A pickle that runs a command when it is read: beside the weights, instead, or under their name."""
-    name = random.choice(
-        ("adapter_model.bin", WEIGHTS_NAME, MANIFEST_NAME, CONFIG_NAME, "lora_hf_start.safetensors")
-    )
+def _write_pickle(random: Random, adapter: Path) -> None:
+    """Write a pickle that runs a command when read: beside the weights or in the place of a file."""
+    name = random.choice(("adapter_model.bin", *FILES, START_NAME))
     if random.random() < 0.5:
         (adapter / WEIGHTS_NAME).unlink(missing_ok=True)
-    if (adapter / name).is_dir():  # another break's
+    if (adapter / name).is_dir():  # from an earlier change
         (adapter / name).rmdir()
     (adapter / name).write_bytes(pickle.dumps(_Command()))
     if random.random() < 0.3:
         torch.save({"x": _Command()}, adapter / name)
 
 
-def _deep(random: Random, adapter: Path) -> None:
+def _write_deep_json(random: Random, adapter: Path) -> None:
     (adapter / random.choice((CONFIG_NAME, MANIFEST_NAME))).write_text(
         random.choice(
             (deep(100_000, True), deep(100_000, False), '{"r": ' + "9" * 10_000 + "}", "[]", "null", "1")
@@ -208,8 +207,8 @@ def _deep(random: Random, adapter: Path) -> None:
     )
 
 
-def _kind(random: Random, adapter: Path) -> None:
-    """Something else than a file in a file's place."""
+def _replace_file(random: Random, adapter: Path) -> None:
+    """Replace a file by a folder, a pipe, a link, an empty file or nothing."""
     file = adapter / random.choice(FILES)
     file.unlink(missing_ok=True)
     kind = random.randrange(5)
@@ -220,16 +219,17 @@ def _kind(random: Random, adapter: Path) -> None:
     elif kind == 2:
         file.symlink_to(random.choice(("/dev/zero", "/etc/passwd", file.name)))
     elif kind == 3:
-        (adapter / random.choice(("lora_hf_start.safetensors", WEIGHTS_NAME))).write_bytes(b"")
+        (adapter / random.choice((START_NAME, WEIGHTS_NAME))).write_bytes(b"")
 
 
 BREAKS: list[Callable[[Random, Path], None]] = [
-    *(_bytes, _bytes, _field, _field, _tensors, _tensors, _rank, _header, _huge, _pickle, _deep, _kind)
+    *(_change_bytes, _change_bytes, _change_field, _change_field, _change_tensor, _change_tensor),
+    *(_change_rank, _change_header, _write_huge, _write_pickle, _write_deep_json, _replace_file),
 ]
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """What is left of a file, as fields."""
+    """Return the fields of a JSON file, or none if it cannot be read."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         return fields if isinstance(fields, dict) else {}

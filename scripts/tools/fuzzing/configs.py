@@ -12,7 +12,7 @@ from lora_hf import cli
 from lora_hf.config.load import SHIPPED
 from lora_hf.config.problems import section_fields
 from lora_hf.config.training_fields import ELSEWHERE, training_fields
-from scripts.tools.fuzzing.junk import VALUES, break_bytes, deep
+from scripts.tools.fuzzing.junk import VALUES, YAML_LINES, break_bytes
 from scripts.tools.fuzzing.trial import OUT
 
 SMALL = [
@@ -20,46 +20,24 @@ SMALL = [
     *("generation.max_new_tokens=2", "training.max_steps=1", f"output_dir={OUT}"),
 ]
 """Overrides that keep a valid run short."""
-STARTS = ("quickstart", "methods", "rank_study")
-LINES = [
-    "a: &a [1]\nb: *a",
-    'x: !!python/object/apply:os.system ["touch pwned"]',
-    *(
-        "<<: {r: 1}",
-        "--- \n---",
-        "%YAML 9.9",
-        "? [a]\n: b",
-        "- - - -",
-        "lora: {r: 8}\nlora: {r: 9}",
-        "\t- a",
-        "\x85",
-    ),
-    *(
-        "x: !!binary aGk=",
-        "x: !!set {a}",
-        "x: 2001-01-01",
-        "x: 0o999",
-        "'a': \"\\ud800\"",
-        'seed: "\\U0010ffff"',
-    ),
-    f"x: {deep(4000, is_map=False)}",
-]
+CONFIGS = ("quickstart", "methods", "rank_study")
+"""Shipped configs that are changed."""
 
 
 def make(random: Random, folder: Path) -> list[str]:
     """Write a broken config and return the command line that reads it."""
-    text = (SHIPPED / f"{random.choice(STARTS)}.yaml").read_text()
+    text = (SHIPPED / f"{random.choice(CONFIGS)}.yaml").read_text()
     if random.random() < 0.35:
         data = break_bytes(random, text.encode())
     elif random.random() < 0.2:
         lines = text.splitlines()
-        lines.insert(random.randrange(len(lines)), random.choice(LINES))
+        lines.insert(random.randrange(len(lines)), random.choice(YAML_LINES))
         data = "\n".join(lines).encode("utf-8", "surrogatepass")
     else:
         data = _changed(random, yaml.safe_load(text)).encode("utf-8", "surrogatepass")
     file = folder / "config.yaml"
     file.write_bytes(data)
-    words = [] if random.random() < 0.9 else [f"{random.choice(_keys())}={random.choice(VALUES)}"]
+    words = [] if random.random() < 0.9 else [f"{random.choice(fields())}={random.choice(VALUES)}"]
     return ["train", "--config", str(file), *SMALL, *(word.replace("\0", "") for word in words)]
 
 
@@ -69,14 +47,15 @@ def run(words: list[str]) -> int:
 
 
 @cache
-def _keys() -> list[str]:
+def fields() -> list[str]:
+    """Return every field of a config, with its section: `lora.r`, `training.learning_rate`."""
     return [*section_fields(), *(f"training.{name}" for name in (*training_fields(), *ELSEWHERE))]
 
 
 def _changed(random: Random, data: dict[str, Any]) -> str:
     data = copy.deepcopy(data)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        path = random.choice(_keys()).split(".")
+        path = random.choice(fields()).split(".")
         section = data
         for part in path[:-1]:
             if not isinstance(section.get(part), dict):

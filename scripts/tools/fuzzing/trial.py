@@ -25,7 +25,7 @@ OUT = "out"
 """Folder below the trial's that the command may write to."""
 BESIDE = (PARTIAL + OUT, f"{PARTIAL}old.{OUT}")
 """Temporary places of files that replace others; they must be gone when the command ends."""
-CLAIMED = {"config.yaml", "inputs.json"}
+ALLOWED = {"config.yaml", "inputs.json"}
 """Files that a run writes once its data and model are checked; they are not results."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate")
@@ -39,44 +39,44 @@ class Outcome:
     status: int
     seconds: float
     mib: int
-    said: str
+    output: str
     outside: tuple[str, ...]
-    left: tuple[str, ...]
+    files: tuple[str, ...]
 
     def fault(self) -> str | None:
         """Return the rule that was broken, or None."""
-        lines = self.said.splitlines()
+        lines = self.output.splitlines()
         if self.outside:
             return f"wrote or started outside: {self.outside[:3]}"
         if self.status not in (0, 2):
             return f"status {self.status}: {lines[-1] if lines else ''}"[:300]
         if self.mib > MIB:
             return f"{self.mib} MiB of memory"
-        if any(part.startswith(PARTIAL) for name in self.left for part in Path(name).parts):
-            return f"half a file left: {self.left}"
+        if any(part.startswith(PARTIAL) for name in self.files for part in Path(name).parts):
+            return f"left an unfinished file: {self.files}"
         if self.status == 0:
             return None
-        if "Traceback (most recent" in self.said or sum(line.startswith("error: ") for line in lines) != 1:
+        if "Traceback (most recent" in self.output or sum(line.startswith("error: ") for line in lines) != 1:
             return f"not one clear error: {lines[-1:]}"
-        return f"a refused input left {self.left}" if set(self.left) - CLAIMED else None
+        return f"refused the input, but wrote {self.files}" if set(self.files) - ALLOWED else None
 
 
 def attempt(task: Callable[[], int], folder: Path) -> Outcome:
     """Run a task in a forked process in `folder` and return its outcome."""
-    out, log, noted = folder / OUT, folder.parent / "log", folder.parent / "noted"
+    out, log, events = folder / OUT, folder.parent / "log", folder.parent / "events"
     before = _files(folder)
     start = time.monotonic()
     if not (pid := os.fork()):
-        _child(task, folder, log, noted)
+        _child(task, folder, log, events)
     usage = _wait(pid, start)
-    said = log.read_text(encoding="utf-8", errors="replace")
-    outside = {*noted.read_text(errors="replace").splitlines()} | {
+    output = log.read_text(encoding="utf-8", errors="replace")
+    outside = {*events.read_text(errors="replace").splitlines()} | {
         name for name in _files(folder).items() ^ before.items() if not name[0].startswith(f"{OUT}/")
     }
-    left = tuple(sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()))
+    written = tuple(sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()))
     seconds = usage[1].ru_utime + usage[1].ru_stime
     status = os.waitstatus_to_exitcode(usage[0])
-    return Outcome(status, seconds, usage[1].ru_maxrss // 1024, said, tuple(map(str, outside)), left)
+    return Outcome(status, seconds, usage[1].ru_maxrss // 1024, output, tuple(map(str, outside)), written)
 
 
 def _wait(pid: int, start: float) -> tuple[int, Any]:
@@ -88,11 +88,11 @@ def _wait(pid: int, start: float) -> tuple[int, Any]:
             os.killpg(pid, signal.SIGKILL)
         time.sleep(0.005)
     with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # what it started and left behind
+        os.killpg(pid, signal.SIGKILL)  # processes that it started
     return status, usage
 
 
-def _child(task: Callable[[], int], folder: Path, log: Path, noted: Path) -> None:
+def _child(task: Callable[[], int], folder: Path, log: Path, events: Path) -> None:
     status = 1
     try:
         os.setsid()
@@ -107,8 +107,8 @@ def _child(task: Callable[[], int], folder: Path, log: Path, noted: Path) -> Non
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (data + (MIB << 20),) * 2)
-        homes = (*map(Path, (os.environ["HF_HOME"], os.environ["TMPDIR"], "/dev")),)
-        _note(noted, (*(folder / name for name in (OUT, *BESIDE)), *homes))
+        own = (*map(Path, (os.environ["HF_HOME"], os.environ["TMPDIR"], "/dev")),)
+        _record(events, (*(folder / name for name in (OUT, *BESIDE)), *own))
         status = task()
     except BaseException:
         traceback.print_exc()
@@ -118,12 +118,12 @@ def _child(task: Callable[[], int], folder: Path, log: Path, noted: Path) -> Non
         os._exit(status)
 
 
-def _note(noted: Path, allowed: tuple[Path, ...]) -> None:
+def _record(events: Path, allowed: tuple[Path, ...]) -> None:
     """Write a line for each change of a file outside the allowed folders, and for each process started."""
-    stream = os.open(noted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    homes = [folder.resolve() for folder in allowed]
+    stream = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    folders = [folder.resolve() for folder in allowed]
 
-    def look(event: str, given: tuple[Any, ...]) -> None:
+    def hook(event: str, given: tuple[Any, ...]) -> None:
         is_write = event == "open" and isinstance(given[2], int) and given[2] & WRITING
         if not is_write and event not in (*CHANGES, *STARTS):
             return
@@ -133,10 +133,10 @@ def _note(noted: Path, allowed: tuple[Path, ...]) -> None:
         path = Path(os.path.realpath(os.fsdecode(where))) if event not in STARTS else Path("/")
         if event == "os.mkdir" and path.is_dir():  # changes nothing
             return
-        if event in STARTS or not any(path.is_relative_to(home) for home in homes):
+        if event in STARTS or not any(path.is_relative_to(folder) for folder in folders):
             os.write(stream, f"{event} {str(where)[:200]!r}\n".encode(errors="replace"))
 
-    sys.addaudithook(look)
+    sys.addaudithook(hook)
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -150,8 +150,8 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @contextmanager
-def homes(folder: Path) -> Iterator[None]:
-    """A Hugging Face cache and a folder for temporary files of our own, no network, and one thread."""
+def isolated(folder: Path) -> Iterator[None]:
+    """Give the process its own Hugging Face cache and temporary folder, no network, and one thread."""
     own = {"HF_HOME": folder / "hf", "TMPDIR": folder / "tmp"}
     for path in own.values():
         path.mkdir(parents=True)
