@@ -3,9 +3,6 @@
 `generate` computes every row of a batch until the longest has ended, and copies all keys and values to append
 those of one token. With beam search it computes the source's keys and values once per beam, and copies them
 at every step, although all beams of a dialogue share them.
-
-Private names of Transformers' generation in use: `_prepare_generation_config` (options over the model's own
-configuration), `_beam_search` (its search, over a smaller cache) and `_pad_token_tensor`.
 """
 
 import logging
@@ -33,6 +30,18 @@ ROW_AWARE_PROCESSORS = (
 """Logits processors that address rows by their index in the batch: with these no row is removed."""
 UNSUPPORTED = ("decoder_input_ids", "decoder_inputs_embeds", "past_key_values", "assistant_model", "streamer")
 """Keywords of `generate` that the functions here do not support."""
+INTERNALS: dict[str, tuple[str, ...] | None] = {
+    "_prepare_generation_config": ("generation_config", "kwargs"),  # options over the model's configuration
+    "_beam_search": (
+        *("input_ids", "logits_processor", "stopping_criteria", "generation_config", "synced_gpus"),
+        "model_kwargs",
+    ),  # its search, over a smaller cache
+    "_pad_token_tensor": None,  # an attribute: the padding token, on the model's device
+}
+"""Private names of Transformers' generation in use, with the methods' parameters.
+
+Any release may rename them: `tests/evaluation/test_decoding_internals.py` names what is missing.
+"""
 logger = logging.getLogger(__name__)
 
 
