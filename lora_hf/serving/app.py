@@ -23,7 +23,7 @@ from lora_hf.serving.schemas import (
     LoadRequest,
     SummarizeRequest,
     SummarizeResponse,
-    wrong_field,
+    wrong_fields,
 )
 from lora_hf.serving.service import RequestError, Service
 
@@ -117,7 +117,7 @@ async def _invalid_body(request: Request, error: Any) -> JSONResponse:
     if any(fault["type"] == "json_invalid" or fault["loc"] == ("body",) for fault in error.errors()):
         return JSONResponse({"detail": NO_OBJECT}, 422)
     schema = SummarizeRequest if request.url.path == "/summarize" else LoadRequest
-    return JSONResponse({"detail": "; ".join(wrong_field(fault, schema) for fault in error.errors())}, 422)
+    return JSONResponse({"detail": wrong_fields(error.errors(), schema)}, 422)
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:

@@ -1,5 +1,6 @@
 """JSON bodies of requests and responses."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -88,20 +89,26 @@ class ErrorResponse(Message):
     detail: str
 
 
-def wrong_field(fault: ErrorDetails, schema: type[Message]) -> str:
-    """Describe one mistake in a request, in the same words as a config's mistakes.
+def wrong_fields(faults: Sequence[ErrorDetails], schema: type[Message]) -> str:
+    """Describe the mistakes in a request, in the same words as a config's; list the known fields once.
 
     Args:
-        fault: an error of pydantic, whose location begins with `body`.
+        faults: errors of pydantic, whose locations begin with `body`.
         schema: the expected body.
     """
-    name, fields = ".".join(map(str, fault["loc"][1:])), list(schema.model_fields)
-    if fault["type"] == "missing":
-        return f"{name} is missing and required; known are {', '.join(fields)}"
-    if fault["type"] == "extra_forbidden":
-        hint = near_choice(name, fields) or f"; known are {', '.join(fields)}"
-        return f"unknown field {shown(name)} (value {_short(fault['input'])}){hint}"
-    return f"{name}={_short(fault['input'])} {phrase_of(fault)}"
+    fields, texts, is_lost = list(schema.model_fields), [], False
+    for fault in faults:
+        name = ".".join(map(str, fault["loc"][1:]))
+        if fault["type"] == "missing":
+            texts.append(f"{name} is missing and required")
+            is_lost = True
+        elif fault["type"] == "extra_forbidden":
+            hint = near_choice(name, fields)
+            texts.append(f"unknown field {shown(name)} (value {_short(fault['input'])}){hint}")
+            is_lost = is_lost or not hint
+        else:
+            texts.append(f"{name}={_short(fault['input'])} {phrase_of(fault)}")
+    return "; ".join([*texts, *([f"known fields are {', '.join(fields)}"] if is_lost else [])])
 
 
 def _short(value: Any) -> str:
