@@ -8,6 +8,7 @@ import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -122,13 +123,11 @@ def write_report(kind: str, root: Path, folders: Folders, known: Mapping[str, An
         known: `command`, which makes all of it again, and of a sweep `points`.
     """
     files = [root / f"{kind}{end}" for end in ENDS]
-    try:
+    with suppress(UserError, OSError):  # an unreadable report is written again
         if all(file.is_file() for file in files):
             current = cast(Comparison, read_record(files[0]) or {})
             if current.get(KEY) == report_key(current, folders, known):
                 return current
-    except (UserError, OSError):  # written again
-        pass
     return _write(kind, root, folders, known)[0]
 
 

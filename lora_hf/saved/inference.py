@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
@@ -17,6 +18,7 @@ from lora_hf.arguments import check_place, check_text, check_texts
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import EMBEDDED
+from lora_hf.config.problems import phrase_of, shown
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
@@ -157,8 +159,7 @@ class InferenceModel:
                 else DataConfig(prompt=prompt, max_source_length=settings.data.max_source_length)
             )
         except ValidationError as error:
-            wrong = "; ".join(f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors())
-            raise UserError(f"generate: {wrong}") from None
+            raise UserError(f"generate: {'; '.join(map(_wrong_option, error.errors()))}") from None
         if not texts:
             return []
         sources = encode_sources(texts, self.tokenizer, data)
@@ -198,6 +199,16 @@ class InferenceModel:
         if name is not None and len(self.names) > 1:
             set_adapter(self.model, name)
         yield
+
+
+def _wrong_option(fault: ErrorDetails) -> str:
+    """Describe a wrong option of `generate`, in the words of a config's mistakes."""
+    name, value = str(fault["loc"][0]), fault["input"]
+    if fault["type"] == "extra_forbidden":
+        known = list(GenerationConfig.model_fields)
+        hint = did_you_mean(name, known) or f" Known are {', '.join(known)}."
+        return f"unknown option {name}={shown(value)}.{hint}"
+    return f"{name}={shown(value)} {phrase_of(fault)}"
 
 
 def not_shareable(saved: SavedAdapter) -> str | None:

@@ -7,10 +7,11 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from lora_hf.adapters import merge_and_unload, merge_errors
+from lora_hf.adapters.merge import CHOICES
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, whole
 from lora_hf.models.load import save_model
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -45,6 +46,8 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
             f"--adapter {adapter!r} holds a {method}, which does not change weights and cannot be merged; "
             "use it unmerged with `lora-hf predict`"
         )
+    if onto not in (None, *CHOICES):
+        raise UserError(f"--onto {onto!r} must be one of {list(CHOICES)}.{did_you_mean(onto, CHOICES)}")
     model, tokenizer = load_with_base(saved, base)
     errors = merge_errors(model, sample_batch(model, tokenizer, saved))
     if not STORAGE_FORMATS[base_config(saved, base).storage].is_plain:
@@ -64,14 +67,16 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
     """
     if "merged" in errors:
         if onto is not None:
-            raise UserError(f"--onto {onto!r}: {adapter} was trained on a dense base; leave --onto out")
+            raise UserError(
+                f"--onto {onto!r} is for a quantized base, and that of {adapter} is dense: leave out --onto"
+            )
         return
     if onto not in errors:
         each = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-        given = "" if onto is None else f"--onto {onto!r} is not a choice here: "
+        refused = "--onto is missing" if onto is None else f"--onto {onto!r} is not possible for this adapter"
         raise UserError(
-            f"{given}{adapter} was trained on a quantized base, so merging needs a choice: give --onto "
-            f"{' or '.join(errors)} (relative error of the logits: {each})"
+            f"{refused}: the base of {adapter} is quantized, so choose the weights to merge into: "
+            f"--onto {' or '.join(errors)} (relative error of the logits: {each})"
         )
 
 
