@@ -173,7 +173,7 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
         return
     if not is_supported(module):
         raise UserError(
-            f"target_modules={config.target_modules!r} matched {name}, a {type_name(module)}, which "
+            f"target_modules={config.target_modules!r} matched {name}, of type {type_name(module)}, which "
             "cannot take an adapter; name linear, convolution or embedding layers",
             "target_modules",
         )

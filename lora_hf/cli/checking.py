@@ -66,7 +66,7 @@ def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
         FaultFound: a check failed.
     """
     with _each_notice_once():
-        found = list(findings) if as_json else [_told(finding) for finding in findings]
+        found = list(findings) if as_json else [_print_finding(finding) for finding in findings]
     states = [finding.state for finding in found]
     counts = {state: states.count(state) for state in ("ok", "fault", "unknown")}
     if as_json:
@@ -89,12 +89,12 @@ def _findings(words: list[str], config: Path | None, base: str | None) -> "Itera
 
     from lora_hf import doctor as checks
 
-    asked: Iterator[Finding] = iter(())
+    findings: Iterator[Finding] = iter(())
     if config:
-        asked = checks.of_config(config, words)
+        findings = checks.of_config(config, words)
     elif adapters:
-        asked = checks.of_adapter(adapters[0], base)
-    return chain(checks.of_machine(), asked)
+        findings = checks.of_adapter(adapters[0], base)
+    return chain(checks.of_machine(), findings)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _each_notice_once() -> "Iterator[None]":
             handler.removeFilter(is_news)
 
 
-def _told(finding: "Finding") -> "Finding":
+def _print_finding(finding: "Finding") -> "Finding":
     """Print a finding and return it."""
     from rich.console import Console
 

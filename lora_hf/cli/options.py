@@ -71,5 +71,5 @@ def print_scores(scores: Scores) -> None:
 
 
 def print_report(root: Path, stem: str) -> None:
-    """Where a report is: the page first."""
+    """Print the paths of a report's files, the page first."""
     print("report:", ", ".join(str(root / f"{stem}{end}") for end in (".html", ".md", ".png", ".json")))

@@ -140,7 +140,7 @@ def _override_value(name: str, text: str) -> Any:
 
 
 def _takes_only_text(annotation: Any) -> bool:
-    """True for `str` and `str | None`, with or without bounds."""
+    """Return whether a field is `str` or `str | None`, with or without bounds."""
     members = [annotation] if isinstance(annotation, type) else get_args(annotation)
     plain = [get_args(member)[0] if get_origin(member) is Annotated else member for member in members]
     return bool(plain) and set(plain) <= {str, NoneType}

@@ -162,7 +162,7 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
 
 
 def section_fields(model: type[Section] = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of the models with its annotation: `{'lora.r': int, ...}`."""
+    """Return every dotted key of the models with its annotation: `{'lora.r': int, ...}`."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         fields[prefix + name] = field.annotation
@@ -172,7 +172,7 @@ def section_fields(model: type[Section] = RunConfig, prefix: str = "") -> dict[s
 
 
 def _right_names(path: KeyPath) -> list[str]:
-    """Dotted names the user may have meant: the same key elsewhere, its other name, or a near one."""
+    """Return dotted names that the user may have meant: the key elsewhere, its other name, or a near one."""
     leaf, section = str(path[-1]), dotted(path[:-1])
     if path[0] == "arms" and len(path) <= 3:
         keys = METHOD_CHOICES if len(path) == 2 else [TRAINING]
@@ -196,7 +196,7 @@ def _same_leaf(leaf: str, names: list[str]) -> list[str]:
 
 
 def _near_names(leaf: str, section: str, names: list[str]) -> list[str]:
-    """The same key in `training`, else one near in this section, one that has the word in it, or one near."""
+    """Return the same key in `training`, a near one of this section, one with the word, or a near one."""
     if exact := _same_leaf(leaf, names):
         return exact
     home = TRAINING if section.endswith(f".{TRAINING}") else section  # arms.full.training has training's keys

@@ -1,4 +1,4 @@
-"""YAML with the line of every key, read as YAML 1.2 reads it, and written so that it reads back the same.
+"""Read YAML as version 1.2 defines it, with the line of every key, and write it so that it reads back equal.
 
 PyYAML follows YAML 1.1, where `5e-4` is a string, `eval_strategy: no` is false, `1:30` is ninety and a date
 is an object. Here only true/false are booleans, `5e-4` is a number, and the rest is text. Aliases are
@@ -16,6 +16,15 @@ from lora_hf.config.problems import KeyPath, Mistake, dotted, shown
 from lora_hf.errors import UserError
 
 MAX_BYTES = 1_000_000  # a thousand times the longest config; what is longer is some other file
+REMEDIES = {
+    "mapping values are not allowed here": "put text that contains ': ' in quotes",
+    "'\\t' that cannot start any token": "indent with spaces, not with tabs",
+    "found another document": "remove the line `---` between them",
+    "found character '@'": "put text that begins with '@' in quotes",
+    "found character '`'": "put text that begins with '`' in quotes",
+    "found character '%'": "put text that begins with '%' in quotes",
+}
+"""Words of PyYAML, and what to do."""
 _PREFIX = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
@@ -30,6 +39,9 @@ _RESOLVERS = {
 }
 
 
+_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
+
+
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's plain scalars and without aliases."""
 
@@ -38,13 +50,13 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse `*alias`, as PyYAML refuses what it cannot read."""
         if self.check_event(yaml.AliasEvent):
-            problem = "aliases (*name) are not taken; write the value out"
+            problem = "aliases (*name) are not supported; write the value again in full"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or 1.2 would read as anything but text; never writes anchors."""
+    """Writer that quotes all text that YAML 1.1 or 1.2 would read as another type, and writes no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write equal lists out twice."""
@@ -63,7 +75,7 @@ Loader.add_constructor(_PREFIX + "int", _read_integer)
 
 
 class Document:
-    """What a file says, with the line of every key and the mistakes that did not stop the reading."""
+    """The values of a file, the line of every key, and the mistakes found while reading on."""
 
     def __init__(self, text: str) -> None:
         self.places: dict[KeyPath, int] = {}
@@ -82,18 +94,20 @@ class Document:
         if isinstance(node, yaml.SequenceNode):
             return [self._build(item, (*path, index)) for index, item in enumerate(node.value)]
         if node.tag.removeprefix(_PREFIX) not in (*_RESOLVERS, "str"):
-            raise yaml.MarkedYAMLError(problem=f"tag {node.tag!r} is not taken", problem_mark=node.start_mark)
+            problem = f"tag {node.tag!r} is not supported; remove it"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         try:
             return self._loader.construct_object(node)
-        except ValueError as error:  # `!!int x`, or an integer of thousands of digits
-            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+        except (ValueError, KeyError):  # `!!int x`, `!!bool x`, or an integer of thousands of digits
+            problem = f"{shown(node.value)} is not {_TYPES[node.tag.removeprefix(_PREFIX)]}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
     def _build_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key, line = self._build(key_node, (*path, "(key)")), key_node.start_mark.line + 1
             if not isinstance(key, str):
-                self._add(path, line, f"key {shown(key)} is not text; keys are names")
+                self._add(path, line, f"key {shown(key)} is not text; a key is the name of a field")
             elif key in result:
                 name, value = dotted((*path, key)), self._build(value_node, (*path, "(again)"))
                 first = self.places[(*path, key)]
@@ -112,7 +126,7 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """The file's keys, values and lines.
+    """Read a file's keys, values and lines.
 
     Raises:
         UserError: no such file, not text, not YAML, or not a mapping of keys.
@@ -123,7 +137,7 @@ def read_document(path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise UserError(f"{place}: not a valid config: {error.problem or error.context}") from None
+        raise UserError(f"{place}: not a valid config: {_explained(error)}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a valid YAML file: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -135,17 +149,17 @@ def read_document(path: Path) -> Document:
 
 
 def read_value(text: str) -> Any:
-    """One value as YAML has it, for `key=value` on the command line.
+    """Read one value as YAML, for `key=value` on the command line.
 
     Raises:
-        ValueError: it is not YAML; the message says why.
+        ValueError: the text is not valid YAML. The message continues a sentence that begins with the field.
     """
     try:
         document = Document(text)
     except yaml.MarkedYAMLError as error:
-        raise ValueError(f"is not a YAML value: {error.problem or error.context}") from None
+        raise ValueError(f"is not a YAML value: {_explained(error)}") from None
     except yaml.YAMLError:
-        raise ValueError("is not a YAML value: it holds characters that YAML does not take") from None
+        raise ValueError("is not a YAML value: it holds characters that YAML does not allow") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if document.mistakes:
@@ -154,8 +168,19 @@ def read_value(text: str) -> Any:
 
 
 def write_value(data: Any) -> str:
-    """YAML that reads back as the same data, keys in their own order."""
+    """Return data as YAML that reads back equal, with the keys in their order."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _explained(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong, with a remedy for the mistakes that beginners make."""
+    problem = " ".join((error.problem or error.context or "").split())
+    if problem.startswith("but found"):  # PyYAML splits the sentence in two
+        problem = f"{error.context}, {problem}"
+    for words, remedy in REMEDIES.items():
+        if words in problem:
+            return f"{problem}; {remedy}"
+    return problem
 
 
 def _read_text(path: Path) -> str:
@@ -165,7 +190,8 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: no such config{_nearest(path)}")
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: is {path.stat().st_size} bytes long; a config is a short text")
+            size = f"is {path.stat().st_size:,} bytes long, and the limit is {MAX_BYTES:,}"
+            raise UserError(f"{path}: {size}; a config is a short text file")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start})") from None

@@ -17,6 +17,8 @@ from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line
 Row = dict[str, Any]
 PARQUET_ROWS = 1024
 """Rows decoded at once."""
+JSON_TYPES: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+"""What messages call a value of a JSON file that is not an object."""
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -149,7 +151,8 @@ def _why(error: Exception) -> str:
 
 def _require_object(row: object, where: str) -> None:
     if not isinstance(row, dict):
-        raise UserError(f"{where}: must be an object {{column: cell, ...}}, not a {type(row).__name__}")
+        found = JSON_TYPES.get(type(row), "a number")
+        raise UserError(f"{where}: must be an object such as {{column: text, ...}}, and is {found}")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

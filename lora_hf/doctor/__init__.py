@@ -16,7 +16,7 @@ from lora_hf.errors import UserError
 from lora_hf.models.load import locate
 from lora_hf.saved.find_adapter import find_adapter
 
-AS_SAID = "correct the config"
+CORRECT_CONFIG = "correct the config"
 CONVERT = "use a complete folder written by save_adapter or PEFT"
 NAME_BASE = "name the base it was trained on: --base FOLDER or USER/NAME"
 
@@ -25,16 +25,16 @@ MACHINE: dict[str, Check] = {
     "device": Check(machine.device, "install the build of torch for this machine: see pytorch.org"),
 }
 CONFIG: dict[str, Check] = {
-    "fields": Check(configs.fields, AS_SAID),
-    "storage": Check(configs.storage, AS_SAID),
+    "fields": Check(configs.fields, CORRECT_CONFIG),
+    "storage": Check(configs.storage, CORRECT_CONFIG),
     "dtype": Check(configs.dtype, "model.dtype: auto"),
-    "training": Check(configs.training, AS_SAID),
+    "training": Check(configs.training, CORRECT_CONFIG),
     "checkpoint": Check(base.checkpoint, "correct model.model_name_or_path, or download the model again"),
     "tokenizer": Check(base.tokenizer, "add the tokenizer's files to the model's folder"),
     "head": Check(base.head, "download the model again"),
     "targets": Check(configs.targets, "set lora.target_modules to layers of the model, or lower lora.r"),
     "tokens": Check(configs.tokens, "correct the section `data`"),
-    "memory": Check(configs.memory, AS_SAID),
+    "memory": Check(configs.memory, CORRECT_CONFIG),
 }
 ADAPTER: dict[str, Check] = {
     "weights": Check(adapter_files.weights, CONVERT),

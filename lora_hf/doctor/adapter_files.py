@@ -18,7 +18,7 @@ from lora_hf.training.registry import saved_method
 
 
 def weights(adapter: SavedAdapter) -> Findings:
-    """The weights are readable safetensors; return the tensors."""
+    """Check that the weights are readable safetensors; return the tensors."""
     file = adapter.weights_file
     tensors = read_tensors(file)
     if not tensors:
@@ -28,7 +28,7 @@ def weights(adapter: SavedAdapter) -> Findings:
 
 
 def settings(adapter: SavedAdapter) -> Findings:
-    """The settings are readable and supported; return LoRA's config, or None for a baseline."""
+    """Check that the settings are supported; return LoRA's config, or None for a baseline."""
     method = saved_method(adapter)
     if method != "lora":
         yield ok(method)
@@ -45,7 +45,7 @@ def names_of(config: LoraConfig) -> str:
 
 
 def numbers(weights: Mapping[str, Tensor]) -> Findings:
-    """All weights are finite, and no matrix is zero."""
+    """Check that all weights are finite, and that no matrix is zero."""
     integers = [name for name, tensor in weights.items() if not tensor.is_floating_point()]
     if integers:
         raise UserError(f"{names(integers)} {kinds(weights, integers)}, not floating-point numbers")
@@ -73,7 +73,7 @@ def names(tensors: list[str]) -> str:
 
 
 def storage(adapter: SavedAdapter, settings: Any, base_name: str | None) -> Findings:
-    """The adapter names its base and storage format; return the section `model` that loads it."""
+    """Check that the adapter names its base and storage format; return the section `model` that loads it."""
     config: ModelConfig = base_config(adapter, base_name)
     yield ok(f"{config.model_name_or_path}, stored {config.storage}")
     return config

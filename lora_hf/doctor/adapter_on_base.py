@@ -61,7 +61,7 @@ def adapted(adapter: SavedAdapter, base: Any, tokenizer: Any) -> Findings:
 
 
 def dtype(adapted: Adapted, numbers: None) -> Findings:
-    """A forward pass is finite; say how near its activations come to the end of float16."""
+    """Check that a forward pass is finite; report its largest activation beside float16's largest number."""
     model = adapted.model
     with largest_activation(model) as largest, torch.no_grad():
         logits = model(**adapted.batch).logits
@@ -100,7 +100,7 @@ def judge_activations(computed: str, is_finite: bool, largest: float, is_t5: boo
 
 
 def effect(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findings:
-    """The adapter changes the base's output."""
+    """Check that the adapter changes the base's output."""
     if settings is None:
         return
     model, batch = adapted
@@ -119,7 +119,7 @@ def judge_effect(moved: float) -> Finding:
 
 
 def merging(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findings:
-    """Merging changes the output by rounding only."""
+    """Check that merging changes the output by rounding only."""
     if settings is None:
         return
     yield judge_merging(merge_errors(*adapted), adapted.model.dtype)
@@ -140,7 +140,7 @@ def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:
 
 
 def tokens(adapter: SavedAdapter, storage: ModelConfig, tokenizer: Any) -> Findings:
-    """Few dialogues are truncated, of the run's own data or of the embedded sample."""
+    """Check that few dialogues are truncated, of the run's own data or of the embedded sample."""
     if run := run_of(adapter):
         try:
             yield from tokens_cut(run.data, tokenizer)

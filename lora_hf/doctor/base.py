@@ -20,7 +20,7 @@ ASKING = 5  # seconds for the Hub to answer
 
 
 def checkpoint(storage: ModelConfig) -> Findings:
-    """The base's files are on this machine and complete; return their folder."""
+    """Check that the base's files are on this machine and complete; return their folder."""
     name = locate(storage.model_name_or_path, storage.name_field)
     folder = Path(name) if Path(name).is_dir() else cached(name, storage.revision)
     try:
@@ -76,7 +76,7 @@ def ask_hub(name: str, revision: str | None) -> None:
 
 
 def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
-    """The tokenizer loads and has the special tokens that training needs; return it."""
+    """Check that the tokenizer loads and has the special tokens that training needs; return it."""
     found = load_tokenizer(storage)
     embedded = settings_in(checkpoint).get("vocab_size", len(found))
     if len(found) > embedded:
@@ -90,7 +90,7 @@ def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
 
 
 def head(checkpoint: Path) -> Findings:
-    """An untied output head was not replaced by the embeddings when the model was saved."""
+    """Check that an untied output head was not replaced by the embeddings when the model was saved."""
     found = rows_of(checkpoint, (HEAD, EMBEDDINGS))
     yield judge_head(settings_in(checkpoint), found.get(HEAD), found.get(EMBEDDINGS))
 

@@ -32,7 +32,7 @@ CUT_SHARE = 0.05
 
 
 def fields(path: Path, overrides: list[str]) -> Findings:
-    """All fields are valid, in every variant; return the config."""
+    """Check all fields, in every variant; return the config."""
     config = load_config(path, overrides, is_study=True)
     runs = len(runs_of(config))
     yield ok(f"{path}: method {config.method}" + (f", {runs} training runs" if runs > 1 else ""))
@@ -57,7 +57,7 @@ def named(run: str) -> Iterator[None]:
 
 
 def storage(fields: RunConfig) -> Findings:
-    """The storage format is available; return the section `model`."""
+    """Check that the storage format is available; return the section `model`."""
     runs = runs_of(fields) or {"": fields}
     formats = sorted({run.model.storage for run in runs.values()})
     for name in formats:
@@ -67,7 +67,7 @@ def storage(fields: RunConfig) -> Findings:
 
 
 def dtype(fields: RunConfig) -> Findings:
-    """No run trains in float16."""
+    """Check that no run trains in float16."""
     reported = set()
     for name, run in runs_of(fields).items():
         used = resolve_dtype(run.model.dtype, pick_device())
@@ -78,7 +78,7 @@ def dtype(fields: RunConfig) -> Findings:
 
 
 def training(fields: RunConfig, dtype: None) -> Findings:
-    """Transformers accepts `training:` on this machine, and the trackers in `report_to` are installed."""
+    """Check that Transformers accepts `training:` here, and that the trackers in it are installed."""
     trackers: set[str] = set()
     for name, run in runs_of(fields).items():
         used = resolve_dtype(run.model.dtype, pick_device())
@@ -90,7 +90,7 @@ def training(fields: RunConfig, dtype: None) -> Findings:
 
 
 def targets(fields: RunConfig) -> Findings:
-    """The method fits the model: every target is there, and a rank that a start needs."""
+    """Check that the method fits the model: its targets exist, and the ranks suit the initialization."""
     shares = []
     for name, run in runs_of(fields).items():
         with named(name), architecture(run.model) as settings:
@@ -126,31 +126,31 @@ def share_trained(run: RunConfig, settings: Any) -> str:
         bases = {path: layer.base for path, layer in lora_layers(model).items()}
         STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
     for path, base in bases.items():
-        check_start(run, path, (base.out_features, base.in_features))
+        check_initialization(run, path, (base.out_features, base.in_features))
     where = f" on {len(bases)} layers" if bases else ""
     return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})"
 
 
-def check_start(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
-    """Make a layer's start from its weight's shape alone.
+def check_initialization(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
+    """Check a layer's initialization by the shape of its weight alone.
 
     Raises:
-        UserError: the rank is above the weight's smaller side, or LoftQ's layer is one that stays dense.
+        UserError: the rank is above the weight's smaller side, or the layer of LoftQ stays dense.
     """
-    start, is_wo = run.lora.init_lora_weights, layer.endswith(".wo")
-    if start in SHAPE_ONLY:
+    init, is_wo = run.lora.init_lora_weights, layer.endswith(".wo")
+    if init in SHAPE_ONLY:
         return
     quantized = run.model.is_quantized and (run.model.quantize_wo or not is_wo)
     r = run.lora.to_config().at(layer).r
     try:
         weight = torch.empty(shape, device="meta")
-        init_for(start, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
+        init_for(init, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
     except UserError as error:
         raise UserError(f"{error.in_section('lora')} (layer {layer})") from error
 
 
 def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
-    """The peak memory of a step fits into the free memory."""
+    """Check that the peak memory of a step fits into the free memory."""
     if fields.method == "base":
         return
     with architecture(fields.model):
@@ -171,7 +171,7 @@ def judge_memory(needed: int, free: int) -> Finding:
 
 
 def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
-    """The data is valid and few rows are truncated; return the token ids of the training split."""
+    """Check that the data is valid and few rows are truncated; return the token ids of the training split."""
     try:
         return (yield from tokens_cut(fields.data, tokenizer))
     except CannotTell as reason:  # memory can still be judged by the config's bounds

@@ -16,7 +16,7 @@ REPORTED = ("torch", "transformers", "accelerate", "bitsandbytes")
 
 
 def versions() -> Findings:
-    """Every required package is installed in a supported version."""
+    """Check that every required package is installed in a supported version."""
     try:
         lines = metadata.requires("lora_hf") or []
     except metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ def installed_version(name: str) -> str | None:
 
 
 def device() -> Findings:
-    """An existing GPU is used."""
+    """Check that an existing GPU is used."""
     here = pick_device()
     if here.type == "cpu" and shutil.which("nvidia-smi"):
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"

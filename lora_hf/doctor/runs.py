@@ -32,7 +32,7 @@ def finished(runs: Path) -> list[Path]:
 
 
 def record(run: Path) -> Findings:
-    """The record is complete; return `results.json`."""
+    """Check that the record is complete; return `results.json`."""
     if not (run / RESULTS).is_file():
         raise UserError(f"it has not finished: {RESULTS} is missing")
     held = read_object(run / RESULTS)
@@ -43,7 +43,7 @@ def record(run: Path) -> Findings:
 
 
 def files(run: Path, record: RunResult) -> Findings:
-    """All recorded files are unchanged, and no weights were added."""
+    """Check that all recorded files are unchanged, and that no weights were added."""
     known = record.get("sha256")
     if not known:
         raise CannotTell(f"{RESULTS} holds no hashes: it was written by an older version")
@@ -60,18 +60,18 @@ def files(run: Path, record: RunResult) -> Findings:
 
 
 def rouge(run: Path, record: RunResult) -> Findings:
-    """The recorded ROUGE is that of the recorded summaries; gives these."""
+    """Check that the recorded ROUGE is that of the recorded summaries; return these."""
     try:
         rows = read_predictions(run)
         scores = rouge_record(rows)
-    except (ValueError, TypeError) as error:  # of rows that are as they should be and cannot be scored
+    except (ValueError, TypeError) as error:  # ROUGE's limits on the length of texts
         raise UserError(first_line(error)) from error
     yield from _compared("of the recorded summaries", scores, record)
     return rows
 
 
 def made_by(record: RunResult) -> Findings:
-    """The versions and the device are those of the run; others may give slightly different results."""
+    """Compare versions and device with those of the run; others may give slightly different results."""
     here = {"versions": versions(), "device": device_name(pick_device())}
     if changed := changed_fields({key: record.get(key) for key in here}, here):
         yield unknown(f"other versions or device than the run's, summaries may differ: {'; '.join(changed)}")
@@ -80,14 +80,14 @@ def made_by(record: RunResult) -> Findings:
 
 
 def config(run: Path) -> Findings:
-    """The config is readable; return it."""
+    """Check that the config is readable; return it."""
     held = load_config(run / CONFIG)
     yield ok(f"{run / CONFIG} is readable")
     return held
 
 
 def data(config: RunConfig, record: RunResult) -> Findings:
-    """The data is unchanged; return it tokenized."""
+    """Check that the data is unchanged; return it tokenized."""
     found = load_data(config, load_tokenizer(config.model))
     remedy = f"restore the data that it was trained on, or {AGAIN}"
     yield _same(config.data.dataset_name, found.fingerprint, record.get("data_fingerprint"), remedy)
@@ -95,7 +95,7 @@ def data(config: RunConfig, record: RunResult) -> Findings:
 
 
 def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
-    """The base is unchanged; return the trained model."""
+    """Check that the base is unchanged; return the trained model."""
     base = load_model(config.model, pick_device())
     name, remedy = (
         config.model.model_name_or_path,
@@ -108,7 +108,7 @@ def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
 def scoring(
     run: Path, config: RunConfig, data: RunData, model: Any, rouge: list[Prediction], record: RunResult
 ) -> Findings:
-    """Generating again gives the recorded summaries and ROUGE."""
+    """Check that generating again gives the recorded summaries and ROUGE."""
     _, rows = score(Run(config, run, load_tokenizer(config.model), data, model))
     before = {row["id"]: row["prediction"] for row in rouge}
     other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
@@ -124,8 +124,8 @@ def scoring(
 def _same(name: str, found: str | None, known: str | None, remedy: str) -> Finding:
     """Return the finding on the hash of a model or a dataset."""
     if found == known:
-        return ok(f"{name} is unchanged: {found}")
-    return fault(f"{name} is {found}, but the run used {known}", remedy)
+        return ok(f"{name} is unchanged (hash {found})")
+    return fault(f"{name} has changed: its hash is {found}, and the run recorded {known}", remedy)
 
 
 def _is_near(found: Any, known: Any) -> bool:

@@ -149,7 +149,7 @@ def _check_lengths(predictions: Sequence[str], references: Sequence[str]) -> Non
 def _require_strings(name: str, texts: Sequence[object]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"{name}[{index}] is {text!r}, a {type(text).__name__}, not a string")
+            raise TypeError(f"{name}[{index}]={text!r} is not a string")
 
 
 def load_scorer() -> None:

@@ -153,18 +153,32 @@ MISTAKES = [
     ("# nothing\n---\n", "x.yaml: is empty; a config is a mapping of keys, such as `method: lora`"),
     ("[1, 2]", "x.yaml: holds [1, 2]; a config is a mapping of keys, such as `method: lora`"),
     ("seed: 1\nlora:\n  r: 8\n  r: 9", "x.yaml:4: key 'lora.r' is given twice (value 9); first on line 3"),
-    ("seed: 1\n2: 3", "x.yaml:2: key 2 is not text; keys are names"),
-    ("a: b: c", "x.yaml:1: not a valid config: mapping values are not allowed here"),
+    ("seed: 1\n2: 3", "x.yaml:2: key 2 is not text; a key is the name of a field"),
+    (
+        "a: b: c",
+        "x.yaml:1: not a valid config: mapping values are not allowed here; "
+        "put text that contains ': ' in quotes",
+    ),
     (
         "seed: 1\nlora:\n\tr: 8",
-        "x.yaml:3: not a valid config: found character '\\t' that cannot start any token",
+        "x.yaml:3: not a valid config: found character '\\t' that cannot start any token; "
+        "indent with spaces, not with tabs",
     ),
-    ("seed: 1\n---\nseed: 2", "x.yaml:2: not a valid config: but found another document"),
-    ("a: &x [1]\nb: *x", "x.yaml:2: not a valid config: aliases (*name) are not taken; write the value out"),
-    ("seed: !!int x", "x.yaml:1: not a valid config: invalid literal for int() with base 10: 'x'"),
+    (
+        "seed: 1\n---\nseed: 2",
+        "x.yaml:2: not a valid config: expected a single document in the stream, but found another document; "
+        "remove the line `---` between them",
+    ),
+    (
+        "a: &x [1]\nb: *x",
+        "x.yaml:2: not a valid config: aliases (*name) are not supported; write the value again in full",
+    ),
+    ("seed: !!int x", "x.yaml:1: not a valid config: 'x' is not an integer"),
+    ("seed: !!bool maybe", "x.yaml:1: not a valid config: 'maybe' is not true or false"),
     (
         "seed: !!python/name:os.system a",
-        "x.yaml:1: not a valid config: tag 'tag:yaml.org,2002:python/name:os.system' is not taken",
+        "x.yaml:1: not a valid config: tag 'tag:yaml.org,2002:python/name:os.system' "
+        "is not supported; remove it",
     ),
     ("[" * 20_000, "x.yaml: is nested too deeply to be a config"),
 ]
@@ -302,7 +316,7 @@ def test_what_is_not_text_is_refused() -> None:
     Path("x.yaml").write_bytes(b"\xef\xbb\xbfseed: 7")
     assert load_config("x.yaml").seed == 7
     Path("x.yaml").write_bytes(b"a" * 2_000_000)
-    with pytest.raises(UserError, match="2000000 bytes long"):
+    with pytest.raises(UserError, match="2,000,000 bytes long, and the limit is 1,000,000"):
         load_config("x.yaml")
 
 

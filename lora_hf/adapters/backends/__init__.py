@@ -46,7 +46,9 @@ def backend_for(layer: nn.Module) -> Backend:
         TypeError: no backend is registered for this type.
     """
     if not is_supported(layer):
-        raise TypeError(f"no adapter can sit on a {type_name(layer)}; known are {sorted(BACKENDS)}")
+        raise TypeError(
+            f"no adapter can be added to a layer of type {type_name(layer)}; supported are {sorted(BACKENDS)}"
+        )
     return BACKENDS[type_name(layer)](layer)
 
 

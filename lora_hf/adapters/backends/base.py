@@ -108,7 +108,7 @@ class Backend:
 
     def shift_groups(self, shift: Tensor) -> Stored:
         """W plus one number a group of columns, `shift` (out, in / group_size), with no loss."""
-        raise NotImplementedError(f"a {type(self.layer).__name__} has no zero points to shift")
+        raise NotImplementedError(f"{type(self.layer).__name__} has no zero points to shift")
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:

@@ -26,8 +26,9 @@ class LoraFA(Lora):
         name = base.plain_init if config.init_lora_weights is True else config.init_lora_weights
         if name == "lookup":
             raise UserError(
-                f"use_lora_fa=True freezes A, which is zero at first on a {type(base.layer).__name__}; set "
-                "init_lora_weights to gaussian or pissa, or remove the layer from target_modules",
+                "use_lora_fa=True freezes A, which is zero at first on a layer of type "
+                f"{type(base.layer).__name__}; set init_lora_weights to gaussian or pissa, or remove the "
+                "layer from target_modules",
                 "use_lora_fa",
             )
 
