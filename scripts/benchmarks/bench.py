@@ -28,14 +28,14 @@ from scripts.benchmarks.against_peft.picture import draw_bench
 from scripts.benchmarks.against_peft.turns import Side, in_turn, ratio
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
-AGREE = 1e-3
-"""How far two float32 losses of one step may be apart, of some 10: sums are taken in another order."""
+MAX_LOSS_DIFFERENCE = 1e-3
+"""Largest difference of two float32 losses (about 10) of one step: sums are taken in another order."""
 
 
 def compare_training(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """Epochs of the same dialogues, the last one timed; then a few steps in float32 without dropout.
+    """Train on the same dialogues and time the last epoch; then compare losses in float32 without dropout.
 
-    The first is gone through uncompiled where its operations are counted, so that compiling takes one more.
+    With `--count` the first epoch is not compiled, so that `--compile` needs one more.
     """
     names = ["ours", "peer", "peer_best", "dora", *(["ours_4bit"] if given.load_in_4bit else [])]
     n = given.pairs
@@ -61,7 +61,7 @@ def compare_training(options: list[str], given: argparse.Namespace) -> dict[str,
             k: round(sides[k].steps[0]["epoch_tokens"] / v.sum()) for k, v in seconds.items()
         },
         "compiled_graphs": int(sides["ours"].steps[-1]["graphs"]),
-        "losses_agree": apart <= AGREE,
+        "losses_agree": apart <= MAX_LOSS_DIFFERENCE,
         "losses_apart": apart,
         "losses": {name: [round(float(x), 5) for x in values] for name, values in losses.items()},
     }
@@ -74,7 +74,7 @@ def compare_training(options: list[str], given: argparse.Namespace) -> dict[str,
 
 
 def matrix_share(sides: dict[str, Side], options: list[str], n: int) -> dict[str, Any]:
-    """How much of the device's own rate of matrix products each side's products are, padding among them."""
+    """Return each worker's share of the device's rate of matrix products; products of padding count."""
     (device,) = in_turn("rate", ["matrices"], [*options, "--steps=3"], 3).values()
     rate = float(device.of("flop_per_second", 3).max())
     flop = {name: sum(step["flop"] for step in side.steps[:n]) for name, side in sides.items()}
@@ -88,10 +88,10 @@ def matrix_share(sides: dict[str, Side], options: list[str], n: int) -> dict[str
 def compare_evaluation(
     options: list[str], given: argparse.Namespace, key: str = "evaluate", **changed: Any
 ) -> dict[str, Any]:
-    """The same dialogues summarized by both; the first turn warms up."""
+    """Summarize the same dialogues with both libraries; the first turn is a warm-up."""
     n = given.pairs + 1
-    asked = {"dtype": given.evaluate_dtype, "beams": given.beams, "batch": given.dialogues} | changed
-    more = [*options, f"--steps={n}", *(f"--{name}={value}" for name, value in asked.items())]
+    settings = {"dtype": given.evaluate_dtype, "beams": given.beams, "batch": given.dialogues} | changed
+    more = [*options, f"--steps={n}", *(f"--{name}={value}" for name, value in settings.items())]
     sides = in_turn("evaluate", ["ours", "peer"], more, n)
     texts = {name: [text for step in side.steps for text in step["texts"]] for name, side in sides.items()}
     same = [a == b for a, b in zip(texts["ours"], texts["peer"], strict=True)]
@@ -101,29 +101,30 @@ def compare_evaluation(
             **ratio("ratio", seconds["peer"], seconds["ours"]),
             "same_tokens": all(same),
             "summaries_the_same": f"{sum(same)} of {len(same)}",
-            **asked,
+            **settings,
         }
     }
 
 
 def compare_beams(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """Four beams, half as many dialogues a turn."""
+    """Compare generation with four beams and half as many dialogues per turn."""
     half = (given.dialogues + 1) // 2
     return compare_evaluation(options, given, "evaluate_beams", beams=4, batch=half)
 
 
 def compare_bf16(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """In bfloat16, where a batch's shape alone moves tokens."""
+    """Compare generation in bfloat16, where a batch's shape alone can change tokens."""
     return compare_evaluation(options, given, "evaluate_bf16", dtype="bfloat16")
 
 
 def compare_starts(options: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """The base shape, read from disk and adapted; and how long `--help` takes."""
+    """Compare the time to load and adapt FLAN-T5-base's shape from disk; time `lora-hf --help` too."""
     from lora_hf.models.flan_t5 import random_flan_t5
 
     with TemporaryDirectory() as folder:
         random_flan_t5("base").save_pretrained(folder)
-        sides = in_turn("start", ["ours", "plain", "peer", "pissa"], [f"--folder={folder}", "--steps=6"], 6)
+        names = ["ours", "plain", "peer", "pissa"]
+        sides = in_turn("start_up", names, [f"--folder={folder}", "--steps=6"], 6)
     seconds = {name: side.of("seconds", 5) for name, side in sides.items()}
     return {
         "start_up": {
@@ -153,7 +154,7 @@ PARTS = {
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures are of."""
+    """Return the device, system, processor and date of the figures."""
     import torch
 
     from lora_hf.system import device_name
@@ -165,7 +166,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, as an option's type."""
+    """Parse a whole number above 0, as the type of an option."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more")
     return int(text)
@@ -183,15 +184,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", default=str(REAL / "t5_tokenizer") if is_real else "lora_hf/assets/tiny_t5"
     )
-    parser.add_argument("--pairs", type=positive, default=10, help="of steps that are compared")
-    parser.add_argument("--batch", type=positive, default=8, help="dialogues of a training step")
+    parser.add_argument("--pairs", type=positive, default=10, help="number of pairs of steps to compare")
+    parser.add_argument("--batch", type=positive, default=8, help="dialogues per training step")
     parser.add_argument("--r", type=positive, default=8)
-    parser.add_argument("--dialogues", type=positive, default=24, help="summarized a turn")
+    parser.add_argument("--dialogues", type=positive, default=24, help="dialogues summarized per turn")
     parser.add_argument("--beams", type=positive, default=1)
     parser.add_argument("--evaluate-dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--load-in-4bit", action="store_true", help="ours in 4 bits too")
+    parser.add_argument("--load-in-4bit", action="store_true", help="measure lora_hf in 4 bits too")
     parser.add_argument("--count", action="store_true", help="share of the matrix rate; always on a GPU")
-    parser.add_argument("--compile", action="store_true", help="our blocks, by training.torch_compile")
+    parser.add_argument("--compile", action="store_true", help="compile lora_hf's model")
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     given = parser.parse_args()
     if given.device == "cuda":

@@ -4,7 +4,7 @@
     python scripts/benchmarks/costs.py --device cuda --only length batch
 
 Each point is measured in two separate processes, lora_hf and PEFT with Seq2SeqTrainer in turn, on random
-dialogues of one length. One setting grows while the others stay. Writes costs.json and one figure per
+dialogues of one length. One setting varies while the others stay fixed. Writes costs.json and one figure per
 setting.
 """
 
@@ -23,20 +23,20 @@ from scripts.benchmarks.against_peft.picture import draw_costs
 from scripts.benchmarks.against_peft.turns import in_turn
 from scripts.benchmarks.bench import machine
 
-GROWING: dict[str, list[Any]] = {
+VARIED: dict[str, list[Any]] = {
     "length": [64, 128, 256, 512, 1024],
     "batch": [1, 2, 4, 8, 16],
     "r": [2, 8, 32, 128],
     "adapters": [1, 4, 16, 64],
     "shape": ["small", "base", "large"],
 }
-STAYING: dict[str, Any] = {"length": 256, "batch": 4, "r": 8, "adapters": 1, "shape": "small"}
+FIXED: dict[str, Any] = {"length": 256, "batch": 4, "r": 8, "adapters": 1, "shape": "small"}
 WARM, TIMED = 2, 3
 
 
 def measured(setting: str, value: Any, given: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a step (the median) and MiB at its peak, with weights and without, of both sides."""
-    fields = STAYING | {"shape": given.shape} | {setting: value}
+    """Return the median seconds of a step and the peak memory in MiB, without and with weights, of both."""
+    fields = FIXED | {"shape": given.shape} | {setting: value}
     rounds = WARM + TIMED
     options = [f"--{name}={x}" for name, x in fields.items()]
     options += [
@@ -58,20 +58,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", nargs="+", choices=GROWING, default=list(GROWING))
-    parser.add_argument("--shape", choices=["tiny", *SHAPES], default=STAYING["shape"])
-    parser.add_argument("--most", type=int, help="points of each setting, from the least")
+    parser.add_argument("--only", nargs="+", choices=VARIED, default=list(VARIED))
+    parser.add_argument("--shape", choices=["tiny", *SHAPES], default=FIXED["shape"])
+    parser.add_argument("--most", type=int, help="measure only the first points of each setting")
     parser.add_argument("--tokenizer", default="lora_hf/assets/tiny_t5")
-    parser.add_argument("--output", type=Path, default=Path("costs"), help="a folder")
+    parser.add_argument("--output", type=Path, default=Path("costs"), help="folder to write to")
     given = parser.parse_args()
     record: dict[str, Any] = {
         "machine": machine(given.device),
-        "staying": STAYING | {"shape": given.shape},
+        "fixed": FIXED | {"shape": given.shape},
         "points": {},
     }
     for setting in given.only:
         points = record["points"][setting] = []
-        for value in GROWING[setting][: given.most]:
+        for value in VARIED[setting][: given.most]:
             points.append({"value": value} | measured(setting, value, given))
             print(setting, points[-1], flush=True)
             write_json(given.output / "costs.json", record)

@@ -37,22 +37,21 @@ def generation_times(
 ) -> dict[str, dict[str, Any]]:
     """Time one batch of test dialogues with the base and with each variant, a LoRA also merged.
 
-    The weights are untrained, and exactly `new_tokens` are written for each dialogue: what is compared is
-    the work, not what is said.
+    The adapters are untrained, and each summary has exactly `new_tokens` tokens, so that the work is equal.
 
     Args:
-        config: a study's; `generation.batch_size` dialogues of its test split make the batch.
+        config: config with variants; the batch is `generation.batch_size` dialogues of its test split.
         variants: names in `config.variants` whose method adds weights.
         new_tokens: length of every summary.
-        rounds: how often each is timed, in turn.
+        rounds: number of timed rounds.
 
     Returns:
-        By name, `base` first: `seconds` (median), `ratio` to the base's (median over rounds), `quartiles`
-        of the ratio, and `added_weights`, of which a merged LoRA has none. `base again` is the same model
-        once more: its ratio says how far noise goes.
+        By name, `base` first: `seconds` (median), `ratio` to the base's time (median over rounds),
+        `quartiles` of the ratio, and `added_weights` (0 for a merged LoRA). `base again` is the same model
+        once more; its ratio shows the noise.
 
     Raises:
-        UserError: no such variant, or one that adds no weights.
+        UserError: a variant is unknown or adds no weights.
     """
     models = _models(config, variants)
     write = _writer(config, new_tokens)
@@ -92,13 +91,13 @@ def _with_weights(config: RunConfig) -> Any:
 
 
 def _writer(config: RunConfig, new_tokens: int) -> Callable[[Any], list[str]]:
-    """What is timed: a model -> its summaries of one batch."""
+    """Return the function that is timed: it summarizes one batch with a model."""
     tokenizer, size = load_tokenizer(config.model), config.generation.batch_size
     dialogues = [example.dialogue for example in load_split(config.data, "test")[:size]]
     sources = encode_sources(dialogues, tokenizer, config.data).ids
 
     def write(model: Any) -> list[str]:
-        return generate_summaries(  # by the fast paths a LoRA would be merged
+        return generate_summaries(  # the fast paths would merge a LoRA
             model, tokenizer, sources, new_tokens, size, fast_paths=False, min_new_tokens=new_tokens
         )
 
@@ -106,8 +105,8 @@ def _writer(config: RunConfig, new_tokens: int) -> Callable[[Any], list[str]]:
 
 
 def generation_markdown(times: dict[str, dict[str, Any]]) -> str:
-    """A line a model: its time, the ratio to the base's with quartiles, and the weights it has more."""
-    header = ["", "seconds", "÷ base [quartiles]", "weights more"]
+    """Return a Markdown table: time, ratio to the base's time with quartiles, and added weights by model."""
+    header = ["", "seconds", "÷ base [quartiles]", "added weights"]
     lines = [
         [
             name,
@@ -129,7 +128,7 @@ if __name__ == "__main__":
         "--variants",
         nargs="+",
         default=("lora", "bottleneck", "prompt_tuning"),
-        help="variants of the config; a lora also merged",
+        help="variants of the config; LoRA is timed merged too",
     )
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)

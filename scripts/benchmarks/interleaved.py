@@ -28,16 +28,16 @@ def time_in_turn(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     return seconds
 
 
-def ratios_to(yardstick: str, seconds: Mapping[str, list[float]]) -> dict[str, tuple[float, float, float]]:
-    """The median over rounds of each task's time over the yardstick's in the same round, and the quartiles.
+def ratios_to(baseline: str, seconds: Mapping[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+    """Return the ratio of each task's time to the baseline's in the same round: median, then quartiles.
 
     Args:
-        yardstick: a key of `seconds`.
-        seconds: what `time_in_turn` returns, of two rounds at least.
+        baseline: a key of `seconds`.
+        seconds: result of `time_in_turn` with at least two rounds.
     """
     found = {}
     for name, times in seconds.items():
-        ratios = [ours / theirs for ours, theirs in zip(times, seconds[yardstick], strict=True)]
+        ratios = [ours / theirs for ours, theirs in zip(times, seconds[baseline], strict=True)]
         low, _, high = quantiles(ratios, n=4, method="inclusive")
         found[name] = (median(ratios), low, high)
     return found

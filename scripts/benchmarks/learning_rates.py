@@ -1,8 +1,9 @@
 """Choose the learning rate of each run or variant on the validation split, from one common grid.
 
-python scripts/benchmarks/learning_rates.py --config configs/quickstart.yaml --rates 1e-3 1e-2 --output runs/x
-python scripts/benchmarks/learning_rates.py --config configs/methods.yaml --rates 1e-2 1e-1 \\
-    --output runs/rates --variants bottleneck prompt_tuning -- data.max_eval_samples=200
+    python scripts/benchmarks/learning_rates.py --config configs/quickstart.yaml --rates 1e-3 1e-2 \\
+        --output runs/rates
+    python scripts/benchmarks/learning_rates.py --config configs/methods.yaml --rates 1e-2 1e-1 \\
+        --output runs/rates --variants bottleneck prompt_tuning -- data.max_eval_samples=200
 """
 
 import argparse
@@ -19,7 +20,7 @@ from lora_hf.experiments.runner import run_process, words
 from lora_hf.experiments.search import last_rouge
 from lora_hf.files import write_text
 
-ARMS: tuple[Method, ...] = ("full", "lora")
+RUNS: tuple[Method, ...] = ("full", "lora")
 Scores = dict[str, dict[float, float]]
 
 
@@ -30,25 +31,25 @@ def learning_rate_grid(
     overrides: Sequence[str],
     variants: Sequence[str] = (),
 ) -> Scores:
-    """Train each run, or each of these variants, at each rate; return its last validation ROUGE-1.
+    """Train each run or variant at each rate and return its last ROUGE-1 on the validation split.
 
     Args:
-        config_file: the config whose rates are to be chosen; its test split is not looked at.
-        rates: the grid, the same for all.
-        output: folder of the runs and of `learning_rates.md`; what is done there is not done again.
+        config_file: config of the runs; its test split is not used.
+        rates: grid of learning rates, the same for all.
+        output: folder of the runs and of `learning_rates.md`; finished runs in it are skipped.
         overrides: `key.sub=value`, for all runs.
-        variants: of the config, in the place of full and lora.
+        variants: names of variants of the config; default: full fine-tuning and LoRA.
 
     Returns:
-        By arm or variant, by rate: ROUGE-1 in 0 to 1.
+        ROUGE-1 (0 to 1) by run or variant, then by rate.
 
     Raises:
-        UserError: a run logged no `eval_rouge1`, or the config has no such variant.
+        UserError: a run logged no `eval_rouge1`, or a variant is unknown.
     """
     known = load_config(config_file, overrides, is_study=True).variants
     if unknown := [name for name in variants if name not in known]:
         raise UserError(f"--variants {unknown[0]!r}: the config has {sorted(known)}")
-    groups = {name: known[name] for name in variants} or {arm: {"method": arm} for arm in ARMS}
+    groups = {name: known[name] for name in variants} or {method: {"method": method} for method in RUNS}
     scores: Scores = {name: {} for name in groups}
     for name, changes in groups.items():
         for rate in rates:
@@ -61,23 +62,23 @@ def learning_rate_grid(
 
 
 def at_rate(changes: Mapping[str, Any], rate: float) -> list[str]:
-    """Overrides that set the rate, also where a run has its own, and evaluate once, at the last step."""
+    """Return overrides that set the rate, even if the run has its own, and evaluate at the last step only."""
     method = changes.get("method", "lora")
     rates = [f"training.learning_rate={rate:g}", f"arms.{method}.training.learning_rate={rate:g}"]
     return [*rates, "data.max_test_samples=1", "training.eval_strategy=steps", "training.eval_steps=0.999"]
 
 
 def grid_markdown(scores: Scores) -> str:
-    """A table of rates by arms, the best of each in bold."""
+    """Return a Markdown table with a row per rate and a column per run; the best rate of each is bold."""
     rates = list(next(iter(scores.values())))
-    best = {arm: max(by_rate, key=lambda rate: by_rate[rate]) for arm, by_rate in scores.items()}
+    best = {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in scores.items()}
 
-    def cell(arm: str, rate: float) -> str:
-        mark = "**" if best[arm] == rate else ""
-        return f"{mark}{scores[arm][rate]:.4f}{mark}"
+    def cell(name: str, rate: float) -> str:
+        mark = "**" if best[name] == rate else ""
+        return f"{mark}{scores[name][rate]:.4f}{mark}"
 
     header = "| learning rate | " + " | ".join(scores) + " |\n| ---: |" + " ---: |" * len(scores)
-    lines = [f"| {rate:g} | " + " | ".join(cell(arm, rate) for arm in scores) + " |" for rate in rates]
+    lines = [f"| {rate:g} | " + " | ".join(cell(name, rate) for name in scores) + " |" for rate in rates]
     return "\n".join([header, *lines]) + "\n"
 
 
@@ -89,7 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--rates", type=float, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
-        "--variants", nargs="+", default=(), help="of the config; else its arms full and lora"
+        "--variants", nargs="+", default=(), help="variants of the config; default: full and lora"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE")
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def measured(shape: str, dtype: str, batch: list[int]) -> float:
-    """MiB of this process's peak over what it held before the first step."""
+    """Return the peak memory of this process minus its memory before the first step, in MiB."""
     import torch
     from transformers import Seq2SeqTrainingArguments
 
@@ -50,7 +50,7 @@ def measured(shape: str, dtype: str, batch: list[int]) -> float:
         )
         trainer = LoraTrainer(model, arguments, train_dataset=rows)
         before = memory("cpu")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         trainer.train()
     return memory("cpu", "VmHWM") - before
 

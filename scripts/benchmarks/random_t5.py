@@ -11,8 +11,8 @@ from lora_hf.models.flan_t5 import SHAPES, random_flan_t5
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shape", choices=SHAPES, default="small")
-parser.add_argument("--tokenizer", required=True, help="a folder, or a name on the Hub")
-parser.add_argument("--output", required=True, help="the folder to write")
+parser.add_argument("--tokenizer", required=True, help="folder, or name on the Hub")
+parser.add_argument("--output", required=True, help="folder to write")
 arguments = parser.parse_args()
 random_flan_t5(arguments.shape).save_pretrained(arguments.output)
 AutoTokenizer.from_pretrained(arguments.tokenizer).save_pretrained(arguments.output)

@@ -37,7 +37,7 @@ ALONE, BASE = "alone", "base"
 
 
 def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
-    """A base of the shape, and an adapter of it with random weights."""
+    """Save a base of the given shape and an adapter with random weights; return both paths."""
     import torch
     from transformers import AutoTokenizer
 
@@ -62,8 +62,10 @@ def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
 
 
 @contextmanager
-def serving(options: list[str], told: Callable[[str], object] = str) -> Iterator[tuple[int, psutil.Process]]:
-    """A server with these options; yields its port and its process; `told` is given each line it logs."""
+def serving(
+    options: list[str], on_line: Callable[[str], object] = str
+) -> Iterator[tuple[int, psutil.Process]]:
+    """Start a server, yield its port and process, and call `on_line` for each line of its log."""
     command = [sys.executable, "-m", "lora_hf", "serve", "--port=0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log = process.stderr
@@ -76,7 +78,7 @@ def serving(options: list[str], told: Callable[[str], object] = str) -> Iterator
                 break
         else:
             raise RuntimeError("".join(lines))
-        threading.Thread(target=lambda: [told(line) for line in log], daemon=True).start()
+        threading.Thread(target=lambda: [on_line(line) for line in log], daemon=True).start()
         yield int(found[1]), psutil.Process(process.pid)
     finally:
         process.terminate()
@@ -86,21 +88,21 @@ def serving(options: list[str], told: Callable[[str], object] = str) -> Iterator
 def server(
     base: str, adapter: Path, n: int, given: argparse.Namespace
 ) -> AbstractContextManager[tuple[int, psutil.Process]]:
-    """A server with so many adapters; yields its port and its process."""
+    """Start a server with `n` adapters; the context yields its port and process."""
     named = [f"--adapter=a{i}={adapter}" for i in range(n)]
     return serving([f"--base={base}", *named, f"--max-batch={given.batch}", "--timeout=600"])
 
 
 class Clients:
-    """Clients that ask at once, each over a connection of its own."""
+    """Concurrent clients, each with its own connection, and all answers they got."""
 
     def __init__(self, dialogues: list[str], given: argparse.Namespace) -> None:
         self.dialogues, self.given = dialogues, given
         self.answers: dict[tuple[str, bool], set[str]] = {}
 
     def ask(self, port: int, names: list[str | None]) -> None:
-        """The run's requests, dialogues and adapters in turn; returns when all are answered."""
-        asked = list(
+        """Send all requests, cycling through dialogues and adapters, and wait for the answers."""
+        requests = list(
             itertools.islice(
                 zip(itertools.cycle(self.dialogues), itertools.cycle(names)), self.given.requests
             )
@@ -110,7 +112,7 @@ class Clients:
         def one(dialogue: str, name: str | None) -> None:
             if not hasattr(local, "connection"):
                 local.connection = http.client.HTTPConnection("127.0.0.1", port)
-            limit = self.given.new_tokens  # the base has no length of its own
+            limit = self.given.new_tokens  # the base has no default length
             body = json.dumps(
                 {"dialogue": dialogue, "adapter": name, "max_new_tokens": limit, "truncate": True}
             )
@@ -122,11 +124,11 @@ class Clients:
             self.answers.setdefault((dialogue, name is None), set()).add(json.loads(text)["summary"])
 
         with ThreadPoolExecutor(self.given.clients) as pool:
-            list(pool.map(one, *zip(*asked, strict=True)))
+            list(pool.map(one, *zip(*requests, strict=True)))
 
 
 def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, Any]:
-    """Summaries a second of each side, and the ratios to one adapter alone in the same round."""
+    """Return summaries per second of each server, and ratios to one adapter alone in the same round."""
     from lora_hf.config import DataConfig
     from lora_hf.data.splits import load_split
 
@@ -162,7 +164,7 @@ def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, An
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """The median over rounds of each side's throughput over that of one adapter alone, and the quartiles."""
+    """Return throughput relative to one adapter alone: median over rounds, and quartiles."""
     found = {}
     for name, times in seconds.items():
         each = [alone / own for alone, own in zip(seconds[ALONE], times, strict=True)]
@@ -179,11 +181,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shape", choices=["embedded", "small", "base", "large"], default="small")
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--r", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=128, help="of a side in a round")
-    parser.add_argument("--rounds", type=int, default=5, help="2 at least")
+    parser.add_argument("--requests", type=int, default=128, help="requests per server and round")
+    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32, help="the server's most dialogues at once")
-    parser.add_argument("--new-tokens", type=int, default=32, help="the most of a summary")
+    parser.add_argument("--batch", type=int, default=32, help="largest batch of the server")
+    parser.add_argument("--new-tokens", type=int, default=32, help="maximum length of a summary in tokens")
     parser.add_argument("--data", default=str(REAL / "dialogsum") if is_real else "embedded")
     parser.add_argument(
         "--tokenizer", default=str(REAL / "t5_tokenizer") if is_real else "lora_hf/assets/tiny_t5"

@@ -19,14 +19,14 @@ from lora_hf.adapters.model_state import model_state
 from lora_hf.config import ModelConfig
 from lora_hf.models.load import load_model
 
-STORES = {
+FORMATS = {
     "NF4": {"load_in_4bit": True, "bnb_4bit_use_double_quant": False},
     "NF4, double": {"load_in_4bit": True},
     "FP4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
     "affine 4 bits, groups of 64": {"load_in_4bit": True, "quant_method": "hqq"},
     "int8": {"load_in_8bit": True},
 }
-STARTS = {
+INITS = {
     "PiSSA": {"init_lora_weights": "pissa"},
     "PiSSA, randomized": {"init_lora_weights": "pissa_niter_4"},
     "OLoRA": {"init_lora_weights": "olora"},
@@ -35,9 +35,9 @@ STARTS = {
 }
 
 
-def errors(model_name: str, store: dict, config: LoraConfig) -> tuple[float, float]:
-    """Mean relative error before and after."""
-    model = load_model(ModelConfig(model_name_or_path=model_name, **store), torch.device("cpu"))
+def errors(model_name: str, storage: dict, config: LoraConfig) -> tuple[float, float]:
+    """Return the mean relative error before and after the initialization."""
+    model = load_model(ModelConfig(model_name_or_path=model_name, **storage), torch.device("cpu"))
     found: list[tuple[float, float]] = []
 
     def initialize(name: str, settings: LoraConfig, layer: LoraLayer) -> LayerInit:
@@ -55,14 +55,14 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=16)
     arguments = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    print("| start | alpha / r | " + " | ".join(STORES) + " |")
-    print("|---|---" + "|---" * len(STORES) + "|")
+    print("| initialization | alpha / r | " + " | ".join(FORMATS) + " |")
+    print("|---|---" + "|---" * len(FORMATS) + "|")
     before: list[str] = []
     rows = []
-    for name, fields in STARTS.items():
+    for name, fields in INITS.items():
         for scale in (1, 4):
             config = LoraConfig(r=arguments.r, lora_alpha=scale * arguments.r, **fields)
-            pairs = [errors(arguments.model, store, config) for store in STORES.values()]
+            pairs = [errors(arguments.model, storage, config) for storage in FORMATS.values()]
             before = [f"{pair[0]:.4f}" for pair in pairs]
             rows.append([name, str(scale), *(f"{pair[1]:.4f}" for pair in pairs)])
     for row in [["none", "", *before], *rows]:

@@ -1,6 +1,6 @@
 """Measure size and error of FLAN-T5's linear layers in each storage format, on random weights.
 
-python scripts/benchmarks/weight_bytes.py [small base ...]
+    python scripts/benchmarks/weight_bytes.py [small base ...]
 
 Prints a Markdown table: the bytes of all linear layers except `lm_head`, including scales and code books,
 relative to bfloat16, and the mean error ||Q - W|| / ||W|| of the quantized weights.
@@ -22,7 +22,7 @@ from lora_hf.models.load import load_model
 from lora_hf.system import pick_device
 
 AFFINE = {"load_in_4bit": True, "quant_method": "hqq"}
-STORES = {
+FORMATS = {
     "bf16": {},
     "int8": {"load_in_8bit": True},
     "torchao int8": {"load_in_8bit": True, "quant_method": "torchao"},
@@ -34,7 +34,7 @@ STORES = {
 
 
 def measure(folder: Path, fields: dict[str, object]) -> tuple[int, int, float]:
-    """Bytes stored, bytes in bfloat16, mean relative error."""
+    """Return the bytes of the stored weights, their bytes in bfloat16, and the mean relative error."""
     config = ModelConfig(model_name_or_path=str(folder), dtype="bfloat16", **fields)
     model = load_model(config, pick_device())
     layers = {n: x for n, x in model.named_modules() if is_linear(x) and x is not model.lm_head}
@@ -49,19 +49,19 @@ def measure(folder: Path, fields: dict[str, object]) -> tuple[int, int, float]:
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("shapes", nargs="*", default=["small", "base"], help=f"of {', '.join(SHAPES)}")
-print("| FLAN-T5 | store | wo | bytes | of bf16 | error of a quantized weight |")
+parser.add_argument("shapes", nargs="*", default=["small", "base"], help=f"some of {', '.join(SHAPES)}")
+print("| FLAN-T5 | storage | wo | bytes | relative to bf16 | error of a quantized weight |")
 print("|---|---|---|---:|---:|---:|")
 for shape in parser.parse_args().shapes:
     with TemporaryDirectory() as folder:
         random_flan_t5(shape).to(torch.bfloat16).save_pretrained(folder)
-        for store, fields in STORES.items():
+        for storage, fields in FORMATS.items():
             for quantize_wo in (False, True) if fields else (False,):
                 stored, dense, error = measure(Path(folder), {**fields, "quantize_wo": quantize_wo})
                 wo = "quantized" if quantize_wo else "dense"
                 row = (
                     shape,
-                    store,
+                    storage,
                     wo,
                     f"{stored:,}",
                     f"{stored / dense:.4f}",

@@ -1,7 +1,7 @@
-"""Train on a stream of a million generated dialogues, with less memory than the size of their file.
+"""Train on a stream of a million generated dialogues with less memory than their file has bytes.
 
     python scripts/tools/large_data.py --rows 1000000
-    python scripts/tools/large_data.py --rows 1000000 --held        # the same without data.streaming
+    python scripts/tools/large_data.py --rows 1000000 --in-memory   # without data.streaming
 
 Prints the size of the file, the limit (`RLIMIT_DATA` of the training process), the seconds until the first
 step, and the peak resident memory. The exit status is 1 if training fails.
@@ -35,7 +35,7 @@ def write_splits(folder: Path, rows: int, characters: int) -> int:
     """Write the splits and return the size of the training split in bytes.
 
     Args:
-        folder: a new one.
+        folder: folder to create.
         rows: number of training rows; the other splits have 100.
         characters: least length of a dialogue; shorter ones are repeated.
     """
@@ -101,14 +101,14 @@ def main() -> int:
     parser.add_argument(
         "--limit-mib", type=int, help="memory limit of the training; default: 9/10 of the file"
     )
-    parser.add_argument("--held", action="store_true", help="without streaming")
+    parser.add_argument("--in-memory", action="store_true", help="do not stream")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         begun = time.perf_counter()
         size = write_splits(Path(folder) / "data", given.rows, given.characters)
         print(f"{given.rows:,} rows, {size / 2**20:,.0f} MiB, written in {time.perf_counter() - begun:.0f} s")
         limit = given.limit_mib * 2**20 if given.limit_mib else size * 9 // 10
-        status, first, printed = train(Path(folder) / "data", limit, given.steps, not given.held)
+        status, first, printed = train(Path(folder) / "data", limit, given.steps, not given.in_memory)
         print(
             f"limit {limit / 2**20:,.0f} MiB: status {status}, the first step after {first:.0f} s", flush=True
         )

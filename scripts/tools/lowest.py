@@ -1,8 +1,8 @@
-"""Print the oldest versions that pyproject.toml admits of what the tests need, a constraint a line.
+"""Print a constraint for the oldest version of each dependency that pyproject.toml admits.
 
-Torch alone is as constraints.txt pins it.
+Torch is an exception: its version is the one that constraints.txt pins.
 
-python scripts/tools/lowest.py > lowest.txt
+    python scripts/tools/lowest.py > lowest.txt
 """
 
 import re
@@ -13,14 +13,14 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"([\w-]+)(?:\[([\w,]+)\])?(?:>=([\d.]+)(?:,<[\d.]+)?)?")
-"""A package, its extras and its lower bound; an upper bound is passed over."""
+"""A package, its extras and its lower bound; an upper bound is ignored."""
 
 
 def required(project: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Package and lower bound of each name, those of the project's own extras in their place.
+    """Yield the package and lower bound of each requirement; the project's own extras are expanded.
 
     Raises:
-        ValueError: a name is written in another way, which would be passed over.
+        ValueError: a requirement has another form.
     """
     for name in names:
         if not (match := NAMED.fullmatch(name)):
@@ -34,7 +34,7 @@ def required(project: dict[str, Any], names: list[str]) -> Iterator[tuple[str, s
 
 
 def lowest() -> dict[str, str]:
-    """Package -> the oldest version that is admitted, of all that has one but torch, which has its pin."""
+    """Return the lower bound of each package that has one, and the pinned version of torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = required(project, [*project["dependencies"], f"{project['name']}[test]"])
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")

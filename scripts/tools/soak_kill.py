@@ -1,13 +1,13 @@
-"""Kill a short run at random moments, give the same command again, and compare the ends, byte by byte.
+"""Kill a short run at random moments, repeat the command, and compare the results byte by byte.
 
     make soak
     python scripts/tools/soak_kill.py --kills 50
 
-Each kill is a run of its own on the embedded model (CPU, float32), ended by SIGKILL and gone on with by the
-same command. Two of three come at a moment drawn evenly between the run's first file and its end, the third
-while one of its checkpoints, drawn too, is being written. Compared with a run that nothing interrupted: the
-adapter's files, the predictions and the scores, and of the last checkpoint the optimizer, the schedule and
-the random states. Where a kill hit is what the process's stack said just before.
+Each kill ends a new run on the embedded model (CPU, float32) by SIGKILL; the same command then resumes it.
+Two of three kills come at a random moment between the run's first file and its end, the third while a random
+checkpoint is being written. The result is compared with that of an uninterrupted run: the adapter's files,
+the predictions, the scores, and the optimizer, schedule and random states of the last checkpoint. The stage
+that a kill interrupted is read from the stack that the process has printed just before.
 """
 
 import argparse
@@ -42,10 +42,10 @@ training:
   warmup_steps: 3, eval_strategy: steps, eval_steps: 3, save_strategy: steps, save_steps: 3, logging_steps: 1,
   load_best_model_at_end: true, save_total_limit: 3, disable_tqdm: true}
 """
-SAVED = 5
-"""Checkpoints of that run."""
-WRITING = 0.03
-"""Seconds that one takes to write, about."""
+N_CHECKPOINTS = 5
+"""Number of checkpoints that the run writes."""
+CHECKPOINT_SECONDS = 0.03
+"""Approximate time to write one."""
 STAGES = {
     "writing a checkpoint": {"_save_checkpoint"},
     "evaluation": {"evaluate", "evaluation_loop"},
@@ -53,31 +53,31 @@ STAGES = {
     "writing the adapter": {"save_trained"},
     "scoring": {"score_model"},
 }
-"""By functions on the stack; the first that has one."""
-ELSE = "between the stages"
+"""Names of functions by stage. A stack is in the first stage that has one of its functions."""
+NO_STAGE = "between the stages"
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 SCORES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-def words(config: Path, run: Path) -> list[str]:
-    """The command, without Python's name and the program's."""
+def command_line(config: Path, run: Path) -> list[str]:
+    """Return the arguments of `lora-hf` that start or resume the run."""
     return ["train", "--config", str(config), f"output_dir={run}"]
 
 
-def watched(stack: str, *arguments: str) -> None:
-    """The command in a process that writes its stack to a file at SIGUSR1."""
+def run_with_stack_dump(stack: str, *arguments: str) -> None:
+    """Run `lora-hf` in this process, which writes its stack to the file `stack` at SIGUSR1."""
     from lora_hf.cli import main
 
-    file = open(stack, "w")  # as long as the process
+    file = open(stack, "w")  # open until the process ends
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=False)
     main(list(arguments))
 
 
 def start(config: Path, run: Path) -> subprocess.Popen[str]:
-    """The run in a process of its own, in a group of its own."""
-    code = "import sys; from scripts.tools.soak_kill import watched; watched(*sys.argv[1:])"
+    """Start the run in a new process and process group."""
+    code = "import sys; from scripts.tools.soak_kill import run_with_stack_dump as run; run(*sys.argv[1:])"
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(run.with_suffix(".stack")), *words(config, run)],
+        [sys.executable, "-c", code, str(run.with_suffix(".stack")), *command_line(config, run)],
         stdout=subprocess.DEVNULL,
         stderr=run.with_suffix(".log").open("a"),
         text=True,
@@ -86,8 +86,8 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
     )
 
 
-def killed(config: Path, run: Path, moment: Callable[[Path], bool]) -> str | None:
-    """Start a run, kill it at `moment`, and return the stage it was in; None if it had finished."""
+def start_and_kill(config: Path, run: Path, moment: Callable[[Path], bool]) -> str | None:
+    """Start a run, kill it at `moment`, and return its stage; None if it finished first."""
     child = start(config, run)
     while child.poll() is None and not moment(run):
         time.sleep(0.001)
@@ -104,19 +104,19 @@ def killed(config: Path, run: Path, moment: Callable[[Path], bool]) -> str | Non
 
 
 def stage_of(stack: str) -> str:
-    """Where a process was, from the names of its functions."""
+    """Return the stage of a run, given the stack that faulthandler has printed."""
     functions = {line.rsplit(" in ", 1)[-1].strip() for line in stack.splitlines()}
-    return next((stage for stage, names in STAGES.items() if names & functions), ELSE)
+    return next((stage for stage, names in STAGES.items() if names & functions), NO_STAGE)
 
 
-def ended(config: Path, run: Path) -> dict[str, Any]:
-    """The same command to its end; what is compared of it.
+def resume(config: Path, run: Path) -> dict[str, Any]:
+    """Repeat the command until it ends, and return the run's `outcome`.
 
     Raises:
-        RuntimeError: it did not end well.
+        RuntimeError: the command failed.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "lora_hf", *words(config, run)],
+        [sys.executable, "-m", "lora_hf", *command_line(config, run)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -127,7 +127,7 @@ def ended(config: Path, run: Path) -> dict[str, Any]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Hashes of what was trained and written, by file, and the scores."""
+    """Return what is compared: the SHA-256 of each file, and the scores."""
     last = max(
         (run / CHECKPOINTS).glob("checkpoint-*"), key=lambda c: int(c.name.removeprefix("checkpoint-"))
     )
@@ -137,7 +137,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def after(seconds: float) -> Callable[[Path], bool]:
-    """That long after the run has written its first file."""
+    """Return a function that is true from `seconds` after the run has written its first file."""
     begun: list[float] = []
 
     def moment(run: Path) -> bool:
@@ -149,11 +149,11 @@ def after(seconds: float) -> Callable[[Path], bool]:
 
 
 def in_checkpoint(number: int, seconds: float) -> Callable[[Path], bool]:
-    """That long after the folder has appeared in which a run's so manieth checkpoint is written."""
+    """Return a function that is true from `seconds` after the run has begun to write checkpoint `number`."""
     seen: dict[str, float] = {}
 
     def moment(run: Path) -> bool:
-        with suppress(FileNotFoundError):  # not there yet, or just renamed
+        with suppress(FileNotFoundError):  # not written yet, or just renamed
             for name in os.listdir(run / CHECKPOINTS / UNFINISHED):
                 seen.setdefault(name, time.monotonic())
         return len(seen) >= number and time.monotonic() - [*seen.values()][number - 1] >= seconds
@@ -162,16 +162,16 @@ def in_checkpoint(number: int, seconds: float) -> Callable[[Path], bool]:
 
 
 def draw_moment(draw: random.Random, number: int, seconds: float) -> tuple[str, Callable[[Path], bool]]:
-    """The moment of one kill, in words and as a function."""
+    """Draw the moment of a kill, in words and as a function; every third is in a checkpoint."""
     if number % 3:
         moment = draw.uniform(0, seconds)
         return f"{moment:.2f} s", after(moment)
-    checkpoint, delay = draw.randint(1, SAVED), draw.uniform(0, WRITING)
+    checkpoint, delay = draw.randint(1, N_CHECKPOINTS), draw.uniform(0, CHECKPOINT_SECONDS)
     return f"checkpoint {checkpoint} and {1000 * delay:.0f} ms", in_checkpoint(checkpoint, delay)
 
 
-def seconds_of(config: Path, run: Path) -> float:
-    """From the first file of a run that nothing interrupts to its end."""
+def time_run(config: Path, run: Path) -> float:
+    """Run without interruption and return the seconds from the first file to the end."""
     child = start(config, run)
     while not (run / CONFIG).exists():
         if child.poll() is not None:
@@ -183,21 +183,21 @@ def seconds_of(config: Path, run: Path) -> float:
 
 
 def soak(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """As many kills as asked for; the counts."""
+    """Kill and resume `kills` runs, print one line for each, and return the counts."""
     config = folder / "run.yaml"
     config.write_text(RUN)
-    seconds = seconds_of(config, folder / "whole")
+    seconds = time_run(config, folder / "whole")
     expected, draw = outcome(folder / "whole"), random.Random(seed)
     stages, resumed_at, differing = Counter[str](), Counter[str](), []
     print(f"uninterrupted: {seconds:.1f} s after its first file", flush=True)
     while stages.total() < kills:
         run = folder / f"kill-{stages.total() + 1}"
         when, moment = draw_moment(draw, stages.total(), seconds)
-        stage = killed(config, run, moment)
-        if stage is None:  # quicker than the uninterrupted one was
+        stage = start_and_kill(config, run, moment)
+        if stage is None:  # it finished before the moment came
             continue
         stages[stage] += 1
-        found = ended(config, run)
+        found = resume(config, run)
         step = json.loads((run / RESULTS).read_text())["resumed_at_step"]
         resumed_at[str(step)] += 1
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -221,7 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--output", type=Path, help="folder for the runs; by default one that is removed")
+    parser.add_argument("--output", type=Path, help="folder for the runs; default: a temporary one")
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     print(f"seed {given.seed}", flush=True)

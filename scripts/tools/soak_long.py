@@ -40,31 +40,31 @@ training.logging_steps=10 training.disable_tqdm=true training.eval_strategy=step
 training.save_total_limit=2""".split()
 
 
-Held = tuple[float, int]
-"""Resident memory in MiB, and open handles."""
+Usage = tuple[float, int]
+"""Resident memory in MiB, and number of open handles."""
 
 
-def held(process: psutil.Process) -> Held:
+def usage(process: psutil.Process) -> Usage:
     return process.memory_info().rss / 2**20, process.num_fds()
 
 
-def held_at_rest(process: psutil.Process) -> Held:
-    """Once the connections of the last requests are closed, which takes a moment."""
+def usage_at_rest(process: psutil.Process) -> Usage:
+    """Wait until the connections of the last requests are closed, then return the usage."""
     while any(one.status != psutil.CONN_LISTEN for one in process.net_connections("tcp")):
         time.sleep(0.01)
-    return held(process)
+    return usage(process)
 
 
 @contextmanager
-def watching(process: psutil.Process) -> Iterator[list[Held]]:
-    """What a process holds, as long as the block lasts and it lives."""
-    seen: list[Held] = []
+def sampling(process: psutil.Process) -> Iterator[list[Usage]]:
+    """Sample the usage of a process until the block or the process ends."""
+    seen: list[Usage] = []
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(EVERY):
             try:
-                seen.append(held(process))
+                seen.append(usage(process))
             except psutil.Error:
                 return
 
@@ -77,18 +77,18 @@ def watching(process: psutil.Process) -> Iterator[list[Held]]:
         thread.join()
 
 
-def growth(seen: list[Held]) -> dict[str, Any]:
-    """The last fifth of the looks beside the second, and whether both figures stayed."""
+def growth(seen: list[Usage]) -> dict[str, Any]:
+    """Compare the last fifth of the samples with the second; `flat` is true if neither figure grew."""
     fifth = len(seen) // 5
     early, late = seen[fifth : 2 * fifth], seen[-fifth:]
     mib = [round(median(rss for rss, _ in part), 1) for part in (early, late)]
     handles = [max(number for _, number in part) for part in (early, late)]
     flat = mib[1] <= MOST_GROWTH * mib[0] and handles[1] <= handles[0] + MOST_HANDLES
-    return {"looked": len(seen), "mib": mib, "handles": handles, "flat": flat}
+    return {"samples": len(seen), "mib": mib, "handles": handles, "flat": flat}
 
 
 def train(folder: Path, steps: int) -> dict[str, Any]:
-    """A training of so many steps, with ten evaluations and checkpoints."""
+    """Train for `steps` steps with ten evaluations and checkpoints, and return its usage."""
     every = max(1, steps // 10)
     words = [sys.executable, "-m", "lora_hf", "train", "--config", "configs/quickstart.yaml", *SETTINGS]
     words += [f"training.max_steps={steps}", f"training.eval_steps={every}", f"training.save_steps={every}"]
@@ -96,15 +96,15 @@ def train(folder: Path, steps: int) -> dict[str, Any]:
     with (folder / "log").open("w") as log:
         child = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         while "'loss'" not in (folder / "log").read_text() and child.poll() is None:
-            time.sleep(EVERY)  # imports and data are not what grows
-        with watching(psutil.Process(child.pid)) as seen:
+            time.sleep(EVERY)  # imports and data take memory before the first step
+        with sampling(psutil.Process(child.pid)) as seen:
             status = child.wait()
     size = (folder / "log").stat().st_size
     return {"steps": steps, "status": status, "log_bytes": size} | growth(seen)
 
 
 def serve(folder: Path, requests: int) -> dict[str, Any]:
-    """So many requests to a service, and an adapter that comes and goes ten times."""
+    """Send `requests` requests to a service, load and unload an adapter ten times, and return its usage."""
     given = argparse.Namespace(
         shape="embedded", r=8, new_tokens=24, clients=8, requests=max(1, requests // 10)
     )
@@ -112,7 +112,7 @@ def serve(folder: Path, requests: int) -> dict[str, Any]:
     clients = Clients([f"Ann: shall we meet at {i}? Bob: yes, at {i}." for i in range(97)], given)
     named = [f"--adapter=a{i}={adapter}" for i in range(4)]
     logged: list[int] = []
-    seen: list[Held] = []
+    seen: list[Usage] = []
     with serving(
         [f"--base={base}", f"--adapters-dir={folder}", *named], lambda line: logged.append(len(line))
     ) as (port, process):
@@ -121,12 +121,16 @@ def serve(folder: Path, requests: int) -> dict[str, Any]:
             call(port, "POST", "/adapters", {"name": "guest", "path": str(adapter)})
             clients.ask(port, ["guest"])
             call(port, "DELETE", "/adapters/guest", None)
-            seen.append(held_at_rest(process))
+            seen.append(usage_at_rest(process))
     return {"requests": 20 * given.requests, "log_bytes": sum(logged)} | growth(seen)
 
 
 def call(port: int, verb: str, path: str, body: object) -> None:
-    """A request that must be answered by 2xx."""
+    """Send a request.
+
+    Raises:
+        RuntimeError: the status is 300 or above.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request(verb, path, json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -136,7 +140,7 @@ def call(port: int, verb: str, path: str, body: object) -> None:
 
 
 def main() -> int:
-    """Both, one after the other."""
+    """Run both checks, print the figures, and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -97,7 +97,7 @@ def test_the_picture_takes_what_parts_there_are(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_cost_grows_with_length_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Lengths far apart: the allocator alone moves the peak of a small step by tens of MiB.
-    monkeypatch.setitem(costs.GROWING, "length", [64, 1024])
+    monkeypatch.setitem(costs.VARIED, "length", [64, 1024])
     options = ["--only", "length", "--shape", "tiny", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["costs.py", *options])
     costs.main()

@@ -1,34 +1,34 @@
-"""The script of the long form, in short: three kills at chosen moments change no bit of the end."""
+"""The kill test in short: a run that is killed at any of three moments ends with identical results."""
 
 from pathlib import Path
 
 import pytest
 
 from scripts.tools.soak_kill import (
-    ELSE,
+    NO_STAGE,
     RUN,
     after,
-    ended,
     in_checkpoint,
-    killed,
     outcome,
-    seconds_of,
+    resume,
     stage_of,
+    start_and_kill,
+    time_run,
 )
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_stack_says_where_a_kill_hit() -> None:
+def test_the_stack_of_a_process_names_its_stage() -> None:
     line = '  File "x.py", line 3 in {}\n'
     assert (
         stage_of("".join(line.format(f) for f in ("sdpa", "evaluate", "_inner_training_loop")))
         == "evaluation"
     )
-    assert stage_of(line.format("load_model")) == stage_of("") == ELSE
+    assert stage_of(line.format("load_model")) == stage_of("") == NO_STAGE
 
 
-def test_the_moments_are_what_they_say(tmp_path: Path) -> None:
+def test_a_moment_is_counted_from_the_first_file_or_from_a_checkpoint(tmp_path: Path) -> None:
     first, written = after(0), in_checkpoint(2, 0)
     assert not first(tmp_path) and not written(tmp_path)
     (tmp_path / "config.yaml").write_text("")
@@ -40,17 +40,17 @@ def test_the_moments_are_what_they_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_three_kills(tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(RUN)
-    seconds = seconds_of(config, tmp_path / "whole")
+    seconds = time_run(config, tmp_path / "whole")
     expected = outcome(tmp_path / "whole")
     moments = {
         "early": after(0.1 * seconds),
         "checkpoint": in_checkpoint(3, 0.002),
         "late": after(0.6 * seconds),
     }
-    stages = {name: killed(config, tmp_path / name, moment) for name, moment in moments.items()}
+    stages = {name: start_and_kill(config, tmp_path / name, moment) for name, moment in moments.items()}
     assert stages["checkpoint"] == "writing a checkpoint" and None not in stages.values()
     for name in moments:
-        assert ended(config, tmp_path / name) == expected, name
+        assert resume(config, tmp_path / name) == expected, name

@@ -1,7 +1,7 @@
-"""A side that writes summaries: those of a few dialogues when it is its turn.
+"""The worker that generates summaries: those of a few dialogues in each turn.
 
-A model of random weights does not know when to stop. Here a summary ends where a person's would: at the
-number of tokens that the reference of a dialogue as long has.
+A model with random weights does not stop by itself. Each summary ends at the number of tokens of a reference
+whose dialogue has the same length.
 """
 
 import argparse
@@ -22,20 +22,20 @@ from transformers import (
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.evaluation.generate import generate_summaries
 from scripts.benchmarks.against_peft.models import adapted, dialogues
-from scripts.benchmarks.against_peft.turns import say
+from scripts.benchmarks.against_peft.turns import send
 
 Lengths = dict[int, int]
 
 
 def evaluate(side: str, options: argparse.Namespace) -> None:
-    """Summaries of `options.batch` dialogues a turn; the peer's by `Seq2SeqTrainer.predict` as it comes."""
+    """Summarize `options.batch` dialogues per turn; PEFT's model by `Seq2SeqTrainer.predict` unchanged."""
     n = options.steps * options.batch
     tokenizer, data, examples = dialogues(options, "test", n)
     sources = encode_sources([example.dialogue for example in examples], tokenizer, data).ids
     labels = [tokenizer(example.references[0]).input_ids for example in examples]
     model = adapted(side, options).eval()
     end_at(model, {len(ids): len(label) for ids, label in zip(sources, labels, strict=True)})
-    say({"ready": True})
+    send({"ready": True})
     for start in range(0, n, options.batch):
         rows = slice(start, start + options.batch)
         sys.stdin.readline()
@@ -44,13 +44,13 @@ def evaluate(side: str, options: argparse.Namespace) -> None:
             texts = generate_summaries(model, tokenizer, sources[rows], 128, num_beams=options.beams)
         else:
             texts = predict(model, tokenizer, sources[rows], labels[rows], options)
-        say({"seconds": time.perf_counter() - began, "texts": texts})
+        send({"seconds": time.perf_counter() - began, "texts": texts})
 
 
 def predict(
     model: Any, tokenizer: Any, sources: list[list[int]], labels: list[list[int]], options: argparse.Namespace
 ) -> list[str]:
-    """What `Seq2SeqTrainer.predict` writes."""
+    """Return the summaries that `Seq2SeqTrainer.predict` generates."""
     with TemporaryDirectory() as folder:
         arguments = Seq2SeqTrainingArguments(
             folder,
@@ -68,7 +68,7 @@ def predict(
 
 
 def end_at(model: nn.Module, lengths: Lengths) -> None:
-    """Let each row end after `lengths[tokens of its source]` tokens: all at once where beams are many."""
+    """Force each row, and all its beams, to end after `lengths[tokens of its source]` tokens."""
     t5: Any = next(m for m in model.modules() if isinstance(m, PreTrainedModel))  # PEFT wraps it
     end = t5.config.eos_token_id
 

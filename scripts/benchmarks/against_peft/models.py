@@ -1,4 +1,4 @@
-"""What both sides have in common: the model, one start for all adapters, and the dialogues."""
+"""What all workers share: the base model, the initialization of the adapters, and the dialogues."""
 
 import argparse
 from pathlib import Path
@@ -17,25 +17,25 @@ from lora_hf.models.load import load_model
 
 DROPOUT = 0.05
 TINY = {"d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 2}
-"""A shape that shows that the benchmark runs, and nothing about speed."""
+"""A shape for testing the benchmark itself; its times mean nothing."""
 
 
 def base_model(options: argparse.Namespace, quantized: bool = False) -> Any:
-    """A FLAN-T5 of random weights on the device: speed and memory, never quality."""
+    """Return a FLAN-T5 with random weights on the device; only its speed and memory can be measured."""
     model = random_flan_t5(TINY if options.shape == "tiny" else options.shape).to(
         getattr(torch, options.dtype)
     )
     if not quantized:
         return model.to(options.device)
-    with TemporaryDirectory() as folder:  # quantized as a user's would be: while it is read
+    with TemporaryDirectory() as folder:  # quantized while it is read, as a user's model is
         model.save_pretrained(folder)
         del model
-        stored = ModelConfig(model_name_or_path=folder, load_in_4bit=True)
-        return load_model(stored, torch.device(options.device))
+        config = ModelConfig(model_name_or_path=folder, load_in_4bit=True)
+        return load_model(config, torch.device(options.device))
 
 
 def adapted(side: str, options: argparse.Namespace) -> Any:
-    """The model with LoRA (or DoRA) on q and v by this side's library; A and B are the same for all."""
+    """Return the model with LoRA or DoRA on q and v by the side's library; A and B are the same in all."""
     model = base_model(options, quantized=side == "ours_4bit")
     if not options.dropout:
         without_dropout(model)
@@ -58,12 +58,12 @@ def adapted(side: str, options: argparse.Namespace) -> Any:
         for name in ["default", *(f"task{number}" for number in range(1, options.adapters))]:
             model = inject_adapters(model, own, name)
         set_adapter(model, "default")
-    draw_start(model, options.job == "evaluate")
+    initialize_adapters(model, options.job == "evaluate")
     return model
 
 
-def draw_start(model: nn.Module, trained: bool) -> None:
-    """A from a generator of its own, layer by layer in the model's order; B zero, or small as if trained."""
+def initialize_adapters(model: nn.Module, trained: bool) -> None:
+    """Draw A from a fixed seed in the order of the layers, and B too if `trained`; else B stays zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -72,7 +72,7 @@ def draw_start(model: nn.Module, trained: bool) -> None:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """So that both sides' losses can be compared."""
+    """Turn dropout off, so that the losses of two libraries can be compared."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -81,13 +81,13 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def dialogues(options: argparse.Namespace, split: str, n: int) -> tuple[Any, DataConfig, list[Example]]:
-    """The tokenizer, the config of the data, and the first n dialogues of a split."""
+    """Return the tokenizer, the config of the data, and the first n dialogues of a split."""
     data = DataConfig(dataset_name=options.data, **{f"max_{split}_samples": n})
     return AutoTokenizer.from_pretrained(options.tokenizer), data, load_split(data, split)
 
 
 def memory(device: str, field: str = "VmRSS") -> float:
-    """MiB: the allocator's peak on a GPU, else this process's resident memory, now or at its peak (VmHWM)."""
+    """Return MiB of memory: the allocator's peak on a GPU; else resident, now or at its peak (VmHWM)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20 if field == "VmHWM" else 0.0
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""bench.json as a picture: each ratio with its spread, 1 where both sides are the same."""
+"""Figures of bench.json and costs.json."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,20 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 ROWS = {
-    ("train", "ratio_default"): "training step, PEFT by its defaults",
-    ("train", "ratio_best"): "training step, PEFT at its best",
-    ("evaluate", "ratio"): "writing summaries (float32), Seq2SeqTrainer.predict",
+    ("train", "ratio_default"): "training step, PEFT with its defaults",
+    ("train", "ratio_best"): "training step, PEFT with its best settings",
+    ("evaluate", "ratio"): "generation (float32), Seq2SeqTrainer.predict",
     ("evaluate_beams", "ratio"): "the same with four beams",
     ("evaluate_bf16", "ratio"): "the same, greedy in bf16",
-    ("start_up", "ratio"): "base read and adapters injected, PEFT",
-    ("dora", "ratio"): "our DoRA's step over our LoRA's",
-    ("four_bit", "ratio"): "our 4-bit base's step over our dense one's",
+    ("start_up", "ratio"): "loading the base and injecting adapters, PEFT",
+    ("dora", "ratio"): "training step, our DoRA / our LoRA",
+    ("four_bit", "ratio"): "training step, our 4-bit base / our dense base",
 }
 AHEAD, BEHIND, OWN = "#2a7f62", "#b5523b", "#6d8a96"
 
 
 def draw_bench(record: dict[str, Any], file: Path) -> None:
-    """Write a PNG: a bar a comparison, its spread, and the peak memory beside."""
+    """Write a PNG of bench.json: one bar per ratio with its percentiles 5 and 95; 1 means equal time."""
     found = [(part, label, record[part], key) for (part, key), label in ROWS.items() if part in record]
     with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 1.4 + 0.45 * len(found)), layout="constrained")
@@ -38,7 +38,7 @@ def draw_bench(record: dict[str, Any], file: Path) -> None:
         axes.invert_yaxis()
         axes.axvline(1, color="#333333", lw=1)
         axes.margins(x=0.12)
-        axes.set_xlabel("time over ours, PEFT's or (gray) our own; percentiles 5 and 95")
+        axes.set_xlabel("time relative to lora_hf, with percentiles 5 and 95; gray: lora_hf itself")
         figure.suptitle(_title(record), x=0.01, ha="left", fontsize=10)
         figure.savefig(file, dpi=150)
 
@@ -46,23 +46,23 @@ def draw_bench(record: dict[str, Any], file: Path) -> None:
 def _title(record: dict[str, Any]) -> str:
     machine, settings = record["machine"], record["settings"]
     memory = record.get("train", {}).get("memory_ratio")
-    tail = f"; our peak memory is {memory:.2f} of its" if memory else ""
-    return f"FLAN-T5-{settings['shape']}'s shape, r = {settings['r']}, {machine['device']}{tail}"
+    tail = f"; peak memory {memory:.2f} of PEFT's" if memory else ""
+    return f"shape of FLAN-T5-{settings['shape']}, r = {settings['r']}, {machine['device']}{tail}"
 
 
-GROWING = {
-    "length": "tokens of a dialogue",
-    "batch": "dialogues of a step",
+AXIS_LABELS = {
+    "length": "tokens per dialogue",
+    "batch": "dialogues per step",
     "r": "rank",
-    "adapters": "adapters loaded, one trained",
-    "shape": "FLAN-T5's size",
+    "adapters": "loaded adapters, one of which trains",
+    "shape": "size of FLAN-T5",
 }
-PANELS = {"seconds": "seconds of a training step", "gib": "GiB at its peak, weights included"}
+PANELS = {"seconds": "seconds per training step", "gib": "peak memory in GiB, with weights"}
 SIDES = {"ours": (AHEAD, "lora_hf"), "peer": (BEHIND, "PEFT, Seq2SeqTrainer")}
 
 
 def draw_costs(record: dict[str, Any], setting: str, file: Path) -> None:
-    """Write a PNG: time and memory of a step against one setting, both axes logarithmic."""
+    """Write a PNG of costs.json: time and memory of a step against one setting, on logarithmic axes."""
     points = record["points"][setting]
     values = [point["value"] for point in points]
     places = values if setting != "shape" else [2**i for i in range(len(values))]
@@ -75,16 +75,16 @@ def draw_costs(record: dict[str, Any], setting: str, file: Path) -> None:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
             low, high = axes.get_ylim()
-            wider = max(1.0, 8 / (high / low)) ** 0.5  # what does not grow looks as if it does not
+            wider = max(1.0, 8 / (high / low)) ** 0.5  # at least a factor of 8 is shown
             axes.set_ylim(low / wider, high * wider)
             axes.yaxis.set_major_formatter("{x:.3g}")
             axes.set_xticks(places, [str(value) for value in values])
             axes.minorticks_off()
-            axes.set_xlabel(GROWING[setting])
+            axes.set_xlabel(AXIS_LABELS[setting])
             axes.set_title(label, fontsize=10, loc="left")
             axes.grid(axis="y", color="#dddddd", lw=0.7)
         axes.legend(frameon=False, loc="best")
-        others = ", ".join(f"{k} {v}" for k, v in record["staying"].items() if k != setting)
+        others = ", ".join(f"{k} {v}" for k, v in record["fixed"].items() if k != setting)
         figure.suptitle(f"{others}; {record['machine']['device']}, bf16", x=0.01, ha="left", fontsize=10)
         figure.savefig(file, dpi=150)
 

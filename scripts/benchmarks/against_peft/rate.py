@@ -1,4 +1,4 @@
-"""The device's own rate: one large product of matrices in bf16, which nothing here can be faster than."""
+"""The device's rate of matrix products in bf16, as an upper bound for every other rate."""
 
 import argparse
 import sys
@@ -6,19 +6,19 @@ import time
 
 import torch
 
-from scripts.benchmarks.against_peft.turns import say
+from scripts.benchmarks.against_peft.turns import send
 
 SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def rate(side: str, options: argparse.Namespace) -> None:
-    """Floating-point operations per second of (n, n) by (n, n), the best of ten a turn."""
+    """Report the operations per second of an (n, n) by (n, n) product, the best of ten in each turn."""
     n = SIDE[options.device]
     a, b = (torch.randn(n, n, dtype=torch.bfloat16, device=options.device) for _ in range(2))
-    say({"ready": True})
+    send({"ready": True})
     for _ in range(options.steps):
         sys.stdin.readline()
-        say({"flop_per_second": 2 * n**3 / min(_seconds(a, b) for _ in range(10))})
+        send({"flop_per_second": 2 * n**3 / min(_seconds(a, b) for _ in range(10))})
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:

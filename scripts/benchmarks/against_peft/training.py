@@ -1,4 +1,4 @@
-"""A side that trains: one step of the Trainer when it is its turn."""
+"""The worker that trains: one step of the Trainer per turn."""
 
 import argparse
 import gc
@@ -22,16 +22,16 @@ from transformers import (
 from lora_hf import LoraTrainer
 from lora_hf.data.tokenize import TokenizedDialogues
 from scripts.benchmarks.against_peft.models import adapted, dialogues, memory
-from scripts.benchmarks.against_peft.turns import say
+from scripts.benchmarks.against_peft.turns import send
 
 SUMMARY = 40
-"""Tokens of a summary where dialogues are of one length: DialogSum's median is 27, its 95th percentile 52."""
+"""Tokens of a summary if all dialogues have one length (DialogSum: median 27, 95th percentile 52)."""
 
 
 class InTurn(TrainerCallback):
-    """Waits for a line before each step, and says what the step took after it.
+    """Wait for a line of standard input before each step, and report time, loss and memory after it.
 
-    On a GPU the first epoch, which warms up, counts the floating-point operations of its matrix products.
+    With `--count` the first epoch, which is not timed, counts the floating-point operations.
     """
 
     def __init__(self, options: argparse.Namespace, tokens: int, bare: float) -> None:
@@ -42,10 +42,10 @@ class InTurn(TrainerCallback):
         gc.collect()
         self.before = memory(self.device)
         if self.device == "cpu":
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         else:
             torch.cuda.reset_peak_memory_stats()
-        say({"ready": True})
+        send({"ready": True})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         sys.stdin.readline()
@@ -63,12 +63,12 @@ class InTurn(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.compiles and self.counted and round(state.epoch) == 1:
-            torch.compiler.reset()  # what was met while operations were counted would stay uncompiled
+            torch.compiler.reset()  # code met while counting stays uncompiled otherwise
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
             peak, counted = memory(self.device, "VmHWM"), isinstance(self.counter, FlopCounterMode)
-            say(
+            send(
                 {
                     "seconds": self.seconds,
                     "loss": float(logs["loss"]),
@@ -82,14 +82,14 @@ class InTurn(TrainerCallback):
 
 
 def compiled_graphs() -> int:
-    """How many graphs torch has compiled in this process."""
-    from torch._dynamo.utils import counters  # here: it takes memory, which is measured
+    """Return the number of graphs that torch has compiled in this process."""
+    from torch._dynamo.utils import counters  # imported late: it takes memory, which is measured
 
     return int(counters["stats"]["unique_graphs"])
 
 
 def train(side: str, options: argparse.Namespace) -> None:
-    """Steps in turn with the other sides; the peer by its defaults does not group dialogues by length."""
+    """Train in turn with the other workers; PEFT with its defaults does not group dialogues by length."""
     bare = memory(options.device)
     tokenizer, rows = rows_of(options)
     model = adapted(side, options)
@@ -102,7 +102,7 @@ def train(side: str, options: argparse.Namespace) -> None:
             learning_rate=1e-3,
             bf16=options.dtype == "bfloat16",
             torch_compile=options.compile and not side.startswith("peer"),
-            tf32=False if options.device == "cuda" else None,  # compiling alone would turn it on
+            tf32=False if options.device == "cuda" else None,  # torch_compile would turn it on
             use_cpu=options.device == "cpu",
             logging_steps=1,
             train_sampling_strategy=grouped if options.dropout else "sequential",
@@ -118,7 +118,7 @@ def train(side: str, options: argparse.Namespace) -> None:
 
 
 def rows_of(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The tokenizer, and rows of the dialogues, or of `options.length` random tokens each."""
+    """Return the tokenizer, and the rows of the dialogues or rows of `options.length` random tokens."""
     n = options.steps * options.batch
     if not options.length:
         tokenizer, data, examples = dialogues(options, "train", n)

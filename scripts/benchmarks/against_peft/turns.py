@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 MARK = "bench "
-"""A worker's lines for its starter begin with this: what the Trainer prints does not."""
+"""Prefix of the lines that a worker sends to the benchmark; the Trainer prints lines too."""
 RESAMPLES = 2000
 
 
 class Side:
-    """A worker, and the steps it has made."""
+    """A worker process and the records of its steps."""
 
     def __init__(self, job: str, name: str, options: list[str]) -> None:
         command = [sys.executable, "-m", "scripts.benchmarks.against_peft.worker", job, name, *options]
@@ -40,17 +40,17 @@ class Side:
         raise SystemExit(f"error: a worker of the benchmark ended with status {self.process.wait()}")
 
     def of(self, key: str, steps: int) -> np.ndarray:
-        """What the last steps say of `key`."""
+        """Return the values of `key` in the last `steps` steps."""
         return np.array([step[key] for step in self.steps[-steps:]])
 
 
-def say(record: dict[str, Any]) -> None:
-    """A worker's line for its starter."""
+def send(record: dict[str, Any]) -> None:
+    """Send a record from a worker to the benchmark."""
     print(f"{MARK}{json.dumps(record)}", flush=True)
 
 
 def in_turn(job: str, names: list[str], options: list[str], rounds: int) -> dict[str, Side]:
-    """Every side's steps, one after the other; each round begins with the next side."""
+    """Run `rounds` rounds in which each worker takes one step; each round begins with the next worker."""
     sides = {name: Side(job, name, options) for name in names}
     for number in range(rounds):
         first = number % len(names)
@@ -62,15 +62,15 @@ def in_turn(job: str, names: list[str], options: list[str], rounds: int) -> dict
 
 
 def ratio(name: str, theirs: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
-    """Their seconds over ours for the same work.
+    """Return the ratio of two workers' times for the same work.
 
     Args:
-        name: of the figure.
-        theirs, ours: seconds, (pairs,). The dialogues of all pairs together are the same for both.
+        name: name of the ratio in the result.
+        theirs, ours: seconds of each pair of steps, (pairs,). All pairs together process the same dialogues.
 
     Returns:
-        `name`: of the sums; `name_median`: of the pairs'; `name_spread`: percentiles 5 and 95 of the first,
-        by bootstrap over pairs.
+        `name`: sum(theirs) / sum(ours); `name_median`: median of the pairs' ratios; `name_spread`:
+        percentiles 5 and 95 of `name`, by bootstrap over pairs.
     """
     rows = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
     spread = np.percentile(theirs[rows].sum(1) / ours[rows].sum(1), (5, 95))

@@ -1,4 +1,4 @@
-"""A side that starts: reads a base from disk, and puts adapters in, when it is its turn."""
+"""The worker that loads a base from disk and injects adapters, once per turn."""
 
 import argparse
 import sys
@@ -12,17 +12,17 @@ from transformers import AutoModelForSeq2SeqLM
 from lora_hf import LoraConfig, inject_adapters
 from lora_hf.config import ModelConfig
 from lora_hf.models.load import load_model
-from scripts.benchmarks.against_peft.turns import say
+from scripts.benchmarks.against_peft.turns import send
 
 
-def start(side: str, options: argparse.Namespace) -> None:
-    """One start a turn, of the base in `options.folder`."""
-    say({"ready": True})
+def start_up(side: str, options: argparse.Namespace) -> None:
+    """Load the base in `options.folder` once per turn and report the seconds."""
+    send({"ready": True})
     for _ in range(options.steps):
         sys.stdin.readline()
         began = time.perf_counter()
-        WAYS[side](options.folder)
-        say({"seconds": time.perf_counter() - began})
+        LOADERS[side](options.folder)
+        send({"seconds": time.perf_counter() - began})
 
 
 def ours(folder: str, **fields: Any) -> Any:
@@ -41,7 +41,7 @@ def peer(folder: str) -> Any:
     return peft.get_peft_model(plain(folder), config)
 
 
-WAYS: dict[str, Callable[[str], Any]] = {
+LOADERS: dict[str, Callable[[str], Any]] = {
     "ours": ours,
     "pissa": lambda folder: ours(folder, init_lora_weights="pissa"),
     "plain": plain,
