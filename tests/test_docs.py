@@ -139,7 +139,7 @@ def test_the_python_on_a_page_runs(
     names: dict[str, Any] = {}
     exec(compile(code, page, "exec"), names)
     layers = lora_layers(names["model"])
-    assert len(layers) == 48 and all(list(layer.adapters) == adapters for layer in layers.values())
+    assert len(layers) == 12 and all(list(layer.adapters) == adapters for layer in layers.values())
 
 
 def test_the_config_page_is_what_the_code_says() -> None:

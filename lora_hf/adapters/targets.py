@@ -174,7 +174,8 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
     if not is_supported(module):
         raise UserError(
             f"target_modules={config.target_modules!r} matched {name}, of type {type_name(module)}, which "
-            "cannot take an adapter; name linear, convolution or embedding layers",
+            "cannot take an adapter; name linear, convolution or embedding layers that are dense or "
+            "quantized by bitsandbytes or lora_hf",
             "target_modules",
         )
     if other := _tied_to(owners, module):

@@ -17,22 +17,22 @@ EMBEDDED_SAMPLE = ASSETS.with_name("sample")
 """Folder of the embedded sample, one `jsonl.gz` per split."""
 NAME_FIELD = "model.model_name_or_path"
 DENSE = {"load_in_4bit": False, "load_in_8bit": False}
-"""Fields that full fine-tuning replaces: quantized weights cannot be trained."""
+"""Fields that full fine-tuning sets in a comparison, because quantized weights cannot be trained."""
 
 STORAGE = {
     ("bnb", 8): "int8",
     ("hqq", 4): "affine4",
-    ("hqq", 8): "int8",  # HQQ is for 4 bits: a variant with load_in_8bit stores them by bitsandbytes
+    ("hqq", 8): "int8",  # HQQ has 4 bits only: a variant with load_in_8bit uses bitsandbytes
     ("torchao", 8): "torchao_int8",
 }
-"""(`quant_method`, bits) -> storage format; that of 4 bits by bitsandbytes is `bnb_4bit_quant_type`."""
+"""(`quant_method`, bits) -> storage format; for 4 bits by bitsandbytes, `bnb_4bit_quant_type` names it."""
 
 
 class ModelConfig(Section):
     """The base model and the storage format of its weights.
 
-    `load_in_4bit` and `load_in_8bit` say whether the weights are quantized; the other fields say how, and
-    mean nothing without them, so that one arm or variant can switch quantization off by itself.
+    `load_in_4bit` and `load_in_8bit` switch quantization on. The other fields choose the format and are
+    ignored without them, so that a variant switches quantization off with one field.
     """
 
     model_name_or_path: Place = "embedded"
@@ -48,32 +48,32 @@ class ModelConfig(Section):
     quant_method: Literal["bnb", "hqq", "torchao"] = "bnb"
     """Library: bitsandbytes; HQQ, whose affine 4 bits QA-LoRA merges into; torchao, with `load_in_8bit`."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    """nf4 is the better one for weights that look normally distributed, as trained ones do."""
+    """`nf4` has the lower error on normally distributed weights, as trained ones are."""
     bnb_4bit_use_double_quant: Flag = True
     """Quantize the scales too: 0.37 bit per weight less (QLoRA, section 3)."""
     bnb_4bit_compute_dtype: Dtype = "auto"
-    """What 4-bit weights are unpacked to for the product; `auto` as in `dtype`."""
+    """Data type to which 4-bit weights are unpacked for the product; `auto` as in `dtype`."""
     hqq_group_size: Count = 64
-    """Inputs that share a scale and a zero point; 128 takes 10 % less memory and is a little coarser."""
+    """Inputs that share a scale and a zero point; 128 takes 10 % less memory than 64, at a larger error."""
     quantize_wo: Flag = False
-    """Quantize T5's `wo` too, which Transformers leaves dense: least memory, a little more error."""
+    """Quantize T5's `wo` too, which Transformers leaves dense: less memory, a slightly larger error."""
 
     _name_field: str = NAME_FIELD
 
-    def named_by(self, field: str) -> Self:
-        """The same, for a name that was written elsewhere: errors say there."""
+    def with_name_field(self, field: str) -> Self:
+        """Return a copy whose errors name another field or option as the place where the model was named."""
         config = self.model_copy()
         config._name_field = field
         return config
 
     @property
     def name_field(self) -> str:
-        """The field or the option that the model's name was written in."""
+        """Field or option in which the model was named."""
         return self._name_field
 
     @property
     def as_written(self) -> str:
-        """`model.model_name_or_path='a/b'`, or `--base='a/b'`: how an error names the model."""
+        """The model as errors name it: `model.model_name_or_path='a/b'`, or `--base='a/b'`."""
         return f"{self._name_field}={self.model_name_or_path!r}"
 
     @property
@@ -88,19 +88,23 @@ class ModelConfig(Section):
             return "dense"
         return STORAGE.get((self.quant_method, 8 if self.load_in_8bit else 4), self.bnb_4bit_quant_type)
 
-    def how_stored(self) -> dict[str, Any]:
-        """The fields that quantize the base; empty where it is dense."""
+    def storage_fields(self) -> dict[str, Any]:
+        """Return the fields that choose the storage format; empty for a dense base."""
         where = {"model_name_or_path", "revision", "dtype"}
         return self.model_dump(exclude=where, exclude_defaults=True) if self.is_quantized else {}
 
     @model_validator(mode="after")
     def _check_storage(self) -> Self:
         if self.load_in_4bit and self.load_in_8bit:
-            raise _conflict("load_in_8bit", "and model.load_in_4bit=true exclude each other: keep one")
+            raise _conflict(
+                "load_in_8bit", "and model.load_in_4bit=true exclude each other: remove one of them"
+            )
         if self.load_in_4bit and self.quant_method != "bnb" and (self.quant_method, 4) not in STORAGE:
-            raise _conflict("quant_method", "stores 8 bits: write load_in_8bit: true, not load_in_4bit")
+            raise _conflict("quant_method", "has 8 bits only: set load_in_8bit: true, not load_in_4bit")
         if self.quantize_wo and self.is_quantized and "float16" in self._computed_in():
-            remedy = "is not for float16, in which T5's wo overflows: compute in bfloat16, or leave wo dense"
+            remedy = (
+                "cannot be combined with float16, in which T5's wo overflows: use bfloat16, or leave wo dense"
+            )
             raise _conflict("quantize_wo", remedy)
         return self
 
@@ -110,5 +114,5 @@ class ModelConfig(Section):
 
 
 def _conflict(field: str, remedy: str) -> PydanticCustomError:
-    """Two fields that do not go together; the error names the one to change."""
+    """Return the error of two fields that exclude each other; it names the one to change."""
     return PydanticCustomError("together", remedy, {"path": ("model", field)})

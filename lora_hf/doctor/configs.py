@@ -21,7 +21,7 @@ from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
 from lora_hf.models.load import locate
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.planning.fake_model import count_parts, outline, settings_of
+from lora_hf.planning.fake_model import count_weights, outline, settings_of
 from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
@@ -122,7 +122,7 @@ def share_trained(run: RunConfig, settings: Any) -> str:
     """
     dtype = resolve_dtype(run.model.dtype, pick_device())
     with outline(run, settings, dtype) as model:
-        parts, trainable, _ = count_parts(model, run.method != "full")
+        parts, trainable, _ = count_weights(model, run.method != "full")
         bases = {path: layer.base for path, layer in lora_layers(model).items()}
         STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
     for path, base in bases.items():

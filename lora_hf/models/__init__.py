@@ -1,1 +1,1 @@
-"""The base model: loading, storage formats, original weights."""
+"""The base model: loading it, storage formats, and its weights before quantization."""

@@ -1,4 +1,4 @@
-"""A checkpoint's own weights, read again when a quantized model needs what its store has lost."""
+"""The weights of a checkpoint's files, read on demand when a quantized model needs them unquantized."""
 
 import json
 from collections.abc import Collection
@@ -13,7 +13,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files that a model is loaded from: one, or the shards that the index names."""
+    """Return the safetensors files of a model: one file, or the shards that the index names."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
@@ -22,19 +22,19 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(index["weight_map"].values()))]
 
 
-class OriginalWeights:
-    """Layer name -> its weight (out, in) as the checkpoint has it, in 16 or 32 bits, on the CPU.
+class CheckpointWeights:
+    """A function from a layer's name to its weight (out, in) in the checkpoint's dtype, on the CPU.
 
-    Nothing is kept in memory but names: a tensor is read from its file when it is asked for.
+    Only names are kept in memory; each call reads one tensor from its file.
     """
 
     def __init__(self, files: list[Path], prefix: str = "", transposed: Collection[str] = ()) -> None:
-        """Read the files' lists of names.
+        """Read the tensor names of the files.
 
         Args:
             files: safetensors files.
-            prefix: a name's first part that checkpoints leave out or add: BART's `model`.
-            transposed: layers whose weight the checkpoint holds as (in, out): GPT-2's `Conv1D`.
+            prefix: first part of a name that a checkpoint may omit or add, such as BART's `model`.
+            transposed: layers whose weight the checkpoint stores as (in, out), as GPT-2's `Conv1D` does.
         """
         self.prefix, self.transposed = prefix, frozenset(transposed)
         self.files: dict[str, Path] = {}
@@ -43,21 +43,21 @@ class OriginalWeights:
                 self.files |= dict.fromkeys(tensors.keys(), file)
 
     def __call__(self, layer: str) -> Tensor:
-        """The weight of a layer.
+        """Return the weight of a layer.
 
         Raises:
-            UserError: the checkpoint has no such tensor, it is quantized there, or its file has gone.
+            UserError: the tensor is not in the checkpoint or quantized there, or its file cannot be read.
         """
         key = self._key(layer)
         try:
             with safe_open(self.files[key], framework="pt") as tensors:
                 weight: Tensor = tensors.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {key!r} from {self.files[key]} again: {error}") from error
+            raise UserError(f"cannot read {key!r} from {self.files[key]}: {error}") from error
         if not weight.is_floating_point():
             raise UserError(
-                f"{key!r} in {self.files[key]} is quantized ({weight.dtype}): what it was before is in "
-                "another checkpoint; give that one as model.model_name_or_path"
+                f"{key!r} in {self.files[key]} is quantized ({weight.dtype}): the weights before "
+                "quantization are in another checkpoint; give that one as model.model_name_or_path"
             )
         return weight.T if layer in self.transposed else weight
 
@@ -67,4 +67,4 @@ class OriginalWeights:
             if key in self.files:
                 return key
         places = sorted({str(file) for file in self.files.values()})
-        raise UserError(f"no tensor {name!r} in the checkpoint {places}: it cannot be read again")
+        raise UserError(f"the checkpoint {places} has no tensor {name!r}")

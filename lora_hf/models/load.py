@@ -1,7 +1,7 @@
-"""The base model and its tokenizer: from the package, a folder or the Hub; dense, in 8 bits or in 4.
+"""Load the base model and its tokenizer from the package, a folder or the Hub; dense, or in 8 or 4 bits.
 
-Weights are read from safetensors only, and no remote code runs. `float16` is for scoring: T5's `wo`
-overflows in it (66,246 > 65,504 was met), the loss becomes NaN, and so training in it is refused.
+Weights are read from safetensors only, and no remote code runs. `float16` is for scoring only: T5's `wo`
+overflows in it (66,246 > 65,504 was measured) and the loss becomes NaN, so training in it is refused.
 """
 
 import logging
@@ -23,27 +23,27 @@ from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import pin
-from lora_hf.models.base_weights import OriginalWeights, checkpoint_files
+from lora_hf.models.base_weights import CheckpointWeights, checkpoint_files
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.system import pick_device, resolve_dtype
 
 NO_CODE = {"trust_remote_code": False}
-"""Without it Transformers asks, on the terminal, whether the code of a repository may run."""
+"""Without this, Transformers asks on the terminal whether the code of a repository may run."""
 REMEDY = (
-    " (give a folder that holds config.json, tokenizer files and safetensors, or a name on the Hub "
-    f"that can be reached; {EMBEDDED!r} needs neither)"
+    " (give a folder with config.json, tokenizer files and safetensors, or a name on the Hub if it can be "
+    f"reached; {EMBEDDED!r} needs neither)"
 )
 
 
 def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
-    """What `from_pretrained` is given: the package's own model, a folder that exists, or a Hub name.
+    """Return the argument of `from_pretrained`: an existing folder, or a name on the Hub.
 
     Args:
-        name_or_path: as it was written.
-        field: the field or the option it was written in.
+        name_or_path: the name as the user wrote it; `embedded` is the model in the package.
+        field: the field or option in which it was written.
 
     Raises:
-        UserError: it is written as a path, and no such folder is there.
+        UserError: it is written as a path, and there is no such folder.
     """
     if name_or_path == EMBEDDED:
         return str(ASSETS)
@@ -57,7 +57,7 @@ def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
 
 @contextmanager
 def _as_user_error(config: ModelConfig) -> Iterator[None]:
-    """transformers' errors about a name or a folder, as one message with the field and the remedy."""
+    """Convert errors of Transformers about a name or a folder to one message with field and remedy."""
     try:
         yield
     except UserError:
@@ -71,10 +71,10 @@ def _not_loaded(config: ModelConfig) -> str:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The model's tokenizer.
+    """Load the model's tokenizer.
 
     Raises:
-        UserError: no such folder or Hub name, or one without a tokenizer.
+        UserError: there is no such folder or Hub name, or it has no tokenizer.
     """
     name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
@@ -83,25 +83,25 @@ def load_tokenizer(config: ModelConfig) -> Any:
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
         raise UserError(
-            f"{config.as_written}: the folder has no tokenizer (none of {sorted(files)}), and Transformers "
-            "would make an empty one"
+            f"{config.as_written}: the folder has no tokenizer (none of {sorted(files)}); Transformers would "
+            "create an empty one"
         )
     return tokenizer
 
 
 def load_model(config: ModelConfig, device: torch.device | None = None, train_all: bool = False) -> Any:
-    """Load the base model on `device`, its head guarded, with its checkpoint's fingerprint in its state.
+    """Load the base model, guard its head, and record its checkpoint's fingerprint in its state.
 
-    The state of a quantized model has `base_weights`: layer name -> weight before quantization.
+    The state of a quantized model has `base_weights` too: layer name -> weight before quantization.
 
     Args:
-        config: which model, and how its weights are stored.
-        device: where it goes; None takes the machine's best.
-        train_all: every weight will train, so the weights are kept in float32 whatever `dtype` says.
+        config: the model and its storage format.
+        device: device of the model; None takes the best of this machine.
+        train_all: all weights will train, so they are loaded in float32, whatever `dtype` says.
 
     Raises:
-        UserError: the model cannot be found or read, its layers do not fit the store, or `train_all` with
-            quantized weights.
+        UserError: the model cannot be found or read, its layers do not fit the storage format, or `train_all`
+            with quantized weights.
     """
     if train_all and config.is_quantized:
         bits = 4 if config.load_in_4bit else 8
@@ -114,25 +114,25 @@ def load_model(config: ModelConfig, device: torch.device | None = None, train_al
     source = source_of(config, name)
     with _as_user_error(config), _quiet():
         options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_CODE, **source}
-        if source:  # it looks for an adapter too, and retries where nothing answers
+        if source:  # Transformers looks for an adapter too, and retries if the Hub does not respond
             options["adapter_kwargs"] = {"local_files_only": source["local_files_only"]}
         model = STORAGE_FORMATS[config.storage].load(name, config, device, options)
     keep_differentiable(model)
     guard_head(model)
-    # Transformers 5.23 keeps no commit, and an adapter that is saved has to name it.
+    # Transformers 5.23 does not record the commit, and a saved adapter has to name it.
     model.config._commit_hash = source.get("revision")
     files = _files_of(name, source.get("revision"))
     update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
     if files and config.is_quantized:
-        turned = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
-        base_weights = OriginalWeights(files, model.base_model_prefix, turned)
+        transposed = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
+        base_weights = CheckpointWeights(files, model.base_model_prefix, transposed)
         update_state(model, base_weights=base_weights)
     model.name_or_path = config.model_name_or_path
     return model.eval()
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain Transformers folder: weights, config, tokenizer."""
+    """Write a plain Transformers folder with weights, config and tokenizer."""
     with _quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -141,8 +141,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 def guard_head(model: Any) -> None:
     """Keep an untied head untied, in memory and on disk.
 
-    FLAN-T5's checkpoints hold an `lm_head` of their own, but T5's config always says that it is tied, and any
-    later `tie_weights()`, which resizing, dispatching and wrapping may call, would replace it by `shared`.
+    FLAN-T5's checkpoints have an untied `lm_head`, but T5's config always says that it is tied. Any later
+    `tie_weights()`, which resizing, dispatching and wrapping may call, would replace it by `shared`.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embeddings.weight:
@@ -154,16 +154,16 @@ def _is_adapter(config: ModelConfig, peft_config: dict[str, Any]) -> str:
     named = f", {base!r}," if isinstance(base, str) else ""
     return (
         f"{config.as_written} holds an adapter ({CONFIG_NAME}): give the base that it was trained on{named} "
-        "and the adapter by --adapter to the commands that take one; if it is a whole model, remove that file"
+        "and pass the adapter by --adapter to the commands that take one; in a whole model, remove that file"
     )
 
 
 def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
-    """What `from_pretrained` is told of a model on the Hub: the commit, and whether the local copy must do.
+    """Return arguments of `from_pretrained` for a model on the Hub: its commit, and whether to stay offline.
 
     Raises:
-        UserError: there is no such model, it is out of reach, or there is an adapter beside or in its place,
-            which Transformers would apply if PEFT is installed and ignore if it is not.
+        UserError: there is no such model, the Hub cannot be reached, or the place holds an adapter, which
+            Transformers would apply if PEFT is installed and ignore otherwise.
     """
     if Path(name).is_dir():
         if (Path(name) / CONFIG_NAME).is_file():
@@ -177,25 +177,25 @@ def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar, and no warning about an untied head: it is how FLAN-T5 is, and `guard_head` sees to it."""
+    """Suppress progress bars, and the warning about an untied head, which `guard_head` takes care of."""
     logger = logging.getLogger("transformers.modeling_utils")
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # a line a shard for what takes a moment
+    bars_were_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # one line per shard for what takes a moment
 
-    def is_news(record: logging.LogRecord) -> bool:
+    def is_shown(record: logging.LogRecord) -> bool:
         return "tied weights mapping" not in record.getMessage()
 
-    logger.addFilter(is_news)
+    logger.addFilter(is_shown)
     try:
         yield
     finally:
-        logger.removeFilter(is_news)
-        if had_bars:
+        logger.removeFilter(is_shown)
+        if bars_were_on:
             transformers_logging.enable_progress_bar()
 
 
 def _files_of(name: str, commit: str | None) -> list[Path]:
-    """The files the weights came from; none where they are not at hand (a format of another kind)."""
+    """Return the safetensors files of a model; empty if its weights are in another format."""
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

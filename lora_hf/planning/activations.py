@@ -47,10 +47,10 @@ def activation_bytes(config: RunConfig, settings: Any, dtype: torch.dtype, batch
 
 
 def flan_t5_bytes(config: RunConfig, dtype: torch.dtype, batch: Batch) -> Callable[[dict[str, int]], int]:
-    """Return a function from a shape of `SHAPES` to its `activation_bytes` on the reference path.
+    """Return a function from an entry of `SIZES` to its `activation_bytes` on the reference path.
 
     All FLAN-T5 take the same steps on tensors of different widths. So a step with a given number of layers is
-    traced once, with `PRIMES` as widths, which a shape's own widths then replace.
+    traced once, with `PRIMES` as widths, which the widths of each size then replace.
     """
     wide = T5Config(**COMMON, **PRIMES)
 

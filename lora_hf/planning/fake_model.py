@@ -1,4 +1,4 @@
-"""A model without memory: its settings, and how many weights it has where."""
+"""Models of fake or meta tensors, which take no memory, and the number of weights in their parts."""
 
 import re
 from collections import Counter
@@ -14,25 +14,25 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError, first_line
-from lora_hf.models.flan_t5 import COMMON, SHAPES
+from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.load import NO_CODE, locate, source_of
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.training.registry import ADDED_WEIGHTS
 
 FEWER = {"layers_to_transform": None, "layer_replication": None}
-"""Fields that name layers, which a shorter model may not have."""
+"""Fields of `lora` that name blocks, which a model with fewer blocks may not have."""
 PARTS = ("embeddings", "encoder", "decoder", "head", "added")
 Counts = tuple[dict[str, int], int, dict[str, Counter[str]]]
 
 
 def settings_of(config: ModelConfig) -> Any:
-    """The architecture: FLAN-T5's is known by name, another's is in its config.json.
+    """Return the model's Transformers config: built here for a FLAN-T5, read from config.json for others.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: config.json cannot be read.
     """
     named = re.fullmatch(r"google/flan-t5-(\w+)", config.model_name_or_path)
-    if named and named[1] in SHAPES:
+    if named and named[1] in SIZES:
         return flan_t5(named[1])
     name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
@@ -41,13 +41,13 @@ def settings_of(config: ModelConfig) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{config.as_written}: its config.json cannot be read: {first_line(error)} "
-            "(give a folder, a name on the Hub, or a google/flan-t5, which needs none)"
+            "(give a folder, a name on the Hub, or a google/flan-t5, whose config.json is not needed)"
         ) from error
 
 
 def flan_t5(size: str) -> T5Config:
-    """The settings of a FLAN-T5."""
-    return T5Config(**COMMON, **SHAPES[size])
+    """Return the config of a FLAN-T5; `size` is a key of `SIZES`."""
+    return T5Config(**COMMON, **SIZES[size])
 
 
 @contextmanager
@@ -58,13 +58,15 @@ def outline(
     layers: int | None = None,
     is_run: bool = True,
 ) -> Iterator[Any]:
-    """Inside the block a model of fake tensors as the run would train it, dense in this dtype.
+    """Yield the model that the run would train, dense, with tensors that take no memory.
 
     Args:
-        config: whose method adds weights, or trains all.
-        settings: of the architecture.
-        layers: of each stack, if not the settings' own.
-        is_run: whether it will be run; one that is only counted is of meta tensors, which are made faster.
+        config: the run; its method adds weights or trains all of them.
+        settings: configuration of the architecture.
+        dtype: dtype of the base's weights.
+        layers: number of blocks in each stack; None takes that of `settings`.
+        is_run: whether the model will be called, which needs fake tensors. Meta tensors, which are enough for
+            counting weights, are created faster.
     """
     settings = deepcopy(settings)
     if layers is not None:
@@ -72,19 +74,19 @@ def outline(
     with FakeTensorMode() if is_run else torch.device("meta"):
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         model.name_or_path = config.model.model_name_or_path
-        if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have a head of their own
+        if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have an untied head
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         if config.method in ADDED_WEIGHTS:
-            ADDED_WEIGHTS[config.method].add(with_plain_start(config, **(FEWER if layers else {})), model)
+            ADDED_WEIGHTS[config.method].add(with_plain_init(config, **(FEWER if layers else {})), model)
         if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         yield model.train().requires_grad_(True) if config.method == "full" else model.train()
 
 
-def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
-    """The config with LoRA's own start, which asks nothing of the weights, and these fields of `lora`.
+def with_plain_init(config: RunConfig, **fields: Any) -> RunConfig:
+    """Return the config with LoRA's default initialization, which reads no weights, and other fields.
 
-    An outline is dense: QA-LoRA's groups, which it takes from the store, are written out.
+    An outline is dense, so the group size that QA-LoRA takes from the storage format is set explicitly.
     """
     plain: dict[str, Any] = {"init_lora_weights": True}
     stored = STORAGE_FORMATS[config.model.storage].group_size(config.model)
@@ -94,8 +96,8 @@ def with_plain_start(config: RunConfig, **fields: Any) -> RunConfig:
     return config.model_copy(update={"lora": lora})
 
 
-def count_parts(model: nn.Module, is_added: bool) -> Counts:
-    """Weights by part; those that train; by stack, the linear layers' weights by the layer's last name."""
+def count_weights(model: nn.Module, is_added: bool) -> Counts:
+    """Return the numbers of weights by part, of trainable ones, and by stack and linear layer."""
     parts: Counter[str] = Counter()
     linear: dict[str, Counter[str]] = {"encoder": Counter(), "decoder": Counter()}
     trainable = 0

@@ -1,4 +1,4 @@
-"""The time of a training step, by taking a few on a model of the same shape and random weights."""
+"""Measure the time of a training step on a model of the same size with random weights."""
 
 import time
 from statistics import median
@@ -16,8 +16,8 @@ from transformers import (
 
 from lora_hf.config import RunConfig
 from lora_hf.models.load import guard_head, load_model, load_tokenizer
-from lora_hf.planning.fake_model import settings_of, with_plain_start
-from lora_hf.planning.plan import Plan, rows_at_hand, trained_dtype
+from lora_hf.planning.fake_model import settings_of, with_plain_init
+from lora_hf.planning.plan import Plan, local_rows, trained_dtype
 from lora_hf.system import pick_device
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.registry import ADDED_WEIGHTS
@@ -25,11 +25,11 @@ from lora_hf.training.trainer import LoraTrainer
 
 TIMED = 3
 LATER = ("eval", "save", "load_best", "report", "metric")
-"""Fields of `training` that are about what comes between steps."""
+"""Prefixes of the fields of `training` that concern evaluations, checkpoints and reports."""
 
 
 class Clock(TrainerCallback):
-    """The seconds of each step."""
+    """Records the duration of each step in seconds."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -44,13 +44,16 @@ class Clock(TrainerCallback):
 
 
 def step_seconds(config: RunConfig, record: Plan) -> float:
-    """The median of three steps after one that is not counted, of the data's lengths or of the bounds'."""
+    """Return the median duration of `TIMED` steps in seconds, after one step that is not counted.
+
+    The batches are those of the training data; without it on this machine, the longest ones admitted.
+    """
     device = pick_device()
     dtype = trained_dtype(config, device)
     model = _random(config, dtype, device)
     if config.method in ADDED_WEIGHTS:
-        ADDED_WEIGHTS[config.method].add(with_plain_start(config), model)
-    clock, rows = Clock(), rows_at_hand(config)
+        ADDED_WEIGHTS[config.method].add(with_plain_init(config), model)
+    clock, rows = Clock(), local_rows(config)
     collator = DataCollatorForSeq2Seq(load_tokenizer(config.model)) if rows else default_data_collator
     with TemporaryDirectory() as folder:
         asked = {k: v for k, v in config.training.items() if not k.startswith(LATER)}
@@ -70,7 +73,7 @@ def step_seconds(config: RunConfig, record: Plan) -> float:
 
 
 def _random(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
-    """The base with random weights, stored as the run's would be: few bits are chosen while it is read."""
+    """Return the base with random weights in the run's storage format, which only loading can quantize."""
     model: Any = AutoModelForSeq2SeqLM.from_config(settings_of(config.model), dtype=dtype)
     guard_head(model)
     if not config.model.is_quantized:
@@ -84,7 +87,7 @@ def _random(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def _longest(config: RunConfig, record: Plan) -> Any:
-    """Rows of the planned batch's lengths."""
+    """Return rows with the lengths of the planned batch."""
     batch = record["batch"]
     n = batch["dialogues"] * (TIMED + 1) * int(config.training.get("gradient_accumulation_steps", 1))
     source, target = ([2] * batch[key] for key in ("source", "target"))

@@ -1,4 +1,4 @@
-"""What a run will take: weights, gradients, optimizer, activations, disk, time; and what it fits."""
+"""Estimate the memory and disk of a run, and the GPUs that it fits."""
 
 import math
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from lora_hf.config.training import asks_to_compile
 from lora_hf.data.streaming import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
-from lora_hf.models.flan_t5 import SHAPES
+from lora_hf.models.flan_t5 import SIZES
 from lora_hf.models.load import EMBEDDED, load_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.activations import Batch, activation_bytes, flan_t5_bytes
-from lora_hf.planning.fake_model import Counts, count_parts, flan_t5, outline, settings_of
+from lora_hf.planning.fake_model import Counts, count_weights, flan_t5, outline, settings_of
 from lora_hf.system import DTYPES, pick_device, resolve_dtype
 
 FLOAT = 4
 MOMENTS = 2
-"""AdamW's numbers a weight, in float32."""
+"""float32 numbers that AdamW keeps per trainable weight."""
 CARDS = (8, 16, 24, 40, 80)
-"""GB of GPU memory."""
+"""Memory sizes of GPUs in GB."""
 RESERVED = 2**30
-"""Bytes of a GPU that its driver, its libraries and the allocator's gaps may take; not measured."""
+"""Bytes reserved for a GPU's driver, libraries and the allocator's gaps; an assumption, not a measurement."""
 STORAGE_SHOWN = ("float32", "bfloat16", "nf4")
 Plan = dict[str, Any]
 Rows = TokenizedDialogues | StreamedDialogues
 
 
 def plan(config: RunConfig) -> Plan:
-    """The record of one run, and the same run's memory on every FLAN-T5; as `plan_step`."""
+    """Return the record of `plan_step`, and under `sizes` the memory of the same run on every FLAN-T5."""
     own = plan_step(config)
     batch = Batch(*(own["batch"][field] for field in Batch._fields))
     names = STORAGE_SHOWN[:2] if config.method == "full" else STORAGE_SHOWN
@@ -40,34 +40,34 @@ def plan(config: RunConfig) -> Plan:
 
     def needs(size: str) -> Plan:
         counted = _count(config, flan_t5(size))
-        of_shape = {dtype: bytes_of(SHAPES[size]) for dtype, bytes_of in held.items()}
+        of_shape = {dtype: bytes_of(SIZES[size]) for dtype, bytes_of in held.items()}
         return {name: _fit(_memory(config, counted, name, of_shape[_computed(name)])) for name in names}
 
-    return own | {"sizes": {size: needs(size) for size in SHAPES}}
+    return own | {"sizes": {size: needs(size) for size in SIZES}}
 
 
 def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) -> Plan:
-    """The record of one run: its batch, its steps, the bytes of a step by kind, its disk.
+    """Return the batch, the number of steps, the bytes of a step by kind, and the disk space of a run.
 
-    Nothing is downloaded but, for a model on the Hub that is no FLAN-T5, its config.json.
+    For a model on the Hub other than FLAN-T5, config.json is downloaded; nothing else is.
 
     Args:
-        config: of the run.
-        rows: its training split as token ids, where the caller has it.
-        read: without `rows`, read the training split if it is on this machine; else plan for the longest rows
-            that the config admits.
+        config: the run.
+        rows: its training split as token ids, if the caller has read it.
+        read: without `rows`, read the training split if it is on this machine. Otherwise the longest rows
+            that the config admits are assumed.
 
     Raises:
-        UserError: the model's settings cannot be read, the targets do not fit it, or data that is at hand is
-            not as it should be.
+        UserError: the run trains nothing, the model's config.json cannot be read, the targets do not fit the
+            model, or the data on this machine is invalid.
     """
     if config.method == "base":
-        raise UserError("method='base' trains nothing, and there is nothing to plan: use lora or full")
+        raise UserError("method='base' trains nothing, so there is nothing to plan: use lora or full")
     settings, device = settings_of(config.model), pick_device()
-    batch, steps, said = _work(config, rows_at_hand(config) if rows is None and read else rows)
+    batch, steps, said = _work(config, local_rows(config) if rows is None and read else rows)
     dtype = str(trained_dtype(config, device)).removeprefix("torch.")
     storage = config.model.storage if config.model.is_quantized else dtype
-    # on other devices, and compiled, the reference path: an upper bound
+    # on other devices and for compiled models, the reference path is an upper bound
     fast = config.fast_paths and device.type == "cpu" and not asks_to_compile(config.training)
     own = memory(
         config, settings, storage, activation_bytes(config, settings, _computed(storage), batch, fast)
@@ -85,25 +85,25 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
 
 
 def _computed(storage: str) -> torch.dtype:
-    """The dtype of the activations over a base stored so."""
+    """Return the dtype of the activations of a base in this storage format or dtype."""
     return DTYPES.get(storage, DTYPES["bfloat16"])
 
 
 def memory(config: RunConfig, settings: Any, storage: str, activations: int) -> Plan:
-    """Weights by part, and the bytes of a step: weights, gradients, optimizer and activations."""
+    """Return the weights by part, and the bytes of weights, gradients, optimizer and activations."""
     return _memory(config, _count(config, settings), storage, activations)
 
 
 def _count(config: RunConfig, settings: Any) -> Counts:
     with outline(config, settings, torch.float32, is_run=False) as model:
-        return count_parts(model, config.method != "full")
+        return count_weights(model, config.method != "full")
 
 
 def _memory(config: RunConfig, counted: Counts, storage: str, activations: int) -> Plan:
     dtype = _computed(storage)
     is_full = config.method == "full"
     parts, trainable, linear = counted
-    width = FLOAT if is_full else dtype.itemsize  # a full fine-tuning keeps its weights in float32
+    width = FLOAT if is_full else dtype.itemsize  # full fine-tuning keeps its weights in float32
     weights = {part: n * (FLOAT if part == "added" else width) for part, n in parts.items()}
     if storage not in DTYPES:
         for part in ("encoder", "decoder"):
@@ -114,14 +114,14 @@ def _memory(config: RunConfig, counted: Counts, storage: str, activations: int) 
         "optimizer": trainable * FLOAT * MOMENTS,
         "activations": activations,
     }
-    # The gradients grow while the activations go: a step never holds all of both.
+    # The backward pass frees activations while it creates gradients: a step never holds all of both.
     step = max(held["activations"], held["gradients"])
     total = sum(weights.values()) + trainable * FLOAT * MOMENTS + step
     return {"parameters": parts, "trainable": trainable, "bytes": held, "peak_bytes": total}
 
 
 def _packed(config: RunConfig, storage: str, weights: int, linear: Mapping[str, int], width: int) -> int:
-    """Bytes of a stack: its linear layers in few bits, `wo` only where it is asked for."""
+    """Return the bytes of a stack with quantized linear layers; `wo` is quantized only on request."""
     per_weight = STORAGE_FORMATS[storage].bytes_per_weight(config.model) or width
     packed = sum(n for name, n in linear.items() if name != "wo" or config.model.quantize_wo)
     return round(packed * per_weight) + (weights - packed) * width
@@ -136,33 +136,37 @@ def _fit(record: Plan) -> Plan:
 
 
 def trained_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Of the base's weights while it trains; a full fine-tuning keeps float32."""
+    """Return the dtype of the base's weights during training: float32 for full fine-tuning."""
     return torch.float32 if config.method == "full" else resolve_dtype(config.model.dtype, device)
 
 
 def _disk(own: Plan) -> Plan:
-    """Bytes of the base as FLAN-T5's checkpoints are, float32, of what is saved, and of a checkpoint."""
+    """Return the bytes of the base (in float32), of the saved weights and of a checkpoint."""
     saved = own["trainable"] * FLOAT
     base = sum(n for part, n in own["parameters"].items() if part != "added") * FLOAT
     return {"base": base, "saved": saved, "a_checkpoint": saved * (1 + MOMENTS)}
 
 
 def _work(config: RunConfig, rows: Rows | None) -> tuple[Batch, int | None, str]:
-    """The largest batch, the number of steps where it can be known, and where the lengths are from."""
+    """Return the largest batch, the number of steps if known, and the source of the lengths in words."""
     size = int(config.training.get("per_device_train_batch_size", 8))
     passes = int(config.training.get("gradient_accumulation_steps", 1))
     given = int(config.training.get("max_steps", -1))
     if rows is None:
         bounds = Batch(size, config.data.max_source_length, config.data.max_target_length)
-        return bounds, given if given > 0 else None, "the config's bounds: data or tokenizer are not at hand"
+        return (
+            bounds,
+            given if given > 0 else None,
+            "the limits in the config, because data or tokenizer are not on this machine",
+        )
     longest = max(len(row["input_ids"]) for row in rows.rows), max(len(row["labels"]) for row in rows.rows)
     epochs = float(config.training.get("num_train_epochs", 3.0))
     steps = given if given > 0 else math.ceil(epochs * math.ceil(len(rows) / (size * passes)))
     return Batch(size, *longest), steps, f"the longest of {len(rows):,} training rows; {rows.truncation}"
 
 
-def rows_at_hand(config: RunConfig) -> Rows | None:
-    """The training split as token ids, or None where reading it would need the Hub."""
+def local_rows(config: RunConfig) -> Rows | None:
+    """Return the training split as token ids, or None if reading it would need the Hub."""
     data, model = config.data.dataset_name, config.model.model_name_or_path
     here = [name == EMBEDDED or Path(name).expanduser().exists() for name in (data, model)]
     if not all(here):

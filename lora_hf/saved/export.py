@@ -42,7 +42,7 @@ def export(model: str, output: Path) -> int:
         raise UserError(
             f"{model} is an adapter: merge it into its base with `lora-hf merge`, and export the result"
         )
-    config = ModelConfig(model_name_or_path=model, dtype="float32").named_by("MODEL")
+    config = ModelConfig(model_name_or_path=model, dtype="float32").with_name_field("MODEL")
     loaded, tokenizer = load_model(config, torch.device("cpu")), load_tokenizer(config)
     with whole(output) as folder:
         write_graphs(loaded, folder)

@@ -103,7 +103,7 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
             f"{saved.folder / MANIFEST_NAME}: {where} with base_store={storage!r} does not describe a base "
             f"model: {first_line(error)}"
         ) from None
-    return config.named_by("--base" if base else f"{saved.folder}: base_model_name_or_path")
+    return config.with_name_field("--base" if base else f"{saved.folder}: base_model_name_or_path")
 
 
 def prompt_config(saved: SavedAdapter, **fields: Any) -> DataConfig:

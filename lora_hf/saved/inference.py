@@ -250,7 +250,9 @@ def load(source: str | Path, base: str | None = None) -> InferenceModel:
         if base:
             raise UserError(not_adapter)
         repo_id, revision = (name, None) if folder.exists() else split_name(name)
-        return InferenceModel(ModelConfig(model_name_or_path=repo_id, revision=revision).named_by("model"))
+        return InferenceModel(
+            ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field("model")
+        )
     loaded = InferenceModel(base_config(saved, base))
     loaded.add_adapter(saved)
     return loaded

@@ -59,7 +59,7 @@ def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
         return base_config(adapters[0], base)
     if base is None:
         raise UserError("give --base, or an adapter that names its base")
-    return ModelConfig(model_name_or_path=base).named_by("--base")
+    return ModelConfig(model_name_or_path=base).with_name_field("--base")
 
 
 def named(adapters: list[str]) -> dict[str, str]:

@@ -139,7 +139,7 @@ def save_trained(run: Run) -> None:
             "prompt": config.data.prompt,
             "max_source_length": config.data.max_source_length,
             "max_new_tokens": run.data.max_new_tokens,
-            "base_store": config.model.how_stored(),
+            "base_store": config.model.storage_fields(),
         }
         with whole(run.directory / ADAPTER) as folder:
             ADDED_WEIGHTS[config.method].save(run.model, folder, for_prediction)

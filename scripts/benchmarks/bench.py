@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lora_hf.files import write_json
-from lora_hf.models.flan_t5 import SHAPES
+from lora_hf.models.flan_t5 import SIZES
 from scripts.benchmarks.against_peft.picture import draw_bench
 from scripts.benchmarks.against_peft.turns import Side, in_turn, ratio
 
@@ -178,7 +178,7 @@ def parsed() -> argparse.Namespace:
     )
     is_real = (REAL / "dialogsum").is_dir() and (REAL / "t5_tokenizer").is_dir()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--shape", choices=["tiny", *SHAPES], default="small")
+    parser.add_argument("--shape", choices=["tiny", *SIZES], default="small")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--data", default=str(REAL / "dialogsum") if is_real else "embedded")
     parser.add_argument(

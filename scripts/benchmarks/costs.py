@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lora_hf.files import write_json
-from lora_hf.models.flan_t5 import SHAPES
+from lora_hf.models.flan_t5 import SIZES
 from scripts.benchmarks.against_peft.picture import draw_costs
 from scripts.benchmarks.against_peft.turns import in_turn
 from scripts.benchmarks.bench import machine
@@ -59,7 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", nargs="+", choices=VARIED, default=list(VARIED))
-    parser.add_argument("--shape", choices=["tiny", *SHAPES], default=FIXED["shape"])
+    parser.add_argument("--shape", choices=["tiny", *SIZES], default=FIXED["shape"])
     parser.add_argument("--most", type=int, help="measure only the first points of each setting")
     parser.add_argument("--tokenizer", default="lora_hf/assets/tiny_t5")
     parser.add_argument("--output", type=Path, default=Path("costs"), help="folder to write to")

@@ -7,10 +7,10 @@ import argparse
 
 from transformers import AutoTokenizer
 
-from lora_hf.models.flan_t5 import SHAPES, random_flan_t5
+from lora_hf.models.flan_t5 import SIZES, random_flan_t5
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--shape", choices=SHAPES, default="small")
+parser.add_argument("--shape", choices=SIZES, default="small")
 parser.add_argument("--tokenizer", required=True, help="folder, or name on the Hub")
 parser.add_argument("--output", required=True, help="folder to write")
 arguments = parser.parse_args()

@@ -17,7 +17,7 @@ from lora_hf.adapters.backends import backend_for, is_linear
 from lora_hf.adapters.functional import relative_error
 from lora_hf.adapters.model_state import model_state
 from lora_hf.config import ModelConfig
-from lora_hf.models.flan_t5 import SHAPES, random_flan_t5
+from lora_hf.models.flan_t5 import SIZES, random_flan_t5
 from lora_hf.models.load import load_model
 from lora_hf.system import pick_device
 
@@ -49,7 +49,7 @@ def measure(folder: Path, fields: dict[str, object]) -> tuple[int, int, float]:
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("shapes", nargs="*", default=["small", "base"], help=f"some of {', '.join(SHAPES)}")
+parser.add_argument("shapes", nargs="*", default=["small", "base"], help=f"some of {', '.join(SIZES)}")
 print("| FLAN-T5 | storage | wo | bytes | relative to bf16 | error of a quantized weight |")
 print("|---|---|---|---:|---:|---:|")
 for shape in parser.parse_args().shapes:

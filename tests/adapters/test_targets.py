@@ -213,3 +213,16 @@ def test_an_embedding_s_dropout_and_padding_are_harmless(batch: dict) -> None:
 def randomize_model(model: nn.Module) -> nn.Module:
     randomize(model)
     return model
+
+
+@pytest.mark.parametrize("targets", [["q", "v"], "all-linear"])
+def test_a_plain_layer_over_a_tensor_of_torchao_is_refused_by_name(targets: list[str] | str) -> None:
+    """Its type is that of a dense layer, and merging would add a dense update to packed bytes."""
+    torchao = pytest.importorskip("torchao.quantization")
+    model = make_t5()
+    torchao.quantize_(model.encoder, torchao.Int8WeightOnlyConfig())  # as Transformers' TorchAoConfig does
+    with pytest.raises(
+        UserError, match=r"q, of type torch.nn.modules.linear.Linear over torchao\S*Int8Tensor"
+    ):
+        inject_adapters(model, LoraConfig(target_modules=targets))
+    assert not lora_layers(model)

@@ -285,7 +285,7 @@ def test_a_quantized_base_is_examined_in_its_store(store: dict[str, bool], tmp_p
     config = ModelConfig(**store)
     model = inject_adapters(load_model(config, pick_device()), LoraConfig(r=4, lora_alpha=10))
     randomize(model)
-    findings = found(save_adapter(model, tmp_path, extra=USE | {"base_store": config.how_stored()}))
+    findings = found(save_adapter(model, tmp_path, extra=USE | {"base_store": config.storage_fields()}))
     assert set(states(findings).values()) == {"ok"}
     assert config.storage in findings["storage"][0].title and "checkpoint" in findings["merging"][0].title
 

@@ -189,5 +189,5 @@ def test_an_adapter_is_no_base_whether_or_not_a_model_is_beside_it(has_model: bo
         (folder / "model.safetensors").unlink()
     config = ModelConfig(model_name_or_path=str(folder))
     for load in (load_tokenizer, lambda config: load_model(config, CPU)):
-        with pytest.raises(UserError, match="holds an adapter .*, 'google/flan-t5-base', and the adapter by"):
+        with pytest.raises(UserError, match="holds an adapter .*, 'google/flan-t5-base', and pass the"):
             load(config)

@@ -20,11 +20,11 @@ from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, without_head
-from lora_hf.models.flan_t5 import COMMON, SHAPES
+from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.load import load_model
 from lora_hf.planning import measure
 from lora_hf.planning.activations import Batch, _traced, activation_bytes, flan_t5_bytes
-from lora_hf.planning.fake_model import count_parts, flan_t5, outline
+from lora_hf.planning.fake_model import count_weights, flan_t5, outline
 from lora_hf.planning.memory_tracker import LiveBytes
 from lora_hf.planning.plan import memory, plan, plan_step
 
@@ -57,7 +57,7 @@ def test_bytes_are_counted_from_their_making_to_their_end() -> None:
 def test_weights_are_those_of_the_checkpoints(size: str, base: int | None, r: int, added: int) -> None:
     run = config(lora={"r": r, "lora_alpha": r})
     with outline(run, flan_t5(size), torch.bfloat16) as model:
-        parts, trainable, _ = count_parts(model, True)
+        parts, trainable, _ = count_weights(model, True)
     assert parts["added"] == trainable == added
     assert base in (None, sum(n for part, n in parts.items() if part != "added"))
 
@@ -85,7 +85,7 @@ def test_a_size_s_bytes_from_the_traces_of_all_are_those_of_its_own(
 ) -> None:
     run = config(**fields)
     own = activation_bytes(run, flan_t5(size), torch.bfloat16, BATCH, fast=False)
-    assert flan_t5_bytes(run, torch.bfloat16, BATCH)(SHAPES[size]) == own
+    assert flan_t5_bytes(run, torch.bfloat16, BATCH)(SIZES[size]) == own
 
 
 def test_what_is_held_is_what_a_step_holds() -> None:

@@ -33,7 +33,7 @@ def trained_on(store: str, folder: Path, **fields: Any) -> Path:
         load_model(config, pick_device()), LoraConfig(**({"r": 4, "lora_alpha": 10} | fields))
     )
     randomize(model)
-    extra = {"prompt": "summarize_dialogue", "max_source_length": 128, "base_store": config.how_stored()}
+    extra = {"prompt": "summarize_dialogue", "max_source_length": 128, "base_store": config.storage_fields()}
     return save_adapter(model, folder, extra=extra)
 
 

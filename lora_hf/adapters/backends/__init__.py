@@ -1,10 +1,11 @@
-"""How a frozen weight is stored: one class a kind of layer, chosen by the layer's exact type.
+"""Backends, which read and write a frozen weight: one class per kind of layer, chosen by its exact type.
 
-The key is the type's full name, so that no library is imported to look one up. Subclasses are not
-matched: a subclass may store its weight in another way, as `Linear4bit` does below `nn.Linear`.
+The key is the type's full name, so that looking one up imports no library. Subclasses are not matched: a
+subclass may store its weight in another way, as `Linear4bit` does, which is a subclass of `nn.Linear`.
 """
 
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lora_hf.adapters.backends.base import Backend
 from lora_hf.adapters.backends.bitsandbytes import Linear4bit, Linear8bit
@@ -25,25 +26,37 @@ BACKENDS: dict[str, type[Backend]] = {
 
 
 def type_name(layer: nn.Module) -> str:
-    """The key of a layer in `BACKENDS`."""
-    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+    """Return the layer's type, and the type of its weight if that is a tensor made of others.
+
+    Such a weight (torchao's quantized tensors, DTensor) is in a layer of PyTorch's own, and is not dense.
+    """
+    weight = layer._parameters.get("weight")
+    name = _full_name(type(layer))
+    if weight is None or not is_traceable_wrapper_subclass(weight):
+        return name
+    return f"{name} over {_full_name(type(weight.data))}"
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_supported(layer: nn.Module) -> bool:
-    """Whether an adapter can sit on this kind of layer."""
+    """Return whether an adapter can be put on this kind of layer."""
     return type_name(layer) in BACKENDS
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether it maps the last dimension of x, in whatever store: what `all-linear` means."""
-    return is_supported(layer) and BACKENDS[type_name(layer)].is_linear
+    """Return whether the layer maps the last dimension of x, in any storage format; see `all-linear`."""
+    backend = BACKENDS.get(_full_name(type(layer)))
+    return backend is not None and backend.is_linear
 
 
 def backend_for(layer: nn.Module) -> Backend:
-    """The backend of a layer.
+    """Return the backend of a layer.
 
     Raises:
-        TypeError: no backend is registered for this type.
+        TypeError: there is none for this type.
     """
     if not is_supported(layer):
         raise TypeError(
