@@ -27,9 +27,9 @@ from scripts.tools.generator.copying import make_copying_example
 from scripts.tools.generator.noise import garble
 from scripts.tools.generator.tasks import make_example
 
-SEED_OFFSET = 1_000_000  # so that the mixture's dialogues are not those that fine-tuning sees
-# the first syllable of a capitalized word, so that unknown names fall into known pieces; then words, single
-# digits, punctuation, single spaces
+SEED_OFFSET = 1_000_000  # the mixture's dialogues differ from those of fine-tuning
+# Pieces before BPE: the first syllable of a capitalized word, so that unknown names consist of known pieces;
+# words; single digits; punctuation; single spaces.
 PIECES = r" ?[A-Z][b-df-hj-np-tv-z]*[aeiou]+(?=[b-df-hj-np-tv-z][a-z])| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 RATE, FINAL_RATE = 2e-2, 5e-4
 
@@ -72,13 +72,13 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 def _texts(seed: int) -> Iterator[str]:
     rng = random.Random(seed)
-    for made in dialogues("train", 10_000, SEED_OFFSET + seed):
-        yield from make_example(made, rng)
-        yield made.summary
+    for dialogue in dialogues("train", 10_000, SEED_OFFSET + seed):
+        yield from make_example(dialogue, rng)
+        yield dialogue.summary
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditionalGeneration:
-    """Build a T5 v1.1 as FLAN-T5 is one: gated GELU, and a head of its own."""
+    """Return a random T5 v1.1 like FLAN-T5: gated GELU, untied output head."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=-(-len(tokenizer) // 8) * 8,
@@ -98,8 +98,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditiona
         eos_token_id=1,
     )
     model = T5ForConditionalGeneration(config)
-    # transformers ties the head of a T5 built from a config whatever the config says; this one only starts as
-    # the embedding, scaled to logits of size 1: a head that can name what it reads learns to copy sooner
+    # Transformers ties the head of a T5 built from a config, whatever the config says. This head is only
+    # initialized from the embedding (scaled to logits of size 1): the model learns to copy sooner that way.
     model.lm_head.weight = nn.Parameter(model.shared.weight.detach() * config.d_model**-0.5)
     model.config.tie_word_embeddings = False
     return model
@@ -110,7 +110,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the training batches: `copy_steps` of pure copying, then the mixture and a tenth of copying.
 
-    Sixteen batches are drawn at a time and cut by length, so that little is padded.
+    Sixteen batches are drawn at a time, and their rows sorted by length, which reduces padding.
     """
     rng = random.Random(seed)
     pool, drawn = 16, 0
@@ -120,8 +120,8 @@ def batches(
             if first + i // size < copy_steps or rng.random() < 0.1:
                 examples.append(make_copying_example(rng))
             else:
-                made = dialogues("train", 1, SEED_OFFSET + seed, start=drawn)[0]
-                examples.append(make_example(garble(made, rng), rng))
+                dialogue = dialogues("train", 1, SEED_OFFSET + seed, first=drawn)[0]
+                examples.append(make_example(garble(dialogue, rng), rng))
                 drawn += 1
         examples.sort(key=lambda example: len(example[0]))
         groups = [examples[i : i + size] for i in range(0, len(examples), size)]
@@ -138,7 +138,7 @@ def collate(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> Batc
 
 
 def rate_at(step: int, copy_steps: int, steps: int) -> float:
-    """Return the learning rate: constant while copying is learnt, then falling in a straight line."""
+    """Return the learning rate: constant during the copying tasks, then decreasing linearly."""
     left = min(1.0, (steps - step) / (steps - copy_steps))
     return FINAL_RATE + (RATE - FINAL_RATE) * left
 
@@ -168,8 +168,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("lora_hf/assets/tiny_t5"))
-    parser.add_argument("--steps", type=int, default=3700, help="in all, copying included")
-    parser.add_argument("--copy-steps", type=int, default=1000, help="of them, pure copying")
+    parser.add_argument("--steps", type=int, default=3700, help="number of steps, including --copy-steps")
+    parser.add_argument("--copy-steps", type=int, default=1000, help="first steps, with copying tasks only")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--vocab-size", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
@@ -181,7 +181,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Make the tokenizer and the model and save both."""
+    """Train the tokenizer and the model, and save both."""
     args, started = parse_args(), time.perf_counter()
     torch.set_num_threads(args.threads)
     tokenizer = train_tokenizer(args.vocab_size, args.seed)

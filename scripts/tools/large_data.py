@@ -48,9 +48,9 @@ def write_splits(folder: Path, rows: int, characters: int) -> int:
     return (folder / "train.jsonl").stat().st_size
 
 
-def piece(split: Split, n: int, characters: int, start: int) -> str:
-    """Return up to `PIECE` of `n` rows as lines, from row `start`."""
-    made = dialogues(split, min(PIECE, n - start), start=start)
+def piece(split: Split, n: int, characters: int, first: int) -> str:
+    """Return up to `PIECE` of `n` rows as lines, from row `first`."""
+    made = dialogues(split, min(PIECE, n - first), first=first)
     texts = [one.text if len(one.text) >= characters else filled(one.text, characters) for one in made]
     rows = [{"dialogue": text, "summary": one.summary} for text, one in zip(texts, made, strict=True)]
     return "".join(f"{json.dumps(row)}\n" for row in rows)

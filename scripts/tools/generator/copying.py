@@ -1,6 +1,6 @@
-"""Pure copying tasks on random words: the first thing a model has to learn.
+"""Copying tasks on random words, the first thing that the embedded model is trained on.
 
-With the mixture alone a small model settles for frequent answers and hardly starts to look at its input.
+Trained on the mixture of tasks alone, a small model learns frequent answers and hardly attends to its input.
 """
 
 import random
@@ -17,13 +17,13 @@ def _words(rng: random.Random) -> list[str]:
 
 
 def repeat_words(rng: random.Random) -> tuple[str, str]:
-    """Repeat a list of words, all of it."""
+    """Make a task: repeat a list of words."""
     text = " ".join(_words(rng))
     return f"[Repeat|Copy] the words.\n\n{text}\n\nWords: ", text
 
 
 def word_after(rng: random.Random) -> tuple[str, str]:
-    """Say which word comes after or before a given one."""
+    """Make a task: name the word after or before a given one."""
     words = list(dict.fromkeys(_words(rng)))
     place = rng.randrange(len(words) - 1)
     known, wanted, side = rng.choice(((place, place + 1, "after"), (place + 1, place, "before")))
@@ -31,7 +31,7 @@ def word_after(rng: random.Random) -> tuple[str, str]:
 
 
 def word_of(rng: random.Random) -> tuple[str, str]:
-    """Say what a person has said, among lines that look like a dialogue."""
+    """Make a task: in lines like those of a dialogue, find the words of a person or their speaker."""
     names = list({draw_person("train", rng): None for _ in range(rng.randint(2, 4))})
     said = {name: " ".join(_words(rng)[:2]) for name in names}
     name = rng.choice(names)

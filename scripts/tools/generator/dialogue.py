@@ -1,4 +1,4 @@
-"""One dialogue with all that is known about it: lines, facts, questions, summary."""
+"""One dialogue with its lines, facts, questions and summary."""
 
 import random
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ from scripts.tools.generator.smalltalk import CHATTER, FAREWELLS, GREETINGS, OPE
 from scripts.tools.generator.template import fill, slots_of
 
 P_GREETING, P_CHATTER, P_DIGRESSION, P_FAREWELL, P_OPENER = 0.6, 0.5, 0.25, 0.3, 0.3
+"""Probability of each kind of small talk in a dialogue, and of an opener before a turn."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Who says what, and whether it belongs to the matter or is small talk."""
+    """One line: its speaker, its text, and whether it is small talk."""
 
     speaker: str
     text: str
@@ -28,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A dialogue, the facts by slot, and the questions that can be asked about it."""
+    """A dialogue, its facts by slot, its summary, and questions about it."""
 
     topic: str
     lines: tuple[Line, ...]
@@ -38,12 +39,12 @@ class Dialogue:
 
     @property
     def text(self) -> str:
-        """The lines as the model reads them, "Name: what is said", one below the other."""
+        """The lines as the model reads them, each `Name: text`."""
         return "\n".join(map(str, self.lines))
 
 
 def make_dialogue(split: Split, rng: random.Random) -> Dialogue:
-    """Draw a scenario, how it ends, the facts and the words, all from the split's share."""
+    """Draw a scenario, an ending, facts and wordings of the split, and return the dialogue."""
     scenario = rng.choice(SCENARIOS)
     ending = rng.choice(scenario.endings)
     facts = _draw_facts(scenario, ending, split, rng)
@@ -57,12 +58,12 @@ def make_dialogue(split: Split, rng: random.Random) -> Dialogue:
 
 
 def _draw_facts(scenario: Scenario, ending: Ending, split: Split, rng: random.Random) -> dict[str, str]:
-    """Draw the speakers and one value for each slot, no two alike."""
+    """Draw the speakers and a value for each slot; all values differ."""
     facts = {"a": draw_person(split, rng)}
     facts["b"] = draw("person", split, rng, facts.values())
     for slot in slots_of_turns(scenario.turns(ending)):
         facts[slot] = draw(slot, split, rng, facts.values())
-    if "price_2" in facts:  # whoever haggles offers less than was asked
+    if "price_2" in facts:  # the buyer offers less than the seller asks
         facts["price_2"], facts["price"] = sorted((facts["price"], facts["price_2"]), key=int)
     return facts
 
@@ -70,23 +71,23 @@ def _draw_facts(scenario: Scenario, ending: Ending, split: Split, rng: random.Ra
 def _write(
     scenario: Scenario, ending: Ending, facts: dict[str, str], split: Split, rng: random.Random
 ) -> list[Line]:
-    """Say the turns in the split's words, with small talk before, between and after."""
-    matter = [_say(turn, facts, split, rng) for turn in scenario.turns(ending)]
+    """Return the lines of the turns in the split's wordings, with small talk before, between and after."""
+    turns = [_line(turn, facts, split, rng) for turn in scenario.turns(ending)]
     exchanges = _Exchanges(facts, split, rng)
     lines = exchanges.draw(GREETINGS, P_GREETING) + exchanges.draw(CHATTER, P_CHATTER)
-    # a digression interrupts only after an answer of b's, and never splits the last question from its answer
-    cut = 2 * rng.randint(0, len(matter) // 2 - 1) if len(matter) > 3 else 0
-    lines += matter[:cut] + (exchanges.draw(CHATTER, P_DIGRESSION) if cut else []) + matter[cut:]
+    # a digression comes after an answer of b, and never between the last question and its answer
+    cut = 2 * rng.randint(0, len(turns) // 2 - 1) if len(turns) > 3 else 0
+    lines += turns[:cut] + (exchanges.draw(CHATTER, P_DIGRESSION) if cut else []) + turns[cut:]
     return lines + exchanges.draw(FAREWELLS, P_FAREWELL)
 
 
-def _say(turn: Turn, facts: dict[str, str], split: Split, rng: random.Random) -> Line:
-    """Say one turn, now and then after an opener: "Listen, I have lost my key."."""
+def _line(turn: Turn, facts: dict[str, str], split: Split, rng: random.Random) -> Line:
+    """Return the line of one turn, sometimes after an opener, as in "Listen, I have lost my key."."""
     text = fill(rng.choice(turn.wordings.of(split)), facts, rng)
     if rng.random() < P_OPENER:
         opener = rng.choice(OPENERS[split])
         first = text.split(maxsplit=1)[0]
-        # only a word that is a capital for no other reason may lose it
+        # these words are capitalized only because they begin a sentence
         text = f"{opener}, {text[0].lower() + text[1:]}" if first in _DECAPITALIZED else f"{opener}. {text}"
     return Line(facts[turn.speaker], text, is_small_talk=False)
 
@@ -98,27 +99,27 @@ _DECAPITALIZED = frozenset(
 
 @dataclass
 class _Exchanges:
-    """Small talk between the two speakers of one dialogue, none of it said twice."""
+    """Small talk between the two speakers of one dialogue, without repetitions."""
 
     facts: dict[str, str]
     split: Split
     rng: random.Random
 
     def __post_init__(self) -> None:
-        self.said: set[Exchange] = set()
+        self.used: set[Exchange] = set()
 
     def draw(self, stock: dict[Split, tuple[Exchange, ...]], probability: float) -> list[Line]:
-        """Return two lines with the given probability, else none."""
+        """Return the two lines of an exchange with the given probability, else none."""
         if self.rng.random() >= probability:
             return []
-        while (exchange := self.rng.choice(stock[self.split])) in self.said:
+        while (exchange := self.rng.choice(stock[self.split])) in self.used:
             pass
-        self.said.add(exchange)
+        self.used.add(exchange)
         first, second = self.rng.sample((self.facts["a"], self.facts["b"]), 2)
         values = {"x": first, "y": second}
         slots = {*slots_of(exchange[0]), *slots_of(exchange[1])} - {"x", "y"}
         for slot in sorted(slots):  # sorted, because a set has no fixed order
-            # a value of its own: what is said in passing must not be mistaken for a fact
+            # another value than any fact: small talk must not look like a fact of the dialogue
             values[slot] = draw(slot, self.split, self.rng, [*self.facts.values(), *values.values()])
         speakers = (first, second)
         return [

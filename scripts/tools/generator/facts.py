@@ -1,4 +1,4 @@
-"""The facts a dialogue is about: what each slot of a template may hold."""
+"""The facts of a dialogue: the values that each slot of a template can have."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -77,15 +77,15 @@ KINDS: dict[str, Callable[[Split, random.Random], str]] = {
     "excuse": _one_of(EXCUSES),
     "drawback": _one_of(DRAWBACKS),
 }
-"""How a value of each kind is drawn; only names of people and places depend on the split."""
+"""Function that draws a value, by kind. Only names of people and places depend on the split."""
 
 
 def draw(slot: str, split: Split, rng: random.Random, taken: Iterable[str]) -> str:
-    """Draw a value for a slot that no other slot of the dialogue has.
+    """Draw a value for a slot that differs from those of the dialogue's other slots.
 
     Args:
-        slot: a kind of `KINDS`, with a suffix where a dialogue has several ("time_2").
-        taken: the values drawn so far; two facts must not be confused.
+        slot: a key of `KINDS`, with a suffix if a dialogue has several ("time_2").
+        taken: values drawn so far.
     """
     kind = KINDS[slot.split("_")[0]]
     while (value := kind(split, rng)) in taken:

@@ -1,8 +1,8 @@
-"""Names of people and places, invented from syllables and dealt out once to the three splits.
+"""Invented names of people and places, made of syllables and divided among the three splits.
 
-A model that has learnt the training names by heart knows none of the test names: it has to copy them. The
-syllables are shared, so that every name is made of pieces that training has seen: one that ends in a vowel,
-and one that begins with a consonant. The embedded vocabulary cuts a capitalized word just there.
+No test name occurs in training, so that a model has to copy it from the dialogue. The syllables occur in all
+splits: a head that ends in a vowel and a tail that begins with a consonant. The tokenizer of the embedded
+model splits a capitalized word at this place.
 """
 
 import random
@@ -38,8 +38,8 @@ _SHARES: dict[Split, tuple[float, float]] = {
 }
 
 
-def _deal(heads: list[str], tails: list[str]) -> dict[Split, tuple[str, ...]]:
-    """Shuffle all heads x tails with a fixed seed and cut the deck into the shares of the splits."""
+def _divide(heads: list[str], tails: list[str]) -> dict[Split, tuple[str, ...]]:
+    """Return the names of each split: heads x tails, shuffled with a fixed seed, divided by `_SHARES`."""
     deck = sorted({head + tail for head in heads for tail in tails})
     random.Random(0).shuffle(deck)
     return {
@@ -48,11 +48,11 @@ def _deal(heads: list[str], tails: list[str]) -> dict[Split, tuple[str, ...]]:
     }
 
 
-PEOPLE = _deal(PERSON_HEADS, PERSON_TAILS)
-"""First names of each split; no name is in two of them."""
+PEOPLE = _divide(PERSON_HEADS, PERSON_TAILS)
+"""First names of each split; the splits are disjoint."""
 
-PLACE_STEMS = _deal(PLACE_HEADS, PLACE_TAILS)
-"""First words of place names ("Torwick" in "Torwick Park") of each split; no stem is in two of them."""
+PLACE_STEMS = _divide(PLACE_HEADS, PLACE_TAILS)
+"""First words of place names ("Torwick" in "Torwick Park") of each split; the splits are disjoint."""
 
 
 def draw_person(split: Split, rng: random.Random) -> str:
@@ -61,5 +61,5 @@ def draw_person(split: Split, rng: random.Random) -> str:
 
 
 def draw_place(split: Split, rng: random.Random) -> str:
-    """Draw a place of the split: an invented stem and a kind of place, such as "Torwick Park"."""
+    """Draw a place of the split: an invented first word and a kind of place, such as "Torwick Park"."""
     return f"{rng.choice(PLACE_STEMS[split])} {rng.choice(PLACE_KINDS)}"

@@ -1,4 +1,4 @@
-"""What a scenario consists of: turns in several wordings, and ways to end, each with its summary."""
+"""Parts of a scenario: turns in several wordings, and endings with their summaries and questions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from scripts.tools.generator.template import Wordings, slots_of
 
 @dataclass(frozen=True)
 class Turn:
-    """One line of a dialogue: who speaks, and the ways to say it."""
+    """One line of a dialogue: its speaker and its wordings."""
 
     speaker: Literal["a", "b"]
     wordings: Wordings
@@ -16,7 +16,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a dialogue and its answer, both with slots; the answer is never a whole summary."""
+    """A question about a dialogue and its answer, both with slots. The answer is never a whole summary."""
 
     asks: tuple[str, ...]
     answer: str
@@ -24,7 +24,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a scenario ends: its last turns, the summary of the whole dialogue, the questions that fit."""
+    """An ending of a scenario: its last turns, the summary of the dialogue, and questions about it."""
 
     turns: tuple[Turn, ...]
     summary: str
@@ -33,7 +33,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Scenario:
-    """An everyday situation between a and b. The slots are those of its templates."""
+    """An everyday situation between the speakers a and b; questions about it hold for every ending."""
 
     topic: str
     opening: tuple[Turn, ...]
@@ -41,12 +41,12 @@ class Scenario:
     questions: tuple[Question, ...]
 
     def turns(self, ending: Ending) -> tuple[Turn, ...]:
-        """Return all turns of the dialogue that ends so."""
+        """Return all turns of a dialogue with this ending."""
         return self.opening + ending.turns
 
 
 def slots_of_turns(turns: tuple[Turn, ...]) -> tuple[str, ...]:
-    """Return the slots that the turns fill, each once, without the speakers a and b."""
+    """Return the distinct slots of the turns, without the speakers a and b."""
     seen: dict[str, None] = {}
     for turn in turns:
         for slot in slots_of(turn.wordings.train[0]):
@@ -55,7 +55,7 @@ def slots_of_turns(turns: tuple[Turn, ...]) -> tuple[str, ...]:
 
 
 def turn(speaker: Literal["a", "b"], train: str, validation: str, test: str) -> Turn:
-    """Make a turn from three blocks of text with one template a line."""
+    """Make a turn from three blocks of text with one template per line."""
     return Turn(speaker, Wordings(_lines(train), _lines(validation), _lines(test)))
 
 

@@ -1,7 +1,7 @@
-"""Small talk: exchanges that surround the matter of a dialogue and have no place in its summary.
+"""Small talk: exchanges of two lines that do not belong in the summary.
 
-Some of them hold names, places, times and prices, so that a summary cannot simply list whatever looks like
-a fact. `{x}` says the first line, `{y}` answers.
+Some contain names, places, times and prices, so that a model cannot summarize by listing everything that
+looks like a fact. `{x}` says the first line, `{y}` the second.
 """
 
 from scripts.tools.generator.names import Split
@@ -16,7 +16,7 @@ OPENERS: dict[Split, tuple[str, ...]] = {
     "validation": ("In fact", "Frankly", "Mind you"),
     "test": ("My friend", "Oh well", "Now listen", "See"),
 }  # fmt: skip
-"""Words before a sentence that change nothing in it."""
+"""Words that can be put before any sentence without changing its meaning."""
 
 GREETINGS: dict[Split, tuple[Exchange, ...]] = {
     "train": (

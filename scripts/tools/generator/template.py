@@ -1,4 +1,4 @@
-"""Sentence templates: `{slot}` is a fact, `[one|another]` is a choice of wording.
+"""Sentence templates: `{slot}` stands for a fact, `[one|another]` for a choice of words.
 
 `[Do you want|Would you like] to come to {activity}?` stands for two sentences. Choices do not nest.
 """
@@ -18,7 +18,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Wordings:
-    """The same thing said in different words; each split has words of its own."""
+    """Templates of one statement in different words; each split has its own."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -32,16 +32,16 @@ class Wordings:
 
 @cache
 def _parts(template: str) -> tuple[tuple[str, ...], ...]:
-    """Cut a template into its successive alternatives; plain text is an alternative of one."""
-    pieces = _CHOICE.split(template)  # plain text and choices by turns
+    """Split a template into its parts, each a tuple of alternatives; plain text has one."""
+    pieces = _CHOICE.split(template)  # plain text and choices alternate
     return tuple(tuple(piece.split("|")) if i % 2 else (piece,) for i, piece in enumerate(pieces))
 
 
 def fill(template: str, facts: Mapping[str, str], rng: random.Random) -> str:
-    """Draw one wording of the template and put the facts into its slots.
+    """Draw one wording of the template and fill in the facts.
 
     Raises:
-        KeyError: the template has a slot that `facts` lacks.
+        KeyError: `facts` lacks a slot of the template.
     """
     text = "".join(part[0] if len(part) == 1 else rng.choice(part) for part in _parts(template))
     return text.format_map(facts)
@@ -53,6 +53,6 @@ def slots_of(template: str) -> tuple[str, ...]:
 
 
 def expand(template: str) -> Iterator[str]:
-    """Yield every wording of the template, the slots still open."""
+    """Yield every wording of the template, with its slots unfilled."""
     for choice in itertools.product(*_parts(template)):
         yield "".join(choice)

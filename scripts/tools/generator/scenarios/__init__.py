@@ -1,4 +1,4 @@
-"""The everyday situations that dialogues are made of: one file each."""
+"""The everyday situations of the dialogues, one file each."""
 
 from scripts.tools.generator.scenario import Scenario
 from scripts.tools.generator.scenarios.appointment import APPOINTMENT
@@ -20,4 +20,4 @@ SCENARIOS: tuple[Scenario, ...] = (
     JOB,
     REPAIR,
 )
-"""A new scenario is a file beside these and a line here."""
+"""A new scenario needs a file in this folder and a line here."""

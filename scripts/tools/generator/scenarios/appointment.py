@@ -1,4 +1,4 @@
-"""a books a service with b."""
+"""a makes an appointment with b."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 

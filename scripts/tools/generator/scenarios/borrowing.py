@@ -1,4 +1,4 @@
-"""a wants to borrow something from b."""
+"""a asks to borrow something from b."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 

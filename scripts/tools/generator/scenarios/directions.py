@@ -1,4 +1,4 @@
-"""a asks b for the way."""
+"""a asks b for directions."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 

@@ -1,4 +1,4 @@
-"""a invites b to something, somewhere, some day."""
+"""a invites b to an activity."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 

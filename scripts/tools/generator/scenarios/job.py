@@ -1,4 +1,4 @@
-"""a has been offered a job and tells b."""
+"""a was offered a job and talks to b about it."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 

@@ -1,4 +1,4 @@
-"""a has lost something; b has found it or knows whom to ask."""
+"""a has lost something; b has found it or suggests whom to ask."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 

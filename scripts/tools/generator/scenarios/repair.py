@@ -1,4 +1,4 @@
-"""Something of a's is broken; b could repair it."""
+"""a asks b to repair a machine."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 

@@ -1,4 +1,4 @@
-"""a wants to buy something from b and haggles."""
+"""a negotiates with b about the price of something."""
 
 from scripts.tools.generator.scenario import Ending, Scenario, question, turn
 
