@@ -47,6 +47,17 @@ _FIELD_OF_METHOD = {
     "save_projection": "use_vera",
 }
 """Field -> the method that alone uses it."""
+_UNUSED_WITH = {
+    "use_vera": {
+        "lora_alpha": (8,),
+        "alpha_pattern": ({},),
+        "rank_pattern": ({},),
+        "use_rslora": (False,),
+        "init_lora_weights": (True, "kaiming"),
+        "layer_replication": (None,),
+    }
+}
+"""Method -> fields that have no meaning for it, nor a place in PEFT's files, and the values they may have."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class LoraConfig:
     """Freeze A and train only B (LoRA-FA, arXiv:2308.03303)."""
     use_vera: bool = setting(False, FLAG, method="vera")
     """Train two vectors per layer around random A and B that all layers share (VeRA, arXiv:2310.11454); it
-    does not use lora_alpha."""
+    has no scale, so lora_alpha must be left out."""
     vera_d_initial: float = setting(0.1, "a finite number above 0", gt=0)
     """Initial value of VeRA's vector d; b is zero at first."""
     projection_prng_key: int = setting(0, "a whole number from 0 to 2^63 - 1", ge=0, lt=2**63)
@@ -155,6 +166,19 @@ class LoraConfig:
             value = getattr(self, name)
             if value != type(self).__dataclass_fields__[name].default and not getattr(self, method):
                 raise UserError(f"{name}={value!r} has no effect without {method}: true", name)
+        for method in chosen:
+            for name, values in _UNUSED_WITH.get(method, {}).items():
+                if (value := getattr(self, name)) not in values:
+                    raise UserError(
+                        f"{name}={value!r} has no effect with {method}=True; leave it out, or set it to its "
+                        f"default, {values[0]!r}",
+                        name,
+                    )
+        if self.use_qalora and self.init_lora_weights == "loftq":
+            raise UserError(
+                "init_lora_weights='loftq' and use_qalora=True exclude each other: use pissa, or true",
+                "init_lora_weights",
+            )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             if self.target_modules != ALL_LINEAR:
                 raise UserError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lora_hf.adapters.backends import Backend
-from lora_hf.adapters.backends.base import Stored
+from lora_hf.adapters.backends.base import StoredWeight
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.functional import lora_scaling, relative_error
 from lora_hf.adapters.inits import SHAPE_ONLY, Factors, LoraInit, init_for
@@ -19,7 +19,7 @@ class LayerInit(NamedTuple):
 
     factors: LoraInit | None = None
     """A, B and the product they take out of the base; None for a method without factors of its own."""
-    base_weight: Stored | None = None
+    base_weight: StoredWeight | None = None
     """The quantized weight that replaces the base's while this adapter is active, or None."""
     errors: tuple[float, float] | None = None
     """Relative errors of the matrix before and after, or None if the initialization does not read it."""
@@ -80,7 +80,7 @@ def zero_init(config: LoraConfig, base: Backend) -> LayerInit:
 
 def requantized_base(
     config: LoraConfig, base: Backend, subtracted: Factors | None, original: Tensor | None
-) -> Stored | None:
+) -> StoredWeight | None:
     """Quantize W - s B' A'; None for a dense base, or for an update that is no matrix of the base's size."""
     if subtracted is None or not base.is_quantized or ADAPTER_METHODS[config.method].folds_into_groups:
         return None

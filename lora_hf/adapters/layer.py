@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import backend_for
-from lora_hf.adapters.backends.base import Stored
+from lora_hf.adapters.backends.base import StoredWeight
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.initialize import LayerInit
 from lora_hf.adapters.methods import ADAPTER_METHODS, Method
@@ -41,8 +41,8 @@ class LoraLayer(nn.Module):
         self.merged: Mapping[str, float] = {}
         self.mixed_batch: MixedBatch | None = None
         self.enabled = True
-        self._loaded_weight: Stored = None  # the base as loaded, while another weight is in its place
-        self._own_weights: dict[str, Stored] = {}  # adapter name -> the base weight it was initialized on
+        self._loaded_weight: StoredWeight = None  # the base as loaded, while another weight is in its place
+        self._own_weights: dict[str, StoredWeight] = {}  # adapter name -> its base weight
 
     @property
     def weight(self) -> nn.Parameter:
@@ -112,14 +112,14 @@ class LoraLayer(nn.Module):
         self.enabled = enabled
         self.activate(self.active)
 
-    def _put_weight(self, weight: Stored | None) -> None:
+    def _put_weight(self, weight: StoredWeight | None) -> None:
         """Put a weight in the base's place, or with None the loaded one."""
         if weight is None and self._loaded_weight is not None:
-            self.base.stored, self._loaded_weight = _moved(self._loaded_weight, self.base.device), None
+            self.base.stored_weight, self._loaded_weight = _moved(self._loaded_weight, self.base.device), None
         elif weight is not None:
             if self._loaded_weight is None:
-                self._loaded_weight = self.base.stored
-            self.base.stored = _moved(weight, self.base.device)
+                self._loaded_weight = self.base.stored_weight
+            self.base.stored_weight = _moved(weight, self.base.device)
 
     def methods(self, names: Mapping[str, float]) -> list[tuple[float, Method]]:
         """Return the weight and method of each of these adapters that the layer has."""
@@ -216,7 +216,7 @@ def shared_parameters(config: LoraConfig, layers: list[LoraLayer]) -> dict[str, 
     }
 
 
-def _moved(weight: Stored, device: torch.device) -> Stored:
+def _moved(weight: StoredWeight, device: torch.device) -> StoredWeight:
     """Move a weight to a device; a 4-bit Parameter moves as one, a plain one does not."""
     if weight.device == device:
         return weight

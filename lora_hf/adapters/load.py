@@ -1,5 +1,6 @@
 """Read adapters, strictly: whatever does not fit is one error that names both sides and changes nothing."""
 
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -209,9 +210,11 @@ def check_formats(model: nn.Module, saved: SavedAdapter) -> None:
     layers = find_targets(model, config).values()
     here = sorted({(m if isinstance(m, LoraLayer) else LoraLayer(m)).base.format for m in layers})
     if here != needed:
+        fields = manifest.get("base_store")
         raise UserError(
             f"the adapter {folder} was initialized on weights stored as {needed} and compensates for their "
-            f"errors; this base is stored as {here}: load it in that format (load_in_4bit and its fields)"
+            f"errors; this base is stored as {here}: load it in that format"
+            + (f", with `model: {json.dumps(fields)}`" if fields else "")
         )
 
 

@@ -22,7 +22,6 @@ DENSE = {"load_in_4bit": False, "load_in_8bit": False}
 STORAGE = {
     ("bnb", 8): "int8",
     ("hqq", 4): "affine4",
-    ("hqq", 8): "int8",  # HQQ has 4 bits only: a variant with load_in_8bit uses bitsandbytes
     ("torchao", 8): "torchao_int8",
 }
 """(`quant_method`, bits) -> storage format; for 4 bits by bitsandbytes, `bnb_4bit_quant_type` names it."""
@@ -99,8 +98,13 @@ class ModelConfig(Section):
             raise _conflict(
                 "load_in_8bit", "and model.load_in_4bit=true exclude each other: remove one of them"
             )
-        if self.load_in_4bit and self.quant_method != "bnb" and (self.quant_method, 4) not in STORAGE:
-            raise _conflict("quant_method", "has 8 bits only: set load_in_8bit: true, not load_in_4bit")
+        if self.quant_method != "bnb":
+            bits = next(b for method, b in STORAGE if method == self.quant_method)
+            if self.is_quantized and bits != (8 if self.load_in_8bit else 4):
+                remedy = f"has {bits} bits only: set load_in_{bits}bit: true, or quant_method: bnb"
+                raise _conflict("quant_method", remedy)
+            if not self.is_quantized and self.model_fields_set.isdisjoint(DENSE):
+                raise _conflict("quant_method", f"stores nothing without model.load_in_{bits}bit: true")
         if self.quantize_wo and self.is_quantized and "float16" in self._computed_in():
             remedy = (
                 "cannot be combined with float16, in which T5's wo overflows: use bfloat16, or leave wo dense"

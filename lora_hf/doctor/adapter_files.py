@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lora_hf.adapters.checkpoint_io import read_tensors
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.save import PREFIX
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
@@ -34,7 +35,9 @@ def settings(adapter: SavedAdapter) -> Findings:
         yield ok(method)
         return None
     config = adapter.config
-    yield ok(f"{config.method}, r={config.r}, lora_alpha={config.lora_alpha:g} on {names_of(config)}")
+    has_alpha = "lora_alpha" in ADAPTER_METHODS[config.method].peft_fields
+    alpha = f", lora_alpha={config.lora_alpha:g}" if has_alpha else ""
+    yield ok(f"{config.method}, r={config.r}{alpha} on {names_of(config)}")
     return config
 
 

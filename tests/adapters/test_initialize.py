@@ -94,11 +94,16 @@ def test_an_unknown_start_is_refused_with_those_there_are() -> None:
         LoraConfig(init_lora_weights="pisa")
 
 
-def test_loftq_on_a_layer_that_stays_dense_is_refused_with_what_would_quantize_it() -> None:
-    model = load_model(ModelConfig(load_in_4bit=True), torch.device("cpu"))
+@pytest.mark.parametrize(
+    "fields", [{"load_in_4bit": True}, {"load_in_8bit": True, "quant_method": "torchao"}]
+)
+def test_loftq_on_a_layer_that_stays_dense_is_refused_with_what_would_quantize_it(fields: dict) -> None:
+    model = load_model(ModelConfig(**fields), torch.device("cpu"))
     config = LoraConfig(target_modules="all-linear", init_lora_weights="loftq")
-    with pytest.raises(UserError, match=r"quantize_wo: true.*exclude_modules: \[wo\].*layer .*\.wo\)"):
+    message = r"quantize_wo: true.*exclude_modules: \[wo\].*layer .*\.wo\)"
+    with pytest.raises(UserError, match=message) as error:
         inject_adapters(model, config)
+    assert "load_in_" not in str(error.value)  # the base has one of several already
 
 
 @pytest.mark.parametrize("init", [i for i in INITS if i not in (True, "kaiming", "lookup", "loftq")])
@@ -165,6 +170,16 @@ def test_a_start_of_one_store_is_refused_on_another(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"stored as .*nf4, blocks of 64.*stored as .*{here}"):
             load_adapter(model, tmp_path)
         assert not lora_layers(model)
+
+
+def test_the_format_that_fits_is_named_by_the_fields_that_the_run_had(tmp_path: Path) -> None:
+    fields = {"load_in_8bit": True, "quant_method": "torchao"}
+    model = load_model(ModelConfig(**fields), torch.device("cpu"))
+    inject_adapters(model, LoraConfig(r=4, init_lora_weights="pissa"))
+    save_adapter(model, tmp_path, extra={"base_store": fields})
+    with pytest.raises(UserError, match=r'"load_in_8bit": true, "quant_method": "torchao"') as error:
+        load_adapter(load_model(ModelConfig(), torch.device("cpu")), tmp_path)
+    assert "load_in_4bit" not in str(error.value)
 
 
 def test_a_base_that_cannot_be_made_again_is_an_error(tmp_path: Path) -> None:

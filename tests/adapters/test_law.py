@@ -105,7 +105,9 @@ def config_of(method: str, init: bool | str, dropout: float = 0.0, **more: Any) 
     flags: dict[str, Any] = {} if method == "lora" else {f"use_{method}": True}
     if method == "qalora":
         flags["qalora_group_size"] = GROUP
-    return LoraConfig(r=R, lora_alpha=ALPHA, lora_dropout=dropout, init_lora_weights=init, **flags, **more)
+    if method != "vera":  # which has no scale
+        flags["lora_alpha"] = ALPHA
+    return LoraConfig(r=R, lora_dropout=dropout, init_lora_weights=init, **flags, **more)
 
 
 def make_layer(backend: str, method: str, init: bool | str, dropout: float = 0.0, **more: Any) -> LoraLayer:
@@ -186,7 +188,7 @@ def test_the_initial_output_is_the_base_s(backend: str, method: str, init: bool 
     layer = LoraLayer(EXAMPLES[backend]())
     x, original = make_x(layer), spectrum_of_a_trained_weight(OUT, layer.base.in_features)
     if layer.base.is_quantized:
-        layer.base.stored = layer.base.requantize(original)
+        layer.base.stored_weight = layer.base.requantize(original)
     before, W = layer.base_layer(x), layer.base.dequantize(torch.float32)
     config = config_of(method, init, loftq_iter=3)
     initial = initialize_layer(config, layer.base, original if layer.base.is_quantized else None)

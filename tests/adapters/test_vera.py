@@ -25,6 +25,7 @@ from lora_hf import (
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.adapters.save import adapter_state
+from lora_hf.config.load import load_config
 
 TARGETS = ["q", "wo", "wi_0"]  # (24, 32), (32, 48) and (48, 32): the shared matrices are (6, 48) and (48, 6)
 CONFIG = LoraConfig(r=6, target_modules=TARGETS, use_vera=True, projection_prng_key=7)
@@ -142,6 +143,8 @@ def test_it_merges_mixes_and_has_a_spectrum(batch: dict) -> None:
     [
         ({"rank_pattern": {"q": 2}}, r"rank_pattern=\{'q': 2\} has no effect with use_vera"),
         ({"use_rslora": True}, "use_rslora=True has no effect with use_vera"),
+        ({"lora_alpha": 16}, "lora_alpha=16 has no effect with use_vera"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication=.* has no effect with use_vera"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' has no effect with use_vera"),
         ({"target_modules": ["shared"]}, "use_vera=True needs linear layers; remove the Embedding"),
         ({"use_dora": True}, "use_dora=True and use_vera=True exclude each other"),
@@ -154,6 +157,22 @@ def test_it_merges_mixes_and_has_a_spectrum(batch: dict) -> None:
 def test_what_it_cannot_take_is_refused_by_name(fields: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         inject_adapters(make_t5(), LoraConfig(**{"r": 6, "use_vera": True, **fields}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_vera": True, "lora_alpha": 16},
+        {"use_vera": True, "init_lora_weights": "pissa"},
+        {"use_vera": True, "use_rslora": True},
+        {"use_vera": True, "rank_pattern": {"q": 2}},
+        {"use_qalora": True, "init_lora_weights": "loftq"},
+    ],
+)
+def test_fields_that_exclude_each_other_are_found_before_a_model_is_loaded(fields: dict) -> None:
+    config = {"model": {"model_name_or_path": "/nowhere"}, "lora": fields}
+    with pytest.raises(UserError, match="lora.[a-z_]*=.* (has no effect with|exclude each other)"):
+        load_config(config)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from support.models import randomize
 from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.baselines.bottleneck import add_bottlenecks
 from lora_hf.baselines.checkpoint_io import save_extras
 from lora_hf.config import ModelConfig
 from lora_hf.doctor import ADAPTER, CONFIG, MACHINE, of_adapter, of_machine
+from lora_hf.doctor.adapter_files import settings
 from lora_hf.doctor.check import Check, Finding, examine, fault, ok
 from lora_hf.errors import UserError
 from lora_hf.models.load import ASSETS, load_model
@@ -96,6 +98,13 @@ def test_every_check_of_a_whole_adapter_is_green_and_says_what_it_saw(whole: Pat
     )
     assert said["settings"] == "lora, r=4, lora_alpha=10 on q, v"
     assert "float32" in said["dtype"] and "200 rows" in said["tokens"]
+
+
+def test_vera_has_no_alpha_to_name(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, use_vera=True)
+    save_adapter(inject_adapters(load_model(ModelConfig(), pick_device()), config), tmp_path)
+    (finding,) = settings(SavedAdapter.at(tmp_path))
+    assert finding.title == "vera, r=4 on q, v"
 
 
 def a_nan(tensors: dict[str, torch.Tensor]) -> None:

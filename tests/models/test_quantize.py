@@ -20,6 +20,7 @@ from lora_hf import (
 )
 from lora_hf.adapters.backends import backend_for
 from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
 
@@ -134,8 +135,24 @@ def test_only_float16_cannot_have_wo_quantized_and_only_one_number_of_bits_is_me
         ModelConfig(quantize_wo=True, **fields)
     with pytest.raises(ValidationError, match="and model.load_in_4bit=true exclude each other"):
         ModelConfig(load_in_4bit=True, load_in_8bit=True)
-    with pytest.raises(ValidationError, match="has 8 bits only: set load_in_8bit: true"):
+    with pytest.raises(ValidationError, match="has 8 bits only: set load_in_8bit: true, or quant"):
         ModelConfig(load_in_4bit=True, quant_method="torchao")
+    with pytest.raises(ValidationError, match="has 4 bits only: set load_in_4bit: true, or quant"):
+        ModelConfig(load_in_8bit=True, quant_method="hqq")
+
+
+@pytest.mark.parametrize(("method", "bits"), [("hqq", 4), ("torchao", 8)])
+def test_a_library_that_would_store_nothing_is_refused_unless_dense_is_asked_for(
+    method: str, bits: int
+) -> None:
+    with pytest.raises(ValidationError, match=f"stores nothing without model.load_in_{bits}bit: true"):
+        ModelConfig(quant_method=method)
+    dense = {"load_in_4bit": False, "load_in_8bit": False}
+    for given in ({f"load_in_{bits}bit": False}, dense):  # one variant that switches quantization off
+        assert ModelConfig(quant_method=method, **given).storage == "dense"
+    config = RunConfig(model={f"load_in_{bits}bit": True, "quant_method": method})
+    again = load_config(config.for_run("full", 1, "x"))
+    assert (again.model.storage, again.model.quant_method) == ("dense", method)
 
 
 @pytest.mark.parametrize("store", STORES)

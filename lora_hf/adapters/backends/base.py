@@ -1,10 +1,9 @@
-"""The contract between an adapter and the layer it sits on: how W is stored, and nothing else.
+"""The contract of a backend: how an adapter reads and replaces the frozen weight W of one layer.
 
-A backend wraps one frozen layer. It knows how to read the weight as a matrix, how to store a new
-one in the same format, and how to apply a low-rank product by the layer's own kind of operation. What
-the adapter adds is the methods' business. The product W x itself is the layer's own forward: calling it
-keeps the start bit for bit that of the untouched model (a bias fused into the product rounds differently
-from one added after it).
+A backend reads W as a matrix, stores a new matrix in the same format, and applies a low-rank product by the
+layer's own kind of operation. What the adapter computes is defined by its method (`adapters/methods/`). The
+product W x is always the layer's own forward, so that an adapter that adds zero leaves the output bit for bit
+unchanged: a bias fused into the product is rounded differently from one that is added afterwards.
 """
 
 from typing import Any
@@ -14,22 +13,22 @@ from torch import Tensor, nn
 
 from lora_hf.adapters.functional import low_rank_product
 
-Stored = Any
-"""What a store keeps: the frozen Parameter itself, or a tuple with its scales. Never changed in place."""
+StoredWeight = Any
+"""A weight in its storage format: the frozen Parameter, or its codes and scales. Never changed in place."""
 
 
 class Backend:
-    """One frozen layer, seen as a matrix W (out_features, in_features); this class is a plain linear one's.
+    """One frozen layer as a matrix W (out_features, in_features). The defaults are those of a linear layer.
 
     Attributes:
         layer: the wrapped layer.
-        in_features: columns of W.
-        out_features: rows of W.
-        group_size: columns that share a zero point, or None where there are no groups.
-        is_quantized: whether storing a weight changes it.
+        in_features: number of columns of W.
+        out_features: number of rows of W.
+        group_size: number of columns that share a zero point; None without groups.
+        is_quantized: whether storing a weight changes its values.
         is_linear: whether the layer maps the last dimension of x, as `nn.Linear` does.
-        plain_init: the start that `init_lora_weights: true` stands for.
-        kernel: the shape of one row of W as PEFT writes A: (in,), or (in, height, width).
+        plain_init: the initialization that `init_lora_weights: true` selects.
+        kernel: shape of one row of W as PEFT writes A: (in,), or (in, height, width).
     """
 
     group_size: int | None = None
@@ -43,7 +42,7 @@ class Backend:
         self.layer = layer
         self.in_features: int = layer.in_features
         self.out_features: int = layer.out_features
-        self.changes = 0  # counted, so that whoever caches something of W knows when it is stale
+        self.changes = 0  # number of replacements of W, by which cached values are known to be outdated
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -51,66 +50,66 @@ class Backend:
 
     @property
     def format(self) -> str:
-        """How the weight is stored, in words; starts that make up for a store's errors fit no other."""
+        """Storage format in words. Adapters that compensate for its errors fit no other format."""
         return "dense"
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored weight with its scales, without the bias."""
+        """Number of bytes of the weight and its scales, without the bias."""
         size: int = self.layer.weight.nbytes
         return size
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is."""
+        """Device of the weight."""
         device: torch.device = self.layer.weight.device
         return device
 
     @property
-    def stored(self) -> Stored:
-        """The weight as it is kept; what `requantize` makes can be put in its place."""
+    def stored_weight(self) -> StoredWeight:
+        """The weight in its storage format; a result of `requantize` can replace it."""
         return self._get()
 
-    @stored.setter
-    def stored(self, stored: Stored) -> None:
+    @stored_weight.setter
+    def stored_weight(self, stored: StoredWeight) -> None:
         self._put(stored)
         self.changes += 1
 
-    def _get(self) -> Stored:
+    def _get(self) -> StoredWeight:
         return self.layer.weight
 
-    def _put(self, stored: Stored) -> None:
+    def _put(self, stored: StoredWeight) -> None:
         self.layer.weight = stored
 
     def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
-        """s B A dropout(x), by this layer's own operation; x as the layer's forward takes it."""
+        """Return s B A dropout(x), by the layer's kind of operation; x as the layer's forward takes it."""
         return low_rank_product(x, lora_A, lora_B, scaling, dropout)
 
     def per_row(self, vector: Tensor) -> Tensor:
-        """One number an output row, (out,), shaped to broadcast over the layer's output."""
+        """Reshape a vector (out,) so that it broadcasts over the layer's output."""
         return vector
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """W (out, in) in `dtype`; it may be the stored weight itself, so never change it."""
+        """Return W (out, in) in `dtype`. It may be the layer's own tensor: do not change it in place."""
         raise NotImplementedError
 
-    def requantize(self, weight: Tensor) -> Stored:
-        """`weight` (out, in) in the layer's format, fresh and frozen."""
+    def requantize(self, weight: Tensor) -> StoredWeight:
+        """Return `weight` (out, in) in the layer's storage format, as a new frozen weight."""
         raise NotImplementedError
 
-    def read(self, stored: Stored) -> Tensor:
-        """What a store of this layer stands for, float32 (out, in)."""
-        before = self.stored
+    def read(self, stored: StoredWeight) -> Tensor:
+        """Return the values of a weight in the layer's storage format, float32 (out, in)."""
+        before = self.stored_weight
         self._put(stored)
         weight = self.dequantize(torch.float32)
         self._put(before)
         return weight
 
-    def shift_groups(self, shift: Tensor) -> Stored:
-        """W plus one number a group of columns, `shift` (out, in / group_size), with no loss."""
+    def shift_groups(self, shift: Tensor) -> StoredWeight:
+        """Return W plus `shift` (out, in / group_size), one number per group of columns, without rounding."""
         raise NotImplementedError(f"{type(self.layer).__name__} has no zero points to shift")
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
-    """A Parameter that never trains."""
+    """Return a Parameter without gradients."""
     return nn.Parameter(tensor, requires_grad=False)

@@ -1,7 +1,7 @@
 """bitsandbytes: `Linear4bit` (NF4, FP4: QLoRA, arXiv:2305.14314), `Linear8bitLt` (int8: arXiv:2208.07339).
 
-bitsandbytes is imported inside the functions: a model that holds such a layer has loaded it already, and
-one that does not never needs it.
+bitsandbytes is imported inside the functions, because only a model with such layers needs it, and that model
+has imported it already.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from lora_hf.adapters.backends.base import Backend
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Stop 4-bit layers from repacking themselves for inference, and undo it where it has happened.
+    """Prevent 4-bit layers from repacking their weights for inference, and revert those already repacked.
 
-    On processors with AVX512-BF16, bitsandbytes 0.50 rewrites a layer's weight at its first forward in
-    evaluation mode, for good, to a layout whose product has no gradient: after one evaluation, training
-    goes on with no gradient below that layer and no error. The layout also rounds the scales to bfloat16,
-    so that undoing it is not exact: call this before the first forward. It refuses sizes that 32 (out) or
-    the block size (in) does not divide.
+    On processors with AVX512-BF16, bitsandbytes 0.50 permanently rewrites a layer's weight at its first
+    forward in evaluation mode, to a layout whose product has no gradient: after one evaluation, training
+    continues without a gradient below that layer, and without an error. The layout also rounds the scales to
+    bfloat16, so that reverting it is not exact: call this before the first forward. bitsandbytes does not
+    repack layers whose sizes 32 (out) or the block size (in) does not divide.
     """
     for layer in model.modules():
         if not hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -35,7 +35,7 @@ def keep_differentiable(model: nn.Module) -> None:
 
 
 class Linear4bit(Backend):
-    """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) stands for W (out, in)."""
+    """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) represents W (out, in)."""
 
     is_quantized = True
 
@@ -60,7 +60,7 @@ class Linear4bit(Backend):
         return dequantize_4bit(packed.data, packed.quant_state).to(dtype)
 
     def requantize(self, weight: Tensor) -> nn.Parameter:
-        """Quantize anew, with the stored weight's own block size, type and double quantization."""
+        """Quantize with the block size, type and double quantization of the present weight."""
         from bitsandbytes.nn import Params4bit
 
         old = self.layer.weight
@@ -77,7 +77,7 @@ class Linear4bit(Backend):
 
 
 class Linear8bit(Backend):
-    """A `bitsandbytes.nn.Linear8bitLt`: int8 codes (out, in) and one scale a row."""
+    """A `bitsandbytes.nn.Linear8bitLt`: int8 codes (out, in) and one scale per row."""
 
     is_quantized = True
 
@@ -87,7 +87,7 @@ class Linear8bit(Backend):
 
     def _get(self) -> nn.Parameter:
         weight, state = self.layer.weight, self.layer.state
-        if weight.CB is None:  # after the first forward, the layer's state has them; the next takes them back
+        if weight.CB is None:  # the first forward moves them to the layer's state, the next one back
             weight.CB, weight.SCB = state.CB, state.SCB
         stored: nn.Parameter = weight
         return stored

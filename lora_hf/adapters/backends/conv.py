@@ -1,9 +1,9 @@
-"""`nn.Conv2d`, grouped ones too, as the matrix W (out, in / groups * height * width).
+"""`nn.Conv2d`, also with groups, as the matrix W (out, in / groups * height * width).
 
-A is a convolution of the layer's own kernel, stride, padding and dilation to r channels, B one of 1 x 1. In a
-grouped layer every group of inputs goes through the same A, and each group of outputs through its own rows
-of B: so the update is a matrix like any other, and can be merged. PEFT's A reads all inputs for every
-group, which no grouped weight can hold; it refuses to merge, and its files fit ours only where groups = 1.
+A is a convolution to r channels with the layer's kernel size, stride, padding and dilation; B is a 1 x 1
+convolution. In a layer with groups, A is the same for all groups of inputs, and each group of outputs uses
+its own rows of B: the update is a matrix of W's shape and can be merged. PEFT's A reads all inputs for every
+group, which no weight with groups can hold: it refuses to merge, and its files fit only if groups = 1.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Floating-point weights: `nn.Linear`, and GPT-2's `Conv1D`, which keeps the transpose."""
+"""Floating-point weights: `nn.Linear`, and GPT-2's `Conv1D`, which stores the transpose."""
 
 from typing import Any
 

@@ -22,7 +22,7 @@ class Embedding(Backend):
         self.changes = 0
 
     def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Looks columns of A up; dropout drops whole tokens, for that is what one-hot's elements are."""
+        """Look up columns of A. Dropout drops whole tokens: the elements of a one-hot x are tokens."""
         dtype = self.layer.weight.dtype
         middle = F.embedding(x, lora_A.to(dtype).T) * scaling  # (...) -> (..., r)
         if dropout:

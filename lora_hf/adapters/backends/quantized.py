@@ -1,4 +1,4 @@
-"""A linear layer over any quantized weight: one container and one backend for all formats of this kind.
+"""A linear layer with a quantized weight: one module and one backend for all storage formats of this kind.
 
 A storage format of `models/storage/` subclasses `QuantizedWeight`. The layer holds its tensors as a plain
 Parameter and buffers, which everything around a model can handle: a tensor subclass as a Parameter fails in
@@ -18,10 +18,10 @@ from lora_hf.adapters.backends.base import Backend, frozen
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight(ABC):
-    """W (out, in) in a storage format. Every field is a tensor, and none is ever written in place.
+    """W (out, in) in a storage format. Every field is a tensor; none is changed in place.
 
     Attributes:
-        codes: int8, so that T5, which casts activations to the dtype of `wo.weight`, leaves them as they are.
+        codes: int8, because T5 casts activations to the dtype of `wo.weight` unless that is int8.
     """
 
     codes: Tensor
@@ -34,7 +34,7 @@ class QuantizedWeight(ABC):
     @property
     @abstractmethod
     def format(self) -> str:
-        """The storage format in words; adapters that correct its errors fit no other."""
+        """Storage format in words. Adapters that compensate for its errors fit no other format."""
 
     @property
     def group_size(self) -> int | None:
@@ -43,14 +43,14 @@ class QuantizedWeight(ABC):
 
     @abstractmethod
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """W (out, in)."""
+        """Return W (out, in)."""
 
     @abstractmethod
     def requantize(self, weight: Tensor) -> Self:
-        """Quantize another matrix of this shape with the same settings."""
+        """Quantize another matrix of the same shape with the same settings."""
 
     def multiply(self, x: Tensor) -> Tensor:
-        """x W^T: (..., in) -> (..., out), in the dtype of x."""
+        """Return x W^T (..., out) in the dtype of x, for x (..., in)."""
         return F.linear(x, self.dequantize(x.dtype))
 
     def shift_groups(self, shift: Tensor) -> Self:
@@ -72,7 +72,7 @@ class QuantizedWeight(ABC):
 
 
 class _Product(torch.autograd.Function):
-    """y = x W^T, which keeps the quantized weight for the backward pass and not the dense W."""
+    """y = x W^T; saves the quantized weight for the backward pass, not the dense W."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: type[QuantizedWeight], *tensors: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g = grads[0]  # dL/dy (..., out)
-        tensors = ctx.saved_tensors  # read once: activation checkpointing allows no second time
+        tensors = ctx.saved_tensors  # read once: activation checkpointing does not allow it twice
         weight = ctx.kind(*tensors).dequantize(g.dtype)
         return g @ weight, None, *[None] * len(tensors)  # dL/dx = g W: (..., out) @ (out, in)
 
@@ -107,12 +107,12 @@ class QuantizedLinear(nn.Module):
         return self.kind(self.weight, *(getattr(self, name) for name in self.buffer_names))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out), in the dtype of x."""
+        """Return W x + b (..., out) in the dtype of x, for x (..., in)."""
         output: Tensor = _Product.apply(x, self.kind, *self.quantized.tensors())
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move scales and offsets, but keep their dtype in `model.to(bfloat16)`: QA-LoRA folds exactly."""
+        """Move scales and offsets, but never change their dtype: QA-LoRA merges exactly in float32."""
         before = {name: getattr(self, name) for name in self.buffer_names}
         super()._apply(fn, recurse)
         for name, tensor in before.items():

@@ -85,11 +85,6 @@ def group_size_of(config: LoraConfig, base: Backend) -> int:
             f"use_qalora=True groups the inputs of linear layers; remove the {layer} from target_modules",
             "use_qalora",
         )
-    if config.init_lora_weights == "loftq":
-        raise UserError(
-            "init_lora_weights='loftq' and use_qalora=True exclude each other: use pissa, or true",
-            "init_lora_weights",
-        )
     ours, theirs = config.qalora_group_size, base.group_size
     if ours and theirs and ours != theirs:
         raise UserError(

@@ -18,9 +18,6 @@ from lora_hf.adapters.inits import Factors, LoraInit
 from lora_hf.adapters.methods.base import Method, Shapes
 from lora_hf.errors import UserError
 
-UNUSED = {"rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "layer_replication": None}
-"""Fields without a meaning here or in PEFT's files, and the value they must have."""
-
 
 class Vera(Method):
     """vera_lambda_d (r,), vera_lambda_b (out,); shared vera_A (r, widest in), vera_B (widest out, r)."""
@@ -62,15 +59,6 @@ class Vera(Method):
             raise UserError(
                 f"use_vera=True needs linear layers; remove the {layer} from target_modules", "use_vera"
             )
-        if config.init_lora_weights not in (True, "kaiming"):
-            raise UserError(
-                f"init_lora_weights={config.init_lora_weights!r} has no effect with use_vera=True, whose A "
-                "and B are random and frozen; set it to true",
-                "init_lora_weights",
-            )
-        for name, value in UNUSED.items():
-            if (given := getattr(config, name)) != value:
-                raise UserError(f"{name}={given!r} has no effect with use_vera=True; leave it out", name)
 
     @classmethod
     def initialized_matrix(cls, W: Tensor, config: LoraConfig, base: Backend) -> None:
