@@ -9,7 +9,7 @@ from lora_hf.errors import did_you_mean
 PLACE = "{dialogue}"
 
 PROMPTS: dict[str, str] = {
-    # The wording of the published FLAN-T5 / DialogSum lab.
+    # The prompt of the published comparison on DialogSum (notebooks/published.ipynb).
     "summarize_dialogue": "Summarize the following conversation.\n\n{dialogue}\n\nSummary: ",
     # One of the prompts that FLAN was trained on for dialogue summaries (SAMSum).
     "flan_brief": "{dialogue}\n\nBriefly summarize that dialogue.",
