@@ -58,7 +58,7 @@ def change(folder: Path, **fields: Any) -> None:
     ],
     ids=["digits", "depth", "half a character"],
 )
-def test_json_that_no_reader_takes_is_a_mistake_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_json_is_an_error_with_its_line(tmp_path: Path, text: str, says: str) -> None:
     for name in ("data.jsonl", "data.json"):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=says.replace("line 1: ", "") if name.endswith("json") else says):
@@ -66,7 +66,7 @@ def test_json_that_no_reader_takes_is_a_mistake_with_its_line(tmp_path: Path, te
 
 
 @pytest.mark.parametrize("unit", ["a", "Anna: Yes, at noon. ", " "])
-def test_of_an_absurdly_long_dialogue_only_the_beginning_is_tokenized(
+def test_only_the_beginning_of_a_very_long_dialogue_is_tokenized(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, config = load_tokenizer(ModelConfig()), DataConfig(max_source_length=64)
@@ -81,7 +81,7 @@ def test_of_an_absurdly_long_dialogue_only_the_beginning_is_tokenized(
     assert len(tokenize._beginning("a" * 10**7, 64, tokenizer)) == 1000 and max(lengths) <= 1000
 
 
-def test_texts_whose_product_is_out_of_reach_are_not_scored() -> None:
+def test_texts_too_long_to_score_are_refused() -> None:
     with pytest.raises(UserError, match="reference 2 are too long for ROUGE-L: 10,000 and 10,000 words"):
         rouge_per_pair(["a", "a b " * 5000], ["a", "a b " * 5000])
     with pytest.raises(UserError, match="1 and 1 words, .* characters"):
@@ -90,7 +90,7 @@ def test_texts_whose_product_is_out_of_reach_are_not_scored() -> None:
 
 
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
-def test_an_expression_that_is_matched_for_ever_is_refused(
+def test_a_regular_expression_that_takes_too_long_is_refused(
     adapter: Path, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "SECONDS", 1.0)
@@ -103,7 +103,7 @@ def test_an_expression_that_is_matched_for_ever_is_refused(
 
 
 @pytest.mark.parametrize("pattern", ["a{99999999999999999999}", "(" * 5000 + ")" * 5000])
-def test_an_expression_too_large_to_compile_is_no_expression(adapter: Path, pattern: str) -> None:
+def test_a_regular_expression_too_large_to_compile_is_refused(adapter: Path, pattern: str) -> None:
     change(adapter, target_modules=pattern)
     with pytest.raises(UserError, match="is not a regular expression"):
         load_adapter(make_t5(), adapter)
@@ -120,7 +120,7 @@ def test_gigabytes_that_do_not_fit_are_refused_by_their_header(adapter: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "long"])
-def test_what_is_no_small_file_is_not_read_as_one(adapter: Path, kind: str) -> None:
+def test_a_large_or_special_file_is_not_read_as_json(adapter: Path, kind: str) -> None:
     file = adapter / CONFIG_NAME
     file.unlink()
     makes = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda at: at.symlink_to("/dev/zero")}
@@ -159,7 +159,7 @@ def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> N
         ("lora: {target_modules: 'a{99999999999999999999}'}", "is not a regular expression"),
     ],
 )
-def test_a_config_that_would_take_the_machine_or_fail_later_is_refused(
+def test_a_config_that_exhausts_the_machine_or_fails_later_is_refused(
     tmp_path: Path, text: str, says: str
 ) -> None:
     (tmp_path / "c.yaml").write_text(text)
@@ -191,7 +191,7 @@ def test_the_states_of_a_checkpoint_are_read_without_running_what_they_hold(tmp_
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_code_of_a_base_neither_runs_nor_is_asked_about(
+def test_the_code_in_a_base_s_repository_is_neither_run_nor_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tmp_path / "base"

@@ -248,14 +248,14 @@ def check(name: str, notebook: NotebookNode, whole: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_notebook_runs_and_shows_what_it_says(name, tmp_path, monkeypatch):
+def test_a_notebook_runs_and_its_outputs_support_its_text(name, tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_HF_NOTEBOOK_SHARE", SHARE)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
     check(name, executed(NOTEBOOKS / f"{name}.ipynb", tmp_path), whole=float(SHARE) == 1)
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_the_committed_outputs_show_what_is_said(name):
+def test_the_committed_outputs_support_the_text(name):
     check(name, committed(name), whole=True)
 
 

@@ -51,7 +51,7 @@ def test_every_package_of_the_tests_is_tried_at_its_lower_bound_but_torch(lowest
 
 
 @pytest.mark.parametrize("one", [one for one in BOUNDED if str(one) not in EXTRAS["audit"]], ids=str)
-def test_the_tested_version_is_one_that_is_admitted(one: Requirement) -> None:
+def test_pyproject_admits_the_tested_versions(one: Requirement) -> None:
     assert one.specifier.contains(PINNED[canonicalize_name(one.name)])
 
 

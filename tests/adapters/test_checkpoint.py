@@ -71,7 +71,7 @@ def test_a_saved_adapter_loads_with_the_same_logits_and_frozen(tmp_path: Path, b
     assert sum(p.requires_grad for p in trainable.parameters()) == 2 * len(lora_layers(trainable))
 
 
-def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
+def test_loading_does_not_change_the_random_state(tmp_path: Path) -> None:
     saved(tmp_path)
     model = make_t5()
     before = torch.get_rng_state()
@@ -137,7 +137,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_one_error(tmp_path: Path) 
     assert not lora_layers(model)
 
 
-def test_a_flipped_bit_is_noticed_by_the_manifest_s_hash(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found_by_the_manifest_s_hash(tmp_path: Path) -> None:
     saved(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     raw = bytearray(file.read_bytes())
@@ -163,7 +163,7 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
         load_adapter(make_t5(), tmp_path)
 
 
-def test_a_folder_that_is_no_adapter_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an adapter folder"):
         load_adapter(make_t5(), tmp_path)
 
@@ -198,7 +198,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
         load_adapter(other, tmp_path)
 
 
-def test_a_fingerprint_goes_by_weights_and_not_by_shards(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_weights_and_not_on_shards(tmp_path: Path) -> None:
     model = make_t5()
     model.save_pretrained(tmp_path / "whole")
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
@@ -214,7 +214,7 @@ def test_a_fingerprint_goes_by_weights_and_not_by_shards(tmp_path: Path) -> None
     shutil.rmtree(tmp_path)
 
 
-def test_peft_s_randomized_start_is_loaded_only_as_plain_lora(tmp_path: Path, batch: dict) -> None:
+def test_peft_s_randomized_pissa_is_loaded_only_after_conversion_to_lora(tmp_path: Path, batch: dict) -> None:
     config = peft.LoraConfig(
         r=4, lora_alpha=10, target_modules=["q"], init_lora_weights="pissa_niter_4", task_type="SEQ_2_SEQ_LM"
     )
@@ -236,7 +236,7 @@ def test_peft_s_randomized_start_is_loaded_only_as_plain_lora(tmp_path: Path, ba
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_peft_writes_about_a_start_that_is_over_is_passed_over(tmp_path: Path, batch: dict) -> None:
+def test_peft_s_settings_of_a_finished_initialization_are_ignored(tmp_path: Path, batch: dict) -> None:
     options = {"target_modules": ["q"], "task_type": "SEQ_2_SEQ_LM"}
     for name, fields in {
         "eva": {"init_lora_weights": "eva", "eva_config": peft.EvaConfig(rho=1.0)},
@@ -265,7 +265,7 @@ LLAMA = LlamaConfig(
     ("task_type", "kind"),
     [("SEQ_CLS", LlamaForSequenceClassification), ("TOKEN_CLS", LlamaForTokenClassification)],
 )
-def test_a_head_that_peft_adds_and_the_model_lacks_is_passed_over(
+def test_a_head_that_peft_lists_and_the_model_lacks_is_ignored(
     task_type: str, kind: type, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def base() -> nn.Module:

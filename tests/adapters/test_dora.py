@@ -67,7 +67,7 @@ def test_the_gradient_of_the_magnitude_is_the_direction_s_output() -> None:
     torch.testing.assert_close(adapter.lora_magnitude_vector.grad, expected)
 
 
-def test_for_generation_the_norm_is_computed_once_and_anew_when_anything_moves(
+def test_in_generation_the_norm_is_computed_again_only_after_a_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, x, calls = layer().eval(), torch.randn(3, 6), []
@@ -106,7 +106,7 @@ def test_for_generation_the_norm_is_computed_once_and_anew_when_anything_moves(
     assert computes(nothing)
 
 
-def test_a_step_that_nothing_can_notice_moves_the_norm() -> None:
+def test_the_norm_follows_an_update_that_changes_no_version_counter() -> None:
     """Optimizers of bitsandbytes, and averages of weights, write below what torch counts."""
     model, x = layer(), torch.randn(3, 6)
     adapter, base = model[0].adapters["default"], model[0].base_layer

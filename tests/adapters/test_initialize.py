@@ -89,7 +89,7 @@ def test_a_rank_above_the_smaller_side_is_refused_with_the_layer(init: str) -> N
         inject_adapters(make_t5(), LoraConfig(r=25, init_lora_weights=init))
 
 
-def test_an_unknown_start_is_refused_with_those_there_are() -> None:
+def test_an_unknown_initialization_is_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(UserError, match="'pisa' must be one of .*pissa"):
         LoraConfig(init_lora_weights="pisa")
 
@@ -124,9 +124,7 @@ def test_on_a_dense_base_the_file_is_plain_lora_and_no_svd_is_repeated(
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
-def test_a_checkpoint_in_the_middle_of_training_comes_back_bit_for_bit(
-    init: str, tmp_path: Path, batch: dict
-) -> None:
+def test_a_checkpoint_during_training_is_restored_bit_for_bit(init: str, tmp_path: Path, batch: dict) -> None:
     config = LoraConfig(r=3, init_lora_weights=init)
     model = move(inject_adapters(make_t5(), config))
     save_adapter(model, tmp_path)
@@ -143,7 +141,7 @@ def test_a_checkpoint_in_the_middle_of_training_comes_back_bit_for_bit(
     ("init", "rounds"), [("pissa", 1), ("pissa_niter_4", 1), ("olora", 1), ("loftq", 1), ("loftq", 4)]
 )
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_on_a_quantized_base_the_store_is_made_again_from_the_checkpoint(
+def test_a_quantized_base_is_requantized_from_the_checkpoint(
     init: str, rounds: int, use_dora: bool, tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = LoraConfig(r=6, lora_alpha=12, init_lora_weights=init, loftq_iter=rounds, use_dora=use_dora)
@@ -164,7 +162,7 @@ def test_on_a_quantized_base_the_store_is_made_again_from_the_checkpoint(
         assert torch.equal(layer.weight, lora_layers(model)[path].weight)
 
 
-def test_a_start_of_one_store_is_refused_on_another(tmp_path: Path) -> None:
+def test_an_adapter_for_one_storage_format_is_refused_on_another(tmp_path: Path) -> None:
     save_adapter(inject_adapters(nf4_t5(), LoraConfig(r=6, init_lora_weights="loftq")), tmp_path)
     for model, here in ((make_t5(), "dense"), (nf4_t5(128), "nf4, blocks of 128")):
         with pytest.raises(UserError, match=f"stored as .*nf4, blocks of 64.*stored as .*{here}"):
@@ -182,7 +180,7 @@ def test_the_format_that_fits_is_named_by_the_fields_that_the_run_had(tmp_path: 
     assert "load_in_4bit" not in str(error.value)
 
 
-def test_a_base_that_cannot_be_made_again_is_an_error(tmp_path: Path) -> None:
+def test_a_requantized_base_that_cannot_be_rebuilt_is_an_error(tmp_path: Path) -> None:
     save_adapter(inject_adapters(nf4_t5(), LoraConfig(r=6, init_lora_weights="pissa")), tmp_path)
     model = nf4_t5()
     update_state(model, base_weights=None)
@@ -190,7 +188,7 @@ def test_a_base_that_cannot_be_made_again_is_an_error(tmp_path: Path) -> None:
         load_adapter(model, tmp_path)
 
 
-def test_an_adapter_with_a_base_of_its_own_keeps_the_others_out_and_gives_it_back(batch: dict) -> None:
+def test_an_adapter_with_a_requantized_base_excludes_others_and_restores_the_base(batch: dict) -> None:
     from lora_hf import adapter_rows, delete_adapter, disable_adapters, set_adapter
 
     model = nf4_t5()
@@ -212,7 +210,7 @@ def test_an_adapter_with_a_base_of_its_own_keeps_the_others_out_and_gives_it_bac
     assert torch.equal(logits(model, batch), base)
 
 
-def test_a_plain_start_reads_no_weight_from_before_quantization() -> None:
+def test_gaussian_initialization_does_not_read_the_checkpoint_s_weights() -> None:
     read: list[str] = []
 
     def original(name: str) -> Tensor:
@@ -248,7 +246,7 @@ def test_quantized_and_dense_layers_together_are_saved_and_loaded(
     )
 
 
-def test_copies_of_a_quantized_block_start_from_its_own_weights() -> None:
+def test_copies_of_a_quantized_block_are_initialized_from_its_weights() -> None:
     def original(name: str) -> Tensor:
         return make_t5().get_submodule(name).weight
 

@@ -29,7 +29,9 @@ def logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_start_is_the_identity_bit_for_bit_on_each_architecture(kind: str, batch: dict) -> None:
+def test_at_initialization_each_architecture_s_outputs_are_bit_for_bit_the_base_s(
+    kind: str, batch: dict
+) -> None:
     make, targets = MODELS[kind]
     model = make()
     before = logits(model, batch)
@@ -107,7 +109,7 @@ def test_unloading_gives_a_plain_model_with_the_merged_outputs(batch: dict) -> N
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_disabling_gives_the_untouched_base_and_then_what_was(merged: bool, batch: dict) -> None:
+def test_disabling_gives_the_base_and_then_restores_the_active_adapters(merged: bool, batch: dict) -> None:
     base = logits(make_t5(), batch)
     model = inject_adapters(make_t5(), CONFIG)
     randomize(model)
@@ -202,6 +204,6 @@ def test_a_name_already_taken_or_unknown_is_an_error(t5: nn.Module) -> None:
         {"target_modules": "("},
     ],
 )
-def test_a_value_outside_its_range_names_the_field(fields: dict) -> None:
+def test_a_value_out_of_range_is_an_error_that_names_the_field(fields: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(fields))}"):
         LoraConfig(**fields)

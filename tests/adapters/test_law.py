@@ -211,7 +211,7 @@ def spectrum_of_a_trained_weight(rows: int, columns: int) -> Tensor:
 
 
 @refused
-def test_a_pair_that_makes_no_sense_is_refused_by_name(backend: str, method: str, init: bool | str) -> None:
+def test_an_impossible_combination_is_refused_by_name(backend: str, method: str, init: bool | str) -> None:
     layer = LoraLayer(EXAMPLES[backend]())
     kind = type(layer.base_layer).__name__
     with pytest.raises(UserError, match=f"loftq.*(dense|use_)|use_{method}.*{kind}|{init}.*use_{method}"):
@@ -224,7 +224,7 @@ def test_loftq_is_refused_where_the_weight_before_quantization_is_lost() -> None
 
 
 @matrix
-def test_the_start_has_the_update_s_shape(backend: str, method: str, init: bool | str) -> None:
+def test_the_initial_update_has_the_weight_s_shape(backend: str, method: str, init: bool | str) -> None:
     layer = make_layer(backend, method, init)
     adapter, columns = layer.adapters["default"], layer.base.in_features
     A, B = (adapter.vera_A, adapter.vera_B) if method == "vera" else (adapter.lora_A, adapter.lora_B)

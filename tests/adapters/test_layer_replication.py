@@ -66,7 +66,7 @@ def writes_alike() -> Callable[[str, Tensor, dict], bool]:
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize(("kind", "spec"), GENERATING)
-def test_generation_with_the_cache_is_that_without_and_the_reference_s(
+def test_generation_with_and_without_the_cache_equals_the_reference(
     kind: str, spec: dict, num_beams: int, batch: dict, writes_alike: Callable[[str, Tensor, dict], bool]
 ) -> None:
     model = replicate_layers(build(kind, 3, 3), spec)
@@ -80,7 +80,7 @@ def test_generation_with_the_cache_is_that_without_and_the_reference_s(
     assert torch.equal(cached, deeper(kind, spec).generate(ids, use_cache=False, **options))
 
 
-def test_layer_types_go_with_their_layers(batch: dict) -> None:
+def test_layer_types_are_replicated_with_their_layers(batch: dict) -> None:
     model = replicate_layers(build("qwen2", 3, 3), [[1, 3], [1, 2]])
     full, sliding = "full_attention", "sliding_attention"
     assert model.config.layer_types == [sliding, full, sliding]
@@ -90,7 +90,7 @@ def test_layer_types_go_with_their_layers(batch: dict) -> None:
 
 @pytest.mark.parametrize("spec", [OVERLAP, [[1, 3]], [[1, 3], [0, 2]], [[0, 1], [0, 1]]])
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
-def test_the_first_block_alone_owns_t5_s_position_bias(side: str, spec: list) -> None:
+def test_only_the_first_block_has_t5_s_position_bias(side: str, spec: list) -> None:
     model = build("t5", 3, 3)
     table = getattr(model, side).block[0].layer[0].SelfAttention.relative_attention_bias
     replicate_layers(model, {side: spec})
@@ -100,7 +100,7 @@ def test_the_first_block_alone_owns_t5_s_position_bias(side: str, spec: list) ->
     assert not any(hasattr(a, "relative_attention_bias") for a in attentions[1:])
 
 
-def test_hidden_states_are_those_of_every_layer_also_where_they_were_captured_before(batch: dict) -> None:
+def test_hidden_states_of_every_layer_are_returned_even_if_captured_before(batch: dict) -> None:
     model = build("t5", 3, 3)
     model(**batch, output_hidden_states=True)
     replicate_layers(model, {"encoder": OVERLAP, "decoder": [[0, 3], [0, 3]]})
@@ -121,7 +121,7 @@ def test_the_spans_stay_readable_on_the_model_and_the_same_spec_again_does_nothi
         replicate_layers(model, [[0, 2]])
 
 
-def test_two_stacks_of_one_side_go_by_their_paths() -> None:
+def test_two_stacks_of_one_side_are_distinguished_by_their_paths() -> None:
     tower = {**SMALL, "num_hidden_layers": 2, "projection_dim": 8}
     text = {**tower, "vocab_size": TOKENS}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config={**tower, "image_size": 8, "patch_size": 4}))
@@ -136,7 +136,7 @@ def test_two_stacks_of_one_side_go_by_their_paths() -> None:
     )
 
 
-def test_peft_makes_the_same_of_a_model_that_it_knows(batch: dict) -> None:
+def test_replication_equals_peft_s_on_a_model_that_peft_supports(batch: dict) -> None:
     import peft
 
     config = peft.LoraConfig(target_modules=["q_proj"], layer_replication=OVERLAP)

@@ -12,7 +12,7 @@ from lora_hf.adapters.layer_replication import replicate_layers
 from lora_hf.errors import UserError
 
 
-def test_int8_weights_which_their_first_forward_takes_away_are_refused() -> None:
+def test_int8_weights_that_move_at_the_first_forward_are_refused() -> None:
     bnb = pytest.importorskip("bitsandbytes")
     model = build("llama", 2, 2)
     model.model.layers[0].mlp.up_proj = bnb.nn.Linear8bitLt(32, 48, bias=False, has_fp16_weights=False)
@@ -20,7 +20,7 @@ def test_int8_weights_which_their_first_forward_takes_away_are_refused() -> None
         replicate_layers(model, [[0, 2], [0, 2]])
 
 
-def test_a_model_with_adapters_is_refused_as_it_is() -> None:
+def test_a_model_with_adapters_is_refused_and_unchanged() -> None:
     model = inject_adapters(build("t5", 2, 2), LoraConfig(r=4))
     with pytest.raises(UserError, match="^layer_replication={encoder: .*replicate its layers first"):
         replicate_layers(model, {"encoder": [[0, 2], [0, 2]]})
@@ -58,12 +58,12 @@ def test_what_the_model_does_not_have_is_named_with_a_remedy_and_changes_nothing
     assert list(model.named_modules()) == before
 
 
-def test_a_model_without_blocks_has_nothing_to_replicate() -> None:
+def test_replicating_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="Sequential has no stack of equal layers"):
         replicate_layers(nn.Sequential(nn.Linear(2, 2)), [[0, 1]])
 
 
-def test_peft_s_own_replication_knows_no_t5() -> None:
+def test_peft_s_own_replication_does_not_support_t5() -> None:
     import peft
 
     config = peft.LoraConfig(target_modules=["q"], layer_replication=[(0, 2), (1, 3)])

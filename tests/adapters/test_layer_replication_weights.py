@@ -47,7 +47,7 @@ def test_copies_share_every_tensor_and_no_module(kind: str) -> None:
     assert all(p is q for p, q in zip(blocks[1].parameters(), blocks[4].parameters(), strict=True))
 
 
-def test_copies_share_the_config_whose_changes_they_are_to_see() -> None:
+def test_copies_share_the_config_and_see_its_changes() -> None:
     model = replicate_layers(build("llama", 3, 3), OVERLAP)
     assert all(m.config is model.config for m in model.modules() if hasattr(m, "config"))
 

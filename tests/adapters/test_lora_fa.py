@@ -70,7 +70,7 @@ def test_its_file_is_plain_lora_to_peft_and_to_us(tmp_path: Path, batch: dict) -
         torch.testing.assert_close(mine, gradient, rtol=1e-4, atol=1e-4)
 
 
-def test_a_checkpoint_brings_its_a_back(batch: dict) -> None:
+def test_a_checkpoint_restores_the_frozen_a(batch: dict) -> None:
     model = trained(batch)
     torch.manual_seed(5)
     other = inject_adapters(make_t5(), CONFIG)

@@ -68,7 +68,7 @@ def crowd(as_built: nn.Module) -> nn.Module:
     return copy.deepcopy(as_built)
 
 
-def test_each_is_in_company_what_it_is_alone(crowd: nn.Module, batch: dict) -> None:
+def test_an_adapter_gives_the_same_outputs_alone_and_beside_others(crowd: nn.Module, batch: dict) -> None:
     for kind in KINDS:
         set_adapter(crowd, kind)
         assert torch.equal(logits(crowd, batch), logits(alone(kind), batch))
@@ -94,7 +94,7 @@ def test_several_at_once_are_the_weighted_sum_of_their_updates(crowd: nn.Module,
     assert torch.equal(logits(crowd, batch), unmerged)
 
 
-def test_a_deleted_one_leaves_the_others_as_they_were(crowd: nn.Module, batch: dict) -> None:
+def test_deleting_an_adapter_does_not_change_the_others(crowd: nn.Module, batch: dict) -> None:
     set_adapter(crowd, "rslora")
     before = logits(crowd, batch)
     for kind in ("lora", "pissa", "dora"):
@@ -147,7 +147,7 @@ def test_a_wrong_number_of_rows_or_name_is_an_error(crowd: nn.Module, batch: dic
         logits(crowd, batch)
 
 
-def test_side_by_side_is_the_sum_and_its_svd_the_nearest_of_its_rank(crowd: nn.Module, batch: dict) -> None:
+def test_concatenation_is_the_exact_sum_and_svd_its_best_approximation(crowd: nn.Module, batch: dict) -> None:
     weights = {"lora": 0.7, "rslora": -1.5, "pissa": 2.0}
     set_adapter(crowd, weights)
     summed = logits(crowd, batch)
@@ -211,7 +211,7 @@ def test_an_adapter_with_whole_layers_is_not_combined() -> None:
 
 
 @pytest.mark.parametrize("combination", ["cat", "linear", "svd"])
-def test_what_is_combined_of_ranks_by_layer_is_saved_and_loaded(
+def test_a_combination_with_ranks_by_layer_is_saved_and_loaded(
     combination: str, tmp_path: Path, batch: dict
 ) -> None:
     model = make_t5()
@@ -261,7 +261,7 @@ def test_a_layer_adds_to_each_row_its_own_adapters_branch(
             torch.testing.assert_close(fewer, whole[kept].flatten(0, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_rows_that_left_are_back_after_the_block(crowd: nn.Module, batch: dict) -> None:
+def test_the_names_of_all_rows_are_restored_after_the_block(crowd: nn.Module, batch: dict) -> None:
     names = ["lora", "dora", None]
     with adapter_rows(crowd, names, frozen=True):
         before = logits(crowd, batch)
@@ -274,7 +274,7 @@ def test_rows_that_left_are_back_after_the_block(crowd: nn.Module, batch: dict) 
     torch.testing.assert_close(fewer, before[[2, 0]], rtol=1e-4, atol=1e-4)
 
 
-def test_frozen_rows_still_train(crowd: nn.Module) -> None:
+def test_frozen_rows_give_the_same_gradients_as_others(crowd: nn.Module) -> None:
     """With gradients the loop is taken, and its gradients are those of rows that are not frozen."""
     found = []
     for frozen in (False, True):

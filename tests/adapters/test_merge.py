@@ -78,9 +78,7 @@ def test_on_a_quantized_base_the_choice_must_be_made(batch: dict) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
-def test_the_errors_told_are_those_of_the_models_that_come_out(
-    fields: dict, batch: dict, tmp_path: Path
-) -> None:
+def test_merge_errors_equal_those_of_the_merged_models(fields: dict, batch: dict, tmp_path: Path) -> None:
     unmerged = logits(adapted(nf4_t5(), **fields), batch)
     model = adapted(nf4_t5(), **fields)
     errors = merge_errors(model, batch)
@@ -105,7 +103,7 @@ def test_onto_the_checkpoint_is_what_a_dense_base_would_give(batch: dict) -> Non
     torch.testing.assert_close(logits(merged, batch), logits(dense, batch), rtol=1e-4, atol=1e-4)
 
 
-def test_a_choice_that_this_adapter_cannot_be_merged_onto_is_refused_and_not_listed(batch: dict) -> None:
+def test_weights_that_an_adapter_cannot_be_merged_into_are_refused_and_not_listed(batch: dict) -> None:
     model = adapted(nf4_t5(), init_lora_weights="loftq")
     assert merge_errors(model, batch).keys() == {"dequantized", "requantized"}
     with pytest.raises(UserError, match="LoftQ adapter compensates for the errors"):
@@ -131,7 +129,7 @@ def test_qalora_folds_into_the_zero_points_and_the_merged_model_is_the_unmerged_
         )  # still 4 bits, and the same
 
 
-def test_plain_lora_on_the_same_store_does_not_fold(batch: dict) -> None:
+def test_plain_lora_does_not_fold_into_the_zero_points(batch: dict) -> None:
     model = adapted(affine_t5())
     with pytest.raises(UserError, match="12 adapted layers are quantized"):
         merge_adapters(model)
@@ -139,7 +137,7 @@ def test_plain_lora_on_the_same_store_does_not_fold(batch: dict) -> None:
     assert errors["dequantized"] < 1e-5 < errors["requantized"]
 
 
-def test_a_replicated_model_is_merged_for_good_only(batch: dict) -> None:
+def test_a_replicated_model_is_merged_only_by_merge_and_unload(batch: dict) -> None:
     model = adapted(replicate_layers(make_t5(), {"encoder": [[0, 2], [1, 2]]}))
     with pytest.raises(UserError, match="replicated and share their weights"):
         merge_adapters(model)
@@ -152,7 +150,7 @@ def test_a_replicated_model_is_merged_for_good_only(batch: dict) -> None:
 
 @pytest.mark.parametrize("onto", ["dequantized", "checkpoint"])
 @pytest.mark.parametrize("make", [affine_t5, nf4_t5])
-def test_what_was_merged_in_place_is_not_added_twice(make: Any, onto: str, batch: dict) -> None:
+def test_an_adapter_merged_in_place_is_not_added_twice(make: Any, onto: str, batch: dict) -> None:
     def original(name: str) -> Tensor:
         return make_t5().get_submodule(name).weight
 
@@ -169,7 +167,7 @@ def test_a_saved_module_gets_the_base_s_dtype(make: Any, batch: dict) -> None:
     assert model.lm_head.weight.dtype == torch.bfloat16 and logits(model, batch).dtype == torch.bfloat16
 
 
-def test_the_errors_are_measured_without_dropout_and_leave_the_model_as_it_was(batch: dict) -> None:
+def test_merge_errors_are_measured_without_dropout_and_leave_the_model_unchanged(batch: dict) -> None:
     model = adapted(make_t5(), lora_dropout=0.5).train()
     model.encoder.eval()
     assert merge_errors(model, batch)["merged"] < 1e-5
@@ -185,7 +183,7 @@ def test_the_errors_are_measured_without_dropout_and_leave_the_model_as_it_was(b
         merge_errors(model, batch)
 
 
-def test_there_must_be_something_to_merge(batch: dict) -> None:
+def test_merging_without_an_active_adapter_is_refused(batch: dict) -> None:
     model = make_t5()
     for merge in (merge_adapters, merge_and_unload):
         with pytest.raises(UserError, match=r"no adapter is active; the model has \[\]"):
@@ -199,7 +197,7 @@ def test_there_must_be_something_to_merge(batch: dict) -> None:
         merge_adapters(model)
 
 
-def test_a_quantized_model_wants_a_choice_though_its_adapted_layers_are_dense(batch: dict) -> None:
+def test_a_quantized_model_needs_onto_even_if_the_adapted_layers_are_dense(batch: dict) -> None:
     model = adapted(nf4_t5(), target_modules=["wo"])
     assert merge_errors(model, batch).keys() == {"checkpoint", "dequantized", "requantized"}
     merge_and_unload(model, "dequantized")

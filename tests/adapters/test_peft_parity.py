@@ -215,7 +215,7 @@ def test_all_linear_is_written_as_names_and_never_the_head(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("scaling", [0.5, 1.0, 2.0, 4.0])
-def test_peft_s_loftq_knows_no_scale_and_ours_does(scaling: float) -> None:
+def test_peft_s_loftq_ignores_the_scale_and_ours_does_not(scaling: float) -> None:
     """Its start is right at alpha = r alone: at 2 r it adds what it should take away (peft#1982)."""
     import bitsandbytes as bnb
     from peft.utils import loftq_utils
@@ -241,7 +241,7 @@ def test_peft_s_loftq_knows_no_scale_and_ours_does(scaling: float) -> None:
     assert scaling < 2 or theirs > 0.999 * before
 
 
-def test_peft_s_olora_decomposes_gpt2_s_transposed_weight_as_it_lies(tmp_path: Path) -> None:
+def test_peft_s_olora_decomposes_gpt2_s_weight_without_transposing_it(tmp_path: Path) -> None:
     """Its factors have the sides exchanged; loading such a file is an error that names the shapes."""
     theirs_of("gpt2", init_lora_weights="olora").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"c_attn.lora_A.weight is \(3, 72\) here and \(3, 24\) in the model"):
@@ -267,7 +267,7 @@ def test_peft_is_wrong_about_qalora_s_factor() -> None:
     assert not torch.allclose(theirs, summed)
 
 
-def test_a_file_of_qalora_is_converted_at_the_border(tmp_path: Path) -> None:
+def test_qalora_files_are_converted_when_read_and_written(tmp_path: Path) -> None:
     ours = ours_of("t5", target_modules=["q"], use_qalora=True, qalora_group_size=8)
     save_adapter(ours, tmp_path)
     layer = next(iter(lora_layers(ours).values())).adapters["default"]

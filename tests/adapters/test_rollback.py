@@ -38,7 +38,9 @@ def model() -> nn.Module:
 
 @pytest.mark.parametrize("why", LATE)
 @pytest.mark.parametrize("replicated", [False, True])
-def test_an_injection(why: str, replicated: bool, batch: dict, model: nn.Module) -> None:
+def test_a_failed_injection_restores_the_model(
+    why: str, replicated: bool, batch: dict, model: nn.Module
+) -> None:
     model = make_t5() if replicated else model
     before = state(model, batch)
     fields = {"target_modules": ["q", "wo"], "layer_replication": TWICE if replicated else None} | LATE[why]
@@ -48,7 +50,7 @@ def test_an_injection(why: str, replicated: bool, batch: dict, model: nn.Module)
     assert after[0] == before[0] and torch.equal(after[1], before[1])
 
 
-def test_a_load_of_a_replicated_adapter_with_a_tensor_missing(tmp_path: Path, batch: dict) -> None:
+def test_a_failed_load_of_a_replicated_adapter_restores_the_model(tmp_path: Path, batch: dict) -> None:
     deeper = inject_adapters(make_t5(), LoraConfig(layer_replication=TWICE))
     file = save_adapter(deeper, tmp_path) / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -64,7 +66,7 @@ def test_a_load_of_a_replicated_adapter_with_a_tensor_missing(tmp_path: Path, ba
     inject_adapters(model, LoraConfig())  # it can still be used
 
 
-def test_two_adapters_that_each_bring_a_layer(batch: dict) -> None:
+def test_two_adapters_with_copies_of_one_layer_cannot_be_active_together(batch: dict) -> None:
     model = make_t5()
     for name in "ab":
         inject_adapters(model, LoraConfig(modules_to_save=["lm_head"]), name)
@@ -83,7 +85,7 @@ def test_a_layer_that_another_adapter_sits_on_cannot_be_copied(model: nn.Module,
     assert state(model, batch)[0] == before[0]
 
 
-def test_a_baseline_in_the_model_is_named(model: nn.Module) -> None:
+def test_a_model_with_a_baseline_is_refused_by_name(model: nn.Module) -> None:
     from lora_hf.baselines.prompt_tuning import add_prompt
 
     other = make_t5()
@@ -92,14 +94,14 @@ def test_a_baseline_in_the_model_is_named(model: nn.Module) -> None:
         inject_adapters(other, LoraConfig())
 
 
-def test_loading_one_leaves_what_the_others_train(tmp_path: Path, model: nn.Module) -> None:
+def test_loading_an_adapter_does_not_change_what_the_others_train(tmp_path: Path, model: nn.Module) -> None:
     folder = save_adapter(model, tmp_path, "a")
     fresh = load_adapter(make_t5(), folder, "a")
     load_adapter(fresh, folder, "b", trainable=True)
     assert {name.split(".")[-2] for name, p in fresh.named_parameters() if p.requires_grad} == {"b"}
 
 
-def test_weights_and_rows_that_are_none_are_named(model: nn.Module) -> None:
+def test_invalid_weights_and_an_empty_list_of_rows_are_refused(model: nn.Module) -> None:
     for weight in (float("nan"), "x", None):
         with pytest.raises(UserError, match="weight of adapter 'a' is .*; give a finite number"):
             set_adapter(model, {"a": weight})
@@ -107,7 +109,7 @@ def test_weights_and_rows_that_are_none_are_named(model: nn.Module) -> None:
         pass
 
 
-def test_a_table_of_positions_is_not_mixed_by_rows() -> None:
+def test_a_position_embedding_is_refused_in_a_mixed_batch() -> None:
     model = inject_adapters(make_t5(), LoraConfig(target_modules=["relative_attention_bias"], r=2), "a")
     with pytest.raises(UserError, match="relative_attention_bias applies to the whole batch"):
         with adapter_rows(model, ["a", None]):
@@ -117,7 +119,7 @@ def test_a_table_of_positions_is_not_mixed_by_rows() -> None:
         pass
 
 
-def test_what_is_tried_leaves_no_trace_though_it_succeeds(batch: dict) -> None:
+def test_a_trial_that_succeeds_leaves_no_trace(batch: dict) -> None:
     model = make_t5()
     before = state(model, batch)
     with rolled_back(model):

@@ -49,11 +49,11 @@ def test_all_linear_leaves_out_what_is_excluded_or_saved_whole() -> None:
         ({"target_modules": "all-linear", "layers_to_transform": [0]}, 7 + 11),
     ],
 )
-def test_layers_are_taken_out_by_name_and_by_block(fields: dict, count: int) -> None:
+def test_layers_are_excluded_by_name_and_by_block(fields: dict, count: int) -> None:
     assert len(lora_layers(inject_adapters(make_t5(), LoraConfig(**fields)))) == count
 
 
-def test_every_field_but_the_stack_s_has_its_rule() -> None:
+def test_every_field_but_layer_replication_has_a_rule_for_its_values() -> None:
     unchecked = [field.name for field in dataclasses.fields(LoraConfig) if not field.metadata["must_be"]]
     assert unchecked == ["layer_replication"]
 
@@ -123,7 +123,7 @@ def test_patterns_give_layers_their_own_rank_and_scale() -> None:
         ({"use_qalora": True, "target_modules": ["shared"]}, "remove the Embedding"),
     ],
 )
-def test_what_names_nothing_or_cannot_be_is_an_error_that_changes_nothing(fields: dict, message: str) -> None:
+def test_a_target_that_matches_nothing_is_an_error_that_changes_nothing(fields: dict, message: str) -> None:
     model = make_t5()
     with pytest.raises(UserError, match=message):
         inject_adapters(model, LoraConfig(**fields))
@@ -149,7 +149,7 @@ class Gated(nn.Module):
         ({"target_modules": ["layers.0.2"], "rank_pattern": {"q": 2}}, "['layers.0.2']"),
     ],
 )
-def test_what_is_listed_has_weights_and_is_no_mere_index(fields: dict, ends: str) -> None:
+def test_listed_layer_names_have_weights_and_are_not_indices(fields: dict, ends: str) -> None:
     with pytest.raises(UserError) as error:
         inject_adapters(Gated(), LoraConfig(**fields))
     assert str(error.value).endswith(f"layers end in {ends}.")

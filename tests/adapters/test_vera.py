@@ -86,7 +86,7 @@ def test_peft_reads_ours_and_we_read_peft_s(save_projection: bool, tmp_path: Pat
         assert ({"base_model.vera_A", "base_model.vera_B"} <= names) == save_projection
 
 
-def test_both_draw_the_same_matrices_and_begin_at_the_base(batch: dict) -> None:
+def test_matrices_equal_peft_s_and_the_initial_output_is_the_base_s(batch: dict) -> None:
     model = inject_adapters(make_t5(), CONFIG)
     reference = peft.get_peft_model(
         make_t5(), peft.VeraConfig(r=6, target_modules=TARGETS, projection_prng_key=7)
@@ -154,7 +154,7 @@ def test_it_merges_mixes_and_has_a_spectrum(batch: dict) -> None:
         ({"use_vera": False, "save_projection": False}, "save_projection=False has no effect without"),
     ],
 )
-def test_what_it_cannot_take_is_refused_by_name(fields: dict, message: str) -> None:
+def test_unsupported_settings_are_refused_by_name(fields: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         inject_adapters(make_t5(), LoraConfig(**{"r": 6, "use_vera": True, **fields}))
 

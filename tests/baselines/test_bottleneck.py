@@ -27,7 +27,7 @@ def test_the_sublayers_of_t5_and_bart_end_in_their_output_projections() -> None:
 
 
 @pytest.mark.parametrize("store", [{}, {"quant_method": "hqq"}, {"quant_method": "hqq", "quantize_wo": True}])
-def test_every_store_has_the_sublayers_of_the_dense_model_and_trains_them(store: dict) -> None:
+def test_every_storage_format_has_the_dense_model_s_sublayers_and_trains_them(store: dict) -> None:
     model = load_model(ModelConfig(load_in_4bit=True, **store), torch.device("cpu"))
     sublayers = list(find_sublayers(load_model(ModelConfig(), torch.device("cpu"))))
     assert list(find_sublayers(model)) == sublayers
@@ -53,7 +53,9 @@ def test_an_adapter_is_the_formula_of_the_paper(non_linearity: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_start_is_the_base_bit_for_bit_and_only_the_new_weights_learn(kind: str, batch: dict) -> None:
+def test_the_initial_output_is_the_base_s_bit_for_bit_and_only_new_weights_train(
+    kind: str, batch: dict
+) -> None:
     model = MODELS[kind][0]()
     with torch.no_grad():  # attention takes another kernel where a weight of it learns
         before = model(**batch).logits

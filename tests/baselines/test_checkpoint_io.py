@@ -160,14 +160,14 @@ def test_a_4_bit_base_trains(baseline: str, tmp_path: Path, batch: dict) -> None
         assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
 
 
-def test_one_model_carries_one_baseline() -> None:
+def test_a_second_baseline_on_one_model_is_refused() -> None:
     model = with_baseline("prompt_tuning")
     with pytest.raises(UserError, match="already has the weights of method 'prompt_tuning'"):
         add_bottlenecks(model, 4, "gelu")
 
 
 @each
-def test_a_model_with_adapters_gets_no_baseline_beside_them(baseline: str) -> None:
+def test_a_baseline_is_refused_on_a_model_with_adapters(baseline: str) -> None:
     model = inject_adapters(make_t5(), LoraConfig(target_modules=["o"]), "mine")
     trained = [p.requires_grad for p in model.parameters()]
     with pytest.raises(UserError, match=rf"method={baseline}: the model already has the adapters \['mine'\]"):
@@ -175,7 +175,7 @@ def test_a_model_with_adapters_gets_no_baseline_beside_them(baseline: str) -> No
     assert not new_weights(model) and [p.requires_grad for p in model.parameters()] == trained
 
 
-def test_a_manifest_of_no_known_method_is_an_error_with_those_there_are(tmp_path: Path) -> None:
+def test_a_manifest_of_an_unknown_method_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     for method in ("lorra", ["a"], None, 3):
         (tmp_path / "lora_hf.json").write_text(json.dumps({"method": method}))
         with pytest.raises(UserError, match=r"weights of method .*known are \['bottleneck', 'lora'"):

@@ -80,7 +80,7 @@ def test_the_weights_are_as_many_as_counted_by_hand():
     assert sum(p.numel() for p in new_weights(prompted("t5")).values()) == 5 * 32 == 160
 
 
-def test_the_start_is_seeded_and_drawn_from_the_vocabulary_or_uniform():
+def test_the_prompt_is_initialized_from_the_seed_by_vocabulary_or_uniformly():
     starts = []
     for seed, init in ((0, "vocab"), (0, "vocab"), (1, "vocab"), (0, "random")):
         model = make_t5()
@@ -112,7 +112,7 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_prompt_is_float32(batch):
     assert {p.dtype for p in new_weights(model).values()} == {torch.float32}
 
 
-def test_a_model_that_is_no_encoder_decoder_is_refused():
+def test_a_model_that_is_not_encoder_decoder_is_refused():
     plain = nn.Linear(2, 2)
     plain.config = type("Config", (), {})()
     with pytest.raises(UserError, match="Linear is not an encoder-decoder model"):

@@ -53,7 +53,7 @@ def mistake(capsys):
 
 
 @pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "--no-such-option"], ["train", "x=1"]])
-def test_a_command_line_that_is_none_is_one_error(mistake, words):
+def test_an_invalid_command_line_is_one_error(mistake, words):
     assert len(mistake(*words)) > len("error: ...")
 
 
@@ -110,7 +110,7 @@ def test_a_base_from_the_command_line_is_named_as_it_was_written(
     assert "model.model_name_or_path" not in said
 
 
-def test_a_base_that_an_adapter_names_is_told_with_the_file_that_names_it(mistake, trained, tmp_path):
+def test_an_error_about_an_adapter_s_base_names_the_file_that_names_the_base(mistake, trained, tmp_path):
     adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "./no/model"}))
@@ -119,7 +119,7 @@ def test_a_base_that_an_adapter_names_is_told_with_the_file_that_names_it(mistak
     assert f"{adapter}: base_model_name_or_path='./no/model': no such folder" in error
 
 
-def test_the_doctor_repeats_no_notice(trained, tmp_path, capsys):
+def test_doctor_prints_each_notice_once(trained, tmp_path, capsys):
     adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
     (adapter / "lora_hf.json").unlink()  # as PEFT leaves it: four checks ask for the prompt
     cli.run(["doctor", str(adapter)], debug=False)
@@ -134,7 +134,7 @@ def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mista
     assert (trained / "results.json").stat().st_mtime_ns == before
 
 
-def test_a_finished_run_is_left_as_it_is(config, trained, capsys):
+def test_a_finished_run_is_skipped(config, trained, capsys):
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
     assert cli.run(["train", "--config", str(config), *FEW, f"output_dir={trained}"], debug=False) == 0
     assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
@@ -153,7 +153,7 @@ def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trai
     assert cli.run(["evaluate", "--config", str(config), *FEW], debug=False) == 0  # the base
 
 
-def test_predict_gives_each_row_its_summary_also_where_dialogues_are_equal(trained, tmp_path, capsys):
+def test_predict_gives_each_row_a_summary_even_if_dialogues_are_equal(trained, tmp_path, capsys):
     talk = tmp_path / "talks.csv"
     talk.write_text('id,talk\n7,"A: Hi"\n8,"A: Bye, now"\n9,"A: Hi"\n')
     words = ["predict", str(talk), "--adapter", str(trained / "adapter"), "--dialogue-column", "talk"]

@@ -36,7 +36,7 @@ def process(*words, **options):
     )
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported():
+def test_help_imports_nothing_heavy():
     code = """
 import sys, time
 from lora_hf.cli import run
@@ -57,7 +57,7 @@ def test_a_path_too_long_for_any_file_system_is_one_error(capsys):
     assert capsys.readouterr().err == f"error: {'r' * 256 + '/results.json'!r} is too long for a path\n"
 
 
-def test_a_config_that_is_not_there_is_one_error_and_debug_adds_its_traceback():
+def test_a_missing_config_is_one_error_and_debug_adds_its_traceback():
     for more, tracebacks in (([], 0), (["--debug"], 1)):
         child = process("scripts/train.py", "--config", "configs/quickstrt.yaml", *more)
         out, err = child.communicate()
@@ -66,7 +66,7 @@ def test_a_config_that_is_not_there_is_one_error_and_debug_adds_its_traceback():
         assert err.splitlines()[-1] == error
 
 
-def test_a_fault_of_the_program_is_not_told_as_the_users(monkeypatch):
+def test_an_internal_error_is_not_reported_as_the_user_s_mistake(monkeypatch):
     def fail(error):
         monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(error))
         return cli.run(["train"], debug=False)
@@ -76,13 +76,13 @@ def test_a_fault_of_the_program_is_not_told_as_the_users(monkeypatch):
     assert [fail(RunFailed(code)) for code in (2, 1, 130, -2, -15, -9)] == [2, 1, 130, 130, 130, 1]
 
 
-def test_an_arm_that_the_system_killed_is_spoken_of(monkeypatch, capsys):
+def test_a_run_killed_by_the_system_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(cli, "invoke", lambda *command: (_ for _ in ()).throw(RunFailed(-9)))
     assert cli.run(["compare"], debug=False) == 1
     assert "ended by SIGKILL; often memory ran out" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_enough_is_no_fault(tmp_path, warm_python):
+def test_a_closed_output_pipe_is_not_an_error(tmp_path, warm_python):
     (tmp_path / "p.csv").write_text("made,human\na,a\n")
     words = ["score", tmp_path / "p.csv", "--prediction", "made", "--reference", "human"]
     reading, writing = os.pipe()
@@ -93,7 +93,7 @@ def test_a_reader_that_has_enough_is_no_fault(tmp_path, warm_python):
     assert child.wait() == 1
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, warm_python, monkeypatch, capsys):
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, warm_python, monkeypatch, capsys):
     """Of 60 steps, a line each: what is told fits no pipe of 4 KiB, so that none ends before it is read."""
     config = tmp_path / "tiny.yaml"
     config.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {learning_rate: 5.0e-2}\n")

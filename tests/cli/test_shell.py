@@ -29,7 +29,7 @@ def examples(verb: str) -> list[str]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_s_help_has_an_example_that_the_verb_takes(verb: str, capsys: pytest.CaptureFixture) -> None:
+def test_the_example_in_a_command_s_help_is_valid(verb: str, capsys: pytest.CaptureFixture) -> None:
     os.environ["COLUMNS"] = "200"
     assert cli.run([verb, "--help"], debug=False) == 0
     said = capsys.readouterr().out
@@ -124,7 +124,7 @@ def doctor(warm_python: WarmPython) -> Callable[..., tuple[int, str]]:
     return run
 
 
-def test_the_doctor_alone_looks_at_the_machine(doctor: Callable[..., tuple[int, str]]) -> None:
+def test_doctor_without_arguments_checks_the_machine(doctor: Callable[..., tuple[int, str]]) -> None:
     status, out = doctor()
     assert status == 0 and [line.split()[:2] for line in out.splitlines() if line[:2] == "ok"] == [
         ["ok", "versions"],
@@ -133,7 +133,7 @@ def test_the_doctor_alone_looks_at_the_machine(doctor: Callable[..., tuple[int, 
     assert out.splitlines()[-1] == "2 ok, 0 failed, 0 not checked"
 
 
-def test_the_doctor_ends_with_1_where_something_is_at_fault_and_json_says_what(
+def test_doctor_ends_with_status_1_at_a_fault_and_json_names_it(
     doctor: Callable[..., tuple[int, str]],
 ) -> None:
     few = ["data.max_train_samples=10", "data.max_eval_samples=3", "data.max_test_samples=3"]
@@ -159,7 +159,7 @@ def test_the_doctor_ends_with_1_where_something_is_at_fault_and_json_says_what(
     ],
     ids=" ".join,
 )
-def test_the_doctor_ends_with_2_for_a_mistake_of_the_command_alone(words: list[str], capsys) -> None:
+def test_doctor_ends_with_status_2_only_for_a_mistake_in_the_command(words: list[str], capsys) -> None:
     assert cli.run(["doctor", *words], debug=False) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ")

@@ -34,7 +34,7 @@ RECIPE = {
 }
 
 
-def test_the_published_set_of_configs_is_there() -> None:
+def test_all_documented_configs_exist() -> None:
     methods = ("lora", "full", "base", "qlora")
     names = {f"flan_t5_{size}_dialogsum_{method}" for size in ("small", "base") for method in methods}
     assert {"quickstart", "methods", *names} <= {path.stem for path in CONFIGS}
@@ -58,13 +58,13 @@ def test_a_shipped_config_is_short_ordered_and_opens_with_its_command(path: Path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_override_in_the_opening_comment_is_a_real_one(path: Path) -> None:
+def test_the_override_in_the_opening_comment_is_valid(path: Path) -> None:
     overrides = re.findall(r"\s([a-z_.]+=\S+)", path.read_text(encoding="utf-8").split("\nmethod")[0])
     assert overrides and load_config(path, overrides) != load_config(path)
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if "flan_t5" in p.stem], ids=lambda path: path.stem)
-def test_a_flan_t5_config_is_what_its_name_says(path: Path) -> None:
+def test_a_flan_t5_config_s_fields_agree_with_its_name(path: Path) -> None:
     *_, size, data, kind = path.stem.split("_")
     config: RunConfig = load_config(path)
     assert config.model.model_name_or_path == f"google/flan-t5-{size}"

@@ -40,7 +40,7 @@ def without_training(schema: dict[str, Any]) -> dict[str, Any]:
     return schema | {"$defs": parts}
 
 
-def test_the_schema_is_one_and_the_shipped_file_is_it() -> None:
+def test_the_shipped_file_is_the_generated_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     shipped = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     assert without_training(shipped) == without_training(SCHEMA), "lora-hf schema > configs/schema.json"
@@ -51,7 +51,7 @@ def test_the_schema_is_one_and_the_shipped_file_is_it() -> None:
     assert shipped == SCHEMA, "lora-hf schema > configs/schema.json"
 
 
-def test_every_reference_in_it_leads_somewhere() -> None:
+def test_every_reference_in_the_schema_exists() -> None:
     named = set(re.findall(r'"\$ref": "#/([^"]*)"', json.dumps(SCHEMA)))
     assert named
     for path in named:
@@ -70,7 +70,7 @@ def test_a_shipped_config_names_the_schema_in_its_first_line_and_obeys_it(path: 
     VALIDATOR.validate(yaml.safe_load(path.read_text(encoding="utf-8")))  # by YAML 1.1 too
 
 
-def test_every_field_is_in_it_with_its_description() -> None:
+def test_every_field_is_in_the_schema_with_its_description() -> None:
     parts = SCHEMA["$defs"]
     assert list(SCHEMA["properties"]) == list(RunConfig.model_fields)
     training = parts["Training"]["properties"]
@@ -140,7 +140,9 @@ def test_every_field_is_in_it_with_its_description() -> None:
     ],
     ids=str,
 )
-def test_it_takes_what_the_config_takes_and_nothing_else(data: dict[str, Any], tmp_path: Path) -> None:
+def test_the_schema_accepts_what_the_config_accepts_and_nothing_else(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
     assert VALIDATOR.is_valid(data) == is_taken(data, tmp_path / "config.yaml")
 
 
@@ -155,5 +157,5 @@ def test_it_takes_what_the_config_takes_and_nothing_else(data: dict[str, Any], t
         (3, False),
     ],
 )
-def test_a_variant_is_a_config_without_what_is_the_study_s(variant: Any, is_right: bool) -> None:
+def test_a_variant_has_all_fields_but_those_of_a_study(variant: Any, is_right: bool) -> None:
     assert VALIDATOR.is_valid({"variants": {"one": variant}}) == is_right

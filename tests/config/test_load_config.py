@@ -211,7 +211,7 @@ def test_a_mistake_on_the_command_line_says_so(override: str, expected: str) -> 
     assert message("method: lora\nlora:\n  r: 4", override) == expected
 
 
-def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file() -> None:
     text = "seed: x\ntraining:\n  lr: 5\n  max_steps: many\nlora:\n  r: 0\n  r: 8\n"
     text += "data: {prompt: no}\narms: {lora: {a: 1}}"
     lines = message(text, "lora.lora_alpha=high", "rank=3").splitlines()
@@ -224,7 +224,7 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
     assert lines[-1] == "command line: unknown key 'rank' (value 3); did you mean 'lora.r'?"
 
 
-def test_an_override_mends_what_the_file_has_wrong() -> None:
+def test_an_override_can_correct_a_mistake_in_the_file() -> None:
     assert load("lora: {r: eight, alpha: 1}", "lora={r: 16}").lora.r == 16
 
 
@@ -243,7 +243,7 @@ def test_an_override_mends_what_the_file_has_wrong() -> None:
         ("generation.num_beams=4", "generation", "num_beams", 4),
     ],
 )
-def test_an_override_is_read_as_yaml_and_text_as_it_stands(
+def test_an_override_is_read_as_yaml_and_other_text_unchanged(
     override: str, section: str, field: str, value: object
 ) -> None:
     assert getattr(getattr(load("method: lora", override), section), field) == value
@@ -264,7 +264,7 @@ def test_the_last_override_wins_and_sections_are_made_as_needed() -> None:
 
 
 @pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "'5e-4'", "0.0005", "+5E-4", "5e-04"])
-def test_a_learning_rate_is_the_number_it_is_however_written(written: str) -> None:
+def test_a_learning_rate_is_read_as_a_number_in_every_notation(written: str) -> None:
     assert load(f"training: {{learning_rate: {written}}}").training == {"learning_rate": 5e-4}
     assert load("seed: 1", f"training.learning_rate={written}").training == {"learning_rate": 5e-4}
     assert load(f"arms: {{full: {{training: {{learning_rate: {written}}}}}}}").arms["full"].training == {
@@ -272,7 +272,7 @@ def test_a_learning_rate_is_the_number_it_is_however_written(written: str) -> No
     }
 
 
-def test_no_is_text_where_transformers_means_text_and_false_where_it_means_false() -> None:
+def test_no_is_text_or_false_depending_on_the_field_s_type() -> None:
     training = load("training: {eval_strategy: no, bf16: no, report_to: none, logging_steps: 25}").training
     assert training == {"eval_strategy": "no", "bf16": False, "report_to": "none", "logging_steps": 25}
     assert isinstance(training["logging_steps"], int)
@@ -348,7 +348,7 @@ def test_the_resolved_yaml_loads_as_the_same_run() -> None:
     assert "&" not in resolved_yaml(config)
 
 
-def test_changed_fields_tell_old_and_new_by_their_keys() -> None:
+def test_changed_fields_are_listed_by_key_with_old_and_new_values() -> None:
     old = load("lora: {r: 8}\ntraining: {max_steps: 3}\noutput_dir: a")
     new = load("lora: {r: 16}\ntraining: {bf16: true}\noutput_dir: b\noverwrite: true\nseeds: [1, 2]")
     expected = [
@@ -362,7 +362,7 @@ def test_changed_fields_tell_old_and_new_by_their_keys() -> None:
     assert changed_fields(old, old.model_dump()) == []
 
 
-def test_checking_the_training_section_starts_nothing() -> None:
+def test_checking_the_training_section_has_no_side_effects() -> None:
     from accelerate.state import PartialState
 
     before = dict(os.environ)

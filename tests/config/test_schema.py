@@ -55,7 +55,7 @@ def test_a_whole_lora_alpha_stays_an_integer_as_peft_writes_it() -> None:
         ({"data": {"prompt": "{dialogue} :"}}, "{dialogue} :"),
     ],
 )
-def test_what_people_write_is_taken_for_what_it_means(data: dict[str, Any], value: Any) -> None:
+def test_common_spellings_of_values_are_accepted(data: dict[str, Any], value: Any) -> None:
     ((section, fields),) = data.items()
     (name,) = fields
     assert getattr(getattr(RunConfig.model_validate(data), section), name) == value
@@ -84,7 +84,7 @@ def test_what_people_write_is_taken_for_what_it_means(data: dict[str, Any], valu
         {"method": "full", "model": {"load_in_4bit": True}},
     ],
 )
-def test_what_would_fail_later_is_refused_now(data: dict[str, Any]) -> None:
+def test_a_config_that_would_fail_later_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RunConfig.model_validate(data)
 
@@ -93,7 +93,7 @@ def test_a_section_whose_keys_are_all_commented_out_has_its_defaults() -> None:
     assert RunConfig.model_validate(dict.fromkeys(SECTIONS)) == RunConfig()
 
 
-def test_one_arm_of_a_comparison_is_a_run_with_its_own_training() -> None:
+def test_a_run_of_a_comparison_has_its_own_training_fields() -> None:
     config = RunConfig.model_validate(
         {
             "training": {"learning_rate": 1e-3, "max_steps": 5},
@@ -108,7 +108,7 @@ def test_one_arm_of_a_comparison_is_a_run_with_its_own_training() -> None:
     assert RunConfig.model_validate(arm.model_dump(mode="json")) == arm
 
 
-def test_the_full_arm_of_a_4bit_comparison_trains_dense_weights() -> None:
+def test_full_fine_tuning_in_a_4bit_comparison_trains_dense_weights() -> None:
     config = RunConfig.model_validate({"model": {"load_in_4bit": True}})
     stored_in_4bit = {method: config.for_run(method, 1, "x").model.load_in_4bit for method in METHOD_CHOICES}
     assert stored_in_4bit == dict.fromkeys(METHOD_CHOICES, True) | {"full": False}

@@ -57,7 +57,7 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
         ("{output_dir: [a, b]}", "'output_dir' cannot vary"),
     ],
 )
-def test_a_mistake_is_told_with_its_field(tmp_path: Path, written: str, told: str) -> None:
+def test_a_mistake_in_a_sweep_names_its_field(tmp_path: Path, written: str, told: str) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(f"method: lora\nsweep: {{space: {written}}}\n")
     with pytest.raises(UserError) as error:

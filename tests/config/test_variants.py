@@ -70,7 +70,7 @@ def test_a_mistake_in_a_variant_names_it_and_its_line(text: str, told: str, tmp_
     assert str(error.value) == f"{tmp_path / 'x.yaml'}:{told}"
 
 
-def test_a_single_run_of_a_study_s_config_does_not_ask_for_its_variants(tmp_path: Path) -> None:
+def test_a_single_run_of_a_study_s_config_ignores_its_variants(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("variants: {a: {model: {load_in_4bit: true}}}")
     run = load_config(tmp_path / "x.yaml", ["method=full"])
     assert run.for_run(run.method, run.seed, run.output_dir).variants == {}

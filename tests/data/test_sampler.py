@@ -19,13 +19,13 @@ def order(epoch=0, seed=1, lengths=LENGTHS, batch_size=4):
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 @pytest.mark.parametrize("batch_size", [1, 4, 16, 2_000])
-def test_every_row_comes_once_an_epoch(lengths, batch_size):
+def test_every_row_occurs_once_per_epoch(lengths, batch_size):
     assert sorted(order(3, lengths=lengths, batch_size=batch_size)) == list(range(len(LENGTHS)))
     assert len(EpochSampler(len(LENGTHS), 1, batch_size, lengths)) == len(LENGTHS)
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_the_order_depends_on_the_seed_and_the_epoch_and_on_nothing_else(lengths):
+def test_the_order_depends_only_on_seed_and_epoch(lengths):
     torch.manual_seed(5)
     first = order(2, lengths=lengths)
     torch.manual_seed(6)
@@ -42,12 +42,12 @@ def test_the_order_depends_on_the_seed_and_the_epoch_and_on_nothing_else(lengths
     assert len({tuple(order(e, s, lengths)) for e in range(3) for s in (1, 2, 42)}) == 9
 
 
-def test_seeds_next_to_each_other_share_no_epoch():
+def test_adjacent_seeds_share_no_epoch_order():
     assert order(epoch=1, seed=0) != order(epoch=0, seed=1)
 
 
 @pytest.mark.parametrize("batch_size", [4, 16])
-def test_batches_are_of_like_length_and_not_in_the_order_of_length(batch_size):
+def test_batches_have_rows_of_similar_length_and_are_shuffled(batch_size):
     def padding(rows):
         batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         longest = sum(max(LENGTHS[row] for row in batch) * len(batch) for batch in batches)
@@ -60,7 +60,7 @@ def test_batches_are_of_like_length_and_not_in_the_order_of_length(batch_size):
     assert 0.3 < falls / len(longest) < 0.7
 
 
-def test_a_last_smaller_batch_stays_last_so_that_no_batch_mixes_two():
+def test_a_smaller_last_batch_stays_last():
     grouped = order(batch_size=8)  # 1003 = 125 * 8 + 3
     chunk = 8 * CHUNK
     ordered = [LENGTHS[row] for row in grouped[:1000]]
@@ -69,7 +69,7 @@ def test_a_last_smaller_batch_stays_last_so_that_no_batch_mixes_two():
     assert chunk < len(LENGTHS)
 
 
-def test_accelerate_tells_the_sampler_the_epoch():
+def test_accelerate_passes_the_epoch_to_the_sampler():
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 

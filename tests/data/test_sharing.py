@@ -31,7 +31,7 @@ def test_processes_share_the_batches_that_one_would_have(n, world, lengths):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_every_row_is_in_one_share_and_the_shares_are_of_like_length(world):
+def test_every_row_is_in_one_share_and_shares_have_similar_lengths(world):
     parts = shares(LENGTHS[:5], world)
     assert sorted(row for part in parts for row in part) == list(range(5))
     tokens = [sum(LENGTHS[row] for row in part) for part in shares(LENGTHS, world)]

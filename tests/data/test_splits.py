@@ -101,7 +101,7 @@ def test_a_single_file_is_split_in_three_by_its_dialogues_and_no_dialogue_is_in_
     assert {e.dialogue for e in splits["train"]} < {e.dialogue for e in more}  # by dialogue, not by place
 
 
-def test_a_single_file_is_judged_whole_before_it_is_split(tmp_path):
+def test_a_single_file_is_checked_completely_before_it_is_split(tmp_path):
     rows = numbered(50)
     rows[41]["summary"] = ""
     file = write(tmp_path / "all.csv", rows)
@@ -128,7 +128,7 @@ def test_a_folder_without_the_split_says_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./none", "/nowhere/data", "~/none-such", "rows.jsonl", "some/deep/folder"])
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+def test_a_missing_path_is_not_looked_up_on_the_hub(name):
     with pytest.raises(UserError) as error:
         load_split(config(name), "train")
     assert str(error.value) == f"data.dataset_name='{name}': no such file or folder"

@@ -42,7 +42,7 @@ def test_a_split_larger_than_the_memory_is_streamed(tmp_path):
     assert done.returncode == 0 and done.stdout == "100000 5000\n", done.stderr
 
 
-def test_one_that_is_held_and_does_not_fit_is_told_to_be_streamed(monkeypatch):
+def test_a_split_that_does_not_fit_in_memory_is_an_error_that_names_streaming(monkeypatch):
     def load_split(config, split):
         raise MemoryError
 

@@ -73,14 +73,14 @@ def test_every_format_gives_the_rows_of_a_split_that_is_held(kind, tmp_path, tok
     assert len(ours.rows) == len(ours.target_lengths) == 16  # the first window
 
 
-def test_the_embedded_sample_and_one_file_without_splits_too(tmp_path, tokenizer):
+def test_the_embedded_sample_and_a_single_file_are_streamed(tmp_path, tokenizer):
     file = write(tmp_path / "data", "jsonl") / "train.jsonl"
     for name, fields in ((EMBEDDED, {"max_train_samples": 40}), (file, {}), (file, {"max_train_samples": 9})):
         ours, theirs = streamed(name, tokenizer, **fields), held(name, tokenizer, **fields)
         assert in_order(ours) == in_order(theirs.rows) and len(ours) == len(theirs)
 
 
-def test_the_other_splits_are_read_no_further_than_asked(tmp_path):
+def test_validation_and_test_are_read_only_up_to_their_limits(tmp_path):
     rows = [{"dialogue": f"A: {i // 2}?", "summary": f"{i}."} for i in range(20)]
     folder = write(tmp_path / "data", "jsonl", rows)
     with (folder / "test.jsonl").open("a") as file:
@@ -118,7 +118,7 @@ def test_processes_share_the_batches_that_one_would_have_and_an_epoch_has_its_ow
     assert sorted(one[:16]) == in_order(streamed(folder, tokenizer).rows)  # a window at a time
 
 
-def test_a_bad_row_is_told_before_training_with_its_number(tmp_path, tokenizer):
+def test_an_invalid_row_is_reported_by_number_before_training(tmp_path, tokenizer):
     folder = write(tmp_path / "data", "jsonl", [*ROWS[:40], {"dialogue": "A: yes?", "summary": " "}])
     with pytest.raises(UserError, match=r"\[train\], row 41.* have an empty dialogue or summary"):
         streamed(folder, tokenizer)
@@ -143,7 +143,7 @@ def test_other_data_have_another_fingerprint(tmp_path, tokenizer):
     assert fingerprint(ROWS) == fingerprint(ROWS) != fingerprint(changed)
 
 
-def test_the_hub_is_streamed_and_asks_for_the_number_of_steps(tmp_path, tokenizer, monkeypatch):
+def test_a_hub_dataset_is_streamed_and_needs_max_steps(tmp_path, tokenizer, monkeypatch):
     import datasets
 
     folder, asked = write(tmp_path / "data", "jsonl"), []
@@ -167,7 +167,7 @@ def test_the_hub_is_streamed_and_asks_for_the_number_of_steps(tmp_path, tokenize
     assert sorted(twice[:53]) == sorted(twice[53:])
 
 
-def test_a_stream_that_breaks_off_is_told(monkeypatch):
+def test_a_stream_that_ends_early_is_an_error(monkeypatch):
     import datasets
 
     def load_dataset(*names, **options):

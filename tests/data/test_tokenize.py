@@ -52,7 +52,7 @@ def test_238_dialogues_of_dialogsum_are_too_long_and_the_prompt_makes_them_260(
 
 
 @pytest.mark.parametrize("prompt", CUT)
-def test_they_are_among_the_longest_by_their_characters(t5_tokenizer, dialogsum_train, prompt):
+def test_dialogues_that_are_cut_are_among_the_longest_by_characters(t5_tokenizer, dialogsum_train, prompt):
     """The same, of those that are cut unless their tokens have less than two and a half characters."""
     long = [x for x in dialogsum_train if len(x.dialogue) > 1280 or len(x.references[0]) > 320]
     assert len(long) < 1500
@@ -77,7 +77,7 @@ def test_a_cut_source_has_just_the_limit_and_keeps_both_ends_of_its_prompt(token
     assert (sources.cut, sources.long) == (1, 1)
 
 
-def test_a_source_of_just_the_limit_is_whole_and_one_token_more_is_cut(tokenizer):
+def test_a_source_at_the_limit_is_whole_and_a_longer_one_is_cut(tokenizer):
     length = len(tokenizer(PROMPTS["tldr"].replace("{dialogue}", "A: Hello.")).input_ids)
     fits, over = (
         encode_sources(["A: Hello."], tokenizer, DataConfig(prompt="tldr", max_source_length=limit))
@@ -141,7 +141,7 @@ def test_the_length_of_summaries_is_a_quarter_above_the_longest_reference(length
     assert generation_length(lengths, limit) == chosen
 
 
-def test_all_splits_are_loaded_their_cuts_told_and_the_length_chosen_from_the_references(tokenizer, caplog):
+def test_loading_reports_truncation_and_chooses_the_length_from_the_references(tokenizer, caplog):
     data = {"max_train_samples": 6, "max_eval_samples": 3, "max_test_samples": 2, "max_source_length": 40}
     config = RunConfig.model_validate({"data": data})
     with caplog.at_level("INFO", logger="lora_hf"):

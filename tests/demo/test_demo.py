@@ -43,7 +43,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run: neither it nor a folder in it has a config.yaml"):
         find_runs(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
@@ -54,7 +54,7 @@ def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_model_writes_what_its_run_wrote(comparison: Path) -> None:
+def test_each_model_of_the_demo_repeats_the_summaries_of_its_run(comparison: Path) -> None:
     models = DemoModels(comparison)
     assert (models.names, models.adapters) == (["base", "full", "lora"], ["lora"])
     for name, (folder, _) in find_runs(comparison).items():

@@ -11,7 +11,7 @@ from support.launching import ROOT, TORCHRUN, assert_same_run, kill_one_of_two, 
 pytestmark = pytest.mark.slow
 
 
-def test_two_processes_compute_what_one_does_and_one_goes_on_where_one_of_two_was_killed(one, tmp_path):
+def test_two_processes_equal_one_and_one_can_resume_where_two_were_killed(one, tmp_path):
     two = tmp_path / "two"
     kill_one_of_two(two)
     status, _, err = run(two, 4, processes=1)  # half the batch: another run
@@ -57,7 +57,7 @@ def test_fsdp2_holds_parts_and_computes_and_saves_what_one_process_does(tmp_path
     assert max(float((written[name] - expected[name]).abs().max()) for name in expected) < 1e-4
 
 
-def test_other_commands_say_that_they_are_for_one_process():
+def test_commands_for_one_process_refuse_several():
     known = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
     words = [sys.executable, "-m", "lora_hf", "compare", "--config", "configs/quickstart.yaml"]
     done = subprocess.run(words, cwd=ROOT, env=known, capture_output=True, text=True)

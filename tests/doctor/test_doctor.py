@@ -251,9 +251,7 @@ def test_a_changed_byte_anywhere_ends_in_findings(whole: Path, tmp_path: Path) -
         assert file.name != WEIGHTS_NAME or "fault" in states(findings).values()
 
 
-def test_a_head_that_was_lost_is_told_though_everything_else_of_the_base_loads(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_a_missing_output_head_is_reported(whole: Path, tmp_path: Path) -> None:
     base = shutil.copytree(ASSETS, tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     for lost in (None, tensors["shared.weight"].clone()):
@@ -290,7 +288,7 @@ def test_a_baseline_is_examined_without_what_is_lora_s_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("store", [{"load_in_4bit": True}, {"load_in_8bit": True}])
-def test_a_quantized_base_is_examined_in_its_store(store: dict[str, bool], tmp_path: Path) -> None:
+def test_a_quantized_base_is_checked_in_its_storage_format(store: dict[str, bool], tmp_path: Path) -> None:
     config = ModelConfig(**store)
     model = inject_adapters(load_model(config, pick_device()), LoraConfig(r=4, lora_alpha=10))
     randomize(model)
@@ -309,7 +307,7 @@ def test_a_replicated_adapter_is_examined_and_its_base_left_as_it_was_between(tm
     assert findings["adapted"][0].title == "loads on 16 layers"
 
 
-def test_an_adapter_that_is_not_there_is_a_mistake_of_the_command(tmp_path: Path, whole: Path) -> None:
+def test_a_missing_adapter_is_a_mistake_in_the_command(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         of_adapter(str(tmp_path / "none"))
     with pytest.raises(UserError, match="no such folder"):
@@ -323,7 +321,7 @@ def test_a_base_on_the_hub_that_cannot_be_reached_is_neither_green_nor_red(folde
     assert "fault" not in seen.values()
 
 
-def test_a_check_that_fails_by_itself_is_told_and_the_next_is_made() -> None:
+def test_an_error_inside_a_check_is_reported_and_the_next_check_runs() -> None:
     def breaks():
         yield ok("begun")
         raise ZeroDivisionError("of its own")

@@ -101,7 +101,7 @@ def test_a_mistake_is_red_at_its_check_with_a_remedy(overrides: list[str], check
     assert check in red and told in red[check][0].title and red[check][0].remedy
 
 
-def test_every_mistake_in_a_file_has_a_line_of_its_own(tmp_path: Path) -> None:
+def test_every_mistake_in_a_config_is_a_separate_finding(tmp_path: Path) -> None:
     file = tmp_path / "mistaken.yaml"
     file.write_text("lora: {r: 0, lora_alpha: -1}\ntraining: {learning_rat: 1}\n")
     findings = found(path=str(file))
@@ -109,7 +109,7 @@ def test_every_mistake_in_a_file_has_a_line_of_its_own(tmp_path: Path) -> None:
     assert {state for check, state in states(findings).items() if check != "fields"} == {"unknown"}
 
 
-def test_a_file_that_is_not_there_is_a_mistake_of_the_command() -> None:
+def test_a_missing_config_file_is_a_mistake_in_the_command() -> None:
     with pytest.raises(UserError, match="no such config"):
         of_config(Path("nothing.yaml"), [])
 

@@ -64,7 +64,7 @@ def test_a_name_or_a_revision_that_the_hub_does_not_have_is_a_fault(asked, name,
     assert asked
 
 
-def test_a_hub_that_cannot_be_asked_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_not_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CannotTell, match="the Hub cannot be asked"):
         ask_hub(THERE, None)

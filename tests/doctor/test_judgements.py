@@ -28,7 +28,7 @@ GATED, OLD = {"feed_forward_proj": "gated-gelu"}, {"feed_forward_proj": "relu"}
         ({"tie_word_embeddings": True}, None, "ok"),
     ],
 )
-def test_a_head_of_its_own_must_be_there_and_not_the_embeddings(settings, head, state) -> None:
+def test_an_untied_head_must_exist_and_differ_from_the_embeddings(settings, head, state) -> None:
     finding = judge_head(settings, head, ONE)
     assert finding.state == state and bool(finding.remedy) == (state == "fault")
 
@@ -48,7 +48,7 @@ def test_merging_may_lose_half_of_the_digits(error, dtype, state) -> None:
     assert judge_merging({"merged": error}, dtype).state == state
 
 
-def test_merging_onto_a_quantized_base_is_a_choice_and_no_fault() -> None:
+def test_merging_into_a_quantized_base_is_reported_and_not_a_fault() -> None:
     finding = judge_merging({"checkpoint": 0.2, "requantized": 0.3}, torch.float32)
     assert finding.state == "ok" and "2.0e-01" in finding.title and "--onto" in finding.title
 
@@ -62,13 +62,13 @@ def test_more_than_a_twentieth_cut_is_a_fault_that_names_the_field(sources, targ
     assert finding.state == state and (f"data.max_{field}_length" in finding.remedy) == bool(field)
 
 
-def test_memory_that_is_there_and_that_is_not() -> None:
+def test_too_little_memory_is_a_fault() -> None:
     assert judge_memory(2**30, 2**30).state == "ok"
     short = judge_memory(2**30 + 1, 2**30)
     assert short.state == "fault" and short.title == "a step needs 1.0 GiB, and 1.0 GiB are free"
 
 
-def test_activations_beyond_float16_are_told_and_infinite_logits_a_fault() -> None:
+def test_activations_beyond_float16_are_reported_and_infinite_logits_are_a_fault() -> None:
     assert "beyond float16" not in judge_activations("float32", True, 65_504, True).title
     assert "66,246, and beyond float16's 65,504" in judge_activations("float32", True, 66_246, True).title
     assert judge_activations("bfloat16", False, 1.0, True).state == "fault"

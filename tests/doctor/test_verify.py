@@ -56,7 +56,7 @@ def test_the_same_run_in_another_process_writes_the_same_bytes(trained, warm_pyt
         assert results(second)[name] == results(trained)[name]
 
 
-def test_verify_finds_a_run_as_it_was(run, capsys):
+def test_verify_of_an_unchanged_run_finds_no_fault(run, capsys):
     status = cli.run(["verify", str(run), "--json"], debug=False)
     out = capsys.readouterr().out
     report = json.loads(out)

@@ -120,7 +120,7 @@ def test_the_model_s_own_configuration_is_followed() -> None:
         ({"decoder_input_ids": torch.tensor([[0, 5, 6]] * 21)}, "decoder_input_ids is given"),
     ],
 )
-def test_what_the_faster_decoding_cannot_take_goes_the_plain_way_and_says_so(
+def test_unsupported_options_use_generate_and_say_so(
     options: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = adapted(make_t5)
@@ -135,7 +135,7 @@ def test_what_the_faster_decoding_cannot_take_goes_the_plain_way_and_says_so(
     "options",
     [{"penalty_alpha": 0.6, "top_k": 4}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}],
 )
-def test_a_search_that_transformers_refuses_is_refused(options: dict[str, Any]) -> None:
+def test_generation_options_that_transformers_refuses_are_refused(options: dict[str, Any]) -> None:
     for fast_paths in (False, True):
         with pytest.raises(ValueError):
             write(adapted(make_t5), fast_paths=fast_paths, **options)
@@ -148,7 +148,7 @@ def test_prompt_tuning_whose_encoder_puts_positions_before_the_text() -> None:
     assert write(model) == write(model, fast_paths=False, batch_size=4)
 
 
-def test_a_buffer_that_grows() -> None:
+def test_generation_is_correct_when_the_buffer_grows() -> None:
     """More tokens than a buffer has room for at first."""
     model = ending(make_t5())
     options = {"min_new_tokens": 2 * ROOM + 3}
@@ -205,7 +205,7 @@ def test_disabled_adapters_are_not_merged() -> None:
         assert layers and not any(layer.merged for layer in layers)
 
 
-def test_merged_adapters_stay_so() -> None:
+def test_adapters_merged_before_stay_merged() -> None:
     model = adapted(make_t5)
     merge_adapters(model)
     layers = [m for m in model.modules() if hasattr(m, "merged")]
@@ -234,7 +234,7 @@ def test_packed_weights_give_the_same_product(dtype: torch.dtype) -> None:
     assert type(layer) is nn.Linear
 
 
-def test_with_gradients_packed_weights_are_passed_by() -> None:
+def test_packed_weights_are_not_used_with_gradients() -> None:
     layer, x = nn.Linear(8, 8), torch.randn(2, 8, requires_grad=True)
     with packing.packed(layer):
         layer(x).sum().backward()
@@ -297,7 +297,7 @@ def test_each_row_of_a_mixed_batch_is_what_its_adapter_alone_writes(
     assert write(model, adapters=[None] * len(MIXED), num_beams=beams) == by_name[None]
 
 
-def test_each_row_has_its_own_length() -> None:
+def test_each_row_may_have_its_own_maximum_length() -> None:
     model = adapted(make_t5)
     limits = [3, 15, 7] * 7
     cut = generate_summaries(model, Tokenizer(), sources(), limits)

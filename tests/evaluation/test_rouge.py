@@ -144,14 +144,14 @@ class TestMetric:
 
         return Rouge(cache_dir=os.devnull + "/cannot/be/made")
 
-    def test_equals_the_functions_and_takes_strings_and_lists_together(self, metric):
+    def test_the_metric_equals_the_functions_and_accepts_strings_and_lists(self, metric):
         result = metric.compute(predictions=TEXTS[:2], references=[TEXTS[1], [TEXTS[0], TEXTS[2]]])
         scores = score_dialogues(TEXTS[:2], [[TEXTS[1]], [TEXTS[0], TEXTS[2]]])
         assert result == {name: pytest.approx(fmean(scores.mean[name])) for name in ROUGE_NAMES} | {
             f"{name}_best": pytest.approx(fmean(scores.best[name])) for name in ROUGE_NAMES
         }
 
-    def test_has_no_best_where_every_row_has_one_reference(self, metric):
+    def test_there_is_no_best_score_if_every_row_has_one_reference(self, metric):
         assert tuple(metric.compute(predictions=["a b"], references=["a b"])) == ROUGE_NAMES
 
     def test_rows_can_be_added_one_by_one_or_in_batches_and_it_can_be_used_again(self, metric):
@@ -163,11 +163,11 @@ class TestMetric:
     @pytest.mark.parametrize(
         ("predictions", "references"), [([], []), (["a"], [[]]), (["a"], ["a", "b"]), ([1], ["a"])]
     )
-    def test_refuses_what_it_cannot_score(self, metric, predictions, references):
+    def test_the_metric_refuses_invalid_rows(self, metric, predictions, references):
         with pytest.raises(ValueError):
             metric.compute(predictions=predictions, references=references)
 
-    def test_leaves_nothing_in_the_cache_unless_asked_to(self, tmp_path):
+    def test_the_metric_leaves_nothing_in_the_cache_by_default(self, tmp_path):
         from lora_hf.evaluation.hf_evaluate import Rouge
 
         Rouge(cache_dir=str(tmp_path / "a")).compute(predictions=["a"], references=["a"])
@@ -176,7 +176,7 @@ class TestMetric:
         assert on_disk.compute(predictions=["a"], references=["a"])["rouge1"] == 1.0
         assert (tmp_path / "b").exists()
 
-    def test_works_offline_where_no_cache_can_be_made_and_is_not_what_scoring_waits_for(self):
+    def test_the_metric_works_offline_without_a_writable_cache(self):
         code = (
             "import socket, sys; socket.socket.connect = None;"
             "sys.modules |= dict.fromkeys(('hqq', 'peft', 'sklearn'));"  # as if not installed: seconds

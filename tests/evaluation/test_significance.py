@@ -45,7 +45,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.90 < hits / 400 < 0.98  # 95 %, give or take four standard errors and the bootstrap's own bias
 
 
-def test_seeds_decide_and_pieces_do_not(monkeypatch):
+def test_results_depend_on_the_seed_and_not_on_the_chunk_size(monkeypatch):
     interval, test = bootstrap_interval(VALUES, seed=1), paired_test(VALUES, OTHER, seed=1)
     assert bootstrap_interval(VALUES, seed=1) == interval
     assert bootstrap_interval(VALUES, seed=2) != interval
@@ -105,7 +105,7 @@ def test_mistakes_are_named(call, words):
         call()
 
 
-def test_full_fine_tuning_beats_lora_by_a_little_and_surely():
+def test_published_full_fine_tuning_is_significantly_better_than_lora():
     from lora_hf.evaluation.rouge import score_dialogues
 
     with (shared_data("flan_t5_predictions") / FILE).open(encoding="utf-8", newline="") as file:

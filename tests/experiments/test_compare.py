@@ -34,7 +34,7 @@ def stamps(root):
     return {p.parent.name: p.stat().st_mtime_ns for p in root.rglob(RESULTS)}
 
 
-def test_a_comparison_is_reused_refused_and_overwritten_arm_by_arm(config_file, runs_in_this_process):
+def test_a_comparison_is_reused_refused_and_overwritten_run_by_run(config_file, runs_in_this_process):
     root = config_file.parent / "run"
     first = comparing.compare(config_file)
     assert set(first["arms"]) == {"base", "full", "lora"}
@@ -69,7 +69,7 @@ def test_a_comparison_is_reused_refused_and_overwritten_arm_by_arm(config_file, 
     assert load_config(root / "lora" / CONFIG).lora.r == 4
 
 
-def test_a_mistake_in_an_arm_is_told_once_and_clears_nothing(config_file, runs_in_this_process, capsys):
+def test_a_mistake_in_one_run_is_reported_once_and_deletes_nothing(config_file, runs_in_this_process, capsys):
     root = config_file.parent / "run"
     words = ["train", "--config", str(config_file), f"output_dir={root / 'lora'}"]
     assert cli.run(words, debug=False) == 0
@@ -88,7 +88,7 @@ def config_of(**fields):
     return RunConfig.model_validate({"output_dir": "runs/x", **fields})
 
 
-def test_base_runs_once_and_the_others_once_a_seed():
+def test_base_runs_once_and_other_methods_once_per_seed():
     arms = comparing.plan_comparison(config_of(seeds=[3, 1]))
     assert [(arm.name, arm.config.method, arm.config.seed) for arm in arms] == [
         ("base", "base", 3),
@@ -104,7 +104,7 @@ def test_base_runs_once_and_the_others_once_a_seed():
     "extra",
     ["", "seeds: [1, 2]\n", "model: {load_in_4bit: true}\n", "loraplus_lr_ratio: 16\n", "method: base\n"],
 )
-def test_an_arms_command_gives_the_arm_that_was_planned(tmp_path, extra):
+def test_a_run_s_command_gives_the_run_that_was_planned(tmp_path, extra):
     file = tmp_path / "c.yaml"
     kept = SMALL_COMPARISON if "method" not in extra else SMALL_COMPARISON.replace("method: lora\n", "")
     file.write_text(kept + extra)
@@ -141,14 +141,14 @@ def test_a_folder_that_holds_something_else_than_a_comparison_is_refused(tmp_pat
 
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("raise SystemExit(1)", 1)])
-def test_the_status_of_an_arms_process_is_kept(code, status):
+def test_the_exit_status_of_a_run_s_process_is_passed_on(code, status):
     with pytest.raises(RunFailed) as failed:
         runner.run_process([sys.executable, "-c", code])
     assert failed.value.status == status
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_goes_to_the_arm_which_ends_in_its_own_time(tmp_path, number):
+def test_a_signal_is_passed_to_the_current_run_which_ends_cleanly(tmp_path, number):
     code = f"""
 import signal, sys, time, pathlib
 def stop(n, frame):

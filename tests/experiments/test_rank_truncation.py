@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_command_cuts_scores_and_saves(
+def test_truncate_saves_and_scores_each_rank(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "cut"
@@ -79,7 +79,7 @@ def test_the_command_cuts_scores_and_saves(
     assert "not empty" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_leaves_nothing_half(trained: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_no_partial_output(trained: Path, tmp_path: Path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -93,7 +93,7 @@ def test_a_disk_that_is_full_leaves_nothing_half(trained: Path, tmp_path: Path, 
     ("ranks", "told"),
     [("8", "from 1 to 7"), ("0", "from 1 to 7"), ("a", "whole numbers separated by commas")],
 )
-def test_a_rank_that_is_none_is_refused(
+def test_an_invalid_rank_is_refused(
     trained: Path, tmp_path: Path, ranks: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["truncate", "--adapter", str(trained), "--output", str(tmp_path / "cut"), "--ranks", ranks]

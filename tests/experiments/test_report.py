@@ -44,7 +44,7 @@ def data_of(page: str) -> dict[str, Any]:
     return data
 
 
-def test_a_comparison_from_its_folders(compared: Path) -> None:
+def test_a_report_of_a_comparison_from_its_folders(compared: Path) -> None:
     files = report(compared)
     assert [file.name for file in files] == [f"comparison{end}" for end in (".json", ".md", ".html", ".png")]
     record = json.loads(files[0].read_text())
@@ -62,7 +62,7 @@ def test_a_comparison_from_its_folders(compared: Path) -> None:
     assert report(compared) and files[2].read_text() == page  # equal runs, equal bytes
 
 
-def test_what_a_model_wrote_is_text_on_the_page(page: str) -> None:
+def test_model_output_is_escaped_on_the_page(page: str) -> None:
     assert "alert(1)</script>" not in page and "<b>" not in page
     assert page.count("</script>") == 2  # the page's own
     assert data_of(page)["dialogues"][2]["text"]["base"] == WRITTEN["base"][2]
@@ -86,7 +86,7 @@ def test_the_command_is_kept(compared: Path) -> None:
     assert "lora-hf compare --config &#39;my c.yaml&#39;" in (compared / "comparison.html").read_text()
 
 
-def test_one_run_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_one_run(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = compared / "lora"
     assert cli.run(["report", str(run)], debug=False) == 0
     assert str(run / "report.html") in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_one_run_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "| ROUGE-1 | 0.4000 |" in (run / "report.md").read_text()
 
 
-def test_summaries_that_were_changed_are_told(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_summaries_are_reported(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = compared / "lora"
     record = json.loads((run / "results.json").read_text())
     known = {"sha256": {"predictions.jsonl": file_sha256(run / "predictions.jsonl")}}
@@ -252,7 +252,7 @@ def test_a_comparison_run_again_reports_damage(compared: Path) -> None:
         write_report("comparison", compared, folders, {"command": ""})
 
 
-def test_many_groups_have_their_legend_below_and_one_step_is_no_curve() -> None:
+def test_many_groups_have_their_legend_below_and_one_step_gives_no_curve() -> None:
     names = [f"r-{i}" for i in range(8)]
     comparison: Any = {"order": names, "intervals": {}, "variants": {}}
     for i, name in enumerate(names):
@@ -271,7 +271,7 @@ def test_many_groups_have_their_legend_below_and_one_step_is_no_curve() -> None:
     assert all(a.x1 <= b.x0 for a, b in zip(inside, inside[1:], strict=False))
 
 
-def test_seeds_of_a_group_are_one_arm(compared: Path) -> None:
+def test_runs_that_differ_in_seed_are_one_group(compared: Path) -> None:
     write_run(compared, "lora", "lora-seed-7", seed=7)
     record = json.loads(report(compared)[0].read_text())
     assert record["arms"]["lora"]["seeds"] == [42, 7] and "seeds" not in record["arms"]["full"]
@@ -294,7 +294,7 @@ def test_what_is_missing_is_named(compared: Path, missing: str, capsys: pytest.C
     assert f"none of ['{missing}']" in capsys.readouterr().err
 
 
-def test_a_curve_that_was_not_logged_is_told_in_a_line(compared: Path) -> None:
+def test_a_missing_loss_curve_is_stated_on_the_page(compared: Path) -> None:
     for name in ("base", "full", "lora"):
         file = compared / name / "results.json"
         record = json.loads(file.read_text())
@@ -308,7 +308,7 @@ def test_a_curve_that_was_not_logged_is_told_in_a_line(compared: Path) -> None:
     )
 
 
-def test_few_dialogues_are_dots_that_are_seen_and_many_a_cloud() -> None:
+def test_few_dialogues_are_large_dots_and_many_are_small_ones() -> None:
     assert dots(20)[0] >= 0.8 and dots(20)[1] > 2 * dots(1500)[1]
     assert dots(1500)[0] < 0.3 <= dots(200)[0] < 0.5
 

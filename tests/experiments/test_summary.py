@@ -63,7 +63,7 @@ def test_intervals_hold_their_means_and_the_paired_test_is_lora_minus_full():
     assert test["p_value"] == pytest.approx(1, abs=0.01)  # one dialogue differs: its sign is all there is
 
 
-def test_no_share_is_told_where_full_gained_nothing():
+def test_no_share_is_given_if_full_fine_tuning_gained_nothing():
     flat = {"rouge1": [0.5, 0.5]}
     assert gains({"base": flat, "full": flat, "lora": {"rouge1": [0.6, 0.8]}}) == {
         "full": 0,
@@ -117,7 +117,7 @@ def test_samples_put_the_arms_side_by_side():
     assert second["dialogue"].startswith("Tom: we meet")
 
 
-def test_variants_are_held_against_lora_in_score_and_against_the_base_in_time():
+def test_variants_are_compared_with_lora_in_score_and_with_the_base_in_time():
     records = {
         name: [record(name, eval_seconds=s)] for name, s in (("lora", 3.0), ("base", 2.0), ("full", 1.0))
     }

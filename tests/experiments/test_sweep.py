@@ -36,19 +36,19 @@ def scores(**means: float) -> dict[str, Any]:
     }
 
 
-def test_the_plateau_is_the_first_that_no_later_one_is_better_than() -> None:
+def test_the_plateau_begins_at_the_first_value_that_no_later_one_improves() -> None:
     assert plateau(["a", "b", "c"], scores(a=0.1, b=0.3, c=0.3)) == "b"
     assert plateau(["a", "b", "c"], scores(a=0.1, b=0.2, c=0.3)) == "c"
     assert plateau(["a", "b", "c"], scores(a=0.3, b=0.2, c=0.1)) == "a"
 
 
-def test_lines_go_along_the_first_axis_by_its_value() -> None:
+def test_lines_are_drawn_along_the_first_axis_in_the_order_of_values() -> None:
     points = {f"{r}{s}": {"lora.r": r, "scaling": s} for r in (16, 2) for s in "xy"}
     assert series_of("lora.r", points) == {"scaling x": ["2x", "16x"], "scaling y": ["2y", "16y"]}
     assert series_of("k", {"b": {"k": "b"}, "a": {"k": "a"}}) == {"": ["b", "a"]}
 
 
-def test_the_loss_is_validations_where_there_is_one_and_the_mean_over_seeds() -> None:
+def test_the_loss_is_that_of_validation_if_measured_and_a_mean_over_seeds() -> None:
     log = [{"loss": 3.0}, {"eval_loss": 2.5}, {"loss": 2.0}]
     assert last_loss({"log": log}) == 2.5 and last_loss({"log": log[:1]}) == 3.0 and last_loss({}) is None
     assert last_loss({"runs": [{"log": log}, {"log": [{"eval_loss": 1.5}]}]}) == 2.0
@@ -79,14 +79,14 @@ def test_a_grid_is_run_reused_and_reported(config_file: Path, runs_in_this_proce
     ) == record
 
 
-def test_a_store_that_is_none_or_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+def test_an_invalid_or_read_only_search_database_is_one_error(tmp_path: Path) -> None:
     fields = {"output_dir": str(tmp_path), "sweep": {"space": {"lora.r": [2, 4]}, "trials": 2}}
     (tmp_path / "sweep.db").write_bytes(b"no store" * 1000)
     with pytest.raises(NotWritten, match="not a database.*sweep.db"):
         search(RunConfig.model_validate(fields), lambda name, point: None)
 
 
-def test_the_same_search_looks_at_the_same_places(tmp_path: Path) -> None:
+def test_a_repeated_search_tries_the_same_values(tmp_path: Path) -> None:
     def points(folder: str, seed: int) -> dict[str, Any]:
         space = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [2, 4]}
         sweep = {"space": space, "trials": 4}
@@ -101,7 +101,7 @@ def test_the_same_search_looks_at_the_same_places(tmp_path: Path) -> None:
     assert points("one", 1) == points("again", 1) != points("other", 2)
 
 
-def test_a_search_that_was_killed_goes_on(
+def test_a_killed_search_is_resumed(
     config_file: Path, runs_in_this_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = [
@@ -128,7 +128,7 @@ def test_a_search_that_was_killed_goes_on(
         sweeping.sweep(config_file, ["sweep.space={lora.r: [2, 4]}", "sweep.trials=3"])
 
 
-def test_two_runs_of_one_name_are_refused(config_file: Path) -> None:
+def test_two_runs_with_the_same_name_are_refused(config_file: Path) -> None:
     with pytest.raises(UserError, match="two runs the same name"):
         sweeping.sweep(config_file, ["sweep.space={data.prompt: ['a {dialogue}', 'a: {dialogue}']}"])
 

@@ -74,7 +74,7 @@ def test_a_model_s_blocks_are_those_that_it_names(name: str) -> None:
     assert len(blocks_of(model)) > 1
 
 
-def test_what_names_no_blocks_is_compiled_whole(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_named_blocks_is_compiled_whole(caplog: pytest.LogCaptureFixture) -> None:
     class Own(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + 1
@@ -170,7 +170,7 @@ def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch:
         ({"torch_compile_backend": "no"}, "", 0),
     ],
 )
-def test_what_is_not_compiled_block_by_block_is_said(
+def test_the_log_says_what_is_not_compiled(
     more: dict[str, Any], told: str, graphs: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "lora_hf"):

@@ -133,7 +133,7 @@ def test_dropout_keeps_its_share_and_its_mean(rate: float, dtype: torch.dtype) -
     assert len(y.unique()) == 2
 
 
-def test_rates_that_256ths_do_not_hold_are_torch_s_own() -> None:
+def test_dropout_rates_that_are_not_multiples_of_1_256_use_torch() -> None:
     x = torch.ones(50, 50)
     for rate, enabled in ((0.001, True), (0.01, True), (0.999, True), (0.1, False)):
         with cheap_masks(enabled):
@@ -155,7 +155,7 @@ def adapted(make: Any, rate: float) -> Any:
     return model.train()
 
 
-def test_the_ways_of_a_gpu_in_a_whole_model(batch: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_fast_paths_in_a_whole_model(batch: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel for the norm, torch's dropout and attention: from the same draws the same gradients."""
     monkeypatch.setattr("lora_hf.fast.elementwise._has_kernel", lambda x, weight: True)
     monkeypatch.setattr(functional, "has_cheap_masks", lambda x, rate: False)
@@ -223,13 +223,13 @@ def test_hidden_states_in_the_place_of_logits(t5: nn.Module, batch: dict) -> Non
     assert not has_plain_frozen_head(inject_adapters(make_t5(), LoraConfig(target_modules=["lm_head"])))
 
 
-def test_who_goes_the_plain_way_is_told_why() -> None:
+def test_the_log_says_why_a_module_takes_the_reference_path() -> None:
     assert why_not(make_t5()) is None and why_not(make_mt5()) is None
     assert "written for t5" in why_not(make_bart()) and "this is Linear" in why_not(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("masked_source", [False, True])
-def test_one_source_for_several_queries_is_that_source_for_each(masked_source: bool) -> None:
+def test_a_source_shared_by_several_queries_equals_a_repeated_source(masked_source: bool) -> None:
     sources, beams, heads, keys, size = 3, 4, 2, 5, 8
     query = torch.randn(sources * beams, heads, 1, size, dtype=torch.float64)
     key, value = torch.randn(2, sources, heads, keys, size, dtype=torch.float64)
@@ -245,7 +245,7 @@ def test_one_source_for_several_queries_is_that_source_for_each(masked_source: b
 
 
 @pytest.mark.skipif(not HAS_INTERFACE, reason="this Transformers has one attention function for T5")
-def test_encoder_and_decoder_take_the_attention_too_and_give_it_back() -> None:
+def test_encoder_and_decoder_use_the_fast_attention_and_restore_theirs() -> None:
     model = make_t5()
     parts = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
     before = [part.config._attn_implementation for part in parts]

@@ -37,7 +37,9 @@ def test_what_was_pushed_gives_the_same_logits_in_a_fresh_process(hub, client, t
     torch.testing.assert_close(by_peft, own)
 
 
-def test_a_mistake_of_who_and_where_is_one_error_without_the_token(hub, client, trained, tmp_path):
+def test_a_wrong_token_or_repository_is_one_error_that_does_not_show_the_token(
+    hub, client, trained, tmp_path
+):
     hub.store.create("ben/other", private=False)
     hub.repeats_tokens = True
     broken = "hf_with\x07bell_in_it"
@@ -76,7 +78,9 @@ def test_the_hub_decides_which_licenses_there_are_before_anything_is_uploaded(hu
 
 
 @pytest.mark.slow
-def test_a_repository_of_ones_own_gets_a_new_commit_and_anothers_is_left(hub, client, trained, tmp_path):
+def test_a_repository_pushed_before_gets_a_new_commit_and_others_are_unchanged(
+    hub, client, trained, tmp_path
+):
     hub.store.seed("anna/t5", ASSETS)
     changed = shutil.copytree(trained, tmp_path / "changed")
     (changed / "adapter" / "lora_hf_start.safetensors").write_bytes(b"of a start on a quantized base")
@@ -109,7 +113,7 @@ def test_a_lost_connection_is_tried_again_and_nothing_is_done_twice(hub, client,
 
 
 @pytest.mark.slow
-def test_a_card_that_was_edited_there_stays(hub, client, trained):
+def test_a_card_edited_on_the_hub_is_kept(hub, client, trained):
     client.run((push(trained), TOKEN))
     tree, card = hub.store.tree(REPO), hub.store.read(REPO, "README.md")
     edited = card.replace(b"## Intended use", b"My own words.\n\n## Intended use")
@@ -123,7 +127,7 @@ def test_a_card_that_was_edited_there_stays(hub, client, trained):
 
 
 @pytest.mark.slow
-def test_a_hub_that_goes_for_good_is_one_error_and_the_next_push_goes_on(hub, client, trained):
+def test_a_lost_hub_is_one_error_and_the_next_push_resumes(hub, client, trained):
     hub.cut("POST", "/commit/", "upload", after=100, times=2)
     lost, done = client.run((push(trained), TOKEN), (push(trained), TOKEN))
     assert "does not respond" in lost.error and "try again" in lost.error
@@ -132,7 +136,7 @@ def test_a_hub_that_goes_for_good_is_one_error_and_the_next_push_goes_on(hub, cl
 
 
 @pytest.mark.slow
-def test_a_download_that_is_cut_goes_on_where_it_was(hub, client, trained, tmp_path):
+def test_an_interrupted_download_is_resumed(hub, client, trained, tmp_path):
     import torch
 
     client.run((push(trained), TOKEN))
@@ -173,7 +177,7 @@ def test_a_private_repository_a_branch_and_a_revision(hub, client, trained, tmp_
     assert "there is no such revision" in gone.error
 
 
-def test_without_a_network_each_command_is_one_error_and_soon(client, port, tmp_path, trained):
+def test_without_a_network_each_command_fails_at_once_with_one_error(client, port, tmp_path, trained):
     (tmp_path / "talk.txt").write_text("A: Hi")
     config = tmp_path / "x.yaml"
     config.write_text("model: {model_name_or_path: acme/tiny-t5}\n")

@@ -24,7 +24,7 @@ from lora_hf.models.load import ASSETS
 
 
 @pytest.mark.slow
-def test_the_card_has_every_rouge_figure_and_no_path_goes_up(hub, client, trained):
+def test_the_card_has_every_rouge_figure_and_no_local_path(hub, client, trained):
     client.run((push(trained), TOKEN))
     data, text = card_of(hub)
     record = json.loads((trained / "results.json").read_text())
@@ -47,7 +47,7 @@ def test_the_card_has_every_rouge_figure_and_no_path_goes_up(hub, client, traine
 
 
 @pytest.mark.slow
-def test_what_is_no_lora_goes_up_and_comes_back_too(hub, client, tmp_path):
+def test_baselines_are_pushed_and_loaded_too(hub, client, tmp_path):
     run = tmp_path / "run"
     words = ["train", "--config", "quickstart", *FEW, f"output_dir={run}", "method=bottleneck"]
     words += ["training.max_steps=2", "training.save_strategy='no'"]
@@ -139,14 +139,14 @@ def test_a_base_from_a_folder_is_named_only_by_who_knows_its_name(hub, client, t
 
 
 @pytest.mark.slow
-def test_a_dry_run_prints_what_would_go_up_and_asks_for_no_token(hub, client, trained):
+def test_a_dry_run_prints_the_files_and_needs_no_token(hub, client, trained):
     (done,) = client.run((push(trained, "--dry-run"), None))
     assert done.status == 0 and f"{(trained / 'adapter' / WEIGHTS).stat().st_size:,} {WEIGHTS}" in done.out
     card = done.out[done.out.index("---\n") :]
     assert card_mistakes(card) == [] and hub.count("POST", "/") == 0
 
 
-def test_an_adapter_of_broken_numbers_is_not_pushed(tmp_path, trained, capsys):
+def test_an_adapter_with_nan_is_not_pushed(tmp_path, trained, capsys):
     shutil.copytree(trained / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter/lora_hf.json").unlink()  # whose hash would tell
     weights = load_file(tmp_path / "adapter" / WEIGHTS)

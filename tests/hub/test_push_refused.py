@@ -24,7 +24,7 @@ def refused(capsys, *words, repo=REPO):
     "name",
     ["a/b/c", "dialogues", "anna/", "anna/a--b", "anna/.x", "anna/día", "anna/x.git", f"{'a' * 97}/x", ""],
 )
-def test_what_is_no_name_of_a_repository_is_told_what_one_is(trained, capsys, name):
+def test_an_invalid_repository_name_is_refused_with_the_rules(trained, capsys, name):
     line = refused(capsys, trained, repo=name)
     assert line.startswith(
         f"error: --repo-id={name!r} is not a valid name on the Hub: write USER/NAME, such as"
@@ -33,12 +33,12 @@ def test_what_is_no_name_of_a_repository_is_told_what_one_is(trained, capsys, na
 
 
 @pytest.mark.parametrize("name", ["a b", "a..b", ".a", "a.lock", "a/", "a:b", "día"])
-def test_what_is_no_name_of_a_branch_is_refused(trained, capsys, name):
+def test_an_invalid_branch_name_is_refused(trained, capsys, name):
     line = refused(capsys, trained, "--revision", name)
     assert line.startswith(f"error: --revision={name!r} is not a valid branch name")
 
 
-def test_a_folder_without_an_adapter_is_told_what_one_is(trained, tmp_path, capsys):
+def test_a_folder_without_an_adapter_is_refused_with_the_files_expected(trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "adapter" / WEIGHTS).unlink()
     line = refused(capsys, run)
@@ -50,7 +50,7 @@ def test_a_folder_without_an_adapter_is_told_what_one_is(trained, tmp_path, caps
     assert f"has no {WEIGHTS}; it holds nothing. An adapter is" in refused(capsys, tmp_path / "empty")
 
 
-def test_weights_of_another_hash_are_told_with_a_remedy(trained, tmp_path, capsys):
+def test_weights_with_another_hash_are_refused_with_a_remedy(trained, tmp_path, capsys):
     changed = shutil.copytree(trained / "adapter", tmp_path / "changed")
     manifest = json.loads((changed / "lora_hf.json").read_text())
     (changed / "lora_hf.json").write_text(json.dumps(manifest | {"weights_sha256": "0" * 64}))
@@ -60,7 +60,7 @@ def test_weights_of_another_hash_are_told_with_a_remedy(trained, tmp_path, capsy
     assert remedy in capsys.readouterr().err
 
 
-def test_a_run_of_full_fine_tuning_is_told_how_a_model_goes_up(trained, tmp_path, capsys):
+def test_full_fine_tuning_is_refused_with_the_command_that_uploads_a_model(trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "full")
     (run / "adapter").rename(run / "model")
     line = refused(capsys, run)
@@ -84,7 +84,7 @@ class Hub:
         return self.info
 
 
-def test_what_was_not_pushed_from_here_is_written_over_only_if_asked():
+def test_a_foreign_repository_is_changed_only_with_overwrite():
     theirs, ours = Hub([".gitattributes", "model.safetensors"], ["t5"]), Hub(["README.md"], ["lora_hf"])
     with pytest.raises(UserError, match="holds \\['model.safetensors'\\], which lora_hf did not push"):
         prepare(theirs, Destination(REPO))

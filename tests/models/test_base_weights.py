@@ -30,7 +30,7 @@ def test_the_name_of_every_linear_layer_finds_its_weight(kind: str, shards: str,
         assert torch.equal(model_state(model).base_weights(name), layer.weight)
 
 
-def test_it_is_on_quantized_models_only_and_in_the_checkpoint_s_own_precision(tmp_path: Path) -> None:
+def test_base_weights_are_available_for_quantized_models_in_the_checkpoint_s_dtype(tmp_path: Path) -> None:
     make_t5().to(torch.bfloat16).save_pretrained(tmp_path)
     config = ModelConfig(model_name_or_path=str(tmp_path))
     assert model_state(load_model(config, CPU)).base_weights is None
@@ -39,7 +39,7 @@ def test_it_is_on_quantized_models_only_and_in_the_checkpoint_s_own_precision(tm
 
 
 @pytest.mark.parametrize("written", ["encoder.q.weight", "model.encoder.q.weight"])
-def test_a_prefix_may_be_there_or_not(written: str, tmp_path: Path) -> None:
+def test_tensor_names_with_or_without_a_prefix_are_found(written: str, tmp_path: Path) -> None:
     save_file({written: torch.ones(2, 3)}, tmp_path / "model.safetensors")
     for asked in ("encoder.q", "model.encoder.q"):
         assert CheckpointWeights(checkpoint_files(tmp_path), "model")(asked).shape == (2, 3)
@@ -47,7 +47,7 @@ def test_a_prefix_may_be_there_or_not(written: str, tmp_path: Path) -> None:
         assert turned(asked).shape == (3, 2)
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_is_named(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"q.weight": torch.ones(4, 1, dtype=torch.uint8)}, file)
     weights = CheckpointWeights([file])

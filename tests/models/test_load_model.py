@@ -157,7 +157,7 @@ def test_the_embedded_model_and_its_tokenizer_load_by_name() -> None:
         ("nobody/nothing", "'nobody/nothing' cannot be loaded.*'embedded' needs neither"),
     ],
 )
-def test_a_model_that_is_not_there_is_named(name: str, message: str) -> None:
+def test_a_missing_model_is_named(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_model(ModelConfig(model_name_or_path=name), CPU)
 
@@ -180,7 +180,7 @@ def test_a_folder_without_a_tokenizer_is_one_error_and_no_empty_tokenizer(tmp_pa
 
 
 @pytest.mark.parametrize("has_model", [False, True])
-def test_an_adapter_is_no_base_whether_or_not_a_model_is_beside_it(has_model: bool, tmp_path: Path) -> None:
+def test_an_adapter_folder_is_refused_as_a_base(has_model: bool, tmp_path: Path) -> None:
     """Transformers would apply it where PEFT is installed, and ignore it where it is not."""
     folder = shutil.copytree(ASSETS, tmp_path / "base")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "google/flan-t5-base"}')

@@ -67,7 +67,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantize_wo", [False, True])
 @pytest.mark.parametrize("store", STORES)
-def test_every_store_is_near_the_dense_model_with_wo_dense_and_with_wo_in_it(
+def test_every_storage_format_is_close_to_the_dense_model_with_and_without_wo(
     store: str, quantize_wo: bool, dtype: str, tmp_path: Path, batch: dict
 ) -> None:
     model = load_model(stored(tmp_path, store, quantize_wo=quantize_wo, dtype=dtype), CPU)
@@ -78,7 +78,7 @@ def test_every_store_is_near_the_dense_model_with_wo_dense_and_with_wo_in_it(
     assert T5ForConditionalGeneration._keep_in_fp32_modules == ["wo"]  # as it was before the load
 
 
-def test_the_trap_a_wo_whose_bits_are_called_uint8_leaves_garbage(tmp_path: Path, batch: dict) -> None:
+def test_a_wo_stored_as_uint8_gives_wrong_outputs(tmp_path: Path, batch: dict) -> None:
     model = load_model(stored(tmp_path, "nf4", quantize_wo=True), CPU)
     for name, layer in linear_layers(model).items():
         if name.endswith("wo"):
@@ -91,7 +91,7 @@ def test_the_trap_a_wo_whose_bits_are_called_uint8_leaves_garbage(tmp_path: Path
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("store", STORES)
-def test_adapters_on_every_layer_of_every_store_train_merge_and_load(
+def test_adapters_train_merge_and_load_on_every_layer_of_every_storage_format(
     store: str, checkpointing: bool, tmp_path: Path, batch: dict
 ) -> None:
     from support.tiny_trainer import Rows, arguments, make_trainer
@@ -126,7 +126,7 @@ def test_finite_gradients_reach_every_adapter(store: str, dtype: str, tmp_path: 
     assert [n for n, p in model.named_parameters() if "lora_" in n and p.grad.abs().max() == 0] == []
 
 
-def test_only_float16_cannot_have_wo_quantized_and_only_one_number_of_bits_is_meant(tmp_path: Path) -> None:
+def test_quantize_wo_is_refused_in_float16_and_two_bit_widths_are_refused(tmp_path: Path) -> None:
     for fields in ({"dtype": "float16"}, {"bnb_4bit_compute_dtype": "float16"}):
         with pytest.raises(
             ValidationError, match="cannot be combined with float16, in which T5's wo overflows"
@@ -180,7 +180,9 @@ def test_groups_that_do_not_fit_a_layer_are_named_with_what_fits(tmp_path: Path)
     ("store", "share"),
     [("nf4", 0.27), ("fp4", 0.27), ("int8", 0.51), ("affine4", 0.28125), ("torchao_int8", 0.51)],
 )
-def test_the_bytes_of_a_store_against_bf16(store: str, share: float, tmp_path: Path, batch: dict) -> None:
+def test_the_bytes_of_a_storage_format_relative_to_bf16(
+    store: str, share: float, tmp_path: Path, batch: dict
+) -> None:
     """scripts/benchmarks/weight_bytes.py measures the shapes of FLAN-T5."""
     model = load_model(stored(tmp_path, store, quantize_wo=True), CPU)
     layers = linear_layers(model).values()

@@ -36,7 +36,7 @@ def config(**fields: Any) -> RunConfig:
     return RunConfig(**({"model": {"model_name_or_path": "google/flan-t5-small"}, "lora": LORA} | fields))
 
 
-def test_bytes_are_counted_from_their_making_to_their_end() -> None:
+def test_bytes_are_counted_from_allocation_to_release() -> None:
     known = torch.ones(1000)
     with LiveBytes([known]) as live:
         a = torch.ones(10)  # 40 bytes
@@ -88,7 +88,7 @@ def test_a_size_s_bytes_from_the_traces_of_all_are_those_of_its_own(
     assert flan_t5_bytes(run, torch.bfloat16, BATCH)(SIZES[size]) == own
 
 
-def test_what_is_held_is_what_a_step_holds() -> None:
+def test_planned_activations_equal_those_of_a_step() -> None:
     """The same count, over a real step on real tensors."""
     shape = {"d_model": 64, "d_ff": 128, "num_layers": 4, "num_heads": 2}
     settings = T5Config(**COMMON, **shape)
@@ -108,7 +108,7 @@ def test_what_is_held_is_what_a_step_holds() -> None:
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
-def test_a_compiled_step_is_planned_by_the_plain_ways_sums() -> None:
+def test_a_compiled_step_is_planned_like_the_reference_path() -> None:
     data = {"dataset_name": "nobody/nothing"}
     held = [
         plan_step(config(data=data, **more))["peak_bytes"]
@@ -176,7 +176,7 @@ def test_a_full_fine_tuning_keeps_weights_gradients_and_moments_in_float32() -> 
     assert weights == bytes_["gradients"] == bytes_["optimizer"] // 2 == 76_961_152 * 4
 
 
-def test_checkpointing_holds_less() -> None:
+def test_gradient_checkpointing_needs_less_memory() -> None:
     plain, saved = (
         activation_bytes(config(training=training), flan_t5("base"), torch.bfloat16, Batch(8, 256, 32), False)
         for training in ({}, {"gradient_checkpointing": True})
@@ -184,7 +184,7 @@ def test_checkpointing_holds_less() -> None:
     assert saved < 0.4 * plain
 
 
-def test_lengths_and_steps_are_the_data_s_where_it_is_at_hand() -> None:
+def test_lengths_and_steps_come_from_local_data() -> None:
     run = RunConfig(
         data={"max_train_samples": 50}, training={"per_device_train_batch_size": 4, "num_train_epochs": 2}
     )

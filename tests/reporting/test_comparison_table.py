@@ -19,7 +19,7 @@ def lines_of(comparison):
     return {line[0]: line[1:] for line in comparison_lines(comparison)}
 
 
-def test_every_figure_stands_in_its_arms_column():
+def test_every_figure_is_in_its_run_s_column():
     lines = lines_of(make_comparison())
     assert lines[""] == ["base", "full", "LoRA"]
     assert lines["ROUGE-1"] == ["0.2000", "0.4000", "0.3500"]
@@ -34,18 +34,18 @@ def test_every_figure_stands_in_its_arms_column():
     assert lines["peak memory"] == ["1,234 MiB"] * 3
 
 
-def test_measures_stand_under_each_other_in_one_order():
+def test_metrics_are_listed_in_one_order():
     names = [line[0] for line in comparison_lines(make_comparison())]
     assert names[1:9:2] == ["ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"]
 
 
-def test_no_share_is_written_where_full_gained_nothing():
+def test_no_share_is_shown_if_full_fine_tuning_gained_nothing():
     comparison = make_comparison()
     comparison["gains"] = {"full": -0.01, "lora": 0.15, "lora_share_of_full": None}
     assert lines_of(comparison)["gain in ROUGE-1"] == ["–", "-0.0100", "+0.1500"]
 
 
-def test_best_references_and_the_deviation_over_seeds_stand_where_they_are_known():
+def test_best_references_and_deviations_are_shown_where_known():
     plain = lines_of(make_comparison())
     assert "best reference" not in plain and "deviation over seeds" not in plain
     several = make_comparison(spread=dict.fromkeys(ROUGE_NAMES, 0.0123), seeds=[1, 2])
@@ -57,7 +57,7 @@ def test_best_references_and_the_deviation_over_seeds_stand_where_they_are_known
     assert "1,500 test dialogues, means of 2 seeds;" in " ".join(comparison_notes(several))
 
 
-def test_notes_tell_the_trivial_summaries_the_paired_test_and_the_machine():
+def test_notes_give_trivial_summaries_the_paired_test_and_the_machine():
     trivial, test, sample, machine = comparison_notes(make_comparison())
     assert trivial == "ROUGE-1 of trivial summaries: first line 0.1500."
     assert test == "LoRA − full in ROUGE-1: -0.0500 [-0.0700, -0.0300], p = 0.00012, paired by dialogue."

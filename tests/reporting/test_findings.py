@@ -25,7 +25,7 @@ def test_a_fault_has_its_remedy_below_and_all_texts_begin_at_one_column() -> Non
     assert printed()[0].index("as it") == lines[0].index("another")
 
 
-def test_a_long_text_goes_on_below_itself_and_markup_in_it_is_text() -> None:
+def test_a_long_text_is_wrapped_and_its_markup_is_escaped() -> None:
     path = "runs/" + "x" * 60 + "[bold]"
     lines = printed(width=60, title=f"{path} cannot be read")
     assert "".join(line[21:].rstrip() for line in lines).replace(" ", "") == f"{path}cannotberead"

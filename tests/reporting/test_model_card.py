@@ -107,7 +107,7 @@ def test_a_base_is_named_as_others_can_find_it(base, absent, told):
     assert told in text and absent not in metadata(text)
 
 
-def test_without_a_run_it_says_nothing_of_scores_and_data():
+def test_a_card_without_a_run_has_no_scores_and_data():
     text = model_card(facts(config=None, dataset=None, record={}, samples=[], license=None, manifest={}))
     assert not {"model-index", "metrics", "datasets", "license", "model_name"} & {*metadata(text)}
     for word in ("Scores", "Samples", "config.yaml", "prompt:"):
@@ -123,7 +123,7 @@ def test_without_a_run_it_says_nothing_of_scores_and_data():
         ({"manifest": {"base_formats": ["nf4"]}}, "a base stored as nf4"),
     ],
 )
-def test_peft_is_told_of_only_where_it_can_load_the_files(more, why):
+def test_the_card_mentions_peft_only_if_peft_can_load_the_files(more, why):
     found = facts(**more)
     assert why in why_no_peft(found) if why else why_no_peft(found) == ""
     if found.adapter.get("r") or not found.adapter:

@@ -50,7 +50,7 @@ def choose(page: Any, label: str) -> None:
             option.click()
 
 
-def test_dialogues_are_sorted_by_the_gap_that_is_chosen(page: Any) -> None:
+def test_dialogues_are_sorted_by_the_chosen_gap(page: Any) -> None:
     assert sorted(ids(page)) == ["t0", "t1", "t2"]
     choose(page, "full − base")
     assert ids(page)[0] == "t1"  # 0.7 = (1 + 0.4) / 2 against nothing; elsewhere 2/3
@@ -72,14 +72,14 @@ def test_a_word_is_found_and_shared_words_are_marked(page: Any) -> None:
     find.clear()
 
 
-def test_what_a_model_wrote_is_not_run_and_nothing_goes_wrong(page: Any) -> None:
+def test_model_output_is_not_executed_and_the_page_has_no_errors(page: Any) -> None:
     assert "alert(1)" in page.find_element("id", "dialogues").text
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
 @pytest.mark.parametrize("width", [320, 390, 1100])
-def test_it_fits_the_screen(page: Any, width: int) -> None:
+def test_the_page_fits_the_screen(page: Any, width: int) -> None:
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     wide = page.execute_script("return document.documentElement.scrollWidth")
@@ -87,7 +87,7 @@ def test_it_fits_the_screen(page: Any, width: int) -> None:
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_it_is_dark_where_the_readers_screen_is(page: Any) -> None:
+def test_the_page_follows_the_reader_s_dark_mode(page: Any) -> None:
     def lightness(scheme: str) -> tuple[int, int]:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

@@ -45,7 +45,7 @@ def bench(output: Path, *options: str) -> dict[str, Any]:
     return record
 
 
-def test_the_ratio_is_that_of_the_sums_with_its_spread_over_pairs() -> None:
+def test_the_ratio_is_that_of_the_sums_with_percentiles_over_pairs() -> None:
     found = ratio("x", np.array([4.0, 2.0]), np.array([1.0, 1.0]))
     assert found == {"x": 3.0, "x_median": 3.0, "x_spread": [2.0, 4.0]}
 
@@ -83,7 +83,7 @@ def test_a_bad_option_is_one_error(words: list[str], told: str, monkeypatch: Any
     assert told in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_picture_takes_what_parts_there_are(tmp_path: Path) -> None:
+def test_the_figure_shows_the_parts_that_were_measured(tmp_path: Path) -> None:
     record = {
         "machine": {"device": "cpu"},
         "settings": {"shape": "small", "r": "8"},

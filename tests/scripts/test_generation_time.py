@@ -49,6 +49,6 @@ def test_a_merged_lora_runs_the_very_modules_of_the_base():
 
 
 @pytest.mark.parametrize(("name", "told"), [("loar", "Did you mean 'lora'"), ("base", "adds no weights")])
-def test_what_cannot_be_timed_is_named(name, told):
+def test_a_variant_that_cannot_be_timed_is_named(name, told):
     with pytest.raises(UserError, match=told):
         generation_times(CONFIG, [name])

@@ -46,7 +46,7 @@ def planned(monkeypatch):
     ("variants", "kinds"),
     [((), [("full", 8), ("lora", 8)]), (("wide", "houlsby"), [("lora", 32), ("bottleneck", 8)])],
 )
-def test_each_is_trained_at_each_rate_whatever_rate_it_has_of_its_own(
+def test_each_run_is_trained_at_each_rate_even_if_it_sets_its_own(
     config_file, planned, tmp_path, variants, kinds
 ):
     scores = learning_rates.learning_rate_grid(
@@ -62,6 +62,6 @@ def test_each_is_trained_at_each_rate_whatever_rate_it_has_of_its_own(
     assert "| 0.005 | **0.5000** | **0.5000** |" in table
 
 
-def test_a_variant_that_is_none_is_named(config_file, tmp_path):
+def test_an_unknown_variant_is_named(config_file, tmp_path):
     with pytest.raises(UserError, match=r"--variants 'wid': the config has \['houlsby', 'wide'\]"):
         learning_rates.learning_rate_grid(config_file, [1e-3], tmp_path, [], ["wid"])

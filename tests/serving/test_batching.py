@@ -31,7 +31,7 @@ class Work:
         self.may_go_on.release(batches)
 
 
-def test_what_comes_while_a_batch_runs_is_the_next_one() -> None:
+def test_jobs_that_arrive_during_a_batch_form_the_next_one() -> None:
     work = Work()
     first = work.batcher.submit(1)
     work.begun.acquire()
@@ -81,7 +81,7 @@ def test_a_job_that_fails_fails_alone() -> None:
     assert work.batcher.submit(5).result(10) == 10  # and the thread lives
 
 
-def test_a_task_stands_between_the_jobs_before_it_and_those_after() -> None:
+def test_a_task_runs_after_earlier_jobs_and_before_later_ones() -> None:
     work, order = Work(), []
     work.batcher.submit(1)
     work.begun.acquire()
@@ -96,7 +96,7 @@ def test_a_task_stands_between_the_jobs_before_it_and_those_after() -> None:
         failing.result(10)
 
 
-def test_closing_finishes_what_waits_and_takes_nothing_more() -> None:
+def test_closing_finishes_waiting_jobs_and_refuses_new_ones() -> None:
     work = Work()
     results = [work.batcher.submit(job) for job in (1, 2, 3)]
     closing = threading.Thread(target=work.batcher.close)

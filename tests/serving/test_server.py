@@ -104,7 +104,7 @@ def test_each_answer_of_a_mixed_batch_is_what_its_adapter_alone_writes(
     assert all(len({alone[d, name, beams] for name in ("a", "b", None)}) == 3 for d in DIALOGUES)
 
 
-def test_searches_that_may_be_of_other_lengths_come_out_as_alone(server: Server, alone: dict) -> None:
+def test_requests_with_different_lengths_and_beams_equal_single_requests(server: Server, alone: dict) -> None:
     asked = list(zip([*DIALOGUES, *DIALOGUES[:2]], ["a", None, "b", "a", "b", None], strict=True))
     answers = server.all_at_once(asked, num_beams=2)
     assert [answer["summary"] for _, answer, _ in answers] == [alone[d, name, 2] for d, name in asked]
@@ -137,7 +137,7 @@ def test_searches_that_may_be_of_other_lengths_come_out_as_alone(server: Server,
         ({"dialogue": "x" * 100_000}, 413, "body: 100,"),
     ],
 )  # fmt: skip
-def test_what_is_not_answered_says_why(server: Server, body: Any, status: int, told: str) -> None:
+def test_a_refused_request_says_why(server: Server, body: Any, status: int, told: str) -> None:
     def counted() -> float:
         series = rf'^lora_hf_requests_total{{adapter="a?",status="{status}"}} (\S+)$'
         return sum(map(float, re.findall(series, server.request("GET", "/metrics")[1], re.MULTILINE)))
@@ -148,14 +148,14 @@ def test_what_is_not_answered_says_why(server: Server, body: Any, status: int, t
     assert told in answer["detail"] and counted() == before + 1
 
 
-def test_a_long_dialogue_is_cut_where_that_is_asked_for(server: Server) -> None:
+def test_a_long_dialogue_is_cut_only_on_request(server: Server) -> None:
     status, answer, _ = server.summarize("A: Hi there. " * 60, "a", truncate=True)
     assert status == 200 and answer["truncated"] and answer["seconds"] > 0
     assert not server.summarize("A: Hi there.", "a", truncate=True)[1]["truncated"]
     assert len(server.summarize(DIALOGUES[0], "a", max_new_tokens=2)[1]["summary"].split()) <= 2
 
 
-def test_a_body_of_unknown_length_and_other_ways_are_refused(server: Server) -> None:
+def test_a_body_of_unknown_length_and_other_methods_are_refused(server: Server) -> None:
     chunks = b'5\r\n{"dia\r\n0\r\n\r\n'
     status, answer, _ = server.request("POST", "/summarize", chunks, **{"Transfer-Encoding": "chunked"})
     assert (status, answer["detail"]) == (411, "send the body with a Content-Length")
@@ -163,7 +163,7 @@ def test_a_body_of_unknown_length_and_other_ways_are_refused(server: Server) -> 
     assert server.request("GET", "/nowhere")[0] == 404
 
 
-def test_adapters_come_and_go_while_requests_are_answered(
+def test_adapters_are_loaded_and_unloaded_while_requests_are_answered(
     server: Server, adapters: Path, alone: dict
 ) -> None:
     wrong, is_done = [], threading.Event()
@@ -195,9 +195,7 @@ def test_adapters_come_and_go_while_requests_are_answered(
     assert not wrong
 
 
-def test_what_is_no_adapter_of_this_base_is_not_loaded(
-    server: Server, adapters: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_of_another_base_is_not_loaded(server: Server, adapters: Path, tmp_path: Path) -> None:
     def load(name: Any, path: str) -> tuple[int, str]:
         status, answer, _ = server.request("POST", "/adapters", {"name": name, "path": path})
         return status, answer["detail"]
@@ -255,7 +253,7 @@ def test_requests_are_counted_by_adapter_and_status(server: Server) -> None:
     assert figure(server, "lora_hf_adapters") == 2 and figure(server, "lora_hf_queue") == 0
 
 
-def test_a_full_queue_is_503_and_at_sigterm_what_waits_is_answered_first(
+def test_a_full_queue_is_503_and_sigterm_answers_waiting_requests_first(
     warm_python: WarmPython, adapters: Path
 ) -> None:
     limits = ["--max-queue", "5", "--max-wait", "3600", "--timeout", "3600"]  # no batch of five ever begins
@@ -329,7 +327,7 @@ def test_malformed_requests_get_an_answer_below_500_and_the_server_stays(
     assert said[-1].startswith("request: 25 inputs")
 
 
-def test_a_body_that_does_not_come_and_a_head_without_end_are_refused(warm_python: WarmPython) -> None:
+def test_a_missing_body_and_an_endless_head_are_refused(warm_python: WarmPython) -> None:
     with serving(warm_python, "--base", "embedded", "--timeout", "0.2") as running:
         head = b"POST /summarize HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
         for sent, status in ((head, b"408"), (b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000, b"400")):

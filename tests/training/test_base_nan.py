@@ -20,7 +20,7 @@ def t5_of(dtype: torch.dtype) -> nn.Module:
     return inject_adapters(make_t5().to(dtype), CONFIG)
 
 
-def test_a_base_in_float16(tmp_path: Path) -> None:
+def test_training_a_base_in_float16_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(t5_of(torch.float16), arguments(tmp_path))
     with pytest.raises(UserError, match="is in float16, in which T5 overflows.*model.dtype"):
         trainer.train()
@@ -38,7 +38,7 @@ def quantized(folder: Path, **fields: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_quantized_weights_that_were_cast(bits: str, tmp_path: Path) -> None:
+def test_quantized_weights_that_were_cast_are_refused(bits: str, tmp_path: Path) -> None:
     model = quantized(tmp_path / "base", **{bits: True})
     check_base_dtype(model)
     q = model.get_submodule("encoder.block.0.layer.0.SelfAttention.q")
@@ -50,7 +50,7 @@ def test_quantized_weights_that_were_cast(bits: str, tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_a_wo_in_packed_bytes(tmp_path: Path) -> None:
+def test_a_wo_in_packed_bytes_is_refused(tmp_path: Path) -> None:
     with nothing_kept_dense(T5Config()):
         model = quantized(tmp_path, load_in_4bit=True)
     with pytest.raises(

@@ -136,7 +136,7 @@ def test_a_model_trained_whole_keeps_its_head_and_loads_as_a_plain_one(tmp_path:
         assert torch.equal(plain(**batch).logits, model.eval()(**batch).logits)
 
 
-def test_what_lies_among_checkpoints_stops_no_run(tmp_path: Path) -> None:
+def test_foreign_files_among_checkpoints_do_not_stop_a_run(tmp_path: Path) -> None:
     for name in ("checkpoint-1", "checkpoint-2", "checkpoint-\u00b2"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-1/rng_state.pth").write_text("x")

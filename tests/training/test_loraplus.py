@@ -108,7 +108,7 @@ def test_the_schedule_and_a_resume_keep_the_ratio(tmp_path: Path) -> None:
     assert again.seen == watch.seen[6:] and losses(resumed)[-6:] == losses(whole)[-6:]
 
 
-def test_without_a_lora_b_and_below_one_it_is_refused(tmp_path: Path) -> None:
+def test_loraplus_without_b_or_with_a_ratio_below_one_is_refused(tmp_path: Path) -> None:
     for model in (make_t5(), inject_adapters(make_t5(), LoraConfig())):
         with pytest.raises(UserError, match="loraplus_lr_ratio=0.5 must be at least 1"):
             make_trainer(model, arguments(tmp_path), loraplus_lr_ratio=0.5).create_optimizer()

@@ -32,7 +32,7 @@ sys.exit(status)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_run_in_less_memory_than_its_batch_needs(tmp_path: Path) -> None:
+def test_a_run_finishes_in_less_memory_than_its_batch_needs(tmp_path: Path) -> None:
     """The operating system's own limit, set between what a batch of 128 takes and what two of 64 take."""
 
     def train(name: str, limit: int = 0, **training: Any) -> tuple[subprocess.CompletedProcess, list[float]]:

@@ -43,7 +43,7 @@ def trained(trainer: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("make", "accumulation"), [(adapted, 2), (dropping, 1)])
-def test_halves_take_the_steps_of_a_run_that_began_with_them(
+def test_micro_batches_take_the_same_steps_whenever_they_begin(
     make: Any, accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows of one length, so that padding, and with it what dropout draws, is the same."""
@@ -71,7 +71,7 @@ def test_halves_take_the_steps_of_a_run_that_began_with_them(
     assert said in caplog.text and f"gradient_accumulation_steps={4 * accumulation}:" in caplog.text
 
 
-def test_memory_that_runs_out_in_the_second_batch_of_a_step(tmp_path: Path) -> None:
+def test_running_out_of_memory_in_the_second_batch_of_a_step_repeats_the_step(tmp_path: Path) -> None:
     class Late(Small):
         since, seen = 2, 0
 
@@ -90,7 +90,7 @@ def test_memory_that_runs_out_in_the_second_batch_of_a_step(tmp_path: Path) -> N
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=1e-5)
 
 
-def test_a_run_that_was_halved_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_with_micro_batches_resumes_bit_for_bit(tmp_path: Path) -> None:
     def trainer_of(folder: str, kind: type, *callbacks: Any) -> Any:
         fields = {"save_strategy": "steps", "save_steps": 9, **HALVES}
         args = arguments(tmp_path / folder, max_steps=12, per_device_train_batch_size=6, **fields)
@@ -108,7 +108,7 @@ def test_a_run_that_was_halved_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert [entry[LOG_KEY] for entry in resumed.state.log_history if LOG_KEY in entry] == [3]
 
 
-def test_not_asked_for_it_says_what_helps(tmp_path: Path) -> None:
+def test_without_auto_find_batch_size_the_error_names_the_remedy(tmp_path: Path) -> None:
     args = arguments(
         tmp_path, max_steps=4, per_device_train_batch_size=8, save_strategy="steps", save_steps=1
     )
@@ -125,7 +125,7 @@ def test_not_asked_for_it_says_what_helps(tmp_path: Path) -> None:
     assert trainer.taken == [(0, 8), (1, 8), (2, 8)]
 
 
-def test_one_dialogue_that_does_not_fit(tmp_path: Path) -> None:
+def test_one_dialogue_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, **HALVES), Small)
     trainer.room = 0
     with pytest.raises(
@@ -136,7 +136,9 @@ def test_one_dialogue_that_does_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, HALVES])
-def test_an_evaluation_that_does_not_fit(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_an_evaluation_that_runs_out_of_memory_is_an_error_with_a_remedy(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
     class Trainer(LoraTrainer):
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
             raise torch.OutOfMemoryError(CUDA)
@@ -147,7 +149,7 @@ def test_an_evaluation_that_does_not_fit(fields: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize("fields", [{}, HALVES])
-def test_another_error_is_not_touched(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_other_errors_are_not_caught(fields: dict[str, Any], tmp_path: Path) -> None:
     class Trainer(LoraTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             raise RuntimeError("shapes do not match")
@@ -164,7 +166,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         trainer.train()
 
 
-def test_what_says_that_memory_ran_out() -> None:
+def test_out_of_memory_errors_are_recognized() -> None:
     torch_cpu = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"
     for error in (torch.OutOfMemoryError(CUDA), MemoryError(), RuntimeError(torch_cpu), RuntimeError(CUDA)):
         assert is_out_of_memory(error)

@@ -35,7 +35,7 @@ class Spoiled(LoraTrainer):
 
 
 @pytest.mark.parametrize(("value", "accumulation"), [("nan", 1), ("inf", 2)])
-def test_a_loss_that_is_not_finite_ends_the_training_before_a_weight_changes(
+def test_a_non_finite_loss_stops_training_before_weights_change(
     value: str, accumulation: int, tmp_path: Path
 ) -> None:
     class Trainer(Spoiled):
@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_a_weight_changes(
         assert torch.equal(ours, theirs), name
 
 
-def test_a_gradient_that_is_not_finite_at_a_finite_loss(tmp_path: Path) -> None:
+def test_a_non_finite_gradient_stops_training(tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, max_grad_norm=0.0))
     next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(lambda g: g / 0)
     said = r"step 1: the gradient norm is (nan|inf); nothing was trained yet: .* \(float32\)"
@@ -89,12 +89,12 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     assert trainer.state.global_step == 1 and not list(tmp_path.iterdir())
 
 
-def test_nor_do_they_leave_a_training_without_checkpoints(tmp_path: Path) -> None:
+def test_non_finite_weights_are_not_written_without_checkpoints_either(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hold NaN or infinity"):
         make_trainer(adapted(), arguments(tmp_path, max_steps=1), callbacks=[Overflow()]).train()
 
 
-def test_the_step_after_weights_left_their_range_says_so(tmp_path: Path) -> None:
+def test_weights_that_left_their_range_are_reported_at_the_next_step(tmp_path: Path) -> None:
     args = arguments(tmp_path, max_grad_norm=9)
     said = r"step 2: the loss is nan; trainable weights overflowed in the step before \(.*lora_B"
     with pytest.raises(UserError, match=said) as raised:
@@ -102,7 +102,7 @@ def test_the_step_after_weights_left_their_range_says_so(tmp_path: Path) -> None
     assert "training.max_grad_norm: 1.0 (it is 9)" in str(raised.value)
 
 
-def test_an_evaluation_s_loss(tmp_path: Path) -> None:
+def test_a_non_finite_evaluation_loss_stops_training(tmp_path: Path) -> None:
     args = arguments(tmp_path, eval_strategy="steps", eval_steps=3, **SAVING)
     trainer = make_trainer(adapted(), args, Spoiled, eval_dataset=Rows(4))
     trainer.batch = 4  # the fourth loss is the evaluation's
@@ -111,7 +111,7 @@ def test_an_evaluation_s_loss(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
 
 
-def test_a_base_with_a_number_that_is_none(tmp_path: Path) -> None:
+def test_nan_in_the_base_is_named_as_the_cause(tmp_path: Path) -> None:
     model = adapted()
     with torch.no_grad():
         model.get_submodule("decoder.final_layer_norm").weight[3] = float("nan")
@@ -120,7 +120,7 @@ def test_a_base_with_a_number_that_is_none(tmp_path: Path) -> None:
         make_trainer(model, arguments(tmp_path)).train()
 
 
-def test_gradients_that_are_all_zero(tmp_path: Path) -> None:
+def test_gradients_that_are_all_zero_stop_training(tmp_path: Path) -> None:
     model = adapted()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -142,7 +142,9 @@ def test_gradients_that_are_all_zero(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_learning_rate_stuck_at_zero(fields: dict[str, Any], remedy: str, tmp_path: Path) -> None:
+def test_a_learning_rate_stuck_at_zero_stops_training(
+    fields: dict[str, Any], remedy: str, tmp_path: Path
+) -> None:
     model = adapted()
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=fields["learning_rate"])
     stuck = (optimizer, LambdaLR(optimizer, lambda step: 0.0)) if fields["learning_rate"] else (None, None)
@@ -153,7 +155,7 @@ def test_a_learning_rate_stuck_at_zero(fields: dict[str, Any], remedy: str, tmp_
 
 
 @pytest.mark.parametrize("schedule", ["linear", "inverse_sqrt"])
-def test_a_warm_up_that_begins_at_zero_is_as_it_should_be(schedule: str, tmp_path: Path) -> None:
+def test_a_warm_up_from_zero_is_accepted(schedule: str, tmp_path: Path) -> None:
     args = arguments(tmp_path, max_steps=5, warmup_steps=3, lr_scheduler_type=schedule)
     trainer = make_trainer(adapted(), args)
     trainer.train()
@@ -209,14 +211,14 @@ def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Pat
     assert not (run / "adapter").exists() and not (run / "training.json").exists()
 
 
-def test_the_error_begins_a_line_where_a_progress_bar_stands(tmp_path: Path, train: Any) -> None:
+def test_the_error_begins_on_a_new_line_after_a_progress_bar(tmp_path: Path, train: Any) -> None:
     words = ["training.learning_rate=0", "training.max_steps=4", "training.disable_tqdm=false"]
     status, err = train(*words, f"output_dir={tmp_path / 'run'}")
     assert status == 2 and "2/4" in err
     assert sum(line.startswith("error: step 3: the learning rate") for line in err.split("\n")) == 1
 
 
-def test_a_good_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_healthy_run_is_not_stopped(tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, logging_nan_inf_filter=False))
     trainer.train()
     assert len(losses(trainer)) == 10 and trainer.nan_guard.losses == []

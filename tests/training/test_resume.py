@@ -31,7 +31,7 @@ def whole(tmp_path: Path) -> LoraTrainer:
     return trainer
 
 
-def test_a_run_killed_after_its_last_step_takes_no_other(whole: LoraTrainer, tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_step_takes_no_further_step(whole: LoraTrainer, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         trainer_of(tmp_path / "run", KillAt(10)).train()
     resumed = resume(trainer_of(tmp_path / "run"), tmp_path / "run")
@@ -40,7 +40,7 @@ def test_a_run_killed_after_its_last_step_takes_no_other(whole: LoraTrainer, tmp
 
 
 @pytest.mark.parametrize("killed", [4, 8, 12])
-def test_early_stopping_counts_on_where_it_was(killed: int, tmp_path: Path) -> None:
+def test_early_stopping_continues_its_count_after_resuming(killed: int, tmp_path: Path) -> None:
     fields = EVALUATED | WORSE | {"max_steps": 40, "restore_callback_states_from_checkpoint": True}
     unbroken = trainer_of(tmp_path / "whole", EarlyStoppingCallback(2), **fields)
     unbroken.train()
@@ -53,7 +53,7 @@ def test_early_stopping_counts_on_where_it_was(killed: int, tmp_path: Path) -> N
     assert_equal(resumed, unbroken)
 
 
-def test_an_evaluation_does_not_move_the_training(whole: LoraTrainer, tmp_path: Path) -> None:
+def test_an_evaluation_does_not_change_training(whole: LoraTrainer, tmp_path: Path) -> None:
     evaluated = trainer_of(tmp_path / "run", eval_strategy="steps", eval_steps=3)
     evaluated.train()
     assert losses(evaluated) == losses(whole)
@@ -72,7 +72,7 @@ class SignalInEvaluation(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [4, 10])
-def test_an_evaluation_that_was_cut_short_is_made_after_the_resume(step: int, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_is_repeated_after_resuming(step: int, tmp_path: Path) -> None:
     fields = EVALUATED | {"per_device_eval_batch_size": 2}
     unbroken = trainer_of(tmp_path / "whole", **fields)
     unbroken.train()
@@ -93,7 +93,7 @@ def test_an_evaluation_that_was_cut_short_is_made_after_the_resume(step: int, tm
     assert_equal(resumed, unbroken)
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_those_before(
+def test_a_kill_during_a_checkpoint_leaves_earlier_ones_intact(
     whole: LoraTrainer, tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
     run = tmp_path / "run"
@@ -121,7 +121,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_those_before(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "unsealed"])
-def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_line(
+def test_an_incomplete_checkpoint_is_skipped_with_a_warning(
     damage: str, whole: LoraTrainer, tmp_path: Path, caplog: Any
 ) -> None:
     run = tmp_path / "run"
@@ -147,13 +147,13 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_line(
     assert last_checkpoint(run) == run / "checkpoint-10"
 
 
-def test_a_checkpoint_of_the_model_alone_is_not_gone_on_from(tmp_path: Path, caplog: Any) -> None:
+def test_a_checkpoint_without_optimizer_state_is_not_resumed_from(tmp_path: Path, caplog: Any) -> None:
     trainer_of(tmp_path, save_only_model=True, max_steps=4).train()
     assert (tmp_path / "checkpoint-4" / MANIFEST).is_file() and last_checkpoint(tmp_path) is None
     assert "no random states" in caplog.text
 
 
-def test_no_room_for_a_checkpoint_ends_in_one_error_and_keeps_those_before(
+def test_a_full_disk_during_a_checkpoint_is_one_error_and_keeps_earlier_ones(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     trainer = trainer_of(tmp_path)
@@ -179,7 +179,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert (best / "trainer_state.json").read_text().count(f"{tmp_path}/checkpoint-4") == 1
 
 
-def test_a_second_signal_stops_at_once_and_an_echo_does_not(monkeypatch: Any) -> None:
+def test_a_second_signal_stops_at_once_and_a_repeated_delivery_does_not(monkeypatch: Any) -> None:
     now = [10.0]
     monkeypatch.setattr("lora_hf.training.signals.time.monotonic", lambda: now[0])
     stop = StopOnSignal()

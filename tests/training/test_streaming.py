@@ -35,7 +35,7 @@ def small_window(monkeypatch):
 
 @pytest.mark.parametrize("n", [48, None])
 @pytest.mark.parametrize("step", [7, 14])
-def test_a_killed_run_goes_on_to_the_bit(tmp_path, step, n):
+def test_a_killed_streaming_run_resumes_bit_for_bit(tmp_path, step, n):
     whole = trainer_of(tmp_path / "whole", n=n)
     whole.train()
     with pytest.raises(Killed):
@@ -45,13 +45,13 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, step, n):
     assert_equal(resumed, whole)
 
 
-def test_epochs_are_counted_as_those_of_rows_that_are_held(tmp_path):
+def test_epochs_are_counted_as_without_streaming(tmp_path):
     trainer = trainer_of(tmp_path, max_steps=-1, num_train_epochs=2)
     trainer.train()
     assert trainer.state.global_step == 2 * 12 and trainer.state.epoch == 2
 
 
-def test_each_row_is_trained_on_once_an_epoch(tmp_path):
+def test_each_row_is_trained_on_once_per_epoch(tmp_path):
     trainer = trainer_of(tmp_path)
     rows = [row for batch in trainer.get_train_dataloader() for row in batch["labels"]]
     assert len(rows) == 48
@@ -59,7 +59,7 @@ def test_each_row_is_trained_on_once_an_epoch(tmp_path):
     assert sorted([int(i) for i in row if i != -100] for row in rows) == known
 
 
-def test_a_batch_that_is_not_full_is_left_out_where_that_is_asked_for(tmp_path):
+def test_an_incomplete_batch_is_dropped_on_request(tmp_path):
     fields = {"per_device_train_batch_size": 9, "max_steps": 5, "dataloader_drop_last": True}
     loader = trainer_of(tmp_path, **fields).get_train_dataloader()
     assert [len(batch["labels"]) for batch in loader] == [9] * 5
@@ -67,7 +67,7 @@ def test_a_batch_that_is_not_full_is_left_out_where_that_is_asked_for(tmp_path):
         trainer_of(tmp_path, **fields | {"per_device_train_batch_size": 49}).train()
 
 
-def test_what_cannot_be_streamed_is_refused_by_name(tmp_path):
+def test_settings_that_streaming_does_not_support_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="training.dataloader_num_workers: 0 .it is 2"):
         trainer_of(tmp_path, dataloader_num_workers=2).train()
     with pytest.raises(UserError, match="random or group_by_length .it is 'sequential'"):

@@ -142,11 +142,11 @@ def test_mlflow_receives_them_in_a_local_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [None, "none", "all", [], ["tensorboard"], "tensorboard"])
-def test_what_is_installed_or_asks_for_none_is_taken(names: str | list[str] | None) -> None:
+def test_installed_trackers_and_none_are_accepted(names: str | list[str] | None) -> None:
     check_trackers(names)
 
 
-def test_null_asks_for_none(tmp_path: Path) -> None:
+def test_null_means_no_tracker(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("training: {report_to: null}")
     config = load_config(tmp_path / "c.yaml")
     check_trackers(config.training["report_to"])
@@ -162,7 +162,7 @@ def test_a_tracker_that_is_not_installed_is_one_error_with_the_extra(name: str, 
         check_trackers([name])
 
 
-def test_a_name_that_is_no_tracker_is_told_before_anything_is_loaded(tmp_path: Path, capsys) -> None:
+def test_an_unknown_tracker_is_refused_before_anything_is_loaded(tmp_path: Path, capsys) -> None:
     from lora_hf import cli
 
     words = [

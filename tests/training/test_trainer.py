@@ -51,7 +51,7 @@ def test_fifty_steps_follow_peft_with_seq2seq_trainer(kind: str, fast_paths: boo
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_accumulating_four_batches_gives_what_one_four_times_as_large_gives(
+def test_accumulating_four_batches_equals_one_batch_of_their_size(
     kind: str, smoothing: float, tmp_path: Path
 ) -> None:
     make, targets = MODELS[kind]

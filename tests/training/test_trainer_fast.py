@@ -57,7 +57,7 @@ def test_float32_weights_under_bfloat16_autocast_with_adapter_dropout(use_dora: 
     assert trained[0] == pytest.approx(trained[1], abs=0.1)  # the masks are others
 
 
-def test_a_collator_that_makes_decoder_inputs(tmp_path: Path) -> None:
+def test_a_collator_with_decoder_inputs_is_supported(tmp_path: Path) -> None:
     runs = []
     for gives_model in (False, True):
         model = adapted()
@@ -69,7 +69,7 @@ def test_a_collator_that_makes_decoder_inputs(tmp_path: Path) -> None:
     assert runs[0] == runs[1]
 
 
-def test_a_search_that_is_asked_for_in_a_configuration(tmp_path: Path) -> None:
+def test_beam_search_set_in_the_generation_config_is_used(tmp_path: Path) -> None:
     outputs = []
     for fast_paths in (False, True):
         model = adapted()
@@ -138,7 +138,9 @@ def other_activation(model: Any) -> dict[str, Any]:
         (other_activation, "4 feed-forward layers take the reference path: their activation is not gelu_new"),
     ],
 )
-def test_what_goes_the_plain_way_is_said(change: Any, told: str, tmp_path: Path, caplog: Any) -> None:
+def test_the_log_says_what_takes_the_reference_path(
+    change: Any, told: str, tmp_path: Path, caplog: Any
+) -> None:
     model = adapted()
     args = arguments(tmp_path, max_steps=1, **change(model))
     with caplog.at_level("INFO", "lora_hf"):
@@ -146,7 +148,7 @@ def test_what_goes_the_plain_way_is_said(change: Any, told: str, tmp_path: Path,
     assert told in caplog.text
 
 
-def test_rows_that_a_logits_processor_knows_by_number_stay(caplog: Any) -> None:
+def test_rows_stay_in_the_batch_under_a_custom_logits_processor(caplog: Any) -> None:
     def any_token(row: int, ids: Any) -> list[int]:
         return list(range(TOKENS))
 

@@ -58,7 +58,7 @@ def test_transformers_has_the_name_with_these_parameters(name: str) -> None:
     )
 
 
-def test_what_is_listed_as_overridden_is() -> None:
+def test_every_name_listed_as_overridden_is_overridden() -> None:
     ours = {
         name
         for one in LoraTrainer.__mro__
