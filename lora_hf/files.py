@@ -15,6 +15,8 @@ from lora_hf.errors import NOT_JSON, NotWritten, UserError, first_line
 
 PIECE = 4096  # bytes
 PIECES = 16
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+"""First bytes of the pointers that a clone without Git LFS has in the place of large files."""
 MAX_JSON_BYTES = 2**24
 """Limit on the size of a config or manifest, a thousand times the largest known."""
 
@@ -65,6 +67,23 @@ def folder_sha256(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
 
 
+def refuse_git_lfs_pointer(file: Path) -> None:
+    """Refuse a text file that Git LFS has left in the place of a large file.
+
+    Raises:
+        UserError: the file is such a pointer.
+    """
+    if not file.is_file():
+        return
+    with file.open("rb") as stream:
+        begin = stream.read(len(GIT_LFS))
+    if begin == GIT_LFS:
+        raise UserError(
+            f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or "
+            "download the file again"
+        )
+
+
 def read_object(file: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return the JSON object in a file.
 
@@ -80,6 +99,7 @@ def read_object(file: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     try:
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file")
+        refuse_git_lfs_pointer(file)
         if file.stat().st_size > most:
             raise UserError(f"{file} has {file.stat().st_size:,} bytes; the limit is {most:,}")
         value = json.loads(file.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Files of tensors, without pickles, and their comparison with a model's: all differences in one error."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_hf.errors import UserError
-from lora_hf.files import whole
+from lora_hf.files import refuse_git_lfs_pointer, whole
 
 MANIFEST_NAME = "lora_hf.json"
+DAMAGED = "cannot be read, because it is incomplete or damaged; download or copy it again"
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -23,10 +24,13 @@ def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
 
 def read_shapes(file: Path) -> Shapes:
     """Return the names and shapes in a safetensors file's header; errors as `read_tensors`."""
+    refuse_git_lfs_pointer(file)
     try:
         with safe_open(file, framework="numpy") as opened:  # torch's would take memory for the whole
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{file} {DAMAGED}: {error}") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
 
 
@@ -36,9 +40,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it cannot be read.
     """
+    refuse_git_lfs_pointer(file)
     try:
         return load_file(file)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{file} {DAMAGED}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
 
 
@@ -58,13 +65,19 @@ def check_shapes(found: Shapes, expected: Shapes, source: Any) -> None:
         for key in sorted(found.keys() & expected.keys())
         if found[key] != expected[key]
     ]
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if differences := list_differences(missing, unexpected, wrong):
+        raise UserError(f"the adapter {source} does not fit the model: {differences}")
+
+
+def list_differences(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str]) -> str:
+    """Return the differences between a file's tensors and a model's in words; empty if there are none."""
     parts = [
-        _listing("missing", sorted(expected.keys() - found.keys())),
-        _listing("unexpected", sorted(found.keys() - expected.keys())),
-        _listing("of another shape", wrong),
+        _listing("missing", sorted(missing)),
+        _listing("unexpected", sorted(unexpected)),
+        _listing("of another shape", sorted(reshaped)),
     ]
-    if any(parts):
-        raise UserError(f"the adapter {source} does not fit the model: {'; '.join(p for p in parts if p)}")
+    return "; ".join(part for part in parts if part)
 
 
 def _listing(title: str, names: list[str], most: int = 4) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line
+from lora_hf.files import refuse_git_lfs_pointer
 
 Row = dict[str, Any]
 PARQUET_ROWS = 1024
@@ -53,6 +54,7 @@ def iterate_rows(path: str | Path) -> Iterator[Row]:
             f"{path}: cannot read files ending in {path.suffix!r}; supported are {', '.join(READERS)}"
         )
     with _readable(path):
+        refuse_git_lfs_pointer(path)
         yield from reader(path)
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from lora_hf.adapters.checkpoint_io import read_shapes
 from lora_hf.config import ModelConfig
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok
 from lora_hf.errors import UserError, first_line
-from lora_hf.models.base_weights import checkpoint_files
-from lora_hf.models.load import load_tokenizer, locate
+from lora_hf.models.checkpoint import checkpoint_files
+from lora_hf.models.load import check_base, load_tokenizer, locate
 from lora_hf.reporting.tables import bytes_cell
 
 HEAD, EMBEDDINGS = "lm_head.weight", "shared.weight"
@@ -23,22 +24,12 @@ def checkpoint(storage: ModelConfig) -> Findings:
     """Check that the base's files are on this machine and complete; return their folder."""
     name = locate(storage.model_name_or_path, storage.name_field)
     folder = Path(name) if Path(name).is_dir() else cached(name, storage.revision)
-    try:
-        files = checkpoint_files(folder)
-        tensors = [key for file in files for key in names_in(file)]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: its weights cannot be read: {first_line(error)}") from error
-    if not files:
-        raise UserError(f"{folder} holds no model.safetensors, nor an index of several")
+    check_base(storage, str(folder), {})
+    files = checkpoint_files(folder)
+    tensors = [key for file in files for key in read_shapes(file)]
     size = bytes_cell(sum(file.stat().st_size for file in files))
     yield ok(f"{storage.model_name_or_path}: {len(tensors)} tensors, {size}")
     return folder
-
-
-def names_in(file: Path) -> list[str]:
-    """Return the names of the tensors in a file."""
-    with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())
 
 
 def cached(name: str, revision: str | None) -> Path:

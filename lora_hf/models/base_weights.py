@@ -1,6 +1,5 @@
 """The weights of a checkpoint's files, read on demand when a quantized model needs them unquantized."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -8,18 +7,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_hf.errors import UserError
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model: one file, or the shards that the index names."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        return []
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return [folder / name for name in sorted(set(index["weight_map"].values()))]
 
 
 class CheckpointWeights:

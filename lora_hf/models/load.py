@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -23,7 +24,8 @@ from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import pin
-from lora_hf.models.base_weights import CheckpointWeights, checkpoint_files
+from lora_hf.models.base_weights import CheckpointWeights
+from lora_hf.models.checkpoint import check_checkpoint, refuse_pointers, weight_files
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.system import pick_device, resolve_dtype
 
@@ -62,7 +64,9 @@ def _as_user_error(config: ModelConfig) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except StrictDataclassError as error:  # a field of config.json; the reason is on the second line
+        raise UserError(f"{_not_loaded(config)}: {' '.join(str(error).split())}{REMEDY}") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"{_not_loaded(config)}: {first_line(error)}{REMEDY}") from error
 
 
@@ -79,6 +83,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
     name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
     with _as_user_error(config):
+        if Path(name).is_dir():
+            refuse_pointers(Path(name))
         tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE, **source)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
@@ -109,26 +115,55 @@ def load_model(config: ModelConfig, device: torch.device | None = None, train_al
             f"model.load_in_{bits}bit=true: {bits}-bit weights cannot all be trained; use method lora"
         )
     device = device or pick_device()
-    name = locate(config.model_name_or_path, config.name_field)
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
+    name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
+    stored_bits = check_base(config, name, source)
+    if train_all and stored_bits:
+        raise UserError(
+            f"{config.as_written}: its weights are stored in {stored_bits} bits and cannot all be trained; "
+            "use method lora, or give the checkpoint before quantization"
+        )
     with _as_user_error(config), _quiet():
-        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_CODE, **source}
-        if source:  # Transformers looks for an adapter too, and retries if the Hub does not respond
-            options["adapter_kwargs"] = {"local_files_only": source["local_files_only"]}
-        model = STORAGE_FORMATS[config.storage].load(name, config, device, options)
+        model = STORAGE_FORMATS[config.storage].load(name, config, device, {"dtype": dtype, **source})
     keep_differentiable(model)
     guard_head(model)
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.
     model.config._commit_hash = source.get("revision")
-    files = _files_of(name, source.get("revision"))
+    files = weight_files(name, source.get("revision"))
     update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
-    if files and config.is_quantized:
-        transposed = [n for n, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
+    if files and config.is_quantized and not stored_bits:
+        transposed = [n for n, x in model.named_modules() if getattr(x, "source_cls", None) is Conv1D]
         base_weights = CheckpointWeights(files, model.base_model_prefix, transposed)
         update_state(model, base_weights=base_weights)
     model.name_or_path = config.model_name_or_path
     return model.eval()
+
+
+def check_base(config: ModelConfig, name: str, source: dict[str, Any]) -> int | None:
+    """Check the base model's checkpoint without loading its weights, as `check_checkpoint` does.
+
+    Args:
+        config: the model and its storage format.
+        name: folder, or name on the Hub, whose weights are downloaded.
+        source: the result of `source_of`.
+
+    Returns:
+        The number of bits if the weights are stored quantized, or None.
+
+    Raises:
+        UserError: the model cannot be read, its weights do not fit its config.json, or they are stored in
+            another format than the one that `config` asks for.
+    """
+    with _as_user_error(config), _quiet():
+        stored_bits = check_checkpoint(name, source, config.as_written)
+    stored = {4: ("nf4", "fp4"), 8: ("int8",)}.get(stored_bits or 0)
+    if stored and config.is_quantized and config.storage not in stored:
+        raise UserError(
+            f"{config.as_written}: its weights are stored in {stored_bits} bits already, by bitsandbytes; "
+            "leave out model.load_in_4bit, model.load_in_8bit and model.quant_method"
+        )
+    return stored_bits
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -177,13 +212,14 @@ def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress progress bars, and the warning about an untied head, which `guard_head` takes care of."""
+    """Suppress progress bars, and warnings: an untied head is guarded, and other tensors are checked."""
     logger = logging.getLogger("transformers.modeling_utils")
     bars_were_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # one line per shard for what takes a moment
 
     def is_shown(record: logging.LogRecord) -> bool:
-        return "tied weights mapping" not in record.getMessage()
+        text = record.getMessage()
+        return "tied weights mapping" not in text and "LOAD REPORT" not in text
 
     logger.addFilter(is_shown)
     try:
@@ -192,14 +228,3 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(is_shown)
         if bars_were_on:
             transformers_logging.enable_progress_bar()
-
-
-def _files_of(name: str, commit: str | None) -> list[Path]:
-    """Return the safetensors files of a model; empty if its weights are in another format."""
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        allowed = ["*.safetensors", "*.safetensors.index.json"]
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=allowed, local_files_only=True))
-    return checkpoint_files(folder)

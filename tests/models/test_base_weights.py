@@ -12,7 +12,8 @@ from torch import nn
 from lora_hf import LoraConfig, UserError, inject_adapters
 from lora_hf.adapters.model_state import model_state
 from lora_hf.config import ModelConfig
-from lora_hf.models.base_weights import CheckpointWeights, checkpoint_files
+from lora_hf.models.base_weights import CheckpointWeights
+from lora_hf.models.checkpoint import checkpoint_files
 from lora_hf.models.load import load_model
 
 Q = "encoder.block.0.layer.0.SelfAttention.q"

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM
 
 from lora_hf.adapters.backends.quantized import QuantizedLinear, QuantizedWeight
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
+from lora_hf.models.checkpoint import load_checkpoint
 
 
 class StorageFormat:
@@ -62,7 +62,7 @@ class StorageFormat:
         Raises:
             UserError: a layer does not fit, or a package is missing.
         """
-        return AutoModelForSeq2SeqLM.from_pretrained(name, **options).to(device)
+        return load_checkpoint(name, config.as_written, **options).to(device)
 
     def bytes_per_weight(self, config: ModelConfig) -> float | None:
         """Bytes of a quantized weight with its share of the scales; None if it keeps the model's dtype."""
@@ -93,7 +93,7 @@ class LayerwiseFormat(StorageFormat):
     def load(self, name: str, config: ModelConfig, device: torch.device, options: dict[str, Any]) -> Any:
         """Load on the CPU and move one layer at a time, so that `device` never holds the dense model."""
         self.check_package()
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
+        model = load_checkpoint(name, config.as_written, **options)
         self.check_model(model, config)
         layers = quantized_layers(model, config)
         while layers:  # emptied on the way, or it would keep every dense weight

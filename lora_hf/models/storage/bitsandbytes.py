@@ -9,13 +9,13 @@ import torch
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING as MODEL_CLASSES
 from transformers import (
     AutoConfig,
-    AutoModelForSeq2SeqLM,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from lora_hf.config import ModelConfig
+from lora_hf.models.checkpoint import load_checkpoint
 from lora_hf.models.storage.base import StorageFormat
 from lora_hf.system import resolve_dtype
 
@@ -33,7 +33,7 @@ class BitsAndBytes(StorageFormat):
             name, **{key: value for key, value in options.items() if key in ARCHITECTURE}
         )
         with nothing_kept_dense(architecture) if config.quantize_wo else nullcontext():
-            return AutoModelForSeq2SeqLM.from_pretrained(name, **options, **quantization)
+            return load_checkpoint(name, config.as_written, **options, **quantization)
 
 
 ARCHITECTURE = ("trust_remote_code", "revision", "local_files_only")

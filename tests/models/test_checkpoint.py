@@ -1,0 +1,235 @@
+"""Bases whose files are broken or do not fit their config.json: one error before the weights are loaded."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from safetensors.torch import load_file, save_file
+from support.models import CPU, MODELS, T5_SHAPE, TOKENS, make_t5, saved
+from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
+
+from lora_hf import UserError
+from lora_hf.adapters.backends import type_name
+from lora_hf.adapters.checkpoint_io import read_tensors
+from lora_hf.config import ModelConfig
+from lora_hf.data.readers import read_rows
+from lora_hf.doctor.base import checkpoint
+from lora_hf.models.load import ASSETS, load_model, load_tokenizer
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+WEIGHTS = "model.safetensors"
+LAST_SHARD = "model-00002-of-00002.safetensors"
+BART_SHAPE = {
+    "vocab_size": TOKENS,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "MT5": T5_SHAPE,
+    "UMT5": T5_SHAPE,
+    "LongT5": T5_SHAPE,
+    "SwitchTransformers": T5_SHAPE | {"num_experts": 2, "expert_capacity": 64},
+    "MBart": BART_SHAPE,
+    "Pegasus": BART_SHAPE,
+    "Blenderbot": BART_SHAPE,
+    "M2M100": BART_SHAPE,
+    "BigBirdPegasus": BART_SHAPE | {"attention_type": "original_full"},
+    "Marian": BART_SHAPE | {"decoder_start_token_id": 1},
+    "LED": BART_SHAPE | {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
+    "ProphetNet": {
+        "vocab_size": TOKENS,
+        "hidden_size": 32,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 1,
+        "num_encoder_attention_heads": 2,
+        "num_decoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": 64,
+    },
+}
+HEAD_CLASSES = {"Marian": "MarianMTModel"}
+
+
+def change_tensors(folder: Path, change: Callable[[dict], dict]) -> None:
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def change_settings(**fields: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | fields))
+
+    return change
+
+
+def without(*parts: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        change_tensors(
+            folder, lambda old: {k: v.clone() for k, v in old.items() if not any(p in k for p in parts)}
+        )
+
+    return change
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def cut(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1000])
+
+
+def shards(folder: Path) -> None:
+    make_t5().save_pretrained(folder, max_shard_size="120KB")
+    (folder / WEIGHTS).unlink()
+    assert (folder / LAST_SHARD).is_file()
+
+
+def missing_shard(folder: Path) -> None:
+    shards(folder)
+    (folder / LAST_SHARD).unlink()
+
+
+def pointer_shard(folder: Path) -> None:
+    shards(folder)
+    (folder / LAST_SHARD).write_text(POINTER)
+
+
+def error_of(config: ModelConfig) -> str:
+    """Return the error of loading, which the doctor gives too, in the same words."""
+    with pytest.raises(UserError) as loading:
+        load_model(config, CPU)
+    with pytest.raises(UserError) as checking:
+        list(checkpoint(config))
+    assert str(checking.value) == str(loading.value)
+    return str(loading.value)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "quantized", [{}, {"load_in_4bit": True}, {"load_in_8bit": True, "quant_method": "torchao"}]
+)
+def test_missing_blocks_are_named_in_every_storage_format(kind: str, quantized: dict, tmp_path: Path) -> None:
+    config = saved(tmp_path, kind).model_copy(update=quantized)
+    without("decoder.block.1.", "decoder.layers.1.")(tmp_path)
+    assert "its weights do not fit its config.json: " in (message := error_of(config))
+    assert "missing: " in message and "decoder." in message and "unexpected" not in message
+
+
+BROKEN = {
+    "more blocks": (
+        change_settings(num_layers=3),
+        "9 missing: encoder.block.2.layer.0.SelfAttention.k.weight,",
+    ),
+    "fewer blocks": (change_settings(num_decoder_layers=1), "14 unexpected: decoder.block.1.layer.0"),
+    "wider": (
+        change_settings(d_ff=64),
+        "12 of another shape: .*wi_0.weight is .48, 32. in the weights and .64, 32.",
+    ),
+    "vocabulary": (change_settings(vocab_size=90), r"2 of another shape: lm_head.weight is \(96, 32\)"),
+    "no head": (without("lm_head"), "1 missing: lm_head.weight, although it is not tied"),
+    "cut": (cut, "model.safetensors cannot be read, because it is incomplete or damaged; download"),
+    "empty": (write(WEIGHTS, ""), "model.safetensors cannot be read, because it is incomplete or damaged"),
+    "a shard is missing": (missing_shard, f"lacks {LAST_SHARD}, which model.safetensors.index.json names"),
+    "a shard is a pointer": (pointer_shard, f"{LAST_SHARD} is a Git LFS pointer.*run `git lfs pull`"),
+    "a pointer": (write(WEIGHTS, POINTER), "model.safetensors is a Git LFS pointer.*run `git lfs pull`"),
+    "config.json is a pointer": (write("config.json", POINTER), "config.json is a Git LFS pointer"),
+    "AWQ": (
+        change_settings(quantization_config={"quant_method": "awq", "bits": 4}),
+        "quant_method 'awq', but only weights quantized by bitsandbytes can be loaded; give the checkpoint",
+    ),
+    "bitsandbytes over dense weights": (
+        change_settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "have 4 bits, but they are dense: remove that entry, and set model.load_in_4bit: true",
+    ),
+    "a wrong type": (change_settings(d_ff="wide"), "cannot be loaded: .*'d_ff' expected int, got str"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_base_is_one_error_with_the_remedy(
+    change: Callable[[Path], None], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = saved(tmp_path)
+    change(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        message = error_of(config)
+    assert re.search(words, message)
+    assert "LOAD REPORT" not in caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_family_leaves_out_of_its_checkpoints_is_not_missing(family: str, tmp_path: Path) -> None:
+    """Tied tensors and buffers: Marian's positions, BART's final_logits_bias, heads that are embeddings."""
+    settings = getattr(transformers, f"{family}Config")(**FAMILIES[family])
+    made = getattr(transformers, HEAD_CLASSES.get(family, f"{family}ForConditionalGeneration"))(settings)
+    made.save_pretrained(tmp_path)
+    without("final_logits_bias", "embed_tokens", "encoder.version")(tmp_path)
+    load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+
+
+def test_shards_and_the_head_of_another_task_are_no_fault(tmp_path: Path) -> None:
+    config = saved(tmp_path, "bart")
+    change_tensors(
+        tmp_path, lambda old: old | {"classification_head.dense.weight": next(iter(old.values())).clone()}
+    )
+    load_model(config, CPU)
+    config = saved(tmp_path / "t5")
+    shards(tmp_path / "t5")
+    load_model(config, CPU)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_are_stored_quantized_load_as_they_are_and_in_no_other_format(
+    bits: int, tmp_path: Path
+) -> None:
+    dense, folder = saved(tmp_path / "dense"), tmp_path / "quantized"
+    quantized = AutoModelForSeq2SeqLM.from_pretrained(
+        dense.model_name_or_path,
+        quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}),
+        device_map={"": "cpu"},
+    )
+    quantized.save_pretrained(folder)
+    config = ModelConfig(model_name_or_path=str(folder))
+    for fields in ({}, {f"load_in_{bits}bit": True}):
+        model = load_model(config.model_copy(update=fields), CPU)
+        assert type_name(model.encoder.block[0].layer[0].SelfAttention.q).startswith("bitsandbytes")
+    other = config.model_copy(update={f"load_in_{12 - bits}bit": True})
+    with pytest.raises(UserError, match=f"are stored in {bits} bits already, by bitsandbytes; leave out"):
+        load_model(other, CPU)
+    with pytest.raises(
+        UserError, match=f"are stored in {bits} bits and cannot all be trained; use method lora"
+    ):
+        load_model(config, CPU, train_all=True)
+    without("wo.weight")(folder)
+    with pytest.raises(UserError, match="missing: .*wo.weight"):
+        load_model(config, CPU)
+
+
+def test_a_pointer_in_the_place_of_a_tokenizer_an_adapter_or_data_is_named(tmp_path: Path) -> None:
+    folder = shutil.copytree(ASSETS, tmp_path / "base")
+    (folder / "tokenizer.json").write_text(POINTER)
+    with pytest.raises(UserError, match=r"tokenizer.json is a Git LFS pointer.*run `git lfs pull`"):
+        load_tokenizer(ModelConfig(model_name_or_path=str(folder)))
+    for name, read in (
+        ("adapter_model.safetensors", read_tensors),
+        ("a.jsonl", read_rows),
+        ("a.csv", read_rows),
+    ):
+        (tmp_path / name).write_text(POINTER)
+        with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*run `git lfs pull`"):
+            read(tmp_path / name)
