@@ -257,7 +257,8 @@ def test_a_missing_output_head_is_reported(whole: Path, tmp_path: Path) -> None:
     changed = {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
     save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
     seen = found(whole, str(base))
-    assert seen["checkpoint"][0].state == "fault" and "1 missing: lm_head.weight" in seen["checkpoint"][0].title
+    (lost,) = seen["checkpoint"]
+    assert lost.state == "fault" and "1 missing: lm_head.weight" in lost.title
     assert states(seen)["base"] == states(seen)["adapted"] == "unknown"
 
     changed["lm_head.weight"] = tensors["shared.weight"].clone()
