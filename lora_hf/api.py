@@ -3,7 +3,6 @@
 A config is a YAML file, the name of a shipped one, a `RunConfig`, or a dict with the fields of the YAML.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,6 @@ from lora_hf.files import write_text
 from lora_hf.run_records import Comparison, Prediction, RunResult, Scores
 
 Config = str | Path | RunConfig | Mapping[str, Any]
-logger = logging.getLogger(__name__)
 
 
 def train(config: Config, overrides: Sequence[str] | None = ()) -> RunResult:
@@ -32,24 +30,9 @@ def train(config: Config, overrides: Sequence[str] | None = ()) -> RunResult:
     Raises:
         UserError: a mistake in the config, the data or the model, or an `output_dir` with other inputs in it.
     """
-    from lora_hf.runs.run_dir import UNCHANGED, finished_result
+    from lora_hf.runs.start import run_config
 
-    def one(run: RunConfig) -> RunConfig:
-        return run.for_run(run.method, run.seed, run.output_dir)
-
-    run = one(
-        load_config(
-            _checked_config(config),
-            _checked_overrides(overrides),
-            is_done=lambda run: finished_result(one(run)) is not None,
-        )
-    )
-    if (result := finished_result(run)) is not None:
-        logger.info(UNCHANGED, run.output_dir)
-        return result
-    from lora_hf.runs.run import execute
-
-    return execute(run)
+    return run_config(_checked_config(config), _checked_overrides(overrides))[1]
 
 
 def compare(config: Config, overrides: Sequence[str] | None = ()) -> Comparison:

@@ -1,7 +1,6 @@
 """Commands that train, or plan a training, from a config."""
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +11,7 @@ from lora_hf.cli.options import Config, Json, Overrides, print_report, print_sco
 from lora_hf.run_files import COMPARISON, SWEEP, VARIANTS
 
 if TYPE_CHECKING:
-    from lora_hf.config import RunConfig
     from lora_hf.run_records import Comparison
-
-logger = logging.getLogger(__name__)
 
 
 def train(config: Config, overrides: Overrides = None) -> None:
@@ -25,31 +21,13 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
     """
-    from lora_hf.config.load import load_config
-    from lora_hf.runs.run_dir import UNCHANGED, finished_result
+    from lora_hf.runs.start import run_config
 
-    processes.start()
-
-    def is_done(run: "RunConfig") -> bool:
-        return finished_result(_one(run)) is not None
-
-    run = processes.in_all_processes(lambda: load_config(config, overrides or [], is_done=is_done))
-    record = processes.from_main(lambda: finished_result(_one(run)))  # all processes must decide alike
-    if record is not None:
-        logger.info(UNCHANGED, run.output_dir)
-    else:
-        from lora_hf.runs.run import execute  # after the config's mistakes: it takes seconds
-
-        record = execute(_one(run))
+    run, record = run_config(config, overrides or [])
     processes.stop()
     if processes.is_main():
         print_scores(record)
         print(f"results: {Path(run.output_dir) / 'results.json'}")
-
-
-def _one(config: "RunConfig") -> "RunConfig":
-    """Return the run of the config's own method, without the fields that describe several runs."""
-    return config.for_run(config.method, config.seed, config.output_dir)
 
 
 def compare(config: Config, overrides: Overrides = None) -> None:

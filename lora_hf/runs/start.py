@@ -1,0 +1,49 @@
+"""Start the run that a config describes, unless its results exist: `lora-hf train` and `lora_hf.train`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_hf.config import RunConfig
+from lora_hf.config.load import load_config
+from lora_hf.distributed import from_main, in_all_processes, start
+from lora_hf.run_records import RunResult
+from lora_hf.runs.run_dir import UNCHANGED, finished_result
+
+logger = logging.getLogger(__name__)
+
+
+def run_config(
+    source: str | Path | RunConfig | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> tuple[RunConfig, RunResult]:
+    """Load a config, make its run or resume it, and return both; a finished run is not repeated.
+
+    With several processes, as torchrun starts them, each of them calls it. In a single one, PyTorch is
+    imported only if there is something to do, and after mistakes in the config are reported.
+
+    Args:
+        source: as for `load_config`.
+        overrides: `key.sub=value`, as on the command line.
+
+    Raises:
+        UserError: a mistake in the config, the data or the model, or an `output_dir` with other inputs in it.
+    """
+
+    def one(config: RunConfig) -> RunConfig:
+        """Return the run of the config's own method, without the fields that describe several runs."""
+        return config.for_run(config.method, config.seed, config.output_dir)
+
+    def is_done(config: RunConfig) -> bool:
+        return finished_result(one(config)) is not None
+
+    start()
+    run = one(in_all_processes(lambda: load_config(source, overrides, is_done=is_done)))
+    result = from_main(lambda: finished_result(run))  # all processes must decide alike
+    if result is not None:
+        logger.info(UNCHANGED, run.output_dir)
+    else:
+        from lora_hf.runs.run import execute
+
+        result = execute(run)
+    return run, result
