@@ -16,6 +16,7 @@ from lora_hf.experiments.report import write_report
 from lora_hf.experiments.runner import (
     PlannedRun,
     all_finished,
+    check_sections,
     folders_of,
     plan_variant,
     run_all,
@@ -84,7 +85,12 @@ def _experiment(
 
 
 def plan_comparison(config: RunConfig) -> list[PlannedRun]:
-    """Plan the runs of each method, in `ORDER`; fields that only LoRA has are removed from the others."""
+    """Plan the runs of each method, in `ORDER`; fields that only LoRA has are removed from the others.
+
+    Raises:
+        UserError: the config lists variants or a sweep, which a comparison does not run.
+    """
+    check_sections(config, "compare")
     runs = []
     for method in ORDER:
         changes: dict[str, Any] = {"method": method}
@@ -100,8 +106,9 @@ def plan_methods(config: RunConfig) -> list[PlannedRun]:
     """Plan the runs of each variant, in the config's order.
 
     Raises:
-        UserError: the config has no variant `base` or `lora`.
+        UserError: the config has no variant `base` or `lora`, or a sweep, which this experiment does not run.
     """
+    check_sections(config, "methods", ["variants"])
     if missing := [name for name in REFERENCES if name not in config.variants]:
         raise UserError(
             f"variants={sorted(config.variants)} lacks {missing[0]!r}; add it: others are compared with it"

@@ -118,6 +118,30 @@ def run_each(config_file: str | Path, overrides: Sequence[str], runs: Sequence[P
         run_process(run_command(config_file, overrides, run))
 
 
+def check_sections(config: RunConfig, verb: str, used: Sequence[str] = ()) -> None:
+    """Check that a config lists no runs that an experiment would leave out.
+
+    Args:
+        config: the common config.
+        verb: the command of the experiment.
+        used: which of the sections `variants` and `sweep` it runs.
+
+    Raises:
+        UserError: the other section is not empty.
+    """
+    listed = {
+        "variants": (sorted(config.variants), "methods"),
+        "sweep": (sorted(config.sweep.space), "sweep"),
+    }
+    for section, (names, other) in listed.items():
+        if names and section not in used:
+            field = "sweep.space" if section == "sweep" else section
+            raise UserError(
+                f"{field}={names}: `lora-hf {verb}` does not run them; use `lora-hf {other}`, "
+                f"or remove {section}"
+            )
+
+
 def all_finished(runs: Sequence[PlannedRun]) -> bool:
     """Return whether every run is known to have finished with these inputs."""
     return all(finished_result(run.config) is not None for run in runs)

@@ -14,6 +14,7 @@ from lora_hf.experiments.runner import (
     PlannedRun,
     all_finished,
     check_root,
+    check_sections,
     folders_of,
     plan_variant,
     run_all,
@@ -49,11 +50,17 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
         return is_grid and all_finished(plan_grid(config)[0])
 
     config = load_config(config_file, overrides, True, is_finished_grid)
+    check_sections(config, "sweep", ["sweep"])
     if not config.sweep.space:
         raise UserError(
             f"{config_file}: has no sweep.space; list the values of a field, such as lora: {{r: [4, 8]}}"
         )
     if config.sweep.trials:
+        if config.seeds:
+            raise UserError(
+                f"seeds={list(config.seeds)}: a search (sweep.trials) trains each trial with one seed; "
+                "set seed instead, or remove sweep.trials to run every combination with each seed"
+            )
         runs, points = _run_search(config, config_file, overrides)
     else:
         runs, points = plan_grid(config)

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import yaml
 from support.inputs import SMALL_COMPARISON
 
 from lora_hf import cli
@@ -67,6 +68,42 @@ def test_a_comparison_is_reused_refused_and_overwritten_run_by_run(config_file, 
     assert [name for name in before if after[name] != before[name]] == ["lora"]
     assert second["arms"]["lora"]["trainable_parameters"] * 4 == weights["lora"][0]
     assert load_config(root / "lora" / CONFIG).lora.r == 4
+
+
+LISTED = {
+    "variants": "{variants: {base: {method: base}, lora: {lora: {r: 2}}}}",
+    "sweep.space": "{sweep: {space: {lora.r: [2, 4]}}}",
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "field"),
+    [("compare", "variants"), ("compare", "sweep.space"), ("methods", "sweep.space"), ("sweep", "variants")],
+)
+def test_runs_that_an_experiment_would_leave_out_are_refused(
+    verb, field, tmp_path, capsys, runs_in_this_process
+):
+    file = tmp_path / "c.yaml"
+    own = {"methods": LISTED["variants"], "sweep": LISTED["sweep.space"]}.get(verb, "{}")
+    listed = yaml.safe_load(LISTED[field]) | yaml.safe_load(own)
+    file.write_text(yaml.safe_dump(listed | {"output_dir": str(tmp_path / "runs")}))
+    assert cli.run([verb, "--config", str(file)], debug=False) == 2
+    error = capsys.readouterr().err
+    other = "methods" if field == "variants" else "sweep"
+    assert f"{field}=[" in error and f"use `lora-hf {other}`, or remove {field.split('.')[0]}" in error
+    assert not runs_in_this_process and not (tmp_path / "runs").exists()
+
+
+def test_a_search_refuses_several_seeds_which_its_trials_do_not_use(tmp_path, capsys, runs_in_this_process):
+    words = [
+        "sweep.space={lora.r: [2, 4]}",
+        "sweep.trials=2",
+        "seeds=[1, 2]",
+        f"output_dir={tmp_path / 'runs'}",
+    ]
+    assert cli.run(["sweep", "--config", "quickstart", *words], debug=False) == 2
+    assert "seeds=[1, 2]: a search (sweep.trials) trains each trial with one seed" in capsys.readouterr().err
+    assert not runs_in_this_process and not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_in_one_run_is_reported_once_and_deletes_nothing(config_file, runs_in_this_process, capsys):
