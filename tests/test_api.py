@@ -14,6 +14,7 @@ from support.models import randomize
 
 import lora_hf
 from lora_hf import UserError
+from lora_hf.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
 DIALOGUES = ["A: Hi\nB: Shall we go at noon? I am hungry.", "A: Bye", "A: Late again?\nB: The bus, sorry."]
@@ -218,6 +219,36 @@ def test_a_config_in_python_is_checked_as_a_file_is() -> None:
         lora_hf.train({"lora": {"r": "eight"}})
     with pytest.raises(UserError, match=r"^overrides: .*unknown key 'lora.rank'"):
         lora_hf.train(lora_hf.RunConfig(), ["lora.rank=3"])
+
+
+def _cycle() -> dict[str, Any]:
+    config: dict[str, Any] = {"lora": {}}
+    config["lora"]["again"] = config["lora"]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({1: 2}, "config: key 1 is not text; keys are names"),
+        ({("lora", "r"): 2}, "config: key ('lora', 'r') is not text"),
+        ({"lora": {None: 2}}, "config: key None of 'lora' is not text"),
+        ({"variants": {"a": {"lora": {b"r": 2}}}}, "config: key b'r' of 'variants.a.lora' is not text"),
+        (_cycle(), "config: lora.again contains itself"),
+        ({"seeds": [(deep := []), deep.append(deep)][:1]}, "config: seeds[0][0] contains itself"),
+    ],
+)
+@pytest.mark.parametrize("call", [lora_hf.train, lora_hf.compare, lora_hf.evaluate])
+def test_a_dict_that_is_not_a_config_is_one_error(call: Any, config: Any, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        call(config)
+
+
+def test_an_object_that_holds_equal_parts_twice_is_a_config() -> None:
+    shared = {"max_steps": 1}
+    config = {"arms": {"lora": {"training": shared}, "full": {"training": shared}}, "output_dir": Path("a/b")}
+    found = load_config(config)
+    assert found.arms["full"].training == shared and found.output_dir == "a/b"
 
 
 def test_scores_need_as_many_references_as_predictions() -> None:

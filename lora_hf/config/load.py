@@ -3,7 +3,6 @@
 All mistakes are reported in one error, one per line, with the file's line or `command line`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -19,6 +18,8 @@ from lora_hf.config.yaml_reader import Document, read_document, read_value, writ
 from lora_hf.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "configs"
+MAX_DEPTH = 50
+"""Nesting of a dict config beyond which it is refused; fields need at most six levels."""
 NOT_INPUTS = ("output_dir", "overwrite")  # they do not affect the results
 COMMAND_LINE = 10**9  # beyond every file's lines: mistakes of the command line come last
 
@@ -76,7 +77,30 @@ def resolved_yaml(config: RunConfig | Mapping[str, Any]) -> str:
     """Return a config as YAML, in full; `load_config` of it gives the same config."""
     if isinstance(config, RunConfig):
         return write_value(config.model_dump(mode="json"))
-    return write_value(json.loads(json.dumps(config, default=str)))  # paths and tuples too
+    return write_value(_plain(config, (), ()))
+
+
+def _plain(value: Any, path: KeyPath, holders: tuple[int, ...]) -> Any:
+    """Return a value of a dict config as YAML holds it: tuples become lists, paths and other objects text.
+
+    Raises:
+        UserError: a key is not text, or a container contains itself.
+    """
+    if isinstance(value, str | bool | int | float | NoneType):
+        return value
+    if not isinstance(value, Mapping | list | tuple):
+        return str(value)
+    if id(value) in holders or len(holders) > MAX_DEPTH:
+        reason = "contains itself" if id(value) in holders else "is nested too deeply to be a config"
+        raise UserError(f"config: {dotted(path[:3]) or 'the dict'} {reason}")
+    inner = (*holders, id(value))
+    if not isinstance(value, Mapping):
+        return [_plain(item, (*path, number), inner) for number, item in enumerate(value)]
+    for key in value:
+        if not isinstance(key, str):
+            place = f" of {dotted(path)!r}" if path else ""
+            raise UserError(f"config: key {key!r}{place} is not text; keys are names")
+    return {key: _plain(item, (*path, key), inner) for key, item in value.items()}
 
 
 def write_config(config: RunConfig, path: str | Path) -> None:
