@@ -58,9 +58,10 @@ RUN: dict[str, Check] = {
     "files": Check(runs.files, runs.AGAIN),
     "rouge": Check(runs.rouge, runs.AGAIN),
     "made_by": Check(runs.made_by, runs.AGAIN),
-    "config": Check(runs.config, runs.AGAIN),
+    "config": Check(runs.config, runs.REPLACE),
     "data": Check(runs.data, "restore the data that it was trained on"),
     "model": Check(runs.model, "restore the base model that it was trained on"),
+    "trained": Check(runs.trained, runs.AGAIN),
     "scoring": Check(runs.scoring, runs.AGAIN),
 }
 

@@ -14,13 +14,16 @@ from lora_hf.errors import UserError, few, first_line
 from lora_hf.evaluation.evaluate import rouge_record
 from lora_hf.files import file_sha256, read_object
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.run_files import CONFIG, INPUTS, RESULTS, ROUGE_NAMES
+from lora_hf.run_files import CONFIG, INPUTS, RESULTS, ROUGE_NAMES, TRAINED
 from lora_hf.run_records import Prediction, RunResult, Scores, read_predictions
 from lora_hf.runs.run import hashes, score
 from lora_hf.system import device_name, pick_device, versions
 from lora_hf.training.train import Run, load_trained
 
-AGAIN = "repeat the run: rerun its command with overwrite=true"
+AGAIN = f"repeat the run: delete {RESULTS} and {TRAINED} in its folder, and rerun its command"
+"""Remedy for damaged files: with equal inputs, `overwrite=true` leaves a finished run unchanged."""
+REPLACE = "repeat the run: rerun its command with overwrite=true"
+"""Remedy for inputs that differ from the recorded ones."""
 EXACT = 1e-9
 """Tolerance between results of the same arithmetic in the same order."""
 
@@ -89,27 +92,34 @@ def config(run: Path) -> Findings:
 def data(config: RunConfig, record: RunResult) -> Findings:
     """Check that the data is unchanged; return it tokenized."""
     found = load_data(config, load_tokenizer(config.model))
-    remedy = f"restore the data that it was trained on, or {AGAIN}"
+    remedy = f"restore the data that it was trained on, or {REPLACE}"
     yield _same(config.data.dataset_name, found.fingerprint, record.get("data_fingerprint"), remedy)
     return found
 
 
-def model(run: Path, config: RunConfig, record: RunResult) -> Findings:
-    """Check that the base is unchanged; return the trained model."""
+def model(config: RunConfig, record: RunResult) -> Findings:
+    """Check that the base model is unchanged; return it."""
     base = load_model(config.model, pick_device())
     name, remedy = (
         config.model.model_name_or_path,
-        f"set model.revision to the commit that was used, or {AGAIN}",
+        f"set model.revision to the commit that was used, or {REPLACE}",
     )
     yield _same(name, model_state(base).base_fingerprint, record.get("base_fingerprint"), remedy)
-    return base if config.method == "base" else load_trained(config, run, base)
+    return base
+
+
+def trained(run: Path, config: RunConfig, model: Any) -> Findings:
+    """Check that the trained weights can be loaded; return the trained model."""
+    found = model if config.method == "base" else load_trained(config, run, model)
+    yield ok("nothing was trained" if config.method == "base" else f"the weights of {run} can be loaded")
+    return found
 
 
 def scoring(
-    run: Path, config: RunConfig, data: RunData, model: Any, rouge: list[Prediction], record: RunResult
+    run: Path, config: RunConfig, data: RunData, trained: Any, rouge: list[Prediction], record: RunResult
 ) -> Findings:
     """Check that generating again gives the recorded summaries and ROUGE."""
-    _, rows = score(Run(config, run, load_tokenizer(config.model), data, model))
+    _, rows = score(Run(config, run, load_tokenizer(config.model), data, trained))
     before = {row["id"]: row["prediction"] for row in rouge}
     other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
     if other:

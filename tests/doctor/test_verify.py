@@ -71,7 +71,7 @@ def test_a_changed_weight_is_seen_by_its_hash_and_by_what_it_writes(run):
     held[-2000:] = b"\x42" * 2000  # finite numbers, of other sizes
     file.write_bytes(held)
     found = faults(run)
-    assert "adapter/adapter_model.safetensors" in found["files"] and {"files", "model"} <= found.keys()
+    assert "adapter/adapter_model.safetensors" in found["files"] and {"files", "trained"} <= found.keys()
 
 
 def test_a_changed_score_is_seen(run):
@@ -123,6 +123,34 @@ def test_missing_and_torn_files_are_faults(run, capsys):
     assert "not readable as JSON" in capsys.readouterr().out.replace("\n", " ")
 
 
+def change_weights(run):
+    file = run / "adapter/adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-2000] + b"\x42" * 2000)
+
+
+DAMAGES = {
+    "changed weights": change_weights,
+    "lost weights": lambda run: shutil.rmtree(run / "adapter"),
+    "a torn record": lambda run: (run / "results.json").write_text("{"),
+    "no predictions": lambda run: (run / "predictions.jsonl").unlink(),
+    "a changed config": lambda run: (run / "config.yaml").write_text("lora: {r: x}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_remedy_in_the_report_repairs_the_run(run, damage):
+    DAMAGES[damage](run)
+    found = [finding for finding in of_run(run) if finding.state == "fault"]
+    for finding in found:
+        assert "rerun its command" in finding.remedy, finding
+    words = ["overwrite=true"] if any("overwrite=true" in finding.remedy for finding in found) else []
+    for name in ("results.json", "training.json"):
+        if any(name in finding.remedy for finding in found):
+            (run / name).unlink(missing_ok=True)
+    assert cli.run([*training(run), *words], debug=False) == 0
+    assert not faults(run)
+
+
 def write_splits(folder, summary):
     folder.mkdir(exist_ok=True)
     for split in ("train", "validation", "test"):
@@ -137,6 +165,10 @@ def test_changed_data_is_seen(tmp_path):
     assert not faults(tmp_path / "run")
     write_splits(tmp_path / "mine", "{} is another.")
     assert "data" in faults(tmp_path / "run")
+    assert (
+        cli.run(["train", "--config", "configs/quickstart.yaml", *words, "overwrite=true"], debug=False) == 0
+    )
+    assert not faults(tmp_path / "run")
 
 
 def test_another_base_is_seen(run):
