@@ -49,9 +49,10 @@ def execute(config: RunConfig) -> RunResult:
         from_main(lambda: directory.prepare(fingerprints, sources))
         if (result := from_main(directory.results)) is not None:
             logger.info(UNCHANGED, directory.path)
+            rows = None
         else:
-            result = _make(this)
-        from_main(lambda: push_run(config))
+            result, rows = _make(this)
+        from_main(lambda: push_run(config, result, rows))
         return result
 
 
@@ -70,8 +71,8 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     return Run(config, directory.path, tokenizer, data, model)
 
 
-def _make(run: Run) -> RunResult:
-    """Train, score and record, leaving out what is done already."""
+def _make(run: Run) -> tuple[RunResult, list[Prediction]]:
+    """Train, score and record, leaving out what is done already; return the result and the predictions."""
     set_seed(run.config.seed)
     if run.config.method == "base":
         total = count_parameters(run.model)[1]
@@ -84,7 +85,7 @@ def _make(run: Run) -> RunResult:
         trained = _train(run)
     scores, rows = score(run)
     scores["peak_memory_mib"] = max(all_gather(round(peak_memory_mib(run.model.device), 1)))
-    return from_main(lambda: _write(run, trained, scores, rows))
+    return from_main(lambda: _write(run, trained, scores, rows)), rows
 
 
 def _train(run: Run) -> TrainingRecord:

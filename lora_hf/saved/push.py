@@ -49,25 +49,38 @@ class Push:
     """The license in the card."""
 
 
-def push(adapter: str, destination: Destination, options: CardOptions) -> str:
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts for the card that a run has recorded."""
+
+    config: RunConfig | None = None
+    record: RunResult | None = None
+    predictions: list[Prediction] | None = None
+    """Rows of its test split; None if they are only on disk."""
+
+
+def push(adapter: str, destination: Destination, options: CardOptions, run: RunFacts | None = None) -> str:
     """Push a saved adapter, and return the commit's address; where nothing changed, no commit is made.
 
     Args:
         adapter: its folder, or that of the run it is in.
         destination: the repository and branch.
         options: further facts for its card.
+        run: what its run recorded; None reads it from the run's folder, if the adapter is in one.
 
     Raises:
         UserError: no adapter, or it cannot be pushed there.
     """
-    prepared = prepare_push(adapter, destination, options)
+    prepared = prepare_push(adapter, destination, options, run)
     card = prepared.files[CARD]
     assert isinstance(card, bytes)
     check_card(card.decode(), prepared.license, destination)
     return send(prepared.files, destination, f"By lora_hf {__version__}")
 
 
-def prepare_push(adapter: str, destination: Destination, options: CardOptions) -> Push:
+def prepare_push(
+    adapter: str, destination: Destination, options: CardOptions, run: RunFacts | None = None
+) -> Push:
     """Collect the files of a push by their names on the Hub, and write the card.
 
     Raises:
@@ -83,7 +96,7 @@ def prepare_push(adapter: str, destination: Destination, options: CardOptions) -
     weights = saved.read_weights()  # checks the hash
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(f"{folder}: {broken[0]} has NaN or infinite values; see `lora-hf doctor {folder}`")
-    facts = collect_facts(saved, destination, options)
+    facts = collect_facts(saved, destination, options, run)
     name, revision = facts.base.on_hub, facts.base.revision
     peft = facts.adapter | {"base_model_name_or_path": name, "revision": revision}
     ours = {"base_model_name_or_path": facts.base.name, "base_model_revision": revision}
@@ -101,17 +114,23 @@ def prepare_push(adapter: str, destination: Destination, options: CardOptions) -
     return Push(files, facts.license)
 
 
-def collect_facts(saved: SavedAdapter, destination: Destination, options: CardOptions) -> CardFacts:
-    """Collect what is known of an adapter: from its own files, and from its run if it is in one."""
+def read_run(folder: Path) -> RunFacts:
+    """Read the facts of the run that an adapter's folder is in; of another folder none are known."""
+    run = folder.resolve().parent
+    if folder.resolve().name != ADAPTER or not (run / CONFIG).is_file():
+        return RunFacts()
+    return RunFacts(load_config(run / CONFIG), read_result(run))
+
+
+def collect_facts(
+    saved: SavedAdapter, destination: Destination, options: CardOptions, run: RunFacts | None = None
+) -> CardFacts:
+    """Collect the facts about an adapter from its own files and from its run, if it is in one."""
+    run = read_run(saved.folder) if run is None else run
     method, manifest = saved_method(saved), saved.manifest
     adapter = saved.peft_config if method == "lora" else {}
     base = public_base(saved.base_model, manifest, options.base_model)
-    folder = saved.folder.resolve()
-    run = folder.parent
-    is_run = folder.name == ADAPTER and (run / CONFIG).is_file()
-    config = load_config(run / CONFIG) if is_run else None
-    dataset = public_dataset(config.data.dataset_name) if config else None
-    record: RunResult = (read_result(run) or {}) if is_run else {}
+    dataset = public_dataset(run.config.data.dataset_name) if run.config else None
     return CardFacts(
         destination.repo_id,
         destination.branch,
@@ -119,18 +138,21 @@ def collect_facts(saved: SavedAdapter, destination: Destination, options: CardOp
         base,
         adapter,
         manifest,
-        config,
+        run.config,
         dataset,
-        record,
-        _samples(run, dataset, options) if record else [],
+        run.record or {},
+        _samples(run, saved.folder.resolve().parent, dataset, options) if run.record else [],
         options.license or public_license(base, dataset),
     )
 
 
-def _samples(run: Path, dataset: str | None, options: CardOptions) -> list[Prediction]:
+def _samples(run: RunFacts, folder: Path, dataset: str | None, options: CardOptions) -> list[Prediction]:
     """Return the first test dialogues; of data that are not public only as many as the user asks for."""
     count = options.samples if options.samples is not None else SAMPLES if dataset else 0
-    return read_predictions(run)[:count] if count and (run / PREDICTIONS).is_file() else []
+    rows = run.predictions
+    if count and rows is None:
+        rows = read_predictions(folder) if (folder / PREDICTIONS).is_file() else []
+    return (rows or [])[:count]
 
 
 def _config(facts: CardFacts) -> str:
@@ -156,8 +178,13 @@ def check_push(config: RunConfig) -> None:
     logger.info("the adapter will be pushed to %s by user %s", destination.name, user)
 
 
-def push_run(config: RunConfig) -> None:
+def push_run(config: RunConfig, result: RunResult, predictions: list[Prediction] | None) -> None:
     """Push a finished run if its `training.push_to_hub` is set.
+
+    Args:
+        config: the run's.
+        result: its results.
+        predictions: rows of its test split; None reads them from its folder, if the card shows any.
 
     Raises:
         UserError: the push failed; the run is complete.
@@ -165,7 +192,8 @@ def push_run(config: RunConfig) -> None:
     if not config.training.get("push_to_hub"):
         return
     try:
-        logger.info("pushed: %s", push(config.output_dir, _destination(config), CardOptions()))
+        run = RunFacts(config.model_copy(update={"overwrite": False}), result, predictions)
+        logger.info("pushed: %s", push(config.output_dir, _destination(config), CardOptions(), run))
     except UserError as error:
         remedy = f"the run is complete in {config.output_dir}: rerun the command to push it"
         raise UserError(f"training.push_to_hub=true: {error}; {remedy}") from error
