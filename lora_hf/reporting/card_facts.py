@@ -10,7 +10,7 @@ from lora_hf.config.model import EMBEDDED
 from lora_hf.run_records import Prediction, RunResult
 
 WEIGHTS = {"bottleneck": "Bottleneck layers", "prompt_tuning": "A tuned prompt"}
-Record = dict[str, Any]
+Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class CardFacts:
     branch: str | None
     method: str
     base: Base
-    adapter: Record = field(default_factory=dict)
+    adapter: Fields = field(default_factory=dict)
     """PEFT's config; empty for other methods than LoRA."""
-    manifest: Record = field(default_factory=dict)
+    manifest: Fields = field(default_factory=dict)
     """The content of `lora_hf.json`."""
     config: RunConfig | None = None
     """The run's; None if only the adapter is available."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_hf.data.prompts import prompt_template
-from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Record
+from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Fields
 from lora_hf.reporting.tables import ROUGE_LABELS, bytes_cell, markdown_table, sample_markdown, seconds_cell
 from lora_hf.run_records import Prediction, RunResult, best_of, interval_of
 
@@ -11,7 +11,7 @@ HUB_IMPORT = "from transformers import AutoModelForSeq2SeqLM\n"
 EMBEDDED_IMPORT = "\nfrom lora_hf import ModelConfig, load_model\n"
 
 
-def card_words(facts: CardFacts) -> Record:
+def card_words(facts: CardFacts) -> Fields:
     """Return the values by their names in the template."""
     base, manifest = facts.base, facts.manifest
     prompt, is_unknown = manifest.get("prompt"), base.name is None
@@ -41,7 +41,9 @@ def why_no_peft(facts: CardFacts) -> str:
         return "it does not replicate the layers of an encoder-decoder"
     if formats := facts.manifest.get("base_formats"):
         stored = ", ".join(formats)
-        return f"these weights make up for the errors of a base stored as {stored}, and made anew for them"
+        return (
+            f"these weights compensate for the errors of a base stored as {stored} and requantized for them"
+        )
     return ""
 
 
@@ -86,12 +88,12 @@ def _peft_base(base: Base) -> str:
     return f'AutoModelForSeq2SeqLM.from_pretrained("{base.name or "PATH/TO/BASE"}"{revision})'
 
 
-def _peft_note(manifest: Record) -> str:
-    store = manifest.get("base_store")
-    if not store:
+def _peft_note(manifest: Fields) -> str:
+    fields_of_training = manifest.get("base_store")
+    if not fields_of_training:
         return ""
-    fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in store.items())
-    return f", best on a base that is stored as it was in training ({fields})"
+    fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in fields_of_training.items())
+    return f", preferably on a base in the storage format of the training ({fields})"
 
 
 def _scores(record: RunResult) -> str:
@@ -111,5 +113,5 @@ def _sample(row: Prediction) -> str:
 
 def _license(facts: CardFacts) -> str:
     if facts.license is None:
-        return "None is stated by who trained it; those of the base model and of the data hold in any case."
-    return f"{facts.license}; those of the base model and of the data hold besides."
+        return "Not stated. The licenses of the base model and of the data apply in any case."
+    return f"{facts.license}. The licenses of the base model and of the data apply too."

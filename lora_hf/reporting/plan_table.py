@@ -19,7 +19,7 @@ def _weights(record: dict[str, Any]) -> list[Table | str]:
     share = record["trainable"] / total
     notes = [f"{record['trainable']:,} of {total:,} train ({share:.2%})."]
     notes.append(
-        f"On disk: the base {bytes_cell(record['disk']['base'])} as float32, what is trained "
+        f"On disk: the base {bytes_cell(record['disk']['base'])} as float32, the trained weights "
         f"{bytes_cell(record['disk']['saved'])}, a checkpoint {bytes_cell(record['disk']['a_checkpoint'])}."
     )
     title = f"{record['model']}, {record['method']}, {record['store']}"
@@ -46,9 +46,11 @@ def _memory(record: dict[str, Any]) -> list[Table | str]:
 def _time(record: dict[str, Any]) -> str:
     seconds, steps = record.get("step_seconds"), record["steps"]
     if seconds is None:
-        return f"{steps:,} steps; --measure times three." if steps else "--measure times three steps."
+        return f"{steps:,} steps; --measure times three of them." if steps else "--measure times three steps."
     if steps is None:
-        return f"{seconds:.2f} s a step; the number of steps is not known before the data is at hand."
+        return (
+            f"{seconds:.2f} s per step; the number of steps is unknown until the data are available locally."
+        )
     minutes = seconds * steps / 60
     return f"{steps:,} steps of {seconds:.2f} s: {minutes:,.0f} minutes, without evaluations."
 
@@ -59,8 +61,8 @@ def _sizes(record: dict[str, Any]) -> list[Table | str]:
         [f"flan-t5-{size}", *(_cell(of[store]) for store in stores)] for size, of in record["sizes"].items()
     ]
     header = ["the same run on a GPU", *stores]
-    note = "In parentheses the smallest card of 8, 16, 24, 40 and 80 GB that it fits, with 1 GiB to spare. "
-    note += "An upper bound: a GPU's own kernels hold less than the plain ones that are counted here."
+    note = "In parentheses: the smallest GPU of 8, 16, 24, 40 and 80 GB that it fits, with 1 GiB to spare. "
+    note += "An upper bound: fused kernels of a GPU hold less than the reference kernels counted here."
     return [_table([header, *lines]), note]
 
 

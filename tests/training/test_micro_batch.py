@@ -1,4 +1,4 @@
-"""Out of memory: the batch in halves, and the same steps; or an error that says what helps."""
+"""Out of memory: the batch is split and the steps stay the same, or an error names the remedy."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ from lora_hf.errors import UserError
 from lora_hf.training.micro_batch import LOG_KEY, is_out_of_memory
 from lora_hf.training.trainer import last_checkpoint
 
-HALVES = {"auto_find_batch_size": True}
+MICRO_BATCHING = {"auto_find_batch_size": True}
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
@@ -60,13 +60,13 @@ def test_micro_batches_take_the_same_steps_whenever_they_begin(
 
     begun = trainer_of(4, 4 * accumulation, LoraTrainer)
     begun.train()
-    halved = trainer_of(16, accumulation, Small, **HALVES)
+    split = trainer_of(16, accumulation, Small, **MICRO_BATCHING)
     with caplog.at_level(logging.WARNING, "lora_hf"):
-        halved.train()
-    assert torch.allclose(torch.tensor(losses(begun)), torch.tensor(losses(halved)), rtol=0, atol=1e-5)
-    torch.testing.assert_close(trained(begun), trained(halved), rtol=0, atol=1e-5)
-    assert [n for _, n in halved.taken[:6]] == [16, 8, 4, 4, 4, 4]  # and never more again
-    assert max(n for _, n in halved.taken[2:]) == 4 and halved.state.global_step == 4
+        split.train()
+    assert torch.allclose(torch.tensor(losses(begun)), torch.tensor(losses(split)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(trained(begun), trained(split), rtol=0, atol=1e-5)
+    assert [n for _, n in split.taken[:6]] == [16, 8, 4, 4, 4, 4]  # and never a larger batch afterwards
+    assert max(n for _, n in split.taken[2:]) == 4 and split.state.global_step == 4
     said = "with 8 dialogues at a time; continuing with 4, as training.per_device_train_batch_size=4"
     assert said in caplog.text and f"gradient_accumulation_steps={4 * accumulation}:" in caplog.text
 
@@ -82,7 +82,7 @@ def test_running_out_of_memory_in_the_second_batch_of_a_step_repeats_the_step(tm
 
     sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 4}
     runs = []
-    for kind, fields in ((LoraTrainer, {}), (Late, HALVES)):
+    for kind, fields in ((LoraTrainer, {}), (Late, MICRO_BATCHING)):
         trainer = make_trainer(adapted(), arguments(tmp_path, **sizes, **fields), kind)
         trainer.train()
         runs.append((torch.tensor(losses(trainer)), trained(trainer)))
@@ -92,7 +92,7 @@ def test_running_out_of_memory_in_the_second_batch_of_a_step_repeats_the_step(tm
 
 def test_a_run_with_micro_batches_resumes_bit_for_bit(tmp_path: Path) -> None:
     def trainer_of(folder: str, kind: type, *callbacks: Any) -> Any:
-        fields = {"save_strategy": "steps", "save_steps": 9, **HALVES}
+        fields = {"save_strategy": "steps", "save_steps": 9, **MICRO_BATCHING}
         args = arguments(tmp_path / folder, max_steps=12, per_device_train_batch_size=6, **fields)
         return make_trainer(dropping(), args, kind, callbacks=list(callbacks))
 
@@ -102,7 +102,7 @@ def test_a_run_with_micro_batches_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = trainer_of("whole", FromThree)
     whole.train()
     trainer_of("broken", FromThree, StopAt(9)).train()
-    resumed = trainer_of("broken", LoraTrainer)  # has room for all again, and stays with the halves
+    resumed = trainer_of("broken", LoraTrainer)  # memory suffices again; the batches stay split
     resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "broken")))
     assert losses(resumed) == losses(whole) and torch.equal(trained(resumed), trained(whole))
     assert [entry[LOG_KEY] for entry in resumed.state.log_history if LOG_KEY in entry] == [3]
@@ -126,7 +126,7 @@ def test_without_auto_find_batch_size_the_error_names_the_remedy(tmp_path: Path)
 
 
 def test_one_dialogue_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
-    trainer = make_trainer(adapted(), arguments(tmp_path, **HALVES), Small)
+    trainer = make_trainer(adapted(), arguments(tmp_path, **MICRO_BATCHING), Small)
     trainer.room = 0
     with pytest.raises(
         UserError, match="step 1: out of memory with one dialogue at a time; training.gradient"
@@ -135,7 +135,7 @@ def test_one_dialogue_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     assert [n for _, n in trainer.taken] == [4, 2, 1]
 
 
-@pytest.mark.parametrize("fields", [{}, HALVES])
+@pytest.mark.parametrize("fields", [{}, MICRO_BATCHING])
 def test_an_evaluation_that_runs_out_of_memory_is_an_error_with_a_remedy(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -148,7 +148,7 @@ def test_an_evaluation_that_runs_out_of_memory_is_an_error_with_a_remedy(
         make_trainer(adapted(), args, Trainer, eval_dataset=Rows(4)).train()
 
 
-@pytest.mark.parametrize("fields", [{}, HALVES])
+@pytest.mark.parametrize("fields", [{}, MICRO_BATCHING])
 def test_other_errors_are_not_caught(fields: dict[str, Any], tmp_path: Path) -> None:
     class Trainer(LoraTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +159,7 @@ def test_other_errors_are_not_caught(fields: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = arguments(tmp_path, **HALVES)
+    args = arguments(tmp_path, **MICRO_BATCHING)
     trainer = make_trainer(adapted(), args)
     monkeypatch.setattr(type(args), "world_size", 2)
     with pytest.raises(UserError, match="auto_find_batch_size=true works in a single process"):
