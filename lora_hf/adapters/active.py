@@ -9,7 +9,13 @@ from torch import nn
 
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.mixed_batch import MixedBatch
-from lora_hf.adapters.model_state import adapter_configs, lora_layers, refuse_merged, saved_modules
+from lora_hf.adapters.model_state import (
+    adapter_configs,
+    lora_layers,
+    modules_of,
+    refuse_merged,
+    saved_modules,
+)
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.errors import UserError
 
@@ -54,6 +60,39 @@ def _weights(model: nn.Module, names: Names) -> dict[str, float]:
         if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise UserError(f"the weight of adapter {name!r} is {weight!r}; give a finite number")
     return weights
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a training that would change nothing that the model computes.
+
+    Raises:
+        UserError: every weight is frozen, or those that train belong to adapters that are merged, disabled or
+            not active.
+    """
+    layers, names = lora_layers(model).values(), sorted(adapter_configs(model))
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    own = {name: {id(p) for m in modules_of(model, name).values() for p in m.parameters()} for name in names}
+    used = {name for layer in layers for name in layer.active}
+    used |= {module.active for module in saved_modules(model).values() if module.active}
+    of_adapters = set().union(*own.values()) & trained
+    without_effect = set().union(*(own[name] for name in names if name not in used)) & trained
+    is_idle = bool(of_adapters) or (bool(names) and not trained)
+    if is_idle and (merged := next((list(layer.merged) for layer in layers if layer.merged), None)):
+        raise UserError(f"adapters {merged} are merged and cannot train; call unmerge_adapters(model) first")
+    if is_idle and any(not layer.enabled for layer in layers):
+        raise UserError(f"adapters {names} are disabled and cannot train; leave disable_adapters first")
+    if trained - without_effect:
+        return
+    if names:
+        state = "not active" if trained else "frozen"
+        raise UserError(
+            f"nothing would train: adapters {names} are {state}; call set_adapter(model, {names[0]!r}), "
+            "or load with load_adapter(..., trainable=True)"
+        )
+    raise UserError(
+        "nothing would train: all parameters of the model are frozen; add an adapter with inject_adapters, "
+        "or set requires_grad"
+    )
 
 
 @contextmanager

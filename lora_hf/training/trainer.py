@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_hf.adapters.active import check_trainable
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for, greedy
@@ -28,7 +29,12 @@ from lora_hf.training.micro_batch import (
     MicroBatching,
     out_of_memory_reported,
 )
-from lora_hf.training.nan_guard import NanGuard, check_base_dtype, check_steps, check_weights
+from lora_hf.training.nan_guard import (
+    NanGuard,
+    check_base_dtype,
+    check_steps,
+    check_weights,
+)
 from lora_hf.training.registry import added_weights
 from lora_hf.training.resumable import ResumableTrainer
 
@@ -160,6 +166,7 @@ class LoraTrainer(ResumableTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.nan_guard, self.micro_batching = NanGuard(self), MicroBatching(self)
         check_base_dtype(self.model)
+        check_trainable(self.model)
         try:
             with (
                 out_of_memory_reported(lambda: f"step {self.state.global_step + 1}", MICRO_BATCH),

@@ -1,13 +1,14 @@
 """LoraTrainer: the same losses as PEFT with Seq2SeqTrainer, right at any accumulation."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from support.models import MODELS
+from support.models import MODELS, make_t5
 from support.tiny_trainer import (
     OursInOrder,
     PeftInOrder,
@@ -24,7 +25,17 @@ from transformers import (
 )
 from transformers.trainer_callback import TrainerCallback
 
-from lora_hf import save_adapter
+from lora_hf import (
+    LoraConfig,
+    UserError,
+    delete_adapter,
+    disable_adapters,
+    inject_adapters,
+    load_adapter,
+    merge_adapters,
+    save_adapter,
+    set_adapter,
+)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -134,3 +145,81 @@ def test_no_optimizer_state_is_kept_for_frozen_weights(tmp_path: Path) -> None:
     held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     assert len(held) == 24 and all(p.requires_grad for p in held)
     assert os.listdir(tmp_path) == []
+
+
+def _loaded(folder: Path) -> nn.Module:
+    save_adapter(adapted(), folder / "saved")
+    return load_adapter(make_t5(), folder / "saved")
+
+
+def _deleted(folder: Path) -> nn.Module:
+    model = inject_adapters(adapted(), LoraConfig(r=2, target_modules=("k",)), "second")
+    delete_adapter(model, "second")
+    return model
+
+
+def _not_active(folder: Path) -> nn.Module:
+    model = adapted()
+    set_adapter(model, [])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+def _merged(folder: Path) -> nn.Module:
+    model = adapted()
+    merge_adapters(model)
+    return model
+
+
+def _merged_beside_a_copy(folder: Path) -> nn.Module:
+    config = LoraConfig(r=2, target_modules=("q",), modules_to_save=("lm_head",))
+    model = inject_adapters(make_t5(), config)
+    merge_adapters(model)
+    return model
+
+
+IDLE = {
+    "frozen base": (lambda folder: make_t5().requires_grad_(False), "all parameters of the model are frozen"),
+    "loaded": (_loaded, "adapters ['default'] are frozen; call set_adapter(model, 'default')"),
+    "active one deleted": (_deleted, "adapters ['default'] are frozen; call set_adapter(model, 'default')"),
+    "not active": (_not_active, "adapters ['default'] are not active"),
+    "merged": (_merged, "adapters ['default'] are merged and cannot train; call unmerge_adapters"),
+    "merged, a copy trains": (_merged_beside_a_copy, "adapters ['default'] are merged and cannot train"),
+}
+
+
+@pytest.mark.parametrize("kind", IDLE)
+def test_a_training_that_would_change_nothing_is_one_error_before_its_first_step(
+    kind: str, tmp_path: Path
+) -> None:
+    make, says = IDLE[kind]
+    model, steps = make(tmp_path), []
+    before = {name: p.clone() for name, p in model.named_parameters()}
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            steps.append(1)
+
+    trainer = make_trainer(model, arguments(tmp_path / "out", save_strategy="epoch"), callbacks=[Count()])
+    with pytest.raises(UserError, match=re.escape(says)):
+        trainer.train()
+    assert not steps and not list(tmp_path.glob("out/*"))
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_disabled_adapters_are_not_trained(tmp_path: Path) -> None:
+    model = adapted()
+    trainer = make_trainer(model, arguments(tmp_path))
+    with disable_adapters(model), pytest.raises(UserError, match="are disabled and cannot train; leave"):
+        trainer.train()
+    trainer.train()
+    assert len(losses(trainer)) == 10
+
+
+def test_of_two_adapters_the_active_one_trains_alone(tmp_path: Path) -> None:
+    model = inject_adapters(adapted(), LoraConfig(r=2, target_modules=("k",)), "second")
+    set_adapter(model, "default")
+    make_trainer(model, arguments(tmp_path, max_steps=2)).train()
+    moved = {n for n, p in model.named_parameters() if "lora_B" in n and p.abs().max() > 0}
+    assert moved and all(".default." in name for name in moved)
