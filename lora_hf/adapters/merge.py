@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend, backend_for, is_supported
+from lora_hf.adapters.backends.bitsandbytes import keep_savable
 from lora_hf.adapters.inject import Model, base_weights_of
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.layer_replication import unshare_layers
@@ -115,6 +116,7 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
         unshare_layers(model)
     if onto in TO_DENSE:
         _forget_quantization(model)
+    keep_savable(model)
     return model
 
 

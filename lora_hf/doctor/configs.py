@@ -19,7 +19,7 @@ from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
-from lora_hf.models.load import locate
+from lora_hf.models.load import check_base, check_trainable, locate
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of
 from lora_hf.planning.plan import Rows, plan_step
@@ -64,6 +64,15 @@ def storage(fields: RunConfig) -> Findings:
         STORAGE_FORMATS[name].check_package()
     yield ok(f"{fields.model.model_name_or_path}, stored {' or '.join(formats)}")
     return fields.model
+
+
+def trainable(fields: RunConfig, checkpoint: Path) -> Findings:
+    """Check that full fine-tuning gets weights that can be trained."""
+    for name, run in runs_of(fields).items():
+        if run.method == "full":
+            with named(name):
+                check_trainable(run.model, check_base(run.model, str(checkpoint), {}))
+    yield from ()
 
 
 def dtype(fields: RunConfig) -> Findings:

@@ -119,11 +119,8 @@ def load_model(config: ModelConfig, device: torch.device | None = None, train_al
     name = locate(config.model_name_or_path, config.name_field)
     source = source_of(config, name)
     stored_bits = check_base(config, name, source)
-    if train_all and stored_bits:
-        raise UserError(
-            f"{config.as_written}: its weights are stored in {stored_bits} bits and cannot all be trained; "
-            "use method lora, or give the checkpoint before quantization"
-        )
+    if train_all:
+        check_trainable(config, stored_bits)
     with _as_user_error(config), _quiet():
         model = STORAGE_FORMATS[config.storage].load(name, config, device, {"dtype": dtype, **source})
     keep_differentiable(model)
@@ -164,6 +161,23 @@ def check_base(config: ModelConfig, name: str, source: dict[str, Any]) -> int | 
             "leave out model.load_in_4bit, model.load_in_8bit and model.quant_method"
         )
     return stored_bits
+
+
+def check_trainable(config: ModelConfig, stored_bits: int | None) -> None:
+    """Refuse full fine-tuning of a checkpoint whose weights are stored quantized.
+
+    Args:
+        config: the model.
+        stored_bits: the result of `check_base`.
+
+    Raises:
+        UserError: they are.
+    """
+    if stored_bits:
+        raise UserError(
+            f"{config.as_written}: its weights are stored in {stored_bits} bits and cannot all be trained; "
+            "use method lora, or give the checkpoint before quantization"
+        )
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

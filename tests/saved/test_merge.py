@@ -2,18 +2,19 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.models import randomize
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
-from lora_hf.models.load import load_model
+from lora_hf.models.load import ASSETS, load_model
 from lora_hf.saved.find_adapter import find_adapter, load_with_base
 from lora_hf.saved.merge import merge
 from lora_hf.system import pick_device
@@ -26,9 +27,9 @@ STORES = {
 }
 
 
-def trained_on(store: str, folder: Path, **fields: Any) -> Path:
-    """An adapter as a run on the embedded model in this store leaves it."""
-    config = ModelConfig(model_name_or_path="embedded", **({"load_in_4bit": True} | STORES[store]))
+def trained_on(base: str | ModelConfig, folder: Path, **fields: Any) -> Path:
+    """Save an adapter as a run does, on the embedded model in a storage format, or on another base."""
+    config = base if isinstance(base, ModelConfig) else ModelConfig(**({"load_in_4bit": True} | STORES[base]))
     model = inject_adapters(
         load_model(config, pick_device()), LoraConfig(**({"r": 4, "lora_alpha": 10} | fields))
     )
@@ -91,6 +92,32 @@ def test_the_folder_is_plain_transformers_and_as_far_from_the_trained_model_as_t
     assert not any("lora" in name for name, _ in plain.named_parameters())
     modes = {oct(file.stat().st_mode) for file in (tmp_path / "merged").iterdir()}
     assert len(modes) == 1  # safetensors writes a file that only its owner may read
+
+
+@pytest.mark.parametrize("onto", ["dequantized", "requantized"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_of_a_base_that_is_stored_quantized_is_merged(
+    bits: int, onto: str, tmp_path: Path
+) -> None:
+    """Transformers fails to save such a model, and its weights before quantization are not in its files."""
+    quantization = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    quantized = AutoModelForSeq2SeqLM.from_pretrained(
+        ASSETS, quantization_config=quantization, device_map={"": "cpu"}
+    )
+    quantized.save_pretrained(tmp_path / "base")
+    for file in ASSETS.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "base")
+    fields = {f"load_in_{bits}bit": True} if onto == "dequantized" else {}  # not needed, and allowed
+    config = ModelConfig(model_name_or_path=str(tmp_path / "base"), **fields)
+    adapter = trained_on(config, tmp_path / "adapter")
+    with pytest.raises(UserError, match="--onto is missing: .* --onto dequantized or requantized .*"):
+        merge(str(adapter), tmp_path / "merged", None, None)
+    errors = merge(str(adapter), tmp_path / "merged", None, onto)
+    assert list(errors) == ["dequantized", "requantized"]
+    trained = logits(load_with_base(find_adapter(str(adapter)))[0])
+    merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "merged")), pick_device())
+    error = ((logits(merged) - trained).norm() / trained.norm()).item()
+    assert error == pytest.approx(errors[onto], rel=2) or max(error, errors[onto]) < 1e-5
 
 
 def test_a_manifest_that_says_no_store_is_named(tmp_path: Path) -> None:

@@ -34,6 +34,25 @@ def keep_differentiable(model: nn.Module) -> None:
             )
 
 
+def keep_savable(model: nn.Module) -> None:
+    """Let `save_pretrained` write a model whose weights were stored quantized.
+
+    Transformers 5.23 packs the tensors of such a checkpoint into one Parameter while it loads them, and fails
+    when it tries to reverse this. It has nothing to reverse: the layers write their own tensors.
+    """
+    conversions: Any = getattr(model, "_weight_conversions", None)
+    if conversions:
+        model._weight_conversions = [x for x in conversions if _is_reversible(x)]  # type: ignore[assignment]
+
+
+def _is_reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
+
+
 class Linear4bit(Backend):
     """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) represents W (out, in)."""
 
