@@ -30,7 +30,6 @@ CONFIG: dict[str, Check] = {
     "dtype": Check(configs.dtype, "model.dtype: auto"),
     "training": Check(configs.training, CORRECT_CONFIG),
     "checkpoint": Check(base.checkpoint, "correct model.model_name_or_path, or download the model again"),
-    "trainable": Check(configs.trainable, CORRECT_CONFIG),
     "tokenizer": Check(base.tokenizer, "add the tokenizer's files to the model's folder"),
     "head": Check(base.head, "download the model again"),
     "targets": Check(configs.targets, "set lora.target_modules to layers of the model, or lower lora.r"),

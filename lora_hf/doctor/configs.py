@@ -19,7 +19,8 @@ from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
-from lora_hf.models.load import check_base, check_trainable, locate
+from lora_hf.models.checkpoint import stored_bits
+from lora_hf.models.load import check_trainable, locate
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of
 from lora_hf.planning.plan import Rows, plan_step
@@ -66,15 +67,6 @@ def storage(fields: RunConfig) -> Findings:
     return fields.model
 
 
-def trainable(fields: RunConfig, checkpoint: Path) -> Findings:
-    """Check that full fine-tuning gets weights that can be trained."""
-    for name, run in runs_of(fields).items():
-        if run.method == "full":
-            with named(name):
-                check_trainable(run.model, check_base(run.model, str(checkpoint), {}))
-    yield from ()
-
-
 def dtype(fields: RunConfig) -> Findings:
     """Check that no run trains in float16."""
     reported = set()
@@ -99,10 +91,12 @@ def training(fields: RunConfig, dtype: None) -> Findings:
 
 
 def targets(fields: RunConfig) -> Findings:
-    """Check that the method fits the model: its targets exist, and the ranks suit the initialization."""
+    """Check that the method fits the model: weights that can train, targets, ranks, initialization."""
     shares = []
     for name, run in runs_of(fields).items():
         with named(name), architecture(run.model) as settings:
+            if run.method == "full":
+                check_trainable(run.model, stored_bits(settings.to_dict(), run.model.as_written))
             shares.append(f"{name}{share_trained(run, settings)}")
     yield ok("; ".join(shares) or "no run trains")
 

@@ -81,7 +81,7 @@ def check_checkpoint(name: str, source: dict[str, Any], model: str) -> int | Non
         refuse_pointers(Path(name))
         names = _tensor_names(name, None)
     settings, _ = PretrainedConfig.get_config_dict(name, **source)
-    bits = _stored_bits(settings, model)
+    bits = stored_bits(settings, model)
     if bits and names and not any(part in key for key in names for part in QUANTIZED):
         raise UserError(
             f"{model}: quantization_config in its config.json says that the weights have {bits} bits, but "
@@ -132,12 +132,12 @@ def load_checkpoint(name: str, model: str, **options: Any) -> Any:
     return loaded
 
 
-def _tensor_names(name: str, commit: str | None) -> set[str]:
-    return {key for file in weight_files(name, commit) for key in read_shapes(file)}
+def stored_bits(settings: dict[str, Any], model: str) -> int | None:
+    """Return the bits in which weights are stored according to config.json; None if they are dense.
 
-
-def _stored_bits(settings: dict[str, Any], model: str) -> int | None:
-    """Return the bits in which weights are stored according to config.json; None if they are dense."""
+    Raises:
+        UserError: they are quantized by another library than bitsandbytes.
+    """
     stored = settings.get("quantization_config")
     if stored is None:
         return None
@@ -151,6 +151,10 @@ def _stored_bits(settings: dict[str, Any], model: str) -> int | None:
             "(model.load_in_4bit or model.load_in_8bit quantizes it while it is loaded)"
         )
     return bits
+
+
+def _tensor_names(name: str, commit: str | None) -> set[str]:
+    return {key for file in weight_files(name, commit) for key in read_shapes(file)}
 
 
 def _check_head(empty: Any, names: set[str], model: str) -> None:

@@ -20,7 +20,7 @@ from lora_hf.adapters.checkpoint_io import read_tensors
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.data.readers import read_rows
 from lora_hf.doctor.base import checkpoint
-from lora_hf.doctor.configs import trainable
+from lora_hf.doctor.configs import targets
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -219,7 +219,7 @@ def test_weights_that_are_stored_quantized_load_as_they_are_and_in_no_other_form
     with pytest.raises(
         UserError, match=f"are stored in {bits} bits and cannot all be trained; use method lora"
     ):
-        list(trainable(RunConfig(method="full", model=config), folder))
+        list(targets(RunConfig(method="full", model=config)))
     without("wo.weight")(folder)
     with pytest.raises(UserError, match="missing: .*wo.weight"):
         load_model(config, CPU)
