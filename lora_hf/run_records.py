@@ -80,6 +80,8 @@ class RunResult(Scores, TrainingRecord, total=False):
     bytes_on_disk: int
     max_new_tokens: int
     truncation: list[str]
+    data_warnings: list[str]
+    """Unknown tokens, and dialogues in several splits, in such numbers that the scores mislead."""
     base_model: str
     base_fingerprint: str | None
     data_fingerprint: str

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.models import randomize
+from support.tokenizers import letters
 
 import lora_hf
 from lora_hf import UserError
@@ -72,6 +73,15 @@ def test_a_loaded_adapter_generates_in_the_order_of_the_texts(adapters: dict[str
     assert all(long.startswith(short) for long, short in zip(longer, texts, strict=True)) and longer != texts
     assert model.generate(DIALOGUES, num_beams=2, length_penalty=2.0) != []
     assert model.generate(DIALOGUES, prompt="plain") != texts
+
+
+def test_characters_of_an_input_that_the_tokenizer_does_not_know_are_said(
+    embedded: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "tokenizer", letters())
+    embedded.generate(["A: is 3 < 4?", "A: Hi."], max_new_tokens=2)
+    (line,) = [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
+    assert line.startswith("input: ") and line.endswith("such as '<'")
 
 
 def test_several_adapters_share_one_base(adapters: dict[str, Path]) -> None:

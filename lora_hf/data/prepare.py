@@ -4,12 +4,16 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from lora_hf.config import RunConfig
+from lora_hf.config import DataConfig, RunConfig
+from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
+from lora_hf.data.overlap import SharedDialogues
 from lora_hf.data.splits import load_split
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
+from lora_hf.data.unknown_tokens import Unknown, UnknownTokens
 
+ADDED_END = "the tokenizer adds no end token; %s is added to each summary, so that the model learns to stop"
 logger = logging.getLogger(__name__)
 
 
@@ -23,10 +27,12 @@ class RunData:
     test_sources: list[list[int]]
     max_new_tokens: int
     fingerprint: str
+    warnings: list[str]
+    """What is wrong with the data, without the remedies."""
 
 
 def load_data(config: RunConfig, tokenizer: Any) -> RunData:
-    """Load, check and tokenize all splits, and log what is truncated.
+    """Load, check and tokenize all splits, and log what is truncated, unknown or in several splits.
 
     Every run reads all splits, even of the base model: the length of summaries is chosen from the training
     and validation references, and must be the same in all runs.
@@ -34,7 +40,8 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     Raises:
         UserError: as `load_split`.
     """
-    train_rows, train = load_train(config.data, tokenizer)
+    train = load_train(config.data, tokenizer)
+    train_rows = train.rows
     if isinstance(train_rows, StreamedDialogues):
         check_steps(train_rows.source, config.data, config.training.get("max_steps", -1))
     validation, test = load_split(config.data, "validation"), load_split(config.data, "test")
@@ -44,9 +51,44 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     cut_in_test = Truncation("test", len(test), sources.cut, sources.long, limit)
     for line in (train_rows.truncation, validation_rows.truncation, cut_in_test):
         logger.info("%s", line)
+    warnings = _log_unknown(
+        train_rows.unknown, validation_rows.unknown, UnknownTokens("test", sources.unknown)
+    )
+    if sources.in_prompt.unknown:
+        warnings.append(prompt_problem(config.data, sources.in_prompt))
+        logger.warning("%s", warnings[-1])
+    if train_rows.added_end is not None:
+        logger.info(ADDED_END, train_rows.added_end)
+    warnings += _log_shared(train.shared_with({"validation": validation, "test": test}))
     lengths = train_rows.target_lengths + validation_rows.target_lengths
     chosen = generation_length(lengths, config.data.max_target_length)
     max_new_tokens = config.generation.max_new_tokens or chosen
     logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
-    fingerprint = data_fingerprint(train, validation, test)
-    return RunData(train_rows, validation_rows, test, sources.ids, max_new_tokens, fingerprint)
+    fingerprint = data_fingerprint(train.examples, validation, test)
+    return RunData(train_rows, validation_rows, test, sources.ids, max_new_tokens, fingerprint, warnings)
+
+
+def prompt_problem(config: DataConfig, in_prompt: Unknown) -> str:
+    """Return the message on a prompt that the tokenizer does not know as a whole."""
+    shown = ", ".join(map(repr, in_prompt.examples))
+    return f"data.prompt={config.prompt!r}: the tokenizer does not know {shown}; write it in other characters"
+
+
+def _log_unknown(*splits: UnknownTokens) -> list[str]:
+    for split in splits:
+        if split.is_fault:
+            logger.warning("%s. Remedy: %s", split, unknown_tokens.REMEDY)
+        elif split:
+            logger.info("%s", split)
+    return [str(split) for split in splits if split.is_fault]
+
+
+def _log_shared(found: list[SharedDialogues]) -> list[str]:
+    for shared in found:
+        if shared.is_fault:
+            logger.warning("%s. Remedy: %s", shared, overlap.REMEDY)
+        else:
+            logger.info("%s", shared)
+    if not found:
+        logger.info("no dialogue is in more than one split")
+    return [str(shared) for shared in found if shared.is_fault]

@@ -1,15 +1,17 @@
 """A training split that is read during training, one window of rows at a time."""
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
 from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example, Row
+from lora_hf.data.overlap import SharedDialogues, dialogue_key, dialogue_keys, shared_dialogues
 from lora_hf.data.sampler import EpochSampler
 from lora_hf.data.splits import is_on_hub, iterate_split, load_split
 from lora_hf.data.tokenize import TokenizedDialogues
@@ -32,6 +34,8 @@ class Source:
     """Number of rows; None for data on the Hub, where it may be unknown."""
     fingerprint: str
     """Hash of the texts in order; for data on the Hub, the commit."""
+    keys: "array[int] | None"
+    """`dialogue_keys` of all rows; None for data on the Hub, which is not read beforehand."""
 
 
 def train_source(config: DataConfig) -> Source:
@@ -47,11 +51,12 @@ def train_source(config: DataConfig) -> Source:
     if is_on_hub(config):
         next(rows(), None)
         known = public_info(config.dataset_name, "dataset", config.dataset_revision)
-        return Source(rows, None, str(getattr(known, "sha", None) or config.dataset_revision))
-    n, digest = 0, sha256()
-    for n, row in enumerate(rows(), start=1):  # noqa: B007
+        return Source(rows, None, str(getattr(known, "sha", None) or config.dataset_revision), None)
+    keys, digest = array("q"), sha256()
+    for row in rows():
         digest.update(repr((row[config.dialogue_column], row[config.summary_column])).encode())
-    return Source(rows, n, digest.hexdigest()[:16])
+        keys.append(dialogue_key(row[config.dialogue_column]))
+    return Source(rows, len(keys), digest.hexdigest()[:16], keys)
 
 
 class StreamedDialogues(IterableDataset):
@@ -71,10 +76,17 @@ class StreamedDialogues(IterableDataset):
         self.source, self.tokenizer, self.config = source, tokenizer, config
         self.sampler: Callable[[int, list[int] | None], EpochSampler] | None = None
         self.is_grouped, self.batch_size, self.epoch = False, 1, 0
-        beginning = self._tokens(list(islice(source.rows(), WINDOW)))
+        first = list(islice(source.rows(), WINDOW))
+        beginning = self._tokens(first)
         self.rows, self.target_lengths = beginning.rows, beginning.target_lengths
         """Rows and target lengths of the first window, in the source's order."""
-        self.truncation = beginning.truncation
+        self.truncation, self.unknown = beginning.truncation, beginning.unknown
+        self.unknown_in_prompt, self.added_end = beginning.unknown_in_prompt, beginning.added_end
+        self.keys, self.keys_of = source.keys, "train"
+        """`dialogue_keys` of the rows that were read so far, and what messages call these rows."""
+        if self.keys is None:
+            self.keys = dialogue_keys(row[config.dialogue_column] for row in first)
+            self.keys_of = f"the first {len(first):,} rows of train"
 
     def share(
         self, sampler: Callable[[int, list[int] | None], EpochSampler], batch_size: int, is_grouped: bool
@@ -123,20 +135,36 @@ class StreamedDialogues(IterableDataset):
         return TokenizedDialogues(examples, self.tokenizer, self.config, f"train, first {len(rows):,} rows")
 
 
-def load_train(
-    config: DataConfig, tokenizer: Any
-) -> tuple[TokenizedDialogues | StreamedDialogues, list[Example]]:
-    """Return the training split as token ids and as text; a streamed split has its hash in place of the text.
+class TrainingSplit(NamedTuple):
+    """The training split."""
+
+    rows: TokenizedDialogues | StreamedDialogues
+    """Its token ids."""
+    examples: list[Example]
+    """Its texts; for a streamed split, one example that holds the hash of its texts."""
+
+    def shared_with(self, held_out: dict[str, Sequence[Example]]) -> list[SharedDialogues]:
+        """Return the dialogues that stand in several splits, of which `held_out` are the others by name."""
+        if isinstance(self.rows, StreamedDialogues):
+            assert self.rows.keys is not None
+            return shared_dialogues(self.rows.keys, self.rows.keys_of, held_out)
+        keys = (dialogue_key(example.dialogue) for example in self.examples)
+        return shared_dialogues(keys, "train", held_out)
+
+
+def load_train(config: DataConfig, tokenizer: Any) -> TrainingSplit:
+    """Load and tokenize the training split, or the first window of a streamed one.
 
     Raises:
         UserError: as `load_split`.
     """
     if config.streaming:
         source = train_source(config)
-        return StreamedDialogues(source, tokenizer, config), [Example("", source.fingerprint, ())]
+        examples = [Example("", source.fingerprint, ())]
+        return TrainingSplit(StreamedDialogues(source, tokenizer, config), examples)
     try:
         examples = load_split(config, "train")
-        return TokenizedDialogues(examples, tokenizer, config, "train"), examples
+        return TrainingSplit(TokenizedDialogues(examples, tokenizer, config, "train"), examples)
     except MemoryError as error:
         remedy = f"data.streaming: true holds {WINDOW:,} rows at a time"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Tokenize examples, and count what is truncated."""
+"""Tokenize examples, and count what is truncated and what the tokenizer does not know."""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example
 from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template
+from lora_hf.data.unknown_tokens import Unknown, UnknownTokens, count_unknown
 from lora_hf.errors import UserError
 
 ABSURD = 2**18
@@ -27,6 +28,10 @@ class Sources(NamedTuple):
     """Dialogues that are too long with the prompt."""
     long: int
     """Dialogues that are too long by themselves, end token included, whatever the prompt."""
+    unknown: Unknown
+    """Unknown tokens of the dialogues, as far as they are not cut."""
+    in_prompt: Unknown
+    """Unknown tokens of the prompt alone."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,18 @@ class TokenizedDialogues(Dataset):
         pairs = [(example.dialogue, reference) for example in examples for reference in example.references]
         sources = encode_sources([dialogue for dialogue, _ in pairs], tokenizer, config)
         limit = config.max_target_length
-        targets = _encode([_beginning(reference, limit, tokenizer) for _, reference in pairs], tokenizer)
-        end = [tokenizer.eos_token_id]
+        references = [_beginning(reference, limit, tokenizer) for _, reference in pairs]
+        targets, end = _encode(references, tokenizer), ending(tokenizer)
+        self.added_end = None if tokenizer.eos_token_id in end else tokenizer.eos_token
+        """The end token, where the tokenizer adds none to a text; each row of labels gets it here."""
+        if self.added_end is not None:
+            end = [tokenizer.eos_token_id]
+            targets = [target + end for target in targets]
         self.rows = [
             {
                 "input_ids": source,
                 "attention_mask": [1] * len(source),
-                "labels": target if len(target) <= limit else target[: limit - 1] + end,
+                "labels": target if len(target) <= limit else target[: max(0, limit - len(end))] + end,
             }
             for source, target in zip(sources.ids, targets, strict=True)
         ]
@@ -73,6 +83,9 @@ class TokenizedDialogues(Dataset):
         self.truncation = Truncation(
             split, len(pairs), sources.cut, sources.long, config.max_source_length, cut_targets, limit
         )
+        summaries = count_unknown(references, [row["labels"] for row in self.rows], tokenizer)
+        self.unknown = UnknownTokens(split, sources.unknown, summaries)
+        self.unknown_in_prompt = sources.in_prompt
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,12 +112,33 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
     dialogues = [_beginning(dialogue, limit, tokenizer) for dialogue in dialogues]
     ids = _encode([fill_prompt(template, dialogue) for dialogue in dialogues], tokenizer)
     after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
-    tail = [*after, tokenizer.eos_token_id]
+    tail = [*after, *ending(tokenizer)]
     cut = [number for number, row in enumerate(ids) if len(row) > limit]
     for number in cut:
         ids[number] = ids[number][: limit - len(tail)] + tail
     alone = _encode([dialogues[number] for number in cut], tokenizer)
-    return Sources(ids, len(cut), sum(len(row) > limit for row in alone))
+    around = template.split(PLACE)  # not as one text, in which T5 makes one token of unknown neighbors
+    in_prompt = count_unknown(around, _encode(around, tokenizer), tokenizer)
+    unknown = count_unknown(dialogues, ids, tokenizer, expected=in_prompt.unknown)
+    return Sources(ids, len(cut), sum(len(row) > limit for row in alone), unknown, in_prompt)
+
+
+def ending(tokenizer: Any) -> list[int]:
+    """Return the special tokens that the tokenizer adds at the end of a text: T5 `</s>`, T5Gemma none.
+
+    Raises:
+        UserError: the tokenizer has no end token at all, so that no model could learn where a summary ends.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end token: name it as eos_token in its tokenizer_config.json")
+    whole, text = (tokenizer("a", add_special_tokens=special).input_ids for special in (True, False))
+    return whole[_after_last(text, whole) :]
+
+
+def _after_last(part: list[int], whole: list[int]) -> int:
+    """Return the index behind the last occurrence of `part` in `whole`, or the length of `whole`."""
+    starts = range(len(whole) - len(part), -1, -1)
+    return next((at + len(part) for at in starts if whole[at : at + len(part)] == part), len(whole))
 
 
 def _beginning(text: str, limit: int, tokenizer: Any) -> str:

@@ -1,6 +1,6 @@
 """Checks of a config on this machine, with its model and data; no weights are read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +13,14 @@ from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.variants import with_grid, with_variant
+from lora_hf.data import overlap, unknown_tokens
+from lora_hf.data.examples import Example
+from lora_hf.data.overlap import SharedDialogues
+from lora_hf.data.prepare import ADDED_END, prompt_problem
 from lora_hf.data.splits import SPLITS, Split, is_on_hub, load_split
 from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
+from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
@@ -186,7 +191,7 @@ def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
 
 
 def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:
-    """Yield a finding per split on truncated rows; return the training split's token ids.
+    """Yield findings on truncated rows, unknown tokens and shared dialogues; return the training token ids.
 
     Raises:
         CannotTell: the data is on the Hub.
@@ -194,21 +199,48 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
     if is_on_hub(data):
         if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
             raise CannotTell(f"{data.dataset_name} is on the Hub; a run downloads it first")
-    train = load_train(data, tokenizer)[0] if "train" in splits else None
+    train = load_train(data, tokenizer) if "train" in splits else None
+    held_out: dict[str, Sequence[Example]] = {}
     for split in splits:
-        rows = train if split == "train" else held_rows(data, split, tokenizer)
-        assert rows is not None
+        if split == "train" and train:
+            rows = train.rows
+        else:
+            held_out[split] = load_split(data, split)
+            rows = held_rows(held_out[split], data, split, tokenizer)
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation, longest)
-    return train
+        if rows.unknown:
+            yield judge_unknown(rows.unknown)
+    if rows.unknown_in_prompt.unknown:
+        yield fault(prompt_problem(data, rows.unknown_in_prompt), "change data.prompt")
+    if rows.added_end is not None:
+        yield ok(ADDED_END % rows.added_end)
+    if train is None:
+        return None
+    yield from judge_shared(train.shared_with(held_out))
+    return train.rows
 
 
-def held_rows(data: DataConfig, split: Split, tokenizer: Any) -> TokenizedDialogues:
+def judge_unknown(unknown: UnknownTokens) -> Finding:
+    """Return the finding on the tokens of a split that the tokenizer does not know."""
+    return fault(str(unknown), unknown_tokens.REMEDY) if unknown.is_fault else ok(str(unknown))
+
+
+def judge_shared(found: list[SharedDialogues]) -> Iterator[Finding]:
+    """Yield the findings on dialogues that stand in several splits."""
+    for shared in found:
+        yield fault(str(shared), overlap.REMEDY) if shared.is_fault else ok(str(shared))
+    if not found:
+        yield ok("no dialogue is in more than one split")
+
+
+def held_rows(
+    examples: Sequence[Example], data: DataConfig, split: Split, tokenizer: Any
+) -> TokenizedDialogues:
     """Tokenize a split: one row per reference for validation, one per dialogue for the test."""
-    examples = load_split(data, split)
     if split == "test":
         examples = [replace(example, references=example.references[:1]) for example in examples]
-    return TokenizedDialogues(examples, tokenizer, data, split)
+    return TokenizedDialogues(list(examples), tokenizer, data, split)
 
 
 def judge_cut(cut: Truncation, longest: int) -> Finding:

@@ -20,6 +20,7 @@ from lora_hf.config.load import load_config
 from lora_hf.config.model import EMBEDDED
 from lora_hf.config.problems import phrase_of, shown
 from lora_hf.data.tokenize import Truncation, encode_sources
+from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
 from lora_hf.hub.names import split_name
@@ -166,6 +167,8 @@ class InferenceModel:
         if sources.cut:
             cut = Truncation("input", len(texts), sources.cut, sources.long, data.max_source_length)
             logger.warning("%s", cut)
+        if unknown := UnknownTokens("input", sources.unknown):
+            logger.warning("%s", unknown)
         with self._only(name):
             length = max_new_tokens or settings.max_new_tokens
             return summarize(how, self.model, self.tokenizer, sources.ids, length)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.inputs import FEW
+from support.tokenizers import letters
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import SHIPPED
@@ -54,7 +55,8 @@ def states(findings: dict[str, list[Finding]]) -> dict[str, str]:
 def test_every_check_of_a_shipped_config_is_green() -> None:
     findings = found()
     assert states(findings) == dict.fromkeys(CONFIG, "ok")
-    assert [f.title.split(":")[0] for f in findings["tokens"]] == ["train", "validation", "test"]
+    titles = [f.title.split(":")[0] for f in findings["tokens"]]
+    assert titles == ["train", "validation", "test", "no dialogue is in more than one split"]
     # q and v of 6 attentions, r (in + out) each: 16 (128 + 128)
     assert findings["targets"][0].title.startswith("49,152 weights train on 12 layers (3.9%)")
 
@@ -155,12 +157,43 @@ def test_a_study_is_examined_variant_by_variant() -> None:
 
 
 def test_a_test_dialogue_of_several_references_counts_once(tmp_path: Path) -> None:
-    rows = [{"dialogue": f"Ann: is it {i // 3}? Bob: yes.", "summary": f"{i}."} for i in range(12)]
     for split in ("train", "validation", "test"):
+        rows = [{"dialogue": f"Ann: {split} {i // 3}? Bob: yes.", "summary": f"{i}."} for i in range(12)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     whole = [f"data.max_{split}_samples=null" for split in ("train", "eval", "test")]
     told = [finding.title for finding in found(f"data.dataset_name={tmp_path}", *whole)["tokens"]]
-    assert [title.split(" rows")[0] for title in told] == ["train: 12", "validation: 12", "test: 4"]
+    assert [title.split(" rows")[0] for title in told[:3]] == ["train: 12", "validation: 12", "test: 4"]
+
+
+def test_equal_rows_in_two_splits_are_red(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        same = "train" if split == "test" else split
+        rows = [{"id": i, "dialogue": f"Ann: {same} {i}? Bob: yes.", "summary": f"{i}."} for i in range(40)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    finding = found(f"data.dataset_name={tmp_path}")["tokens"][-1]
+    assert finding.state == "fault" and "remove these dialogues" in finding.remedy
+    assert finding.title.startswith("4 of 4 test dialogues (100.0%) are also in train")
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_red_with_examples(tmp_path: Path) -> None:
+    """The tokenizer of the embedded model knows every byte: here is one of letters."""
+    base = shutil.copytree(ASSETS, tmp_path / "base")
+    for file in base.glob("*token*"):
+        file.unlink()
+    letters().save_pretrained(base)
+    for split in ("train", "validation", "test"):
+        rows = [{"dialogue": f"A: {split} {i}?", "summary": f"age < {i}"} for i in range(8)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = [f"model.model_name_or_path={base}", f"data.dataset_name={tmp_path}", "data.prompt=<{dialogue}>"]
+    findings = found(*given)["tokens"]
+    red = [finding for finding in findings if finding.state == "fault"]
+    assert [finding.title.split(":")[0] for finding in red] == [
+        "train",
+        "validation",
+        "test",
+        "data.prompt='<{dialogue}>'",
+    ]
+    assert all("'<'" in finding.title and finding.remedy for finding in red)
 
 
 @pytest.mark.parametrize("override", ["data.dataset_name=/no", "data.dialogue_column=talk"])

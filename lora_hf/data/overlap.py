@@ -1,0 +1,77 @@
+"""Count the dialogues that stand in more than one split, before a model trains on what it is scored on.
+
+Whitespace and case are ignored, and compatibility characters are equal (Unicode's NFKC): T5's tokenizer reads
+a line break as a space, and 47 of DialogSum's 500 validation dialogues repeat a training dialogue with other
+spaces. Dialogues are compared by hash, 8 bytes each, so that a split that is read during
+training is not held in memory.
+"""
+
+import unicodedata
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lora_hf.data.examples import Example
+from lora_hf.errors import few
+
+MOST_SHARED = 0.01
+"""Share of a split's dialogues from which on its scores no longer measure unseen dialogues."""
+REMEDY = "remove these dialogues from one of the splits: scores on text that was trained on are too high"
+SPACES = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
+"""The whitespace of ASCII as Python defines it; NFKC makes spaces of the others."""
+
+
+@dataclass(frozen=True)
+class SharedDialogues:
+    """The dialogues of a split that also stand in an earlier one."""
+
+    split: str
+    n: int
+    """Dialogues of the split."""
+    earlier: str
+    """The earlier split, or the part of it that was compared."""
+    ids: tuple[str, ...]
+    """Ids of the shared dialogues, in the order of the split."""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the shared dialogues are so many that scores on the split mislead."""
+        return len(self.ids) >= MOST_SHARED * self.n
+
+    def __str__(self) -> str:
+        share = f"{len(self.ids):,} of {self.n:,} {self.split} dialogues ({len(self.ids) / self.n:.1%})"
+        return f"{share} are also in {self.earlier}, whitespace and case ignored: {few(self.ids)}"
+
+
+def dialogue_key(dialogue: str) -> int:
+    """Return a 64-bit hash of a dialogue without whitespace and case. It differs between processes."""
+    text = dialogue if dialogue.isascii() else unicodedata.normalize("NFKC", dialogue)
+    return hash(text.casefold().encode().translate(None, SPACES))
+
+
+def dialogue_keys(dialogues: Iterable[str]) -> "array[int]":
+    """Return the keys of dialogues, 8 bytes each."""
+    return array("q", map(dialogue_key, dialogues))
+
+
+def shared_dialogues(
+    train: Iterable[int], train_name: str, held_out: dict[str, Sequence[Example]]
+) -> list[SharedDialogues]:
+    """Return the overlap of each split with each split before it, where there is one.
+
+    Args:
+        train: keys of the training dialogues.
+        train_name: what messages call them, such as `train`.
+        held_out: the other splits by name, in order.
+    """
+    keys = {split: [dialogue_key(example.dialogue) for example in rows] for split, rows in held_out.items()}
+    in_train = set().union(*keys.values()).intersection(train)  # never a set of all training dialogues
+    earlier: dict[str, set[int]] = {train_name: in_train}
+    found: list[SharedDialogues] = []
+    for split, rows in held_out.items():
+        for name, known in earlier.items():
+            ids = tuple(row.id for row, key in zip(rows, keys[split], strict=True) if key in known)
+            if ids:
+                found.append(SharedDialogues(split, len(rows), name, ids))
+        earlier[split] = set(keys[split])
+    return found

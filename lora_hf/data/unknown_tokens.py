@@ -1,0 +1,109 @@
+"""Count the tokens that a tokenizer does not know, which the model neither reads nor can write.
+
+T5's vocabulary has no `<`, `{` or `~`, and no letters of most languages. The tokenizer replaces them by one
+unknown token and says nothing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_TOKENS = 0.01
+"""Share of unknown tokens in the dialogues from which on the model does not read what people said."""
+MOST_SUMMARIES = 0.01
+"""Share of summaries with an unknown token from which on the model cannot learn to write them."""
+REMEDY = (
+    "use a model whose tokenizer has them (google/mt5-small for other languages, google/byt5-small for any "
+    "text), or replace them in the data"
+)
+SEARCHED = 1000
+"""Texts that are searched for examples of unknown characters."""
+CANDIDATES = 5000
+"""Characters or words that are tokenized alone in the search."""
+EXAMPLES = 6
+"""Examples in a message."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The unknown tokens of some texts."""
+
+    n: int = 0
+    """Texts."""
+    texts: int = 0
+    """Texts with an unknown token."""
+    tokens: int = 0
+    """Tokens of all texts."""
+    unknown: int = 0
+    """Unknown ones among them."""
+    examples: tuple[str, ...] = ()
+    """Characters, or else words, that the tokenizer does not know; the most frequent first."""
+
+    def __str__(self) -> str:
+        return f"{self.unknown / self.tokens:.1%} of the tokens, in {self.texts:,} of {self.n:,}"
+
+
+@dataclass(frozen=True)
+class UnknownTokens:
+    """The unknown tokens of a split's dialogues and summaries."""
+
+    split: str
+    dialogues: Unknown
+    summaries: Unknown = field(default_factory=Unknown)
+    """Empty where only dialogues were tokenized."""
+
+    def __bool__(self) -> bool:
+        return bool(self.dialogues.unknown or self.summaries.unknown)
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether so much is unknown that the model cannot learn the task."""
+        dialogues, summaries = self.dialogues, self.summaries
+        return (
+            dialogues.unknown > MOST_TOKENS * dialogues.tokens
+            or summaries.texts > MOST_SUMMARIES * summaries.n
+        )
+
+    def __str__(self) -> str:
+        parts = {"dialogues": self.dialogues, "summaries": self.summaries}
+        counted = " and ".join(f"{part} {what}" for what, part in parts.items() if part.unknown)
+        examples = dict.fromkeys(self.summaries.examples + self.dialogues.examples)
+        shown = ", ".join(map(repr, list(examples)[:EXAMPLES]))
+        return f"{self.split}: the tokenizer does not know {counted}, such as {shown}"
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """Return the id of the unknown token, or None if the tokenizer has none of its own."""
+    found: int | None = tokenizer.unk_token_id
+    return None if found in (tokenizer.eos_token_id, tokenizer.pad_token_id) else found
+
+
+def count_unknown(
+    texts: Sequence[str], ids: Sequence[Sequence[int]], tokenizer: Any, expected: int = 0
+) -> Unknown:
+    """Count the unknown tokens of tokenized texts.
+
+    Args:
+        texts: the texts, for examples.
+        ids: their tokens.
+        tokenizer: it made them.
+        expected: unknown tokens in each row that are not of the text, but of the prompt around it.
+    """
+    unknown = unknown_id(tokenizer)
+    counts = [0 if unknown is None else max(0, list(row).count(unknown) - expected) for row in ids]
+    concerned = [text for text, count in zip(texts, counts, strict=True) if count]
+    examples = unknown_parts(concerned[:SEARCHED], tokenizer) if concerned else ()
+    return Unknown(len(texts), len(concerned), sum(map(len, ids)), sum(counts), examples)
+
+
+def unknown_parts(texts: Sequence[str], tokenizer: Any) -> tuple[str, ...]:
+    """Return the characters that the tokenizer does not know, or else the words; the most frequent first."""
+    unknown = unknown_id(tokenizer)
+    for parts in (Counter(c for text in texts for c in text if not c.isspace()), None):
+        parts = parts or Counter(word for text in texts for word in text.split())
+        candidates = [part for part, _ in parts.most_common(CANDIDATES)]
+        rows = tokenizer(candidates, add_special_tokens=False, verbose=False).input_ids
+        if found := [part for part, row in zip(candidates, rows, strict=True) if unknown in row]:
+            return tuple(found[:EXAMPLES])
+    return ()
