@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.letters import letters
 from support.models import randomize
-from support.tokenizers import letters
 
 import lora_hf
 from lora_hf import UserError

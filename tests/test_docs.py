@@ -104,7 +104,7 @@ def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path, warm_
     (tmp_path / "dialogues.jsonl").write_text('{"dialogue": "#Tom#: Lunch? #Anna#: Yes."}\n')
     (tmp_path / "my_data").mkdir()
     for split in ("train", "validation", "test"):
-        rows = [DIALOGUE.replace("noon", f"{hour} o'clock") for hour in range(1, 9)]
+        rows = [DIALOGUE.replace("noon", f"{hour} o'clock ({split})") for hour in range(1, 9)]
         (tmp_path / f"my_data/{split}.jsonl").write_text("".join(rows))
     near = [
         w

@@ -100,8 +100,10 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
     A long dialogue loses its last tokens; the text after it in the prompt ("Summary: ") is kept.
 
     Raises:
-        UserError: the prompt alone fills `max_source_length`.
+        UserError: the prompt alone fills `max_source_length`, or the tokenizer lacks a special token.
     """
+    if missing := missing_tokens(tokenizer):
+        raise UserError(f"the tokenizer has no {missing[0]}: name one in its tokenizer_config.json")
     template, limit = prompt_template(config.prompt), config.max_source_length
     prompt_length = len(_encode([fill_prompt(template, "")], tokenizer)[0])
     if prompt_length >= limit:
@@ -124,15 +126,14 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
 
 
 def ending(tokenizer: Any) -> list[int]:
-    """Return the special tokens that the tokenizer adds at the end of a text: T5 `</s>`, T5Gemma none.
-
-    Raises:
-        UserError: the tokenizer has no end token at all, so that no model could learn where a summary ends.
-    """
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end token: name it as eos_token in its tokenizer_config.json")
+    """Return the special tokens that the tokenizer adds at the end of a text: T5 `</s>`, T5Gemma none."""
     whole, text = (tokenizer("a", add_special_tokens=special).input_ids for special in (True, False))
     return whole[_after_last(text, whole) :]
+
+
+def missing_tokens(tokenizer: Any) -> list[str]:
+    """Return the special tokens that training needs and the tokenizer does not have."""
+    return [what for what in ("eos_token", "pad_token") if getattr(tokenizer, what) is None]
 
 
 def _after_last(part: list[int], whole: list[int]) -> int:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from lora_hf.adapters.checkpoint_io import read_shapes
 from lora_hf.config import ModelConfig
+from lora_hf.data.tokenize import missing_tokens
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok
 from lora_hf.errors import UserError, first_line
 from lora_hf.models.checkpoint import checkpoint_files
@@ -73,9 +74,8 @@ def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
     if len(found) > embedded:
         title = f"the tokenizer has {len(found):,} tokens, but the model has embeddings for {embedded:,}"
         yield fault(title, "use the tokenizer that was saved with this model")
-    for what in ("eos_token", "pad_token"):
-        if getattr(found, what) is None:
-            yield fault(f"the tokenizer has no {what}", f"name one in {checkpoint / 'tokenizer_config.json'}")
+    for what in missing_tokens(found):
+        yield fault(f"the tokenizer has no {what}", f"name one in {checkpoint / 'tokenizer_config.json'}")
     yield ok(f"{len(found):,} tokens")
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.inputs import shared_data
-from support.tokenizers import letters
+from support.letters import letters
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -123,9 +123,12 @@ def test_a_cut_source_ends_as_the_tokenizer_ends_a_whole_one() -> None:
         assert len(cut) == 20 and cut[-len(tail) :] == tail == whole[-len(tail) :]
 
 
-def test_a_tokenizer_without_an_end_token_is_refused() -> None:
-    with pytest.raises(UserError, match="no end token: name it as eos_token"):
-        rows_of(PLAIN, letters("<s> $A", eos_token=None))
+@pytest.mark.parametrize("what", ["eos_token", "pad_token"])
+def test_a_tokenizer_without_an_end_token_or_padding_is_refused(what: str) -> None:
+    with pytest.raises(
+        UserError, match=f"the tokenizer has no {what}: name one in its tokenizer_config.json"
+    ):
+        rows_of(PLAIN, letters("<s> $A", **{what: None}))
 
 
 def test_t5_s_own_tokenizer_loses_sql_and_korean_and_knows_dialogsum() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.inputs import FEW
-from support.tokenizers import letters
+from support.letters import letters
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import SHIPPED
