@@ -41,7 +41,11 @@ logger = logging.getLogger(__name__)
 
 
 def peft_config(
-    config: LoraConfig, base_model: str | None, task_type: str | None, targets: list[str] | str
+    config: LoraConfig,
+    base_model: str | None,
+    base_revision: str | None,
+    task_type: str | None,
+    targets: list[str] | str,
 ) -> dict[str, Any]:
     """Return the fields that PEFT reads; lists are sorted, so that equal runs give equal bytes."""
     method = ADAPTER_METHODS[config.method]
@@ -60,6 +64,7 @@ def peft_config(
         "peft_type": method.peft_type,
         "task_type": task_type,
         "base_model_name_or_path": base_model,
+        **({"revision": base_revision} if base_revision else {}),
         "inference_mode": True,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }

@@ -99,11 +99,12 @@ def save_adapter(
     config = configs[adapter_name]
     targets = target_names(model, adapter_name)
     written = written_config(model, adapter_name)
-    write_json(folder / CONFIG_NAME, peft_config(written, base_model, task_type, targets))
+    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    write_json(folder / CONFIG_NAME, peft_config(written, base_model, revision, task_type, targets))
     manifest = {
         "base_fingerprint": model_state(model).base_fingerprint,
         "base_model_name_or_path": base_model,
-        "base_model_revision": getattr(getattr(model, "config", None), "_commit_hash", None),
+        "base_model_revision": revision,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
     if config.init_lora_weights == "loftq" or start:

@@ -77,6 +77,12 @@ class SavedAdapter:
         named = self.peft_config.get("base_model_name_or_path") if self.method == "lora" else None
         return named or self.manifest.get("base_model_name_or_path")
 
+    @property
+    def base_revision(self) -> str | None:
+        """The base model's commit, tag or branch on the Hub, where one of the two files gives it."""
+        named = self.peft_config.get("revision") if self.method == "lora" else None
+        return named or self.manifest.get("base_model_revision")
+
     @cached_property
     def weights_file(self) -> Path:
         """The safetensors file.

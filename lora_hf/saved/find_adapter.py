@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
@@ -92,16 +93,14 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     name, manifest = base or saved.base_model, saved.manifest
     if not name:
         raise UserError(f"{saved.folder} does not name its base model; give it with --base")
-    where: dict[str, Any] = {"model_name_or_path": name, "revision": manifest.get("base_model_revision")}
-    if base:
-        where["revision"] = None
+    where: dict[str, Any] = {"model_name_or_path": name, "revision": None if base else saved.base_revision}
     storage = manifest.get("base_store", {})
     try:
         config = ModelConfig(**where, **storage)
     except (TypeError, ValidationError) as error:
         raise UserError(
-            f"{saved.folder / MANIFEST_NAME}: {where} with base_store={storage!r} does not describe a base "
-            f"model: {first_line(error)}"
+            f"{saved.folder}: {CONFIG_NAME} and {MANIFEST_NAME} do not describe a base model: {where} with "
+            f"base_store={storage!r}: {first_line(error)}"
         ) from None
     return config.with_name_field("--base" if base else f"{saved.folder}: base_model_name_or_path")
 

@@ -129,7 +129,8 @@ def collect_facts(
     run = read_run(saved.folder) if run is None else run
     method, manifest = saved_method(saved), saved.manifest
     adapter = saved.peft_config if method == "lora" else {}
-    base = public_base(saved.base_model, manifest, options.base_model)
+    named = manifest | {"base_model_revision": saved.base_revision}
+    base = public_base(saved.base_model, named, options.base_model)
     dataset = public_dataset(run.config.data.dataset_name) if run.config else None
     return CardFacts(
         destination.repo_id,

@@ -1,12 +1,15 @@
 """A saved adapter is found and read once for each command, however many steps need it."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
+import peft
 import pytest
 from support.models import randomize
 
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
@@ -83,3 +86,38 @@ def test_a_saved_adapter_says_where_it_came_from_and_what_it_holds(
     assert find_adapter("anna/talks").revision == COMMIT
     with pytest.raises(UserError, match=f"--adapter '{folder}' is not in a run directory"):
         config_of_run(saved)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "peft", "expected"),
+    [
+        ({}, {"revision": "v1"}, "v1"),  # PEFT's own folder
+        ({}, {"revision": None}, None),
+        ({"base_model_revision": COMMIT}, {}, COMMIT),  # as lora_hf wrote it before the field of PEFT
+        ({"base_model_revision": COMMIT}, {"revision": "v1"}, "v1"),
+    ],
+)
+def test_the_base_is_loaded_at_the_revision_that_either_file_names(
+    manifest: dict, peft: dict, expected: str | None, folder: Path, tmp_path: Path
+) -> None:
+    for name, fields in (("lora_hf.json", manifest), ("adapter_config.json", peft)):
+        raw = json.loads((folder / name).read_text()) | {"base_model_name_or_path": "me/tiny"} | fields
+        (tmp_path / name).write_text(json.dumps(raw))
+    config = base_config(SavedAdapter.at(tmp_path))
+    assert (config.model_name_or_path, config.revision) == ("me/tiny", expected)
+    assert base_config(SavedAdapter.at(tmp_path), "other/base").revision is None
+    raw = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(raw | {"revision": 5}))
+    with pytest.raises(UserError, match=r"adapter_config.json.*'revision': 5"):
+        base_config(SavedAdapter.at(tmp_path))
+
+
+def test_a_base_with_a_commit_is_named_with_it_in_both_files_and_peft_reads_it(tmp_path: Path) -> None:
+    model = inject_adapters(load_model(ModelConfig(), pick_device()), LoraConfig(r=4))
+    save_adapter(model, tmp_path / "local")
+    assert "revision" not in json.loads((tmp_path / "local" / "adapter_config.json").read_text())
+    model.name_or_path, model.config._commit_hash = "me/tiny", COMMIT
+    save_adapter(model, tmp_path / "hub")
+    known = peft.PeftConfig.from_pretrained(tmp_path / "hub")
+    assert (known.base_model_name_or_path, known.revision) == ("me/tiny", COMMIT)
+    assert base_config(SavedAdapter.at(tmp_path / "hub")).revision == COMMIT
