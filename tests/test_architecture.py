@@ -36,7 +36,7 @@ ORDER = [
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # Within adapters, the same.
 ADAPTERS = [
-    {"config", "functional", "inits"},
+    {"config", "functional", "inits", "wrappers"},
     {"backends", "rollback"},
     {"methods"},
     {"initialize", "modules_to_save", "mixed_batch"},

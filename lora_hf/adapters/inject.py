@@ -32,6 +32,7 @@ from lora_hf.adapters.model_state import (
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.targets import find_saved, find_targets, identity
+from lora_hf.adapters.wrappers import refuse_synchronized, unwrapped
 from lora_hf.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -66,6 +67,8 @@ def inject_adapters(
             exists; the model is then unchanged.
     """
     check_adapter_name(adapter_name)
+    if initialize is None:  # a loaded adapter may stay frozen
+        refuse_synchronized(model)
     if adapter_name in adapter_configs(model):
         raise UserError(f"the model already has an adapter {adapter_name!r}; delete it or use another name")
     if baseline := model_state(model).baseline:
@@ -74,7 +77,7 @@ def inject_adapters(
         )
     refuse_merged(model)
     with rolled_back_on_error(model):
-        _inject(model, config, adapter_name, base_weights, initialize)
+        _inject(unwrapped(model), config, adapter_name, base_weights, initialize)
     return model
 
 

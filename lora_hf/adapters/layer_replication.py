@@ -12,6 +12,7 @@ from torch import nn
 
 from lora_hf.adapters.config import Spans
 from lora_hf.adapters.model_state import model_state, update_state
+from lora_hf.adapters.wrappers import get_submodule, named_modules, set_submodule, unwrapped
 from lora_hf.errors import UserError, did_you_mean
 
 
@@ -37,7 +38,7 @@ def name_before_replication(model: nn.Module, name: str) -> str:
 
 def find_stacks(model: nn.Module) -> dict[str, LayerStack]:
     """Return the outermost lists of blocks of one type, by side, or by path where a side has several."""
-    lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and path]
+    lists = [(path, m) for path, m in named_modules(model) if isinstance(m, nn.ModuleList) and path]
     outer = [(path, m) for path, m in lists if not any(path.startswith(other + ".") for other, _ in lists)]
     found = [
         LayerStack(path, _side(path, m), m) for path, m in outer if len({type(block) for block in m}) == 1
@@ -148,7 +149,7 @@ def _check_spans(spec: Written, name: str, spans: Spans, depth: int) -> None:
 
 
 def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
-    old, used = list(stack.blocks), set[int]()
+    old, used = [unwrapped(block) for block in stack.blocks], set[int]()
     new = []
     for i in order:
         new.append(_copy_structure(old[i]) if i in used else old[i])
@@ -159,7 +160,7 @@ def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
             for index in ("layer_idx", "layer_id"):  # a block's place in the cache
                 if isinstance(getattr(module, index, None), int):
                     setattr(module, index, place)
-    model.set_submodule(stack.path, nn.ModuleList(new).train(stack.blocks.training))
+    set_submodule(model, stack.path, nn.ModuleList(new).train(stack.blocks.training))
     _write_depth(model, stack, order)
 
 
@@ -194,7 +195,7 @@ def _move_position_bias(old: list[nn.Module], new: list[nn.Module]) -> None:
 def _write_depth(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
     """Write the new depth to every config that has the old one: T5's stacks hold copies of the model's."""
     root: Any = getattr(model, "config", None)
-    own = getattr(model.get_submodule(stack.path.rpartition(".")[0]), "config", root)
+    own = getattr(get_submodule(model, stack.path.rpartition(".")[0]), "config", root)
     configs: list[Any] = [m.config for m in model.modules() if hasattr(m, "config")]
     written = [(c, f"{stack.side}_layers") for c in configs] + [
         (c, f"num_{stack.side}_layers") for c in configs

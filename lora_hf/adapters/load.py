@@ -26,6 +26,7 @@ from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.save import PREFIX, SHARED_PREFIX, START_NAME, adapted, adapter_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.targets import find_saved, find_targets
+from lora_hf.adapters.wrappers import named_parameters, plain_keys, refuse_synchronized, unwrapped
 from lora_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -52,14 +53,18 @@ def load_adapter(
         UserError: no such files, a pickle, another base, tensors that do not fit, or PEFT fields that are
             not implemented; the model is then unchanged.
     """
+    whole, model = model, unwrapped(model)
     saved = SavedAdapter.at(directory)
     check_adapter_name(adapter_name)
+    if trainable:
+        refuse_synchronized(whole)
     folder, config = saved.folder, saved.config
     check_base(model, saved)
     with rolled_back_on_error(model):
         if config.layer_replication:
             replicate_layers(model, config.layer_replication)
         tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, folder))
+        tensors = {name: tensors[key] for key, name in plain_keys(model, tensors).items()}
         tensors = without_base_copies(model, tensors, folder)
         check_formats(model, saved)
         initialize = _SavedInit(folder, config, base_weights_of(model, base_weights))
@@ -71,17 +76,18 @@ def load_adapter(
     for module in saved_modules(model).values():
         if adapter_name in module.copies:
             module.copies[adapter_name].requires_grad_(trainable)
-    return model
+    return whole
 
 
 def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, folder: Path) -> None:
+    shapes = {name: shapes[key] for key, name in plain_keys(model, shapes).items()}
     copies = {key: owner.shape for key, owner in _base_copies(model, shapes).items()}
     check_shapes(shapes, expected_shapes(model, config) | {k: tuple(s) for k, s in copies.items()}, folder)
 
 
 def _base_copies(model: nn.Module, keys: Iterable[str]) -> dict[str, nn.Parameter]:
     """Return the keys of a file that hold unchanged embeddings, with the model's own Parameters."""
-    weights = dict(model.named_parameters())
+    weights = named_parameters(model)
     copies = {}
     for key in keys:
         path = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")

@@ -29,6 +29,7 @@ from lora_hf.adapters.model_state import (
     saved_modules,
     update_state,
 )
+from lora_hf.adapters.wrappers import named_modules
 from lora_hf.errors import UserError
 
 TO_DENSE = ("checkpoint", "dequantized")
@@ -178,7 +179,7 @@ def _merged_modules(
                 layer.merge(layer.active)
             plain[id(layer)] = layer.base_layer
     if to_dense:
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
             if is_supported(module) and backend_for(module).is_quantized and not name.endswith(".base_layer"):
                 base = backend_for(module)
                 plain[id(module)] = _dense(

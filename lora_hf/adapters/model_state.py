@@ -10,6 +10,7 @@ from lora_hf.adapters.backends import backend_for, is_supported
 from lora_hf.adapters.config import LoraConfig, Spans
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.modules_to_save import SavedModule
+from lora_hf.adapters.wrappers import named_modules, unwrapped
 
 BaseWeights = Callable[[str], Tensor]
 """Layer name -> its W (out, in) before quantization."""
@@ -45,13 +46,13 @@ class ModelState:
 
 def model_state(model: nn.Module) -> ModelState:
     """Return what is recorded on a model; empty for a model that this package has not changed."""
-    state: ModelState = getattr(model, "lora_hf_state", None) or ModelState()
+    state: ModelState = getattr(unwrapped(model), "lora_hf_state", None) or ModelState()
     return state
 
 
 def update_state(model: nn.Module, **changes: Any) -> None:
     """Replace fields of the model's state."""
-    model.lora_hf_state = replace(model_state(model), **changes)  # type: ignore[assignment]
+    unwrapped(model).lora_hf_state = replace(model_state(model), **changes)  # type: ignore[assignment]
 
 
 def adapter_configs(model: nn.Module) -> Mapping[str, LoraConfig]:
@@ -61,12 +62,12 @@ def adapter_configs(model: nn.Module) -> Mapping[str, LoraConfig]:
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Return the layers that carry adapters, by their dotted names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in named_modules(model) if isinstance(module, LoraLayer)}
 
 
 def saved_modules(model: nn.Module) -> dict[str, SavedModule]:
     """Return the layers of which an adapter has a copy, by their dotted names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SavedModule)}
+    return {name: module for name, module in named_modules(model) if isinstance(module, SavedModule)}
 
 
 def modules_of(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
@@ -79,12 +80,14 @@ def modules_of(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
 def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
     """Put new modules at every place of the old ones, given by `id`.
 
-    A module can have several places: T5's `shared` is also `embed_tokens` of each stack.
+    A module can have several places: T5's `shared` is also `embed_tokens` of each stack. A wrapper around an
+    old module is replaced as well: a compiled one would call the old module for ever.
     """
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
-            if id(child) in new and new[id(child)] is not module:
-                module._modules[name] = new[id(child)]
+            old = id(unwrapped(child))
+            if old in new and new[old] is not module and unwrapped(module) is module:
+                module._modules[name] = new[old]
 
 
 def refuse_merged(model: nn.Module) -> None:

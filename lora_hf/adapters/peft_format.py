@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.methods import ADAPTER_METHODS
+from lora_hf.adapters.wrappers import without_segments
 from lora_hf.errors import UserError
 from lora_hf.files import read_object
 
@@ -106,7 +107,7 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
     if foreign:
         fields = ", ".join(f"{key}={value!r}" for key, value in sorted(foreign.items()))
         raise UserError(f"{file}: these fields are not implemented: {fields}")
-    known = {names[name]: value for name, value in raw.items() if name in names and value is not None}
+    known = {names[name]: _plain(value) for name, value in raw.items() if name in names and value is not None}
     if not raw.get("use_qalora"):
         known.pop("qalora_group_size", None)
     if start in PLAIN_INITIALIZATIONS:
@@ -119,6 +120,15 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
         return LoraConfig(**known), raw
     except (TypeError, UserError) as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value with the layer names in it as those of an unwrapped model."""
+    if isinstance(value, list):
+        return [without_segments(name) for name in value]
+    if isinstance(value, dict):
+        return {without_segments(name): part for name, part in value.items()}
+    return without_segments(value)
 
 
 def method_of(peft_config: Mapping[str, Any]) -> str:

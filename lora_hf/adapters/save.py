@@ -30,6 +30,7 @@ from lora_hf.adapters.model_state import (
 )
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config
 from lora_hf.adapters.targets import find_targets
+from lora_hf.adapters.wrappers import get_submodule, named_modules, unwrapped
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
@@ -85,6 +86,7 @@ def save_adapter(
     Raises:
         UserError: the model has no adapter of that name.
     """
+    model = unwrapped(model)
     configs = adapter_configs(model)
     if adapter_name not in configs:
         raise UserError(f"no adapter {adapter_name!r} to save; the model has {sorted(configs)}")
@@ -116,9 +118,9 @@ def save_adapter(
 
 def _warn_of_places(model: nn.Module, adapter_name: str) -> None:
     """Warn about a layer with several names, such as T5's `shared`: PEFT adapts one of them."""
-    everything = list(model.named_modules(remove_duplicate=False))
+    everything = list(named_modules(model, remove_duplicate=False))
     for path in modules_of(model, adapter_name):
-        layer = model.get_submodule(path)
+        layer = get_submodule(model, path)
         if len(places := [name for name, module in everything if module is layer]) > 1:
             logger.warning("%s is one layer with the names %s; PEFT adapts only the first", path, places)
 

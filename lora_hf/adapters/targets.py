@@ -16,6 +16,7 @@ from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches, patter
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.modules_to_save import SavedModule
+from lora_hf.adapters.wrappers import named_modules, unwrapped
 from lora_hf.errors import UserError, did_you_mean
 
 Owners = dict[int, list[tuple[str, type[nn.Module]]]]
@@ -29,7 +30,8 @@ def own_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
 
     A module with several names comes once for each.
     """
-    for name, child in module.named_children():
+    for name, wrapped in unwrapped(module).named_children():
+        child = unwrapped(wrapped)
         yield prefix + name, child
         if not isinstance(child, WRAPPERS):
             yield from own_modules(child, f"{prefix}{name}.")
@@ -114,10 +116,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _output_head(model: Any) -> nn.Module | None:
-    head: nn.Module | None = (
-        model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    )
-    return head
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return unwrapped(head)
 
 
 def _is_saved(config: LoraConfig, names: list[str]) -> bool:
@@ -203,7 +203,7 @@ def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
 def _owners(model: nn.Module) -> Owners:
     """Return `id` of each Parameter -> names and types of the modules that hold it."""
     owners: Owners = {}
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((name, type(module)))

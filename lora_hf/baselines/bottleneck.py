@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from lora_hf.adapters.backends import backend_for, is_linear
+from lora_hf.adapters.wrappers import named_modules, set_submodule, unwrapped
 from lora_hf.baselines.checkpoint_io import Extra, claim
 from lora_hf.errors import UserError
 
@@ -92,10 +93,11 @@ def find_sublayers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UserError: the model has no stack of blocks with linear layers in it.
     """
-    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    stacks = [name for name, module in named_modules(model) if isinstance(module, nn.ModuleList)]
     found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        linear = [child for child in module.named_children() if is_linear(child[1])]
+    for name, module in named_modules(model):
+        children = [(child, unwrapped(layer)) for child, layer in module.named_children()]
+        linear = [child for child in children if is_linear(child[1])]
         if linear and any(name.startswith(f"{stack}.") for stack in stacks):
             last, layer = linear[-1]
             found[f"{name}.{last}"] = layer
@@ -124,4 +126,4 @@ def add_bottlenecks(model: nn.Module, bottleneck_dim: int, non_linearity: str) -
         adapter = Bottleneck(base.out_features, bottleneck_dim, non_linearity, base.device)
         wrapped = BottleneckLayer(layer, adapter)
         wrapped.train(layer.training)
-        model.set_submodule(name, wrapped)
+        set_submodule(model, name, wrapped)

@@ -19,6 +19,7 @@ from lora_hf.adapters.load import check_base
 from lora_hf.adapters.model_state import BaselineState, adapter_configs, model_state, update_state
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.adapters.wrappers import named_modules
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
@@ -52,7 +53,7 @@ def extras_method(model: nn.Module) -> str | None:
 
 def new_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights below the model's `Extra` modules, by their dotted names."""
-    extras = [(path, module) for path, module in model.named_modules() if isinstance(module, Extra)]
+    extras = [(path, module) for path, module in named_modules(model) if isinstance(module, Extra)]
     return {f"{path}.{name}": p for path, module in extras for name, p in module.named_parameters()}
 
 
