@@ -1,7 +1,7 @@
 """Write docs/config.md: every field of the YAML with its default and meaning, from the code.
 
-python scripts/tools/config_reference.py            writes docs/config.md
-python scripts/tools/config_reference.py --check    fails if it is out of date
+python scripts/tools/config_reference.py            write docs/config.md
+python scripts/tools/config_reference.py --check    fail if the page is out of date
 """
 
 import sys
@@ -17,7 +17,7 @@ from lora_hf.config.schema import RunConfig
 from lora_hf.config.types import Section
 
 FILE = Path(__file__).parents[2] / "docs" / "config.md"
-OPENING = """# The config, field by field
+OPENING = """# Configuration
 
 One YAML file describes one run. Every field can be set in the file, or after it on the command line as
 `section.key=value`; other fields have the defaults below. Unknown keys, values of the wrong type and
@@ -30,7 +30,7 @@ that the run sets itself.
 
 
 def reference() -> str:
-    """The page."""
+    """Return the page as Markdown."""
     parts, top = [OPENING], {}
     for name, field in RunConfig.model_fields.items():
         if _is_section(field.annotation):
@@ -50,7 +50,13 @@ def _section(name: str, kind: type[Section]) -> str:
 
 
 def _table(title: str, doc: str, fields: dict[str, Any], prefix: str = "") -> str:
-    lines = [f"## {title}", "", *([doc, ""] if doc else []), "| field | default | |", "| --- | --- | --- |"]
+    lines = [
+        f"## {title}",
+        "",
+        *([doc, ""] if doc else []),
+        "| field | default | meaning |",
+        "| --- | --- | --- |",
+    ]
     lines += [
         f"| `{prefix}{n}` | {_default(field)} | {_cell(field.description)} |" for n, field in fields.items()
     ]
