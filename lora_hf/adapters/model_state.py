@@ -42,6 +42,8 @@ class ModelState:
     """Hash of the checkpoint, or None if the model was not loaded from files."""
     base_weights: BaseWeights | None = None
     """The checkpoint's weights of a quantized model, read on demand."""
+    checkpoint_generation: Any = None
+    """The generation settings that the checkpoint brought; see `models.generation`."""
 
 
 def model_state(model: nn.Module) -> ModelState:

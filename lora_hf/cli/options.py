@@ -53,6 +53,15 @@ Overrides = Annotated[
         autocompletion=complete_override,
     ),
 ]
+GenerationOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[generation.KEY=VALUE]...",
+        help="Settings that replace those the adapter was scored with, such as generation.num_beams=4.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
 Adapter = Annotated[
     str, typer.Option("--adapter", help="Folder of an adapter or a run, or USER/NAME@REVISION on the Hub.")
 ]

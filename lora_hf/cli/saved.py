@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from lora_hf.cli.options import Adapter, Base, Config, Json, Overrides, print_scores
+from lora_hf.cli.options import (
+    Adapter,
+    Base,
+    Config,
+    GenerationOverrides,
+    Json,
+    Overrides,
+    print_scores,
+)
 
 
 def report(
@@ -64,8 +72,9 @@ def predict(
     output: Annotated[Path | None, typer.Option(help="New jsonl file. Default: standard output.")] = None,
     base: Base = None,
     dialogue_column: Annotated[str, typer.Option(help="Column of the dialogues.")] = "dialogue",
+    settings: GenerationOverrides = None,
 ) -> None:
-    """Summarize the dialogues in a file. No references are needed.
+    """Summarize the dialogues in a file, as the adapter's run did. No references are needed.
 
     [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
     """
@@ -73,9 +82,12 @@ def predict(
 
     if output:
         check_new(output)
+    from lora_hf.config.load import generation_fields
     from lora_hf.saved import predict as saved
 
-    lines = saved.as_lines(saved.predict(file, adapter, base, dialogue_column))
+    lines = saved.as_lines(
+        saved.predict(file, adapter, base, dialogue_column, generation_fields(settings or []))
+    )
     write_text(output, lines) if output else print(lines, end="")
 
 
@@ -89,14 +101,18 @@ def merge(
             help="Weights to merge into, on a quantized base: checkpoint, dequantized or requantized."
         ),
     ] = None,
+    settings: GenerationOverrides = None,
 ) -> None:
     """Merge an adapter into its base model and write a plain Transformers folder.
 
+    The folder's generation_config.json has the settings that the adapter was scored with.
+
     [dim]lora-hf merge --adapter runs/quickstart/lora/adapter --output merged[/dim]
     """
+    from lora_hf.config.load import generation_fields
     from lora_hf.saved.merge import merge as merge_adapter
 
-    errors = merge_adapter(adapter, output, base, onto)
+    errors = merge_adapter(adapter, output, base, onto, generation_fields(settings or []))
     for way, error in errors.items():
         print(f"{way}: merging changes the logits of a sample by {error:.1e} of their size")
     print(f"{output}: {onto or 'merged'}")

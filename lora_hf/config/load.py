@@ -66,6 +66,24 @@ def load_config(
     return config
 
 
+def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of `generation` that `generation.key=value` arguments give, not yet checked.
+
+    Raises:
+        UserError: an argument that is not of this form, or a field of another section.
+    """
+    document = Document("{}")
+    for override in overrides:
+        _override(document, override)
+    if document.mistakes:
+        raise UserError("\n".join(_lines_of(None, document, document.mistakes)))
+    if others := [key for key in document.data if key != "generation"]:
+        raise UserError(
+            f"{others[0]}: only fields of generation can be replaced here, such as generation.num_beams=4"
+        )
+    return dict(document.data.get("generation", {}))
+
+
 def find_config(path: Path) -> Path:
     """Return the path itself, or that of the shipped config of this name."""
     shipped = (SHIPPED / path.name).with_suffix(".yaml")

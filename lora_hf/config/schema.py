@@ -62,20 +62,50 @@ class DataConfig(Section):
 
 
 class GenerationConfig(Section):
-    """How summaries are generated, in every run of a comparison."""
+    """How summaries are generated: in evaluations, scoring, `predict`, serving and merged folders alike.
+
+    A checkpoint's own settings are not used, but for what its family needs to work (`models.generation`).
+    """
 
     num_beams: Annotated[Count, Field(le=1024)] = 1
     """Number of beams. 1 is greedy decoding; more beams are slower and usually a little better."""
     max_new_tokens: Count | None = None
     """Largest number of tokens in a summary; null chooses it from the references."""
+    min_new_tokens: Annotated[Integer, Field(ge=0)] = 0
+    """Smallest number of tokens in a summary."""
     batch_size: Count = 64
     """Largest number of dialogues per batch while scoring."""
     batch_tokens: Count = 16384
     """Largest number of input tokens per batch while scoring, padding and beams included."""
     length_penalty: Number = 1.0
     """With beams, a value above 1 favors longer summaries."""
+    early_stopping: Flag = False
+    """With beams, stop as soon as there are as many finished summaries as beams."""
     no_repeat_ngram_size: Annotated[Integer, Field(ge=0)] = 0
     """Size of n-grams that may not be repeated in a summary; 0 allows all."""
+    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    """Above 1, tokens that the summary already contains become less likely."""
+    forced_bos_token_id: Annotated[Integer, Field(ge=0)] | None = None
+    """First token of every summary; null keeps the checkpoint's, which is a multilingual model's language."""
+    forced_eos_token_id: Annotated[Integer, Field(ge=0)] | None = None
+    """Last token of a summary that reaches its largest length; null forces none."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            remedy = f"is more than generation.max_new_tokens={self.max_new_tokens}"
+            raise PydanticCustomError("together", remedy, {"path": ("generation", "min_new_tokens")})
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Return what shapes a summary as keywords of Transformers' `generate`, the lengths left out."""
+        options: dict[str, Any] = {"num_beams": self.num_beams, "do_sample": False}
+        if self.num_beams > 1:  # Transformers warns of them otherwise
+            options |= {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
+        neutral: dict[str, Any] = {"min_new_tokens": 0, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0}
+        neutral |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
+        own = {name: getattr(self, name) for name in neutral}
+        return options | {name: value for name, value in own.items() if value != neutral[name]}
 
 
 class ArmOverride(Section):

@@ -12,6 +12,7 @@ from lora_hf.data.splits import load_split
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens
+from lora_hf.errors import UserError
 
 ADDED_END = "the tokenizer adds no end token; %s is added to each summary, so that the model learns to stop"
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     and validation references, and must be the same in all runs.
 
     Raises:
-        UserError: as `load_split`.
+        UserError: as `load_split`, or summaries must be longer than they may be.
     """
     train = load_train(config.data, tokenizer)
     train_rows = train.rows
@@ -63,6 +64,11 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     lengths = train_rows.target_lengths + validation_rows.target_lengths
     chosen = generation_length(lengths, config.data.max_target_length)
     max_new_tokens = config.generation.max_new_tokens or chosen
+    if (least := config.generation.min_new_tokens) > max_new_tokens:
+        raise UserError(
+            f"generation.min_new_tokens={least} is more than the {max_new_tokens} tokens that a summary may "
+            "have, by its references; lower it, or set generation.max_new_tokens"
+        )
     logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
     fingerprint = data_fingerprint(train.examples, validation, test)
     return RunData(train_rows, validation_rows, test, sources.ids, max_new_tokens, fingerprint, warnings)

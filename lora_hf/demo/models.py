@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.config.prediction import NEW_TOKENS, PredictionSettings
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS
 from lora_hf.run_records import Prediction, read_predictions, read_result
-from lora_hf.saved.inference import BASE, NEW_TOKENS, PromptSettings
+from lora_hf.saved.inference import BASE
 from lora_hf.serving.engine import Engine, Job
 
 SAMPLES = 20
@@ -53,16 +54,17 @@ class DemoModels:
             if _fits(n, folder, config, first)
         }
         length = next((x for folder, _ in runs.values() if (x := _length(folder))), NEW_TOKENS)
-        as_trained = PromptSettings(first.data, length)
+        as_trained = PredictionSettings.of_run(first, length)
         self._engines: dict[str, Engine] = {}
         shared = Engine(first.model, adapters, as_trained)
         self._engines[BASE] = shared
-        for name, (folder, _) in runs.items():
+        for name, (folder, config) in runs.items():
             if name in adapters:
                 self._engines[name] = shared
             elif (folder / MODEL).is_dir():
                 own = ModelConfig(model_name_or_path=str(folder / MODEL), dtype=first.model.dtype)
-                self._engines[name] = Engine(own, {}, as_trained)
+                settings = PredictionSettings.of_run(config, _length(folder) or length)
+                self._engines[name] = Engine(own, {}, settings)
         self.adapters = list(adapters)
         self._lock = threading.Lock()
         self.names = list(self._engines)
@@ -74,7 +76,7 @@ class DemoModels:
         with self._lock:
             start = time.perf_counter()
             ids, is_cut = engine.encode(adapter, dialogue)
-            (text,) = engine.generate_batch([Job(adapter, ids, engine.adapters[adapter].max_new_tokens)])
+            (text,) = engine.generate_batch([Job(adapter, ids, engine.adapters[adapter])])
             return Output(text, time.perf_counter() - start, is_cut)
 
     def close(self) -> None:

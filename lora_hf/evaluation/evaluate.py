@@ -102,9 +102,6 @@ def summarize(
     fast_paths: bool = True,
 ) -> list[str]:
     """Call `generate_summaries` with the config's options, and show a progress bar on standard error."""
-    options = config.model_dump(exclude={"max_new_tokens"})
-    if config.num_beams == 1:
-        del options["length_penalty"]
     columns = (TextColumn("summarizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(
@@ -116,9 +113,11 @@ def summarize(
             tokenizer,
             sources,
             max_new_tokens,
+            batch_size=config.batch_size,
+            batch_tokens=config.batch_tokens,
             fast_paths=fast_paths,
             on_batch=lambda rows: progress.advance(task, rows),
-            **options,
+            **config.options(),
         )
 
 

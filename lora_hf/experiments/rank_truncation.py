@@ -14,6 +14,7 @@ from lora_hf import files
 from lora_hf.adapters import combine_adapters, delete_adapter, save_adapter, set_adapter, spectra
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
+from lora_hf.config.prediction import NEW_TOKENS
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
@@ -25,7 +26,6 @@ from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdo
 from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PairedRecord, RankResult, TruncationRecord
 from lora_hf.saved.find_adapter import load_with_base
-from lora_hf.saved.inference import NEW_TOKENS
 from lora_hf.training.registry import saved_method
 
 NAME = "default"

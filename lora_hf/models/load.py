@@ -26,6 +26,7 @@ from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import pin
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, refuse_pointers, weight_files
+from lora_hf.models.generation import keep_needed
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.system import pick_device, resolve_dtype
 
@@ -95,15 +96,23 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_model(config: ModelConfig, device: torch.device | None = None, train_all: bool = False) -> Any:
+def load_model(
+    config: ModelConfig,
+    device: torch.device | None = None,
+    train_all: bool = False,
+    report_generation: bool = True,
+) -> Any:
     """Load the base model, guard its head, and record its checkpoint's fingerprint in its state.
 
     The state of a quantized model has `base_weights` too: layer name -> weight before quantization.
+
+    Of the checkpoint's generation settings, `model.generation_config` keeps what the family needs.
 
     Args:
         config: the model and its storage format.
         device: device of the model; None takes the best of this machine.
         train_all: all weights will train, so they are loaded in float32, whatever `dtype` says.
+        report_generation: log which generation settings of the checkpoint are not used.
 
     Raises:
         UserError: the model cannot be found or read, its layers do not fit the storage format, or `train_all`
@@ -121,10 +130,12 @@ def load_model(config: ModelConfig, device: torch.device | None = None, train_al
     stored_bits = check_base(config, name, source)
     if train_all:
         check_trainable(config, stored_bits)
-    with _as_user_error(config), _quiet():
+    with _as_user_error(config), quiet():
         model = STORAGE_FORMATS[config.storage].load(name, config, device, {"dtype": dtype, **source})
     keep_differentiable(model)
     guard_head(model)
+    brought = keep_needed(model, config.model_name_or_path if report_generation else "")
+    update_state(model, checkpoint_generation=brought)
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.
     model.config._commit_hash = source.get("revision")
     files = weight_files(name, source.get("revision"))
@@ -152,7 +163,7 @@ def check_base(config: ModelConfig, name: str, source: dict[str, Any]) -> int | 
         UserError: the model cannot be read, its weights do not fit its config.json, or they are stored in
             another format than the one that `config` asks for.
     """
-    with _as_user_error(config), _quiet():
+    with _as_user_error(config), quiet():
         stored_bits = check_checkpoint(name, source, config.as_written)
     stored = {4: ("nf4", "fp4"), 8: ("int8",)}.get(stored_bits or 0)
     if stored and config.is_quantized and config.storage not in stored:
@@ -178,13 +189,6 @@ def check_trainable(config: ModelConfig, stored_bits: int | None) -> None:
             f"{config.as_written}: its weights are stored in {stored_bits} bits and cannot all be trained; "
             "use method lora, or give the checkpoint before quantization"
         )
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain Transformers folder with weights, config and tokenizer."""
-    with _quiet():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def guard_head(model: Any) -> None:
@@ -225,7 +229,7 @@ def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress progress bars, and warnings: an untied head is guarded, and other tensors are checked."""
     logger = logging.getLogger("transformers.modeling_utils")
     bars_were_on = transformers_logging.is_progress_bar_enabled()

@@ -1,7 +1,11 @@
 """Score a saved adapter, or the base model, on the test split of a config."""
 
+import logging
+
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
+from lora_hf.config.load import changed_fields
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prepare import load_data
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import encode_sources
@@ -10,6 +14,8 @@ from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult, list[Prediction]]:
@@ -25,6 +31,7 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     model = load_model(config.model, pick_device())
     if adapter:
         load_saved(model, adapter)
+        _report_other_settings(config, adapter)
     trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
     if max_new_tokens := config.generation.max_new_tokens or trained_with:
         test = load_split(config.data, "test")
@@ -37,3 +44,13 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     )
     name = adapter.source if adapter else None
     return {"adapter": name, "seed": config.seed, "max_new_tokens": max_new_tokens, **scores}, rows
+
+
+def _report_other_settings(config: RunConfig, adapter: SavedAdapter) -> None:
+    """Log where the config's generation settings, which are used, differ from the adapter's own."""
+    own = adapter.manifest.get("generation", {})
+    used = PredictionSettings.of_run(config, 0).manifest()["generation"]
+    if changed := changed_fields(own, {name: value for name, value in used.items() if name in own}):
+        logger.warning(
+            "generation: the config's settings are used, not the adapter's (%s)", "; ".join(changed)
+        )

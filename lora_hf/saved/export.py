@@ -1,10 +1,13 @@
 """Export a model as ONNX graphs with its tokenizer, and check that they generate the same tokens."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.model_state import model_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data.splits import load_split
@@ -43,12 +46,16 @@ def export(model: str, output: Path) -> int:
             f"{model} is an adapter: merge it into its base with `lora-hf merge`, and export the result"
         )
     config = ModelConfig(model_name_or_path=model, dtype="float32").with_name_field("MODEL")
-    loaded, tokenizer = load_model(config, torch.device("cpu")), load_tokenizer(config)
+    loaded = load_model(config, torch.device("cpu"), report_generation=False)
+    tokenizer = load_tokenizer(config)
     with whole(output) as folder:
         write_graphs(loaded, folder)
         loaded.config.save_pretrained(folder)
-        loaded.generation_config.save_pretrained(folder)
+        # the checkpoint's own, not validated: published ones combine settings that Transformers warns of
+        model_state(loaded).checkpoint_generation.to_json_file(folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
+        if (manifest := Path(model) / MANIFEST_NAME).is_file():  # with the prompt, of a folder of `merge`
+            shutil.copy(manifest, folder / MANIFEST_NAME)
         return check_same(loaded, tokenizer, OnnxT5(folder))
 
 

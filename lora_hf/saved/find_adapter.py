@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import DataConfig, ModelConfig, RunConfig
+from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import load_config
+from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
 from lora_hf.errors import UserError, first_line
 from lora_hf.hub.download import fetch
 from lora_hf.models.load import load_model, load_tokenizer
@@ -105,24 +106,16 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     return config.with_name_field("--base" if base else f"{saved.folder}: base_model_name_or_path")
 
 
-def prompt_config(saved: SavedAdapter, **fields: Any) -> DataConfig:
-    """Return the prompt and the source length that an adapter was trained with, as a `data` section.
+def settings_of(saved: SavedAdapter, **data: Any) -> PredictionSettings:
+    """Return the prompt, the lengths and the generation settings that an adapter was trained with.
 
     Args:
         saved: the adapter; where its manifest names no prompt, `summarize_dialogue` is used.
-        fields: further fields of the section.
+        data: further fields of `data`.
 
     Raises:
         UserError: the manifest's values are not valid.
     """
-    known = {key: saved.manifest[key] for key in ("prompt", "max_source_length") if key in saved.manifest}
-    if not known:
+    if not any(name in saved.manifest for name in PROMPT_FIELDS):
         logger.info("%s does not say its prompt: 'summarize_dialogue' is used", saved.folder)
-    try:
-        return DataConfig(**known, **fields)
-    except ValidationError as error:
-        wrong = ", ".join(f"{problem['loc'][0]}={problem['input']!r}" for problem in error.errors())
-        raise UserError(
-            f"{saved.folder / MANIFEST_NAME}: {wrong} is not a valid prompt or length; "
-            "save or download the adapter again"
-        ) from None
+    return PredictionSettings.read(saved.manifest, saved.folder / MANIFEST_NAME, **data)

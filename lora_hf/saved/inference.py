@@ -3,22 +3,21 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.arguments import check_place, check_text, check_texts
-from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
+from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import EMBEDDED
-from lora_hf.config.problems import phrase_of, shown
+from lora_hf.config.prediction import NEW_TOKENS, PredictionSettings
+from lora_hf.config.problems import phrase_of
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.errors import UserError, did_you_mean
@@ -27,29 +26,13 @@ from lora_hf.hub.names import split_name
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
-from lora_hf.saved.find_adapter import base_config, find_adapter, prompt_config
+from lora_hf.saved.find_adapter import base_config, find_adapter, settings_of
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved, saved_method
 
-NEW_TOKENS = 128
-"""Length of a summary where neither a run nor the adapter's manifest gives one."""
 BASE = "base"
 """The name under which `generate` uses the base model itself."""
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """How texts are given to the model, and how long a generated one may be."""
-
-    data: DataConfig
-    """Its `prompt` and `max_source_length` are used."""
-    max_new_tokens: int = NEW_TOKENS
-
-    @classmethod
-    def of(cls, saved: SavedAdapter) -> "PromptSettings":
-        """Return the settings that an adapter was trained with."""
-        return cls(prompt_config(saved), saved.manifest.get("max_new_tokens", NEW_TOKENS))
 
 
 class InferenceModel:
@@ -59,25 +42,23 @@ class InferenceModel:
         name: the base model's name.
         model: the Transformers model, with the adapters.
         tokenizer: its tokenizer.
-        adapters: the prompt settings of each adapter by name, and of the base model under None.
+        adapters: the settings of each adapter by name, and of the base model under None.
     """
 
-    def __init__(self, base: ModelConfig, base_settings: PromptSettings | None = None) -> None:
+    def __init__(self, base: ModelConfig, base_settings: PredictionSettings | None = None) -> None:
         """Load the base model.
 
         Args:
             base: which model, and in which storage format.
-            base_settings: the prompt and the lengths for the base model itself.
+            base_settings: prompt, lengths and generation settings for the base model itself.
 
         Raises:
             UserError: the model cannot be loaded.
         """
         self.name = base.model_name_or_path
-        self.model = load_model(base, pick_device())
+        self.model = load_model(base, pick_device(), report_generation=base_settings is None)
         self.tokenizer = load_tokenizer(base)
-        self.adapters: dict[str | None, PromptSettings] = {
-            None: base_settings or PromptSettings(DataConfig())
-        }
+        self.adapters: dict[str | None, PredictionSettings] = {None: base_settings or PredictionSettings()}
         self._first: str | None = None
         self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
 
@@ -107,7 +88,7 @@ class InferenceModel:
         problem = not_shareable(saved)
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
-        settings = PromptSettings.of(saved)
+        settings = settings_of(saved)
         self._inject(saved, name)
         self.adapters[name] = settings
         self._alone = saved if problem else None
@@ -124,7 +105,7 @@ class InferenceModel:
         texts: Sequence[str],
         adapter: str | None = None,
         *,
-        num_beams: int = 1,
+        num_beams: int | None = None,
         max_new_tokens: int | None = None,
         batch_size: int = 64,
         prompt: str | None = None,
@@ -138,29 +119,23 @@ class InferenceModel:
         Args:
             texts: dialogues.
             adapter: the name of a loaded adapter, or `base`; None is the adapter that `load` was given.
-            num_beams: 1 is greedy search.
+            num_beams: 1 is greedy search; None takes the number that the adapter was scored with.
             max_new_tokens: the longest output; None takes the length that the adapter was trained for.
             batch_size: the most texts of one batch.
             prompt: another prompt than the adapter's: a shipped one's name, or a template with `{dialogue}`.
-            options: further fields of the config's section `generation`, such as `length_penalty`.
+            options: further fields of the config's section `generation`, such as `length_penalty`, in the
+                place of those that the adapter was scored with.
 
         Raises:
             UserError: `texts` is not a list of texts, the adapter is unknown, or an option has a wrong value.
         """
         texts = check_texts("texts", texts)
         name = self._named(adapter)
-        settings = self.adapters[name]
-        try:
-            how = GenerationConfig(
-                num_beams=num_beams, batch_size=batch_size, max_new_tokens=max_new_tokens, **options
-            )
-            data = (
-                settings.data
-                if prompt is None
-                else DataConfig(prompt=prompt, max_source_length=settings.data.max_source_length)
-            )
-        except ValidationError as error:
-            raise UserError(f"generate: {'; '.join(map(_wrong_option, error.errors()))}") from None
+        options |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        if num_beams is not None:
+            options["num_beams"] = num_beams
+        settings = self.adapters[name].changed("generate", options)
+        data = settings.data if prompt is None else self._with_prompt(settings.data, prompt)
         if not texts:
             return []
         sources = encode_sources(texts, self.tokenizer, data)
@@ -170,12 +145,20 @@ class InferenceModel:
         if unknown := UnknownTokens("input", sources.unknown):
             logger.warning("%s", unknown)
         with self._only(name):
-            length = max_new_tokens or settings.max_new_tokens
-            return summarize(how, self.model, self.tokenizer, sources.ids, length)
+            return summarize(
+                settings.generation, self.model, self.tokenizer, sources.ids, settings.max_new_tokens
+            )
 
     def summarize(self, dialogue: str, adapter: str | None = None, **options: Any) -> str:
         """Summarize one dialogue; the arguments are those of `generate`."""
         return self.generate([check_text("dialogue", dialogue)], adapter, **options)[0]
+
+    @staticmethod
+    def _with_prompt(data: DataConfig, prompt: str) -> DataConfig:
+        try:
+            return DataConfig(prompt=prompt, max_source_length=data.max_source_length)
+        except ValidationError as error:
+            raise UserError(f"generate: prompt={prompt!r} {phrase_of(error.errors()[0])}") from None
 
     def _named(self, adapter: str | None) -> str | None:
         """The key in `adapters` of what the caller asks for."""
@@ -202,16 +185,6 @@ class InferenceModel:
         if name is not None and len(self.names) > 1:
             set_adapter(self.model, name)
         yield
-
-
-def _wrong_option(fault: ErrorDetails) -> str:
-    """Describe a wrong option of `generate`, in the words of a config's mistakes."""
-    name, value = str(fault["loc"][0]), fault["input"]
-    if fault["type"] == "extra_forbidden":
-        known = list(GenerationConfig.model_fields)
-        hint = did_you_mean(name, known) or f" Known are {', '.join(known)}."
-        return f"unknown option {name}={shown(value)}.{hint}"
-    return f"{name}={shown(value)} {phrase_of(fault)}"
 
 
 def not_shareable(saved: SavedAdapter) -> str | None:
@@ -253,16 +226,22 @@ def load(source: str | Path, base: str | None = None) -> InferenceModel:
         if base:
             raise UserError(not_adapter)
         repo_id, revision = (name, None) if folder.exists() else split_name(name)
-        return InferenceModel(
-            ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field("model")
-        )
+        model = ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field("model")
+        return InferenceModel(model, _settings_beside(folder if saved is None else saved.folder))
     loaded = InferenceModel(base_config(saved, base))
     loaded.add_adapter(saved)
     return loaded
 
 
 def _is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG_NAME).is_file() or (folder / MANIFEST_NAME).is_file()
+    """Return whether a folder holds an adapter; the manifest of a merged model names no weights."""
+    return (folder / CONFIG_NAME).is_file() or "weights_sha256" in SavedAdapter(folder).manifest
+
+
+def _settings_beside(folder: Path) -> PredictionSettings | None:
+    """Return the settings of a merged model's folder, which its manifest holds; None for other models."""
+    manifest = SavedAdapter(folder).manifest
+    return PredictionSettings.read(manifest, folder / MANIFEST_NAME) if manifest else None
 
 
 def _load_run(run: Path) -> InferenceModel:
@@ -277,4 +256,4 @@ def _load_run(run: Path) -> InferenceModel:
             f"{run} has not finished training: rerun `lora-hf train` with its config to resume it"
         )
     length = (read_result(run) or {}).get("max_new_tokens", NEW_TOKENS)
-    return InferenceModel(model, PromptSettings(config.data, length))
+    return InferenceModel(model, PredictionSettings.of_run(config, length))

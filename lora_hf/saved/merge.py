@@ -1,5 +1,6 @@
 """Merge a saved adapter into its base, as a plain Transformers folder, and measure the error of merging."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, whole
-from lora_hf.models.load import save_model
+from lora_hf.models.plain_folder import public_name, save_model
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.saved.find_adapter import base_config, find_adapter, load_with_base, prompt_config
+from lora_hf.saved.find_adapter import base_config, find_adapter, load_with_base, settings_of
 from lora_hf.training.registry import saved_method
 
 COMPARED_DIALOGUES = 8
 """Dialogues of the package's test split on which merged and unmerged logits are compared."""
 
 
-def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dict[str, float]:
+def merge(
+    adapter: str,
+    output: Path,
+    base: str | None,
+    onto: str | None,
+    generation: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
     """Write the merged model as a plain Transformers folder, with its tokenizer.
 
     Args:
@@ -31,6 +38,7 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
         base: the base model, or None for the one the adapter names.
         onto: for a quantized base, which weights to merge into: `checkpoint`, `dequantized` or
             `requantized`.
+        generation: fields of `generation` that replace the adapter's.
 
     Returns:
         For each choice of `onto` (or `merged`) the relative error of the logits on a sample.
@@ -46,6 +54,7 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
             f"--adapter {adapter!r} holds a {method}, which does not change weights and cannot be merged; "
             "use it unmerged with `lora-hf predict`"
         )
+    settings = settings_of(saved).changed("generation", generation or {})
     if onto not in (None, *CHOICES):
         raise UserError(f"--onto {onto!r} must be one of {list(CHOICES)}.{did_you_mean(onto, CHOICES)}")
     model, tokenizer = load_with_base(saved, base)
@@ -55,7 +64,8 @@ def merge(adapter: str, output: Path, base: str | None, onto: str | None) -> dic
     check_choice(adapter, onto, errors)
     merge_and_unload(model, onto)
     with whole(output) as folder:
-        save_model(model, tokenizer, folder)
+        origin = f"{public_name(str(model.name_or_path))} with a trained adapter merged into its weights."
+        save_model(model, tokenizer, folder, settings, origin)
     return errors
 
 
@@ -82,7 +92,7 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
 
 def sample_batch(model: Any, tokenizer: Any, saved: SavedAdapter) -> dict[str, torch.Tensor]:
     """Return a batch of dialogues from the embedded sample, in the adapter's prompt, with labels."""
-    config = prompt_config(saved, max_test_samples=COMPARED_DIALOGUES)
+    config = settings_of(saved, max_test_samples=COMPARED_DIALOGUES).data
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

@@ -16,10 +16,11 @@ from typing import Any
 from lora_hf.adapters import adapter_rows, delete_adapter
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import fast_generation, generate_summaries
-from lora_hf.saved.inference import InferenceModel, PromptSettings, not_shareable
+from lora_hf.saved.inference import InferenceModel, not_shareable
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Job:
     adapter: str | None
     """None is the base model."""
     ids: list[int]
-    max_new_tokens: int
-    num_beams: int = 1
+    settings: PredictionSettings
+    """Its generation settings and largest length are used."""
 
 
 class Engine(InferenceModel):
@@ -40,7 +41,7 @@ class Engine(InferenceModel):
         self,
         base: ModelConfig,
         adapters: Mapping[str, SavedAdapter],
-        base_settings: PromptSettings | None = None,
+        base_settings: PredictionSettings | None = None,
     ) -> None:
         """Load the base and its first adapters.
 
@@ -77,11 +78,12 @@ class Engine(InferenceModel):
     def batch_key(self, job: Job) -> Any:
         """Return a key that is equal for jobs that can share a batch.
 
-        A greedy summary begins the same whatever length is allowed. Beam search does not, nor does a model
-        that forces an end token at the last position.
+        A greedy summary begins the same whatever length is allowed. Beam search does not, nor does one whose
+        last token is forced.
         """
-        is_free = job.num_beams == 1 and self.model.generation_config.forced_eos_token_id is None
-        return job.num_beams, None if is_free else job.max_new_tokens
+        options = job.settings.generation.options()
+        is_free = options["num_beams"] == 1 and "forced_eos_token_id" not in options
+        return tuple(options.items()), None if is_free else job.settings.max_new_tokens
 
     def generate_batch(self, jobs: list[Job]) -> list[str]:
         """Generate the summaries of jobs with the same batch key, in their order."""
@@ -90,10 +92,10 @@ class Engine(InferenceModel):
             self.model,
             self._decoder,
             [job.ids for job in jobs],
-            [job.max_new_tokens for job in jobs],
+            [job.settings.max_new_tokens for job in jobs],
             batch_size=len(jobs),
             adapters=[job.adapter for job in jobs],
-            num_beams=jobs[0].num_beams,
+            **jobs[0].settings.generation.options(),
         )
 
     def close(self) -> None:

@@ -34,8 +34,8 @@ class SummarizeRequest(Message):
     """One turn per line, such as `Anna: Lunch at noon?`."""
     adapter: Text | None = None
     """The adapter's name, or null for the base."""
-    num_beams: Annotated[int, Field(ge=1)] = 1
-    """1 is greedy search."""
+    num_beams: Annotated[int, Field(ge=1)] | None = None
+    """1 is greedy search; null takes the number that the adapter was scored with."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """The longest summary in tokens; null takes the length that the adapter was trained for."""
     truncate: bool = False

@@ -1,6 +1,7 @@
 """Handle requests: check, queue and await them. HTTP appears only as status numbers."""
 
 import asyncio
+import logging
 import math
 import time
 from concurrent.futures import Future
@@ -9,12 +10,15 @@ from typing import Any
 
 from lora_hf.adapters.layer import check_adapter_name
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.serving.batching import Batcher, BatcherClosed, QueueFull
 from lora_hf.serving.engine import Engine, Job
 from lora_hf.serving.limits import Limits
 from lora_hf.serving.metrics import Metrics
 from lora_hf.serving.schemas import SummarizeRequest, SummarizeResponse
+
+logger = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
@@ -35,6 +39,17 @@ class Service:
         )
         self.metrics = Metrics(lambda: self.batcher.waiting, lambda: len(engine.names))
         self._reserved: set[str] = set()
+        for name in engine.names:
+            self._report_limit(name)
+
+    def _report_limit(self, name: str) -> None:
+        """Log that an adapter writes less here than it was trained for."""
+        own, most = self.engine.adapters[name].max_new_tokens, self.limits.max_new_tokens
+        if own > most:
+            logger.warning(
+                "adapter %r was trained for summaries of %d tokens; --max-new-tokens %d cuts them",
+                *(name, own, most),
+            )
 
     async def summarize(self, request: SummarizeRequest) -> SummarizeResponse:
         """Summarize a dialogue.
@@ -84,8 +99,16 @@ class Service:
                 f"dialogue: longer than the {settings.data.max_source_length} tokens, prompt included, that "
                 'the model was trained with; shorten it, or send "truncate": true to have it cut',
             )
-        new = min(request.max_new_tokens or settings.max_new_tokens, limits.max_new_tokens)
-        return Job(request.adapter, ids, new, request.num_beams), truncated
+        return Job(request.adapter, ids, self._settings(settings, request)), truncated
+
+    def _settings(self, settings: PredictionSettings, request: SummarizeRequest) -> PredictionSettings:
+        """Return the adapter's settings with what the request asks for, within the server's limit."""
+        new = min(request.max_new_tokens or settings.max_new_tokens, self.limits.max_new_tokens)
+        changes: dict[str, Any] = {"max_new_tokens": new}
+        changes["min_new_tokens"] = min(settings.generation.min_new_tokens, new)
+        if request.num_beams is not None:
+            changes["num_beams"] = request.num_beams
+        return settings.changed("request", changes)
 
     def _unknown(self, name: str) -> RequestError:
         names = self.engine.names
@@ -132,6 +155,7 @@ class Service:
             await asyncio.wrap_future(
                 self.batcher.submit_task(lambda: self.engine.add_adapter(SavedAdapter(folder, path), name))
             )
+            self._report_limit(name)
         except UserError as error:
             raise RequestError(422, str(error)) from None
         finally:

@@ -55,7 +55,7 @@ def training_arguments(
             output_dir=checkpoints,
             seed=config.seed,
             generation_max_length=max_new_tokens + 1,  # an encoder-decoder counts the start token
-            generation_num_beams=1,
+            generation_num_beams=config.generation.num_beams,
             **(defaults | config.training | decided),
         )
     except ValueError as error:  # not supported by this machine, such as bf16 without a device for it

@@ -10,12 +10,15 @@ from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerC
 from lora_hf.adapters import count_parameters
 from lora_hf.adapters.model_state import model_state, update_state
 from lora_hf.config import RunConfig
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prepare import RunData
 from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.evaluate import ValidationRouge
 from lora_hf.files import whole
-from lora_hf.models.load import load_model, save_model
+from lora_hf.models.generation import generation_config
+from lora_hf.models.load import load_model
+from lora_hf.models.plain_folder import public_name, save_model
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, MODEL
 from lora_hf.run_records import TrainingRecord
 from lora_hf.system import resolve_dtype
@@ -96,6 +99,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
         args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
     except ImportError as error:
         raise UserError(f"training: a setting needs a package: {first_line(error)}") from error
+    run.model.generation_config = generation_config(run.model, config.generation)  # for evaluations
     callbacks: list[TrainerCallback] = [stop]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
@@ -134,18 +138,15 @@ def _saved(trainer: LoraTrainer) -> str:
 def save_trained(run: Run) -> None:
     """Save the added weights with the values that `predict` needs, or the whole model with its tokenizer."""
     config = run.config
+    settings = PredictionSettings.of_run(config, run.data.max_new_tokens)
     if run.has_added_weights:
-        for_prediction = {
-            "prompt": config.data.prompt,
-            "max_source_length": config.data.max_source_length,
-            "max_new_tokens": run.data.max_new_tokens,
-            "base_store": config.model.storage_fields(),
-        }
+        for_prediction = settings.manifest() | {"base_store": config.model.storage_fields()}
         with whole(run.directory / ADAPTER) as folder:
             ADDED_WEIGHTS[config.method].save(run.model, folder, for_prediction)
         return
     with whole(run.directory / MODEL) as folder:
-        save_model(run.model, run.tokenizer, folder)
+        origin = f"{public_name(config.model.model_name_or_path)} with all of its weights fine-tuned."
+        save_model(run.model, run.tokenizer, folder, settings, origin)
 
 
 def load_trained(config: RunConfig, directory: Path, base: Any) -> Any:
@@ -153,6 +154,6 @@ def load_trained(config: RunConfig, directory: Path, base: Any) -> Any:
     if config.method in ADDED_WEIGHTS:
         return ADDED_WEIGHTS[config.method].load(base, directory / ADAPTER)
     model = config.model.model_copy(update={"model_name_or_path": str(directory / MODEL), "revision": None})
-    loaded = load_model(model, base.device, train_all=True)
+    loaded = load_model(model, base.device, train_all=True, report_generation=False)
     update_state(loaded, base_fingerprint=model_state(base).base_fingerprint)
     return loaded

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lora_hf.adapters.active import check_trainable
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
-from lora_hf.evaluation.decoding import decoding_for, greedy
+from lora_hf.evaluation.decoding import decoding_for
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
@@ -194,8 +194,8 @@ class LoraTrainer(ResumableTrainer):
         generates = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
         fast = self.fast_paths and generates and not shards_weights(self)  # shards: rows must end together
         options = getattr(self, "_gen_kwargs", {})
-        if fast and decoding_for(self.model, options) is greedy:
-            self._gen_kwargs = options | {"custom_generate": greedy}
+        if fast and (decoding := decoding_for(self.model, options)):
+            self._gen_kwargs = options | {"custom_generate": decoding}
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with (
             torch.random.fork_rng(devices=cuda),  # a data loader draws a seed

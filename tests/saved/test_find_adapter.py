@@ -14,7 +14,7 @@ from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
 from lora_hf.saved import find_adapter as finding
-from lora_hf.saved.find_adapter import base_config, config_of_run, find_adapter, prompt_config
+from lora_hf.saved.find_adapter import base_config, config_of_run, find_adapter, settings_of
 from lora_hf.system import pick_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -80,7 +80,7 @@ def test_a_saved_adapter_says_where_it_came_from_and_what_it_holds(
     assert (saved.folder, saved.source, saved.revision) == (folder, str(folder), None)
     assert (saved.method, saved.config.r, saved.base_model, saved.is_intact) == ("lora", 4, "embedded", True)
     assert saved.shapes == {name: tuple(tensor.shape) for name, tensor in saved.read_weights().items()}
-    assert base_config(saved).model_name_or_path == "embedded" and prompt_config(saved).prompt == "tldr"
+    assert base_config(saved).model_name_or_path == "embedded" and settings_of(saved).data.prompt == "tldr"
     (tmp_path / COMMIT).symlink_to(folder)
     monkeypatch.setattr(finding, "fetch", lambda *args: tmp_path / COMMIT)
     assert find_adapter("anna/talks").revision == COMMIT

@@ -1,0 +1,105 @@
+"""What a trained model needs to write as it was scored: prompt, lengths and generation settings.
+
+They are part of every saved adapter, of a merged folder and of a model that was trained whole, in the
+manifest `lora_hf.json`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from lora_hf.config.problems import phrase_of, shown
+from lora_hf.config.schema import DataConfig, GenerationConfig, RunConfig
+from lora_hf.errors import UserError, did_you_mean
+
+NEW_TOKENS = 128
+"""Length of a summary where neither a run nor a manifest gives one."""
+PROMPT_FIELDS = ("prompt", "max_source_length")
+"""Fields of `data` in the manifest."""
+BEAM_FIELDS = ("length_penalty", "early_stopping")
+"""Fields of `generation` that mean something with several beams only."""
+AGAIN = "save or download the adapter again"
+SPEED_FIELDS = {"batch_size", "batch_tokens"}
+"""Fields of `generation` that do not shape a summary."""
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How texts are given to a model, and how it writes."""
+
+    data: DataConfig = DataConfig()
+    """Its `prompt` and `max_source_length` are used."""
+    max_new_tokens: int = NEW_TOKENS
+    generation: GenerationConfig = GenerationConfig()
+
+    @classmethod
+    def of_run(cls, config: RunConfig, max_new_tokens: int) -> Self:
+        """Return the settings that a run scores its model with."""
+        return cls(config.data, max_new_tokens, config.generation)
+
+    @classmethod
+    def read(cls, manifest: Mapping[str, Any], file: Path, **data: Any) -> Self:
+        """Return the settings in a manifest; an entry that it lacks has its default.
+
+        Args:
+            manifest: the content of `lora_hf.json`.
+            file: where it was read, for errors.
+            data: further fields of `data`.
+
+        Raises:
+            UserError: a value is not valid.
+        """
+        prompt = {name: manifest[name] for name in PROMPT_FIELDS if name in manifest}
+        length, own = manifest.get("max_new_tokens") or NEW_TOKENS, manifest.get("generation") or {}
+        try:
+            if not isinstance(own, dict):
+                raise UserError(f"{file}: generation={shown(own)} is not an object; {AGAIN}")
+            return cls(
+                DataConfig(**prompt, **data), length, GenerationConfig(**(own | {"max_new_tokens": length}))
+            )
+        except ValidationError as error:
+            raise UserError(f"{file}: {'; '.join(map(_wrong_field, error.errors()))}; {AGAIN}") from None
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the entries of `lora_hf.json`."""
+        shaping = self.generation.model_dump(mode="json", exclude={*SPEED_FIELDS, "max_new_tokens"})
+        prompt = {name: getattr(self.data, name) for name in PROMPT_FIELDS}
+        return prompt | {"max_new_tokens": self.max_new_tokens, "generation": shaping}
+
+    def changed(self, where: str, changes: Mapping[str, Any]) -> Self:
+        """Return the settings with other fields of `generation`.
+
+        Args:
+            where: who asks, for errors, such as `generate`.
+            changes: names of fields and their values; null as `max_new_tokens` keeps the length.
+
+        Raises:
+            UserError: an unknown field, or a wrong value.
+        """
+        own = self.generation.model_dump() | {"max_new_tokens": self.max_new_tokens}
+        given = {key: value for key, value in changes.items() if (key, value) != ("max_new_tokens", None)}
+        if given.get("num_beams") == 1:
+            own = {key: value for key, value in own.items() if key not in BEAM_FIELDS}
+        try:
+            generation = GenerationConfig(**(own | given))
+        except ValidationError as error:
+            raise UserError(f"{where}: {'; '.join(map(_wrong_field, error.errors()))}") from None
+        length = generation.max_new_tokens or self.max_new_tokens
+        return replace(self, generation=generation, max_new_tokens=length)
+
+
+def _wrong_field(fault: ErrorDetails) -> str:
+    """Describe a wrong field, in the words of a config's mistakes."""
+    if fault["type"] == "together":
+        name = fault["ctx"]["path"][-1]
+        return f"{name}={shown(fault['input'][name])} {fault['msg']}"
+    name, value = str(fault["loc"][0]), fault["input"]
+    if fault["type"] == "extra_forbidden":
+        known = list(GenerationConfig.model_fields)
+        hint = did_you_mean(name, known) or f" Known are {', '.join(known)}."
+        return f"unknown option {name}={shown(value)}.{hint}"
+    return f"{name}={shown(value)} {phrase_of(fault)}"

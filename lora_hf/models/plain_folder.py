@@ -1,0 +1,81 @@
+"""A plain Transformers folder of a trained model, which writes as it was scored without this package.
+
+Beside weights, config and tokenizer it holds the generation settings, where `generate` finds them, the
+manifest, where `lora_hf.load` finds the prompt, and a README for everybody else.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.config.prediction import PredictionSettings
+from lora_hf.data.prompts import PLACE, prompt_template
+from lora_hf.files import write_json, write_text
+from lora_hf.models.generation import generation_config
+from lora_hf.models.load import quiet
+
+README = "README.md"
+TEXT = """# {title}
+
+{origin}
+
+Its input is a dialogue in this prompt, at most {length} tokens in all:
+
+```
+{prompt}
+```
+
+`generation_config.json` holds the settings that it was scored with, so `generate` needs none:
+
+```python
+from pathlib import Path
+
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+folder = Path(".")  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+prompt = {quoted}
+text = prompt.replace("{place}", "Anna: Lunch at noon?\\nBen: Yes, see you there.")
+inputs = tokenizer(text, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+```
+
+`lora_hf.load(folder)` does the same and cuts long dialogues before the end of the prompt.
+"""
+
+
+def save_model(
+    model: Any, tokenizer: Any, folder: Path, settings: PredictionSettings, origin: str = ""
+) -> None:
+    """Write a plain Transformers folder: weights, config, tokenizer, generation settings, prompt.
+
+    Args:
+        model: without adapters.
+        tokenizer: its tokenizer.
+        folder: exists.
+        settings: those that the model was trained for.
+        origin: a sentence about what the model was made from, for the README.
+    """
+    model.generation_config = generation_config(model, settings.generation, settings.max_new_tokens)
+    if hasattr(model.config, "task_specific_params"):  # another checkpoint's, which older pipelines apply
+        model.config.task_specific_params = None
+    with quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_prompt(folder, settings, origin)
+
+
+def public_name(model: str) -> str:
+    """Return a model's name without the local path that it may be: a README is published with its folder."""
+    return Path(model).name if Path(model).expanduser().is_dir() else model
+
+
+def write_prompt(folder: Path, settings: PredictionSettings, origin: str = "") -> None:
+    """Write the manifest with prompt, lengths and generation settings, and the README."""
+    write_json(folder / MANIFEST_NAME, settings.manifest())
+    prompt = prompt_template(settings.data.prompt)
+    fields = {"prompt": prompt, "quoted": repr(prompt), "place": PLACE, "origin": origin}
+    length = settings.data.max_source_length
+    text = TEXT.format(title="A model that summarizes dialogues", length=length, **fields)
+    write_text(folder / README, text.replace("\n\n\n", "\n\n"))
