@@ -1,6 +1,7 @@
-"""The order of the rooms, read from the syntax trees: who may import whom, and which libraries."""
+"""Which parts of the package may import which others, and which libraries; and docs/design.md about it."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -11,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lora_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Each package may import itself and those of the lines before it. `data.prompts` holds only strings, which
+# Each part may import itself and the parts of the lines before it. `data.prompts` holds only strings, which
 # config checks names against.
 ORDER = [
     {"errors"},
@@ -33,8 +34,8 @@ ORDER = [
     {"demo"},
     {"cli"},
 ]
-LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-# Within adapters, the same.
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+# The same for the modules of `adapters`.
 ADAPTERS = [
     {"config", "functional", "inits", "wrappers"},
     {"backends", "rollback"},
@@ -63,7 +64,7 @@ NAMES = {module(file) for file in FILES}
 
 
 def imports(file, top_only=False):
-    """Modules a file imports, ours by their full name; inside functions too, but where `top_only`."""
+    """Return the modules that a file imports, inside functions too unless `top_only`; ours by full name."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     found = set()
     for node in tree.body if top_only else ast.walk(tree):
@@ -77,10 +78,10 @@ def imports(file, top_only=False):
     return found
 
 
-def room(name):
-    """`data.prompt` of lora_hf.data.prompts, `data` of lora_hf.data.splits; None for the package itself."""
+def part(name):
+    """Return `data` for lora_hf.data.splits, `data.prompts` for that module, None for the package itself."""
     parts = name.split(".")[1:]
-    return next((r for r in (".".join(parts[:2]), parts[0]) if r in LEVEL), parts[0]) if parts else None
+    return next((p for p in (".".join(parts[:2]), parts[0]) if p in LEVEL), parts[0]) if parts else None
 
 
 def ours(file, **options):
@@ -97,16 +98,16 @@ def below(folder):
 
 
 @pytest.mark.parametrize("file", FILES, ids=module)
-def test_a_room_imports_only_rooms_before_it(file):
-    if room(module(file)) in (None, "__main__"):
-        return  # the face of the package, which names what is inside
-    own = room(module(file))
-    assert own in LEVEL, f"{file}: a new room; give it its place in ORDER"
-    late = {name for name in ours(file) if room(name) not in (None, own) and LEVEL[room(name)] >= LEVEL[own]}
+def test_a_part_of_the_package_imports_only_parts_before_it(file):
+    if part(module(file)) in (None, "__main__"):
+        return  # lora_hf/__init__.py names what is inside
+    own = part(module(file))
+    assert own in LEVEL, f"{file}: a new part of the package; add it to ORDER"
+    late = {name for name in ours(file) if part(name) not in (None, own) and LEVEL[part(name)] >= LEVEL[own]}
     assert not late
 
 
-def test_the_adapters_need_torch_safetensors_and_regex_alone_and_import_in_one_direction():
+def test_adapters_import_only_torch_safetensors_and_regex_and_in_one_direction():
     level = {name: number for number, names in enumerate(ADAPTERS) for name in names}
     for file in below("adapters"):
         assert libraries(file, top_only=True) <= {"torch", "safetensors", "regex"}, file
@@ -121,25 +122,25 @@ def test_the_adapters_need_torch_safetensors_and_regex_alone_and_import_in_one_d
                 assert level[theirs[1]] < level[own[0]], f"{file}: {name}"
 
 
-def test_no_file_imports_itself_by_way_of_others():
+def test_imports_have_no_cycle_at_any_depth():
     """Imports inside functions count too; the package's own file names everything that is below it."""
     files = [file for file in FILES if module(file) != "lora_hf"]
     graph = {module(file): ours(file) - {module(file), "lora_hf"} for file in files}
     assert set(TopologicalSorter(graph).static_order()) >= set(graph)  # a CycleError shows the cycle
 
 
-def test_peft_is_a_reference_for_tests_and_never_imported():
+def test_the_package_never_imports_peft():
     assert not [file for file in FILES if "peft" in libraries(file)]
 
 
-def test_the_prompts_need_nothing_but_python():
+def test_the_prompts_import_only_the_standard_library():
     assert not libraries(PACKAGE / "data/prompts.py")
 
 
 @pytest.mark.parametrize(
     "folder", ["config", "cli", "__main__.py", "__init__.py", "reporting/comparison_table.py"]
 )
-def test_what_every_command_imports_first_is_light(folder):
+def test_what_every_command_imports_is_light(folder):
     heavy = {"torch", "transformers", "datasets", "accelerate", "matplotlib", "numpy", "evaluate"}
     for file in below(folder):
         assert not libraries(file, top_only=True) & heavy, file
@@ -150,10 +151,37 @@ def test_only_the_commands_print():
         calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
-    assert {room(module(file)) for file in FILES if prints(file)} == {"cli"}
+    assert {part(module(file)) for file in FILES if prints(file)} == {"cli"}
 
 
 def test_no_test_imports_another():
     """What several tests share is in tests/support and tests/hub."""
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     assert not [file for file in tests if any(".test_" in f".{name}" for name in imports(file))]
+
+
+DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+TREE = DESIGN[DESIGN.index("    lora_hf/\n") : DESIGN.index("    scripts/")]
+
+
+def line_of(name):
+    """Return what the tree of docs/design.md says of a folder or file at the top of the package."""
+    entry = re.search(rf"^      (?:\S+ )*{re.escape(name)}.*\n(?:        .*\n)*", TREE, re.MULTILINE)
+    return entry[0] if entry else ""
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_the_tree_of_the_design_page_has_every_file(file):
+    """A file is named beside the folder at the top that it is in, such as `inits` beside `adapters/`."""
+    first, *inner = file.relative_to(PACKAGE).parts
+    if file.stem in ("__init__", "__main__"):
+        return
+    entry = line_of(f"{first}/" if inner else first)
+    names = [*(part.removesuffix(".py") for part in inner)]
+    missing = [name for name in names if not re.search(rf"\b{name}\b", entry)]
+    assert entry and not missing, f"docs/design.md: the tree does not name {file.relative_to(PACKAGE)}"
+
+
+def test_the_order_of_imports_on_the_design_page_is_the_tested_one():
+    (order,) = re.findall(r"^Imports go one way: ([^.]+(?:\.prompts[^.]+)?)\. ", DESIGN, re.MULTILINE)
+    assert [set(re.split(r",\s+", names.strip())) for names in order.split("->")] == ORDER
