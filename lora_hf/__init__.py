@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lora_hf.evaluation.rouge import score_dialogues as score_dialogues
     from lora_hf.evaluation.significance import bootstrap_interval as bootstrap_interval
     from lora_hf.evaluation.significance import paired_test as paired_test
+    from lora_hf.models.head import untie_head as untie_head
     from lora_hf.models.load import load_model as load_model
     from lora_hf.models.load import load_tokenizer as load_tokenizer
     from lora_hf.saved.inference import InferenceModel as InferenceModel
@@ -65,6 +66,7 @@ _MODULES = {
     "evaluation.generate": "generate_summaries",
     "evaluation.rouge": "score_dialogues",
     "evaluation.significance": "bootstrap_interval paired_test",
+    "models.head": "untie_head",
     "models.load": "load_model load_tokenizer",
     "saved.inference": "InferenceModel load",
     "training": "LoraTrainer",

@@ -21,6 +21,7 @@ from lora_hf.errors import UserError, did_you_mean
 
 Owners = dict[int, list[tuple[str, type[nn.Module]]]]
 WRAPPERS = (LoraLayer, SavedModule)
+UNTIE = "give the output head its own weight (model.untie_head: true, or lora_hf.untie_head(model))"
 _INDEX = re.compile(r"(?:^|.*?\.)[^.]*\.(\d+)\.")  # the outermost: T5's blocks, not the layers within one
 _END = re.compile(r"[^.]*(?:\.\d+)*$")  # `wo`, but `experts.0`: an index alone says nothing
 
@@ -181,7 +182,7 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
     if other := _tied_to(owners, module):
         raise UserError(
             f"target_modules: the weight of {name} is also that of {other}, which would not see "
-            "the adapter; untie them (tie_word_embeddings: false in the model's config), or leave it out",
+            f"the adapter; {UNTIE}, or leave it out",
             "target_modules",
         )
 
@@ -195,7 +196,7 @@ def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
     if other := _tied_to(_owners(model), module):
         raise UserError(
             f"modules_to_save: the weight of {name} is also that of {other}, which would keep "
-            "the old one; untie them (tie_word_embeddings: false in the model's config), or leave it out",
+            f"the old one; {UNTIE}, or leave it out",
             "modules_to_save",
         )
 

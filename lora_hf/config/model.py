@@ -54,6 +54,8 @@ class ModelConfig(Section):
     """Data type to which 4-bit weights are unpacked for the product; `auto` as in `dtype`."""
     hqq_group_size: Count = 64
     """Inputs that share a scale and a zero point; 128 takes 10 % less memory than 64, at a larger error."""
+    untie_head: Flag = False
+    """Give the output head its own copy of the embeddings, so that either can train without the other."""
     quantize_wo: Flag = False
     """Quantize T5's `wo` too, which Transformers leaves dense: less memory, a slightly larger error."""
 
@@ -88,9 +90,10 @@ class ModelConfig(Section):
         return STORAGE.get((self.quant_method, 8 if self.load_in_8bit else 4), self.bnb_4bit_quant_type)
 
     def storage_fields(self) -> dict[str, Any]:
-        """Return the fields that choose the storage format; empty for a dense base."""
+        """Return the fields, beside name and dtype, with which an adapter's base has to be loaded again."""
         where = {"model_name_or_path", "revision", "dtype"}
-        return self.model_dump(exclude=where, exclude_defaults=True) if self.is_quantized else {}
+        fields = self.model_dump(exclude=where, exclude_defaults=True)
+        return fields if self.is_quantized else {k: v for k, v in fields.items() if k == "untie_head"}
 
     @model_validator(mode="after")
     def _check_storage(self) -> Self:

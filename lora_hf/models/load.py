@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -27,6 +27,7 @@ from lora_hf.hub.download import pin
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, refuse_pointers, weight_files
 from lora_hf.models.generation import keep_needed
+from lora_hf.models.head import guard_head, untie_head
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.system import pick_device, resolve_dtype
 
@@ -133,7 +134,9 @@ def load_model(
     with _as_user_error(config), quiet():
         model = STORAGE_FORMATS[config.storage].load(name, config, device, {"dtype": dtype, **source})
     keep_differentiable(model)
-    guard_head(model)
+    guard_head(model, PretrainedConfig.get_config_dict(name, **source)[0])
+    if config.untie_head:
+        untie_head(model)
     brought = keep_needed(model, config.model_name_or_path if report_generation else "")
     update_state(model, checkpoint_generation=brought)
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.
@@ -189,17 +192,6 @@ def check_trainable(config: ModelConfig, stored_bits: int | None) -> None:
             f"{config.as_written}: its weights are stored in {stored_bits} bits and cannot all be trained; "
             "use method lora, or give the checkpoint before quantization"
         )
-
-
-def guard_head(model: Any) -> None:
-    """Keep an untied head untied, in memory and on disk.
-
-    FLAN-T5's checkpoints have an untied `lm_head`, but T5's config always says that it is tied. Any later
-    `tie_weights()`, which resizing, dispatching and wrapping may call, would replace it by `shared`.
-    """
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is not embeddings.weight:
-        model.config.tie_word_embeddings = False
 
 
 def _is_adapter(config: ModelConfig, peft_config: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.models.flan_t5 import COMMON, SIZES
+from lora_hf.models.head import untie_head
 from lora_hf.models.load import NO_CODE, locate, source_of
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.training.registry import ADDED_WEIGHTS
@@ -76,6 +77,8 @@ def outline(
         model.name_or_path = config.model.model_name_or_path
         if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have an untied head
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+        if config.model.untie_head:
+            untie_head(model)
         if config.method in ADDED_WEIGHTS:
             ADDED_WEIGHTS[config.method].add(with_plain_init(config, **(FEWER if layers else {})), model)
         if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):

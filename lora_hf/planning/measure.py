@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from lora_hf.config import RunConfig
-from lora_hf.models.load import guard_head, load_model, load_tokenizer
+from lora_hf.models.head import guard_head, untie_head
+from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.planning.fake_model import settings_of, with_plain_init
 from lora_hf.planning.plan import Plan, local_rows, trained_dtype
 from lora_hf.system import pick_device
@@ -77,7 +78,7 @@ def _random(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
     model: Any = AutoModelForSeq2SeqLM.from_config(settings_of(config.model), dtype=dtype)
     guard_head(model)
     if not config.model.is_quantized:
-        return model.to(device)
+        return (untie_head(model) if config.model.untie_head else model).to(device)
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         del model

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from safetensors.torch import load_file, save_file
-from support.models import CPU, MODELS, T5_SHAPE, TOKENS, make_t5, saved
+from support.families import FAMILIES, make_family
+from support.models import CPU, MODELS, make_t5, saved
 from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from lora_hf import UserError
@@ -26,43 +26,6 @@ from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 WEIGHTS = "model.safetensors"
 LAST_SHARD = "model-00002-of-00002.safetensors"
-BART_SHAPE = {
-    "vocab_size": TOKENS,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
-    "pad_token_id": 1,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "MT5": T5_SHAPE,
-    "UMT5": T5_SHAPE,
-    "LongT5": T5_SHAPE,
-    "SwitchTransformers": T5_SHAPE | {"num_experts": 2, "expert_capacity": 64},
-    "MBart": BART_SHAPE,
-    "Pegasus": BART_SHAPE,
-    "Blenderbot": BART_SHAPE,
-    "M2M100": BART_SHAPE,
-    "BigBirdPegasus": BART_SHAPE | {"attention_type": "original_full"},
-    "Marian": BART_SHAPE | {"decoder_start_token_id": 1},
-    "LED": BART_SHAPE | {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
-    "ProphetNet": {
-        "vocab_size": TOKENS,
-        "hidden_size": 32,
-        "num_encoder_layers": 1,
-        "num_decoder_layers": 1,
-        "num_encoder_attention_heads": 2,
-        "num_decoder_attention_heads": 2,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48,
-        "max_position_embeddings": 64,
-    },
-}
-HEAD_CLASSES = {"Marian": "MarianMTModel"}
 
 
 def change_tensors(folder: Path, change: Callable[[dict], dict]) -> None:
@@ -176,9 +139,7 @@ def test_a_broken_base_is_one_error_with_the_remedy(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_family_leaves_out_of_its_checkpoints_is_not_missing(family: str, tmp_path: Path) -> None:
     """Tied tensors and buffers: Marian's positions, BART's final_logits_bias, heads that are embeddings."""
-    settings = getattr(transformers, f"{family}Config")(**FAMILIES[family])
-    made = getattr(transformers, HEAD_CLASSES.get(family, f"{family}ForConditionalGeneration"))(settings)
-    made.save_pretrained(tmp_path)
+    make_family(family).save_pretrained(tmp_path)
     without("final_logits_bias", "embed_tokens", "encoder.version")(tmp_path)
     load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
 

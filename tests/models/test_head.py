@@ -1,0 +1,109 @@
+"""The output head: untied on request with the same outputs, and untied heads that stay so."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.families import FAMILIES, make_family
+from support.models import CPU, make_t5
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
+
+from lora_hf import (
+    LoraConfig,
+    UserError,
+    inject_adapters,
+    load_adapter,
+    merge_and_unload,
+    save_adapter,
+    untie_head,
+)
+from lora_hf.config import ModelConfig
+from lora_hf.models.load import load_model
+
+IDS = torch.arange(4, 24).view(2, 10)
+PLAIN_T5 = {"feed_forward_proj": "relu"}  # T5 1.0, which scales the decoder's output
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, decoder_input_ids=IDS[:, :5]).logits
+
+
+def saved_family(family: str, folder: Path) -> ModelConfig:
+    made = make_family(family, **(PLAIN_T5 if family == "T5" else {}))
+    with torch.no_grad():  # large enough that a scale or another head would be seen
+        for parameter in made.parameters():
+            parameter.mul_(2.0) if parameter.dim() > 1 else None
+    made.save_pretrained(folder)
+    return ModelConfig(model_name_or_path=str(folder), untie_head=True)
+
+
+def train_a_step(model: Any) -> None:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.train()(input_ids=IDS, labels=IDS[:, :5].contiguous()).loss.backward()
+    with torch.no_grad():
+        for parameter in trained:
+            parameter -= 0.5 * parameter.grad
+    model.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_untied_head_gives_the_same_logits_trains_alone_and_stays_untied(
+    family: str, tmp_path: Path
+) -> None:
+    """Setting `tie_word_embeddings: false` drops T5's scale of d_model**-0.5, or makes the head random."""
+    config = saved_family(family, tmp_path / "base")
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    before, base = logits(plain), load_model(config, CPU)
+    assert torch.equal(logits(base), before)
+    base.tie_weights()
+    embeddings = base.get_input_embeddings().weight
+    assert base.get_output_embeddings().weight is not embeddings and torch.equal(logits(base), before)
+
+    head = next(name for name, module in base.named_modules() if module is base.get_output_embeddings())
+    model = inject_adapters(base, LoraConfig(r=2, target_modules=[], modules_to_save=[head]))
+    copied = embeddings.detach().clone()
+    train_a_step(model)
+    trained = logits(model)
+    assert torch.equal(embeddings, copied) and not torch.equal(trained, before)
+    save_adapter(model, tmp_path / "adapter", extra={"base_store": config.storage_fields()})
+    assert torch.equal(logits(load_adapter(load_model(config, CPU), tmp_path / "adapter")), trained)
+
+    merge_and_unload(model).save_pretrained(tmp_path / "merged")
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(again), trained, atol=1e-5)
+    ours = load_model(ModelConfig(model_name_or_path=str(tmp_path / "merged")), CPU)
+    assert torch.allclose(logits(ours), trained, atol=1e-5)
+    ours.tie_weights()
+    assert torch.allclose(logits(ours), trained, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["target_modules", "modules_to_save"])
+def test_the_error_of_a_tied_head_names_the_field_that_unties_it(field: str, tmp_path: Path) -> None:
+    config = saved_family("T5", tmp_path)
+    lora = LoraConfig(**({"target_modules": []} | {field: ["shared"]}))
+    with pytest.raises(UserError, match=r"model.untie_head: true, or lora_hf.untie_head\(model\)"):
+        inject_adapters(load_model(config.model_copy(update={"untie_head": False}), CPU), lora)
+    model = inject_adapters(load_model(config, CPU), lora)
+    with torch.no_grad():
+        scale = sum(p.square().sum() for p in model.parameters() if p.requires_grad)
+    assert scale > 0
+
+
+def test_a_head_of_its_own_is_left_as_it_is_and_the_fields_are_kept_with_the_adapter() -> None:
+    model = make_t5()
+    head = model.lm_head.weight
+    assert untie_head(model) is model and model.lm_head.weight is head
+    assert ModelConfig(untie_head=True).storage_fields() == {"untie_head": True}
+    assert ModelConfig().storage_fields() == ModelConfig(quantize_wo=True).storage_fields() == {}
+    quantized = ModelConfig(untie_head=True, load_in_4bit=True)
+    assert quantized.storage_fields() == {"untie_head": True, "load_in_4bit": True}
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    with pytest.raises(UserError, match="a T5EncoderModel has no output head"):
+        from transformers import T5EncoderModel
+
+        untie_head(T5EncoderModel(make_t5().config))
