@@ -19,21 +19,22 @@ pytest_plugins = ["hub.fixtures", "support.launching"]  # hub, client, trained
 
 
 @pytest.fixture(autouse=True, scope="module")
-def old_objects_out_of_the_collector_s_way():
-    """What was made before, by imports above all, is not looked through again.
+def no_collection_of_old_objects():
+    """Exclude existing objects, most of them from imports, from garbage collection.
 
-    A training begins with a full collection (accelerate's `free_memory`), which over all of PyTorch's and
-    Transformers' objects takes longer than the training of a tiny model.
+    Training begins with a full collection (accelerate's `free_memory`). Over all objects of PyTorch and
+    Transformers it takes longer than the training of a tiny model.
     """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def loggers_as_they_begin():
-    """A command in this process takes our lines to standard error, and caplog would miss them after it.
+def default_loggers():
+    """Reset the package's loggers before each test.
 
-    At each test's beginning, for fixtures of a module run commands too; and alembic disables loggers.
+    A command in this process sends their lines to standard error, where caplog does not see them, and alembic
+    disables loggers. Fixtures of a module run commands too, so the reset comes before a test, not after it.
     """
     ours = logging.getLogger("lora_hf")
     ours.setLevel(logging.NOTSET)
@@ -45,7 +46,7 @@ def loggers_as_they_begin():
 
 @pytest.fixture(scope="session")
 def warm_python():
-    """Start commands as real processes without paying for their imports each time."""
+    """Start commands as real processes without repeating their imports."""
     python = WarmPython()
     yield python
     python.close()
@@ -58,7 +59,7 @@ def t5() -> T5ForConditionalGeneration:
 
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    """Three rows of 11 input tokens and 7 labels, with padding in both."""
+    """Return three rows of 11 input tokens and 7 labels, with padding in both."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, TOKENS, (3, 11), generator=generator)
     labels = torch.randint(3, TOKENS, (3, 7), generator=generator)
@@ -69,7 +70,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def runs_in_this_process(monkeypatch):
-    """Arms run by the same command line, without the seconds that a process of their own takes to start."""
+    """Run each run of a comparison by its command line in this process, which saves its start-up."""
     import signal
     import sys
 

@@ -85,10 +85,10 @@ def test_merge_errors_equal_those_of_the_merged_models(fields: dict, batch: dict
     assert torch.equal(logits(model, batch), unmerged)  # left as it was
     assert errors.keys() == {"checkpoint", "dequantized", "requantized"}
     assert errors["dequantized"] < 1e-5 < min(errors["checkpoint"], errors["requantized"])
-    for onto, told in errors.items():
+    for onto, expected in errors.items():
         merged = merge_and_unload(adapted(nf4_t5(), **fields), onto)
         error = ((logits(merged, batch) - unmerged).norm() / unmerged.norm()).item()
-        assert error == pytest.approx(told, rel=1e-3, abs=1e-6)
+        assert error == pytest.approx(expected, rel=1e-3, abs=1e-6)
         is_dense = all(type(m).__name__ != "Linear4bit" for m in merged.modules())
         assert is_dense == (onto != "requantized") and not lora_layers(merged)
         if is_dense:

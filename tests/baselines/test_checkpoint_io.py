@@ -76,14 +76,14 @@ def test_loading_is_strict_and_names_what_does_not_fit(baseline: str, tmp_path: 
     file, manifest = folder / "adapter_model.safetensors", json.loads((folder / "lora_hf.json").read_text())
     tensors = load_file(file)
     name = next(iter(tensors))
-    for change, told in (
+    for change, expected in (
         ({"extra": torch.zeros(1)}, "1 unexpected: extra"),
         ({name: torch.zeros(3, 2)}, rf"1 of another shape: {name} is \(3, 2\) here and"),
         ({name: None}, f"1 missing: {name}"),
     ):
         save_file({k: v for k, v in (tensors | change).items() if v is not None}, file)
         (folder / "lora_hf.json").write_text(json.dumps(manifest | {"weights_sha256": file_sha256(file)}))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=expected):
             load_extras(make_t5(), folder, put_in)
     for settings in ({}, {"settings": {"width": 3}}):
         wrong = {"weights_sha256": file_sha256(file)} | settings

@@ -58,7 +58,7 @@ def test_an_invalid_command_line_is_one_error(mistake, words):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("lora.rnk=4", "unknown key 'lora.rnk'"),
         ("lora.r=eight", "lora.r='eight' is not an integer"),
@@ -74,13 +74,13 @@ def test_an_invalid_command_line_is_one_error(mistake, words):
     ],
 )
 def test_each_mistake_in_a_run_is_one_error_that_names_it(
-    mistake, config, tmp_path, monkeypatch, override, told
+    mistake, config, tmp_path, monkeypatch, override, expected
 ):
     monkeypatch.chdir(tmp_path)
     for file in ("configs/quickstart.yaml", "docs/thesis.tex"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).write_text("mine")
-    assert told in mistake("train", "--config", config, *FEW, "output_dir=run", override)
+    assert expected in mistake("train", "--config", config, *FEW, "output_dir=run", override)
     assert (tmp_path / "docs/thesis.tex").read_text() == "mine"
     assert not (tmp_path / "run").exists()  # a mistake leaves nothing behind
 

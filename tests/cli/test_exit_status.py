@@ -94,7 +94,7 @@ def test_a_closed_output_pipe_is_not_an_error(tmp_path, warm_python):
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, warm_python, monkeypatch, capsys):
-    """Of 60 steps, a line each: what is told fits no pipe of 4 KiB, so that none ends before it is read."""
+    """The output of 60 steps exceeds a pipe of 4 KiB, so that the run cannot end before it is read."""
     config = tmp_path / "tiny.yaml"
     config.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {learning_rate: 5.0e-2}\n")
     run = tmp_path / "run"
@@ -109,8 +109,8 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, warm_p
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert 1 <= step < 60
-    told = f"interrupted: stopped after step {step}, checkpoint saved; rerun the command to resume"
-    assert err.splitlines()[-1] == told and "Traceback" not in err
+    expected = f"interrupted: stopped after step {step}, checkpoint saved; rerun the command to resume"
+    assert err.splitlines()[-1] == expected and "Traceback" not in err
     assert not (run / "results.json").exists()
     monkeypatch.chdir(ROOT)
     assert cli.run([str(word) for word in ["train", *words[1:]]], debug=False) == 0, capsys.readouterr().err

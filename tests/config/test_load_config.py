@@ -386,13 +386,13 @@ def test_checking_the_training_section_has_no_side_effects() -> None:
     ],
 )
 def test_a_token_where_it_does_not_belong_is_not_shown_in_the_error(text: str, override: str) -> None:
-    told = message(text, *([override] if override else []))
-    assert "SECRET" not in told and "AbCdEf" not in told and "***" in told
+    expected = message(text, *([override] if override else []))
+    assert "SECRET" not in expected and "AbCdEf" not in expected and "***" in expected
 
 
 def test_the_finished_run_is_pushed_and_no_checkpoint_so_that_there_is_no_strategy() -> None:
-    told = message("training: {push_to_hub: true, hub_strategy: every_save}")
-    assert "training.hub_strategy='every_save' is not needed: the finished run is pushed, once" in told
+    expected = message("training: {push_to_hub: true, hub_strategy: every_save}")
+    assert "training.hub_strategy='every_save' is not needed: the finished run is pushed, once" in expected
 
 
 @pytest.mark.parametrize("value", ["3", "{encoder: x}", "[[a, 1]]", "[[0, 2, 3]]", "[[-1, 2]]"])

@@ -44,7 +44,7 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "expected"),
     [
         ("{lora: {r: [4, x]}}", "sweep: r-x: lora.r='x' is not an integer"),
         ("{lora: {rank: [4]}}", "unknown key 'lora.rank'"),
@@ -57,9 +57,9 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
         ("{output_dir: [a, b]}", "'output_dir' cannot vary"),
     ],
 )
-def test_a_mistake_in_a_sweep_names_its_field(tmp_path: Path, written: str, told: str) -> None:
+def test_a_mistake_in_a_sweep_names_its_field(tmp_path: Path, written: str, expected: str) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(f"method: lora\nsweep: {{space: {written}}}\n")
     with pytest.raises(UserError) as error:
         load_config(file, is_study=True)
-    assert told in str(error.value)
+    assert expected in str(error.value)

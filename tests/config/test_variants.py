@@ -63,11 +63,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "told"), MISTAKES, ids=[told[3:60] for _, told in MISTAKES])
-def test_a_mistake_in_a_variant_names_it_and_its_line(text: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "expected"), MISTAKES, ids=[expected[3:60] for _, expected in MISTAKES])
+def test_a_mistake_in_a_variant_names_it_and_its_line(text: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load(tmp_path, text)
-    assert str(error.value) == f"{tmp_path / 'x.yaml'}:{told}"
+    assert str(error.value) == f"{tmp_path / 'x.yaml'}:{expected}"
 
 
 def test_a_single_run_of_a_study_s_config_ignores_its_variants(tmp_path: Path) -> None:

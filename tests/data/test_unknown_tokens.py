@@ -93,9 +93,9 @@ def test_a_run_warns_per_split_before_training(
     data = {"dataset_name": str(tmp_path), "prompt": "plain", "streaming": streams}
     with caplog.at_level("INFO", logger="lora_hf"):
         load_data(RunConfig.model_validate({"data": data}), letters())
-    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert [line.split(":")[0].split(",")[0] for line in told] == ["train", "test"]
-    assert all("does not know" in line and "google/mt5-small" in line for line in told)
+    expected = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [line.split(":")[0].split(",")[0] for line in expected] == ["train", "test"]
+    assert all("does not know" in line and "google/mt5-small" in line for line in expected)
 
 
 @pytest.mark.parametrize(

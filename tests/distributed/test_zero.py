@@ -30,7 +30,7 @@ def environment(stage, built):
     words = ["--config_file", str(ROOT / f"configs/accelerate/zero{stage}.yaml"), "--use_deepspeed", "x.py"]
     args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-    told = {k: v for k, v in prepare_deepspeed_cmd_env(args)[1].items() if k.startswith("ACCELERATE_")}
+    expected = {k: v for k, v in prepare_deepspeed_cmd_env(args)[1].items() if k.startswith("ACCELERATE_")}
     paths = {name: os.environ.get(name, "").split(os.pathsep) for name in ("PYTHONPATH", "PATH")}
     own = {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(APART), *paths["PYTHONPATH"]])),
@@ -38,7 +38,7 @@ def environment(stage, built):
         "TORCH_EXTENSIONS_DIR": str(built),
         "DS_ACCELERATOR": "cpu",
     }
-    return told | own
+    return expected | own
 
 
 @pytest.mark.timeout(400)

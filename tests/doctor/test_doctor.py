@@ -218,12 +218,12 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 def test_what_is_broken_is_red_with_a_remedy_and_every_check_still_has_its_line(
     what: str, folder: Path
 ) -> None:
-    damage, check, told = BREAK[what]
+    damage, check, expected = BREAK[what]
     damage(folder)
     findings = found(folder)
     assert list(findings) == [name for name in ADAPTER if name in findings]
     red = [finding for finding in findings[check] if finding.state == "fault"]
-    assert red and told in red[0].title and red[0].remedy
+    assert red and expected in red[0].title and red[0].remedy
     assert not failed(findings)
     assert {"weights", "storage", "tokens"} <= findings.keys()
 

@@ -68,7 +68,7 @@ def test_every_other_method_is_green_too(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "check", "told"),
+    ("overrides", "check", "expected"),
     [
         (["lora.rnk=4"], "fields", "unknown key 'lora.rnk'"),
         (["model.dtype=float16"], "dtype", "cannot train T5"),
@@ -97,10 +97,10 @@ def test_every_other_method_is_green_too(method: str) -> None:
         (["data.dialogue_column=talk"], "tokens", "data.dialogue_column='talk'"),
     ],
 )
-def test_a_mistake_is_red_at_its_check_with_a_remedy(overrides: list[str], check: str, told: str) -> None:
+def test_a_mistake_is_red_at_its_check_with_a_remedy(overrides: list[str], check: str, expected: str) -> None:
     findings = found(*overrides)
     red = {name: several for name, several in findings.items() if "fault" in {f.state for f in several}}
-    assert check in red and told in red[check][0].title and red[check][0].remedy
+    assert check in red and expected in red[check][0].title and red[check][0].remedy
 
 
 def test_every_mistake_in_a_config_is_a_separate_finding(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_a_test_dialogue_of_several_references_counts_once(tmp_path: Path) -> No
         rows = [{"dialogue": f"Ann: {split} {i // 3}? Bob: yes.", "summary": f"{i}."} for i in range(12)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     whole = [f"data.max_{split}_samples=null" for split in ("train", "eval", "test")]
-    told = [finding.title for finding in found(f"data.dataset_name={tmp_path}", *whole)["tokens"]]
-    assert [title.split(" rows")[0] for title in told[:3]] == ["train: 12", "validation: 12", "test: 4"]
+    expected = [finding.title for finding in found(f"data.dataset_name={tmp_path}", *whole)["tokens"]]
+    assert [title.split(" rows")[0] for title in expected[:3]] == ["train: 12", "validation: 12", "test: 4"]
 
 
 def test_equal_rows_in_two_splits_are_red(tmp_path: Path) -> None:

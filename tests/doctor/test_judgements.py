@@ -82,14 +82,16 @@ def test_an_adapter_without_effect_and_zero_matrices_are_faults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("torch>=999", "is installed in version"),
         ("no-such-package>=1", "is not installed"),
         ("torch>=1", None),
     ],
 )
-def test_a_package_that_is_absent_or_too_old_is_a_fault_with_pip_s_line(line: str, told: str | None) -> None:
+def test_a_package_that_is_absent_or_too_old_is_a_fault_with_pip_s_line(
+    line: str, expected: str | None
+) -> None:
     findings = list(version_of(Requirement(line)))
-    assert bool(findings) == bool(told)
-    assert not told or (told in findings[0].title and findings[0].remedy == f"pip install '{line}'")
+    assert bool(findings) == bool(expected)
+    assert not expected or (expected in findings[0].title and findings[0].remedy == f"pip install '{line}'")

@@ -80,7 +80,7 @@ def test_a_changed_score_is_seen(run):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"rougeL": None}, "is not a record of a run: rougeL=None"),
         ({"rouge2": "x"}, "is not a record of a run: rouge2='x'"),
@@ -88,9 +88,9 @@ def test_a_changed_score_is_seen(run):
         ({"mean_words": 3.0}, "mean_words 3.0 ->"),
     ],
 )
-def test_what_cannot_be_compared_or_differs_in_the_record_is_a_fault(run, change, told):
+def test_what_cannot_be_compared_or_differs_in_the_record_is_a_fault(run, change, expected):
     (run / "results.json").write_text(json.dumps(results(run) | change))
-    assert told in " ".join(faults(run).values())
+    assert expected in " ".join(faults(run).values())
 
 
 def test_weights_that_the_run_has_not_recorded_are_a_fault(run):

@@ -90,15 +90,15 @@ def test_a_full_disk_leaves_no_partial_output(trained: Path, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("ranks", "told"),
+    ("ranks", "expected"),
     [("8", "from 1 to 7"), ("0", "from 1 to 7"), ("a", "whole numbers separated by commas")],
 )
 def test_an_invalid_rank_is_refused(
-    trained: Path, tmp_path: Path, ranks: str, told: str, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, ranks: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["truncate", "--adapter", str(trained), "--output", str(tmp_path / "cut"), "--ranks", ranks]
     assert cli.run(words, debug=False) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_without_a_run_the_data_must_be_named(

@@ -159,7 +159,7 @@ def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("more", "told", "graphs"),
+    ("more", "expected", "graphs"),
     [
         pytest.param(
             {"gradient_checkpointing": True},
@@ -171,11 +171,11 @@ def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch:
     ],
 )
 def test_the_log_says_what_is_not_compiled(
-    more: dict[str, Any], told: str, graphs: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    more: dict[str, Any], expected: str, graphs: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "lora_hf"):
         make_trainer(shallow(), small(tmp_path, **more)).train()
-    assert told in caplog.text and "blocks" not in caplog.text
+    assert expected in caplog.text and "blocks" not in caplog.text
     assert graphs is None or counters["stats"]["unique_graphs"] == graphs
 
 

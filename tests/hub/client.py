@@ -1,4 +1,4 @@
-"""Commands in one fresh process that knows the Hub by its environment alone.
+"""Run commands in one new process that finds the Hub by its environment alone.
 
 Standard input is a JSON list of [words, token or null]. Both outputs have a line `=== <status> <seconds>`
 after each. It would have slept so many seconds between one try and the next: here nobody sleeps.

@@ -1,4 +1,4 @@
-"""A Hub on the loopback address, a run to push, and fresh processes that know it by HF_ENDPOINT alone."""
+"""A Hub on the loopback address, a run to push, and processes that find the Hub by HF_ENDPOINT alone."""
 
 import json
 import re
@@ -22,7 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="session")
 def port():
-    """Of every Hub: nobody answers there as long as none runs, and nobody else can take it."""
+    """Return the port of all Hubs. It stays reserved, and nobody answers while no Hub runs."""
     with socket.socket() as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.bind(("127.0.0.1", 0))
@@ -38,7 +38,7 @@ def hub(tmp_path, port):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished LoRA run on the embedded model."""
+    """Return the folder of a finished LoRA run on the embedded model."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     file = folder.with_suffix(".yaml")
     file.write_text("lora: {r: 4, lora_alpha: 8}\ntraining: {max_steps: 2, learning_rate: 5.0e-2}\n")
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 
 
 class Client:
-    """Fresh processes with a home of their own, which is empty at first."""
+    """New processes with their own home directory, initially empty."""
 
     def __init__(self, python, home):
         self.python, self.home, self.heard = python, home, ""
@@ -57,7 +57,7 @@ class Client:
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
     def run(self, *commands):
-        """Commands in one process, each (words, token): its status, and what it said on both streams."""
+        """Run commands, each (words, token), in one process; return status and both outputs of each."""
         given = json.dumps([[[str(word) for word in words], token] for words, token in commands])
         out, err = self.start(ROOT / "tests/hub/client.py", given=given)
         said = [re.split(r"^=== .*\n", text, flags=re.MULTILINE) for text in (out, err)]
@@ -74,7 +74,7 @@ class Client:
 
 
 class Done:
-    """How a command ended, the seconds that it asked to sleep for, and what it said."""
+    """Exit status of a command, the seconds it asked to sleep for, and its outputs."""
 
     def __init__(self, status, slept, out, err):
         self.status, self.slept, self.out, self.err = status, slept, out, err
@@ -88,7 +88,7 @@ class Done:
 
 @pytest.fixture(scope="session")
 def client_python(tmp_path_factory, port):
-    """Where the Hub is, and where its home is, is read once, by what is imported."""
+    """Return an interpreter with the Hub's address and home, which packages read only on import."""
     home = tmp_path_factory.mktemp("home")
     known = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     known |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
@@ -112,7 +112,7 @@ def push(adapter, *more, repo=REPO):
 
 
 def card_of(hub, repo=REPO, revision="main"):
-    """A pushed card's metadata and text."""
+    """Return the metadata and the text of a pushed card."""
     _, head, text = hub.store.read(repo, "README.md", revision).decode().split("---\n", 2)
     return yaml.safe_load(head), text
 
@@ -137,7 +137,7 @@ torch.save(found, sys.argv[2])
 
 
 def logits_of(client, tmp_path, *codes):
-    """What the `model` of each code says, computed in one fresh process."""
+    """Return the logits of each code's `model`, computed in one new process."""
     import torch
 
     client.start("-c", LOGITS, json.dumps(codes), str(tmp_path / "logits.pt"), token=TOKEN)

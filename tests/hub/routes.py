@@ -1,4 +1,4 @@
-"""The routes of a Hub that `huggingface_hub` really calls, and who may do what."""
+"""The routes of a Hub that `huggingface_hub` calls, and their permissions."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ ROUTES = [
 
 
 class Routes:
-    """One method a route; what carries the answers is the server's handler."""
+    """One method per route; the server's handler sends the answers."""
 
     # Who asks, and what they may
 
@@ -48,7 +48,7 @@ class Routes:
         return user
 
     def _readable(self, name, revision=None):
-        """The commit of a revision that this user may read."""
+        """Return the commit of a revision, if this user may read it."""
         user, store = self._user(), self.server.store
         hidden = store.exists(name) and store.meta(name)["private"] and user != name.split("/")[0]
         if hidden or not store.exists(name):

@@ -1,4 +1,4 @@
-"""A Hub on the loopback address: the routes that `huggingface_hub` really calls, with everything on disk.
+"""A Hub on the loopback address: the routes that `huggingface_hub` calls, with its content on disk.
 
 It is as strict as the real one where a client could be wrong: who may do what, metadata of a card, objects
 that were announced and never came, bytes that are not those of their hash, a commit on what has moved. Large
@@ -23,7 +23,7 @@ from hub.store import Refused, Store
 
 
 class Cut(Exception):
-    """The connection ends here."""
+    """Ends the connection without an answer."""
 
 
 @dataclass
@@ -59,16 +59,16 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        pass  # a client that is gone; what went wrong here was answered with 500
+        pass  # the client is gone; errors of this server are answered with 500
 
     def cut(self, method, part, at="upload", after=0, times=1):
         """Lose the connection of the next requests of this kind.
 
         Args:
-            method, part: which, and a part of their path.
-            at: "upload" (`after` so many bytes of what is sent), "answer" (all was done, and nothing is
-                said) or "download" (after so many bytes of the answer).
-            times: how many of them; a large number is a Hub that is gone.
+            method, part: the method of these requests, and a part of their path.
+            at: "upload" (after `after` bytes of the request), "answer" (the request was processed, and no
+                answer is sent) or "download" (after `after` bytes of the answer).
+            times: number of requests; a large number simulates a Hub that is gone.
         """
         self.faults.append(Fault(method, part, at, after, times))
 
@@ -80,7 +80,7 @@ class HubServer(ThreadingHTTPServer):
         return None
 
     def count(self, method, part):
-        """How many requests of this kind came."""
+        """Return the number of requests of this kind."""
         return sum(seen[0] == method and part in seen[1] for seen in self.seen)
 
     def signed(self, what, oid):

@@ -1,4 +1,4 @@
-"""What a Hub keeps: repositories, commits, branches and objects, on disk; and what it refuses in a card."""
+"""Repositories, commits, branches and objects of a Hub on disk, and its validation of cards."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class Refused(Exception):
 
 
 class Store:
-    """Repositories, commits, branches and objects, as files; a new Store of the same folder goes on."""
+    """Repositories, commits, branches and objects as files; a new Store in the same folder continues."""
 
     def __init__(self, root):
         self.root = Path(root)
@@ -71,7 +71,7 @@ class Store:
         return oid if (self.repo(name) / "commits" / f"{oid}.json").is_file() else None
 
     def commits(self, name, revision="main"):
-        """The summaries, newest first."""
+        """Return the commit messages, newest first."""
         oid, found = self.resolve(name, revision), []
         while oid:
             commit = json.loads((self.repo(name) / "commits" / f"{oid}.json").read_text())
@@ -84,7 +84,7 @@ class Store:
         return json.loads((self.repo(name) / "commits" / f"{oid}.json").read_text())["tree"]
 
     def blob(self, content):
-        """Keep a small file; its entry in a tree, with git's own hash."""
+        """Store a small file and return its entry in a tree, with git's hash."""
         oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         (self.root / "blobs" / oid).write_bytes(content)
         return {"oid": oid, "size": len(content), "lfs": False}
@@ -93,12 +93,12 @@ class Store:
         return self.root / "objects" / oid
 
     def read(self, name, path, revision="main"):
-        """A file's bytes."""
+        """Return the bytes of a file."""
         entry = self.tree(name, revision)[path]
         return (self.root / ("objects" if entry["lfs"] else "blobs") / entry["oid"]).read_bytes()
 
     def seed(self, name, folder, **more):
-        """A repository of a folder's files, and of more by name; no client was needed."""
+        """Create a repository from the files of a folder and `more`, without a client."""
         self.create(name, private=False)
         tree = self.tree(name)
         files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()} | more
@@ -112,7 +112,7 @@ class Store:
 
 
 def card_mistakes(text):
-    """What the Hub's validation finds in a card's metadata."""
+    """Return the errors that the Hub's validation finds in a card's metadata."""
     head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if not head:
         return ["no metadata"]

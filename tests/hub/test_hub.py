@@ -60,8 +60,8 @@ def test_a_wrong_token_or_repository_is_one_error_that_does_not_show_the_token(
         "no such folder": (push(tmp_path / "none"), TOKEN),
         "--base-model './t5' is not USER/NAME": (push(trained, "--base-model", "./t5"), TOKEN),
     }
-    for told, done in zip(commands, client.run(*commands.values()), strict=True):
-        assert told in done.error
+    for expected, done in zip(commands, client.run(*commands.values()), strict=True):
+        assert expected in done.error
     assert "bell_in_it" not in client.heard
     assert hub.count("PUT", "/upload/") == 0
 

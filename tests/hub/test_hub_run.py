@@ -1,4 +1,4 @@
-"""What is pushed of a run: all of it, under names that are public, and nothing that is not."""
+"""The files of a run that are pushed, with public names and no local paths."""
 
 import json
 import shutil

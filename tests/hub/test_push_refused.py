@@ -1,4 +1,4 @@
-"""What a push refuses, in one line that says what was found and what to give."""
+"""Pushes that are refused, each with one error that names the remedy."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from lora_hf.hub.upload import _prepare as prepare
 
 
 def refused(capsys, *words, repo=REPO):
-    """What a dry run in this process says instead of the card."""
+    """Return the error of a dry run in this process."""
     assert cli.run([*map(str, push(*words, "--dry-run", repo=repo))], debug=False) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     return line
@@ -71,7 +71,7 @@ def test_full_fine_tuning_is_refused_with_the_command_that_uploads_a_model(train
 
 
 class Hub:
-    """What `huggingface_hub`'s API says of a repository with these files and tags."""
+    """Return `huggingface_hub`'s API with a repository of these files and tags."""
 
     def __init__(self, files, tags):
         siblings = [SimpleNamespace(rfilename=name) for name in files]

@@ -97,9 +97,9 @@ def test_loading_warns_of_nothing_but_the_head(caplog):
         warnings.simplefilter("error")
         AutoTokenizer.from_pretrained(TINY_T5)
         AutoModelForSeq2SeqLM.from_pretrained(TINY_T5)
-    told = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    expected = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     # transformers 5 says so of every untied T5, FLAN-T5 too, whatever its config holds
-    assert not [message for message in told if "we will NOT tie them" not in message]
+    assert not [message for message in expected if "we will NOT tie them" not in message]
 
 
 def test_model_copies_names_it_has_never_seen(model, tokenizer):

@@ -87,7 +87,7 @@ def test_what_others_wrote_is_data_and_not_a_template():
 
 
 @pytest.mark.parametrize(
-    ("base", "absent", "told"),
+    ("base", "absent", "expected"),
     [
         (Base("embedded"), "base_model", "the tiny T5 that comes with lora_hf"),
         (
@@ -102,9 +102,9 @@ def test_what_others_wrote_is_data_and_not_a_template():
         ),
     ],
 )
-def test_a_base_is_named_as_others_can_find_it(base, absent, told):
+def test_a_base_is_named_as_others_can_find_it(base, absent, expected):
     text = model_card(facts(base=base))
-    assert told in text and absent not in metadata(text)
+    assert expected in text and absent not in metadata(text)
 
 
 def test_a_card_without_a_run_has_no_scores_and_data():

@@ -209,8 +209,8 @@ def test_the_command_ends_in_one_message_without_a_traceback(monkeypatch, capsys
     finally:
         signal.signal(signal.SIGTERM, before)
     (line,) = capsys.readouterr().err.splitlines()
-    told = "error: runs/a/checkpoints/checkpoint-4 cannot be written: No space left on device; "
-    assert line.startswith(told) and "rerun the command" in line
+    expected = "error: runs/a/checkpoints/checkpoint-4 cannot be written: No space left on device; "
+    assert line.startswith(expected) and "rerun the command" in line
 
 
 @pytest.mark.slow

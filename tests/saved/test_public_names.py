@@ -80,7 +80,9 @@ def test_the_public_config_is_the_runs_own_without_this_machine(tmp_path):
     assert kept["training"] == {"max_steps": 3} and kept["output_dir"] == "runs/x"
     assert (kept["model"]["model_name_or_path"], kept["model"]["revision"]) == ("acme/t5", COMMIT)
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError, match="data.dataset_name=null is not text"):  # whoever repeats it is told
+    with pytest.raises(
+        UserError, match="data.dataset_name=null is not text"
+    ):  # an error when the run is repeated
         load_config(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text(text)
     assert load_config(tmp_path / "c.yaml", ["data.dataset_name=embedded"]).model.dtype == "float32"

@@ -68,7 +68,7 @@ def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--pairs", "0"], "--pairs: '0': give a whole number of 1 or more"),
         (["--r", "x"], "--r: 'x': give a whole number"),
@@ -76,11 +76,11 @@ def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_pa
         (["--tokenizer", "/nope"], "--tokenizer '/nope': no such folder"),
     ],
 )
-def test_a_bad_option_is_one_error(words: list[str], told: str, monkeypatch: Any, capsys: Any) -> None:
+def test_a_bad_option_is_one_error(words: list[str], expected: str, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.py", *words])
     with pytest.raises(SystemExit, match="2"):
         parsed()
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_figure_shows_the_parts_that_were_measured(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_merged_lora_runs_the_very_modules_of_the_base():
     assert modules(models["lora merged"]) == base != modules(models["lora"])
 
 
-@pytest.mark.parametrize(("name", "told"), [("loar", "Did you mean 'lora'"), ("base", "adds no weights")])
-def test_a_variant_that_cannot_be_timed_is_named(name, told):
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize(("name", "expected"), [("loar", "Did you mean 'lora'"), ("base", "adds no weights")])
+def test_a_variant_that_cannot_be_timed_is_named(name, expected):
+    with pytest.raises(UserError, match=expected):
         generation_times(CONFIG, [name])

@@ -111,7 +111,7 @@ def test_requests_with_different_lengths_and_beams_equal_single_requests(server:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "expected"),
     [
         ({}, 422, "dialogue is missing and required; known fields are dialogue, adapter,"),
         ({"dialogue": " \n"}, 422, r"dialogue=' \n' is empty"),
@@ -137,7 +137,7 @@ def test_requests_with_different_lengths_and_beams_equal_single_requests(server:
         ({"dialogue": "x" * 100_000}, 413, "body: 100,"),
     ],
 )  # fmt: skip
-def test_a_refused_request_says_why(server: Server, body: Any, status: int, told: str) -> None:
+def test_a_refused_request_says_why(server: Server, body: Any, status: int, expected: str) -> None:
     def counted() -> float:
         series = rf'^lora_hf_requests_total{{adapter="a?",status="{status}"}} (\S+)$'
         return sum(map(float, re.findall(series, server.request("GET", "/metrics")[1], re.MULTILINE)))
@@ -145,7 +145,7 @@ def test_a_refused_request_says_why(server: Server, body: Any, status: int, told
     before = counted()
     found, answer, _ = server.request("POST", "/summarize", body)
     assert (found, list(answer)) == (status, ["detail"])
-    assert told in answer["detail"] and counted() == before + 1
+    assert expected in answer["detail"] and counted() == before + 1
 
 
 def test_a_long_dialogue_is_cut_only_on_request(server: Server) -> None:
@@ -290,7 +290,7 @@ def test_a_late_answer_is_504() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ([], "give --base, or an adapter that names its base"),
         (["--adapter", "a"], "--adapter 'a': write NAME=DIR"),
@@ -303,7 +303,7 @@ def test_a_late_answer_is_504() -> None:
     ],
 )
 def test_a_mistake_in_the_command_is_one_error(
-    words: list[str], told: str, adapters: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, adapters: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -311,7 +311,7 @@ def test_a_mistake_in_the_command_is_one_error(
         assert cli.run(["serve", *(word.format(**fill) for word in words)], debug=False) == 2
     signal.signal(signal.SIGTERM, before)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert told in line
+    assert expected in line
 
 
 def test_malformed_requests_get_an_answer_below_500_and_the_server_stays(

@@ -1,4 +1,4 @@
-"""Models of many kinds, and the deeper ones that their replication is held against."""
+"""Models of many kinds, and the deeper models with which their replication is compared."""
 
 import re
 
@@ -32,7 +32,7 @@ CAUSAL = {**SMALL, "vocab_size": TOKENS, "num_key_value_heads": 1, "max_position
 
 
 def build(kind: str, encoder: int, decoder: int) -> nn.Module:
-    """A model with weights in which the order of blocks shows; a model of one stack takes its own number."""
+    """Return a model whose outputs depend on the order of its blocks; with one stack, one number counts."""
     torch.manual_seed(0)
     t5 = {**T5_SHAPE, "num_layers": encoder, "num_decoder_layers": decoder}
     bart = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in BART}
@@ -104,7 +104,7 @@ GENERATING = [case for case in CASES if case[0] not in ("bert", "vit")]
 
 
 def orders(kind: str, spec: dict | list) -> dict[str, list[int]]:
-    """The old blocks in their new order, for both sides."""
+    """Return the indices of the original blocks in their new order, by side."""
     if isinstance(spec, list):
         spec = {"encoder" if STACKS[kind][0] else "decoder": spec}
     spans = {side: spec.get(side, [[0, 3]]) for side in ("encoder", "decoder")}
@@ -112,7 +112,7 @@ def orders(kind: str, spec: dict | list) -> dict[str, list[int]]:
 
 
 def deeper(kind: str, spec: dict | list) -> nn.Module:
-    """The reference: a plain model built with the new numbers of layers, its state filled block by block."""
+    """Return the reference: a model built with the new numbers of layers and filled block by block."""
     order = orders(kind, spec)
     state = build(kind, 3, 3).state_dict()
     filled = {}

@@ -1,4 +1,4 @@
-"""Small disks that a test fills or locks: in memory, mounted for the test."""
+"""Small disks in memory, mounted for a test that fills them or makes them read-only."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ def _mount(*words: object) -> None:
 
 @contextmanager
 def full_disk(folder: Path, kib: int) -> Iterator[Callable[[int], None]]:
-    """A disk of so many KiB at a folder; what it yields makes it larger."""
+    """Mount a disk of `kib` KiB at a folder; yield a function that makes it larger."""
     folder.mkdir()
     try:
         _mount("-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder)
@@ -30,7 +30,7 @@ def full_disk(folder: Path, kib: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """A mounted disk that cannot be written meanwhile."""
+    """Make a mounted disk read-only within the block."""
     _mount("-o", "remount,ro", folder)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Inputs of commands under test: the real data beside the repository, and overrides that make a run short."""
+"""Inputs of commands: real data beside the repository, and overrides that make a run short."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def shared_data(name: str) -> Path:
-    """A folder of real data beside the repository; the test is skipped where it is absent."""
+    """Return a folder of real data beside the repository, or skip the test if it is absent."""
     folder = SHARED_DATA / name
     if not folder.exists():
-        pytest.skip(f"real data not at hand: ../shared/data/{name}")
+        pytest.skip(f"no real data: ../shared/data/{name}")
     return folder
 
 
 FEW = """data.max_train_samples=40 data.max_eval_samples=3 data.max_test_samples=4 data.max_source_length=128
 generation.max_new_tokens=5 training.per_device_train_batch_size=4 training.disable_tqdm=true""".split()
-"""Overrides of a run of the embedded model that takes seconds."""
+"""Overrides with which a run of the embedded model takes seconds."""
 SMALL_COMPARISON = """
 method: lora
 lora: {r: 16, lora_alpha: 32}
@@ -26,4 +26,4 @@ generation: {max_new_tokens: 5}
 training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, disable_tqdm: true}
 arms: {full: {training: {learning_rate: 1.0e-4}}}
 """
-"""The same as a config, with a rate for each arm."""
+"""The same as a config, with a learning rate for each run."""

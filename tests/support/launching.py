@@ -1,4 +1,4 @@
-"""Starting runs of two processes as torchrun does, and what they must have in common with a run of one."""
+"""Runs of two processes started by torchrun, and their comparison with a run of one process."""
 
 import json
 import os
@@ -17,7 +17,7 @@ TRAIN = """train --config configs/quickstart.yaml data.max_train_samples=37 data
 data.max_test_samples=7 data.max_source_length=96 generation.max_new_tokens=6 training.logging_steps=1
 training.disable_tqdm=true training.save_steps=3 training.learning_rate=1e-3 training.max_steps=7
 training.eval_strategy=steps training.eval_steps=6""".split()
-"""7 steps: the last row of an epoch is a batch of its own, and the second epoch begins."""
+"""7 steps: the last batch of an epoch has one row, and the second epoch begins."""
 ROWS = "training.per_device_train_batch_size"
 
 
@@ -57,7 +57,7 @@ def assert_same_run(found, expected):
 
 
 def kill_one_of_two(folder, env=None):
-    """Start a run, and kill one of its processes after the first checkpoint; what the launcher has said."""
+    """Start a run, kill one of its processes after the first checkpoint, and return the launcher's output."""
     child = start(folder, 4, env=env)
     for line in child.stdout:
         if "'loss'" in line and (folder / "checkpoints/checkpoint-3/rng_state_1.pth").exists():
@@ -71,7 +71,7 @@ def kill_one_of_two(folder, env=None):
 
 @pytest.fixture(scope="session")
 def one(tmp_path_factory):
-    """The run of one process."""
+    """Return the folder of a run of one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
     status, _, err = run(folder, 8, processes=1)
     assert status == 0, err

@@ -1,4 +1,4 @@
-"""Models built from configs, small enough to train in a test, with the shapes and quirks of the real ones."""
+"""Models built from configs, small enough to train in a test, with the structure of the real ones."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ T5_SHAPE = {
 
 
 def untie_head(model: torch.nn.Module) -> None:
-    """Give lm_head a matrix of its own, as FLAN-T5's checkpoints have: T5 built from a config ties it."""
+    """Untie lm_head, as in FLAN-T5's checkpoints; a T5 built from a config ties it."""
     torch.manual_seed(7)
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.3)
     model.config.tie_word_embeddings = False
@@ -78,7 +78,7 @@ MODELS = {
 
 
 def randomize(model: torch.nn.Module, seed: int = 1) -> None:
-    """Give the adapters weights that do something: B starts at zero."""
+    """Give the adapters random weights; B is initialized to zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -101,7 +101,7 @@ def gradients_of(model: nn.Module, batch: dict) -> torch.Tensor:
 
 
 def nf4_t5(blocksize: int = 64) -> nn.Module:
-    """make_t5 with every q and v in 4 bits, and the weights they were made of."""
+    """Return make_t5 with every q and v in 4 bits; its state has the weights before quantization."""
     import bitsandbytes as bnb
 
     model = make_t5()

@@ -1,4 +1,4 @@
-"""Values for the weights that a method has added."""
+"""Random values for the weights that a method has added."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Finished runs and their comparison, written by hand: no model is needed to test what reads them."""
+"""Files of finished runs and comparisons, written without a model, for tests of their readers."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ TRAINED = {"base": 0, "full": 250_000, "lora": 3_500}
 
 
 def write_run(root: Path, method: str, name: str | None = None, seed: int = 42) -> None:
-    """A finished run, as `train` leaves one."""
+    """Write the files of a finished run, as `train` does, and return its folder."""
     run = root / (name or method)
     scores = {n: 0.4 for n in ROUGE_NAMES} | {f"{n}_interval": [0.3, 0.5] for n in ROUGE_NAMES}
     log = (

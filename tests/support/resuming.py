@@ -1,4 +1,4 @@
-"""A short training that can be killed in place, and resumed."""
+"""A short training that a test can interrupt and resume in one process."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from lora_hf.training.checkpoints import last_checkpoint
 
 
 class Killed(BaseException):
-    """What nothing catches, as nothing catches SIGKILL."""
+    """Stands for SIGKILL: no code of the package catches it."""
 
 
 class KillAt(TrainerCallback):
-    """Ends the process, as far as the trainer can tell, once a checkpoint is saved at this step."""
+    """Raise `Killed` once a checkpoint is saved at `step`, as if the process were killed."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -27,7 +27,7 @@ class KillAt(TrainerCallback):
 
 
 def trainer_of(folder: Path, *callbacks: TrainerCallback, **fields: Any) -> LoraTrainer:
-    """Ten steps of an epoch of twelve, a checkpoint every fourth and at the end."""
+    """Return a trainer of ten steps in an epoch of twelve; it saves every four steps and at the end."""
     fields = {"save_strategy": "steps", "save_steps": 4, "seed": 3} | fields
     return make_trainer(
         dropping(), arguments(folder, **fields), callbacks=list(callbacks), eval_dataset=Rows(6, seed=9)

@@ -1,4 +1,4 @@
-"""A real server, in a process of its own on loopback, and a real client."""
+"""A server in a separate process on loopback, and a client."""
 
 import http.client
 import json
@@ -34,7 +34,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 def save_adapters(folder: Path) -> Path:
-    """Adapters of the embedded model, with weights that do something, each in a folder of its name."""
+    """Save adapters of the embedded model with random weights, each in a folder with its name."""
     for number, (name, fields) in enumerate(FIELDS.items()):
         model = inject_adapters(load_model(ModelConfig(), torch.device("cpu")), LoraConfig(**fields), name)
         torch.manual_seed(number)
@@ -47,7 +47,7 @@ def save_adapters(folder: Path) -> Path:
 
 
 class Server:
-    """A process of `lora-hf serve`, and requests to it."""
+    """A process of `lora-hf serve` that answers requests."""
 
     def __init__(self, process: Started) -> None:
         self.process, self.said = process, []
@@ -62,7 +62,7 @@ class Server:
         self.reading.start()
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
-        """Status, body (parsed where it is JSON) and headers."""
+        """Send a request and return status, body (parsed if it is JSON) and headers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()

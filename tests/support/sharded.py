@@ -1,4 +1,4 @@
-"""One of two processes: a T5 with adapters under torch's `fully_shard`, beside one that is not sharded."""
+"""One of two processes that train a T5 under torch's `fully_shard`, and the same T5 unsharded."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ STEPS = 4
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Four rows with 7, 6, 4 and 2 labels: the processes' shares are not the same."""
+    """Return four rows with 7, 6, 4 and 2 labels, so that the processes have different numbers of labels."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, 96, (4, 11), generator=generator)
     labels = torch.randint(3, 96, (4, 7), generator=generator)
@@ -30,7 +30,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def step(model, optimizer, inputs, tokens, world) -> float:
-    """The loss as `LoraTrainer.compute_loss` weighs it, and one step of the optimizer."""
+    """Take one optimizer step on the loss as `LoraTrainer.compute_loss` weights it; return the loss."""
     loss = model(**inputs).loss * (inputs["labels"] != -100).sum() / tokens * world
     loss.backward()
     optimizer.step()
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
             save_adapter(model, folder / "sharded")
     if is_main():
         save_adapter(plain, folder / "plain")
-    with full_weights(model, changed=True):  # what a resume does
+    with full_weights(model, changed=True):  # as a resumed run does
         ADDED_WEIGHTS["lora"].restore(model, folder / "plain")
     with full_weights(model):
         back = adapter_state(model)

@@ -1,4 +1,4 @@
-"""A trainer on rows of random tokens, and one of PEFT's that goes through them in the same order."""
+"""A trainer on rows of random tokens, and one with PEFT that takes them in the same order."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ CONFIG = LoraConfig(r=4, lora_alpha=10)
 
 
 class Rows(torch.utils.data.Dataset):
-    """Token ids of many lengths."""
+    """Rows of random token ids with different lengths."""
 
     def __init__(self, n: int = 48, seed: int = 0) -> None:
         draw = random.Random(seed)
@@ -88,7 +88,7 @@ def adapted(seed: int = 5, make: Any = make_t5, targets: tuple[str, ...] = ("q",
 
 
 def dropping() -> nn.Module:
-    """A model whose steps draw random numbers."""
+    """Return a model with dropout, whose steps draw random numbers."""
     model = make_t5()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -115,6 +115,6 @@ class StopAt(TrainerCallback):
 
 
 def all_losses(trainer: Any) -> torch.Tensor:
-    """Of the steps, then of the evaluations."""
+    """Return the losses of the steps, then those of the evaluations."""
     evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return torch.tensor([*losses(trainer), *evaluated])

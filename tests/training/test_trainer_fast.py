@@ -131,7 +131,7 @@ def other_activation(model: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (smoothed, "memory-saving loss is off: label smoothing needs all logits"),
         (head_trained, "memory-saving loss is off: the output head is trainable"),
@@ -139,13 +139,13 @@ def other_activation(model: Any) -> dict[str, Any]:
     ],
 )
 def test_the_log_says_what_takes_the_reference_path(
-    change: Any, told: str, tmp_path: Path, caplog: Any
+    change: Any, expected: str, tmp_path: Path, caplog: Any
 ) -> None:
     model = adapted()
     args = arguments(tmp_path, max_steps=1, **change(model))
     with caplog.at_level("INFO", "lora_hf"):
         make_trainer(model, args).train()
-    assert told in caplog.text
+    assert expected in caplog.text
 
 
 def test_rows_stay_in_the_batch_under_a_custom_logits_processor(caplog: Any) -> None:
