@@ -31,6 +31,7 @@ from lora_hf.adapters.model_state import (
 )
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.rollback import rolled_back_on_error
+from lora_hf.adapters.save_pretrained import guard_save_pretrained
 from lora_hf.adapters.targets import find_saved, find_targets, identity
 from lora_hf.adapters.wrappers import refuse_synchronized, unwrapped
 from lora_hf.errors import UserError
@@ -106,6 +107,7 @@ def _inject(
     _add_saved(model, saved, name)
     update_state(model, adapters={**adapter_configs(model), name: config})
     set_adapter(model, name)
+    guard_save_pretrained(model)
 
 
 def base_weights_of(model: nn.Module, given: BaseWeights | None) -> BaseWeights | None:
@@ -190,3 +192,4 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     bare |= {id(x): x.original for x in saved_modules(model).values() if not x.copies}
     replace_modules(model, bare)
     update_state(model, adapters={n: c for n, c in adapter_configs(model).items() if n != name})
+    guard_save_pretrained(model)

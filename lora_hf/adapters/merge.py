@@ -29,6 +29,7 @@ from lora_hf.adapters.model_state import (
     saved_modules,
     update_state,
 )
+from lora_hf.adapters.save_pretrained import guard_save_pretrained
 from lora_hf.adapters.wrappers import named_modules
 from lora_hf.errors import UserError
 
@@ -118,6 +119,7 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
     if onto in TO_DENSE:
         _forget_quantization(model)
     keep_savable(model)
+    guard_save_pretrained(model)
     return model
 
 

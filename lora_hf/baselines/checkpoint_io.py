@@ -18,6 +18,7 @@ from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, check_tensors, write_w
 from lora_hf.adapters.load import check_base
 from lora_hf.adapters.model_state import BaselineState, adapter_configs, model_state, update_state
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
+from lora_hf.adapters.save_pretrained import guard_save_pretrained
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.wrappers import named_modules
 from lora_hf.errors import UserError
@@ -43,6 +44,7 @@ def claim(model: nn.Module, method: str, settings: dict[str, Any]) -> None:
     model.requires_grad_(False)
     keep_differentiable(model)
     update_state(model, baseline=BaselineState(method, settings))
+    guard_save_pretrained(model)
 
 
 def extras_method(model: nn.Module) -> str | None:

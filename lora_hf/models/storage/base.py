@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lora_hf.adapters.backends.quantized import QuantizedLinear, QuantizedWeight
+from lora_hf.adapters.save_pretrained import guard_save_pretrained
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.checkpoint import load_checkpoint
@@ -99,6 +100,7 @@ class LayerwiseFormat(StorageFormat):
         while layers:  # emptied on the way, or it would keep every dense weight
             path = next(iter(layers))
             model.set_submodule(path, self.convert(layers.pop(path).to(device), config))
+        guard_save_pretrained(model)
         return model.to(device)
 
 

@@ -1,0 +1,157 @@
+"""`model.save_pretrained` of a model that this package has changed: right, or refused with the remedy.
+
+Transformers would write the wrapped layers under names such as `q.base_layer.weight`, and draw the weights
+that it does not find at random when it loads them; a layer of packed integers would load as those integers.
+A model's class stays what it was, so the method is replaced on the model itself.
+"""
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lora_hf.adapters.backends.bitsandbytes import keep_savable
+from lora_hf.adapters.backends.quantized import QuantizedLinear
+from lora_hf.adapters.model_state import (
+    adapter_configs,
+    lora_layers,
+    model_state,
+    replace_modules,
+    saved_modules,
+)
+from lora_hf.adapters.wrappers import unwrapped
+from lora_hf.errors import UserError
+
+NAME = "save_pretrained"
+
+
+def guard_save_pretrained(model: nn.Module) -> None:
+    """Replace a model's `save_pretrained` while it has parts that no plain model has; put it back after."""
+    model = unwrapped(model)
+    if not hasattr(type(model), NAME):
+        return
+    is_plain = not adapter_configs(model) and model_state(model).baseline is None
+    if is_plain and not any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        model.__dict__.pop(NAME, None)
+    else:
+        model.__dict__[NAME] = SavePretrained(model)
+
+
+class SavePretrained:
+    """The method `save_pretrained` of one model, which it follows when the model is copied or pickled.
+
+    Its reference is weak: in a cycle, a dropped model would occupy its memory until the next collection.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    @property
+    def model(self) -> Any:
+        """The model.
+
+        Raises:
+            UserError: it was dropped before the call, as in `make_model().save_pretrained(directory)`.
+        """
+        if (model := self._model()) is None:
+            raise UserError("save_pretrained: the model no longer exists: keep it in a variable for the call")
+        return model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
+        return SavePretrained(memo.get(id(self.model), self.model))
+
+    def __reduce__(self) -> Any:
+        return SavePretrained, (self.model,)
+
+    def __call__(
+        self,
+        save_directory: str | Path,
+        *args: Any,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the plain model with the merged weights, as Transformers' method of this name does.
+
+        Args:
+            save_directory: target folder.
+            args, kwargs: the other arguments of that method.
+            state_dict: the model's, gathered by the caller; None takes it here.
+
+        Raises:
+            UserError: the plain model would not write what this one does; nothing is written.
+        """
+        model = self.model
+        check_plain(model)
+        if state_dict is not None:
+            state_dict = plain_state(model, state_dict)
+        keep_savable(model)
+        with as_plain(model):
+            return getattr(type(model), NAME)(model, save_directory, *args, state_dict=state_dict, **kwargs)
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model that has no plain equivalent in its present state.
+
+    Raises:
+        UserError: adapters that are not merged, a baseline's weights, or layers that Transformers lacks.
+    """
+    layers = lora_layers(model).values()
+    packed = next((module for module in model.modules() if isinstance(module, QuantizedLinear)), None)
+    adapters = sorted(adapter_configs(model))
+    if baseline := model_state(model).baseline:
+        raise UserError(
+            f"save_pretrained: the model has the weights of method {baseline.method!r}, which no plain model "
+            "has: train it with LoraTrainer or `lora-hf train`, which save them"
+        )
+    if packed is not None:
+        remedy = (
+            f"save the adapters {adapters} with save_adapter(model, directory), or call "
+            "merge_and_unload(model, onto='dequantized') first"
+            if adapters
+            else "load the model without quantization to save it"
+        )
+        raise UserError(
+            f"save_pretrained: the base is stored as {packed.quantized.format}, which Transformers cannot "
+            f"load: {remedy}"
+        )
+    if any(not layer.enabled for layer in layers):
+        raise UserError("save_pretrained: the adapters are disabled; leave disable_adapters first")
+    if layers and not any(layer.merged for layer in layers):
+        raise UserError(
+            f"save_pretrained: the adapters {adapters} are not merged, and a plain model has none: save them "
+            "with save_adapter(model, directory), or call merge_adapters(model) first to save the merged "
+            "weights (LoraTrainer saves adapters by itself)"
+        )
+
+
+@contextmanager
+def as_plain(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model has its plain layers in the place of the wrappers."""
+    plain: dict[nn.Module, nn.Module] = {layer: layer.base_layer for layer in lora_layers(model).values()}
+    for module in saved_modules(model).values():
+        plain[module] = copy.deepcopy(module.used)
+        plain[module].to(next(module.original.parameters()).dtype)
+    try:
+        replace_modules(model, {id(wrapper): layer for wrapper, layer in plain.items()})
+        yield
+    finally:
+        replace_modules(model, {id(layer): wrapper for wrapper, layer in plain.items()})
+
+
+def plain_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict of the wrapped model under the names of the plain one."""
+    places = {path: f"{path}.base_layer." for path in lora_layers(model)}
+    for path, module in saved_modules(model).items():
+        places[path] = f"{path}.copies.{module.active}." if module.active else f"{path}.original."
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        layer = next((path for path in places if name.startswith(f"{path}.")), None)
+        if layer is None:
+            renamed[name] = tensor
+        elif name.startswith(places[layer]):
+            renamed[f"{layer}.{name.removeprefix(places[layer])}"] = tensor
+    return renamed
