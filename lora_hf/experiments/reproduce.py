@@ -54,7 +54,7 @@ def reproduce(overrides: Sequence[str] = ()) -> Table:
 def beside_published(arms: Mapping[str, RunResult]) -> Table:
     """Return ROUGE-1 of each method: published, ours, and the difference."""
     table = Table("ROUGE-1", *METHOD_LABELS.values())
-    table.add_row("published", *(f"{PUBLISHED[arm]:.4f}" for arm in METHOD_LABELS))
+    table.add_row("published", *(f"{PUBLISHED[method]:.4f}" for method in METHOD_LABELS))
     table.add_row("ours", *(f"{arms[arm]['rouge1']:.4f}" for arm in METHOD_LABELS))
     table.add_row("difference", *(f"{arms[arm]['rouge1'] - PUBLISHED[arm]:+.4f}" for arm in METHOD_LABELS))
     return table

@@ -109,13 +109,13 @@ def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
     references = f"words (people: {next(iter(arms.values()))['reference_words']:.1f})"
     return [
         *lines,
-        line(references, lambda arm: f"{arm['mean_words']:.1f}"),
+        line(references, lambda run: f"{run['mean_words']:.1f}"),
         line("weights trained", _trained_weights),
-        line("on disk", lambda arm: bytes_cell(arm["bytes_on_disk"])),
-        line("learning rate", lambda arm: f"{arm['learning_rate']:g}" if "learning_rate" in arm else "–"),
-        line("training", lambda arm: seconds_cell(arm["train_seconds"])),
-        line("scoring", lambda arm: seconds_cell(arm["eval_seconds"])),
-        line("peak memory", lambda arm: f"{arm['peak_memory_mib']:,.0f} MiB"),
+        line("on disk", lambda run: bytes_cell(run["bytes_on_disk"])),
+        line("learning rate", lambda run: f"{run['learning_rate']:g}" if "learning_rate" in run else "–"),
+        line("training", lambda run: seconds_cell(run["train_seconds"])),
+        line("scoring", lambda run: seconds_cell(run["eval_seconds"])),
+        line("peak memory", lambda run: f"{run['peak_memory_mib']:,.0f} MiB"),
     ]
 
 
@@ -135,8 +135,8 @@ def _gain(comparison: Comparison, method: str) -> str:
     return f"{gains['full' if method == 'full' else 'lora']:+.4f}{of_full}"
 
 
-def _trained_weights(arm: RunResult) -> str:
-    return f"{arm['trainable_parameters']:,} ({arm['trainable_parameters'] / arm['total_parameters']:.2%})"
+def _trained_weights(run: RunResult) -> str:
+    return f"{run['trainable_parameters']:,} ({run['trainable_parameters'] / run['total_parameters']:.2%})"
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
