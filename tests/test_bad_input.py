@@ -151,7 +151,7 @@ def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> N
         ("training: {data_seed: 1152921504606846976}", "data_seed=1.* must be at most"),
         ("training: {eval_accumulation_steps: 0}", "eval_accumulation_steps=0 must be at least 1"),
         ("training: {per_device_eval_batch_size: 9223372036854775807}", "must be at most"),
-        ("training: {predict_with_generate: false}", "is always true here"),
+        ("training: {predict_with_generate: false}", "must be true: evaluations"),
         ("training: {batch_eval_metrics: true}", "batch_eval_metrics=true has no use here"),
         ("generation: {num_beams: 1000000000}", "num_beams"),
         pytest.param(f"data: {{dataset_name: '{'9' * 256}'}}", "dataset_name='9.* is too long", id="name"),

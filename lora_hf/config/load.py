@@ -10,8 +10,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown
-from lora_hf.config.schema import RunConfig
+from lora_hf.config.prediction import BEAM_FIELDS
+from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown, wrong_value
+from lora_hf.config.schema import GenerationConfig, RunConfig
 from lora_hf.config.training import check_together, check_training
 from lora_hf.config.variants import check_variants
 from lora_hf.config.yaml_reader import Document, read_document, read_value, write_value
@@ -29,6 +30,7 @@ def load_config(
     overrides: Sequence[str] = (),
     is_study: bool = False,
     is_done: Callable[[RunConfig], bool] = lambda config: False,
+    is_recorded: bool = False,
 ) -> RunConfig:
     """Load the run that a YAML file and overrides describe.
 
@@ -40,6 +42,8 @@ def load_config(
         is_study: whether the variants will run; if so, each is checked together with the common fields.
         is_done: whether the results of the config exist already. If so, the training settings are not checked
             together, which would import Transformers: the finished runs passed that check.
+        is_recorded: whether a run has recorded this config. If so, `training` is not checked again: another
+            version may refuse what that training accepted.
 
     Raises:
         UserError: all mistakes, one per line: `FILE:LINE: lora.r='eight' is not an integer`.
@@ -53,13 +57,13 @@ def load_config(
         document.places.clear()  # line numbers of a text that the caller never saw
     for override in overrides:
         _override(document, override)
-    mistakes = document.mistakes + _check_trainings(document.data)
+    mistakes = document.mistakes + ([] if is_recorded else _check_trainings(document.data))
     try:
         config = RunConfig.model_validate(document.data)
     except ValidationError as error:
         mistakes += mistakes_of(error, document.data)
     mistakes = mistakes or (check_variants(config) if is_study else [])
-    if not mistakes and not is_done(config):
+    if not mistakes and not is_recorded and not is_done(config):
         mistakes = _check_combinations(config)
     if mistakes:
         raise UserError("\n".join(_lines_of(path, document, mistakes)))
@@ -226,6 +230,11 @@ def _check_trainings(data: dict[str, Any]) -> list[Mistake]:
 
 def _check_combinations(config: RunConfig) -> list[Mistake]:
     """Check the settings of each run together, as Transformers does; a common mistake is reported once."""
+    generation, plain = config.generation, GenerationConfig()
+    for field in BEAM_FIELDS if generation.num_beams == 1 else ():
+        if (value := getattr(generation, field)) != getattr(plain, field):
+            text = "has no effect with generation.num_beams=1: set num_beams above 1, or remove it"
+            return [wrong_value(("generation", field), value, text)]
     common = check_together(config.training) if config.training else []
     own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): arm.training for n, arm in config.arms.items()}
     own |= {("variants", name): changes.get("training", {}) for name, changes in config.variants.items()}

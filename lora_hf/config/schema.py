@@ -78,9 +78,9 @@ class GenerationConfig(Section):
     batch_tokens: Count = 16384
     """Largest number of input tokens per batch while scoring, padding and beams included."""
     length_penalty: Number = 1.0
-    """With beams, a value above 1 favors longer summaries."""
+    """A value above 1 favors longer summaries; needs num_beams above 1."""
     early_stopping: Flag = False
-    """With beams, stop as soon as there are as many finished summaries as beams."""
+    """Stop as soon as there are as many finished summaries as beams; needs num_beams above 1."""
     no_repeat_ngram_size: Annotated[Integer, Field(ge=0)] = 0
     """Size of n-grams that may not be repeated in a summary; 0 allows all."""
     repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0

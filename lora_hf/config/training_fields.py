@@ -34,18 +34,122 @@ ELSEWHERE = {
     "hub_token": "would be copied into the run directory: run `hf auth login`, or set HF_TOKEN",
     "hub_strategy": "is not needed: the finished run is pushed, once",
     "hub_always_push": "is not needed: the finished run is pushed, once",
+    "local_rank": "is set by torchrun and accelerate launch",
+    "parallelism_config": "is not supported: use deepspeed or fsdp, started by torchrun",
 }
 FP16 = (
     "overflows in T5 (its feed-forward output passes 65504, and the loss becomes NaN); "
     "use bf16: true on a GPU that has it, or float32"
 )
-FIXED: dict[str, tuple[bool, str]] = {
+AT_ONCE = "ROUGE is computed over all summaries at once"
+FIXED: dict[str, tuple[Any, str]] = {
     "fp16": (False, FP16),
     "fp16_full_eval": (False, FP16),
-    "batch_eval_metrics": (False, "has no use here: ROUGE is computed over all summaries at once"),
-    "predict_with_generate": (True, "is always true here: evaluations score generated summaries with ROUGE"),
+    "batch_eval_metrics": (False, f"has no use here: {AT_ONCE}"),
+    "eval_do_concat_batches": (True, f"must be true: {AT_ONCE}"),
+    "predict_with_generate": (True, "must be true: evaluations score generated summaries with ROUGE"),
+    "average_tokens_across_devices": (
+        True,
+        "must be true: the loss is the mean over the label tokens of a step in all processes",
+    ),
+    "dataloader_in_order": (True, "must be true: a run with batches in another order could not be repeated"),
+    "ignore_data_skip": (False, "would train a resumed run on some rows twice and on others never"),
+    "do_train": (True, "must be true: a run trains, unless it has method: base"),
+    "do_eval": (True, "would have no effect: evaluations follow eval_strategy, and 'no' turns them off"),
+    "do_predict": (True, "must be true: a run ends by scoring the test split"),
+    "neftune_noise_alpha": (
+        None,
+        "would have no effect: Transformers adds the noise to a module that no encoder-decoder model calls",
+    ),
+    "use_liger_kernel": (
+        False,
+        "would have no effect: Liger has no kernels for encoder-decoder models; fast_paths: true is for them",
+    ),
+    "liger_kernel_config": (None, "would have no effect: Liger has no kernels for encoder-decoder models"),
+    "bf16_full_eval": (
+        False,
+        "would have no effect: evaluations during training have its dtype; use model.dtype: bfloat16",
+    ),
+    "include_for_metrics": ([], "would have no effect: ROUGE needs the summaries and references alone"),
+    "eval_use_gather_object": (False, "would have no effect: summaries are gathered as token ids"),
+    "label_names": (None, "would have no effect: the labels of encoder-decoder models are `labels`"),
+    "length_column_name": ("length", "would have no effect: lengths are the numbers of tokens"),
+    "sortish_sampler": (
+        False,
+        "has no effect in Transformers; use train_sampling_strategy: group_by_length",
+    ),
+    "enable_jit_checkpoint": (False, "is not needed: SIGTERM and Ctrl-C save a checkpoint"),
 }
-"""Fields with one possible value, and why."""
+"""Fields with one possible value, and why another one is refused."""
+ONLY_SPEED = "changes speed or memory alone"
+ONLY_LOG = "changes what is logged, and where to"
+ONLY_FILES = "changes which files are kept or pushed"
+ONLY_PROCESSES = "changes how several processes exchange gradients"
+NO_EFFECT: dict[str, str] = {
+    **dict.fromkeys(
+        "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing "
+        "gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_cache "
+        "torch_empty_cache_steps auto_find_batch_size eval_accumulation_steps "
+        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
+        "dataloader_prefetch_factor dataloader_multiprocessing_context tf32 use_cpu full_determinism".split(),
+        ONLY_SPEED,
+    ),
+    **dict.fromkeys(
+        "logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter "
+        "include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project "
+        "trackio_space_id trackio_bucket_id trackio_static_space_id skip_memory_metrics debug".split(),
+        ONLY_LOG,
+    ),
+    **dict.fromkeys(
+        "save_only_model save_on_each_node save_total_limit push_to_hub hub_private_repo hub_model_id "
+        "hub_revision".split(),
+        ONLY_FILES,
+    ),
+    **dict.fromkeys(
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend "
+        "ddp_timeout fsdp fsdp_config accelerator_config".split(),
+        ONLY_PROCESSES,
+    ),
+    "deepspeed": "shares the states among processes; a file with an optimizer of its own changes the results",
+    "restore_callback_states_from_checkpoint": "is for a resumed run: early stopping counts on, or from zero",
+    "remove_unused_columns": "is for datasets with other columns, which are not passed to the Trainer",
+}
+"""Fields without effect on an uninterrupted run's results, beyond rounding, and what they change instead."""
+_NO_DEVICE_CHOICE = "remove it: the device is chosen by PyTorch, or use use_cpu: true"
+_NO_BACKEND = "remove it: bf16: true needs no backend"
+DROPPED: dict[str, str] = {
+    "adafactor": "use optim: adafactor",
+    "dispatch_batches": "use accelerator_config: {dispatch_batches: ...}",
+    "fp16_backend": _NO_BACKEND,
+    "fp16_opt_level": _NO_BACKEND,
+    "fsdp_min_num_params": "use fsdp_config: {min_num_params: ...}",
+    "fsdp_transformer_layer_cls_to_wrap": "use fsdp_config: {transformer_layer_cls_to_wrap: [...]}",
+    "half_precision_backend": _NO_BACKEND,
+    "include_inputs_for_metrics": "remove it: ROUGE needs the summaries and references alone",
+    "include_tokens_per_second": "use include_num_input_tokens_seen: true",
+    "jit_mode_eval": "remove it, or use torch_compile: true",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "mp_parameters": "remove it: it was for SageMaker",
+    "past_index": "remove it: encoder-decoder models do not use it",
+    "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+    "push_to_hub_model_id": "use hub_model_id",
+    "push_to_hub_organization": "use hub_model_id: ORGANIZATION/NAME",
+    "push_to_hub_token": "run `hf auth login`, or set HF_TOKEN",
+    "ray_scope": "remove it: searches are in the section sweep",
+    "save_safetensors": "remove it: weights are always saved as safetensors",
+    "sharded_ddp": "use deepspeed or fsdp",
+    "split_batches": "use accelerator_config: {split_batches: ...}",
+    "torchdynamo": "use torch_compile_backend",
+    "tpu_metrics_debug": "use debug: tpu_metrics_debug",
+    "tpu_num_cores": "remove it",
+    "use_ipex": _NO_DEVICE_CHOICE,
+    "use_legacy_prediction_loop": "remove it",
+    "use_mps_device": _NO_DEVICE_CHOICE,
+    "xpu_backend": "use ddp_backend",
+}
+"""Fields of Transformers 4.20 to 5.16 that later releases have dropped, and what to do instead. Renamed ones
+are in `problems.OTHER_NAMES`."""
 LARGEST = 2**63 - 1
 """Largest integer of any field."""
 # Inclusive bounds of what Transformers does not check when it is given.
@@ -121,6 +225,8 @@ def _field_schema(name: str, annotation: Any, metadata: typing.Mapping[str, Any]
     if name in FIXED:
         return {"const": FIXED[name][0]} | described
     members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    if name == "fsdp":  # its annotation does not have `true`, which Transformers recommends
+        members = (*members, bool)
     if choices := _choices(name, members) or list(metadata.get("choices", ())):
         return {"enum": choices} | described
     low, high = BOUNDS.get(name, (-math.inf, math.inf))

@@ -31,7 +31,7 @@ from lora_hf.planning.fake_model import count_weights, outline, settings_of
 from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
-from lora_hf.training.arguments import check_dtype, check_trackers, training_arguments
+from lora_hf.training.arguments import check_dtype, check_full_batches, check_training_settings
 
 CUT_SHARE = 0.05
 """Largest share of truncated rows; beyond it, training and scores no longer reflect the data."""
@@ -84,14 +84,12 @@ def dtype(fields: RunConfig) -> Findings:
 
 
 def training(fields: RunConfig, dtype: None) -> Findings:
-    """Check that Transformers accepts `training:` here, and that the trackers in it are installed."""
+    """Check that this machine can train with `training:`: packages, processes, optimizer, trackers."""
     trackers: set[str] = set()
     for name, run in runs_of(fields).items():
-        used = resolve_dtype(run.model.dtype, pick_device())
         with named(name):
-            arguments = training_arguments(run, "unused", run.data.max_target_length, used)
-            check_trackers(arguments.report_to)
-        trackers |= set(arguments.report_to or ())
+            arguments = check_training_settings(run)
+        trackers |= set((arguments.report_to if arguments else None) or ())
     yield ok(f"accepted by Transformers; metrics go to {', '.join(sorted(trackers)) or 'the log only'}")
 
 
@@ -155,6 +153,16 @@ def check_initialization(run: RunConfig, layer: str, shape: tuple[int, int]) -> 
         init_for(init, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
     except UserError as error:
         raise UserError(f"{error.in_section('lora')} (layer {layer})") from error
+
+
+def batches(fields: RunConfig, tokens: Rows | None) -> Findings:
+    """Check that the training split fills a batch where `dataloader_drop_last` is set."""
+    if tokens is None:
+        raise CannotTell("the number of training rows is unknown")
+    for name, run in runs_of(fields).items():
+        with named(name):
+            check_full_batches(run, tokens)
+    yield ok("the training split fills a batch")
 
 
 def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:

@@ -27,7 +27,7 @@ from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
-from lora_hf.training.arguments import check_trackers
+from lora_hf.training.arguments import check_full_batches, check_training_settings
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.train import Run, adapt, load_trained, train
 
@@ -60,11 +60,11 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     """Load tokenizer, data and base model, after every check that needs none of them."""
     directory.check()
     check_push(config)
-    if config.method != "base":
-        check_trackers(config.training.get("report_to"))
+    check_training_settings(config)
     load_scorer()
     tokenizer = load_tokenizer(config.model)
     data = load_data(config, tokenizer)
+    check_full_batches(config, data.train)
     model = load_model(config.model, device, train_all=config.method == "full")
     if config.method in ADDED_WEIGHTS:
         ADDED_WEIGHTS[config.method].check(config, model)  # a typo must not clear the directory

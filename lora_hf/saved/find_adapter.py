@@ -66,7 +66,7 @@ def config_of_run(saved: SavedAdapter) -> RunConfig:
         raise UserError(
             f"--adapter {saved.source!r} is not in a run directory; say with --config whose data to use"
         )
-    return load_config(file)
+    return load_config(file, is_recorded=True)
 
 
 def load_with_base(saved: SavedAdapter, base: str | None = None) -> tuple[Any, Any]:

@@ -246,7 +246,7 @@ def _settings_beside(folder: Path) -> PredictionSettings | None:
 
 def _load_run(run: Path) -> InferenceModel:
     """Load the model of a run of full fine-tuning, or the base of an untrained one."""
-    config = load_config(run / CONFIG, is_done=lambda config: True)
+    config = load_config(run / CONFIG, is_recorded=True)
     if (run / MODEL).is_dir():
         model = ModelConfig(model_name_or_path=str(run / MODEL), dtype=config.model.dtype)
     elif config.method == "base":

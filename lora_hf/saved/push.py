@@ -119,7 +119,7 @@ def read_run(folder: Path) -> RunFacts:
     run = folder.resolve().parent
     if folder.resolve().name != ADAPTER or not (run / CONFIG).is_file():
         return RunFacts()
-    return RunFacts(load_config(run / CONFIG), read_result(run))
+    return RunFacts(load_config(run / CONFIG, is_recorded=True), read_result(run))
 
 
 def collect_facts(

@@ -8,7 +8,7 @@ from transformers import Seq2SeqTrainer
 
 from lora_hf.data.sampler import EpochSampler
 from lora_hf.data.streaming import StreamedDialogues
-from lora_hf.errors import UserError
+from lora_hf.training.arguments import check_streaming
 
 
 class OrderedTrainer(Seq2SeqTrainer):
@@ -41,12 +41,7 @@ class OrderedTrainer(Seq2SeqTrainer):
     def _streaming_loader(self, stream: StreamedDialogues) -> DataLoader[Any]:
         """Return a loader of streamed rows, which accelerate must neither divide again nor fill up."""
         strategy = str(self.args.train_sampling_strategy)
-        if strategy not in ("random", "group_by_length") or self.args.dataloader_num_workers:
-            raise UserError(
-                "data.streaming=true needs training.train_sampling_strategy: random or group_by_length "
-                f"(it is {strategy!r}) and training.dataloader_num_workers: 0 "
-                f"(it is {self.args.dataloader_num_workers})"
-            )
+        check_streaming(strategy, self.args.dataloader_num_workers)
         batch_size = self.args.train_batch_size * self.args.world_size
         stream.share(self._sampler, batch_size, strategy == "group_by_length")
         options: dict[str, Any] = {

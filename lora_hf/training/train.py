@@ -13,7 +13,6 @@ from lora_hf.config import RunConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prepare import RunData
 from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
-from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.evaluate import ValidationRouge
 from lora_hf.files import whole
 from lora_hf.models.generation import generation_config
@@ -95,10 +94,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
     """
     config, data = run.config, run.data
     dtype = resolve_dtype(config.model.dtype, run.model.device)
-    try:
-        args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
-    except ImportError as error:
-        raise UserError(f"training: a setting needs a package: {first_line(error)}") from error
+    args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
     run.model.generation_config = generation_config(run.model, config.generation)  # for evaluations
     callbacks: list[TrainerCallback] = [stop]
     if config.early_stopping_patience is not None:

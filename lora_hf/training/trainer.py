@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.active import check_trainable
+from lora_hf.config.training_fields import FIXED
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
+from lora_hf.training.arguments import check_optimizer
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.fast_path import fast_training, shards_weights, uncompiled, without_cache
 from lora_hf.training.loraplus import split_groups
@@ -90,6 +92,11 @@ class LoraTrainer(ResumableTrainer):
         self.loraplus_lr_ratio = loraplus_lr_ratio
         self.fast_paths, self.has_fast_loss = fast_paths, False
         super().__init__(model, *args, **kwargs)
+        if self.args.neftune_noise_alpha is not None:
+            raise UserError(
+                f"neftune_noise_alpha={self.args.neftune_noise_alpha!r} {FIXED['neftune_noise_alpha'][1]}",
+                "neftune_noise_alpha",
+            )
         if has_flag:
             model._hf_peft_config_loaded = False
         self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch
@@ -97,9 +104,11 @@ class LoraTrainer(ResumableTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """Create the optimizer that `optim` names; with LoRA+, every B is in a group with a higher rate."""
         is_new = self.optimizer is None
+        if is_new and self.optimizer_cls_and_kwargs is None:
+            check_optimizer(self.args)
         try:
             optimizer = super().create_optimizer(model)
-        except (ImportError, ValueError) as error:  # a missing package, or arguments of another optimizer
+        except (ImportError, ValueError) as error:  # settings that do not fit the model
             name: Any = self.args.optim
             raise UserError(f"training.optim={name.value!r}: {first_line(error)}") from error
         if is_new and self.loraplus_lr_ratio is not None:

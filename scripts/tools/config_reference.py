@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from lora_hf.config.problems import shown
 from lora_hf.config.schema import RunConfig
+from lora_hf.config.training_fields import ELSEWHERE, FIXED, NO_EFFECT
 from lora_hf.config.types import Section
 
 FILE = Path(__file__).parents[2] / "docs" / "config.md"
@@ -24,8 +25,22 @@ One YAML file describes one run. Every field can be set in the file, or after it
 conflicting fields are errors that name the line of the file and the nearest valid name.
 `python scripts/tools/config_reference.py` writes this page from the code.
 
-`training` takes every field of `transformers.Seq2SeqTrainingArguments` under its own name, except for a few
-that the run sets itself.
+`training` takes the fields of `transformers.Seq2SeqTrainingArguments` under their own names. The end of this
+page lists those that are set elsewhere, have one possible value, or do not affect the results.
+"""
+TRAINING = """## `training`
+
+Fields that a config cannot set, or to one value only. A setting that would have no effect is an error.
+
+| field | value | reason |
+| --- | --- | --- |
+{refused}
+
+Fields that do not affect the results of an uninterrupted run, beyond rounding. All others do.
+
+| field | what it does |
+| --- | --- |
+{no_effect}
 """
 
 
@@ -37,7 +52,16 @@ def reference() -> str:
             parts.append(_section(name, field.annotation))
         else:
             top[name] = field
-    return "\n".join([parts[0], _table("Top level", "", top), *parts[1:]])
+    return "\n".join([parts[0], _table("Top level", "", top), *parts[1:], _training()])
+
+
+def _training() -> str:
+    """The fields of `training` that are refused, and those without effect on the results."""
+    rows = [(name, "not set", reason) for name, reason in ELSEWHERE.items()]
+    rows += [(name, f"`{shown(value)}`", reason) for name, (value, reason) in FIXED.items()]
+    refused = [f"| `{name}` | {value} | {_cell(reason)} |" for name, value, reason in sorted(rows)]
+    no_effect = [f"| `{name}` | {_cell(effect)} |" for name, effect in sorted(NO_EFFECT.items())]
+    return TRAINING.format(refused="\n".join(refused), no_effect="\n".join(no_effect))
 
 
 def _is_section(kind: Any) -> bool:

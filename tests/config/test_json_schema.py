@@ -134,7 +134,7 @@ def test_every_field_is_in_the_schema_with_its_description() -> None:
         {"arms": {"full": {"lora": {}}}},
         {"arms": {"full": {"training": {"learning_rat": 1}}}},
         {"generation": {"num_beams": 0}},
-        {"generation": {"max_new_tokens": None, "length_penalty": "2e0"}},
+        {"generation": {"max_new_tokens": None, "num_beams": 2, "length_penalty": "2e0"}},
         {"data": {"dataset_name": ""}},
         {"no_such_section": {}},
     ],

@@ -14,7 +14,7 @@ class FromRows(StreamedDialogues):
 
     def __init__(self, n):
         self.known = Rows(48).rows
-        super().__init__(Source(lambda: iter(self.known), n, ""), None, None)
+        super().__init__(Source(lambda: iter(self.known), n, "", None), None, None)
 
     def _tokens(self, rows):
         return type("Tokens", (), {"rows": rows, "target_lengths": [], "truncation": ""})

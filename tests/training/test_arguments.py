@@ -1,0 +1,212 @@
+"""Checks of `training:` before a model is loaded, made by the run and by `doctor` with the same words."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.inputs import FEW
+from support.tiny_trainer import adapted, arguments, make_trainer
+
+from lora_hf import cli
+from lora_hf.config.load import load_config
+from lora_hf.config.problems import OTHER_NAMES
+from lora_hf.config.training_fields import DROPPED, installed_fields
+from lora_hf.doctor import of_config
+from lora_hf.errors import UserError
+from lora_hf.training.arguments import check_optimizer, check_training_settings
+
+EVALUATED = ["eval_strategy=steps", "eval_steps=1"]
+LATE: dict[str, tuple[list[str], str]] = {
+    "neftune": (["neftune_noise_alpha=5"], "training.neftune_noise_alpha=5 would have no effect"),
+    "best, no metric": (
+        ["save_strategy=best", *EVALUATED],
+        "training.save_strategy='best' needs training.metric_for_best_model, such as loss or rouge1",
+    ),
+    "best, no evaluation": (
+        ["save_strategy=best", "metric_for_best_model=rouge1", "eval_strategy=no"],
+        "training.save_strategy='best' needs training.eval_strategy",
+    ),
+    "metric left out": (
+        ["prediction_loss_only=true", "metric_for_best_model=rouge1", *EVALUATED],
+        "training.prediction_loss_only=true leaves out training.metric_for_best_model='rouge1'",
+    ),
+    "fsdp in one process": (["fsdp=full_shard"], "training.fsdp='full_shard' needs several processes"),
+    "fsdp true in one process": (["fsdp=true"], "training.fsdp=true needs several processes"),
+    "fsdp_config": (
+        ["fsdp_config=none.json"],
+        "training.fsdp_config='none.json' must be a mapping of fields, or",
+    ),
+    "deepspeed": (["deepspeed=none.json"], "training.deepspeed='none.json' must be a mapping of fields, or"),
+    "json": (["accelerator_config=README.md"], "training.accelerator_config='README.md' does not hold JSON"),
+    "text of a mapping": (
+        ["gradient_checkpointing_kwargs=reentrant"],
+        "training.gradient_checkpointing_kwargs='reentrant' must be a mapping",
+    ),
+    "liger": (["use_liger_kernel=true"], "training.use_liger_kernel=true would have no effect"),
+    "lists of batches": (
+        ["eval_do_concat_batches=false"],
+        "training.eval_do_concat_batches=false must be true",
+    ),
+    "polynomial": (
+        ["lr_scheduler_type=polynomial", "learning_rate=1e-8"],
+        "training.lr_scheduler_type='polynomial' has no slope: lr_end (1e-07) must be smaller than",
+    ),
+    "warm-up of a constant rate": (
+        ["lr_scheduler_type=constant", "warmup_steps=3"],
+        "training.warmup_steps=3 has no effect with training.lr_scheduler_type='constant'",
+    ),
+    "arguments of a constant rate": (
+        ["lr_scheduler_type=constant", "lr_scheduler_kwargs={num_cycles: 2}"],
+        "training.lr_scheduler_kwargs={num_cycles: 2} has no effect with training.lr_scheduler_type=",
+    ),
+    "optim_args of the default": (
+        ["optim_args=weight_decay=0.1"],
+        "weight_decay=0.1 has no effect with training.optim='adamw_torch_fused'; remove it, or use",
+    ),
+    "optim_args of Adafactor": (
+        ["optim=adafactor", "optim_args=scale_parameter=True"],
+        "scale_parameter=True has no effect with training.optim='adafactor'; remove it",
+    ),
+    "optim_args, misspelled": (
+        ["optim=sgd", "optim_args=momentun=0.9"],
+        "momentun=0.9 has no effect with training.optim='sgd'; remove it",
+    ),
+    "optim_args, not a number": (
+        ["optim=sgd", "optim_args=momentum=x"],
+        "could not convert string to float: 'x'",
+    ),
+    "optim_args, not key=value": (["optim_args=foo"], "training.optim_args='foo' must be key=value"),
+    "optim_args with a list": (
+        ['optim_args="betas=(0.9, 0.95)"'],
+        "training.optim_args='betas=(0.9, 0.95)' must be key=value",
+    ),
+    "Adam's rates elsewhere": (
+        ["optim=sgd", "adam_beta1=0.5"],
+        "training.adam_beta1=0.5 has no effect with training.optim='sgd'",
+    ),
+    "layers of another optimizer": (
+        ["optim_target_modules=[q]"],
+        "training.optim_target_modules=[q] has no effect with training.optim='adamw_torch_fused'",
+    ),
+    "rows fewer than a batch": (
+        ["dataloader_drop_last=true", "per_device_train_batch_size=64"],
+        "training.dataloader_drop_last=true: 40 rows fill no batch of 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_the_run_and_the_doctor_refuse_a_setting_before_a_model_is_loaded(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, says = LATE[kind]
+    overrides = [*FEW, *(f"training.{setting}" for setting in settings), f"output_dir={tmp_path / 'run'}"]
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("lora_hf.runs.run.load_model", refuse)
+    assert cli.run(["train", "--config", "quickstart", *overrides], debug=False) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert says in error
+    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not left
+    checks = ("fields", "training", "batches")
+    found = [finding for finding in of_config(Path("quickstart"), overrides) if finding.check in checks]
+    (fault,) = [finding for finding in found if finding.state == "fault"]
+    assert says in fault.title
+
+
+PACKAGES = {
+    "galore_adamw": "galore_torch",
+    "lomo": "lomo_optim",
+    "schedule_free_adamw": "schedulefree",
+    "grokadamw": "grokadamw",
+    "stable_adamw": "optimi",
+    "apollo_adamw": "apollo_torch",
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_optimizer_without_its_package_is_refused_by_name(name: str) -> None:
+    if find_spec(PACKAGES[name]):
+        pytest.skip("its package is installed")
+    config = load_config("quickstart", [f"training.optim={name}", "training.optim_target_modules=[q, v]"])
+    with pytest.raises(UserError, match=rf"^training.optim='{name}': .*install"):
+        check_training_settings(config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"},
+        {"optim": "adagrad", "optim_args": "lr_decay=0.1"},
+        {"optim": "rmsprop", "optim_args": "alpha=0.9,centered=true"},
+        {"optim": "adamw_8bit", "adam_beta1": 0.8},
+        {"optim": "ademamix", "optim_args": "alpha=5.0,beta3=0.999"},
+        {"optim": "lion_32bit", "adam_beta2": 0.99},
+        {"optim": "adafactor", "weight_decay": 0.1},
+        {"adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-6},
+    ],
+)
+def test_settings_that_an_optimizer_reads_are_accepted(settings: dict[str, Any], tmp_path: Path) -> None:
+    check_optimizer(arguments(tmp_path, **settings))
+
+
+def test_the_trainer_itself_refuses_what_it_would_not_use(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neftune_noise_alpha=5 would have no effect"):
+        make_trainer(adapted(), arguments(tmp_path, neftune_noise_alpha=5))
+    trainer = make_trainer(adapted(), arguments(tmp_path, optim_args="beta1=0.5"))
+    with pytest.raises(UserError, match="beta1=0.5 has no effect .* use training.adam_beta1"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("strategy", [["train_sampling_strategy=sequential"], ["dataloader_num_workers=2"]])
+def test_a_streamed_split_is_checked_with_the_settings(strategy: list[str]) -> None:
+    config = load_config("quickstart", ["data.streaming=true", *(f"training.{word}" for word in strategy)])
+    with pytest.raises(UserError, match="data.streaming=true needs training.train_sampling_strategy"):
+        check_training_settings(config)
+
+
+@pytest.mark.parametrize(("field", "value"), [("length_penalty", 2.0), ("early_stopping", True)])
+def test_a_setting_of_beam_search_needs_beams(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"generation.{field}=\S+ has no effect with generation.num_beams=1"):
+        load_config({"generation": {field: value}})
+    assert load_config({"generation": {field: value, "num_beams": 2}}).generation.num_beams == 2
+
+
+# The fields that Transformers 4.20, 4.28, 4.36, 4.45, 4.57, 5.0 and 5.8 had, and 5.17 to 5.23 do not have.
+GONE = """adafactor dispatch_batches evaluation_strategy fp16_backend fp16_opt_level fsdp_min_num_params
+fsdp_transformer_layer_cls_to_wrap group_by_length half_precision_backend include_inputs_for_metrics
+include_tokens_per_second jit_mode_eval logging_dir mp_parameters no_cuda overwrite_output_dir past_index
+per_gpu_eval_batch_size per_gpu_train_batch_size push_to_hub_model_id push_to_hub_organization
+push_to_hub_token ray_scope save_safetensors sharded_ddp split_batches torchdynamo tpu_metrics_debug
+tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device warmup_ratio xpu_backend""".split()
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_field_that_transformers_has_dropped_comes_with_the_right_hint(name: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load_config({"training": {name: "x"}})
+    message = str(raised.value)
+    if name in OTHER_NAMES:
+        assert f"did you mean {OTHER_NAMES[name]!r}?" in message
+    else:
+        assert f"is no longer a field of Transformers: {DROPPED[name]}" in message
+
+
+def test_a_field_that_is_installed_is_not_among_the_dropped_ones() -> None:
+    assert not {*DROPPED} & {*installed_fields()}
+
+
+def test_a_run_recorded_with_a_field_that_is_refused_now_can_still_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        json.dumps({"training": {"neftune_noise_alpha": 5}, "generation": {"length_penalty": 2.0}})
+    )
+    with pytest.raises(UserError):
+        load_config(file)
+    assert load_config(file, is_recorded=True).training == {"neftune_noise_alpha": 5}

@@ -1,0 +1,167 @@
+"""Every field of `Seq2SeqTrainingArguments` changes the run, is refused, or is documented as without effect.
+
+A release of Transformers that adds a field fails here until the field is in one of the tables.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
+from transformers import Seq2SeqTrainingArguments
+
+from lora_hf.config.load import load_config
+from lora_hf.config.training_fields import ELSEWHERE, FIXED, NO_EFFECT
+from lora_hf.errors import UserError
+from lora_hf.runs.run_dir import IGNORED
+
+INSTALLED = [field.name for field in fields(Seq2SeqTrainingArguments) if field.init]
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
+GENERATED = {"predict_with_generate": True, "generation_max_length": 4}
+BEST = EVALUATED | {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}
+FIRST = BEST | {"greater_is_better": True}  # the loss falls: the first of two evaluations is the "best" one
+# field: (value, the other fields that it needs to have an effect)
+EFFECT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "per_device_train_batch_size": (6, {}),
+    "num_train_epochs": (0.25, {"max_steps": -1}),
+    "max_steps": (3, {}),
+    "learning_rate": (1e-2, {}),
+    "lr_scheduler_type": ("cosine", {}),
+    "lr_scheduler_kwargs": ({"num_cycles": 3}, {"lr_scheduler_type": "cosine_with_restarts"}),
+    "warmup_steps": (2, {}),
+    "optim": ("adafactor", {}),
+    "optim_args": ("momentum=0.9", {"optim": "sgd"}),
+    "weight_decay": (0.5, {}),
+    "adam_beta1": (0.5, {}),
+    "adam_beta2": (0.5, {}),
+    "adam_epsilon": (0.1, {}),
+    "gradient_accumulation_steps": (2, {}),
+    "max_grad_norm": (1e-4, {"optim": "sgd"}),
+    "label_smoothing_factor": (0.1, {}),
+    "bf16": (True, {}),
+    "eval_strategy": ("epoch", {"num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 16}),
+    "eval_steps": (1, EVALUATED),
+    "eval_delay": (3, EVALUATED),
+    "per_device_eval_batch_size": (4, EVALUATED),  # the loss is a mean of batches, weighted by their rows
+    "eval_on_start": (True, {}),
+    "prediction_loss_only": (True, EVALUATED | GENERATED),
+    "save_strategy": ("epoch", {}),
+    "save_steps": (1, {"save_strategy": "steps"}),
+    "load_best_model_at_end": (True, FIRST | {"load_best_model_at_end": False}),
+    "metric_for_best_model": ("eval_falling", BEST | GENERATED),
+    "greater_is_better": (True, BEST),
+    "data_seed": (7, {}),
+    "dataloader_drop_last": (
+        True,
+        {"num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 20},
+    ),
+    "train_sampling_strategy": ("group_by_length", {}),
+}
+UNLESS = {"optim_target_modules": "needs GaLore or APOLLO, and is refused with any other optimizer"}
+# What a CPU can try in this process; the other fields of NO_EFFECT need devices, processes or accounts.
+TRIED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gradient_checkpointing": (True, {}),
+    "use_cache": (True, {}),
+    "torch_empty_cache_steps": (1, {}),
+    "eval_accumulation_steps": (1, EVALUATED),
+    "dataloader_pin_memory": (True, {}),
+    "logging_strategy": ("epoch", {}),
+    "logging_steps": (2, {}),
+    "logging_first_step": (True, {}),
+    "logging_nan_inf_filter": (True, {}),
+    "include_num_input_tokens_seen": (True, {}),
+    "log_level": ("error", {}),
+    "skip_memory_metrics": (False, {}),
+    "run_name": ("mine", {}),
+    "save_only_model": (True, BEST),
+    "save_total_limit": (1, BEST),
+    "remove_unused_columns": (False, {}),
+    "restore_callback_states_from_checkpoint": (True, BEST),
+    "accelerator_config": ({"split_batches": True}, {}),
+    "debug": ("underflow_overflow", {}),
+}
+
+
+def outcome(folder: Path, **settings: Any) -> dict[str, Any]:
+    """Return what a short training leaves: losses, evaluations, checkpoints and the trained weights."""
+    start = {"max_steps": 4, "per_device_train_batch_size": 4, "train_sampling_strategy": "random", "seed": 3}
+    values = iter([2.0, 1.0, 0.0, 0.0])
+    trainer = make_trainer(
+        adapted(),
+        arguments(folder, **(start | settings)),
+        train_dataset=Rows(48),
+        eval_dataset=Rows(6, seed=9),
+        compute_metrics=lambda pairs: {"falling": next(values)},
+    )
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    kept = ("step", "eval_loss", "eval_falling")
+    trained = [p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]
+    return {
+        "weights": torch.cat(trained).tolist(),
+        "losses": losses(trainer),
+        "evaluations": [{key: entry.get(key) for key in kept} for entry in log],
+        "checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")),
+    }
+
+
+def test_each_field_is_in_one_table() -> None:
+    tables = [EFFECT, UNLESS, NO_EFFECT, FIXED, ELSEWHERE]
+    found = {name: sum(name in table for table in tables) for name in INSTALLED}
+    assert [name for name, count in found.items() if count != 1] == []
+    assert TRIED.keys() <= NO_EFFECT.keys()
+
+
+def test_fields_that_a_finished_run_ignores_are_documented_as_without_effect() -> None:
+    ignored = [name for name in INSTALLED if name.startswith(IGNORED)]
+    assert {"report_to", "logging_steps"} <= {*ignored} <= {*NO_EFFECT, *ELSEWHERE}
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, dict[str, Any]]:
+    return {}
+
+
+def without(known: dict[str, dict[str, Any]], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the outcome of settings that several fields are compared with."""
+    key = repr(sorted(settings.items()))
+    if key not in known:
+        known[key] = outcome(folder, **settings)
+    return known[key]
+
+
+@pytest.mark.parametrize("field", EFFECT)
+def test_a_field_with_an_effect_changes_the_run(field: str, tmp_path: Path, known: dict[str, Any]) -> None:
+    value, needed = EFFECT[field]
+    changed = outcome(tmp_path / "with", **needed | {field: value})
+    assert changed != without(known, tmp_path / "without", needed)
+
+
+@pytest.mark.parametrize("field", TRIED)
+def test_a_field_without_effect_leaves_weights_and_evaluations(
+    field: str, tmp_path: Path, known: dict[str, Any]
+) -> None:
+    value, needed = TRIED[field]
+    needed = needed | {"optim": "sgd", "learning_rate": 0.5}  # Adam makes steps of rounding errors
+    here, there = (
+        outcome(tmp_path / "with", **needed | {field: value}),
+        without(known, tmp_path / "a", needed),
+    )
+    assert here["weights"] == pytest.approx(there["weights"], rel=0, abs=1e-5)
+    assert here["evaluations"] == there["evaluations"]
+
+
+@pytest.mark.parametrize("field", [*FIXED, *ELSEWHERE])
+def test_a_refused_field_is_one_error_with_its_value(field: str) -> None:
+    value = FIXED[field][0] if field in FIXED else None
+    other = {True: False, False: True}.get(value, "x") if not isinstance(value, list) else ["loss"]
+    with pytest.raises(UserError, match=rf"^config: training\.{field}=") as raised:
+        load_config({"training": {field: other}})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("field", FIXED)
+def test_the_value_that_a_fixed_field_has_may_be_written_down(field: str) -> None:
+    assert load_config({"training": {field: FIXED[field][0]}}).training == {field: FIXED[field][0]}
