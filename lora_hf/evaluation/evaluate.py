@@ -18,6 +18,7 @@ from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.rouge import DialogueScores, rouge_per_pair, score_dialogues
 from lora_hf.evaluation.significance import bootstrap_interval
 from lora_hf.files import write_text
+from lora_hf.models.generation import check_tokens
 from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PREDICTIONS_VERSION, Prediction, Scores
 
@@ -102,6 +103,7 @@ def summarize(
     fast_paths: bool = True,
 ) -> list[str]:
     """Call `generate_summaries` with the config's options, and show a progress bar on standard error."""
+    check_tokens(model, config)
     columns = (TextColumn("summarizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(

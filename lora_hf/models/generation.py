@@ -10,6 +10,7 @@ from typing import Any
 from transformers import GenerationConfig as TransformersConfig
 
 from lora_hf.config import GenerationConfig
+from lora_hf.errors import UserError
 
 NEEDED = (
     "decoder_start_token_id",
@@ -34,11 +35,30 @@ def generation_config(
         model: any model that generates.
         settings: the section `generation`; None leaves Transformers' defaults.
         max_new_tokens: the largest length of a summary; None leaves it out.
+
+    Raises:
+        UserError: as `check_tokens`.
     """
+    if settings:
+        check_tokens(model, settings)
     own = {name: getattr(model.generation_config, name, None) for name in NEEDED}
     options = settings.options() if settings else {}
     length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     return TransformersConfig(**{k: v for k, v in own.items() if v is not None} | options | length)
+
+
+def check_tokens(model: Any, settings: GenerationConfig) -> None:
+    """Check that a model knows the tokens that it has to write.
+
+    Raises:
+        UserError: an id is not in its vocabulary.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        if (token := getattr(settings, name)) is not None and token >= size:
+            raise UserError(
+                f"generation.{name}={token} must be below {size}, the size of the model's vocabulary"
+            )
 
 
 def keep_needed(model: Any, name: str) -> TransformersConfig:

@@ -1,7 +1,10 @@
 """The text of a model card: values for its template."""
 
+from pathlib import Path
 from typing import Any
 
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prompts import prompt_template
 from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Fields
 from lora_hf.reporting.tables import ROUGE_LABELS, bytes_cell, markdown_table, sample_markdown, seconds_cell
@@ -26,11 +29,20 @@ def card_words(facts: CardFacts) -> Fields:
         "peft_import": EMBEDDED_IMPORT if base.name == EMBEDDED else HUB_IMPORT,
         "peft_base": _peft_base(base),
         "prompt": prompt_template(prompt) if prompt else "",
+        "generate_options": _generate_options(manifest),
         "max_source_length": manifest.get("max_source_length"),
         "samples": "\n\n".join(_sample(row) for row in facts.samples),
         "training": markdown_table([["", ""], *training_lines(facts)]),
         "license_text": _license(facts),
     }
+
+
+def _generate_options(manifest: Fields) -> str:
+    """Return the keywords of Transformers' `generate`; empty if the manifest does not have them."""
+    if "generation" not in manifest:
+        return ""
+    settings = PredictionSettings.read(manifest, Path(MANIFEST_NAME))
+    return repr(settings.generation.options() | {"max_new_tokens": settings.max_new_tokens})
 
 
 def why_no_peft(facts: CardFacts) -> str:

@@ -50,12 +50,14 @@ class InferenceModel:
 
         Args:
             base: which model, and in which storage format.
-            base_settings: prompt, lengths and generation settings for the base model itself.
+            base_settings: prompt, lengths and generation settings for the base model itself; None takes those
+                beside a merged model, or the defaults.
 
         Raises:
             UserError: the model cannot be loaded.
         """
         self.name = base.model_name_or_path
+        base_settings = base_settings or _settings_beside(Path(base.model_name_or_path).expanduser())
         self.model = load_model(base, pick_device(), report_generation=base_settings is None)
         self.tokenizer = load_tokenizer(base)
         self.adapters: dict[str | None, PredictionSettings] = {None: base_settings or PredictionSettings()}
@@ -227,7 +229,7 @@ def load(source: str | Path, base: str | None = None) -> InferenceModel:
             raise UserError(not_adapter)
         repo_id, revision = (name, None) if folder.exists() else split_name(name)
         model = ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field("model")
-        return InferenceModel(model, _settings_beside(folder if saved is None else saved.folder))
+        return InferenceModel(model, _settings_beside(saved.folder) if saved else None)
     loaded = InferenceModel(base_config(saved, base))
     loaded.add_adapter(saved)
     return loaded

@@ -88,6 +88,12 @@ def test_options_leave_out_what_has_no_effect(fields: dict[str, Any], options: d
     assert GenerationConfig(**fields).options() == options
 
 
+def test_a_token_that_the_model_does_not_have_is_refused() -> None:
+    says = "generation.forced_bos_token_id=96 must be below 96, the size of the model's vocabulary"
+    with pytest.raises(UserError, match=says):
+        generation_config(make_t5(), GenerationConfig(forced_bos_token_id=96))
+
+
 def test_a_smallest_length_above_the_largest_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"generation.min_new_tokens=9 is more than generation.max_new_tokens=8"

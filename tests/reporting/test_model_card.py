@@ -1,5 +1,7 @@
 """The card: metadata that the Hub takes, every figure, only what is known, equal bytes for equal facts."""
 
+import ast
+
 import pytest
 import yaml
 from hub.store import card_mistakes
@@ -112,6 +114,14 @@ def test_a_card_without_a_run_has_no_scores_and_data():
     assert not {"model-index", "metrics", "datasets", "license", "model_name"} & {*metadata(text)}
     for word in ("Scores", "Samples", "config.yaml", "prompt:"):
         assert word not in text
+
+
+def test_a_card_gives_the_settings_that_the_adapter_was_scored_with():
+    assert "options = {" not in model_card(facts())
+    manifest = {"prompt": "tldr", "max_new_tokens": 40, "generation": {"num_beams": 2, "length_penalty": 0.5}}
+    (line,) = (x for x in model_card(facts(manifest=manifest)).splitlines() if x.startswith("options = "))
+    written = {"num_beams": 2, "do_sample": False, "length_penalty": 0.5, "early_stopping": False}
+    assert ast.literal_eval(line.removeprefix("options = ")) == written | {"max_new_tokens": 40}
 
 
 @pytest.mark.parametrize(

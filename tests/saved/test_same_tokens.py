@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import lora_hf
 from lora_hf import cli
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import DataConfig
+from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.load import generation_fields, load_config
 from lora_hf.config.model import ASSETS
 from lora_hf.data.splits import load_split
@@ -167,6 +167,11 @@ def test_a_merged_folder_writes_the_same_with_and_without_this_package(
 ) -> None:
     assert by_transformers(merged, trained.dialogues) == trained.written
     assert load(merged).generate(trained.dialogues) == trained.written
+    base = ModelConfig(model_name_or_path=str(merged))
+    with closing(Service(Engine(base, {}), Limits())) as service:
+        client = TestClient(create_app(service))
+        answers = [client.post("/summarize", json={"dialogue": one}).json() for one in trained.dialogues]
+    assert [answer["summary"] for answer in answers] == trained.written
 
 
 def test_a_merged_folder_says_how_it_is_used(trained: Trained, merged: Path) -> None:
