@@ -5,9 +5,12 @@ fault of the program or the machine, and ends with status 1. A message names the
 its value, what to do, and the nearest valid name.
 """
 
+import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
+from pathlib import Path
 
 NOT_JSON = (ValueError, RecursionError)
 """Exceptions of `json.loads`: integers of thousands of digits and deep nesting raise no JSONDecodeError."""
@@ -73,3 +76,30 @@ def few(names: Iterable[str], most: int = 3) -> str:
     """Return the first names, and the number of further ones."""
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def is_windows_path(name: str) -> bool:
+    """Return whether a name is written as a path of Windows on a system that reads it as one odd name."""
+    return os.name != "nt" and bool(re.match(r"[A-Za-z]:[\\/]|[^/]*\\", name))
+
+
+def path_hint(name: str) -> str:
+    """Return a sentence on a path that does not exist: the nearest existing one, or an empty text.
+
+    For a path of Windows: how it is written here.
+    """
+    if is_windows_path(name):
+        drive, colon, rest = name.rpartition(":")
+        here = (f"/mnt/{drive.lower()}" if colon else "") + rest.replace("\\", "/")
+        return f" It is written as on Windows; here folders are separated by /, such as {here!r}."
+    path = Path(name).expanduser()
+    with suppress(OSError):
+        missing = next((p for p in (*reversed(path.parents), path) if not p.exists()), None)
+        if missing is None:
+            return ""
+        names = [entry.name for entry in missing.parent.iterdir()] if missing.parent.is_dir() else []
+        for near in get_close_matches(missing.name, names, n=3, cutoff=0.7):
+            found = missing.with_name(near) / path.relative_to(missing)
+            if found.exists():
+                return f" Did you mean {str(found)!r}?"
+    return ""

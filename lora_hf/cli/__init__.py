@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from functools import partial
+from importlib.metadata import version
 
 import typer
 
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Fine-tune encoder-decoder models with LoRA, and compare the base model, full fine-tuning and LoRA "
-    "by ROUGE.\n\nAdd --debug to any command to see the traceback of an error.",
+    "by ROUGE.\n\nAdd --debug to any command to see the traceback of an error, or use --version alone.",
 )
 for verb in VERBS:
     app.command()(verb)
@@ -75,6 +76,9 @@ def run(words: list[str], debug: bool) -> int:
 
 
 def _invoke(words: list[str]) -> None:
+    if words == ["--version"]:
+        print(f"lora_hf {version('lora_hf')}")
+        return
     if words and words[0] != running.train.__name__:
         remedy = "start each run by `torchrun ... -m lora_hf train`, and this command without it"
         processes.refuse_several(f"lora-hf {words[0]}", remedy)

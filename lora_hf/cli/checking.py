@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_hf.cli.hints import check_not_config
 from lora_hf.cli.options import Base, Json, complete_config, complete_override
 from lora_hf.errors import FaultFound, UserError
 
@@ -80,6 +81,10 @@ def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
 def _findings(words: list[str], config: Path | None, base: str | None) -> "Iterator[Finding]":
     """Return the findings of the requested checks; a missing path is an error before the first of them."""
     adapters = [word for word in words if "=" not in word] if config else words
+    if adapters and (hint := check_not_config(adapters[0])) and not config:
+        raise UserError(f"doctor {' '.join(words)}: {hint}")
+    if not config and adapters and "=" in adapters[0]:
+        raise UserError(f"doctor {' '.join(words)}: overrides belong to a config; add --config NAME")
     if len(adapters) > (0 if config else 1):
         rest = "--config takes only overrides (key=value)" if config else "give one adapter only"
         raise UserError(f"doctor {' '.join(words)}: {rest}")

@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from lora_hf import distributed as processes
+from lora_hf.cli.hints import explain
 from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError
 
 LOST_PROCESS = "another process of this run has ended; rerun the command to resume from the last checkpoint"
@@ -68,8 +69,13 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
 
 def invoke(command: Any, words: list[str]) -> None:
     """Call a command as Typer does, but let Ctrl-C through: Typer drops the exception's message."""
-    with suppress(typer.Exit), command.make_context("lora-hf", list(words)) as context:  # Exit: after --help
-        command.invoke(context)
+    try:
+        with suppress(typer.Exit), command.make_context("lora-hf", list(words)) as context:  # after --help
+            command.invoke(context)
+    except Exception as error:
+        if isinstance(error, UserError) or not hasattr(error, "format_message"):
+            raise
+        raise UserError(explain(error, words)) from error
 
 
 def _status_of(failure: RunFailed) -> int:
@@ -106,15 +112,11 @@ def _is_too_long(error: Exception) -> bool:
 
 
 def _is_the_users(error: Exception) -> bool:
-    return isinstance(error, UserError) or hasattr(error, "format_message") or _is_too_long(error)
+    return isinstance(error, UserError) or _is_too_long(error)
 
 
 def _message(error: Any) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    if _is_too_long(error):
-        return f"{error.filename!r} is too long for a path"
-    return error.format_message() or "no command given"
+    return f"{error.filename!r} is too long for a path" if _is_too_long(error) else str(error)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -15,10 +15,10 @@ from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, secti
 from lora_hf.config.schema import GenerationConfig, RunConfig
 from lora_hf.config.training import check_together, check_training
 from lora_hf.config.variants import check_variants
+from lora_hf.config.yaml_reader import SHIPPED as SHIPPED
 from lora_hf.config.yaml_reader import Document, read_document, read_value, write_value
 from lora_hf.errors import UserError
 
-SHIPPED = Path(__file__).parents[1] / "configs"
 MAX_DEPTH = 50
 """Nesting of a dict config beyond which it is refused; fields need at most six levels."""
 NOT_INPUTS = ("output_dir", "overwrite")  # they do not affect the results
@@ -55,7 +55,7 @@ def load_config(
     else:
         path, document = None, Document(resolved_yaml(source))
         document.places.clear()  # line numbers of a text that the caller never saw
-    for override in overrides:
+    for override in _joined(overrides):
         _override(document, override)
     mistakes = document.mistakes + ([] if is_recorded else _check_trainings(document.data))
     try:
@@ -156,13 +156,30 @@ def _flat(config: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in NOT_INPUTS}
 
 
+def _joined(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides, and refuse those that a shell has split at spaces.
+
+    Raises:
+        UserError: `lora.r = 8` or `lora.r 8`, with the right spelling.
+    """
+    for at, key in enumerate(overrides):
+        following = [word.lstrip("=") for word in overrides[at + 1 : at + 3] if word != "="]
+        if key in section_fields() and following and "=" not in following[0]:
+            spelled = f"write {key}={following[0]} without spaces"
+            raise UserError(f"command line: {key!r} is not key=value; {spelled}")
+    return list(overrides)
+
+
 def _override(document: Document, override: str) -> None:
     """Apply one `key.sub=value` to the document."""
     name, equals, text = override.partition("=")
     path: KeyPath = tuple(name.strip().split("."))
     if not equals or not all(path):
         document.places[(override,)] = COMMAND_LINE
-        document.mistakes.append(Mistake((override,), f"{override!r} is not key=value, such as lora.r=16"))
+        key, colon, value = override.partition(":")
+        hint = f"; did you mean {f'{key}={value.strip()}'!r}?" if colon and key in section_fields() else ""
+        text = f"{override!r} is not key=value, such as lora.r=16{hint}"
+        document.mistakes.append(Mistake((override,), text))
         return
     try:
         value = _override_value(dotted(path), text)

@@ -61,7 +61,37 @@ OTHER_NAMES = {
     "torch_dtype": "model.dtype",
     "quantization": "model.load_in_4bit",
     "batch_size": "training.per_device_train_batch_size",
+    "train_batch_size": "training.per_device_train_batch_size",
+    "base_model": "model.model_name_or_path",
+    "model_name": "model.model_name_or_path",
+    "base": "model.model_name_or_path",
+    "dataset": "data.dataset_name",
+    "steps": "training.max_steps",
+    "beams": "generation.num_beams",
+    "max_length": "generation.max_new_tokens",
+    "grad_accum": "training.gradient_accumulation_steps",
 }
+
+
+OTHER_METHODS = {
+    "qlora": "method: lora, with model.load_in_4bit: true",
+    "dora": "method: lora, with lora.use_dora: true",
+    "rslora": "method: lora, with lora.use_rslora: true",
+    "qalora": "method: lora, with lora.use_qalora: true",
+    "pissa": "method: lora, with lora.init_lora_weights: pissa",
+    "loftq": "method: lora, with lora.init_lora_weights: loftq and model.load_in_4bit: true",
+    "adapter": "method: bottleneck",
+    "adapters": "method: bottleneck",
+    "prompt": "method: prompt_tuning",
+    "prefix": "method: prompt_tuning",
+    "prefix_tuning": "method: prompt_tuning",
+    "finetune": "method: full",
+    "sft": "method: full, or method: lora",
+    "none": "method: base",
+}
+"""Common names of methods, and how they are chosen here."""
+MAIN_FIELDS = {"model": "model_name_or_path", "data": "dataset_name"}
+"""The field of a section that its name alone stands for in other tools."""
 
 
 @contextmanager
@@ -155,10 +185,31 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
     phrase = phrase_of(error)
     if error["type"] == "string_type" and isinstance(value, (int, float)):
         phrase += f"; put it in quotes: {str(shown(value))!r}"
+    phrase += _hint(path, value, error["type"])
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
-        phrase = phrase.replace("True", "true") + near_choice(value, choices)
+        near = "" if path == ("method",) and "; write" in phrase else near_choice(value, choices)
+        phrase = phrase.replace("True", "true") + near
     return wrong_value(path, value, phrase)
+
+
+def _hint(path: KeyPath, value: Any, kind: str) -> str:
+    """Return what would do in place of a value of a wrong form, or an empty text."""
+    if path == ("method",) and (other := OTHER_METHODS.get(str(value).lower())):
+        return f"; write {other}"
+    if kind == "model_type" and isinstance(value, str) and dotted(path) in MAIN_FIELDS:
+        return f"; write {dotted(path)}: {{{MAIN_FIELDS[dotted(path)]}: {value}}}"
+    if (
+        kind == "string_type" and isinstance(value, dict) and [*value.values()] == [None]
+    ):  # prompt: {dialogue}
+        return f"; text in braces needs quotes: '{{{next(iter(value))}}}'"
+    if not isinstance(value, str) or "," not in value:
+        return ""
+    if kind == "tuple_type":
+        return f"; write [{', '.join(part.strip() for part in value.split(','))}]"
+    if kind in ("int_type", "float_type"):
+        return "; a run takes one value: `lora-hf sweep` and sweep.space train with several"
+    return ""
 
 
 def section_fields(model: type[Section] = RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -180,10 +231,11 @@ def _right_names(path: KeyPath) -> list[str]:
     if leaf in OTHER_NAMES:
         return [OTHER_NAMES[leaf]]
     ours = list(section_fields())
-    return _same_leaf(leaf, ours) or _near_names(leaf, section, [*ours, *_training_names()])
+    return _same_leaf(leaf, ours) or _near_names(leaf, section, [*ours, *training_names()])
 
 
-def _training_names() -> list[str]:
+def training_names() -> list[str]:
+    """Return the fields of `training:` as `training.<name>`."""
     return [f"{TRAINING}.{name}" for name in training_fields()]
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 
 from lora_hf.config.problems import KeyPath, Mistake, dotted, shown
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, is_windows_path, path_hint
 
+SHIPPED = Path(__file__).parents[1] / "configs"
+"""The configs of the package."""
 MAX_BYTES = 1_000_000  # a thousand times the longest config; what is longer is some other file
 REMEDIES = {
     "mapping values are not allowed here": "put text that contains ': ' in quotes",
@@ -210,10 +212,20 @@ def _files_of(folder: Path) -> str:
 
 
 def _nearest(path: Path) -> str:
-    """Suggest the nearest file of the same folder or of configs/."""
+    """Suggest the nearest file of the same folder or of configs/, or the nearest shipped config."""
+    if is_windows_path(str(path)):
+        return f".{path_hint(str(path))}"
     for folder in dict.fromkeys((path.parent, Path("configs"))):
         if near := get_close_matches(path.name, _configs_in(folder), n=1, cutoff=0.5):
             return f"; did you mean {str(folder / near[0])!r}?"
+    if path.parent in (Path(), Path("configs")):
+        shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+        if near := get_close_matches(path.stem, shipped, n=1, cutoff=0.5):
+            return f"; did you mean {near[0]!r}?"
+        if path.parent == Path() and not _configs_in(Path()):
+            return f"; give a YAML file, or one of the shipped configs: {', '.join(shipped)}"
+    if hint := path_hint(str(path)):
+        return f".{hint}"
     if not path.parent.is_dir():
         return f"; there is no folder {str(path.parent)!r}"
     return f"; folder {str(path.parent)!r}{_files_of(path.parent)[4:]}" if _files_of(path.parent) else ""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line
+from lora_hf.errors import NOT_JSON, UserError, first_line, path_hint
 from lora_hf.files import refuse_git_lfs_pointer
 
 Row = dict[str, Any]
@@ -48,7 +48,10 @@ def iterate_rows(path: str | Path) -> Iterator[Row]:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file ({', '.join(READERS)})")
     if not path.exists():
-        raise UserError(f"{path}: no such file.{_neighbour(path)}")
+        hint = path_hint(str(path))
+        if not hint and reader is None and " " in path.name:
+            hint = " Give a file; one dialogue by itself may be in a .txt file."
+        raise UserError(f"{path}: no such file.{hint}")
     if reader is None:
         raise UserError(
             f"{path}: cannot read files ending in {path.suffix!r}; supported are {', '.join(READERS)}"
@@ -166,11 +169,6 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {first_line(error)}") from error
-
-
-def _neighbour(path: Path) -> str:
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return did_you_mean(path.name, names)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -13,7 +13,7 @@ from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
 from lora_hf.data.readers import READERS, iterate_rows, read_rows, read_utf8
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import check_dataset
 
 Split = Literal["train", "validation", "test"]
@@ -107,8 +107,10 @@ def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     if path.is_dir():
         return iterate_rows(_split_file(path, split))
     is_path = path.is_absolute() or config.dataset_name.startswith((".", "~"))
+    is_path = is_path or is_windows_path(config.dataset_name)
     if is_path or path.suffix.lower() in READERS or len(path.parts) > 2:
-        raise UserError(f"data.dataset_name={config.dataset_name!r}: no such file or folder")
+        text = f"data.dataset_name={config.dataset_name!r}: no such file or folder."
+        raise UserError(f"{text}{path_hint(config.dataset_name)}".removesuffix("."))
     return _read_hub(config, split)
 
 

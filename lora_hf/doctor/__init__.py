@@ -12,8 +12,9 @@ from lora_hf.adapters.saved_adapter import AGAIN
 from lora_hf.config.load import find_config, load_config
 from lora_hf.doctor import adapter_files, adapter_on_base, base, configs, machine, runs
 from lora_hf.doctor.check import Check, Finding, examine
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, path_hint
 from lora_hf.models.load import locate
+from lora_hf.run_files import RESULTS
 from lora_hf.saved.find_adapter import find_adapter
 
 CORRECT_CONFIG = "correct the config"
@@ -107,7 +108,9 @@ def of_run(path: Path) -> Iterator[Finding]:
     """
     found = runs.finished(path)
     if not found:
-        raise UserError(f"{path} holds no finished run, which would have config.yaml and results.json")
+        inside = (path.parent / RESULTS).is_file()
+        hint = f"; give the run that it is in, {str(path.parent)!r}" if inside else path_hint(str(path))
+        raise UserError(f"{path} holds no finished run, which would have config.yaml and results.json{hint}")
     for run in found:
         name = "" if len(found) == 1 else f"{run.relative_to(path)}: "
         for finding in examine(RUN, {"run": run}):

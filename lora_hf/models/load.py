@@ -21,7 +21,7 @@ from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import pin
 from lora_hf.models.base_weights import CheckpointWeights
@@ -33,6 +33,8 @@ from lora_hf.system import pick_device, resolve_dtype
 
 NO_CODE = {"trust_remote_code": False}
 """Without this, Transformers asks on the terminal whether the code of a repository may run."""
+RECORDED = "base_model_name_or_path"
+"""Field of an adapter's files that names its base model."""
 REMEDY = (
     " (give a folder with config.json, tokenizer files and safetensors, or a name on the Hub if it can be "
     f"reached; {EMBEDDED!r} needs neither)"
@@ -54,9 +56,17 @@ def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return str(path)
-    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
-        raise UserError(f"{field}={name_or_path!r}: no such folder")
+    is_path = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1
+    if is_path or is_windows_path(name_or_path):
+        hint = path_hint(name_or_path) + _base_hint(field)
+        raise UserError(f"{field}={name_or_path!r}: no such folder.{hint}".removesuffix("."))
     return name_or_path
+
+
+def _base_hint(field: str) -> str:
+    """Return a sentence for the field of an adapter's file, which names a place of the machine it is from."""
+    is_recorded = field.endswith(RECORDED)
+    return " Name the base model on this machine: --base FOLDER or USER/NAME." if is_recorded else ""
 
 
 @contextmanager
@@ -69,7 +79,8 @@ def _as_user_error(config: ModelConfig) -> Iterator[None]:
     except StrictDataclassError as error:  # a field of config.json; the reason is on the second line
         raise UserError(f"{_not_loaded(config)}: {' '.join(str(error).split())}{REMEDY}") from error
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"{_not_loaded(config)}: {first_line(error)}{REMEDY}") from error
+        remedy = REMEDY + _base_hint(config.name_field)
+        raise UserError(f"{_not_loaded(config)}: {first_line(error)}{remedy}") from error
 
 
 def _not_loaded(config: ModelConfig) -> str:
@@ -214,7 +225,8 @@ def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
         if (Path(name) / CONFIG_NAME).is_file():
             raise UserError(_is_adapter(config, read_object(Path(name) / CONFIG_NAME)))
         return {}
-    commit, is_cut_off, files = pin(name, config.revision or "main", _not_loaded(config), REMEDY)
+    remedy = REMEDY + _base_hint(config.name_field)
+    commit, is_cut_off, files = pin(name, config.revision or "main", _not_loaded(config), remedy)
     if CONFIG_NAME in files:
         raise UserError(_is_adapter(config, {}))
     return {"revision": commit, "local_files_only": is_cut_off}

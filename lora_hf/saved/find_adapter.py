@@ -12,10 +12,10 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import fetch
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.run_files import ADAPTER, CONFIG, MODEL
+from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
@@ -43,11 +43,43 @@ def find_adapter(name: str, option: str = "--adapter") -> SavedAdapter:
             f"give the run of a method that trains one ({upload_hint(folder / MODEL)})"
         )
     if folder.is_dir():
+        if problem := not_adapter(folder):
+            raise UserError(f"{option} {name!r} {problem}")
         return SavedAdapter(folder, name)
-    if name.partition("@")[0].count("/") != 1 or name.startswith((".", "~", "/")):
-        raise UserError(f"{option} {name!r}: no such folder")
-    fetched = fetch(name, ADAPTER_FILES, f"{option} {name!r} is not a folder and cannot be downloaded")
+    if folder.is_file():
+        raise UserError(f"{option} {name!r} is a file: give the folder of the adapter{_holder(folder)}")
+    is_path = name.startswith((".", "~", "/")) or is_windows_path(name)
+    if name.partition("@")[0].count("/") != 1 or is_path:
+        raise UserError(f"{option} {name!r}: no such folder.{path_hint(name)}".removesuffix("."))
+    near = path_hint(name).replace(" Did", " (did").replace("?", "?)")
+    fetched = fetch(name, ADAPTER_FILES, f"{option} {name!r} is not a folder{near} and cannot be downloaded")
     return SavedAdapter(fetched, name, revision=fetched.name)
+
+
+def not_adapter(folder: Path) -> str:
+    """Return why a folder is not an adapter's, with the folders that are; empty for one that holds its files.
+
+    The text follows the folder's name.
+    """
+    if any(folder.glob("adapter_*")) or (folder / MANIFEST_NAME).is_file():
+        return ""
+    below = (file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/{CONFIG_NAME}"))
+    found = [one.parent if one.name == ADAPTER else one for one in below if CHECKPOINTS not in one.parts]
+    if found:
+        return f"holds no adapter itself: give one of the folders in it, {few(map(str, set(found)))}"
+    if (folder / CONFIG).is_file():
+        if (folder / RESULTS).is_file():
+            return "is a run that trained no adapter (method: base): give the run of a method that trains one"
+        return "is a run that has not finished, and holds no adapter yet: rerun its command"
+    if (folder / "config.json").is_file():
+        return "is a whole model and not an adapter: give it as the base model"
+    return ""
+
+
+def _holder(file: Path) -> str:
+    """Return the folder of a file that belongs to an adapter or a run, as the end of a sentence."""
+    is_ours = (file.parent / CONFIG_NAME).is_file() or (file.parent / ADAPTER).is_dir()
+    return f", {str(file.parent)!r}" if is_ours else ""
 
 
 def upload_hint(model: Path) -> str:

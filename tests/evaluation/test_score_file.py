@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_scored_is_refused_and_the_place_named(tmp_path, n
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     write(tmp_path)
-    with pytest.raises(UserError, match=r"row.csv: no such file. Did you mean 'rows.csv'"):
+    with pytest.raises(UserError, match=r"row.csv: no such file. Did you mean '.*rows.csv'"):
         score_file(tmp_path / "row.csv", "made", "human")
     with pytest.raises(UserError, match="nowhere.csv: no such file"):
         score_file(tmp_path / "no" / "nowhere.csv", "made", "human")

@@ -1,0 +1,94 @@
+"""What a mistyped command line most likely meant, added to Typer's message."""
+
+from pathlib import Path
+from typing import Any
+
+FIELD = "fields of the config are written as key=value, such as lora.r=8"
+CONFIG_EXAMPLE = "give a YAML file or the name of a shipped config, such as --config quickstart"
+
+
+def explain(error: Any, words: list[str]) -> str:
+    """Return Typer's message for a wrong command line, with the command line that would do.
+
+    Args:
+        error: Typer's exception.
+        words: the command line, which begins with the command.
+    """
+    message: str = error.format_message() or "no command given"
+    option = getattr(error, "option_name", None)
+    if option and _takes_fields(error):
+        if field := field_of(option):
+            value = _value_of(option, words)
+            return f"No such option: {option}; fields are written without dashes: {field}={value}"
+        return message if _near_options(error) else f"{message}; {FIELD}"
+    missing = [name for name in getattr(getattr(error, "param", None), "opts", ()) if name.startswith("--")]
+    if missing and message.startswith("Missing option"):
+        return f"{message.removesuffix('.')}{_instead_of(missing[0], words)}"
+    if message.startswith("No such command") and words:
+        if words[0] == "help":
+            return f"{message} Write `lora-hf --help`, or `lora-hf COMMAND --help`."
+        if _is_config(words[0]):
+            return f"{message} Did you mean `lora-hf train --config {words[0]}`?"
+    if message.startswith("Got unexpected extra argument") and words[0] == "serve":
+        return f"{message}; write --adapter NAME=DIR for each adapter"
+    return message
+
+
+def field_of(option: str) -> str | None:
+    """Return the field of the config that an option such as `--learning_rate` means; None if none is near."""
+    from lora_hf.config.problems import MAIN_FIELDS, OTHER_NAMES, section_fields, training_names
+
+    name = option.lstrip("-").replace("-", "_")
+    known = [*section_fields(), *training_names()]
+    if name in MAIN_FIELDS:
+        return f"{name}.{MAIN_FIELDS[name]}"
+    for field in (name, name.replace("_", ".", 1)):  # --lora.r and --lora_r
+        if field in known:
+            return field
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    return next((field for field in known if field.rpartition(".")[2] == name), None)
+
+
+def check_not_config(word: str) -> str | None:
+    """Return how `doctor` checks a config, where its argument names one; None for anything else."""
+    return f"to check a config, write `lora-hf doctor --config {word}`" if _is_config(word) else None
+
+
+def _is_config(word: str) -> bool:
+    from lora_hf.config.load import find_config
+
+    return word.endswith((".yaml", ".yml")) or (find_config(Path(word)) != Path(word))
+
+
+def _takes_fields(error: Any) -> bool:
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    names = {parameter.name for parameter in getattr(command, "params", ())}
+    return "config" in names and bool(names & {"overrides", "words"})
+
+
+def _near_options(error: Any) -> bool:
+    """Return whether Typer suggests an option itself, other than `--help`, which is near to nothing."""
+    return bool(set(getattr(error, "possibilities", None) or ()) - {"--help"})
+
+
+def _value_of(option: str, words: list[str]) -> str:
+    """Return the value that the option was given, or VALUE."""
+    for word, following in zip(words, [*words[1:], "VALUE"], strict=True):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option:
+            return "VALUE" if following.startswith("-") else following
+    return "VALUE"
+
+
+def _instead_of(option: str, words: list[str]) -> str:
+    """Return where the value of a missing option stands on the command line, or what the option takes."""
+    free = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
+    if option == "--config":
+        named = next((word for word in free if _is_config(word)), None)
+        return f": write `lora-hf {words[0]} --config {named}`" if named else f"; {CONFIG_EXAMPLE}"
+    if option == "--adapter":
+        named = next((word for word in free if Path(word).expanduser().is_dir()), None)
+        return f": write --adapter {named}" if named else "; give the folder of an adapter or of its run"
+    return "."

@@ -1,0 +1,192 @@
+"""What newcomers type that is almost right: one error, with the words that would do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_hf import cli
+from lora_hf.config.load import load_config
+from lora_hf.errors import UserError, is_windows_path, path_hint
+from lora_hf.saved.find_adapter import find_adapter
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "lora_hf.json")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.run(list(words), debug=False) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: ") and err.count("\n") == 1
+    return err.strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("train --config quickstart --learning_rate 1e-3", "without dashes: training.learning_rate=1e-3"),
+        ("train --config quickstart --learning-rate=1e-3", "without dashes: training.learning_rate=1e-3"),
+        ("train --config quickstart --lr 1e-3", "without dashes: training.learning_rate=1e-3"),
+        ("train --learning_rate 1e-3", "without dashes: training.learning_rate=1e-3"),
+        ("compare --config quickstart --lora.r 8", "without dashes: lora.r=8"),
+        ("sweep --config quickstart --lora_r=8", "without dashes: lora.r=8"),
+        ("train --config quickstart --output_dir x", "without dashes: output_dir=x"),
+        ("train --config quickstart --model a/b", "without dashes: model.model_name_or_path=a/b"),
+        ("train --config quickstart --overwrite", "without dashes: overwrite=VALUE"),
+        ("evaluate --config quickstart --base a/b", "without dashes: model.model_name_or_path=a/b"),
+        ("train --config quickstart --zzz 1", "written as key=value, such as lora.r=8"),
+        ("train --cfg quickstart", "--config"),
+        ("predict talk.txt --adaptor x", "--adapter"),
+        ("train quickstart", "write `lora-hf train --config quickstart`"),
+        ("compare my.yaml lora.r=8", "write `lora-hf compare --config my.yaml`"),
+        ("train lora.r=8", "such as --config quickstart"),
+        ("merge run", "write --adapter run"),
+        ("quickstart", "`lora-hf train --config quickstart`"),
+        ("help", "`lora-hf --help`"),
+        ("serve run", "--adapter NAME=DIR"),
+        ("doctor quickstart", "`lora-hf doctor --config quickstart`"),
+        ("doctor my.yaml", "`lora-hf doctor --config my.yaml`"),
+        ("doctor lora.r=8", "add --config NAME"),
+        ("train --config quickstrat", "did you mean 'quickstart'?"),
+        ("train --config configs/quickstrat.yaml", "did you mean 'quickstart'?"),
+        ("train --config zzzz", "the shipped configs: flan_t5_base_dialogsum_base, "),
+        (r"train --config C:\me\x.yaml", "'/mnt/c/me/x.yaml'"),
+        ("train --config quickstart lora.r 8", "write lora.r=8 without spaces"),
+        ("train --config quickstart lora.r = 8", "write lora.r=8 without spaces"),
+        ("train --config quickstart lora.r:8", "did you mean 'lora.r=8'?"),
+        ("train --config quickstart seeds=1,2,3", "write [1, 2, 3]"),
+        ("train --config quickstart lora.r=4,8", "`lora-hf sweep`"),
+        ("train --config quickstart method=qlora", "method: lora, with model.load_in_4bit: true"),
+        ("train --config quickstart method=dora", "method: lora, with lora.use_dora: true"),
+        ("train --config quickstart method=adapter", "write method: bottleneck"),
+        ("train --config quickstart model=a/b", "write model: {model_name_or_path: a/b}"),
+    ],
+)
+def test_a_command_line_that_is_almost_right_is_answered_with_the_right_one(
+    line: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run").mkdir()
+    assert hint in said(capsys, *line.split(" "))
+    assert [entry.name for entry in Path().iterdir()] == ["run"]
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"], debug=False) == 0
+    assert capsys.readouterr().out.startswith("lora_hf ")
+
+
+def test_a_prompt_in_braces_is_told_to_be_quoted() -> None:
+    Path("x.yaml").write_text("data: {prompt: {dialogue}}")
+    with pytest.raises(UserError, match="text in braces needs quotes: '{dialogue}'"):
+        load_config("x.yaml")
+
+
+def adapter(folder: Path, base: str = "embedded") -> Path:
+    folder.mkdir(parents=True)
+    for name in ADAPTER_FILES:
+        (folder / name).write_text(json.dumps({"base_model_name_or_path": base}))
+    return folder
+
+
+def comparison() -> None:
+    for method in ("lora", "base"):
+        run = Path("runs/mine") / method
+        adapter(run / "adapter") if method == "lora" else run.mkdir(parents=True)
+        for file in ("config.yaml", "results.json"):
+            (run / file).write_text("{}")
+    adapter(Path("runs/mine/lora/checkpoints/checkpoint-3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("runs/mine", "holds no adapter itself: give one of the folders in it, runs/mine/lora"),
+        ("runs", "give one of the folders in it, runs/mine/lora"),
+        (
+            "runs/mine/lora/adapter/adapter_model.safetensors",
+            "give the folder of the adapter, 'runs/mine/lora/adapter'",
+        ),
+        ("runs/mine/lora/results.json", "give the folder of the adapter, 'runs/mine/lora'"),
+        ("talk.txt", "is a file: give the folder of the adapter"),
+        ("runs/mine/base", "trained no adapter (method: base)"),
+        ("runs/stopped", "has not finished, and holds no adapter yet: rerun its command"),
+        ("model", "is a whole model and not an adapter"),
+        ("runs/mnie/lora", "Did you mean 'runs/mine/lora'?"),
+        ("./runs/mine/lroa", "Did you mean 'runs/mine/lora'?"),
+        (r"C:\Users\me\lora", "'/mnt/c/Users/me/lora'"),
+        (r"runs\mine\lora", "'runs/mine/lora'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["doctor", "predict"])
+def test_what_stands_beside_an_adapter_leads_to_it(
+    command: str, name: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison()
+    for file in ("talk.txt", "runs/stopped/config.yaml", "model/config.json"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("{}")
+    words = {"doctor": ["doctor", name], "predict": ["predict", "talk.txt", "--adapter", name]}[command]
+    assert hint in said(capsys, *words)
+
+
+def test_a_name_on_the_hub_is_still_looked_for_there_beside_a_folder_of_a_near_name() -> None:
+    adapter(Path("anna/talk"))
+    with pytest.raises(UserError, match=r"is not a folder \(did you mean 'anna/talk'\?\) and cannot be down"):
+        find_adapter("anna/talks")
+
+
+@pytest.mark.parametrize("base", ["/home/ann/models/t5", r"C:\models\t5", "models/t5"])
+def test_a_base_path_of_another_machine_is_answered_with_the_option_that_replaces_it(
+    base: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    lora_hf_adapter(source)
+    for name in ("adapter_config.json", "lora_hf.json"):
+        fields = json.loads((source / name).read_text()) | {"base_model_name_or_path": base}
+        (source / name).write_text(json.dumps(fields))
+    Path("talk.txt").write_text("A: Hi")
+    error = said(capsys, "predict", "talk.txt", "--adapter", str(source))
+    assert "Name the base model on this machine: --base FOLDER or USER/NAME" in error
+    assert cli.run(["predict", "talk.txt", "--adapter", str(source), "--base", "embedded"], False) == 0
+
+
+def lora_hf_adapter(folder: Path) -> None:
+    import lora_hf
+
+    model = lora_hf.load_model(lora_hf.ModelConfig())
+    lora_hf.save_adapter(lora_hf.inject_adapters(model, lora_hf.LoraConfig(r=2, lora_alpha=3)), folder)
+
+
+@pytest.mark.parametrize("field", ["model.model_name_or_path", "data.dataset_name"])
+@pytest.mark.parametrize("path", [r"C:\me\x", r"folder\x", r"..\x"])
+def test_a_windows_path_in_a_config_is_not_looked_for_on_the_hub(
+    field: str, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = said(capsys, "train", "--config", "quickstart", f"{field}={path}", "output_dir=out")
+    assert f"{field}={path!r}: no such f" in error and "It is written as on Windows" in error
+    assert not Path("out").exists()
+
+
+def test_verify_of_an_adapter_names_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    comparison()
+    assert "give the run that it is in, 'runs/mine/lora'" in said(capsys, "verify", "runs/mine/lora/adapter")
+
+
+def test_a_text_in_place_of_a_file_is_told_what_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
+    comparison()
+    assert "may be in a .txt file" in said(
+        capsys, "predict", "A: Hi Bob. B: Hi!", "--adapter", "runs/mine/lora"
+    )
+
+
+def test_paths_that_exist_or_are_near_nothing_have_no_hint(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert path_hint(str(tmp_path / "data")) == path_hint(str(tmp_path / "zzz" / "x")) == ""
+    assert path_hint(str(tmp_path / "daat")) == f" Did you mean {str(tmp_path / 'data')!r}?"
+    assert not any(map(is_windows_path, ("a/b", "google/flan-t5-base", "./x", "C:x", "embedded")))
+    shutil.rmtree(tmp_path / "data")
