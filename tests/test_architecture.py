@@ -43,7 +43,7 @@ ADAPTERS = [
     {"initialize", "modules_to_save", "mixed_batch"},
     {"layer"},
     {"targets", "model_state", "peft_format"},
-    {"checkpoint_io", "layer_replication", "save_pretrained"},
+    {"checkpoint_io", "layer_replication", "embeddings", "save_pretrained"},
     {"saved_adapter"},
     {"active"},
     {"inject"},

@@ -94,7 +94,8 @@ def _inject(
         replicate_layers(model, config.layer_replication)
     elif state.replication:  # replicated before: the adapter's layer names count the new blocks
         config = replace(config, layer_replication=dict(state.replication))
-    targets, saved = find_targets(model, config), find_saved(model, config)
+    strict = initialize is None  # a saved adapter has been compared with its file
+    targets, saved = find_targets(model, config, strict), find_saved(model, config, strict)
     keep_differentiable(model)
     layers = {path: m if isinstance(m, LoraLayer) else LoraLayer(m) for path, m in targets.items()}
     inits = _initialize(layers, config, base_weights_of(model, base_weights), initialize)

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterable
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,21 +15,23 @@ from lora_hf.adapters.checkpoint_io import (
     check_tensors,
     read_tensors,
 )
-from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.config import LoraConfig, name_matches
+from lora_hf.adapters.embeddings import check_rows, embedding_keys, embedding_tensors, put_embeddings
 from lora_hf.adapters.initialize import LayerInit, initialize_layer, requantized_base, zero_init
 from lora_hf.adapters.inject import base_weights_of, inject_adapters
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.layer_replication import replicate_layers
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.model_state import BaseWeights, model_state, saved_modules
-from lora_hf.adapters.peft_format import CHANGES_BASE
+from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
-from lora_hf.adapters.save import PREFIX, SHARED_PREFIX, START_NAME, adapted, adapter_state
+from lora_hf.adapters.save import START_NAME, adapted, adapter_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.adapters.targets import find_saved, find_targets
-from lora_hf.adapters.wrappers import named_parameters, plain_keys, refuse_synchronized, unwrapped
-from lora_hf.errors import UserError
+from lora_hf.adapters.targets import block_index, find_saved, find_targets, own_modules
+from lora_hf.adapters.wrappers import plain_keys, refuse_synchronized, unwrapped
+from lora_hf.errors import UserError, few
 
+_PART = re.compile(r"\.(?=lora_|vera_lambda_)")  # before the names of a layer's tensors
 logger = logging.getLogger(__name__)
 
 
@@ -63,10 +66,12 @@ def load_adapter(
     with rolled_back_on_error(model):
         if config.layer_replication:
             replicate_layers(model, config.layer_replication)
-        tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, folder))
+        config = _config_of_file(model, saved)
+        tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, saved))
         tensors = {name: tensors[key] for key, name in plain_keys(model, tensors).items()}
-        tensors = without_base_copies(model, tensors, folder)
-        check_formats(model, saved)
+        beside = embedding_keys(model, tensors.keys() - expected_shapes(model, config).keys())
+        put_embeddings(model, {key: tensors.pop(key) for key in beside}, folder)
+        check_formats(model, saved, config)
         initialize = _SavedInit(folder, config, base_weights_of(model, base_weights))
         with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: keep the random state
             inject_adapters(model, config, adapter_name, initialize=initialize)
@@ -79,40 +84,62 @@ def load_adapter(
     return whole
 
 
-def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, folder: Path) -> None:
+def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, saved: SavedAdapter) -> None:
+    """Compare the names and shapes of a file with those that the model needs; errors as `load_adapter`."""
     shapes = {name: shapes[key] for key, name in plain_keys(model, shapes).items()}
-    copies = {key: owner.shape for key, owner in _base_copies(model, shapes).items()}
-    check_shapes(shapes, expected_shapes(model, config) | {k: tuple(s) for k, s in copies.items()}, folder)
+    expected = expected_shapes(model, config)
+    beside = embedding_keys(model, shapes.keys() - expected.keys())
+    for key, weight in beside.items():
+        check_rows(shapes[key], key, weight, saved.folder)
+    unexpected = shapes.keys() - expected.keys() - beside.keys()
+    biases = sorted(key.removeprefix(PREFIX) for key in unexpected if key.endswith(".bias"))
+    if biases and saved.peft_config.get("bias", "none") != "none":
+        raise UserError(
+            f"{saved.folder}: bias={saved.peft_config['bias']!r} is not implemented, and the file holds the "
+            f"trained biases {few(biases)}"
+        )
+    try:
+        check_shapes(shapes, expected | {key: shapes[key] for key in beside}, saved.folder)
+    except UserError as error:
+        try:  # an entry that matches nothing is likely the reason
+            find_targets(model, config)
+            find_saved(model, config)
+        except UserError as reason:
+            raise UserError(f"{error}. {reason}", reason.field) from None
+        if config.layers_to_transform is None:
+            raise
+        raise UserError(
+            f"{error}. layers_to_transform={list(config.layers_to_transform)} are the first numbers in names "
+            "of layers; PEFT before 0.20 counted the last ones, and the file fits neither"
+        ) from None
 
 
-def _base_copies(model: nn.Module, keys: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Return the keys of a file that hold unchanged embeddings, with the model's own Parameters."""
-    weights = named_parameters(model)
-    copies = {}
-    for key in keys:
-        path = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")
-        own = weights.get(f"{path}.weight", weights.get(f"{path}.base_layer.weight"))
-        if key.endswith(".base_layer.weight") and own is not None:
-            copies[key] = own
-    return copies
-
-
-def without_base_copies(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Leave out the unchanged embedding that PEFT writes beside an adapter on one.
-
-    Raises:
-        UserError: it differs from the model's: a resized or trained embedding, which is not supported.
-    """
-    copies = _base_copies(model, tensors)
-    for key, own in copies.items():
-        tensor = tensors[key]
-        if own.shape != tensor.shape or not torch.equal(own.cpu().to(tensor.dtype), tensor):
-            path = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")
-            raise UserError(
-                f"the adapter {folder} has its own weight of {path}, which differs from this base's; "
-                "save the resized or trained embedding into the base first"
+def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
+    """Return the configuration of a saved adapter; of two ways to read it, the one that fits the file."""
+    config, keys = saved.config, plain_keys(model, saved.shapes).values()
+    names = [name for name, _ in own_modules(model)]
+    if config.modules_to_save:  # PEFT reads `layer_norm` as the end of `final_layer_norm` too
+        more = [
+            name
+            for name in names
+            if not name_matches(config.modules_to_save, name)
+            and any(name.endswith(entry) for entry in config.modules_to_save)
+            and any(key.startswith(f"{PREFIX}{name}.") for key in keys)
+        ]
+        config = replace(config, modules_to_save=(*config.modules_to_save, *more))
+    if config.layers_to_transform is not None:
+        in_file = {_PART.split(key.removeprefix(PREFIX))[0] for key in keys if _PART.search(key)}
+        every = find_targets(model, replace(config, layers_to_transform=None), strict=False)
+        chosen = config.layers_to_transform
+        by_block = {name for name in every if block_index(name) in chosen}
+        by_last = {name for name in every if block_index(name, last=True) in chosen}
+        if in_file == by_last != by_block:
+            logger.info(
+                "%s: layers_to_transform=%s is read as PEFT before 0.20 did, by the last number of a name",
+                *(saved.folder, list(chosen)),
             )
-    return {key: tensor for key, tensor in tensors.items() if key not in copies}
+            config = replace(config, target_modules=tuple(sorted(in_file)), layers_to_transform=None)
+    return config
 
 
 class _SavedInit:
@@ -163,6 +190,7 @@ def put_adapter_state(model: nn.Module, tensors: dict[str, Tensor], adapter_name
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in adapter_state(model, adapter_name).items()}
     check_tensors(tensors, shapes, adapter_name)
+    put_embeddings(model, {key: tensors[key] for key in embedding_tensors(model)})
     _put(model, tensors, adapter_name)
 
 
@@ -185,26 +213,26 @@ def expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int
     method = ADAPTER_METHODS[config.method]
     bases = {
         path: (module if isinstance(module, LoraLayer) else LoraLayer(module)).base
-        for path, module in find_targets(model, config).items()
+        for path, module in find_targets(model, config, strict=False).items()
     }
     shared = method.shared_shapes(config, bases.values()) if method.saves_shared(config) else {}
     shapes = {f"{SHARED_PREFIX}{name}": shape for name, shape in shared.items()}
     for path, base in bases.items():
         for part, shape in method.peft_shapes(config.at(path), base).items():
             shapes[f"{PREFIX}{path}.{part}"] = shape
-    for path, module in find_saved(model, config).items():
+    for path, module in find_saved(model, config, strict=False).items():
         for part, tensor in getattr(module, "original", module).state_dict().items():
             shapes[f"{PREFIX}{path}.{part}"] = tuple(tensor.shape)
     return shapes
 
 
-def check_formats(model: nn.Module, saved: SavedAdapter) -> None:
+def check_formats(model: nn.Module, saved: SavedAdapter, config: LoraConfig) -> None:
     """Refuse an adapter that compensates for the errors of another storage format than the model's.
 
     Raises:
         UserError: it does, or it is PEFT's LoftQ, whose base cannot be made again from the file.
     """
-    folder, config, manifest = saved.folder, saved.config, saved.manifest
+    folder, manifest = saved.folder, saved.manifest
     if config.init_lora_weights == "loftq" and not manifest:
         raise UserError(
             f"{folder}: PEFT's LoftQ adapters fit only the quantized backbone that was saved with them; load "
@@ -213,7 +241,7 @@ def check_formats(model: nn.Module, saved: SavedAdapter) -> None:
     needed = manifest.get("base_formats")
     if needed is None:
         return
-    layers = find_targets(model, config).values()
+    layers = find_targets(model, config, strict=False).values()
     here = sorted({(m if isinstance(m, LoraLayer) else LoraLayer(m)).base.format for m in layers})
     if here != needed:
         fields = manifest.get("base_store")

@@ -38,6 +38,8 @@ class ModelState:
     replication: Mapping[str, Spans] = field(default_factory=dict)
     """Stack -> the spans of its own blocks that it was rebuilt from; see `replicate_layers`."""
     baseline: BaselineState | None = None
+    has_own_embeddings: bool = False
+    """An adapter's file has replaced the embeddings of the base; see `adapters.embeddings`."""
     base_fingerprint: str | None = None
     """Hash of the checkpoint, or None if the model was not loaded from files."""
     base_weights: BaseWeights | None = None

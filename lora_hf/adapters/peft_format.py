@@ -5,14 +5,12 @@ have a value that means "unused", or the file is refused: an adapter that needs 
 something else.
 """
 
-import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.methods import ADAPTER_METHODS
@@ -23,22 +21,23 @@ from lora_hf.files import read_object
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
+PREFIX = "base_model.model."
+SHARED_PREFIX = "base_model."
+"""Before the name of a tensor that all layers share."""
+
 PROVENANCE = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
     *("peft_version", "runtime_config", "megatron_core", "loftq_config", "fan_in_fan_out", "init_weights"),
     *("eva_config", "corda_config"),  # how an initialization was computed; `init_lora_weights` names it
+    *("ensure_weight_tying", "bias"),  # the tensors of the file say what was trained
 }
-UNUSED: tuple[Any, ...] = (None, False, "none", {}, [])
+UNUSED: tuple[Any, ...] = (None, False, "none", {}, [], "")
+ALWAYS = ("r", "lora_alpha", "lora_dropout")
+"""Fields that are written even at their default, which is another one in PEFT's VeRA."""
 PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")
 """PEFT's initializations after which the file is plain LoRA on the original weight."""
 CHANGES_BASE = ("pissa", "olora")
 """Those that change the weight, as PEFT saves them unless it is asked to convert."""
-CLASSIFICATION = ("SEQ_CLS", "TOKEN_CLS")
-HEADS = ("classifier", "score")
-"""Modules that PEFT adds to `modules_to_save` of every such adapter; a model has at most one of them."""
-PEFT_GROUP_SIZE = 16
-"""PEFT's default of `qalora_group_size`, written where the field has no effect."""
-logger = logging.getLogger(__name__)
 
 
 def peft_config(
@@ -48,16 +47,22 @@ def peft_config(
     task_type: str | None,
     targets: list[str] | str,
 ) -> dict[str, Any]:
-    """Return the fields that PEFT reads; lists are sorted, so that equal runs give equal bytes."""
-    method = ADAPTER_METHODS[config.method]
-    fields = {name: getattr(config, ours) for name, ours in method.peft_fields.items()}
-    if "qalora_group_size" in fields:
-        fields["qalora_group_size"] = config.qalora_group_size or PEFT_GROUP_SIZE
+    """Return the fields that PEFT reads; lists are sorted, so that equal runs give equal bytes.
+
+    Defaults are left out, because each version of PEFT refuses or warns of fields that it does not know.
+    """
+    method, plain = ADAPTER_METHODS[config.method], LoraConfig()
+    fields = {
+        name: getattr(config, ours)
+        for name, ours in method.peft_fields.items()
+        if ours in ALWAYS or getattr(config, ours) != getattr(plain, ours)
+    }
     for name in {"modules_to_save", "exclude_modules"} & fields.keys():
         value = fields[name]
-        fields[name] = (value if isinstance(value, str) else sorted(value)) or None
+        fields[name] = value if isinstance(value, str) else sorted(value)
     if "lora_alpha" in fields:
         fields["lora_alpha"] = _whole(config.lora_alpha)
+    if config.alpha_pattern:
         fields["alpha_pattern"] = {key: _whole(value) for key, value in config.alpha_pattern.items()}
     return {
         **fields,
@@ -101,6 +106,8 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
     method = method_of(raw)
     names = ADAPTER_METHODS[method].peft_fields
     foreign = {k: v for k, v in raw.items() if k not in names and k not in PROVENANCE and v not in UNUSED}
+    if pattern := _chosen_blocks(raw):
+        foreign.pop("layers_pattern")
     start = raw.get("init_lora_weights", True)
     if start not in PLAIN_INITIALIZATIONS and not str(start).startswith((*CHANGES_BASE, "loftq")):
         foreign["init_lora_weights"] = start
@@ -108,18 +115,36 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
         fields = ", ".join(f"{key}={value!r}" for key, value in sorted(foreign.items()))
         raise UserError(f"{file}: these fields are not implemented: {fields}")
     known = {names[name]: _plain(value) for name, value in raw.items() if name in names and value is not None}
+    if pattern:
+        del known["layers_to_transform"]
+        known["target_modules"] = pattern
     if not raw.get("use_qalora"):
         known.pop("qalora_group_size", None)
     if start in PLAIN_INITIALIZATIONS:
         known["init_lora_weights"] = True
-    if raw.get("task_type") in CLASSIFICATION and isinstance(raw.get("modules_to_save"), list):
-        known["modules_to_save"] = _without_absent_heads(directory, known["modules_to_save"])
     if method != "lora":
         known[f"use_{method}"] = True
     try:
         return LoraConfig(**known), raw
     except (TypeError, UserError) as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _chosen_blocks(raw: Mapping[str, Any]) -> str | None:
+    """Return `target_modules` as one expression, where `layers_pattern` says which numbers count blocks.
+
+    As in PEFT, an entry that is a layer's whole name is a target in any block.
+    """
+    targets, indices, patterns = (
+        raw.get(f"{n}") for n in ("target_modules", "layers_to_transform", "layers_pattern")
+    )
+    indices = [indices] if isinstance(indices, int) else indices
+    patterns = [patterns] if isinstance(patterns, str) and patterns else patterns
+    if not (patterns and indices and isinstance(patterns, list) and isinstance(targets, list)):
+        return None
+    numbers, lists = "|".join(map(str, indices)), "|".join(map(str, patterns))
+    names = "|".join(re.escape(str(without_segments(name))) for name in targets)
+    return rf"(?:.*?\.)?(?:{lists})\.(?:{numbers})\.(?:.*\.)?(?:{names})|(?:{names})"
 
 
 def _plain(value: Any) -> Any:
@@ -136,19 +161,6 @@ def method_of(peft_config: Mapping[str, Any]) -> str:
     kind = peft_config.get("peft_type", "LORA")
     keys = [key for key, method in ADAPTER_METHODS.items() if method.peft_type == kind]
     return next((key for key in keys if peft_config.get(f"use_{key}") is True), keys[0])
-
-
-def _without_absent_heads(directory: Path, names: list[str]) -> list[str]:
-    """Leave out the heads without tensors in the file: PEFT writes those that its model had."""
-    try:
-        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
-            keys = list(file.keys())
-    except (OSError, SafetensorError):
-        return names  # reading the tensors will report the error
-    absent = [name for name in names if name in HEADS and not any(f".{name}." in key for key in keys)]
-    if absent:
-        logger.info("%s: PEFT added modules_to_save=%s by itself; the file has none", directory, absent)
-    return [name for name in names if name not in absent]
 
 
 def _whole(value: float) -> float:

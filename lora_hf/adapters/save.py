@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, write_weights
-from lora_hf.adapters.config import ALL_LINEAR, LoraConfig
+from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches
+from lora_hf.adapters.embeddings import embedding_tensors
 from lora_hf.adapters.methods import ADAPTER_METHODS, Method
 from lora_hf.adapters.model_state import (
     adapter_configs,
@@ -28,23 +29,28 @@ from lora_hf.adapters.model_state import (
     modules_of,
     saved_modules,
 )
-from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, doubled, peft_config
-from lora_hf.adapters.targets import find_targets
+from lora_hf.adapters.peft_format import (
+    CONFIG_NAME,
+    PREFIX,
+    SHARED_PREFIX,
+    WEIGHTS_NAME,
+    doubled,
+    peft_config,
+)
+from lora_hf.adapters.targets import find_targets, own_modules
 from lora_hf.adapters.wrappers import get_submodule, named_modules, unwrapped
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
 logger = logging.getLogger(__name__)
 START_NAME = "lora_hf_start.safetensors"
-PREFIX = "base_model.model."
-SHARED_PREFIX = "base_model."
-"""Before the name of a tensor that all layers share."""
 FACTORS = {"start_A": "offset_A", "start_B": "offset_B"}
 """Names in `START_NAME` -> attributes of a method."""
 
 
 def adapter_state(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
-    """Return an adapter's tensors and `modules_to_save` under PEFT's names, float32, on the CPU."""
+    """Return an adapter's tensors, layers and embeddings under PEFT's names, float32, on the CPU."""
+    model = unwrapped(model)
     state: dict[str, Tensor] = {}
     for path, base, method in adapted(model, adapter_name):
         state |= {f"{PREFIX}{path}.{part}": tensor for part, tensor in method.to_peft(base).items()}
@@ -54,6 +60,7 @@ def adapter_state(model: nn.Module, adapter_name: str = "default") -> dict[str, 
         if adapter_name in module.copies:
             for part, tensor in module.copies[adapter_name].state_dict().items():
                 state[f"{PREFIX}{path}.{part}"] = tensor
+    state |= embedding_tensors(model)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
@@ -100,7 +107,8 @@ def save_adapter(
     task_type = "SEQ_2_SEQ_LM" if is_seq2seq else None
     config = configs[adapter_name]
     targets = target_names(model, adapter_name)
-    written = written_config(model, adapter_name)
+    written = replace(written_config(model, adapter_name), layers_to_transform=None)
+    written = replace(written, modules_to_save=saved_names(model, adapter_name))
     revision = getattr(getattr(model, "config", None), "_commit_hash", None)
     write_json(folder / CONFIG_NAME, peft_config(written, base_model, revision, task_type, targets))
     manifest = {
@@ -168,10 +176,20 @@ def _by_layer(config: LoraConfig, with_offset: set[str], paths: Iterable[str]) -
     )
 
 
+def saved_names(model: nn.Module, adapter_name: str) -> tuple[str, ...]:
+    """Return `modules_to_save` for PEFT, whose entries also match a part of a word: full names if needed."""
+    entries = adapter_configs(model)[adapter_name].modules_to_save
+    found = [path for path, module in saved_modules(model).items() if adapter_name in module.copies]
+    read = [name for name, _ in own_modules(model) if any(name.endswith(entry) for entry in entries)]
+    return entries if set(read) <= {n for n in read if name_matches(entries, n)} else tuple(found)
+
+
 def target_names(model: nn.Module, adapter_name: str) -> list[str] | str:
     """Return the targets as PEFT reads them: its `all-linear` has another meaning and becomes names."""
     config = adapter_configs(model)[adapter_name]
     paths = [path for path, _, _ in adapted(model, adapter_name)]
+    if config.layers_to_transform is not None:  # counted in another way by PEFT before 0.20
+        return paths
     if config.exclude_modules and "exclude_modules" not in ADAPTER_METHODS[config.method].peft_fields:
         return paths
     if config.target_modules != ALL_LINEAR:

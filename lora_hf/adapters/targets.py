@@ -23,6 +23,7 @@ Owners = dict[int, list[tuple[str, type[nn.Module]]]]
 WRAPPERS = (LoraLayer, SavedModule)
 UNTIE = "give the output head its own weight (model.untie_head: true, or lora_hf.untie_head(model))"
 _INDEX = re.compile(r"(?:^|.*?\.)[^.]*\.(\d+)\.")  # the outermost: T5's blocks, not the layers within one
+_LAST_INDEX = re.compile(r"(?:^|.*\.)[^.]*\.(\d+)\.")
 _END = re.compile(r"[^.]*(?:\.\d+)*$")  # `wo`, but `experts.0`: an index alone says nothing
 
 
@@ -48,8 +49,14 @@ def identity(module: nn.Module) -> int:
     return id(module.weight) if is_embedding else id(module)
 
 
-def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+def find_targets(model: nn.Module, config: LoraConfig, strict: bool = True) -> dict[str, nn.Module]:
     """Return the layers that get an adapter, by the first of their names.
+
+    Args:
+        model: any module.
+        config: its targets, exclusions and patterns.
+        strict: every entry of the configuration must match. False for a saved adapter, whose tensors are all
+            compared: PEFT's users write one list for several architectures.
 
     Raises:
         UserError: an entry of the configuration matches nothing, or a layer that cannot take this adapter.
@@ -64,13 +71,14 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     found = {
         own[0]: modules[key] for key, own in names.items() if _is_target(model, config, own, modules[key])
     }
-    _check_all_used(model, config, everything, list(found))
+    if strict or not (found or config.modules_to_save):
+        _check_all_used(model, config, everything, list(found))
     owners = _owners(model)
     for name, module in found.items():
         _check_carries(owners, config, name, module)
         base = (module if isinstance(module, LoraLayer) else LoraLayer(module)).base
         settings, most = config.at(name), base.in_features + base.out_features
-        if settings.r > most:  # the largest in any file: the doubled rank of a full decomposition
+        if strict and settings.r > most:  # the largest in any file: the doubled rank of a full decomposition
             raise UserError(
                 f"r={settings.r}: layer {name} has {most} inputs and outputs together; use at most that", "r"
             )
@@ -81,8 +89,8 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     return found
 
 
-def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """Return the layers of `modules_to_save`, by the first of their names.
+def find_saved(model: nn.Module, config: LoraConfig, strict: bool = True) -> dict[str, nn.Module]:
+    """Return the layers of `modules_to_save`, by the first of their names; `strict` as in `find_targets`.
 
     Raises:
         UserError: an entry matches nothing, a layer is quantized, or its weight is also another layer's.
@@ -97,7 +105,7 @@ def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             seen.add(identity(module))
             found[name] = module
             _check_copyable(model, name, module)
-    if unused:
+    if unused and strict:
         raise _no_match(model, "modules_to_save", sorted(unused), _with_weights(model))
     return found
 
@@ -130,9 +138,9 @@ def _is_saved(config: LoraConfig, names: list[str]) -> bool:
     )
 
 
-def block_index(name: str) -> int | None:
-    """Return the index of a layer's block: 3 for `encoder.block.3.layer.0.SelfAttention.q`."""
-    match = _INDEX.match(name)
+def block_index(name: str, last: bool = False) -> int | None:
+    """Return a layer's block, 3 for `encoder.block.3.layer.0.SelfAttention.q`; or the last number, 0."""
+    match = (_LAST_INDEX if last else _INDEX).match(name)
     return int(match.group(1)) if match else None
 
 

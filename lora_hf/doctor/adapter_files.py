@@ -8,7 +8,7 @@ from torch import Tensor
 from lora_hf.adapters.checkpoint_io import read_tensors
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.methods import ADAPTER_METHODS
-from lora_hf.adapters.save import PREFIX
+from lora_hf.adapters.peft_format import PREFIX
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.doctor.check import Finding, Findings, fault, ok

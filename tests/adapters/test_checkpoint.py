@@ -171,7 +171,7 @@ def test_a_folder_without_an_adapter_is_a_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"bias": "all"},
+        {"lora_bias": True},
         {"init_lora_weights": "corda"},
         {"trainable_token_indices": [1]},
         {"layers_pattern": "block"},
@@ -266,7 +266,7 @@ LLAMA = LlamaConfig(
     [("SEQ_CLS", LlamaForSequenceClassification), ("TOKEN_CLS", LlamaForTokenClassification)],
 )
 def test_a_head_that_peft_lists_and_the_model_lacks_is_ignored(
-    task_type: str, kind: type, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    task_type: str, kind: type, tmp_path: Path
 ) -> None:
     def base() -> nn.Module:
         torch.manual_seed(0)
@@ -278,17 +278,13 @@ def test_a_head_that_peft_lists_and_the_model_lacks_is_ignored(
     with torch.no_grad():
         theirs.base_model.model.score.modules_to_save["default"].weight.normal_()
     theirs.save_pretrained(tmp_path)
-    with caplog.at_level("INFO", "lora_hf"):
-        ours = load_adapter(base(), tmp_path)
-    assert "modules_to_save=['classifier'] by itself" in caplog.text
+    ours = load_adapter(base(), tmp_path)
     inputs = {"input_ids": torch.arange(1, 9)[None]}
     torch.testing.assert_close(logits(ours, inputs), logits(theirs, inputs), rtol=0, atol=1e-5)
     file = tmp_path / "adapter_config.json"
-    written = json.loads(file.read_text())
-    for fields in ({"modules_to_save": ["score", "pooler"]}, {"task_type": None}):
-        file.write_text(json.dumps(written | fields))
-        with pytest.raises(UserError, match="modules_to_save"):
-            load_adapter(base(), tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["classifier"]}))
+    with pytest.raises(UserError, match="unexpected: base_model.model.score"):
+        load_adapter(base(), tmp_path)
 
 
 def test_patterns_that_overlap_mean_the_same_before_saving_and_after(tmp_path: Path, batch: dict) -> None:

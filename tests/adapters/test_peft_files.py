@@ -1,0 +1,240 @@
+"""PEFT's files as the world has them: names beyond the file, block indices, embeddings beside the adapter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.models import logits, make_bart, make_t5, randomize, untie_head
+from torch import nn
+from transformers import AutoModelForSeq2SeqLM
+
+from lora_hf import LoraConfig, UserError, inject_adapters, load_adapter, save_adapter, set_adapter
+from lora_hf.adapters.load import put_adapter_state
+from lora_hf.adapters.model_state import lora_layers
+from lora_hf.adapters.save import adapter_state
+
+PLAIN = {"r": 4, "lora_alpha": 10, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"}
+pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's advice
+
+
+def theirs(folder: Path, base: nn.Module | None = None, **fields: Any) -> nn.Module:
+    model = peft.get_peft_model(make_t5() if base is None else base, peft.LoraConfig(**PLAIN | fields)).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return model
+
+
+def edit(folder: Path, **fields: Any) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    raw: dict[str, Any] = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps(raw))
+    return raw
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ["q", "v", "wi", "q_proj", "v_proj"]},
+        {"rank_pattern": {"wi": 2, "q": 2}},
+        {"alpha_pattern": {"q_proj": 16}},
+        {"exclude_modules": ["lm_head_2"]},
+        {"modules_to_save": ["lm_head", "classifier"]},
+        {"modules_to_save": ["layer_norm"]},  # by the end of the name: final_layer_norm too
+        {"layers_to_transform": [0, 5]},
+        {"layers_to_transform": [0], "layers_pattern": "block"},
+        {"layers_to_transform": [1], "layers_pattern": ["blocks", "block"], "rank_pattern": {"q": 2}},
+        {"layers_to_transform": [1], "layers_pattern": []},
+        {"layers_to_transform": 1, "layers_pattern": ""},
+        {
+            "layers_to_transform": [0],
+            "layers_pattern": "block",
+            "target_modules": ["v", "decoder.block.1.layer.0.SelfAttention.q"],
+        },
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"ensure_weight_tying": True},
+        {"r": 64},
+    ],
+    ids=str,
+)
+def test_a_config_that_says_more_than_the_file_holds_is_read_as_peft_reads_it(
+    fields: dict, tmp_path: Path, batch: dict
+) -> None:
+    expected = logits(theirs(tmp_path, **fields), batch)
+    model = load_adapter(make_t5(), tmp_path)
+    torch.testing.assert_close(logits(model, batch), expected, rtol=0, atol=1e-5)
+    save_adapter(model, tmp_path / "again")
+    again = load_adapter(make_t5(), tmp_path / "again")
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    reference = peft.PeftModel.from_pretrained(make_t5(), tmp_path / "again").eval()
+    torch.testing.assert_close(logits(reference, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_a_config_of_another_architecture_or_a_tensor_too_many_is_still_an_error(tmp_path: Path) -> None:
+    theirs(tmp_path)
+    edit(tmp_path, target_modules=["q_proj", "v_proj"])
+    with pytest.raises(UserError, match=r"target_modules: \['q_proj', 'v_proj'\] matched no layer"):
+        load_adapter(make_t5(), tmp_path)
+    edit(tmp_path, target_modules=["q", "wi"])  # the file has v
+    with pytest.raises(UserError, match="12 unexpected: .*SelfAttention.v.lora_A"):
+        load_adapter(make_t5(), tmp_path)
+    edit(tmp_path, target_modules=["q", "v", "k"])
+    with pytest.raises(UserError, match="12 missing: .*SelfAttention.k.lora_A"):
+        load_adapter(make_t5(), tmp_path)
+    with pytest.raises(UserError, match=r"\['wi'\] matched no layer"):  # training stays strict
+        inject_adapters(make_t5(), LoraConfig(target_modules=("q", "wi")))
+
+
+def test_trained_biases_are_refused_by_the_field(tmp_path: Path) -> None:
+    theirs(tmp_path, make_bart(), target_modules=["q_proj"], bias="lora_only")
+    with pytest.raises(UserError, match="bias='lora_only' is not implemented.*q_proj"):
+        load_adapter(make_bart(), tmp_path)
+
+
+def test_blocks_are_chosen_by_full_names_which_every_version_of_peft_reads_alike(
+    tmp_path: Path, batch: dict
+) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(r=4, lora_alpha=10, layers_to_transform=(1,)))
+    randomize(model)
+    save_adapter(model, tmp_path)
+    raw = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert raw["target_modules"] == sorted(lora_layers(model)) and "layers_to_transform" not in raw
+    reference = peft.PeftModel.from_pretrained(make_t5(), tmp_path).eval()
+    torch.testing.assert_close(logits(reference, batch), logits(model, batch), rtol=0, atol=1e-5)
+    assert torch.equal(logits(load_adapter(make_t5(), tmp_path), batch), logits(model, batch))
+
+
+def test_a_file_of_a_version_that_counted_inner_numbers_is_read_so(
+    tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = [
+        name for name, _ in make_t5().named_modules() if name.endswith((".q", ".v")) and "layer.1" in name
+    ]
+    expected = logits(theirs(tmp_path, target_modules=inner), batch)
+    edit(tmp_path, target_modules=["q", "v"], layers_to_transform=[1])  # as PEFT before 0.20 wrote it
+    with caplog.at_level("INFO", "lora_hf"):
+        model = load_adapter(make_t5(), tmp_path)
+    assert "layers_to_transform=[1]" in caplog.text and "before 0.20" in caplog.text
+    torch.testing.assert_close(logits(model, batch), expected, rtol=0, atol=1e-5)
+    edit(tmp_path, layers_to_transform=[0])
+    with pytest.raises(UserError, match="does not fit.*before 0.20 counted"):
+        load_adapter(make_t5(), tmp_path)
+
+
+def test_defaults_are_not_written_because_older_versions_of_peft_refuse_fields_they_do_not_know(
+    tmp_path: Path,
+) -> None:
+    save_adapter(inject_adapters(make_t5(), LoraConfig(r=4, lora_alpha=10)), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": 10,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": 4,
+        "target_modules": ["q", "v"],
+        "task_type": "SEQ_2_SEQ_LM",
+    }
+
+
+def base_folder(folder: Path, is_tied: bool) -> Path:
+    model = make_t5()
+    if is_tied:
+        model.config.tie_word_embeddings = True
+        model.lm_head.weight = model.shared.weight
+    model.save_pretrained(folder)
+    return folder
+
+
+def resized(folder: Path, rows: int | None, seed: int = 0) -> Any:
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    torch.manual_seed(seed)
+    if rows:
+        is_tied = model.lm_head.weight is model.shared.weight
+        model.resize_token_embeddings(rows)
+        if not is_tied:  # Transformers ties T5's head by accident
+            untie_head(model)
+    return model
+
+
+sizes = pytest.mark.parametrize(("is_tied", "rows"), [(t, n) for t in (False, True) for n in (None, 90, 104)])
+
+
+@sizes
+def test_embeddings_beside_peft_s_adapter_take_the_place_of_the_base_s(
+    is_tied: bool, rows: int | None, tmp_path: Path, batch: dict
+) -> None:
+    base = base_folder(tmp_path / "base", is_tied)
+    batch = {key: ids.clamp(max=80) for key, ids in batch.items()}
+    model = theirs(tmp_path / "adapter", resized(base, rows))
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert {"base_model.model.shared.weight", "base_model.model.lm_head.weight"} <= keys
+    expected = logits(model, batch)
+    other = resized(base, rows, seed=5)  # its new rows are drawn anew
+    found = logits(load_adapter(other, tmp_path / "adapter"), batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (other.lm_head.weight is other.shared.weight) == is_tied
+    with pytest.raises(UserError, match=r"embeddings of 97 tokens|resize_token_embeddings\((96|90|104)\)"):
+        load_adapter(resized(base, 97), tmp_path / "adapter")
+
+
+@sizes
+def test_rows_that_were_added_to_the_vocabulary_are_saved_with_the_adapter(
+    is_tied: bool, rows: int | None, tmp_path: Path
+) -> None:
+    base = base_folder(tmp_path / "base", is_tied)
+    batch = {"input_ids": torch.arange(3, 90)[None], "labels": torch.arange(3, 20)[None]}
+    if rows == 104:
+        batch["input_ids"][0, :4] = torch.tensor([100, 101, 102, 103])
+    model = inject_adapters(resized(base, rows), LoraConfig(r=4, lora_alpha=10))
+    randomize(model)
+    save_adapter(model, tmp_path / "adapter")
+    expected = logits(model, batch)
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert any("shared" in key for key in keys) == (rows is not None)
+    again = load_adapter(resized(base, rows, seed=5), tmp_path / "adapter")
+    assert torch.equal(logits(again, batch), expected)
+    save_adapter(again, tmp_path / "again")
+    assert load_file(tmp_path / "again" / "adapter_model.safetensors").keys() == keys
+    fresh = inject_adapters(resized(base, rows, seed=6), LoraConfig(r=4, lora_alpha=10))
+    put_adapter_state(fresh, adapter_state(model))  # resuming from a checkpoint
+    assert torch.equal(logits(fresh, batch), expected)
+    reference = peft.PeftModel.from_pretrained(resized(base, rows, seed=7), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(reference, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_another_adapter_s_embeddings_are_not_replaced(tmp_path: Path, batch: dict) -> None:
+    base = base_folder(tmp_path / "base", False)
+    batch = {key: ids.clamp(max=80) for key, ids in batch.items()}
+    for name in ("a", "b"):
+        model = inject_adapters(resized(base, 104, seed=ord(name)), LoraConfig(r=4, lora_alpha=10))
+        randomize(model)
+        save_adapter(model, tmp_path / name)
+    model = load_adapter(resized(base, 104), tmp_path / "a", "a")
+    before = logits(model, batch)
+    with pytest.raises(UserError, match=r"embeddings of its own.*\['a'\]"):
+        load_adapter(model, tmp_path / "b", "b")
+    set_adapter(model, "a")
+    assert torch.equal(logits(model, batch), before)
+
+
+def test_one_weight_cannot_become_two(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base", True)
+    theirs(tmp_path / "adapter", resized(base, 104))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.lm_head.weight"] = tensors["base_model.model.lm_head.weight"] + 1
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="shared.weight differs from .*lm_head.weight.*one weight"):
+        load_adapter(resized(base, 104), tmp_path / "adapter")
