@@ -101,6 +101,8 @@ def test_a_wrong_option_is_named(adapters: dict[str, Path]) -> None:
     model = lora_hf.load(adapters["one"])
     with pytest.raises(UserError, match="num_beams=0"):
         model.generate(DIALOGUES, num_beams=0)
+    with pytest.raises(UserError, match="length_penalty=2.0 has no effect with num_beams=1"):
+        model.generate(DIALOGUES, length_penalty=2.0)
     with pytest.raises(UserError, match=r"unknown option length_penality=2\. Did you mean 'length_penalty'"):
         model.generate(DIALOGUES, length_penality=2)
     with pytest.raises(UserError, match="prompt='none'"):

@@ -78,7 +78,7 @@ class PredictionSettings:
             changes: names of fields and their values; null as `max_new_tokens` keeps the length.
 
         Raises:
-            UserError: an unknown field, or a wrong value.
+            UserError: an unknown field, a wrong value, or one that has no effect.
         """
         own = self.generation.model_dump() | {"max_new_tokens": self.max_new_tokens}
         given = {key: value for key, value in changes.items() if (key, value) != ("max_new_tokens", None)}
@@ -88,6 +88,9 @@ class PredictionSettings:
             generation = GenerationConfig(**(own | given))
         except ValidationError as error:
             raise UserError(f"{where}: {'; '.join(map(_wrong_field, error.errors()))}") from None
+        for name in BEAM_FIELDS if generation.num_beams == 1 else ():
+            if getattr(generation, name) != GenerationConfig.model_fields[name].default and name in given:
+                raise UserError(f"{where}: {name}={shown(given[name])} has no effect with num_beams=1")
         length = generation.max_new_tokens or self.max_new_tokens
         return replace(self, generation=generation, max_new_tokens=length)
 
