@@ -1,5 +1,7 @@
 """Training on a split that is streamed: whole epochs, and going on to the bit."""
 
+from types import SimpleNamespace
+
 import pytest
 from support.resuming import KillAt, Killed, assert_equal, resume
 from support.tiny_trainer import Rows, arguments, dropping, make_trainer
@@ -14,10 +16,11 @@ class FromRows(StreamedDialogues):
 
     def __init__(self, n):
         self.known = Rows(48).rows
-        super().__init__(Source(lambda: iter(self.known), n, "", None), None, None)
+        super().__init__(Source(lambda: iter(self.known), n, "", []), None, None)
 
     def _tokens(self, rows):
-        return type("Tokens", (), {"rows": rows, "target_lengths": [], "truncation": ""})
+        counts = {"unknown": None, "unknown_in_prompt": None, "added_end": 0}
+        return SimpleNamespace(rows=rows, target_lengths=[], truncation="", **counts)
 
 
 def trainer_of(folder, *callbacks, n=48, **fields):
