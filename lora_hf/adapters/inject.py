@@ -25,6 +25,7 @@ from lora_hf.adapters.model_state import (
     lora_layers,
     model_state,
     refuse_merged,
+    refuse_offloaded,
     replace_modules,
     saved_modules,
     update_state,
@@ -77,6 +78,7 @@ def inject_adapters(
             f"the model already has the weights of method {baseline.method!r}; load the base again"
         )
     refuse_merged(model)
+    refuse_offloaded(model)
     with rolled_back_on_error(model):
         _inject(unwrapped(model), config, adapter_name, base_weights, initialize)
     return model

@@ -126,10 +126,20 @@ class LoraLayer(nn.Module):
         return [(w, self.adapters[n]) for n, w in names.items() if n in self.adapters]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take x as the wrapped layer does, batch first; return its output in the wrapped layer's dtype."""
+        """Take x as the wrapped layer does, batch first; return its output in the wrapped layer's dtype.
+
+        Raises:
+            RuntimeError: accelerate has offloaded the adapters.
+        """
         output = self.base_layer(x)
         if not self.enabled or self.merged:
             return output
+        for method in self.adapters.values():  # PyTorch multiplies with empty tensors, without an error
+            if next(method.parameters()).is_meta and not x.is_meta:
+                raise RuntimeError(
+                    "accelerate has offloaded the adapters' weights (cpu_offload, disk_offload) and does not "
+                    "fetch them while the model runs; keep the model on one device"
+                )
         Wx = output if self.bias is None else output - self.base.per_row(self.bias.to(output.dtype))
         if self.mixed_batch is not None:
             return self._mixed(x, Wx, output, self.mixed_batch)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from torch import nn
 
 from lora_hf.adapters.config import Spans
-from lora_hf.adapters.model_state import model_state, update_state
+from lora_hf.adapters.model_state import model_state, refuse_offloaded, update_state
 from lora_hf.adapters.wrappers import get_submodule, named_modules, set_submodule, unwrapped
 from lora_hf.errors import UserError, did_you_mean
 
@@ -88,6 +88,7 @@ def replicate_layers(model: Model, spec: Written) -> Model:
             spec,
             "int8 layers move their weight at use and cannot share it; load the model in 4 bits or dense",
         )
+    refuse_offloaded(model)
     for name in spans:
         _check_spans(spec, name, spans[name], len(stacks[name].blocks))
     for name in spans:

@@ -25,6 +25,7 @@ from lora_hf.adapters.model_state import (
     lora_layers,
     model_state,
     refuse_merged,
+    refuse_offloaded,
     replace_modules,
     saved_modules,
     update_state,
@@ -54,7 +55,7 @@ def merge_adapters(model: nn.Module, onto: str | None = None) -> None:
             "the model's layers are replicated and share their weights: merging in place would give each "
             "copy its own and all of their memory; use merge_and_unload, or unshare_layers first"
         )
-    _refuse_nothing(model)
+    _check_mergeable(model)
     if any(not layer.enabled for layer in lora_layers(model).values()):
         raise RuntimeError("adapters are disabled; leave disable_adapters first")
     if onto not in (None, "requantized"):
@@ -105,7 +106,7 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
         UserError: a quantized base and no choice, one that this adapter cannot be merged onto, or no active
             adapter.
     """
-    _refuse_nothing(model)
+    _check_mergeable(model)
     _check_choice(model, onto, base_weights)
     if onto in TO_DENSE:  # a merge in place has rounded the weights
         unmerge_adapters(model)
@@ -123,8 +124,9 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
     return model
 
 
-def _refuse_nothing(model: nn.Module) -> None:
-    """Raise if no adapter is active: merging would change nothing and drop the others."""
+def _check_mergeable(model: nn.Module) -> None:
+    """Raise if weights are offloaded, or if no adapter is active: merging would only drop the others."""
+    refuse_offloaded(model)
     copies = any(module.active for module in saved_modules(model).values())
     if not copies and not any(layer.methods(layer.active) for layer in lora_layers(model).values()):
         known = sorted(adapter_configs(model))
@@ -239,6 +241,7 @@ def merge_errors(
         RuntimeError: adapters are merged already.
     """
     refuse_merged(model)
+    refuse_offloaded(model)
     choices: list[str | None] = list(CHOICES) if _is_quantized(model) else [None]
     with torch.no_grad(), _evaluating(model):
         unmerged = model(**batch).logits.float()

@@ -11,6 +11,7 @@ from lora_hf.adapters.config import LoraConfig, Spans
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.wrappers import named_modules, unwrapped
+from lora_hf.errors import UserError
 
 BaseWeights = Callable[[str], Tensor]
 """Layer name -> its W (out, in) before quantization."""
@@ -99,6 +100,25 @@ def refuse_merged(model: nn.Module) -> None:
     for layer in lora_layers(model).values():
         if layer.merged:
             raise RuntimeError(f"adapters {list(layer.merged)} are merged; call unmerge_adapters first")
+
+
+def refuse_offloaded(model: nn.Module) -> None:
+    """Refuse a model of which accelerate fetches weights from the CPU or the disk while it runs.
+
+    accelerate fetches them by the names that layers had when it was set up, which wrappers change. What the
+    layers hold meanwhile are empty tensors.
+
+    Raises:
+        UserError: it does, by `device_map`, `offload_folder`, `cpu_offload` or `disk_offload`.
+    """
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
+            raise UserError(
+                f"accelerate keeps weights of {name or 'the model'} on the CPU or the disk (device_map, "
+                "offload_folder, cpu_offload) and fetches them while the model runs, but adapters need them "
+                "in place: load the model onto one device, with quantized weights if it does not fit"
+            )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

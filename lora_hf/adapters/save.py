@@ -27,6 +27,7 @@ from lora_hf.adapters.model_state import (
     lora_layers,
     model_state,
     modules_of,
+    refuse_offloaded,
     saved_modules,
 )
 from lora_hf.adapters.peft_format import (
@@ -97,6 +98,7 @@ def save_adapter(
     configs = adapter_configs(model)
     if adapter_name not in configs:
         raise UserError(f"no adapter {adapter_name!r} to save; the model has {sorted(configs)}")
+    refuse_offloaded(model)
     folder = Path(directory) if adapter_name == "default" else Path(directory) / adapter_name
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(adapter_state(model, adapter_name), folder / WEIGHTS_NAME)
