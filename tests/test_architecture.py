@@ -38,6 +38,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # The same for the modules of `adapters`.
 ADAPTERS = [
     {"config", "functional", "inits", "wrappers"},
+    {"weight_readers"},
     {"backends", "rollback"},
     {"methods"},
     {"initialize", "modules_to_save", "mixed_batch"},

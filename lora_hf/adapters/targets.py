@@ -16,6 +16,7 @@ from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches, patter
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.modules_to_save import SavedModule
+from lora_hf.adapters.weight_readers import refuse_weight_reader
 from lora_hf.adapters.wrappers import named_modules, unwrapped
 from lora_hf.errors import UserError, did_you_mean
 
@@ -76,6 +77,8 @@ def find_targets(model: nn.Module, config: LoraConfig, strict: bool = True) -> d
     owners = _owners(model)
     for name, module in found.items():
         _check_carries(owners, config, name, module)
+        if not isinstance(module, LoraLayer):
+            refuse_weight_reader(model, name)
         base = (module if isinstance(module, LoraLayer) else LoraLayer(module)).base
         settings, most = config.at(name), base.in_features + base.out_features
         if strict and settings.r > most:  # the largest in any file: the doubled rank of a full decomposition

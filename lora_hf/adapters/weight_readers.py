@@ -1,0 +1,66 @@
+"""Find modules that read the weight of a layer in their own forward, and never call the layer.
+
+An adapter on such a layer has no effect, without an error: `nn.TransformerEncoderLayer` passes the weights of
+`linear1` and `linear2` to one fused operation in evaluation mode, and `nn.MultiheadAttention` always does so
+with `out_proj`. What a forward reads is in its source.
+"""
+
+import inspect
+import re
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_hf.adapters.wrappers import get_submodule
+from lora_hf.errors import UserError
+
+NOT_A_CHECK = r"(?<!isinstance\()"
+ONLY_ASKS = r"(?!\.(?:dtype|device|shape|size|ndim|requires_grad|is_\w+|numel|element_size)\b)"
+"""What stands around a weight that is not computed with, as in T5's `self.wo.weight.dtype`."""
+
+FAST_PATH = ". With torch.backends.mha.set_fastpath_enabled(False), in each process that uses it, it would"
+
+
+def refuse_weight_reader(model: nn.Module, name: str) -> None:
+    """Refuse a target whose weight the forward of another module reads.
+
+    Args:
+        model: contains the layer.
+        name: dotted name of the layer.
+
+    Raises:
+        UserError: a module does; the message names it.
+    """
+    parts = name.split(".")
+    for end in range(len(parts) - 1, -1, -1):
+        owner = get_submodule(model, ".".join(parts[:end]))
+        child = re.escape(".".join(parts[end:]))
+        reads = re.compile(rf"{NOT_A_CHECK}\bself\.{child}\.weight\b{ONLY_ASKS}")
+        if isinstance(owner, nn.TransformerEncoderLayer) and not torch.backends.mha.get_fastpath_enabled():
+            continue
+        kind: Any = type(owner)
+        if any(reads.search(source) for source in _computations(kind)):
+            remedy = FAST_PATH if isinstance(owner, nn.TransformerEncoderLayer) else ""
+            raise UserError(
+                f"target_modules: {name} would not use its adapter, because the forward of {kind.__name__} reads "
+                f"the layer's weight itself; leave it out, or name it in exclude_modules{remedy}",
+                "target_modules",
+            )
+
+
+@cache
+def _computations(kind: Any) -> tuple[str, ...]:
+    """Return the sources of a module type's forward, and of the methods that it calls."""
+    sources, names, seen = [], ["forward"], set(vars(nn.Module))
+    while names:
+        try:
+            source = inspect.getsource(inspect.unwrap(getattr(kind, names.pop(), None)))  # type: ignore[arg-type]
+        except (OSError, TypeError):  # not written in Python, or in no file
+            continue
+        sources.append(source)
+        called = set(re.findall(r"\bself\.(\w+)\(", source)) - seen
+        seen |= called
+        names += sorted(called)
+    return tuple(sources)
