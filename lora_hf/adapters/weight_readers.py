@@ -44,8 +44,8 @@ def refuse_weight_reader(model: nn.Module, name: str) -> None:
         if any(reads.search(source) for source in _computations(kind)):
             remedy = FAST_PATH if isinstance(owner, nn.TransformerEncoderLayer) else ""
             raise UserError(
-                f"target_modules: {name} would not use its adapter, because the forward of {kind.__name__} reads "
-                f"the layer's weight itself; leave it out, or name it in exclude_modules{remedy}",
+                f"target_modules: an adapter on {name} has no effect, because the forward of {kind.__name__} "
+                f"reads the layer's weight itself; leave it out, or name it in exclude_modules{remedy}",
                 "target_modules",
             )
 

@@ -79,6 +79,16 @@ def pin(name: str, revision: str, action: str, remedy: str) -> tuple[str, bool, 
     return Path(cached).parent.name, True, set()
 
 
+def local_copy(name: str, file: str, commit: str, may_download: bool) -> Path | None:
+    """Return the local copy of one file of a model at a commit, or None if it cannot be obtained."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file, revision=commit, local_files_only=not may_download))
+    except Exception:  # not in the repository, not downloaded before, no access, no network
+        return None
+
+
 def check_dataset(name: str, revision: str | None, action: str, remedy: str) -> None:
     """Raise at once where a dataset is out of reach; `datasets` would retry for half a minute.
 

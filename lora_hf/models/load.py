@@ -23,12 +23,14 @@ from lora_hf.config import ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.files import checkpoint_fingerprint, read_object
-from lora_hf.hub.download import pin
+from lora_hf.hub.download import local_copy, pin
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, refuse_pointers, weight_files
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import guard_head, untie_head
 from lora_hf.models.storage import STORAGE_FORMATS
+from lora_hf.run_files import ADAPTER, MODEL
+from lora_hf.run_files import CONFIG as RUN_CONFIG
 from lora_hf.system import pick_device, resolve_dtype
 
 NO_CODE = {"trust_remote_code": False}
@@ -221,14 +223,19 @@ def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
         UserError: there is no such model, the Hub cannot be reached, or the place holds an adapter, which
             Transformers would apply if PEFT is installed and ignore otherwise.
     """
-    if Path(name).is_dir():
-        if (Path(name) / CONFIG_NAME).is_file():
-            raise UserError(_is_adapter(config, read_object(Path(name) / CONFIG_NAME)))
+    if (folder := Path(name)).is_dir():
+        if (folder / RUN_CONFIG).is_file() and (folder / MODEL).is_dir():
+            raise UserError(f"{config.as_written} is the directory of a run: give {folder / MODEL}")
+        for file in (folder / CONFIG_NAME, folder / ADAPTER / CONFIG_NAME):
+            if file.is_file():
+                raise UserError(_is_adapter(config, read_object(file)))
         return {}
     remedy = REMEDY + _base_hint(config.name_field)
     commit, is_cut_off, files = pin(name, config.revision or "main", _not_loaded(config), remedy)
-    if CONFIG_NAME in files:
-        raise UserError(_is_adapter(config, {}))
+    if CONFIG_NAME in files or is_cut_off:  # without a connection, the files are not known
+        adapter = local_copy(name, CONFIG_NAME, commit, may_download=not is_cut_off)
+        if adapter or CONFIG_NAME in files:
+            raise UserError(_is_adapter(config, read_object(adapter) if adapter else {}))
     return {"revision": commit, "local_files_only": is_cut_off}
 
 

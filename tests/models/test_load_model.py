@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from support.models import CPU, MODELS, T5_SHAPE, gradients_of, make_t5, randomize, saved
@@ -170,6 +171,46 @@ def test_a_folder_without_a_config_or_with_a_pickle_only_is_a_clear_error(tmp_pa
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+
+
+@pytest.mark.parametrize("holds", ["adapter", "model"])
+def test_the_directory_of_a_run_is_no_base_and_the_error_says_what_to_give(
+    holds: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("method: lora")
+    (tmp_path / holds).mkdir()
+    (tmp_path / "adapter").mkdir(exist_ok=True)
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "google/flan-t5-base"}'
+    )
+    says = {
+        "adapter": "holds an adapter .*, 'google/flan-t5-base', and pass",
+        "model": f"give {tmp_path / 'model'}",
+    }
+    if holds == "model":
+        shutil.rmtree(tmp_path / "adapter")
+    for load in (load_tokenizer, lambda config: load_model(config, CPU)):
+        with pytest.raises(UserError, match=f"model.model_name_or_path=.*{says[holds]}"):
+            load(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("is_cut_off", [True, False])
+def test_an_adapter_on_the_hub_is_no_base_and_the_error_names_its_base(
+    is_cut_off: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a connection the Hub's list of files is unknown, but the local copy is there."""
+    commit, repo = "c" * 40, tmp_path / "models--somebody--adapter"
+    folder = shutil.copytree(ASSETS, repo / "snapshots" / commit)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "google/flan-t5-base"}')
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    files = set() if is_cut_off else {"config.json", "adapter_config.json"}
+    monkeypatch.setattr("lora_hf.models.load.pin", lambda *given: (commit, is_cut_off, files))
+    with pytest.raises(
+        UserError, match="holds an adapter .*, 'google/flan-t5-base', and pass the adapter by"
+    ):
+        load_model(ModelConfig(model_name_or_path="somebody/adapter"), CPU)
 
 
 def test_a_folder_without_a_tokenizer_is_one_error_and_no_empty_tokenizer(tmp_path: Path) -> None:
