@@ -9,7 +9,7 @@ LOWEST := .venv-lowest
 TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_rouge.py fast saved/test_export.py \
   experiments/test_sweep.py serving/test_server.py cli/test_cli.py models test_versions.py training
 
-.PHONY: quickstart test test-full test-lowest soak audit lint format types methods notebooks bench costs docs reproduce clean
+.PHONY: quickstart test test-full test-lowest test-peft-versions soak audit lint format types methods notebooks bench costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -22,6 +22,9 @@ test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figur
 
 test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest that pyproject.toml admits but of torch
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(addprefix tests/,$(TOUCHED))
+
+test-peft-versions: .venv/.installed-test  ## adapters exchanged with PEFT 0.4 to 0.17, each in its own environment
+	$(BIN)/python scripts/tools/peft_versions.py
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/tools/soak_kill.py --kills 50
@@ -65,7 +68,7 @@ reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on 
 	$(BIN)/python scripts/reproduce.py
 
 clean:
-	rm -rf .venv $(LOWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs site
+	rm -rf .venv $(LOWEST) .venv-peft build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs site
 
 .venv/bin/python $(LOWEST)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,0 +1,29 @@
+"""Adapters that older versions of PEFT wrote are read with the logits that they had there.
+
+`make test-peft-versions` writes these folders, and tests the other direction.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.old_peft import LOGITS, base, logits
+
+from lora_hf import load_adapter
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDERS = sorted(file.parent for file in GOLDEN.glob(f"*/*/{LOGITS}"))
+
+
+def test_every_version_is_there() -> None:
+    assert {folder.parent.name for folder in FOLDERS} == {"0.4.0", "0.7.1", "0.10.0", "0.13.2", "0.17.1"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def test_an_adapter_of_an_older_version_has_its_logits(folder: Path, tmp_path: Path) -> None:
+    adapter = shutil.copytree(folder, tmp_path / "adapter")
+    found = logits(load_adapter(base(), adapter))
+    torch.testing.assert_close(found, load_file(folder / LOGITS)["logits"], rtol=0, atol=1e-4)
+    assert not torch.allclose(found, logits(base()), atol=1e-2)
