@@ -15,7 +15,8 @@ from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import fetch
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS
+from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED
+from lora_hf.run_records import read_record
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
@@ -68,8 +69,11 @@ def not_adapter(folder: Path) -> str:
     if found:
         return f"holds no adapter itself: give one of the folders in it, {few(map(str, set(found)))}"
     if (folder / CONFIG).is_file():
-        if (folder / RESULTS).is_file():
-            return "is a run that trained no adapter (method: base): give the run of a method that trains one"
+        if (result := read_record(folder / RESULTS)) is not None:
+            if result.get("method") == "base":
+                return "is a run of the base model, which has no adapter: give the run of another method"
+            again = f"restore it, or delete {RESULTS} and {TRAINED} and rerun the command"
+            return f"is a finished run without its folder {ADAPTER!r}: {again}"
         return "is a run that has not finished, and holds no adapter yet: rerun its command"
     if (folder / "config.json").is_file():
         return "is a whole model and not an adapter: give it as the base model"

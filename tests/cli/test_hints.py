@@ -98,7 +98,7 @@ def comparison() -> None:
         run = Path("runs/mine") / method
         adapter(run / "adapter") if method == "lora" else run.mkdir(parents=True)
         for file in ("config.yaml", "results.json"):
-            (run / file).write_text("{}")
+            (run / file).write_text(json.dumps({"method": method}))
     adapter(Path("runs/mine/lora/checkpoints/checkpoint-3"))
 
 
@@ -113,7 +113,7 @@ def comparison() -> None:
         ),
         ("runs/mine/lora/results.json", "give the folder of the adapter, 'runs/mine/lora'"),
         ("talk.txt", "is a file: give the folder of the adapter"),
-        ("runs/mine/base", "trained no adapter (method: base)"),
+        ("runs/mine/base", "is a run of the base model, which has no adapter"),
         ("runs/stopped", "has not finished, and holds no adapter yet: rerun its command"),
         ("model", "is a whole model and not an adapter"),
         ("runs/mnie/lora", "Did you mean 'runs/mine/lora'?"),

@@ -45,7 +45,7 @@ def test_a_folder_without_an_adapter_is_refused_with_the_files_expected(trained,
     assert f"has no {WEIGHTS}; it holds adapter_config.json, lora_hf.json. An adapter is" in line
     assert line.endswith("give their folder, or the run's that it is in")
     shutil.rmtree(run / "adapter")
-    assert "config.yaml" in refused(capsys, run)
+    assert "is a finished run without its folder 'adapter'" in refused(capsys, run)
     (tmp_path / "empty").mkdir()
     assert f"has no {WEIGHTS}; it holds nothing. An adapter is" in refused(capsys, tmp_path / "empty")
 
