@@ -64,8 +64,8 @@ docs: .venv/.installed-test        ## the documentation as a site, in site/
 	$(BIN)/python scripts/tools/config_reference.py --check
 	$(BIN)/mkdocs build --strict
 
-reproduce: .venv/.installed        ## the published comparison: FLAN-T5-base on DialogSum, from the Hub
-	$(BIN)/python scripts/reproduce.py
+reproduce: .venv/.installed        ## the published comparison, FLAN-T5-base on DialogSum, from the Hub; ARGS="key.sub=value ..."
+	$(BIN)/python scripts/reproduce.py $(ARGS)
 
 clean:
 	rm -rf .venv $(LOWEST) .venv-peft build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs site

@@ -123,6 +123,15 @@ class Series(TypedDict):
     best: Any
 
 
+class Published(TypedDict):
+    """Published figures that a comparison stands beside."""
+
+    rouge1: dict[str, float]
+    """By method."""
+    changes: list[str]
+    """Fields in which the comparison differs from the published one; empty if it repeats it."""
+
+
 class Comparison(TypedDict, total=False):
     """Variants side by side: comparison.json, methods.json and sweep.json, or one run: report.json."""
 
@@ -139,6 +148,8 @@ class Comparison(TypedDict, total=False):
 
     trivial: dict[str, dict[RougeName, float]]
     samples: list[dict[str, str]]
+    published: Published
+    """In a comparison by `reproduce`."""
     gains: Gains
     paired_test: PairedRecord
     """LoRA against full fine-tuning."""

@@ -78,11 +78,10 @@ def reproduce(overrides: Overrides = None) -> None:
 
     [dim]lora-hf reproduce training.per_device_train_batch_size=32[/dim]
     """
-    from rich.console import Console
-
+    from lora_hf.experiments.reproduce import CONFIG
     from lora_hf.experiments.reproduce import reproduce as run_published
 
-    Console().print(run_published(overrides or []))
+    _print_comparison(run_published(overrides or []), COMPARISON, Path(CONFIG), overrides)
 
 
 def plan(

@@ -12,9 +12,9 @@ from typing import Literal, get_args
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
+from lora_hf.data.hub_dataset import read_hub
 from lora_hf.data.readers import READERS, iterate_rows, read_rows, read_utf8
-from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
-from lora_hf.hub.download import check_dataset
+from lora_hf.errors import UserError, is_windows_path, path_hint
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -111,7 +111,7 @@ def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     if is_path or path.suffix.lower() in READERS or len(path.parts) > 2:
         text = f"data.dataset_name={config.dataset_name!r}: no such file or folder."
         raise UserError(f"{text}{path_hint(config.dataset_name)}".removesuffix("."))
-    return _read_hub(config, split)
+    return read_hub(config, split)
 
 
 def _read_sample(split: Split) -> Iterator[Row]:
@@ -146,19 +146,3 @@ def _slice(rows: list[Row], config: DataConfig, split: Split) -> list[Row]:
             f"with a file for each of {', '.join(SPLITS)}"
         )
     return chosen
-
-
-def _read_hub(config: DataConfig, split: Split) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    name, revision = config.dataset_name, config.dataset_revision
-    what = f"data.dataset_name={name!r} [{split}] did not load"
-    remedy = f" (give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
-    check_dataset(name, revision, what, remedy)
-    try:
-        options = {"split": split, "revision": revision, "streaming": config.streaming}
-        yield from load_dataset(
-            name, config.dataset_config, **options
-        )  # a stream is downloaded as it is read
-    except Exception as error:  # datasets raises many kinds of errors
-        raise UserError(f"{what}: {first_line(error)}{remedy}") from error

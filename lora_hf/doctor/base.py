@@ -25,7 +25,7 @@ def checkpoint(storage: ModelConfig) -> Findings:
     """Check that the base's files are on this machine and complete; return their folder."""
     name = locate(storage.model_name_or_path, storage.name_field)
     folder = Path(name) if Path(name).is_dir() else cached(name, storage.revision)
-    check_base(storage, str(folder), {})
+    check_base(storage, str(folder))
     files = checkpoint_files(folder)
     tensors = [key for file in files for key in read_shapes(file)]
     size = bytes_cell(sum(file.stat().st_size for file in files))

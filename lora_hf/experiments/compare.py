@@ -3,7 +3,7 @@
 An experiment is a list of planned runs; those that are not finished are run, then reported together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ REFERENCES = ("base", "lora")
 """Variants of a study that the others are compared with: times with the base's, scores with plain LoRA's."""
 
 
-def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+def compare(
+    config_file: str | Path, overrides: Sequence[str] = (), known: Mapping[str, Any] | None = None
+) -> Comparison:
     """Run base, full fine-tuning and LoRA on the same data and seeds, as far as they are not finished.
 
     Writes comparison.json, .md, .html and .png.
@@ -39,6 +41,7 @@ def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> Compariso
     Args:
         config_file: a YAML; its `method` is not used.
         overrides: `key.sub=value`, as on the command line.
+        known: what the report holds beside the runs: another `command`, or `published` figures.
 
     Returns:
         The content of comparison.json.
@@ -47,7 +50,9 @@ def compare(config_file: str | Path, overrides: Sequence[str] = ()) -> Compariso
         UserError: a mistake in the config, or an output directory with other inputs in it.
         RunFailed: a run failed; finished ones are kept.
     """
-    return _experiment("compare", COMPARISON, plan_comparison, config_file, overrides, is_study=False)
+    return _experiment(
+        "compare", COMPARISON, plan_comparison, config_file, overrides, is_study=False, known=known
+    )
 
 
 def compare_methods(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -76,12 +81,13 @@ def _experiment(
     config_file: str | Path,
     overrides: Sequence[str],
     is_study: bool,
+    known: Mapping[str, Any] | None = None,
 ) -> Comparison:
     config = load_config(config_file, overrides, is_study, lambda found: all_finished(plan(found)))
     runs = plan(config)
     run_all(config_file, overrides, runs, kind)
-    command = shell_command(verb, config_file, overrides)
-    return write_report(kind, Path(config.output_dir), folders_of(runs), {"command": command})
+    known = {"command": shell_command(verb, config_file, overrides)} | dict(known or {})
+    return write_report(kind, Path(config.output_dir), folders_of(runs), known)
 
 
 def plan_comparison(config: RunConfig) -> list[PlannedRun]:

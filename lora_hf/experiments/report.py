@@ -87,7 +87,9 @@ def report(root: Path) -> list[Path]:
         raise UserError(
             f"{str(root)!r} holds runs of {sorted(folders)} but none of {missing}; finish them first"
         )
-    known = {"command": old.get("command", "")} | {key: old[key] for key in ("points",) if key in old}
+    known = {"command": old.get("command", "")} | {
+        key: old[key] for key in ("points", "published") if key in old
+    }
     return _write(kind, root, {name: folders[name] for name in needed}, known)[1]
 
 
@@ -120,7 +122,7 @@ def write_report(kind: str, root: Path, folders: Folders, known: Mapping[str, An
         kind: a key of `KINDS`.
         root: the folder that the files go to.
         folders: the runs, in the order of the table.
-        known: `command`, which makes all of it again, and of a sweep `points`.
+        known: `command`, which makes all of it again; of a sweep `points`; of a reproduction `published`.
     """
     files = [root / f"{kind}{end}" for end in ENDS]
     with suppress(UserError, OSError):  # an unreadable report is written again
@@ -178,6 +180,8 @@ def _write(
         scores[name].append(score_rows(predictions) if is_changed else kept_scores(predictions))
     by_dialogue = {name: dialogue_scores(of) for name, of in scores.items()}
     comparison = summarize(kind, results, rows, by_dialogue, known.get("points"))
+    if "published" in known:
+        comparison["published"] = known["published"]
     comparison["command"] = known["command"]
     comparison["made_from"] = report_key(comparison, folders, known)
 

@@ -1,15 +1,23 @@
 """Download files of a repository at a revision, and read what the Hub says publicly about a repository."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_hf.hub.errors import hub_errors, is_connection_lost
-from lora_hf.hub.names import split_name
+from lora_hf.errors import NOT_JSON, UserError, few, first_line
+from lora_hf.hub.errors import hub_errors, reason
+from lora_hf.hub.names import COMMIT, split_name
 
 SECONDS = 10
 """How long the Hub may take to respond."""
+Part = Literal["config", "tokenizer", "weights"]
+"""How much of a base model is needed; each includes those before it."""
+SETTINGS, ADAPTER_SETTINGS = "config.json", "adapter_config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TEXTS = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".codes", ".jinja")
+"""How the names of settings and of a tokenizer's files end."""
 logger = logging.getLogger(__name__)
 
 
@@ -43,21 +51,26 @@ def public_info(name: str, kind: Literal["model", "dataset"], revision: str | No
         return None
 
 
-def pin(name: str, revision: str, action: str, remedy: str) -> tuple[str, bool, set[str]]:
-    """Resolve a model's revision to a commit, with one request.
+def fetch_model(name: str, revision: str, part: Part, action: str, remedy: str) -> Path:
+    """Return the local copy of a base model's files, which are downloaded first where they are missing.
 
-    Transformers would find out that the Hub is unreachable only after a minute of retries for each file.
+    Transformers reads the folder and sends no request: with the Hub out of reach it would retry for a minute
+    for each file, and it treats a tokenizer file that was cut on the way as one that does not exist. Weights
+    come last: a copy that has them has all the rest, so that one from an interrupted download is never taken
+    for a whole one.
 
     Args:
         name: the model on the Hub.
         revision: a commit, a tag or a branch.
+        part: what is needed: the config alone, the tokenizer too, or the weights too.
         action, remedy: begin and end the error.
 
     Returns:
-        The commit, whether only the local copy can be used, and the repository's files.
+        The folder of the files; its name is the commit.
 
     Raises:
-        UserError: no such model or revision, or the Hub does not respond and there is no local copy.
+        UserError: no such model or revision, no access, no weights in safetensors, an interrupted download,
+            or the Hub does not respond and there is no complete local copy.
     """
     from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
@@ -65,46 +78,98 @@ def pin(name: str, revision: str, action: str, remedy: str) -> tuple[str, bool, 
     with hub_errors(action, remedy):
         try:
             info = HfApi().model_info(name, revision=revision, timeout=SECONDS)
-            files = {sibling.rfilename for sibling in info.siblings or []}
-            if "config.json" not in files and info.sha:  # an adapter, or nothing that the caller can load
-                return info.sha, False, files
-            file = hf_hub_download(name, "config.json", revision=revision)  # its folder is the commit
-            return Path(file).parent.name, False, files
         except Exception as error:
             is_refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
-            cached = None if is_refused else try_to_load_from_cache(name, "config.json", revision=revision)
+            cached = None if is_refused else try_to_load_from_cache(name, SETTINGS, revision=revision)
             if not isinstance(cached, str):
                 raise
-    logger.info("%s cannot be reached: %s is read from its local copy", constants.ENDPOINT, name)
-    return Path(cached).parent.name, True, set()
+            folder = Path(cached).parent
+            if part == "weights" and (lacking := _missing_weights(folder)):
+                raise UserError(
+                    f"{action}: {reason(error)}; its local copy {folder} is not complete: it lacks {lacking}"
+                ) from error
+            logger.info("%s cannot be reached: %s is read from its local copy", constants.ENDPOINT, name)
+            return folder
+        names = [file.rfilename for file in info.siblings or []]
+        present = {file for file in names if "/" not in file and not file.startswith(".")}
+        first = next((file for file in (SETTINGS, ADAPTER_SETTINGS) if file in present), None)
+        if first is None:
+            held = few(present) or "nothing"
+            raise UserError(f"{action}: the repository has no {SETTINGS}; it holds {held}")
+        folder = Path(hf_hub_download(name, first, revision=revision)).parent
+        small = {file for file in present if file.endswith(TEXTS)} - {INDEX}
+        _complete(name, folder, {SETTINGS, ADAPTER_SETTINGS} & present if part == "config" else small)
+        if part != "weights" or ADAPTER_SETTINGS in present:  # an adapter, which the caller refuses
+            return folder
+        if not present & {SINGLE, INDEX}:
+            raise UserError(
+                f"{action}: the repository has no weights in safetensors ({SINGLE} or {INDEX}); it holds "
+                f"{few(present - small) or 'no weights'}. Choose a revision that has them, or load it with "
+                "Transformers and give the folder that `save_pretrained` writes"
+            )
+        if SINGLE not in present:
+            _complete(name, folder, {INDEX})
+        _complete(name, folder, {SINGLE} if SINGLE in present else _shards(folder))
+        return folder
 
 
-def local_copy(name: str, file: str, commit: str, may_download: bool) -> Path | None:
-    """Return the local copy of one file of a model at a commit, or None if it cannot be obtained."""
+def _complete(name: str, folder: Path, files: set[str]) -> None:
+    """Download those of the files that a local copy lacks; its name is the commit."""
     from huggingface_hub import hf_hub_download
 
+    for file in sorted(files):
+        if not (folder / file).is_file():
+            hf_hub_download(name, file, revision=folder.name)
+
+
+def _shards(folder: Path) -> set[str]:
+    """Return the files that the index of the weights names."""
     try:
-        return Path(hf_hub_download(name, file, revision=commit, local_files_only=not may_download))
-    except Exception:  # not in the repository, not downloaded before, no access, no network
-        return None
+        return set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (*NOT_JSON, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / INDEX} is not an index of weights: {first_line(error)}") from error
 
 
-def check_dataset(name: str, revision: str | None, action: str, remedy: str) -> None:
-    """Raise at once where a dataset is out of reach; `datasets` would retry for half a minute.
+def _missing_weights(folder: Path) -> str:
+    """Return the files of the weights that a local copy lacks; empty if it has all."""
+    if (folder / SINGLE).is_file():
+        return ""
+    if not (folder / INDEX).is_file():
+        return SINGLE
+    return few(file for file in _shards(folder) if not (folder / file).is_file())
+
+
+def find_dataset(
+    name: str, revision: str | None, action: str, remedy: str
+) -> tuple[str | None, Exception | None]:
+    """Resolve the commit of a dataset by one request; `datasets` would retry for half a minute.
 
     Args:
-        name, revision: the dataset on the Hub.
+        name, revision: the dataset on the Hub; a commit, a tag or a branch.
         action, remedy: begin and end the error.
 
+    Returns:
+        The commit, and the exception with which the Hub did not respond, or None. Without a response the
+        commit is that of an earlier download, or None if the revision was not downloaded before.
+
     Raises:
-        UserError: the Hub does not respond, and the dataset was not downloaded before.
+        UserError: no such dataset or revision, or no access.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
     with hub_errors(action, remedy):
         try:
-            HfApi().dataset_info(name, revision=revision, timeout=SECONDS)
+            info = HfApi().dataset_info(name, revision=revision, timeout=SECONDS)
+            if info.gated:
+                HfApi().auth_check(name, repo_type="dataset")  # everybody may read the record, but no file
+            return info.sha, None
         except Exception as error:
-            kept = try_to_load_from_cache(name, "README.md", repo_type="dataset", revision=revision)
-            if is_connection_lost(error) and not isinstance(kept, str):
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
+            card = try_to_load_from_cache(name, "README.md", repo_type="dataset", revision=revision)
+            if isinstance(card, str):
+                return Path(card).parent.name, error
+            if revision is not None and len(revision) != COMMIT:
+                raise  # which commit it was cannot be known
+            return revision, error

@@ -1,14 +1,20 @@
 """Errors of the Hub's client as one `UserError` that says what to do, without the token."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, first_line
 
 HIDDEN = "***"
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2")
 """Libraries whose exceptions mean that no response arrived; the client's version decides which is used."""
+
+INTERRUPTED = ("RemoteProtocolError", "ReadError", "WriteError")
+"""Exceptions of the transports after the connection was made."""
+OFFLINE = "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to download"
+AGAIN = "rerun the command: files that are complete are not downloaded again"
 
 
 @contextmanager
@@ -17,7 +23,7 @@ def hub_errors(action: str, remedy: str = "") -> Iterator[None]:
 
     Args:
         action: what failed, with the name or the option as the user wrote it.
-        remedy: an alternative, appended to the message.
+        remedy: an alternative, appended to the message unless the reason says what to do instead.
 
     Raises:
         UserError: `action`, the reason, and the remedy. The token appears neither in it nor in its cause.
@@ -28,7 +34,7 @@ def hub_errors(action: str, remedy: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # a dozen types, from three libraries
-        text = f"{action}: {reason(error)}{remedy}"
+        text = f"{action}: {reason(error)}{'' if has_own_remedy(error) else remedy}"
         leaks = any(without_token(str(one)) != str(one) for one in causes(error))
         raise UserError(without_token(text)) from (None if leaks else error)
 
@@ -75,6 +81,18 @@ def is_connection_lost(error: Exception) -> bool:
     return any(type(one).__module__.partition(".")[0] in TRANSPORTS for one in came_from)
 
 
+def has_own_remedy(error: Exception) -> bool:
+    """Whether `reason` says what to do: about an interruption, access, a revision or a token."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
+
+    for one in causes(error):
+        if isinstance(one, GatedRepoError | RevisionNotFoundError) or type(one).__name__ in INTERRUPTED:
+            return True
+        if isinstance(one, HfHubHTTPError):
+            return one.response.status_code == 403
+    return False
+
+
 def reason(error: Exception) -> str:
     """Say why a request failed, and what to do, in one line."""
     from huggingface_hub import constants
@@ -83,28 +101,37 @@ def reason(error: Exception) -> str:
     came_from = causes(error)
     if is_connection_lost(error):
         lost = next(one for one in came_from if type(one).__module__.partition(".")[0] in TRANSPORTS)
+        if type(lost).__name__ in INTERRUPTED:
+            return f"the connection to {constants.ENDPOINT} was interrupted ({_line(lost)}); {AGAIN}"
         return f"{constants.ENDPOINT} does not respond ({_line(lost)}); try again when it can be reached"
     for one in came_from:
         if isinstance(one, HfHubHTTPError):
             return _response(one)
         if isinstance(one, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so that only files downloaded before can be used"
+            return OFFLINE
         if isinstance(one, LocalTokenNotFoundError):
             return "there is no token: run `hf auth login`, or set HF_TOKEN"
-    return _line(error)
+        if "Consistency check failed" in str(one):  # the download ended early, and no error said so
+            return f"a file from {constants.ENDPOINT} is not complete; {AGAIN}"
+    return first_line(error)
 
 
 def _response(error: Any) -> str:
     """Explain an error response of the Hub."""
+    from huggingface_hub import get_token
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code
     if isinstance(error, GatedRepoError):
-        return "access is restricted: request it on the repository's page, with the account of the token"
+        page = re.sub(r"/api/models|/api(?=/datasets)|/(resolve/.*|auth-check)$", "", str(error.response.url))
+        if status == 401:
+            return f"access is restricted: request it on {page}, then run `hf auth login` or set HF_TOKEN"
+        return f"access is restricted: request it on {page} with the account of the token"
     if isinstance(error, RevisionNotFoundError):
         return "there is no such revision: give an existing commit, tag or branch"
     if isinstance(error, RepositoryNotFoundError):
-        return "there is no such repository, or it is private and the token has no access"
+        login = " and the token has no access" if get_token() else ": run `hf auth login`, or set HF_TOKEN"
+        return f"there is no such repository, it was renamed, or it is private{login}"
     if status == 401:
         return "the token is not valid: run `hf auth login`, or set HF_TOKEN to a valid one"
     if status == 403:

@@ -5,6 +5,8 @@ import re
 from lora_hf.errors import UserError
 
 BRANCH = re.compile(r"[A-Za-z0-9_](?:[\w./-]*[A-Za-z0-9_-])?", re.ASCII)
+COMMIT = 40
+"""Length of a commit's name."""
 REPO_ID = (
     "USER/NAME, such as anna/dialogues: two parts of 1 to 96 ASCII letters, digits, '-', '_' or '.', "
     "neither with '-' or '.' at an end, and no '--', '..' or final '.git' anywhere"

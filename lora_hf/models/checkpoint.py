@@ -15,8 +15,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from lora_hf.adapters.checkpoint_io import DAMAGED, list_differences, read_shapes
 from lora_hf.errors import UserError
 from lora_hf.files import read_object, refuse_git_lfs_pointer
+from lora_hf.hub.download import INDEX, SINGLE
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LOADED = ("*.safetensors", "*.json", "*.model", "*.txt")
 """Files of a folder that loading a model and its tokenizer may read."""
 QUANTIZED = (".SCB", ".absmax", ".quant_map", ".quant_state")
@@ -44,29 +44,17 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return files
 
 
-def weight_files(name: str, commit: str | None) -> list[Path]:
-    """Return the safetensors files of a folder or a downloaded model; empty for weights in other formats."""
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        allowed = ["*.safetensors", "*.safetensors.index.json"]
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=allowed, local_files_only=True))
-    return checkpoint_files(folder)
-
-
 def refuse_pointers(folder: Path) -> None:
     """Raise a UserError if Git LFS has left a pointer in the place of a file that loading may read."""
     for file in sorted(file for pattern in LOADED for file in folder.glob(pattern)):
         refuse_git_lfs_pointer(file)
 
 
-def check_checkpoint(name: str, source: dict[str, Any], model: str) -> int | None:
+def check_checkpoint(folder: str, model: str) -> int | None:
     """Check that a checkpoint has all tensors of its architecture, in the right shapes, and no others.
 
     Args:
-        name: folder, or name on the Hub, whose weights are downloaded.
-        source: arguments of `from_pretrained` for the Hub.
+        folder: the files of the model.
         model: the model as errors name it.
 
     Returns:
@@ -76,11 +64,9 @@ def check_checkpoint(name: str, source: dict[str, Any], model: str) -> int | Non
         UserError: a Git LFS pointer, an incomplete file, weights in a format that cannot be loaded; missing,
             unexpected or mis-shaped tensors.
     """
-    names = set()
-    if Path(name).is_dir():
-        refuse_pointers(Path(name))
-        names = _tensor_names(name, None)
-    settings, _ = PretrainedConfig.get_config_dict(name, **source)
+    refuse_pointers(Path(folder))
+    names = {key for file in checkpoint_files(Path(folder)) for key in read_shapes(file)}
+    settings, _ = PretrainedConfig.get_config_dict(folder)
     bits = stored_bits(settings, model)
     if bits and names and not any(part in key for key in names for part in QUANTIZED):
         raise UserError(
@@ -89,19 +75,19 @@ def check_checkpoint(name: str, source: dict[str, Any], model: str) -> int | Non
         )
     # Neither packed weights nor DeepSpeed's parts have the model's shapes: loading checks their names.
     if not bits and not is_deepspeed_zero3_enabled():
-        empty = load_checkpoint(name, model, device_map="meta", ignore_mismatched_sizes=True, **source)
+        empty = load_checkpoint(folder, model, device_map="meta", ignore_mismatched_sizes=True)
         if settings.get("tie_word_embeddings") is False:
-            _check_head(empty, names or _tensor_names(name, source.get("revision")), model)
+            _check_head(empty, names, model)
     return bits
 
 
-def load_checkpoint(name: str, model: str, **options: Any) -> Any:
+def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
     """Call `from_pretrained`, and require that no tensor is missing and every one of the checkpoint is used.
 
     The head of another task, which a checkpoint may have beside this model's parts, is ignored.
 
     Args:
-        name: folder, or name on the Hub.
+        folder: the files of the model.
         model: the model as errors name it.
         options: keyword arguments of `from_pretrained`.
 
@@ -109,10 +95,8 @@ def load_checkpoint(name: str, model: str, **options: Any) -> Any:
         UserError: missing, unexpected or mis-shaped tensors.
     """
     options = {"use_safetensors": True, "trust_remote_code": False} | options
-    if "local_files_only" in options:  # Transformers looks for an adapter too, and retries without a response
-        options["adapter_kwargs"] = {"local_files_only": options["local_files_only"]}
     try:
-        loaded, info = AutoModelForSeq2SeqLM.from_pretrained(name, output_loading_info=True, **options)
+        loaded, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True, **options)
     except SafetensorError as error:
         raise UserError(f"{model}: a file of its weights {DAMAGED}: {error}") from error
     parts = {name for module in (loaded, loaded.base_model) for name in [*module._modules, *module._buffers]}
@@ -151,10 +135,6 @@ def stored_bits(settings: dict[str, Any], model: str) -> int | None:
             "(model.load_in_4bit or model.load_in_8bit quantizes it while it is loaded)"
         )
     return bits
-
-
-def _tensor_names(name: str, commit: str | None) -> set[str]:
-    return {key for file in weight_files(name, commit) for key in read_shapes(file)}
 
 
 def _check_head(empty: Any, names: set[str], model: str) -> None:

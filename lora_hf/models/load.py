@@ -23,9 +23,9 @@ from lora_hf.config import ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.files import checkpoint_fingerprint, read_object
-from lora_hf.hub.download import local_copy, pin
+from lora_hf.hub.download import Part, fetch_model
 from lora_hf.models.base_weights import CheckpointWeights
-from lora_hf.models.checkpoint import check_checkpoint, refuse_pointers, weight_files
+from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files, refuse_pointers
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import guard_head, untie_head
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -86,7 +86,8 @@ def _as_user_error(config: ModelConfig) -> Iterator[None]:
 
 
 def _not_loaded(config: ModelConfig) -> str:
-    return f"{config.as_written} cannot be loaded"
+    at = f" at model.revision={config.revision!r}" if config.revision else ""
+    return f"{config.as_written}{at} cannot be loaded"
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -95,17 +96,15 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         UserError: there is no such folder or Hub name, or it has no tokenizer.
     """
-    name = locate(config.model_name_or_path, config.name_field)
-    source = source_of(config, name)
+    folder, _ = find_base(config, "tokenizer")
     with _as_user_error(config):
-        if Path(name).is_dir():
-            refuse_pointers(Path(name))
-        tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE, **source)
+        refuse_pointers(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
+    if not any((Path(folder) / file).is_file() for file in files):
         raise UserError(
-            f"{config.as_written}: the folder has no tokenizer (none of {sorted(files)}); Transformers would "
-            "create an empty one"
+            f"{config.as_written}: there is no tokenizer beside the model (none of {sorted(files)}), and "
+            "Transformers would create an empty one; add the files of the tokenizer it was trained with"
         )
     return tokenizer
 
@@ -139,22 +138,21 @@ def load_model(
         )
     device = device or pick_device()
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
-    name = locate(config.model_name_or_path, config.name_field)
-    source = source_of(config, name)
-    stored_bits = check_base(config, name, source)
+    folder, commit = find_base(config, "weights")
+    stored_bits = check_base(config, folder)
     if train_all:
         check_trainable(config, stored_bits)
     with _as_user_error(config), quiet():
-        model = STORAGE_FORMATS[config.storage].load(name, config, device, {"dtype": dtype, **source})
+        model = STORAGE_FORMATS[config.storage].load(folder, config, device, {"dtype": dtype})
     keep_differentiable(model)
-    guard_head(model, PretrainedConfig.get_config_dict(name, **source)[0])
+    guard_head(model, PretrainedConfig.get_config_dict(folder)[0])
     if config.untie_head:
         untie_head(model)
     brought = keep_needed(model, config.model_name_or_path if report_generation else "")
     update_state(model, checkpoint_generation=brought)
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.
-    model.config._commit_hash = source.get("revision")
-    files = weight_files(name, source.get("revision"))
+    model.config._commit_hash = commit
+    files = checkpoint_files(Path(folder))
     update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
     if files and config.is_quantized and not stored_bits:
         transposed = [n for n, x in model.named_modules() if getattr(x, "source_cls", None) is Conv1D]
@@ -164,13 +162,12 @@ def load_model(
     return model.eval()
 
 
-def check_base(config: ModelConfig, name: str, source: dict[str, Any]) -> int | None:
+def check_base(config: ModelConfig, folder: str) -> int | None:
     """Check the base model's checkpoint without loading its weights, as `check_checkpoint` does.
 
     Args:
         config: the model and its storage format.
-        name: folder, or name on the Hub, whose weights are downloaded.
-        source: the result of `source_of`.
+        folder: its files.
 
     Returns:
         The number of bits if the weights are stored quantized, or None.
@@ -180,7 +177,7 @@ def check_base(config: ModelConfig, name: str, source: dict[str, Any]) -> int | 
             another format than the one that `config` asks for.
     """
     with _as_user_error(config), quiet():
-        stored_bits = check_checkpoint(name, source, config.as_written)
+        stored_bits = check_checkpoint(folder, config.as_written)
     stored = {4: ("nf4", "fp4"), 8: ("int8",)}.get(stored_bits or 0)
     if stored and config.is_quantized and config.storage not in stored:
         raise UserError(
@@ -216,27 +213,32 @@ def _is_adapter(config: ModelConfig, peft_config: dict[str, Any]) -> str:
     )
 
 
-def source_of(config: ModelConfig, name: str) -> dict[str, Any]:
-    """Return arguments of `from_pretrained` for a model on the Hub: its commit, and whether to stay offline.
+def find_base(config: ModelConfig, part: Part) -> tuple[str, str | None]:
+    """Return the folder of a base model; from the Hub, files that are missing here are downloaded.
+
+    Args:
+        config: the model.
+        part: what is needed: the config alone, the tokenizer too, or the weights too.
+
+    Returns:
+        The folder, and the commit of a model on the Hub.
 
     Raises:
         UserError: there is no such model, the Hub cannot be reached, or the place holds an adapter, which
             Transformers would apply if PEFT is installed and ignore otherwise.
     """
-    if (folder := Path(name)).is_dir():
-        if (folder / RUN_CONFIG).is_file() and (folder / MODEL).is_dir():
-            raise UserError(f"{config.as_written} is the directory of a run: give {folder / MODEL}")
-        for file in (folder / CONFIG_NAME, folder / ADAPTER / CONFIG_NAME):
-            if file.is_file():
-                raise UserError(_is_adapter(config, read_object(file)))
-        return {}
-    remedy = REMEDY + _base_hint(config.name_field)
-    commit, is_cut_off, files = pin(name, config.revision or "main", _not_loaded(config), remedy)
-    if CONFIG_NAME in files or is_cut_off:  # without a connection, the files are not known
-        adapter = local_copy(name, CONFIG_NAME, commit, may_download=not is_cut_off)
-        if adapter or CONFIG_NAME in files:
-            raise UserError(_is_adapter(config, read_object(adapter) if adapter else {}))
-    return {"revision": commit, "local_files_only": is_cut_off}
+    name, commit = locate(config.model_name_or_path, config.name_field), None
+    folder = Path(name)
+    if not folder.is_dir():
+        remedy = REMEDY + _base_hint(config.name_field)
+        folder = fetch_model(name, config.revision or "main", part, _not_loaded(config), remedy)
+        commit = folder.name
+    elif (folder / RUN_CONFIG).is_file() and (folder / MODEL).is_dir():
+        raise UserError(f"{config.as_written} is the directory of a run: give {folder / MODEL}")
+    for file in (folder / CONFIG_NAME, folder / ADAPTER / CONFIG_NAME):
+        if file.is_file():
+            raise UserError(_is_adapter(config, read_object(file)))
+    return str(folder), commit
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.head import untie_head
-from lora_hf.models.load import NO_CODE, locate, source_of
+from lora_hf.models.load import NO_CODE, find_base
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.training.registry import ADDED_WEIGHTS
 
@@ -35,10 +35,9 @@ def settings_of(config: ModelConfig) -> Any:
     named = re.fullmatch(r"google/flan-t5-(\w+)", config.model_name_or_path)
     if named and named[1] in SIZES:
         return flan_t5(named[1])
-    name = locate(config.model_name_or_path, config.name_field)
-    source = source_of(config, name)
+    folder, _ = find_base(config, "config")
     try:
-        return AutoConfig.from_pretrained(name, **NO_CODE, **source)
+        return AutoConfig.from_pretrained(folder, **NO_CODE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{config.as_written}: its config.json cannot be read: {first_line(error)} "

@@ -15,7 +15,7 @@ from lora_hf.reporting.tables import (
     seconds_cell,
     terminal_table,
 )
-from lora_hf.run_records import Comparison, PairedRecord, RunResult, best_of, variants_of
+from lora_hf.run_records import Comparison, PairedRecord, Published, RunResult, best_of, variants_of
 
 METHOD_LABELS = {"base": "base", "full": "full", "lora": "LoRA"}
 Cell = Callable[[Comparison, str], str]
@@ -94,6 +94,8 @@ def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
         return [name, *(cell(arms[method]) for method in labels)]
 
     lines = [["", *labels.values()]]
+    if published := comparison.get("published"):
+        lines.append(["published ROUGE-1", *(_published(published, method) for method in labels)])
     for score, label in ROUGE_LABELS.items():
         intervals = [comparison["intervals"][method][score] for method in labels]
         best = [best_of(arms[method], score) for method in labels]
@@ -135,6 +137,27 @@ def _gain(comparison: Comparison, method: str) -> str:
     return f"{gains['full' if method == 'full' else 'lora']:+.4f}{of_full}"
 
 
+def _published(published: Published, method: str) -> str:
+    return f"{published['rouge1'][method]:.4f}" if method in published["rouge1"] else "–"
+
+
+def published_note(comparison: Comparison) -> str:
+    """Say how far the scores are from the published ones, and what has been changed."""
+    published, runs = comparison["published"], comparison["arms"]
+    gaps = ", ".join(
+        f"{label} {runs[method]['rouge1'] - published['rouge1'][method]:+.4f}"
+        for method, label in METHOD_LABELS.items()
+        if method in runs and method in published["rouge1"]
+    )
+    note = f"ROUGE-1 minus the published figures (FLAN-T5-base on DialogSum): {gaps}."
+    if not published["changes"]:
+        return note
+    return (
+        f"{note} Not a repetition: {'; '.join(published['changes'])}. Another model, fewer rows or fewer "
+        "steps cannot be expected to reach the published figures; random weights cannot reach them at all."
+    )
+
+
 def _trained_weights(run: RunResult) -> str:
     return f"{run['trainable_parameters']:,} ({run['trainable_parameters'] / run['total_parameters']:.2%})"
 
@@ -151,7 +174,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     if "arms" in comparison:
         trivial = ", ".join(f"{name} {s['rouge1']:.4f}" for name, s in comparison["trivial"].items())
         paired = [_paired(comparison["paired_test"])] if "paired_test" in comparison else []
-        notes = [f"ROUGE-1 of trivial summaries: {trivial}.", *paired, sample]
+        published = [published_note(comparison)] if "published" in comparison else []
+        notes = [*published, f"ROUGE-1 of trivial summaries: {trivial}.", *paired, sample]
     elif "series" in comparison:
         notes = _sweep_notes(comparison, sample)
     else:

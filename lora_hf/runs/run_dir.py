@@ -21,6 +21,7 @@ from lora_hf.config.yaml_reader import read_document
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, first_line
 from lora_hf.files import PARTIAL, json_text, write_json, write_text
+from lora_hf.hub.names import COMMIT
 from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS, ROUGE_NAMES
 from lora_hf.run_records import RunResult, read_record, read_result
 
@@ -41,8 +42,6 @@ PROCESSES = "processes"
 """Key in inputs.json: the number of processes that trained the run, if there were several."""
 SOURCES = "sources"
 """Key in inputs.json: `sources_of` the config."""
-COMMIT = 40
-"""Hexadecimal digits of a full commit on the Hub."""
 UNCHANGED = "%s: already finished with the same inputs; unchanged"
 logger = logging.getLogger(__name__)
 

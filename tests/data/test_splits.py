@@ -142,19 +142,37 @@ def test_a_hub_name_that_cannot_be_reached_says_what_works_without():
     assert "'embedded'" in message and "\n" not in message
 
 
-def test_a_hub_dataset_is_asked_for_by_its_name_configuration_split_and_revision(monkeypatch):
+class Builder:
+    """What `datasets` makes of a repository: rows by split, at the commit `hash`."""
+
+    def __init__(self, rows, commit="c" * 40):
+        self.rows, self.hash = rows, commit
+
+    def download_and_prepare(self):
+        pass
+
+    def as_dataset(self, split):
+        return self.rows
+
+    as_streaming_dataset = as_dataset
+
+
+def test_a_hub_dataset_is_asked_for_by_its_name_configuration_and_revision(monkeypatch):
     import datasets
 
-    asked = []
+    asked, commits = [], ["c" * 40, "d" * 40]
 
-    def load_dataset(*names, **options):
+    def load_dataset_builder(*names, **options):
         asked.append((names, options))
-        return datasets.Dataset.from_list(ROWS)
+        return Builder(ROWS, commits.pop(0))
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None))
     named = config("some/dialogues", dataset_config="en", dataset_revision="abc")
     assert load_split(named, "test") == GROUPED
-    assert asked == [(("some/dialogues", "en"), {"split": "test", "revision": "abc", "streaming": False})]
+    assert asked == [(("some/dialogues", "en"), {"revision": "abc"})]
+    with pytest.raises(UserError, match="the local copy is of another commit, ddd.*; rerun the command"):
+        load_split(named, "test")
 
 
 def test_the_embedded_sample_needs_no_file_and_a_limit_takes_its_first_dialogues():

@@ -3,6 +3,7 @@
 import csv
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
@@ -148,18 +149,19 @@ def test_a_hub_dataset_is_streamed_and_needs_max_steps(tmp_path, tokenizer, monk
 
     folder, asked = write(tmp_path / "data", "jsonl"), []
 
-    def load_dataset(name, config, split, **options):
-        asked.append((name, split, options))
+    def as_streaming_dataset(split):
+        asked.append(split)
         return iter(json.loads(line) for line in (folder / f"{split}.jsonl").open())
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("lora_hf.data.splits.check_dataset", lambda *given: None)
+    builder = SimpleNamespace(hash="c" * 40, as_streaming_dataset=as_streaming_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: builder)
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None))
     monkeypatch.setattr("lora_hf.data.streaming.public_info", lambda *given: None)
     config = {"data": {"dataset_name": "somebody/talks", "streaming": True}, "output_dir": "x"}
     with pytest.raises(UserError, match=r"training.max_steps"):
         load_data(RunConfig.model_validate(config), tokenizer)
     data = load_data(RunConfig.model_validate(config | {"training": {"max_steps": 20}}), tokenizer)
-    assert all(options["streaming"] for _, _, options in asked)
+    assert {*asked} == {"train", "validation", "test"}
     with pytest.raises(TypeError):
         len(data.train)
     rows = iter(data.train)
@@ -170,12 +172,13 @@ def test_a_hub_dataset_is_streamed_and_needs_max_steps(tmp_path, tokenizer, monk
 def test_a_stream_that_ends_early_is_an_error(monkeypatch):
     import datasets
 
-    def load_dataset(*names, **options):
+    def as_streaming_dataset(split):
         yield ROWS[0]
         raise ConnectionError("the other side has gone")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("lora_hf.data.splits.check_dataset", lambda *given: None)
+    builder = SimpleNamespace(hash="c" * 40, as_streaming_dataset=as_streaming_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: builder)
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None))
     config = DataConfig(dataset_name="somebody/talks", streaming=True)
     with pytest.raises(UserError, match="somebody/talks.*did not load: the other side has gone"):
         load_split(config, "test")

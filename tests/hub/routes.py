@@ -4,26 +4,28 @@ import base64
 import hashlib
 import hmac
 import json
+from urllib.parse import parse_qs
 
 import yaml
-from hub.store import LARGE, Refused, card_mistakes
+from hub.store import LARGE, Refused, card_mistakes, owner_of
 
-NAME, REV = r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
+KIND, NAME, REV = r"(?P<kind>models|datasets)", r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
-    ("GET", rf"/api/datasets/{NAME}(/revision/{REV})?", "dataset"),
     ("POST", rf"/api/models/{NAME}/branch/{REV}", "branch"),
     ("POST", rf"/api/models/{NAME}/preupload/{REV}", "preupload"),
     ("POST", rf"/api/models/{NAME}/commit/{REV}", "commit"),
-    ("GET", rf"/api/models/{NAME}/tree/{REV}(/(?P<path>.*))?", "tree"),
-    ("GET", rf"/api/models/{NAME}(/revision/{REV})?", "info"),
+    ("GET", rf"/api/{KIND}/{NAME}/tree/{REV}(/(?P<path>.*))?", "tree"),
+    ("POST", rf"/api/{KIND}/{NAME}/paths-info/{REV}", "paths"),
+    ("GET", rf"/api/{KIND}/{NAME}/auth-check", "auth"),
+    ("GET", rf"/api/{KIND}/{NAME}(/revision/{REV})?", "info"),
     ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", "batch"),
     ("POST", rf"/{NAME}\.git/info/lfs/objects/verify", "verify"),
     ("PUT", r"/upload/(?P<oid>[0-9a-f]{64})", "upload"),
     ("GET", r"/download/(?P<oid>[0-9a-f]{64})", "download"),
-    ("GET", rf"/{NAME}/resolve/{REV}/(?P<path>.+)", "file"),
+    ("GET", rf"/((?P<kind>datasets)/)?{NAME}/resolve/{REV}/(?P<path>.+)", "file"),
 ]
 
 
@@ -50,7 +52,7 @@ class Routes:
     def _readable(self, name, revision=None):
         """Return the commit of a revision, if this user may read it."""
         user, store = self._user(), self.server.store
-        hidden = store.exists(name) and store.meta(name)["private"] and user != name.split("/")[0]
+        hidden = store.exists(name) and store.meta(name)["private"] and user != owner_of(name)
         if hidden or not store.exists(name):
             raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
         oid = store.resolve(name, revision or "main")
@@ -58,10 +60,16 @@ class Routes:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return oid
 
+    def _check_access(self, name):
+        """Who may read a gated repository's files; everybody may read what it is."""
+        if self.server.store.meta(name).get("gated") and (user := self._user()) != owner_of(name):
+            said = "Cannot access gated repo" if user else "Access to this repo is restricted. Please log in."
+            raise Refused(403 if user else 401, said, "GatedRepo")
+
     def _writable(self, name, branch=None):
         user = self._signed_in()
         self._readable(name)
-        if user != name.split("/")[0]:
+        if user != owner_of(name):
             raise Refused(403, f"You don't have the rights to write to {name}")
         if branch and branch not in self.server.store.refs(name):
             raise Refused(404, f"Invalid rev id: {branch}", "RevisionNotFound")
@@ -95,11 +103,6 @@ class Routes:
         errors = card_mistakes(json.loads(self.body)["content"])
         self._answer({"errors": [{"message": m} for m in errors], "warnings": []}, 400 if errors else 200)
 
-    def on_dataset(self, name, revision=None):
-        if name not in self.server.datasets:
-            raise Refused(404, "Repository not found", "RepoNotFound")
-        self._answer({"id": name, "sha": "0" * 40, "private": False, "tags": []})
-
     def on_branch(self, name, revision):
         self._writable(name)
         store = self.server.store
@@ -116,10 +119,19 @@ class Routes:
             _, head, _ = store.read(name, "README.md", oid).decode().split("---\n", 2)
             card = yaml.safe_load(head)
         files = [{"rfilename": path} for path in sorted(tree)]
-        private = store.meta(name)["private"]
-        self._answer({"id": name, "sha": oid, "private": private, "siblings": files, "cardData": card})
+        meta, name = store.meta(name), name.removeprefix("datasets/")
+        self._answer({"id": name, "sha": oid, **meta, "siblings": files, "cardData": card})
 
-    def on_tree(self, name, revision, path=""):
+    def on_auth(self, name):
+        self._readable(name)
+        self._check_access(name)
+        self._answer({})
+
+    def on_paths(self, name, revision):
+        asked = parse_qs(self.body.decode()).get("paths", [])
+        self._answer([row for row in self._rows(name, revision) if row["path"] in asked])
+
+    def _rows(self, name, revision):
         oid = self._readable(name, revision)
         rows = []
         for file, entry in sorted(self.server.store.tree(name, oid).items()):
@@ -127,6 +139,10 @@ class Routes:
             if entry["lfs"]:
                 row["lfs"] = {"oid": entry["oid"], "size": entry["size"], "pointerSize": 130}
             rows.append(row)
+        return rows
+
+    def on_tree(self, name, revision, path=""):
+        rows = self._rows(name, revision)
         if path and not any(row["path"].startswith(f"{path}/") for row in rows):
             raise Refused(404, f"{path} does not exist", "EntryNotFound")
         self._answer([row for row in rows if row["path"].startswith(path)])
@@ -199,6 +215,7 @@ class Routes:
 
     def on_file(self, name, revision, path):
         oid, store = self._readable(name, revision), self.server.store
+        self._check_access(name)
         entry = store.tree(name, oid).get(path)
         if entry is None:
             raise Refused(404, "Entry not found", "EntryNotFound")

@@ -42,9 +42,10 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, root, tokens, datasets=(), port=0):
+    def __init__(self, root, tokens, port=0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.store, self.tokens, self.datasets = Store(root), tokens, set(datasets)
+        self.store, self.tokens = Store(root), tokens
+        self.renamed = {}  # old name -> new: the Hub redirects from one to the other
         self.faults, self.seen, self.failures, self.key = [], [], [], secrets.token_bytes(16)
         self.repeats_tokens = False  # in what it refuses, as no server should
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
@@ -126,6 +127,11 @@ class Handler(Routes, BaseHTTPRequestHandler):
         for verb, pattern, name in ROUTES:
             if verb == method and (match := re.fullmatch(pattern, self.route)):
                 words = {key: unquote(value) for key, value in match.groupdict().items() if value}
+                if new := self.server.renamed.get(words.get("name")):
+                    place = self.path.replace(words["name"], new, 1)
+                    return self._answer({}, 307, {"Location": place})
+                if words.pop("kind", None) == "datasets":
+                    words["name"] = f"datasets/{words['name']}"
                 return getattr(self, f"on_{name}")(**words)
         raise Refused(404, f"no route {self.command} {self.route}")
 

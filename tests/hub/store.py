@@ -21,6 +21,10 @@ class Refused(Exception):
         self.status, self.message, self.code = status, message, code
 
 
+def owner_of(name):
+    return name.removeprefix("datasets/").split("/")[0]
+
+
 class Store:
     """Repositories, commits, branches and objects as files; a new Store in the same folder continues."""
 
@@ -39,10 +43,12 @@ class Store:
     def meta(self, name):
         return json.loads((self.repo(name) / "meta.json").read_text())
 
-    def create(self, name, private):
+    def create(self, name, private, gated=False):
         with self.lock:
             (self.repo(name) / "commits").mkdir(parents=True)
-            (self.repo(name) / "meta.json").write_text(json.dumps({"private": private}))
+            (self.repo(name) / "meta.json").write_text(
+                json.dumps({"private": private, "gated": "auto" if gated else False})
+            )
             self._refs(name, {})
             attributes = "".join(f"*{end} filter=lfs diff=lfs merge=lfs -text\n" for end in LARGE).encode()
             self.commit(name, "main", "initial commit", {".gitattributes": self.blob(attributes)})
@@ -97,11 +103,22 @@ class Store:
         entry = self.tree(name, revision)[path]
         return (self.root / ("objects" if entry["lfs"] else "blobs") / entry["oid"]).read_bytes()
 
-    def seed(self, name, folder, **more):
-        """Create a repository from the files of a folder and `more`, without a client."""
-        self.create(name, private=False)
+    def seed(self, name, folder=None, gated=False, **more):
+        """Create a repository from the files of a folder and `more`, without a client.
+
+        Args:
+            name: USER/NAME of a model, or datasets/USER/NAME.
+            folder: its files; None is without any.
+            gated: only its owner may download files.
+            more: further files.
+        """
+        self.create(name, private=False, gated=gated)
         tree = self.tree(name)
-        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()} | more
+        files = {
+            file.name: file.read_bytes()
+            for file in (Path(folder).iterdir() if folder else ())
+            if file.is_file()
+        } | more
         for path, content in files.items():
             tree[path] = self.blob(content)
             if path.endswith(LARGE):

@@ -55,7 +55,7 @@ class StorageFormat:
         """Load the model onto `device`.
 
         Args:
-            name: folder, or name on the Hub.
+            name: the folder of the model.
             config: the settings of the format.
             device: where the model goes.
             options: keyword arguments of `from_pretrained`.

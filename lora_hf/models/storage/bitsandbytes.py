@@ -29,15 +29,9 @@ class BitsAndBytes(StorageFormat):
 
     def load(self, name: str, config: ModelConfig, device: torch.device, options: dict[str, Any]) -> Any:
         quantization = {"quantization_config": self.settings(config, device), "device_map": {"": device}}
-        architecture = AutoConfig.from_pretrained(
-            name, **{key: value for key, value in options.items() if key in ARCHITECTURE}
-        )
+        architecture = AutoConfig.from_pretrained(name, trust_remote_code=False)
         with nothing_kept_dense(architecture) if config.quantize_wo else nullcontext():
             return load_checkpoint(name, config.as_written, **options, **quantization)
-
-
-ARCHITECTURE = ("trust_remote_code", "revision", "local_files_only")
-"""The options of `from_pretrained` that also say where config.json is read."""
 
 
 class FourBit(BitsAndBytes):

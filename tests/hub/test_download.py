@@ -1,0 +1,183 @@
+"""What can go wrong while a base model and a dataset come from the Hub: one line with the remedy."""
+
+import csv
+import io
+import json
+
+import pytest
+from hub.fixtures import TOKEN
+from support.inputs import FEW
+
+from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.data.splits import load_split
+from lora_hf.errors import UserError
+from lora_hf.models.load import ASSETS, load_model, load_tokenizer
+
+BASE = {file.name: file.read_bytes() for file in ASSETS.iterdir()}
+SETTINGS = {name: content for name, content in BASE.items() if name.endswith(".json")}
+NAMES = {"model": "model_name_or_path", "data": "dataset_name"}
+INTERRUPTED = "was interrupted", "rerun the command: files that are complete are not downloaded again"
+LOST = 10**6
+"""Cut so many connections: the network is down for good."""
+
+
+def dialogues(first=0):
+    """A dataset's files as the Hub has DialogSum: a csv for each split, beside the card."""
+    files = {"README.md": b"---\nlanguage: [en]\nlicense: cc-by-nc-sa-4.0\n---\n\n# Dialogues\n"}
+    for split in ("train", "validation", "test"):
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["id", "dialogue", "summary", "topic"])
+        for n in range(first, first + 20):
+            table.writerow(
+                [f"{split}_{n}", f"#A#: Shall we meet at {n}?\n#B#: Yes.", f"They meet at {n}.", "NA"]
+            )
+        files[f"{split}.csv"] = text.getvalue().encode()
+    return files
+
+
+def load(kind, name, **fields):
+    """What a run loads first, from the repository `acme/<name>`."""
+    return [f"load-{kind}", json.dumps({NAMES[kind]: f"acme/{name}", **fields})], None
+
+
+def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
+    seed, at = hub.store.seed, hub.endpoint
+    seed("acme/t5", **BASE)
+    seed("acme/gated", gated=True, **BASE)
+    seed("acme/bare", **SETTINGS)
+    seed("acme/pickle", **SETTINGS, **{"pytorch_model.bin": b"x"})
+    seed("acme/mute", **{name: content for name, content in BASE.items() if "token" not in name})
+    seed("acme/card", **{"README.md": BASE["README.md"]})
+    seed("datasets/acme/talks", **dialogues())
+    seed("datasets/acme/gated", gated=True, **dialogues())
+    seed("datasets/acme/empty", **{"README.md": b"---\nlanguage: [en]\n---\n"})
+    log_in, owner = "then run `hf auth login` or set HF_TOKEN", "with the account of the token"
+    missing = "there is no such repository, it was renamed, or it is private"
+    revision = "there is no such revision: give an existing commit, tag or branch"
+    expected = [
+        ("model", "gated", {}, None, f"access is restricted: request it on {at}/acme/gated, {log_in}"),
+        ("model", "gated", {}, TOKEN, f"access is restricted: request it on {at}/acme/gated {owner}"),
+        ("data", "gated", {}, None, f"request it on {at}/datasets/acme/gated, {log_in}"),
+        ("data", "gated", {}, TOKEN, f"request it on {at}/datasets/acme/gated {owner}"),
+        ("model", "none", {}, None, f"{missing}: run `hf auth login`, or set HF_TOKEN (give a folder"),
+        ("data", "none", {}, None, f"{missing}: run `hf auth login`, or set HF_TOKEN (give a folder"),
+        ("model", "none", {}, TOKEN, f"{missing} and the token has no access (give a folder"),
+        ("data", "none", {}, TOKEN, f"{missing} and the token has no access (give a folder"),
+        ("model", "t5", {"revision": "v9"}, None, f"at model.revision='v9' cannot be loaded: {revision}"),
+        (
+            "data",
+            "talks",
+            {"dataset_revision": "v9"},
+            None,
+            f"_revision='v9' [train] did not load: {revision}",
+        ),
+        (
+            "model",
+            "bare",
+            {},
+            None,
+            "no weights in safetensors (model.safetensors or model.safetensors.index.json)",
+        ),
+        ("model", "pickle", {}, None, "it holds pytorch_model.bin. Choose a revision that has them"),
+        ("model", "mute", {}, None, "there is no tokenizer beside the model"),
+        ("model", "card", {}, None, "the repository has no config.json; it holds README.md"),
+        ("data", "empty", {}, None, "doesn't contain any data files"),
+    ]
+    given = [(load(kind, name, **fields)[0], token) for kind, name, fields, token, _ in expected]
+    for (kind, name, _, _, text), done in zip(expected, client.run(*given), strict=True):
+        assert done.error.startswith(f"error: {kind}.{NAMES[kind]}='acme/{name}'") and done.slept == 0
+        assert text in done.error, done.error
+
+
+@pytest.mark.parametrize(
+    ("kind", "cut"),
+    [("model", file) for file in ("/download/", *SETTINGS)]
+    + [("data", f"{n}.csv") for n in ("train", "test")],
+)
+def test_a_download_that_breaks_off_is_one_line_and_the_next_one_is_whole(hub, client, kind, cut):
+    hub.store.seed("acme/t5", **BASE)
+    hub.store.seed("datasets/acme/t5", **dialogues())
+    hub.cut("GET", cut, "download", after=20, times=LOST)
+    (broken,) = client.run(load(kind, "t5"))
+    assert all(text in broken.error for text in INTERRUPTED) and "(give a" not in broken.error, broken.error
+    hub.faults.clear()
+    before = len(hub.seen)
+    again, embedded = client.run(load(kind, "t5"), (["load-model", "{}"], None))
+    assert again.status == 0, again.err
+    if kind == "data":
+        assert again.out == "[20, 20, 20]\n"
+        return
+    assert again.out == embedded.out  # the same bytes
+    again_whole = ("GET", "/acme/t5/resolve/main/config.json") in [seen[:2] for seen in hub.seen[before:]]
+    assert again_whole == (cut == "config.json")  # what was whole is not downloaded again
+
+
+def test_a_run_whose_downloads_break_off_writes_nothing_and_is_whole_the_next_time(hub, client, tmp_path):
+    hub.store.seed("acme/t5", **BASE)
+    hub.store.seed("datasets/acme/talks", **dialogues())
+    run = tmp_path / "run"
+    words = ["train", "--config", "quickstart", *FEW, "method=base", "model.model_name_or_path=acme/t5"]
+    words += ["data.dataset_name=acme/talks", f"output_dir={run}"]
+    for part in ("test.csv", "/download/"):
+        hub.cut("GET", part, "download", after=100, times=LOST)
+        (broken,) = client.run((words, None))
+        assert all(text in broken.error for text in INTERRUPTED) and not run.exists()
+        hub.faults.clear()
+    (done,) = client.run((words, None))
+    assert done.status == 0, done.err
+    assert json.loads((run / "results.json").read_text())["n_examples"] == 4
+
+
+def test_a_renamed_model_and_dataset_are_found_by_their_old_names(hub, client):
+    hub.store.seed("acme/t5", **BASE)
+    hub.store.seed("datasets/acme/talks", **dialogues())
+    hub.renamed = {"acme/old": "acme/t5", "acme/older": "acme/talks"}
+    for done in client.run(load("model", "old"), load("data", "older")):
+        assert done.status == 0, done.err
+
+
+def test_without_a_network_only_whole_copies_of_the_same_commit_are_used(hub, client, monkeypatch):
+    hub.store.seed("acme/t5", **BASE)
+    hub.store.seed("acme/half", **BASE | {"model.safetensors": BASE["model.safetensors"] + b" "})
+    first = hub.store.seed("datasets/acme/talks", **dialogues())
+    hub.store.seed("datasets/acme/half", **dialogues(50))
+    hub.cut("GET", "validation.csv", "download", after=100)  # once: the client makes it good
+    for done in client.run(load("model", "t5"), load("data", "talks")):
+        assert done.status == 0, done.err
+    hub.cut("GET", "test.csv", "download", after=100, times=LOST)
+    hub.cut("GET", "/download/", "download", after=100, times=LOST)
+    for done in client.run(load("model", "half"), load("data", "half")):
+        assert all(text in done.error for text in INTERRUPTED)
+    second = hub.store.commit("datasets/acme/talks", "main", "new rows", hub.store.tree("datasets/acme/half"))
+    hub.shutdown()
+    hub.server_close()
+    model, same, pinned, *refused = client.run(
+        load("model", "t5"),
+        load("data", "talks"),
+        load("data", "talks", dataset_revision=first),
+        load("data", "talks", dataset_revision=second),
+        load("data", "half"),
+        load("model", "half"),
+        load("model", "none"),
+    )
+    for done, name in ((model, "t5"), (same, "talks"), (pinned, "talks")):
+        assert done.status == 0 and f"acme/{name} is read from its local copy" in done.err, done.err
+        assert done.slept == 0 and "Retrying" not in done.err
+    for done in refused:
+        assert f"{hub.endpoint} does not respond" in done.error and done.slept == 0
+    assert "is not complete: it lacks model.safetensors" in refused[2].error
+
+    # HF_HUB_OFFLINE is set in this process; it is read when its packages are imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(client.home / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(client.home / "datasets"))
+    config, rows = ModelConfig(model_name_or_path="acme/t5"), DataConfig(dataset_name="acme/talks")
+    assert load_model(config).config._commit_hash and len(load_tokenizer(config)) == 1600
+    assert [one.id for one in load_split(rows, "test")][:2] == ["test_0", "test_1"]
+    offline = "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to download"
+    with pytest.raises(UserError, match=f"{offline}; its local copy .* lacks model.safetensors"):
+        load_model(ModelConfig(model_name_or_path="acme/half"))
+    with pytest.raises(UserError, match=offline):
+        load_split(DataConfig(dataset_name="acme/half"), "test")
+    with pytest.raises(UserError, match=offline):
+        load_split(DataConfig(dataset_name="acme/talks", dataset_revision=second), "test")
