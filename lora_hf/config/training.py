@@ -206,6 +206,10 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "save_strategy", "needs training.eval_strategy: evaluations decide which checkpoint is the best"
     if get("prediction_loss_only") and metric != "loss":
         yield "prediction_loss_only", f"leaves out training.metric_for_best_model={metric!r}; set it to false"
+    if get("max_steps") == 0:  # Transformers reads it as -1
+        yield "max_steps", "must be a number of steps, or -1 to train for num_train_epochs"
+    if get("num_train_epochs") == 0 and get("max_steps", -1) < 1:
+        yield "num_train_epochs", "trains nothing: set it above 0, or use method: base"
     if get("warmup_steps") and schedule in NO_WARMUP:
         remedy = "; use constant_with_warmup" if schedule == "constant" else "; remove it"
         yield "warmup_steps", f"has no effect with training.lr_scheduler_type={schedule!r}{remedy}"

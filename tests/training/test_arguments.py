@@ -90,6 +90,8 @@ LATE: dict[str, tuple[list[str], str]] = {
         ["optim_target_modules=[q]"],
         "training.optim_target_modules=[q] has no effect with training.optim='adamw_torch_fused'",
     ),
+    "no step": (["max_steps=0"], "training.max_steps=0 must be a number of steps, or -1"),
+    "no epoch": (["num_train_epochs=0", "max_steps=-1"], "training.num_train_epochs=0 trains nothing"),
     "rows fewer than a batch": (
         ["dataloader_drop_last=true", "per_device_train_batch_size=64"],
         "training.dataloader_drop_last=true: 40 rows fill no batch of 64",
