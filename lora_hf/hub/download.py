@@ -51,7 +51,9 @@ def public_info(name: str, kind: Literal["model", "dataset"], revision: str | No
         return None
 
 
-def fetch_model(name: str, revision: str, part: Part, action: str, remedy: str) -> Path:
+def fetch_model(
+    name: str, revision: str, part: Part, action: str, remedy: str, revision_field: str = ""
+) -> Path:
     """Return the local copy of a base model's files, which are downloaded first where they are missing.
 
     Transformers reads the folder and sends no request: with the Hub out of reach it would retry for a minute
@@ -63,7 +65,7 @@ def fetch_model(name: str, revision: str, part: Part, action: str, remedy: str) 
         name: the model on the Hub.
         revision: a commit, a tag or a branch.
         part: what is needed: the config alone, the tokenizer too, or the weights too.
-        action, remedy: begin and end the error.
+        action, remedy, revision_field: words of the error, as for `hub_errors`.
 
     Returns:
         The folder of the files; its name is the commit.
@@ -75,7 +77,7 @@ def fetch_model(name: str, revision: str, part: Part, action: str, remedy: str) 
     from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    with hub_errors(action, remedy):
+    with hub_errors(action, remedy, revision_field):
         try:
             info = HfApi().model_info(name, revision=revision, timeout=SECONDS)
         except Exception as error:
@@ -158,7 +160,7 @@ def find_dataset(
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    with hub_errors(action, remedy):
+    with hub_errors(action, remedy, "data.dataset_revision"):
         try:
             info = HfApi().dataset_info(name, revision=revision, timeout=SECONDS)
             if info.gated:

@@ -18,16 +18,20 @@ AGAIN = "rerun the command: files that are complete are not downloaded again"
 
 
 @contextmanager
-def hub_errors(action: str, remedy: str = "") -> Iterator[None]:
+def hub_errors(action: str, remedy: str = "", revision_field: str = "") -> Iterator[None]:
     """Turn the client's exceptions into a `UserError`.
 
     Args:
         action: what failed, with the name or the option as the user wrote it.
         remedy: an alternative, appended to the message unless the reason says what to do instead.
+        revision_field: the field that names the revision, if it can be left empty. A config that pins a
+            commit of one repository keeps it when only the name is overridden.
 
     Raises:
         UserError: `action`, the reason, and the remedy. The token appears neither in it nor in its cause.
     """
+    from huggingface_hub.errors import RevisionNotFoundError
+
     check_token()
     try:
         yield
@@ -35,6 +39,8 @@ def hub_errors(action: str, remedy: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # a dozen types, from three libraries
         text = f"{action}: {reason(error)}{'' if has_own_remedy(error) else remedy}"
+        if revision_field and any(isinstance(one, RevisionNotFoundError) for one in causes(error)):
+            text += f", or {revision_field}=null for its main branch"
         leaks = any(without_token(str(one)) != str(one) for one in causes(error))
         raise UserError(without_token(text)) from (None if leaks else error)
 

@@ -231,7 +231,8 @@ def find_base(config: ModelConfig, part: Part) -> tuple[str, str | None]:
     folder = Path(name)
     if not folder.is_dir():
         remedy = REMEDY + _base_hint(config.name_field)
-        folder = fetch_model(name, config.revision or "main", part, _not_loaded(config), remedy)
+        field = "model.revision" if config.name_field == NAME_FIELD else ""
+        folder = fetch_model(name, config.revision or "main", part, _not_loaded(config), remedy, field)
         commit = folder.name
     elif (folder / RUN_CONFIG).is_file() and (folder / MODEL).is_dir():
         raise UserError(f"{config.as_written} is the directory of a run: give {folder / MODEL}")

@@ -64,13 +64,19 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
         ("data", "none", {}, None, f"{missing}: run `hf auth login`, or set HF_TOKEN (give a folder"),
         ("model", "none", {}, TOKEN, f"{missing} and the token has no access (give a folder"),
         ("data", "none", {}, TOKEN, f"{missing} and the token has no access (give a folder"),
-        ("model", "t5", {"revision": "v9"}, None, f"at model.revision='v9' cannot be loaded: {revision}"),
+        (
+            "model",
+            "t5",
+            {"revision": "v9"},
+            None,
+            f"='v9' cannot be loaded: {revision}, or model.revision=null for its main branch",
+        ),
         (
             "data",
             "talks",
             {"dataset_revision": "v9"},
             None,
-            f"_revision='v9' [train] did not load: {revision}",
+            f"='v9' [train] did not load: {revision}, or data.dataset_revision=null for its main branch",
         ),
         (
             "model",
