@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.active import check_trainable
+from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
@@ -91,7 +92,11 @@ class LoraTrainer(ResumableTrainer):
             model._hf_peft_config_loaded = True
         self.loraplus_lr_ratio = loraplus_lr_ratio
         self.fast_paths, self.has_fast_loss = fast_paths, False
-        super().__init__(model, *args, **kwargs)
+        inner = unwrapped(model)  # the Trainer reads names of columns from it, and wraps it as it needs
+        super().__init__(inner, *args, **kwargs)
+        if hasattr(model, "_orig_mod"):
+            self._set_signature_columns_if_needed()
+            self.model = self.model_wrapped = model
         if self.args.neftune_noise_alpha is not None:
             raise UserError(
                 f"neftune_noise_alpha={self.args.neftune_noise_alpha!r} {FIXED['neftune_noise_alpha'][1]}",

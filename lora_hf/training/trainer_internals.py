@@ -66,6 +66,9 @@ OVERRIDDEN: dict[str, Internal] = {
     "_load_best_model": Internal("Reads what `_save` wrote.", ()),
 }
 USED: dict[str, Internal] = {
+    "_set_signature_columns_if_needed": Internal(
+        "Called while the model is not yet the compiled one, whose forward accepts anything.", ()
+    ),
     "_load_rng_state": Internal(
         "Random states at the beginning of a repeated evaluation: those of the checkpoint.", ("checkpoint",)
     ),

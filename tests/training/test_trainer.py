@@ -2,12 +2,14 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.models import MODELS, make_t5
 from support.tiny_trainer import (
     OursInOrder,
@@ -223,3 +225,20 @@ def test_of_two_adapters_the_active_one_trains_alone(tmp_path: Path) -> None:
     make_trainer(model, arguments(tmp_path, max_steps=2)).train()
     moved = {n for n, p in model.named_parameters() if "lora_B" in n and p.abs().max() > 0}
     assert moved and all(".default." in name for name in moved)
+
+
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel])
+def test_a_wrapped_model_is_trained_and_evaluated_alike_and_its_checkpoint_has_plain_names(
+    wrap: Any, tmp_path: Path
+) -> None:
+    runs, evaluations, checkpoints = [], [], []
+    for name, model in (("plain", adapted()), ("wrapped", wrap(adapted()))):
+        args = arguments(tmp_path / name, max_steps=2, save_strategy="steps", save_steps=2)
+        trainer = make_trainer(model, args, OursInOrder, eval_dataset=Rows(8, seed=1))
+        trainer.train()
+        runs.append(losses(trainer))
+        evaluations.append(trainer.evaluate()["eval_loss"])
+        checkpoints.append(load_file(tmp_path / name / "checkpoint-2" / "adapter_model.safetensors"))
+    torch.testing.assert_close(torch.tensor(runs[1]), torch.tensor(runs[0]))
+    assert evaluations[1] == pytest.approx(evaluations[0], abs=1e-5)
+    assert set(checkpoints[1]) == set(checkpoints[0])
