@@ -38,7 +38,9 @@ def run_config(
         return finished_result(one(config)) is not None
 
     start()
-    run = one(in_all_processes(lambda: load_config(source, overrides, is_done=is_done)))
+    config = in_all_processes(lambda: load_config(source, overrides, is_done=is_done))
+    from_main(lambda: _report_other_runs(config))
+    run = one(config)
     result = from_main(lambda: finished_result(run))  # all processes must decide alike
     if result is not None:
         logger.info(UNCHANGED, run.output_dir)
@@ -47,3 +49,18 @@ def run_config(
 
         result = execute(run)
     return run, result
+
+
+def _report_other_runs(config: RunConfig) -> None:
+    """Log the runs that the config lists for the commands of several runs, and that are not made here."""
+    listed = {
+        "seeds": (list(config.seeds or ()), "compare"),
+        "variants": (sorted(config.variants), "methods"),
+        "sweep.space": (sorted(config.sweep.space), "sweep"),
+    }
+    for field, (values, command) in listed.items():
+        if values:
+            logger.warning(
+                "%s=%s is not used: this is one run, of method %s and seed %d; `lora-hf %s` makes them all",
+                *(field, values, config.method, config.seed, command),
+            )

@@ -1,0 +1,26 @@
+"""What `lora-hf train` and `lora_hf.train` say before they start a run."""
+
+from typing import Any
+
+import pytest
+
+from lora_hf.runs import start
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"seeds": [7, 8]}, "seeds=[7, 8] is not used: this is one run, of method lora and seed 42"),
+        ({"variants": {"r4": {"lora.r": 4}}}, "variants=['r4'] is not used"),
+        ({"sweep": {"space": {"lora.r": [2, 4]}}}, "sweep.space=['lora.r'] is not used"),
+        ({"arms": {"full": {"training": {"learning_rate": 1e-4}}}}, None),  # shared with `compare`
+    ],
+)
+def test_listed_runs_that_train_does_not_make_are_logged(
+    fields: dict[str, Any], named: str | None, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(start, "finished_result", lambda config: {"rouge1": 0.5})
+    start.run_config({"seed": 42, "output_dir": "none"} | fields)
+    lines = [record.getMessage() for record in caplog.records if "is not used" in record.getMessage()]
+    assert len(lines) == (named is not None)
+    assert named is None or lines[0].startswith(named)
