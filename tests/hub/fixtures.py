@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 import yaml
@@ -51,9 +52,14 @@ def trained(tmp_path_factory):
 class Client:
     """New processes with their own home directory, initially empty."""
 
-    def __init__(self, python, home):
-        self.python, self.home, self.heard = python, home, ""
-        for folder in home.iterdir():
+    def __init__(self, python, environment):
+        self.python, self.environment, self.heard = python, environment, ""
+        self.home = Path(environment["HF_HOME"])
+        self.forget()
+
+    def forget(self):
+        """Empty the home directory: from here on it is a machine that has downloaded nothing."""
+        for folder in self.home.iterdir():
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
     def run(self, *commands):
@@ -93,7 +99,7 @@ def client_python(tmp_path_factory, port):
     known = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     known |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
     python = WarmPython(has_peft=True, **known, HF_TOKEN=None)
-    yield python, home
+    yield python, known
     python.close()
 
 

@@ -63,11 +63,12 @@ class Store:
         with self.lock:
             self._refs(name, self.refs(name) | {branch: oid})
 
-    def commit(self, name, branch, summary, tree):
+    def commit(self, name, branch, summary, tree, oid=None):
+        """Make a commit on a branch and return its hash, which is `oid` where that is given."""
         with self.lock:
             parent = self.refs(name).get(branch)
             text = json.dumps({"parent": parent, "summary": summary, "tree": tree}, sort_keys=True)
-            oid = hashlib.sha1(text.encode()).hexdigest()
+            oid = oid or hashlib.sha1(text.encode()).hexdigest()
             (self.repo(name) / "commits" / f"{oid}.json").write_text(text)
             self.branch(name, branch, oid)
             return oid
@@ -103,13 +104,14 @@ class Store:
         entry = self.tree(name, revision)[path]
         return (self.root / ("objects" if entry["lfs"] else "blobs") / entry["oid"]).read_bytes()
 
-    def seed(self, name, folder=None, gated=False, **more):
+    def seed(self, name, folder=None, gated=False, commit=None, **more):
         """Create a repository from the files of a folder and `more`, without a client.
 
         Args:
             name: USER/NAME of a model, or datasets/USER/NAME.
             folder: its files; None is without any.
             gated: only its owner may download files.
+            commit: the hash of the commit, where it has to be that of the real repository.
             more: further files.
         """
         self.create(name, private=False, gated=gated)
@@ -125,7 +127,7 @@ class Store:
                 oid = hashlib.sha256(content).hexdigest()
                 self.object(oid).write_bytes(content)
                 tree[path] = {"oid": oid, "size": len(content), "lfs": True}
-        return self.commit(name, "main", "seeded", tree)
+        return self.commit(name, "main", "seeded", tree, commit)
 
 
 def card_mistakes(text):
