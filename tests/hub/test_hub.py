@@ -30,8 +30,9 @@ def test_what_was_pushed_gives_the_same_logits_in_a_fresh_process(hub, client, t
     assert done.status == 0, done.err
     commit = hub.store.refs(REPO)["main"]
     assert done.out == f"pushed: {hub.endpoint}/{REPO}/commit/{commit}\n"
-    blocks = re.findall(r"```python\n(.*?)```", card_of(hub)[1], re.DOTALL)  # ours, and PEFT's
-    codes = (loading(trained / "adapter"), loading(f"{REPO}@{commit}"), *blocks)
+    ours, with_peft, options = re.findall(r"```python\n(.*?)```", card_of(hub)[1], re.DOTALL)
+    assert options.startswith("options = {")
+    codes = (loading(trained / "adapter"), loading(f"{REPO}@{commit}"), ours, with_peft)
     own, pulled, by_card, by_peft = logits_of(client, tmp_path, *codes)
     assert torch.equal(pulled, own) and torch.equal(by_card, own)
     torch.testing.assert_close(by_peft, own)
