@@ -14,7 +14,7 @@ TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2")
 INTERRUPTED = ("RemoteProtocolError", "ReadError", "WriteError")
 """Exceptions of the transports after the connection was made."""
 OFFLINE = "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to download"
-AGAIN = "rerun the command: files that are complete are not downloaded again"
+AGAIN = "rerun the command: files that are complete are not transferred again"
 
 
 @contextmanager

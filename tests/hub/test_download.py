@@ -16,7 +16,7 @@ from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 BASE = {file.name: file.read_bytes() for file in ASSETS.iterdir()}
 SETTINGS = {name: content for name, content in BASE.items() if name.endswith(".json")}
 NAMES = {"model": "model_name_or_path", "data": "dataset_name"}
-INTERRUPTED = "was interrupted", "rerun the command: files that are complete are not downloaded again"
+INTERRUPTED = "was interrupted", "rerun the command: files that are complete are not transferred again"
 LOST = 10**6
 """Cut so many connections: the network is down for good."""
 

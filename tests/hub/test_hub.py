@@ -131,7 +131,7 @@ def test_a_card_edited_on_the_hub_is_kept(hub, client, trained):
 def test_a_lost_hub_is_one_error_and_the_next_push_resumes(hub, client, trained):
     hub.cut("POST", "/commit/", "upload", after=100, times=2)
     lost, done = client.run((push(trained), TOKEN), (push(trained), TOKEN))
-    assert "does not respond" in lost.error and "try again" in lost.error
+    assert "was interrupted" in lost.error and "are not transferred again" in lost.error
     assert done.status == 0 and hub.count("PUT", "/upload/") == 1  # what was there was not sent again
     assert len(hub.store.commits(REPO)) == 2
 
@@ -174,7 +174,7 @@ def test_a_private_repository_a_branch_and_a_revision(hub, client, trained, tmp_
     )
     assert f"{REPO}@trial/one" in card_of(hub, revision="trial/one")[1]
     for other in others:
-        assert "no such repository, or it is private" in other.error
+        assert "no such repository, it was renamed, or it is private" in other.error
     assert "there is no such revision" in gone.error
 
 
