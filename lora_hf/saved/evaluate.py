@@ -3,7 +3,7 @@
 import logging
 
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import RunConfig
+from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import changed_fields
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prepare import load_data
@@ -12,6 +12,7 @@ from lora_hf.data.tokenize import encode_sources
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
+from lora_hf.saved.find_adapter import at_recorded_revision
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
@@ -27,9 +28,11 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     Raises:
         UserError: a mistake in the config, the data or the adapter.
     """
-    tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, pick_device())
+    base = at_recorded_revision(config.model, adapter) if adapter else config.model
+    tokenizer = load_tokenizer(base)
+    model = load_model(base, pick_device())
     if adapter:
+        _report_other_revision(base, adapter, model.config._commit_hash)
         load_saved(model, adapter)
         _report_other_settings(config, adapter)
     trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
@@ -44,6 +47,24 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     )
     name = adapter.source if adapter else None
     return {"adapter": name, "seed": config.seed, "max_new_tokens": max_new_tokens, **scores}, rows
+
+
+def _report_other_revision(base: ModelConfig, adapter: SavedAdapter, commit: str | None) -> None:
+    """Log that the config asks for another revision of the base than the adapter was trained on.
+
+    Args:
+        base: the model that was loaded.
+        adapter: it may record the commit of a tag that the config names.
+        commit: the commit of the loaded model; None for a folder, which has no revisions.
+    """
+    recorded = adapter.base_revision if adapter.base_model == base.model_name_or_path else None
+    if commit and recorded not in (None, base.revision, commit):
+        logger.warning(
+            "model.revision=%r is used; the adapter was trained on %r of %s",
+            base.revision,
+            recorded,
+            base.model_name_or_path,
+        )
 
 
 def _report_other_settings(config: RunConfig, adapter: SavedAdapter) -> None:

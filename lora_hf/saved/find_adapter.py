@@ -122,7 +122,8 @@ def load_with_base(saved: SavedAdapter, base: str | None = None) -> tuple[Any, A
 def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     """Return the `model` section for an adapter's base, in the storage format that it was trained on.
 
-    A manifest that names no format means dense.
+    A manifest that names no format means dense. The recorded revision belongs to the recorded name, so it is
+    not used for another `base`.
 
     Raises:
         UserError: the adapter's files cannot be read, name no base, or an unknown storage format.
@@ -130,7 +131,8 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     name, manifest = base or saved.base_model, saved.manifest
     if not name:
         raise UserError(f"{saved.folder} does not name its base model; give it with --base")
-    where: dict[str, Any] = {"model_name_or_path": name, "revision": None if base else saved.base_revision}
+    revision = saved.base_revision if name == saved.base_model else None
+    where: dict[str, Any] = {"model_name_or_path": name, "revision": revision}
     storage = manifest.get("base_store", {})
     try:
         config = ModelConfig(**where, **storage)
@@ -140,6 +142,23 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
             f"base_store={storage!r}: {first_line(error)}"
         ) from None
     return config.with_name_field("--base" if base else f"{saved.folder}: base_model_name_or_path")
+
+
+def at_recorded_revision(config: ModelConfig, saved: SavedAdapter) -> ModelConfig:
+    """Return a config's `model` section with the base's revision that an adapter was trained on.
+
+    Args:
+        config: returned unchanged if it gives a revision, or names another base than the adapter.
+        saved: the adapter.
+
+    Raises:
+        UserError: the adapter's files cannot be read or have no valid values.
+    """
+    if config.revision or config.model_name_or_path != saved.base_model:
+        return config
+    if recorded := base_config(saved).revision:
+        logger.info("model.revision is not given: %r is used, on which the adapter was trained", recorded)
+    return config.model_copy(update={"revision": recorded})
 
 
 def settings_of(saved: SavedAdapter, **data: Any) -> PredictionSettings:

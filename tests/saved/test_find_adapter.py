@@ -105,6 +105,7 @@ def test_the_base_is_loaded_at_the_revision_that_either_file_names(
         (tmp_path / name).write_text(json.dumps(raw))
     config = base_config(SavedAdapter.at(tmp_path))
     assert (config.model_name_or_path, config.revision) == ("me/tiny", expected)
+    assert base_config(SavedAdapter.at(tmp_path), "me/tiny").revision == expected  # --base with the same name
     assert base_config(SavedAdapter.at(tmp_path), "other/base").revision is None
     raw = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(raw | {"revision": 5}))

@@ -1,0 +1,91 @@
+"""`evaluate` scores an adapter on the base that it was trained on, and reports what differs from training."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from support.models import randomize
+
+import lora_hf
+from lora_hf import LoraConfig, inject_adapters, save_adapter
+from lora_hf.config import ModelConfig
+from lora_hf.config.model import ASSETS
+from lora_hf.models.load import load_model
+from lora_hf.saved import evaluate as evaluating
+from lora_hf.system import pick_device
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40, "v2": "c" * 40}
+SCORED = {"generation": {"max_new_tokens": 4}, "data": {"max_test_samples": 2}}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = load_model(ModelConfig(), pick_device())
+    randomize(inject_adapters(model, LoraConfig(r=4, lora_alpha=10)))
+    return save_adapter(model, tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def on_hub(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as PEFT writes it, whose base has a main branch and two tags in the Hub's cache."""
+    repo = tmp_path / "cache" / "models--me--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "snapshots").mkdir()
+    for name, commit in COMMITS.items():
+        (repo / "refs" / name).write_text(commit)
+        (repo / "snapshots" / commit).symlink_to(ASSETS)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    (folder / "lora_hf.json").unlink()
+    write(folder, revision="v1")
+    return folder
+
+
+def write(folder: Path, **fields: Any) -> None:
+    file = folder / "adapter_config.json"
+    raw = json.loads(file.read_text()) | {"base_model_name_or_path": "me/tiny"} | fields
+    file.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "used", "is_other"),
+    [
+        ("v1", None, "v1", False),
+        ("v1", "v1", "v1", False),
+        ("v1", "v2", "v2", True),
+        (COMMITS["v2"], "v2", "v2", False),  # as a run records the tag of its config
+        (None, None, "main", False),
+        (None, "v2", "v2", False),
+    ],
+)
+def test_the_base_is_scored_at_the_revision_that_the_adapter_was_trained_on(
+    recorded: str | None,
+    given: str | None,
+    used: str,
+    is_other: bool,
+    on_hub: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loaded = []
+
+    def noted(config: ModelConfig, *args: Any) -> Any:
+        model = load_model(config, *args)
+        loaded.append(model.config._commit_hash)
+        return model
+
+    monkeypatch.setattr(evaluating, "load_model", noted)
+    write(on_hub, revision=recorded)
+    model = {"model_name_or_path": "me/tiny"} | ({"revision": given} if given else {})
+    lora_hf.evaluate(SCORED | {"model": model}, on_hub)
+    assert loaded == [COMMITS[used]]
+    line = f"model.revision='{given}' is used; the adapter was trained on '{recorded}' of me/tiny"
+    assert [text for text in caplog.messages if "trained on" in text] == [line] * is_other
+
+
+def test_a_revision_of_another_base_is_not_used(on_hub: Path) -> None:
+    scores = lora_hf.evaluate(SCORED | {"model": {"model_name_or_path": "embedded"}}, on_hub)
+    assert scores["n_examples"] == 2
