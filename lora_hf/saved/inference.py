@@ -250,7 +250,8 @@ def _load_run(run: Path) -> InferenceModel:
     """Load the model of a run of full fine-tuning, or the base of an untrained one."""
     config = load_config(run / CONFIG, is_recorded=True)
     if (run / MODEL).is_dir():
-        model = ModelConfig(model_name_or_path=str(run / MODEL), dtype=config.model.dtype)
+        # All weights were trained and scored in float32, whatever dtype the config gives.
+        model = ModelConfig(model_name_or_path=str(run / MODEL), dtype="float32")
     elif config.method == "base":
         model = config.model
     else:

@@ -1,6 +1,8 @@
 """The training stage of a run: add weights, run the Trainer, save the result."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,8 @@ def train(run: Run) -> TrainingRecord:
     checkpoint = from_main(lambda: newest_checkpoint(run.directory / CHECKPOINTS))
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    output = _run_trainer(trainer, stop, str(checkpoint) if checkpoint else None)
+    with _own_forward(run.model):
+        output = _run_trainer(trainer, stop, str(checkpoint) if checkpoint else None)
     with full_weights(run.model, only_trained=run.has_added_weights):
         if is_main():
             save_trained(run)
@@ -125,6 +128,20 @@ def _run_trainer(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | Non
     if stop.received is not None:
         raise Interrupted(_saved(trainer))
     return output
+
+
+@contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """Afterwards give the model back its forward, around which accelerate leaves the training's autocast.
+
+    A model that is scored under autocast writes other texts than the same model loaded from its files.
+    """
+    before = model.__dict__.get("forward")
+    yield
+    model.__dict__.pop("_original_forward", None)
+    model.__dict__.pop("forward", None)
+    if before is not None:
+        model.forward = before
 
 
 def _saved(trainer: LoraTrainer) -> str:

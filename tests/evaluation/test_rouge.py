@@ -124,7 +124,11 @@ def test_groups_need_not_be_neighbours():
     ("call", "error", "words"),
     [
         (lambda: rouge_per_pair(["a"], []), ValueError, "1 predictions, but 0 references"),
-        (lambda: rouge_per_pair(["a", None], ["a", "b"]), TypeError, r"predictions\[1\]=None is not a string"),
+        (
+            lambda: rouge_per_pair(["a", None], ["a", "b"]),
+            TypeError,
+            r"predictions\[1\]=None is not a string",
+        ),
         (lambda: score_dialogues(["a"], []), ValueError, "1 predictions, but references for 0"),
         (lambda: score_dialogues(["a"], ["abc"]), TypeError, r"references\[0\] is a string"),
         (lambda: score_dialogues(["a", "b"], [["a"], []]), ValueError, r"references\[1\] is empty"),

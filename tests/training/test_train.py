@@ -1,0 +1,40 @@
+"""The training stage of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.inputs import FEW
+
+import lora_hf
+from lora_hf.config.load import load_config
+from lora_hf.runs import run as runs
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("lora", "training.bf16=true"), ("full", "training.bf16=true"), ("full", "model.dtype=bfloat16")],
+)
+def test_a_model_trained_in_bfloat16_is_scored_in_the_precision_in_which_it_is_loaded_again(
+    method: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    score = runs.score
+
+    def inspected(run: Any) -> Any:
+        ids = torch.arange(3, 20)[None]
+        with torch.no_grad():
+            seen["forward"] = run.model.forward.__func__
+            seen["logits"] = run.model(input_ids=ids, decoder_input_ids=ids[:, :6]).logits
+        return score(run)
+
+    monkeypatch.setattr(runs, "score", inspected)
+    options = [*FEW, precision, "training.max_steps=2", f"method={method}"]
+    lora_hf.train(load_config({"output_dir": str(tmp_path / "run")}, options))
+    saved = lora_hf.load(tmp_path / "run").model
+    assert seen["forward"] is type(saved).forward
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        again = saved(input_ids=ids, decoder_input_ids=ids[:, :6]).logits
+    torch.testing.assert_close(seen["logits"], again, rtol=0, atol=1e-5)
