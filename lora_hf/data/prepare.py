@@ -47,17 +47,11 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
         check_steps(train_rows.source, config.data, config.training.get("max_steps", -1))
     validation, test = load_split(config.data, "validation"), load_split(config.data, "test")
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
-    sources = encode_sources([example.dialogue for example in test], tokenizer, config.data)
-    limit = config.data.max_source_length
-    cut_in_test = Truncation("test", len(test), sources.cut, sources.long, limit)
-    for line in (train_rows.truncation, validation_rows.truncation, cut_in_test):
+    for line in (train_rows.truncation, validation_rows.truncation):
         logger.info("%s", line)
-    warnings = _log_unknown(
-        train_rows.unknown, validation_rows.unknown, UnknownTokens("test", sources.unknown)
-    )
-    if sources.in_prompt.unknown:
-        warnings.append(prompt_problem(config.data, sources.in_prompt))
-        logger.warning("%s", warnings[-1])
+    warnings = _log_unknown(train_rows.unknown, validation_rows.unknown)
+    test_sources, found = encode_test(test, tokenizer, config.data)
+    warnings += found
     if train_rows.added_end is not None:
         logger.info(ADDED_END, train_rows.added_end)
     warnings += _log_shared(train.shared_with({"validation": validation, "test": test}))
@@ -71,7 +65,26 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
         )
     logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
     fingerprint = data_fingerprint(train.examples, validation, test)
-    return RunData(train_rows, validation_rows, test, sources.ids, max_new_tokens, fingerprint, warnings)
+    return RunData(train_rows, validation_rows, test, test_sources, max_new_tokens, fingerprint, warnings)
+
+
+def encode_test(test: list[Example], tokenizer: Any, config: DataConfig) -> tuple[list[list[int]], list[str]]:
+    """Tokenize the dialogues of the test split, and log what is truncated or unknown.
+
+    Returns:
+        The token ids of each dialogue in its prompt, and what is wrong with them, without the remedies.
+
+    Raises:
+        UserError: as `encode_sources`.
+    """
+    sources = encode_sources([example.dialogue for example in test], tokenizer, config)
+    limit = config.max_source_length
+    logger.info("%s", Truncation("test", len(test), sources.cut, sources.long, limit))
+    warnings = _log_unknown(UnknownTokens("test", sources.unknown))
+    if sources.in_prompt.unknown:
+        warnings.append(prompt_problem(config, sources.in_prompt))
+        logger.warning("%s", warnings[-1])
+    return sources.ids, warnings
 
 
 def prompt_problem(config: DataConfig, in_prompt: Unknown) -> str:

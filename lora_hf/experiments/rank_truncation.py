@@ -15,8 +15,8 @@ from lora_hf.adapters import combine_adapters, delete_adapter, save_adapter, set
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
 from lora_hf.config.prediction import NEW_TOKENS
+from lora_hf.data.prepare import encode_test
 from lora_hf.data.splits import load_split
-from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import kept_scores, score_model
 from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, bootstrap_interval
@@ -25,6 +25,7 @@ from lora_hf.files import check_new, write_json, write_text
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
 from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PairedRecord, RankResult, TruncationRecord
+from lora_hf.saved.evaluate import report_other_settings
 from lora_hf.saved.find_adapter import load_with_base
 from lora_hf.training.registry import saved_method
 
@@ -65,7 +66,8 @@ def truncate(
     whole = max(len(values) for values in found.values())
     smaller = _checked(ranks, whole)
     test = load_split(config.data, "test")
-    sources = encode_sources([example.dialogue for example in test], tokenizer, config.data).ids
+    report_other_settings(config, adapter)
+    sources, _ = encode_test(test, tokenizer, config.data)
     length = config.generation.max_new_tokens or manifest.get("max_new_tokens", NEW_TOKENS)
 
     def score() -> Scores:

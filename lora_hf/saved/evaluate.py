@@ -1,14 +1,16 @@
 """Score a saved adapter, or the base model, on the test split of a config."""
 
 import logging
+from typing import Any
 
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import changed_fields
-from lora_hf.config.prediction import PredictionSettings
-from lora_hf.data.prepare import load_data
+from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
+from lora_hf.data.prepare import encode_test, load_data
+from lora_hf.data.prompts import prompt_template
 from lora_hf.data.splits import load_split
-from lora_hf.data.tokenize import encode_sources
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
@@ -34,11 +36,11 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     if adapter:
         _report_other_revision(base, adapter, model.config._commit_hash)
         load_saved(model, adapter)
-        _report_other_settings(config, adapter)
+        report_other_settings(config, adapter)
     trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
     if max_new_tokens := config.generation.max_new_tokens or trained_with:
         test = load_split(config.data, "test")
-        sources = encode_sources([example.dialogue for example in test], tokenizer, config.data).ids
+        sources, _ = encode_test(test, tokenizer, config.data)
     else:  # the length follows from the references of training and validation
         data = load_data(config, tokenizer)
         test, sources, max_new_tokens = data.test, data.test_sources, data.max_new_tokens
@@ -67,11 +69,30 @@ def _report_other_revision(base: ModelConfig, adapter: SavedAdapter, commit: str
         )
 
 
-def _report_other_settings(config: RunConfig, adapter: SavedAdapter) -> None:
-    """Log where the config's generation settings, which are used, differ from the adapter's own."""
-    own = adapter.manifest.get("generation", {})
-    used = PredictionSettings.of_run(config, 0).manifest()["generation"]
-    if changed := changed_fields(own, {name: value for name, value in used.items() if name in own}):
-        logger.warning(
-            "generation: the config's settings are used, not the adapter's (%s)", "; ".join(changed)
-        )
+def report_other_settings(config: RunConfig, adapter: SavedAdapter) -> None:
+    """Log where the config's prompt, lengths and generation settings are not those of the adapter's training.
+
+    Settings that the adapter does not record are not compared.
+
+    Raises:
+        UserError: the adapter records values that are not valid.
+    """
+    manifest = adapter.manifest
+    trained = PredictionSettings.read(manifest, adapter.folder / MANIFEST_NAME)
+    used = PredictionSettings.of_run(config, config.generation.max_new_tokens or trained.max_new_tokens)
+    recorded = {*manifest, *(manifest.get("generation") or {})}
+
+    def compared(settings: PredictionSettings) -> dict[str, Any]:
+        fields = settings.manifest()
+        in_generation = {"max_new_tokens": fields["max_new_tokens"]} | fields["generation"]
+        in_data = {name: fields[name] for name in PROMPT_FIELDS}
+        if prompt_template(settings.data.prompt) == prompt_template(config.data.prompt):
+            in_data["prompt"] = config.data.prompt  # a shipped prompt's name and its text are the same
+        sections = {"data": in_data, "generation": in_generation}
+        return {
+            section: {name: value for name, value in values.items() if name in recorded}
+            for section, values in sections.items()
+        }
+
+    if changed := changed_fields(compared(trained), compared(used)):
+        logger.warning("the config's settings are used, not the adapter's (%s)", "; ".join(changed))

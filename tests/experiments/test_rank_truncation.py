@@ -79,6 +79,16 @@ def test_truncate_saves_and_scores_each_rank(
     assert "not empty" in capsys.readouterr().err
 
 
+def test_cut_dialogues_and_settings_other_than_the_adapter_s_are_logged(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(trained / "config.yaml", ["data.max_source_length=64"])
+    with caplog.at_level("INFO", logger="lora_hf"):
+        truncate(find_adapter(str(trained)), tmp_path / "cut", config, [2])
+    assert "test: 4 of 4 dialogues are cut at 64 tokens" in caplog.text
+    assert "not the adapter's (data.max_source_length: 128 -> 64)" in caplog.text
+
+
 def test_a_full_disk_leaves_no_partial_output(trained: Path, tmp_path: Path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

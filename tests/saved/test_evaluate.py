@@ -7,14 +7,17 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from support.letters import letters
 from support.models import randomize
 
 import lora_hf
 from lora_hf import LoraConfig, inject_adapters, save_adapter
-from lora_hf.config import ModelConfig
+from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.model import ASSETS
+from lora_hf.data.prepare import load_data
 from lora_hf.models.load import load_model
 from lora_hf.saved import evaluate as evaluating
+from lora_hf.saved.find_adapter import find_adapter
 from lora_hf.system import pick_device
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40, "v2": "c" * 40}
@@ -89,3 +92,75 @@ def test_the_base_is_scored_at_the_revision_that_the_adapter_was_trained_on(
 def test_a_revision_of_another_base_is_not_used(on_hub: Path) -> None:
     scores = lora_hf.evaluate(SCORED | {"model": {"model_name_or_path": "embedded"}}, on_hub)
     assert scores["n_examples"] == 2
+
+
+TRAINED_WITH = {
+    "prompt": "tldr",
+    "max_source_length": 64,
+    "max_new_tokens": 4,
+    "generation": {"num_beams": 1},
+}
+
+
+@pytest.fixture
+def with_settings(adapter: Path, tmp_path: Path) -> Path:
+    folder = shutil.copytree(adapter, tmp_path / "with_settings")
+    file = folder / "lora_hf.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | TRAINED_WITH))
+    return folder
+
+
+@pytest.mark.parametrize("length", [4, None])
+def test_the_inputs_are_reported_as_a_run_reports_them(
+    length: int | None,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a length of summaries from the config, and with one from the references of all splits."""
+    for split in ("train", "validation", "test"):
+        rows = [{"dialogue": f"{split}: is 3 < 4 or not? " * n, "summary": "Yes."} for n in (1, 9)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(evaluating, "load_tokenizer", lambda config: letters())
+    data = {"dataset_name": str(tmp_path), "prompt": "~ {dialogue}", "max_source_length": 60}
+    config = RunConfig.model_validate({"data": data, "generation": {"max_new_tokens": length}})
+    with caplog.at_level("INFO", logger="lora_hf"):
+        load_data(config, letters())
+        of_run = [text for text in caplog.messages if text.startswith(("test: ", "data.prompt="))]
+        caplog.clear()
+        evaluating.evaluate(config, find_adapter(str(adapter)))
+    of_evaluate = [text for text in caplog.messages if text.startswith(("test: ", "data.prompt="))]
+    assert of_evaluate == of_run
+    cut, unknown, prompt = of_run
+    assert "1 of 2 dialogues are cut at 60 tokens" in cut and "'<'" in unknown and "'~'" in prompt
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ""),
+        ({"data": {"prompt": "{dialogue}\n\nTL;DR: "}}, ""),  # the text of the shipped prompt
+        ({"data": {"prompt": "plain"}}, "data.prompt: 'tldr' -> 'plain'"),
+        ({"data": {"max_source_length": 80}}, "data.max_source_length: 64 -> 80"),
+        ({"generation": {"max_new_tokens": 5}}, "generation.max_new_tokens: 4 -> 5"),
+        (
+            {"data": {"max_source_length": 80}, "generation": {"num_beams": 2}},
+            "data.max_source_length: 64 -> 80; generation.num_beams: 1 -> 2",
+        ),
+    ],
+)
+def test_settings_other_than_those_of_training_are_logged(
+    given: dict[str, Any], expected: str, with_settings: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {"prompt": "tldr", "max_source_length": 64, "max_test_samples": 1} | given.get("data", {})
+    lora_hf.evaluate({"data": data, "generation": given.get("generation", {})}, with_settings)
+    line = f"the config's settings are used, not the adapter's ({expected})"
+    assert [text for text in caplog.messages if "not the adapter's" in text] == [line] * bool(expected)
+
+
+def test_an_adapter_that_does_not_record_its_settings_has_no_others(
+    on_hub: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lora_hf.evaluate(SCORED, on_hub)
+    assert "not the adapter's" not in caplog.text

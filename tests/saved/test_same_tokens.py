@@ -127,7 +127,7 @@ def test_scoring_a_saved_adapter_writes_the_same(trained: Trained) -> None:
 def test_scoring_by_other_settings_is_logged(trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
     lora_hf.evaluate(trained.config, trained.run, ["generation.num_beams=2", "data.max_test_samples=1"])
     before = trained.generation.get("num_beams", 1)
-    assert f"not the adapter's (num_beams: {before} -> 2)" in caplog.text
+    assert f"not the adapter's (generation.num_beams: {before} -> 2)" in caplog.text
 
 
 def test_predict_writes_the_same(trained: Trained) -> None:
