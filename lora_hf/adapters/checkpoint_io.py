@@ -1,8 +1,8 @@
 """Files of tensors, without pickles, and their comparison with a model's: all differences in one error."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,7 @@ from lora_hf.files import refuse_git_lfs_pointer, whole
 MANIFEST_NAME = "lora_hf.json"
 DAMAGED = "cannot be read, because it is incomplete or damaged; download or copy it again"
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
@@ -24,10 +25,20 @@ def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
 
 def read_shapes(file: Path) -> Shapes:
     """Return the names and shapes in a safetensors file's header; errors as `read_tensors`."""
+    return _read_header(file, lambda entry: tuple(entry.get_shape()))
+
+
+def read_dtypes(file: Path) -> dict[str, str]:
+    """Return the names and dtypes (`F32`, `I8`) in a safetensors file's header; errors as `read_tensors`."""
+    return _read_header(file, lambda entry: entry.get_dtype())
+
+
+def _read_header(file: Path, field: Callable[[Any], T]) -> dict[str, T]:
+    """Return one field of each tensor's entry."""
     refuse_git_lfs_pointer(file)
     try:
         with safe_open(file, framework="numpy") as opened:  # torch's would take memory for the whole
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            return {name: field(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{file} {DAMAGED}: {error}") from None
     except (OSError, ValueError) as error:

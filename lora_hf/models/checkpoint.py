@@ -1,18 +1,23 @@
-"""Check a base model's checkpoint before its weights are loaded: whole files, and every tensor in its place.
+"""Check a base model's checkpoint: whole files, every tensor in its place, values that a model can have.
 
-Transformers fills missing tensors with random numbers, drops those that it does not know, and only logs both:
-a run on such a base ends without an error, with a score of 0. `check_checkpoint` loads names and shapes
-alone, onto the meta device, which takes a fraction of a second.
+Transformers fills missing tensors with random numbers, drops those that it does not know, and only logs both;
+it takes integers for weights, and NaN or zeros as they come: a run on such a base ends without an error, with
+a score of 0. `check_checkpoint` loads names and shapes alone, onto the meta device, which takes a fraction of
+a second; `check_values` reads every value.
 """
 
+from collections.abc import Collection, Iterable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from lora_hf.adapters.checkpoint_io import DAMAGED, list_differences, read_shapes
+from lora_hf.adapters.checkpoint_io import DAMAGED, list_differences, read_dtypes
 from lora_hf.errors import UserError
 from lora_hf.files import read_object, refuse_git_lfs_pointer
 from lora_hf.hub.download import INDEX, SINGLE
@@ -22,6 +27,10 @@ LOADED = ("*.safetensors", "*.json", "*.model", "*.txt")
 QUANTIZED = (".SCB", ".absmax", ".quant_map", ".quant_state")
 """Parts of the names of tensors that bitsandbytes saves beside a quantized weight."""
 AGAIN = "download the model again"
+UNQUANTIZED = (
+    "give the checkpoint before quantization "
+    "(model.load_in_4bit or model.load_in_8bit quantizes it while it is loaded)"
+)
 MISFIT = "its weights do not fit its config.json:"
 
 
@@ -53,6 +62,8 @@ def refuse_pointers(folder: Path) -> None:
 def check_checkpoint(folder: str, model: str) -> int | None:
     """Check that a checkpoint has all tensors of its architecture, in the right shapes, and no others.
 
+    Weights have to be floating-point numbers, unless config.json says how they are quantized.
+
     Args:
         folder: the files of the model.
         model: the model as errors name it.
@@ -62,13 +73,13 @@ def check_checkpoint(folder: str, model: str) -> int | None:
 
     Raises:
         UserError: a Git LFS pointer, an incomplete file, weights in a format that cannot be loaded; missing,
-            unexpected or mis-shaped tensors.
+            unexpected or mis-shaped tensors; integers in the place of a weight.
     """
     refuse_pointers(Path(folder))
-    names = {key for file in checkpoint_files(Path(folder)) for key in read_shapes(file)}
+    dtypes = {key: x for file in checkpoint_files(Path(folder)) for key, x in read_dtypes(file).items()}
     settings, _ = PretrainedConfig.get_config_dict(folder)
     bits = stored_bits(settings, model)
-    if bits and names and not any(part in key for key in names for part in QUANTIZED):
+    if bits and dtypes and not any(part in key for key in dtypes for part in QUANTIZED):
         raise UserError(
             f"{model}: quantization_config in its config.json says that the weights have {bits} bits, but "
             f"they are dense: remove that entry, and set model.load_in_{bits}bit: true"
@@ -77,8 +88,61 @@ def check_checkpoint(folder: str, model: str) -> int | None:
     if not bits and not is_deepspeed_zero3_enabled():
         empty = load_checkpoint(folder, model, device_map="meta", ignore_mismatched_sizes=True)
         if settings.get("tie_word_embeddings") is False:
-            _check_head(empty, names, model)
+            _check_head(empty, dtypes.keys(), model)
+        _check_dtypes(empty, dtypes, model)
     return bits
+
+
+def file_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors of safetensors files one at a time, on the CPU.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in sorted(tensors.keys()):
+                    yield name, tensors.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} {DAMAGED}: {error}") from error
+
+
+def check_values(tensors: Iterable[tuple[str, Tensor]], model: str) -> None:
+    """Check that all values are finite and that no matrix is zero as a whole.
+
+    One pass over the floating-point tensors, on their device. Skipped are integers, tensors on the meta
+    device, and those without values on this process (DeepSpeed ZeRO-3). Zeros in one row are allowed, because
+    embeddings of padding have them, and BART stores its `final_logits_bias` as a matrix of one row.
+
+    Args:
+        tensors: names and tensors of any shape, as a loaded model or the files of a checkpoint have them.
+        model: the model as errors name it.
+
+    Raises:
+        UserError: a tensor has NaN or infinite values, or a matrix is all zeros.
+    """
+    for name, tensor in tensors:
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        values = tensor.detach()
+        if values.element_size() < 2:  # PyTorch finds no minimum of 8-bit floats
+            values = values.to(torch.bfloat16)
+        low, high = (value.item() for value in values.aminmax())  # NaN if any value is
+        if not isfinite(low) or not isfinite(high):
+            overflow = (
+                "; or, if the file holds values beyond ±65,504, which float16 cannot represent, set "
+                "model.dtype: float32"
+            )
+            raise UserError(
+                f"{model}: {name} has values that are not finite (NaN or infinity), so its file is damaged: "
+                f"{AGAIN}{overflow if tensor.dtype == torch.float16 else ''}"
+            )
+        if low == high == 0 and tensor.ndim > 1 and len(tensor) > 1:
+            raise UserError(
+                f"{model}: {name} {tuple(tensor.shape)} is all zeros, as after an incomplete download or "
+                f"copy: {AGAIN}"
+            )
 
 
 def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
@@ -131,13 +195,24 @@ def stored_bits(settings: dict[str, Any], model: str) -> int | None:
     if bits is None or method != "bitsandbytes":
         raise UserError(
             f"{model}: quantization_config in its config.json names quant_method {method!r}, but only "
-            "weights quantized by bitsandbytes can be loaded; give the checkpoint before quantization "
-            "(model.load_in_4bit or model.load_in_8bit quantizes it while it is loaded)"
+            f"weights quantized by bitsandbytes can be loaded; {UNQUANTIZED}"
         )
     return bits
 
 
-def _check_head(empty: Any, names: set[str], model: str) -> None:
+def _check_dtypes(empty: Any, dtypes: dict[str, str], model: str) -> None:
+    """Refuse integers in the place of a parameter: without their scales they are another model's weights."""
+    prefix = f"{empty.base_model_prefix}."  # which a checkpoint may omit or add, such as BART's `model`
+    parameters = {name.removeprefix(prefix) for name, _ in empty.named_parameters()}
+    for key, dtype in sorted(dtypes.items()):
+        if dtype.startswith(("I", "U", "BOOL")) and key.removeprefix(prefix) in parameters:
+            raise UserError(
+                f"{model}: {key} is stored as integers ({dtype}), but config.json has no quantization_config "
+                f"that says how to convert them to weights: {UNQUANTIZED}"
+            )
+
+
+def _check_head(empty: Any, names: Collection[str], model: str) -> None:
     """Require the head of a model whose config.json says that it is untied: T5's classes would tie it."""
     head = empty.get_output_embeddings()
     keys = [f"{name}.weight" for name, module in empty.named_modules() if module is head]

@@ -25,7 +25,13 @@ from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import Part, fetch_model
 from lora_hf.models.base_weights import CheckpointWeights
-from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files, refuse_pointers
+from lora_hf.models.checkpoint import (
+    check_checkpoint,
+    check_values,
+    checkpoint_files,
+    file_tensors,
+    refuse_pointers,
+)
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import guard_head, untie_head
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -129,7 +135,7 @@ def load_model(
 
     Raises:
         UserError: the model cannot be found or read, its layers do not fit the storage format, or `train_all`
-            with quantized weights.
+            with quantized weights; a weight has values that are not finite, or a matrix is all zeros.
     """
     if train_all and config.is_quantized:
         bits = 4 if config.load_in_4bit else 8
@@ -144,6 +150,10 @@ def load_model(
         check_trainable(config, stored_bits)
     with _as_user_error(config), quiet():
         model = STORAGE_FORMATS[config.storage].load(folder, config, device, {"dtype": dtype})
+    files = checkpoint_files(Path(folder))
+    # Quantized layers hide what they were made from, so the files are read once more.
+    is_quantized = config.is_quantized or stored_bits
+    check_values(file_tensors(files) if is_quantized else sorted(model.named_parameters()), config.as_written)
     keep_differentiable(model)
     guard_head(model, PretrainedConfig.get_config_dict(folder)[0])
     if config.untie_head:
@@ -152,7 +162,6 @@ def load_model(
     update_state(model, checkpoint_generation=brought)
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.
     model.config._commit_hash = commit
-    files = checkpoint_files(Path(folder))
     update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
     if files and config.is_quantized and not stored_bits:
         transposed = [n for n, x in model.named_modules() if getattr(x, "source_cls", None) is Conv1D]

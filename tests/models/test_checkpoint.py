@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.families import FAMILIES, make_family
 from support.models import CPU, MODELS, make_t5, saved
@@ -47,6 +48,31 @@ def without(*parts: str) -> Callable[[Path], None]:
         )
 
     return change
+
+
+def with_values(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return lambda folder: change_tensors(folder, lambda old: {k: change(k, v) for k, v in old.items()})
+
+
+def spoil(part: str, value: float) -> Callable[[Path], None]:
+    """Set one value of the tensors whose names contain `part`."""
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if part in name:
+            tensor = tensor.clone()
+            tensor.view(-1)[-1] = value
+        return tensor
+
+    return with_values(change)
+
+
+def zero_second_half(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def as_integers(dtype: torch.dtype) -> Callable[[Path], None]:
+    return with_values(lambda name, x: x.mul(100).to(dtype) if x.ndim > 1 and "block" in name else x)
 
 
 def write(name: str, text: str) -> Callable[[Path], None]:
@@ -94,6 +120,10 @@ def test_missing_blocks_are_named_in_every_storage_format(kind: str, quantized: 
     assert "missing: " in message and "decoder." in message and "unexpected" not in message
 
 
+NOT_FINITE = (
+    r"encoder.block.1.layer.0.SelfAttention.q.weight has values that are not finite .*: "
+    "download the model again"
+)
 BROKEN = {
     "more blocks": (
         change_settings(num_layers=3),
@@ -120,6 +150,22 @@ BROKEN = {
         change_settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "have 4 bits, but they are dense: remove that entry, and set model.load_in_4bit: true",
     ),
+    "int8 without its config": (
+        as_integers(torch.int8),
+        r"decoder.block.0.*weight is stored as integers \(I8\), but config.json has no quantization_config.*"
+        "give the checkpoint before quantization",
+    ),
+    "packed bytes without their config": (as_integers(torch.uint8), r"stored as integers \(U8\)"),
+    "NaN": (spoil("encoder.block.1.layer.0.SelfAttention.q", float("nan")), NOT_FINITE),
+    "infinity": (spoil("encoder.block.1.layer.0.SelfAttention.q", float("inf")), NOT_FINITE),
+    "NaN in a norm": (
+        spoil("encoder.final_layer_norm", float("nan")),
+        "encoder.final_layer_norm.weight has values that are not finite",
+    ),
+    "half of the file is zero": (
+        zero_second_half,
+        r"encoder.block.*weight \(.*\) is all zeros.*: download the model again",
+    ),
     "a wrong type": (change_settings(d_ff="wide"), "cannot be loaded: .*'d_ff' expected int, got str"),
 }
 
@@ -134,6 +180,42 @@ def test_a_broken_base_is_one_error_with_the_remedy(
         message = error_of(config)
     assert re.search(words, message)
     assert "LOAD REPORT" not in caplog.text
+
+
+@pytest.mark.parametrize("quantized", [{"load_in_4bit": True}, {"load_in_8bit": True}])
+@pytest.mark.parametrize("change", [spoil("SelfAttention.q", float("nan")), zero_second_half])
+def test_damaged_weights_are_named_although_they_are_quantized_while_they_are_loaded(
+    change: Callable[[Path], None], quantized: dict, tmp_path: Path
+) -> None:
+    config = saved(tmp_path).model_copy(update=quantized)
+    change(tmp_path)
+    assert "download the model again" in error_of(config)
+
+
+def test_a_weight_beyond_the_range_of_float16_is_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
+    config = saved(tmp_path).model_copy(update={"dtype": "float16"})
+    spoil("SelfAttention.q", 1e5)(tmp_path)
+    with pytest.raises(UserError, match=r"or, if .*65,504.* model.dtype: float32"):
+        load_model(config, CPU)
+    load_model(config.model_copy(update={"dtype": "float32"}), CPU)
+
+
+def test_the_doctor_leaves_the_values_of_a_large_checkpoint_to_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = saved(tmp_path)
+    spoil("SelfAttention.q", float("nan"))(tmp_path)
+    monkeypatch.setattr("lora_hf.doctor.base.VALUES_READ", 1000)
+    assert "their values are checked when a run loads them" in next(checkpoint(config)).title
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_initializes_a_whole_matrix_to_zero(family: str, tmp_path: Path) -> None:
+    """Zeros that are legitimate: rows of padding, biases, BART's final_logits_bias of one row."""
+    make_family(family).save_pretrained(tmp_path)
+    config = ModelConfig(model_name_or_path=str(tmp_path))
+    load_model(config, CPU)
+    assert all(finding.state == "ok" for finding in checkpoint(config))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
