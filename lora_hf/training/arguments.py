@@ -157,6 +157,20 @@ TRIED = (None, "0.25", "7", "true", "none")
 """Values of a key of `optim_args`, None for its absence: one of them makes a difference, or is refused."""
 
 
+def check_given_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that changes nothing: one made of the model's weights before they were frozen.
+
+    Raises:
+        UserError: it holds none of the trainable weights.
+    """
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    if not any(id(weight) in held for weight in model.parameters() if weight.requires_grad):
+        raise UserError(
+            f"optimizers: the {type(optimizer).__name__} that was given holds none of the weights that "
+            "train; create it after inject_adapters"
+        )
+
+
 def check_optimizer(args: Any) -> None:
     """Create the optimizer for a small layer, as the Trainer will for the model.
 

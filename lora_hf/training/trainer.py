@@ -22,7 +22,7 @@ from lora_hf.evaluation.decoding import decoding_for
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
-from lora_hf.training.arguments import check_optimizer
+from lora_hf.training.arguments import check_given_optimizer, check_optimizer
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.fast_path import fast_training, shards_weights, uncompiled, without_cache
 from lora_hf.training.loraplus import split_groups
@@ -107,8 +107,14 @@ class LoraTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Create the optimizer that `optim` names; with LoRA+, every B is in a group with a higher rate."""
+        """Create the optimizer that `optim` names; with LoRA+, every B is in a group with a higher rate.
+
+        Raises:
+            UserError: the optimizer's settings do not fit, or one that was given holds no weight that trains.
+        """
         is_new = self.optimizer is None
+        if self.optimizer is not None and not self.is_fsdp_enabled:  # FSDP replaces the weights
+            check_given_optimizer(self.optimizer, self.model if model is None else model)
         if is_new and self.optimizer_cls_and_kwargs is None:
             check_optimizer(self.args)
         try:

@@ -242,3 +242,14 @@ def test_a_wrapped_model_is_trained_and_evaluated_alike_and_its_checkpoint_has_p
     torch.testing.assert_close(torch.tensor(runs[1]), torch.tensor(runs[0]))
     assert evaluations[1] == pytest.approx(evaluations[0], abs=1e-5)
     assert set(checkpoints[1]) == set(checkpoints[0])
+
+
+def test_an_optimizer_made_before_the_adapters_is_one_error(tmp_path: Path) -> None:
+    model = make_t5()
+    optimizer = torch.optim.AdamW(model.parameters())
+    inject_adapters(model, LoraConfig(r=4))
+    trainer = make_trainer(model, arguments(tmp_path, max_steps=2), optimizers=(optimizer, None))
+    with pytest.raises(UserError, match=r"optimizers: .* holds none of the weights that train"):
+        trainer.train()
+    made_after = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    make_trainer(model, arguments(tmp_path, max_steps=1), optimizers=(made_after, None)).train()
