@@ -91,8 +91,8 @@ def test_the_encoder_of_pytorch_takes_adapters_while_its_fast_path_is_off() -> N
 
 
 def test_a_head_and_a_layer_whose_dtype_alone_is_read_take_adapters() -> None:
-    inject_adapters(Encoder(), LoraConfig(target_modules=["head"]))
-    inject_adapters(OwnProduct(), LoraConfig(target_modules=["v"]))
+    assert set(lora_layers(inject_adapters(Encoder(), LoraConfig(target_modules=["head"])))) == {"head"}
+    assert set(lora_layers(inject_adapters(OwnProduct(), LoraConfig(target_modules=["v"])))) == {"v"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -233,8 +233,10 @@ def test_shards_and_the_head_of_another_task_are_no_fault(tmp_path: Path) -> Non
     )
     load_model(config, CPU)
     config = saved(tmp_path / "t5")
+    whole = load_model(config, CPU).state_dict()
     shards(tmp_path / "t5")
-    load_model(config, CPU)
+    assert not (tmp_path / "t5" / "model.safetensors").exists()
+    torch.testing.assert_close(load_model(config, CPU).state_dict(), whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
