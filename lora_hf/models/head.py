@@ -11,8 +11,9 @@ from lora_hf.errors import UserError
 def untie_head(model: Any) -> Any:
     """Give the output head its own copy of the embeddings, in place, and return the model.
 
-    The outputs stay the same: T5 scales the decoder's output by d_model**-0.5 before a tied head, and
-    still does so after it. Editing `tie_word_embeddings` instead switches this scaling off, or leaves the head random.
+    The outputs stay the same: T5 scales the decoder's output by d_model**-0.5 before a tied head, and still
+    does so afterwards. Editing `tie_word_embeddings` instead switches this scaling off, or leaves the head
+    random.
 
     Args:
         model: a Transformers model; one with an untied head is left unchanged.
