@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # config checks names against.
 ORDER = [
     {"errors"},
-    {"arguments", "files", "hub", "distributed"},
+    {"arguments", "families", "files", "hub", "distributed"},
     {"run_files", "adapters", "data.prompts"},
     {"run_records", "system", "baselines", "fast"},
     {"config"},
@@ -118,7 +118,7 @@ def test_adapters_import_only_torch_safetensors_and_regex_and_in_one_direction()
             continue
         for name in ours(file):
             theirs = name.split(".")[1:3]
-            assert theirs[0] in ("adapters", "errors", "files"), f"{file}: {name}"
+            assert theirs[0] in ("adapters", "errors", "families", "files"), f"{file}: {name}"
             if theirs[0] == "adapters" and theirs[1] != own[0]:
                 assert level[theirs[1]] < level[own[0]], f"{file}: {name}"
 

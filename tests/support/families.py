@@ -1,5 +1,6 @@
 """A small random model of each encoder-decoder family, built from its config."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "MT5": T5_SHAPE,
     "UMT5": T5_SHAPE,
     "LongT5": T5_SHAPE,
-    "SwitchTransformers": T5_SHAPE | {"num_experts": 2, "expert_capacity": 64},
+    "SwitchTransformers": T5_SHAPE
+    | {"num_experts": 2, "expert_capacity": 64, "num_decoder_layers": 2}
+    | {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     "MBart": BART_SHAPE,
     "Pegasus": BART_SHAPE,
     "Blenderbot": BART_SHAPE,
@@ -45,12 +48,93 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
     },
 }
-HEAD_CLASSES = {"Marian": "MarianMTModel"}
+_GEMMA_STACK = {
+    "vocab_size": TOKENS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "sliding_window": 16,
+    "query_pre_attn_scalar": 16,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_SEAMLESS = {
+    key.replace("d_model", "hidden_size"): value for key, value in BART_SHAPE.items() if key != "pad_token_id"
+}
+_EXPERTS = {"num_experts": 2, "expert_capacity": 64}
+_BERT = {
+    "vocab_size": TOKENS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+_GPT2 = {"vocab_size": TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+EVERY: dict[str, dict[str, Any]] = FAMILIES | {
+    "Mvp": BART_SHAPE,
+    "PLBart": BART_SHAPE,
+    "PegasusX": BART_SHAPE | {"num_global_tokens": 4, "block_size": 16},
+    "BlenderbotSmall": BART_SHAPE,
+    "FSMT": {k: v for k, v in BART_SHAPE.items() if k != "vocab_size"}
+    | {"src_vocab_size": TOKENS, "tgt_vocab_size": TOKENS + 8},
+    "NllbMoe": BART_SHAPE | _EXPERTS | {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
+    "T5Gemma": {"encoder": _GEMMA_STACK, "decoder": _GEMMA_STACK, "vocab_size": TOKENS},
+    "T5Gemma2": {
+        "encoder": {
+            "text_config": _GEMMA_STACK | {"layer_types": ["sliding_attention", "full_attention"]},
+            "vision_config": _VISION,
+            "boi_token_index": TOKENS - 3,
+            "eoi_token_index": TOKENS - 2,
+            "image_token_index": TOKENS - 1,
+            "mm_tokens_per_image": 4,
+        },
+        "decoder": _GEMMA_STACK | {"layer_types": ["sliding_attention", "full_attention"]},
+        "image_token_index": TOKENS - 1,
+        "eoi_token_index": TOKENS - 2,
+    },
+    "SeamlessM4T": _SEAMLESS,
+    "SeamlessM4Tv2": _SEAMLESS,
+    "BertBert": {"encoder": _BERT | {"model_type": "bert"}, "decoder": _BERT | {"model_type": "bert"}},
+    "BertGpt2": {"encoder": _BERT | {"model_type": "bert"}, "decoder": _GPT2 | {"model_type": "gpt2"}},
+}
+"""Every text family of Transformers' list of sequence-to-sequence models."""
+CLASSES = {
+    "Marian": ("MarianConfig", "MarianMTModel"),
+    "SeamlessM4T": ("SeamlessM4TConfig", "SeamlessM4TForTextToText"),
+    "SeamlessM4Tv2": ("SeamlessM4Tv2Config", "SeamlessM4Tv2ForTextToText"),
+    "BertBert": ("EncoderDecoderConfig", "EncoderDecoderModel"),
+    "BertGpt2": ("EncoderDecoderConfig", "EncoderDecoderModel"),
+}
+
+
+def family_settings(family: str, **fields: Any) -> Any:
+    """Return the config of a key of `EVERY`."""
+    config_class, _ = CLASSES.get(family, (f"{family}Config", ""))
+    settings = getattr(transformers, config_class)(**deepcopy(EVERY[family] | fields))
+    if config_class == "EncoderDecoderConfig":
+        settings.decoder.is_decoder = settings.decoder.add_cross_attention = True
+        settings.decoder_start_token_id, settings.pad_token_id, settings.eos_token_id = 2, 0, 3
+    return settings
 
 
 def make_family(family: str, **fields: Any) -> Any:
-    """Build a model of a key of `FAMILIES`, its head tied to the embeddings where the family ties it."""
+    """Build a model of a key of `EVERY`, its head tied to the embeddings where the family ties it."""
     torch.manual_seed(0)
-    settings = getattr(transformers, f"{family}Config")(**(FAMILIES[family] | fields))
-    head_class = HEAD_CLASSES.get(family, f"{family}ForConditionalGeneration")
+    settings = family_settings(family, **fields)
+    _, head_class = CLASSES.get(family, ("", f"{family}ForConditionalGeneration"))
     return getattr(transformers, head_class)(settings).eval()

@@ -1,0 +1,137 @@
+"""Encoder-decoder families of Transformers as data: the one place that knows a family by its name.
+
+A row says what cannot be read from a model or a tokenizer alone. A family without a row works by what can
+be read from its modules. Fast paths (`fast/`) and the ONNX graphs (`exporting/`), which copy the arithmetic
+of one family, have lists of their own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Label = Literal["text", "eos", "bos", "language"]
+"""A part of a row of labels: the text's own tokens, the end or begin token, the target language's code."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of the models of one `config.model_type`."""
+
+    targets: tuple[str, ...] = ()
+    """Ends of the names of the query and value projections in every stack; where encoder and decoder spell
+    them differently, both spellings. Empty for a pair of models, whose parts are read from the model."""
+    stacks: tuple[str, str] = ("encoder_layers", "decoder_layers")
+    """Fields of config.json with the number of blocks of the encoder and of the decoder; dots lead into the
+    configuration of a part."""
+    beside: tuple[str, ...] = ()
+    """Ends of the names of modules beside the language model, which text does not reach or which choose among
+    experts: never a default target, nor part of `all-linear`."""
+    labels: tuple[tuple[Label, ...], ...] = (("text", "eos"),)
+    """How rows of labels begin and end: what the tokenizer's `text_target` gives, with an end token where it
+    adds none; several where tokenizers of one family differ."""
+    start: tuple[Literal["pad", "eos", "bos", "cls", "language"], ...] = ("pad",)
+    """Token that the decoder starts from, for a checkpoint that does not say it; one for each of `labels`."""
+    languages: Literal["codes", "vocabularies"] | None = None
+    """How source and target language are given: `codes` by the tokenizer's attributes `src_lang` and
+    `tgt_lang`, `vocabularies` by two vocabularies, of which `text_target` selects the second."""
+    generation: tuple[str, ...] = ()
+    """Settings of `generate` that depend on the target language (its code: the first token of the labels is
+    `forced_bos_token_id`, the last one is `decoder_start_token_id`), or without which the family does not
+    work."""
+    own_head: str | None = None
+    """Checkpoints whose `feed_forward_proj` begins so ("" for all) have a head of their own, although the
+    model that Transformers builds from config.json may tie it to the embeddings."""
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    """What does not work with this family -> why."""
+
+
+_QV, _QV_PROJ = ("q", "v"), ("q_proj", "v_proj")
+_T5 = ("num_layers", "num_decoder_layers")
+_SOURCE_QV = ("query", "value", *_QV_PROJ)  # the encoder's own attention spells them out
+_CODE_FIRST: dict[str, Any] = {
+    "labels": (("language", "text", "eos"),),
+    "start": ("eos",),
+    "languages": "codes",
+    "generation": ("forced_bos_token_id",),
+}
+_ROUTER = ("router",)
+
+FAMILIES: dict[str, Family] = {
+    # T5 and its descendants
+    "t5": Family(_QV, _T5, own_head="gated"),  # T5 1.1, FLAN-T5 and ByT5 are gated
+    "mt5": Family(_QV, _T5, own_head=""),
+    "umt5": Family(_QV, _T5, own_head=""),
+    "longt5": Family(_QV, _T5),
+    "switch_transformers": Family(_QV, _T5, beside=_ROUTER),
+    "t5gemma": Family(
+        _QV_PROJ,
+        ("encoder.num_hidden_layers", "decoder.num_hidden_layers"),
+        labels=(("bos", "text", "eos"),),
+        start=("bos",),
+    ),
+    "t5gemma2": Family(
+        _QV_PROJ,
+        ("encoder.text_config.num_hidden_layers", "decoder.num_hidden_layers"),
+        beside=("vision_tower", "multi_modal_projector"),
+        labels=(("bos", "text", "eos"),),
+        start=("bos",),
+    ),
+    # BART and its descendants
+    "bart": Family(_QV_PROJ, labels=(("bos", "text", "eos"),), start=("eos",)),
+    "mvp": Family(_QV_PROJ, labels=(("bos", "text", "eos"),), start=("eos",)),
+    "led": Family(_SOURCE_QV, labels=(("bos", "text", "eos"),), start=("eos",)),
+    "mbart": Family(
+        _QV_PROJ,
+        labels=(("text", "eos", "language"), ("language", "text", "eos")),  # mBART; mBART-50
+        start=("language", "eos"),
+        languages="codes",
+        generation=("decoder_start_token_id", "forced_bos_token_id"),
+    ),
+    "plbart": Family(
+        _QV_PROJ,
+        labels=(("text", "eos", "language"),),
+        start=("language",),
+        languages="codes",
+        generation=("decoder_start_token_id",),
+    ),
+    "m2m_100": Family(_QV_PROJ, **_CODE_FIRST),  # M2M100 and NLLB
+    "nllb-moe": Family(_QV_PROJ, beside=_ROUTER, **_CODE_FIRST),
+    "marian": Family(_QV_PROJ, languages="vocabularies", generation=("bad_words_ids",)),
+    "fsmt": Family(_QV_PROJ, start=("eos",), languages="vocabularies"),
+    "pegasus": Family(_QV_PROJ),
+    "pegasus_x": Family(_QV_PROJ),
+    "bigbird_pegasus": Family(_SOURCE_QV, start=("bos",)),
+    "blenderbot": Family(_QV_PROJ, start=("bos",)),
+    "blenderbot-small": Family(_QV_PROJ, start=("bos",)),
+    # others
+    "prophetnet": Family(
+        ("query_proj", "value_proj"), ("num_encoder_layers", "num_decoder_layers"), start=("bos",)
+    ),
+    "encoder-decoder": Family(
+        stacks=("encoder.num_hidden_layers", "decoder.num_hidden_layers"),
+        beside=("pooler",),
+        labels=(("bos", "text", "eos"),),
+        start=("cls",),
+    ),
+    "seamless_m4t": Family(
+        _QV_PROJ,
+        beside=("speech_encoder", "t2u_model", "vocoder"),
+        labels=(("eos", "language", "text", "eos"),),
+        start=("eos",),
+        languages="codes",
+        generation=("forced_bos_token_id",),
+    ),
+}
+FAMILIES["seamless_m4t_v2"] = FAMILIES["seamless_m4t"]
+UNKNOWN = Family()
+"""The row of a family that has none."""
+
+
+def family_of(model_type: object) -> Family:
+    """Return the row of a model, of its configuration, or of a `model_type`; `UNKNOWN` without one."""
+    config = getattr(model_type, "config", model_type)
+    if isinstance(config, Mapping):
+        name = config.get("model_type")
+    else:
+        name = getattr(config, "model_type", config)
+    return FAMILIES.get(name, UNKNOWN) if isinstance(name, str) else UNKNOWN
