@@ -14,6 +14,7 @@ from lora_hf.config.prediction import BEAM_FIELDS
 from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown, wrong_value
 from lora_hf.config.schema import GenerationConfig, RunConfig
 from lora_hf.config.training import check_together, check_training
+from lora_hf.config.unread import unread_fields
 from lora_hf.config.variants import check_variants
 from lora_hf.config.yaml_reader import SHIPPED as SHIPPED
 from lora_hf.config.yaml_reader import Document, read_document, read_value, write_value
@@ -252,6 +253,8 @@ def _check_combinations(config: RunConfig) -> list[Mistake]:
         if (value := getattr(generation, field)) != getattr(plain, field):
             text = "has no effect with generation.num_beams=1: set num_beams above 1, or remove it"
             return [wrong_value(("generation", field), value, text)]
+    if unread := unread_fields(config):
+        return unread
     common = check_together(config.training) if config.training else []
     own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): arm.training for n, arm in config.arms.items()}
     own |= {("variants", name): changes.get("training", {}) for name, changes in config.variants.items()}

@@ -246,7 +246,7 @@ def test_an_override_can_correct_a_mistake_in_the_file() -> None:
 def test_an_override_is_read_as_yaml_and_other_text_unchanged(
     override: str, section: str, field: str, value: object
 ) -> None:
-    assert getattr(getattr(load("method: lora", override), section), field) == value
+    assert getattr(getattr(load("model: {model_name_or_path: a/b}", override), section), field) == value
 
 
 def test_the_last_override_wins_and_sections_are_made_as_needed() -> None:
@@ -279,7 +279,8 @@ def test_no_is_text_or_false_depending_on_the_field_s_type() -> None:
 
 
 def test_plain_text_is_not_taken_for_dates_octals_or_base_sixty() -> None:
-    config = load("model: {revision: 2024-01-31}\ndata: {dataset_revision: 1:30, id_column: on}\nseed: 010")
+    names = "model_name_or_path: a/b, revision: 2024-01-31}\ndata: {dataset_name: a/b, dataset_revision: 1:30"
+    config = load(f"model: {{{names}, id_column: on}}\nseed: 010")
     assert config.model.revision == "2024-01-31"
     assert (config.data.dataset_revision, config.data.id_column, config.seed) == ("1:30", "on", 10)
 
@@ -324,6 +325,7 @@ AWKWARD = """
 model: {revision: "5e4", model_name_or_path: "no"}
 lora: {lora_alpha: 0.1, target_modules: 'q|v'}
 data:
+  dataset_name: "1e5"
   prompt: "A: {dialogue}\\n\\n # 'quoted' \\u00e9 \\u2028 \\U0001F600\\tend "
   dataset_revision: "1:30"
   id_column: "null"

@@ -9,8 +9,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.config.load import load_config
 from lora_hf.config.schema import METHOD_CHOICES, SECTIONS, LoraSection, RunConfig, Section
 from lora_hf.data.prompts import PROMPTS, fill_prompt, prompt_template
+from lora_hf.errors import UserError
 
 
 def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:
@@ -87,6 +89,87 @@ def test_common_spellings_of_values_are_accepted(data: dict[str, Any], value: An
 def test_a_config_that_would_fail_later_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RunConfig.model_validate(data)
+
+
+IN_4_BITS = {"load_in_4bit": True}
+LOFTQ = {"lora": {"init_lora_weights": "loftq"}, "model": IN_4_BITS}
+# (fields, the field without effect, what it needs)
+UNREAD: list[tuple[dict[str, Any], str, str]] = [
+    ({"lora": {"loftq_iter": 5}}, "lora.loftq_iter=5", "lora.init_lora_weights: loftq"),
+    ({"model": {"quantize_wo": True}}, "model.quantize_wo=true", "load_in_4bit: true or load_in_8bit: true"),
+    ({"model": {"bnb_4bit_quant_type": "fp4"}}, "model.bnb_4bit_quant_type='fp4'", "load_in_4bit: true with"),
+    (
+        {"model": {"bnb_4bit_use_double_quant": False}},
+        "model.bnb_4bit_use_double_quant=false",
+        "quant_method",
+    ),
+    ({"model": {"bnb_4bit_compute_dtype": "float32"}}, "model.bnb_4bit_compute_dtype='float32'", "bnb"),
+    ({"model": {"hqq_group_size": 32}}, "model.hqq_group_size=32", "quant_method: hqq"),
+    ({"model": {"hqq_group_size": 32} | IN_4_BITS}, "model.hqq_group_size=32", "quant_method: hqq"),
+    (
+        {"model": {"bnb_4bit_quant_type": "fp4", "load_in_8bit": True}},
+        "model.bnb_4bit_quant_type='fp4'",
+        "bnb",
+    ),
+    ({"model": {"revision": "v1"}}, "model.revision='v1'", "model.revision=null"),
+    ({"data": {"dataset_revision": "v1"}}, "data.dataset_revision='v1'", "data.dataset_revision=null"),
+    ({"data": {"dataset_config": "en"}}, "data.dataset_config='en'", "data.dataset_config=null"),
+    (
+        {"method": "bottleneck", "lora": {"modules_to_save": ["lm_head"]}},
+        "lora.modules_to_save=[lm_head]",
+        "method: lora",
+    ),
+    (
+        {"method": "prompt_tuning", "lora": {"modules_to_save": ["lm_head"]}},
+        "lora.modules_to_save=[lm_head]",
+        "method: lora",
+    ),
+    ({"variants": {"a": {"lora": {"loftq_iter": 5}}}}, "variants.a: lora.loftq_iter=5", "loftq"),
+    ({"sweep": {"space": {"lora": {"loftq_iter": [2, 3]}}}}, "loftq_iter-2: lora.loftq_iter=2", "loftq"),
+]
+
+
+@pytest.mark.parametrize(("fields", "field", "needs"), UNREAD)
+def test_a_field_that_no_run_reads_is_refused_with_what_it_needs(
+    fields: dict[str, Any], field: str, needs: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        load_config(fields)
+    message = str(raised.value)
+    assert f"{field} has no effect" in message and needs in message and "\n" not in message
+
+
+@pytest.mark.parametrize("fields", [*(fields for fields, _, _ in UNREAD), {"data": {"dataset_name": "."}}])
+def test_a_recorded_config_with_a_field_that_no_run_reads_can_still_be_read(fields: dict[str, Any]) -> None:
+    load_config(fields, is_recorded=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora": {"loftq_iter": 1}, "model": {"quantize_wo": False, "hqq_group_size": 64, "revision": None}},
+        LOFTQ | {"lora": LOFTQ["lora"] | {"loftq_iter": 5}},
+        {"lora": {"loftq_iter": 5}, "variants": {"loftq": LOFTQ, "plain": {}}},
+        {
+            "lora": {"loftq_iter": 5},
+            "model": IN_4_BITS,
+            "sweep": {"space": {"lora": {"init_lora_weights": ["loftq"]}}},
+        },
+        {"model": {"quantize_wo": True, "load_in_4bit": False}},
+        {"model": {"quantize_wo": True}, "variants": {"qlora": {"model": IN_4_BITS}, "lora": {}}},
+        {
+            "model": {"bnb_4bit_quant_type": "fp4"} | IN_4_BITS,
+            "variants": {"dense": {"model": {"load_in_4bit": False}}},
+        },
+        {"model": {"hqq_group_size": 32, "quant_method": "hqq"} | IN_4_BITS},
+        {"model": {"model_name_or_path": "a/b", "revision": "v1"}},
+        {"data": {"dataset_name": "a/b", "dataset_revision": "v1", "dataset_config": "en"}},
+        {"method": "bottleneck", "lora": {"modules_to_save": ["lm_head"]}, "arms": {"full": {}}},
+    ],
+)
+def test_a_field_that_some_run_reads_is_accepted(fields: dict[str, Any]) -> None:
+    config = load_config(fields)
+    assert load_config(config) == config
 
 
 def test_a_section_whose_keys_are_all_commented_out_has_its_defaults() -> None:
