@@ -90,10 +90,10 @@ class ModelConfig(Section):
         return STORAGE.get((self.quant_method, 8 if self.load_in_8bit else 4), self.bnb_4bit_quant_type)
 
     def storage_fields(self) -> dict[str, Any]:
-        """Return the fields, beside name and dtype, with which an adapter's base has to be loaded again."""
-        where = {"model_name_or_path", "revision", "dtype"}
-        fields = self.model_dump(exclude=where, exclude_defaults=True)
-        return fields if self.is_quantized else {k: v for k, v in fields.items() if k == "untie_head"}
+        """Return the fields, beside name and revision, with which an adapter's base is loaded again."""
+        fields = self.model_dump(exclude={"model_name_or_path", "revision"}, exclude_defaults=True)
+        dense = ("dtype", "untie_head")
+        return fields if self.is_quantized else {k: v for k, v in fields.items() if k in dense}
 
     @model_validator(mode="after")
     def _check_storage(self) -> Self:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.config import RunConfig
 from lora_hf.config.prediction import NEW_TOKENS, PredictionSettings
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS
 from lora_hf.run_records import Prediction, read_predictions, read_result
-from lora_hf.saved.inference import BASE
+from lora_hf.saved.inference import BASE, model_of_run
 from lora_hf.serving.engine import Engine, Job
 
 SAMPLES = 20
@@ -62,9 +62,8 @@ class DemoModels:
             if name in adapters:
                 self._engines[name] = shared
             elif (folder / MODEL).is_dir():
-                own = ModelConfig(model_name_or_path=str(folder / MODEL), dtype=first.model.dtype)
                 settings = PredictionSettings.of_run(config, _length(folder) or length)
-                self._engines[name] = Engine(own, {}, settings)
+                self._engines[name] = Engine(model_of_run(folder), {}, settings)
         self.adapters = list(adapters)
         self._lock = threading.Lock()
         self.names = list(self._engines)

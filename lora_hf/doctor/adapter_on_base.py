@@ -17,8 +17,7 @@ from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unkno
 from lora_hf.doctor.configs import tokens_cut
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
-from lora_hf.run_files import CONFIG
-from lora_hf.saved.find_adapter import config_of_run, settings_of
+from lora_hf.saved.find_adapter import config_of_run, run_directory, settings_of
 from lora_hf.saved.merge import sample_batch
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
@@ -154,7 +153,7 @@ def tokens(adapter: SavedAdapter, storage: ModelConfig, tokenizer: Any) -> Findi
 
 def run_of(adapter: SavedAdapter) -> RunConfig | None:
     """Return the config of the run that an adapter belongs to, or None."""
-    if not (adapter.folder.parent / CONFIG).is_file():
+    if run_directory(adapter) is None:
         return None
     try:
         return config_of_run(adapter)

@@ -14,7 +14,7 @@ from lora_hf.data.splits import load_split
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
-from lora_hf.saved.find_adapter import at_recorded_revision
+from lora_hf.saved.find_adapter import as_recorded
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
@@ -30,7 +30,7 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     Raises:
         UserError: a mistake in the config, the data or the adapter.
     """
-    base = at_recorded_revision(config.model, adapter) if adapter else config.model
+    base = as_recorded(config.model, adapter) if adapter else config.model
     tokenizer = load_tokenizer(base)
     model = load_model(base, pick_device())
     if adapter:

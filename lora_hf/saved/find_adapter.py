@@ -11,12 +11,13 @@ from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import load_config
-from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
+from lora_hf.config.model import Dtype
+from lora_hf.config.prediction import NEW_TOKENS, PROMPT_FIELDS, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import fetch
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED
-from lora_hf.run_records import read_record
+from lora_hf.run_records import read_record, read_result
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
@@ -97,33 +98,44 @@ def config_of_run(saved: SavedAdapter) -> RunConfig:
     Raises:
         UserError: it is not in a run directory.
     """
-    file = saved.folder.parent / CONFIG
-    if not file.is_file():
+    if (run := run_directory(saved)) is None:
         raise UserError(
             f"--adapter {saved.source!r} is not in a run directory; say with --config whose data to use"
         )
-    return load_config(file, is_recorded=True)
+    return load_config(run / CONFIG, is_recorded=True)
 
 
-def load_with_base(saved: SavedAdapter, base: str | None = None) -> tuple[Any, Any]:
+def run_directory(saved: SavedAdapter) -> Path | None:
+    """Return the run that an adapter is in, as its result or in one of its checkpoints; None if in none."""
+    above = saved.folder.resolve().parent
+    run = above.parent if above.name == CHECKPOINTS else above
+    return run if (run / CONFIG).is_file() else None
+
+
+def load_with_base(
+    saved: SavedAdapter, base: str | None = None, dtype: Dtype | None = None
+) -> tuple[Any, Any]:
     """Load the base model of an adapter, in its storage format, with the adapter on it.
 
     Args:
         saved: the adapter.
         base: the base model, or None for the one the adapter names.
+        dtype: of the frozen weights; None takes the one that the adapter was scored in.
 
     Returns:
         Model and tokenizer.
     """
     config = base_config(saved, base)
+    if dtype is not None:
+        config = config.model_copy(update={"dtype": dtype})
     return load_saved(load_model(config, pick_device()), saved), load_tokenizer(config)
 
 
 def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
-    """Return the `model` section for an adapter's base, in the storage format that it was trained on.
+    """Return the `model` section for an adapter's base, in the storage format and dtype of its training.
 
-    A manifest that names no format means dense. The recorded revision belongs to the recorded name, so it is
-    not used for another `base`.
+    A manifest that names no format means dense, one without a dtype means `auto`. The recorded revision
+    belongs to the recorded name, so it is not used for another `base`.
 
     Raises:
         UserError: the adapter's files cannot be read, name no base, or an unknown storage format.
@@ -144,33 +156,59 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     return config.with_name_field("--base" if base else f"{saved.folder}: base_model_name_or_path")
 
 
-def at_recorded_revision(config: ModelConfig, saved: SavedAdapter) -> ModelConfig:
-    """Return a config's `model` section with the base's revision that an adapter was trained on.
+def as_recorded(config: ModelConfig, saved: SavedAdapter) -> ModelConfig:
+    """Return a config's `model` section with the base's revision and dtype that an adapter was trained with.
 
     Args:
-        config: returned unchanged if it gives a revision, or names another base than the adapter.
+        config: the fields that it gives stay; all do if it names another base than the adapter.
         saved: the adapter.
 
     Raises:
         UserError: the adapter's files cannot be read or have no valid values.
     """
-    if config.revision or config.model_name_or_path != saved.base_model:
+    if config.model_name_or_path != saved.base_model:
         return config
-    if recorded := base_config(saved).revision:
-        logger.info("model.revision is not given: %r is used, on which the adapter was trained", recorded)
-    return config.model_copy(update={"revision": recorded})
+    recorded, taken = base_config(saved), {}
+    if not config.revision and recorded.revision:
+        taken["revision"] = recorded.revision
+    if "dtype" not in config.model_fields_set and recorded.dtype != config.dtype:
+        taken["dtype"] = recorded.dtype
+    for name, value in taken.items():
+        logger.info("model.%s is not given: %r is used, with which the adapter was trained", name, value)
+    return config.model_copy(update=taken)
 
 
 def settings_of(saved: SavedAdapter, **data: Any) -> PredictionSettings:
     """Return the prompt, the lengths and the generation settings that an adapter was trained with.
 
     Args:
-        saved: the adapter; where its manifest names no prompt, `summarize_dialogue` is used.
+        saved: the adapter; what its manifest lacks is taken from the run that it is in. If neither names a
+            prompt, `summarize_dialogue` is used.
         data: further fields of `data`.
 
     Raises:
         UserError: the manifest's values are not valid.
     """
-    if not any(name in saved.manifest for name in PROMPT_FIELDS):
+    recorded = _settings_of_run(saved) | saved.manifest
+    if not any(name in recorded for name in PROMPT_FIELDS):
         logger.info("%s does not say its prompt: 'summarize_dialogue' is used", saved.folder)
-    return PredictionSettings.read(saved.manifest, saved.folder / MANIFEST_NAME, **data)
+    return PredictionSettings.read(recorded, saved.folder / MANIFEST_NAME, **data)
+
+
+def _settings_of_run(saved: SavedAdapter) -> dict[str, Any]:
+    """Return the settings of the run that an adapter is in, for one that does not record them all itself.
+
+    Older versions wrote fewer settings, and a checkpoint has none.
+    """
+    run = run_directory(saved)
+    if run is None or saved.manifest.keys() >= {*PROMPT_FIELDS, "max_new_tokens", "generation"}:
+        return {}
+    try:
+        config = load_config(run / CONFIG, is_recorded=True)
+    except UserError as error:
+        logger.warning("the settings of the run are not used, because its config cannot be read: %s", error)
+        return {}
+    scored = (read_result(run) or {}).get("max_new_tokens")
+    length = scored or config.generation.max_new_tokens or NEW_TOKENS
+    logger.info("%s does not record all of its settings: those of %s are used", saved.folder, run / CONFIG)
+    return PredictionSettings.of_run(config, length).manifest()

@@ -90,8 +90,14 @@ class InferenceModel:
         problem = not_shareable(saved)
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
-        settings = settings_of(saved)
+        settings, recorded = settings_of(saved), base_config(saved, self.name).dtype
         self._inject(saved, name)
+        here = str(self.model.dtype).removeprefix("torch.")
+        if recorded not in ("auto", here):
+            logger.warning(
+                "%s was trained on a base in %s, and this one is in %s: it can write other summaries",
+                *(saved.folder, recorded, here),
+            )
         self.adapters[name] = settings
         self._alone = saved if problem else None
         self._first = self._first or name
@@ -246,12 +252,16 @@ def _settings_beside(folder: Path) -> PredictionSettings | None:
     return PredictionSettings.read(manifest, folder / MANIFEST_NAME) if manifest else None
 
 
+def model_of_run(run: Path) -> ModelConfig:
+    """Return the model of a run of full fine-tuning, which was trained and scored in float32."""
+    return ModelConfig(model_name_or_path=str(run / MODEL), dtype="float32")
+
+
 def _load_run(run: Path) -> InferenceModel:
     """Load the model of a run of full fine-tuning, or the base of an untrained one."""
     config = load_config(run / CONFIG, is_recorded=True)
     if (run / MODEL).is_dir():
-        # All weights were trained and scored in float32, whatever dtype the config gives.
-        model = ModelConfig(model_name_or_path=str(run / MODEL), dtype="float32")
+        model = model_of_run(run)
     elif config.method == "base":
         model = config.model
     else:

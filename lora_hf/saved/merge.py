@@ -57,7 +57,8 @@ def merge(
     settings = settings_of(saved).changed("generation", generation or {})
     if onto not in (None, *CHOICES):
         raise UserError(f"--onto {onto!r} must be one of {list(CHOICES)}.{did_you_mean(onto, CHOICES)}")
-    model, tokenizer = load_with_base(saved, base)
+    # of the merged weights: the dtype that the base was frozen in would round them
+    model, tokenizer = load_with_base(saved, base, dtype="auto")
     errors = merge_errors(model, sample_batch(model, tokenizer, saved))
     if not STORAGE_FORMATS[base_config(saved, base).storage].is_plain:
         errors.pop("requantized", None)

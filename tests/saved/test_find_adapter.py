@@ -1,20 +1,32 @@
 """A saved adapter is found and read once for each command, however many steps need it."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import peft
 import pytest
+import torch
 from support.models import randomize
 
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
+from lora_hf.adapters.checkpoint_io import read_dtypes
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
 from lora_hf.saved import find_adapter as finding
-from lora_hf.saved.find_adapter import base_config, config_of_run, find_adapter, settings_of
+from lora_hf.saved.find_adapter import (
+    as_recorded,
+    base_config,
+    config_of_run,
+    find_adapter,
+    load_with_base,
+    settings_of,
+)
+from lora_hf.saved.inference import InferenceModel, load
+from lora_hf.saved.merge import merge
 from lora_hf.system import pick_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -122,3 +134,67 @@ def test_a_base_with_a_commit_is_named_with_it_in_both_files_and_peft_reads_it(t
     known = peft.PeftConfig.from_pretrained(tmp_path / "hub")
     assert (known.base_model_name_or_path, known.revision) == ("me/tiny", COMMIT)
     assert base_config(SavedAdapter.at(tmp_path / "hub")).revision == COMMIT
+
+
+def in_bfloat16(folder: Path, to: Path) -> SavedAdapter:
+    """Copy an adapter, with the manifest of a run whose base was in bfloat16."""
+    shutil.copytree(folder, to)
+    manifest = json.loads((to / "lora_hf.json").read_text())
+    store = ModelConfig(dtype="bfloat16").storage_fields()
+    (to / "lora_hf.json").write_text(json.dumps(manifest | {"base_store": store}))
+    return SavedAdapter.at(to)
+
+
+def test_an_adapter_is_used_in_the_dtype_of_its_base_and_merged_in_full(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = in_bfloat16(folder, tmp_path / "saved")
+    assert load(saved.folder).model.dtype == load_with_base(saved)[0].dtype == torch.bfloat16
+    assert base_config(SavedAdapter.at(folder)).dtype == "auto"  # as older versions wrote it
+    merge(str(saved.folder), tmp_path / "merged", None, None)
+    assert set(read_dtypes(tmp_path / "merged" / "model.safetensors").values()) == {"F32"}
+    InferenceModel(ModelConfig(dtype="float32")).add_adapter(saved)
+    assert "trained on a base in bfloat16, and this one is in float32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [({}, "bfloat16"), ({"dtype": "float32"}, "float32"), ({"dtype": "auto"}, "auto")],
+)
+def test_a_config_is_completed_with_the_recorded_dtype(
+    given: dict, used: str, folder: Path, tmp_path: Path
+) -> None:
+    saved = in_bfloat16(folder, tmp_path / "saved")
+    assert as_recorded(ModelConfig(**given), saved).dtype == used
+    other = ModelConfig(model_name_or_path="other/base", **given)
+    assert as_recorded(other, saved).dtype == other.dtype
+
+
+@pytest.mark.parametrize("place", ["adapter", "checkpoints/checkpoint-2"])
+def test_settings_that_an_adapter_does_not_record_are_those_of_its_run(
+    place: str, folder: Path, tmp_path: Path
+) -> None:
+    own = {"prompt": "tldr", "max_source_length": 64}
+    write_yaml(tmp_path / "config.yaml", {"data": own, "generation": {"num_beams": 3, "max_new_tokens": 9}})
+    shutil.copytree(folder, tmp_path / place)
+    saved = SavedAdapter.at(tmp_path / place)
+    settings = settings_of(saved)  # its manifest has a prompt and lengths, and no search
+    assert (settings.generation.num_beams, settings.max_new_tokens) == (3, 8)
+    assert settings.data.max_source_length == 512
+    (saved.folder / "lora_hf.json").unlink()
+    settings = settings_of(SavedAdapter.at(saved.folder))
+    assert (settings.data.prompt, settings.data.max_source_length) == ("tldr", 64)
+    assert (settings.generation.num_beams, settings.max_new_tokens) == (3, 9)
+
+
+def test_a_config_beside_an_adapter_that_is_no_run_s_is_not_used(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_yaml(tmp_path / "config.yaml", {"theme": "material"})
+    shutil.copytree(folder, tmp_path / "adapter")
+    assert settings_of(SavedAdapter.at(tmp_path / "adapter")).max_new_tokens == 8
+    assert "its config cannot be read" in caplog.text
+
+
+def write_yaml(file: Path, fields: dict) -> None:
+    file.write_text(json.dumps(fields))  # YAML reads JSON
