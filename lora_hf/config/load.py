@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from lora_hf.config.prediction import BEAM_FIELDS
 from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown, wrong_value
 from lora_hf.config.schema import GenerationConfig, RunConfig
-from lora_hf.config.training import check_together, check_training
+from lora_hf.config.together import check_together
+from lora_hf.config.training import check_training
 from lora_hf.config.unread import unread_fields
 from lora_hf.config.variants import check_variants
 from lora_hf.config.yaml_reader import SHIPPED as SHIPPED

@@ -1,16 +1,14 @@
-"""Check `training:`: each field by its schema, then all of them together, at last by Transformers."""
+"""Check `training:` field by field; `config.together` checks what only several fields can say."""
 
 import json
-import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lora_hf.config.problems import KeyPath, Mistake, dotted, near_choice, shown, unknown_key, wrong_value
+from lora_hf.config.problems import KeyPath, Mistake, near_choice, unknown_key, wrong_value
 from lora_hf.config.training_fields import DROPPED, ELSEWHERE, FIXED, LARGEST, FieldSchema, training_fields
 from lora_hf.config.types import Flag, Integer, Number
 from lora_hf.errors import NOT_JSON, first_line
@@ -20,15 +18,10 @@ JSON_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 """Fields that are a mapping, its JSON text, or the path of a JSON file."""
 JSON_TEXTS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
 """Fields that are a mapping or its JSON text."""
-NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
-"""Schedules that Transformers makes without `warmup_steps`."""
-NO_SCHEDULE_FIELDS = ("constant", "constant_with_warmup")
-"""Schedules that Transformers makes without `lr_scheduler_kwargs`."""
 BEST = ("loss", *ROUGE_NAMES, "words")
 """Metrics of an evaluation during training."""
-# Fields that set environment variables, process groups or global flags, or depend on this machine.
-_NOT_TRIED = """deepspeed fsdp fsdp_config accelerator_config parallelism_config tf32 use_cpu
-torch_compile torch_compile_backend torch_compile_mode""".split()
+TOKENS_SEEN = ("no", "all", "non_padding")
+"""Texts of `include_num_input_tokens_seen`; Transformers counts nothing sensible with any other."""
 _KINDS: dict[str, tuple[Any, str]] = {
     "integer": (Integer, "an integer"),
     "number": (Number, "a number"),
@@ -82,6 +75,12 @@ def _check(key: str, value: Any) -> Any:
             raise ValueError(reason)
         return value
     value = _convert(value, schema)
+    if key == "include_num_input_tokens_seen" and isinstance(value, str) and value not in TOKENS_SEEN:
+        raise ValueError(f"is not true, false or one of {', '.join(TOKENS_SEEN)}")
+    if key == "deepspeed" and value is not None and not value:
+        raise ValueError("is empty: give a mapping of DeepSpeed's fields or the path of a JSON file, or null")
+    if key == "report_to" and isinstance(value, list) and len(value) > 1 and {*value} & {"none", "all"}:
+        raise ValueError("names none or all beside other trackers: write it alone, or remove it")
     if key == "metric_for_best_model" and str(value or "loss").removeprefix("eval_") not in BEST:
         raise ValueError(f"is not one of {', '.join(BEST)}, which an evaluation gives")
     if key in (*JSON_FILES, *JSON_TEXTS) and isinstance(value, str):
@@ -162,82 +161,3 @@ def _read_as(kind: FieldSchema) -> Any:
     if isinstance(values := kind.get("additionalProperties"), dict):
         return dict[str, _read_as(values)]  # type: ignore[misc]
     return _KINDS[_type(kind)][0]
-
-
-def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -> list[Mistake]:
-    """Return the mistakes in fields that depend on each other.
-
-    Transformers checks most of them: this imports it, uses no device and writes nothing.
-    """
-    from transformers import Seq2SeqTrainingArguments
-
-    class Trial(Seq2SeqTrainingArguments):
-        device = None  # type: ignore[assignment]  # setting it up would start process groups
-
-    settings = {key: value for key, value in training.items() if key not in _NOT_TRIED}
-    if pairs := [wrong_value((*path, key), training[key], text) for key, text in _pair_mistakes(training)]:
-        return pairs
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run itself will warn
-            args = Trial(output_dir="unused", use_cpu=True, **settings)
-            _try_schedule(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if "lr_end" in str(error):
-            remedy = "raise training.learning_rate, or lower lr_end in training.lr_scheduler_kwargs"
-            return [
-                wrong_value((*path, "lr_scheduler_type"), "polynomial", f"has no slope: {error}; {remedy}")
-            ]
-        return [_refusal(str(error), training, path)]
-    if args.save_strategy == "best" and args.metric_for_best_model is None:
-        text = "needs training.metric_for_best_model, such as loss or rouge1"
-        return [wrong_value((*path, "save_strategy"), "best", text)]
-    return []
-
-
-def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each field that another one leaves without effect, or makes fail late, and what it needs."""
-    get = training.get
-    schedule = get("lr_scheduler_type")
-    metric = str(get("metric_for_best_model") or "loss").removeprefix("eval_")
-    if get("dataloader_multiprocessing_context") and not get("dataloader_num_workers"):
-        yield "dataloader_multiprocessing_context", "needs training.dataloader_num_workers above 0"
-    if get("save_strategy") == "best" and get("eval_strategy", "no") == "no":
-        yield "save_strategy", "needs training.eval_strategy: evaluations decide which checkpoint is the best"
-    if get("prediction_loss_only") and metric != "loss":
-        yield "prediction_loss_only", f"leaves out training.metric_for_best_model={metric!r}; set it to false"
-    if get("max_steps") == 0:  # Transformers reads it as -1
-        yield "max_steps", "must be a number of steps, or -1 to train for num_train_epochs"
-    if get("num_train_epochs") == 0 and get("max_steps", -1) < 1:
-        yield "num_train_epochs", "trains nothing: set it above 0, or use method: base"
-    if get("warmup_steps") and schedule in NO_WARMUP:
-        remedy = "; use constant_with_warmup" if schedule == "constant" else "; remove it"
-        yield "warmup_steps", f"has no effect with training.lr_scheduler_type={schedule!r}{remedy}"
-    if get("lr_scheduler_kwargs") and schedule in NO_SCHEDULE_FIELDS:
-        yield "lr_scheduler_kwargs", f"has no effect with training.lr_scheduler_type={schedule!r}; remove it"
-
-
-def _try_schedule(args: Any) -> None:
-    """Create the learning-rate schedule: some need `lr_scheduler_kwargs`, and each accepts only its own.
-
-    One is bound by the rate: the polynomial schedule ends at 1e-7 unless `lr_end` is given.
-    """
-    import torch
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
-    kwargs = {"scheduler_specific_kwargs": args.lr_scheduler_kwargs} if args.lr_scheduler_kwargs else {}
-    get_scheduler(args.lr_scheduler_type, optimizer, 1, 1000, **kwargs)
-
-
-def _refusal(message: str, training: Mapping[str, Any], path: KeyPath) -> Mistake:
-    """Return Transformers' message as a mistake at the first key that it names.
-
-    The message becomes one line, with options and enums as a YAML writes them.
-    """
-    message = re.sub(r"\b\w+Strategy\.([A-Z]+)", lambda match: match[1].lower(), " ".join(message.split()))
-    message = re.sub(r"--(?=\w)", "", message)
-    named = [key for key in training if re.search(rf"\b{key}\b", message)]
-    if not named:
-        return Mistake(path, f"{dotted(path)}: {message}")
-    return Mistake((*path, named[0]), f"{dotted((*path, named[0]))}={shown(training[named[0]])}: {message}")

@@ -170,6 +170,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "adam_epsilon": (0, float("inf")),
     "label_smoothing_factor": (0, 1),
     "dataloader_num_workers": (0, 1024),  # each is a process
+    "dataloader_prefetch_factor": (1, 1024),
     "logging_steps": (0, float("inf")),
     "eval_steps": (0, float("inf")),
     "save_steps": (0, float("inf")),

@@ -29,7 +29,12 @@ LATE: dict[str, tuple[list[str], str]] = {
         "training.save_strategy='best' needs training.eval_strategy",
     ),
     "metric left out": (
-        ["prediction_loss_only=true", "metric_for_best_model=rouge1", *EVALUATED],
+        [
+            "prediction_loss_only=true",
+            "metric_for_best_model=rouge1",
+            "load_best_model_at_end=true",
+            *EVALUATED,
+        ],
         "training.prediction_loss_only=true leaves out training.metric_for_best_model='rouge1'",
     ),
     "fsdp in one process": (["fsdp=full_shard"], "training.fsdp='full_shard' needs several processes"),

@@ -162,6 +162,70 @@ def test_a_refused_field_is_one_error_with_its_value(field: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+COSINE = {"lr_scheduler_type": "cosine"}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"eval_steps": 5}, "eval_steps=5 has no effect without training.eval_strategy: steps"),
+    ({"eval_steps": 5, "eval_strategy": "epoch"}, ""),
+    ({"save_steps": 5}, "save_steps=5 has no effect without training.save_strategy: steps"),
+    ({"eval_delay": 3}, "eval_delay=3 has no effect without training.eval_strategy: steps or epoch"),
+    ({"metric_for_best_model": "rouge1"}, "='rouge1' has no effect without training.load_best_model_at_end"),
+    ({"greater_is_better": False}, "=false has no effect without training.load_best_model_at_end: true"),
+    ({"greater_is_better": None, "eval_delay": 0, "save_steps": 500, "hub_private_repo": False}, ""),
+    ({"metric_for_best_model": "rouge1", "load_best_model_at_end": False}, ""),
+    (
+        {"metric_for_best_model": "rouge1", "lr_scheduler_type": "reduce_lr_on_plateau"}
+        | {"eval_strategy": "epoch"},
+        "",
+    ),
+    ({"hub_model_id": "a/b"}, "hub_model_id='a/b' has no effect without training.push_to_hub: true"),
+    ({"fsdp_config": {"min_num_params": 1}}, "has no effect without training.fsdp: true"),
+    (
+        {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        "has no effect without training.gradient_checkpointing: true",
+    ),
+    ({"dataloader_persistent_workers": True}, "=true has no effect without training.dataloader_num_workers"),
+    ({"dataloader_prefetch_factor": 2}, "=2 has no effect without training.dataloader_num_workers: above 0"),
+    ({"dataloader_prefetch_factor": 0, "dataloader_num_workers": 1}, "=0 must be at least 1"),
+    ({"dataloader_prefetch_factor": -1, "dataloader_num_workers": 1}, "=-1 must be at least 1"),
+    ({"include_num_input_tokens_seen": "sometimes"}, "='sometimes' is not true, false or one of no, all,"),
+    ({"include_num_input_tokens_seen": "non_padding"}, ""),
+    ({"deepspeed": {}}, "deepspeed={} is empty: give"),
+    ({"report_to": ["none", "tensorboard"]}, "=[none, tensorboard] names none or all beside"),
+    ({"report_to": ["none"]}, ""),
+    ({"learning_rate": 0}, "learning_rate=0 trains nothing: choose a rate above 0"),
+    (
+        {"lr_scheduler_kwargs": {"foo": 1}},
+        "={foo: 1} does not fit training.lr_scheduler_type='linear': get_l",
+    ),
+    (
+        COSINE | {"lr_scheduler_kwargs": {"num_cycles": "x"}},
+        "num_cycles: x} gives no learning rate at a later",
+    ),
+    (COSINE | {"lr_scheduler_kwargs": {"num_cycles": 0.75}}, ""),
+    (
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "two"}},
+        "power: two} gives no learning rate at a later step",
+    ),
+    (
+        {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}},
+        "timescale: 0} gives no learning rate at a later step (ZeroDivisionError",
+    ),
+    ({"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, ""),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), REFUSED, ids=str)
+def test_what_would_do_nothing_or_fail_later_is_refused_when_the_config_is_read(
+    settings: dict[str, Any], says: str
+) -> None:
+    if not says:
+        load_config({"training": settings})
+        return
+    with pytest.raises(UserError) as raised:
+        load_config({"training": settings})
+    assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("field", FIXED)
 def test_the_value_that_a_fixed_field_has_may_be_written_down(field: str) -> None:
     assert load_config({"training": {field: FIXED[field][0]}}).training == {field: FIXED[field][0]}

@@ -212,7 +212,8 @@ def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Pat
 
 
 def test_the_error_begins_on_a_new_line_after_a_progress_bar(tmp_path: Path, train: Any) -> None:
-    words = ["training.learning_rate=0", "training.max_steps=4", "training.disable_tqdm=false"]
+    words = ["training.learning_rate=5e-324", "training.warmup_steps=4"]  # half of the rate is 0
+    words += ["training.max_steps=4", "training.disable_tqdm=false"]
     status, err = train(*words, f"output_dir={tmp_path / 'run'}")
     assert status == 2 and "2/4" in err
     assert sum(line.startswith("error: step 3: the learning rate") for line in err.split("\n")) == 1
