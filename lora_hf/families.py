@@ -24,8 +24,10 @@ class Family:
     """Fields of config.json with the number of blocks of the encoder and of the decoder; dots lead into the
     configuration of a part."""
     beside: tuple[str, ...] = ()
-    """Ends of the names of modules beside the language model, which text does not reach or which choose among
-    experts: never a default target, nor part of `all-linear`."""
+    """Names of modules beside the language model, which text does not reach: never a default target, nor part
+    of `all-linear`."""
+    routers: tuple[str, ...] = ()
+    """Names of modules that choose among experts: never a default target, nor part of `all-linear`."""
     labels: tuple[tuple[Label, ...], ...] = (("text", "eos"),)
     """How rows of labels begin and end: what the tokenizer's `text_target` gives, with an end token where it
     adds none; several where tokenizers of one family differ."""
@@ -54,7 +56,6 @@ _CODE_FIRST: dict[str, Any] = {
     "languages": "codes",
     "generation": ("forced_bos_token_id",),
 }
-_ROUTER = ("router",)
 
 FAMILIES: dict[str, Family] = {
     # T5 and its descendants
@@ -62,7 +63,7 @@ FAMILIES: dict[str, Family] = {
     "mt5": Family(_QV, _T5, own_head=""),
     "umt5": Family(_QV, _T5, own_head=""),
     "longt5": Family(_QV, _T5),
-    "switch_transformers": Family(_QV, _T5, beside=_ROUTER),
+    "switch_transformers": Family(_QV, _T5, routers=("router",)),
     "t5gemma": Family(
         _QV_PROJ,
         ("encoder.num_hidden_layers", "decoder.num_hidden_layers"),
@@ -95,7 +96,7 @@ FAMILIES: dict[str, Family] = {
         generation=("decoder_start_token_id",),
     ),
     "m2m_100": Family(_QV_PROJ, **_CODE_FIRST),  # M2M100 and NLLB
-    "nllb-moe": Family(_QV_PROJ, beside=_ROUTER, **_CODE_FIRST),
+    "nllb-moe": Family(_QV_PROJ, routers=("router",), **_CODE_FIRST),
     "marian": Family(_QV_PROJ, languages="vocabularies", generation=("bad_words_ids",)),
     "fsmt": Family(_QV_PROJ, start=("eos",), languages="vocabularies"),
     "pegasus": Family(_QV_PROJ),

@@ -43,6 +43,8 @@ ADAPTERS = [
     {"methods"},
     {"initialize", "modules_to_save", "mixed_batch"},
     {"layer"},
+    {"module_names"},
+    {"default_targets"},
     {"targets", "model_state", "peft_format"},
     {"checkpoint_io", "layer_replication", "embeddings", "save_pretrained"},
     {"saved_adapter"},

@@ -18,6 +18,7 @@ import regex
 from lora_hf.errors import NOT_REGULAR, UserError
 
 ALL_LINEAR = "all-linear"
+AUTO = "auto"
 Spans = tuple[tuple[int, int], ...]
 INITIALIZATIONS = ("kaiming", "gaussian", "lookup", "pissa", "olora", "loftq")
 """Values of `init_lora_weights` besides True and `pissa_niter_N`."""
@@ -74,8 +75,9 @@ class LoraConfig:
     """The update is scaled by lora_alpha / r."""
     lora_dropout: float = setting(0.0, "a number in [0, 1)", ge=0, lt=1)
     """Probability with which an input element of the adapter is zeroed in training."""
-    target_modules: tuple[str, ...] | str = setting(("q", "v"), NAMES)
-    """Layer names (whole or a `.suffix`), a regular expression that the full name matches, or all-linear."""
+    target_modules: tuple[str, ...] | str = setting(AUTO, NAMES)
+    """Layer names (whole or a `.suffix`), a regular expression that the full name matches, all-linear, or
+    auto: the query and value projections of every attention, as the model's family names them."""
     exclude_modules: tuple[str, ...] | str = setting((), NAMES)
     """Names or one regular expression, removed from the targets."""
     layers_to_transform: tuple[int, ...] | None = setting(
@@ -180,10 +182,10 @@ class LoraConfig:
                 "init_lora_weights",
             )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
-            if self.target_modules != ALL_LINEAR:
+            if self.target_modules not in (ALL_LINEAR, AUTO):
                 raise UserError(
                     f"layers_to_transform={list(self.layers_to_transform)} requires target_modules to be a "
-                    f"list or {ALL_LINEAR!r}; put the indices into {self.target_modules!r}",
+                    f"list, {ALL_LINEAR!r} or {AUTO!r}; put the indices into {self.target_modules!r}",
                     "layers_to_transform",
                 )
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.model_state import adapter_configs, model_state, update_state
+from lora_hf.adapters.module_names import own_modules
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.peft_format import PREFIX
-from lora_hf.adapters.targets import own_modules
 from lora_hf.adapters.wrappers import get_submodule, unwrapped
 from lora_hf.errors import UserError
 

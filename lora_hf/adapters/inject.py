@@ -15,6 +15,7 @@ from torch import nn
 from lora_hf.adapters.active import set_adapter
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.default_targets import doubts, with_names
 from lora_hf.adapters.initialize import LayerInit, initialize_layer
 from lora_hf.adapters.inits import SHAPE_ONLY
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name, shared_parameters
@@ -30,10 +31,11 @@ from lora_hf.adapters.model_state import (
     saved_modules,
     update_state,
 )
+from lora_hf.adapters.module_names import identity
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.save_pretrained import guard_save_pretrained
-from lora_hf.adapters.targets import find_saved, find_targets, identity
+from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.adapters.wrappers import refuse_synchronized, unwrapped
 from lora_hf.errors import UserError
 
@@ -96,8 +98,11 @@ def _inject(
         replicate_layers(model, config.layer_replication)
     elif state.replication:  # replicated before: the adapter's layer names count the new blocks
         config = replace(config, layer_replication=dict(state.replication))
+    config = with_names(model, config)
     strict = initialize is None  # a saved adapter has been compared with its file
     targets, saved = find_targets(model, config, strict), find_saved(model, config, strict)
+    for doubt in doubts(model, config, targets) if strict else ():
+        logger.warning("%s", doubt)
     keep_differentiable(model)
     layers = {path: m if isinstance(m, LoraLayer) else LoraLayer(m) for path, m in targets.items()}
     inits = _initialize(layers, config, base_weights_of(model, base_weights), initialize)

@@ -23,11 +23,12 @@ from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.layer_replication import replicate_layers
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.model_state import BaseWeights, model_state, refuse_offloaded, saved_modules
+from lora_hf.adapters.module_names import block_index, own_modules
 from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.save import START_NAME, adapted, adapter_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.adapters.targets import block_index, find_saved, find_targets, own_modules
+from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.adapters.wrappers import plain_keys, refuse_synchronized, unwrapped
 from lora_hf.errors import UserError, few
 

@@ -30,6 +30,7 @@ from lora_hf.adapters.model_state import (
     refuse_offloaded,
     saved_modules,
 )
+from lora_hf.adapters.module_names import own_modules
 from lora_hf.adapters.peft_format import (
     CONFIG_NAME,
     PREFIX,
@@ -38,7 +39,7 @@ from lora_hf.adapters.peft_format import (
     doubled,
     peft_config,
 )
-from lora_hf.adapters.targets import find_targets, own_modules
+from lora_hf.adapters.targets import find_targets
 from lora_hf.adapters.wrappers import get_submodule, named_modules, unwrapped
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json

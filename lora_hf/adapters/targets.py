@@ -6,48 +6,24 @@ silently train fewer layers.
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
-from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches, pattern_matches
+from lora_hf.adapters.config import ALL_LINEAR, AUTO, LoraConfig, name_matches, pattern_matches
+from lora_hf.adapters.default_targets import default_ends, not_language, with_names
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
+from lora_hf.adapters.module_names import WRAPPERS, block_index, called, identity, layer_ends, own_modules
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.weight_readers import refuse_weight_reader
 from lora_hf.adapters.wrappers import named_modules, unwrapped
 from lora_hf.errors import UserError, did_you_mean
 
 Owners = dict[int, list[tuple[str, type[nn.Module]]]]
-WRAPPERS = (LoraLayer, SavedModule)
 UNTIE = "give the output head its own weight (model.untie_head: true, or lora_hf.untie_head(model))"
-_INDEX = re.compile(r"(?:^|.*?\.)[^.]*\.(\d+)\.")  # the outermost: T5's blocks, not the layers within one
-_LAST_INDEX = re.compile(r"(?:^|.*\.)[^.]*\.(\d+)\.")
-_END = re.compile(r"[^.]*(?:\.\d+)*$")  # `wo`, but `experts.0`: an index alone says nothing
-
-
-def own_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the model's modules with their names, without those that adapters have added below them.
-
-    A module with several names comes once for each.
-    """
-    for name, wrapped in unwrapped(module).named_children():
-        child = unwrapped(wrapped)
-        yield prefix + name, child
-        if not isinstance(child, WRAPPERS):
-            yield from own_modules(child, f"{prefix}{name}.")
-
-
-def identity(module: nn.Module) -> int:
-    """Return a number that is equal for all places of one layer: T5's `shared` and its `embed_tokens`.
-
-    Those are modules of their own over one Parameter: an adapter on one alone would have no effect. Other
-    layers with common weights are replicas, each with adapters of its own.
-    """
-    is_embedding = isinstance(module, nn.Embedding)
-    return id(module.weight) if is_embedding else id(module)
 
 
 def find_targets(model: nn.Module, config: LoraConfig, strict: bool = True) -> dict[str, nn.Module]:
@@ -62,6 +38,7 @@ def find_targets(model: nn.Module, config: LoraConfig, strict: bool = True) -> d
     Raises:
         UserError: an entry of the configuration matches nothing, or a layer that cannot take this adapter.
     """
+    config = with_names(model, config)
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, module in own_modules(model):
@@ -72,6 +49,9 @@ def find_targets(model: nn.Module, config: LoraConfig, strict: bool = True) -> d
     found = {
         own[0]: modules[key] for key, own in names.items() if _is_target(model, config, own, modules[key])
     }
+    if config.target_modules == ALL_LINEAR:
+        aside = not_language(model, dict(own_modules(model)))
+        found = {name: module for name, module in found.items() if not aside(name)}
     if strict or not (found or config.modules_to_save):
         _check_all_used(model, config, everything, list(found))
     owners = _owners(model)
@@ -139,12 +119,6 @@ def _is_saved(config: LoraConfig, names: list[str]) -> bool:
         for name in names
         for end in [*(match.start() for match in re.finditer(r"\.", name)), len(name)]
     )
-
-
-def block_index(name: str, last: bool = False) -> int | None:
-    """Return a layer's block, 3 for `encoder.block.3.layer.0.SelfAttention.q`; or the last number, 0."""
-    match = (_LAST_INDEX if last else _INDEX).match(name)
-    return int(match.group(1)) if match else None
 
 
 def _in_chosen_block(config: LoraConfig, name: str) -> bool:
@@ -240,11 +214,12 @@ def _with_weights(model: nn.Module) -> list[str]:
 def _no_match(
     model: nn.Module, field: str, unused: list[str], names: Iterable[str], what: str = "layer"
 ) -> UserError:
-    ends = sorted({_END.findall(name)[0] for name in names})
-    model_name = getattr(model, "name_or_path", "") or type(model).__name__
+    ends, hint = layer_ends(names), ""
+    if field == "target_modules" and (default := default_ends(model, dict(own_modules(model)))):
+        hint = f" The default of this model, target_modules: {AUTO}, is {', '.join(default)}."
     return UserError(
-        f"{field}: {unused} matched no {what} of {model_name}; "
-        f"its layers end in {ends}.{did_you_mean(unused[0], ends)}",
+        f"{field}: {unused} matched no {what} of {called(model)}; "
+        f"its layers end in {ends}.{hint}{did_you_mean(unused[0], ends)}",
         field,
     )
 

@@ -6,7 +6,7 @@ overflows in it (66,246 > 65,504 was measured) and the loss becomes NaN, so trai
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,15 @@ def find_base(config: ModelConfig, part: Part) -> tuple[str, str | None]:
         if file.is_file():
             raise UserError(_is_adapter(config, read_object(file)))
     return str(folder), commit
+
+
+def model_type(config: ModelConfig) -> str | None:
+    """Return the family of a base model from its config.json; None if that cannot be read."""
+    with suppress(UserError, OSError):
+        folder, _ = find_base(config, "config")
+        kind = read_object(Path(folder) / "config.json").get("model_type")
+        return kind if isinstance(kind, str) else None
+    return None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Models of fake or meta tensors, which take no memory, and the number of weights in their parts."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
+from lora_hf.adapters import inject
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.models.flan_t5 import COMMON, SIZES
@@ -79,10 +81,26 @@ def outline(
         if config.model.untie_head:
             untie_head(model)
         if config.method in ADDED_WEIGHTS:
-            ADDED_WEIGHTS[config.method].add(with_plain_init(config, **(FEWER if layers else {})), model)
+            with _without_warnings():
+                ADDED_WEIGHTS[config.method].add(with_plain_init(config, **(FEWER if layers else {})), model)
         if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         yield model.train().requires_grad_(True) if config.method == "full" else model.train()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Suppress the warnings of injecting, which would come once per outline; the doctor reports them."""
+    logger = logging.getLogger(inject.__name__)
+    logger.addFilter(_is_no_warning)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_warning)
+
+
+def _is_no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.WARNING
 
 
 def with_plain_init(config: RunConfig, **fields: Any) -> RunConfig:

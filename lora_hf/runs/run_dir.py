@@ -14,12 +14,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lora_hf.adapters.config import AUTO
 from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.config.load import changed_fields, resolved_yaml
 from lora_hf.config.model import ASSETS, EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, first_line
+from lora_hf.families import family_of
 from lora_hf.files import PARTIAL, json_text, write_json, write_text
 from lora_hf.hub.names import COMMIT
 from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS, ROUGE_NAMES
@@ -70,6 +72,26 @@ def inputs_of(config: RunConfig, processes: int = 1) -> dict[str, Any]:
     if processes > 1:
         fields["training"][BATCH_SIZE] = fields["training"].get(BATCH_SIZE, DEFAULT_BATCH_SIZE) * processes
     return fields
+
+
+def _with_auto(
+    old: dict[str, Any], new: dict[str, Any], config: RunConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two runs' inputs, with `auto` in both where one names the default targets of the model.
+
+    A run of before there was `auto` has the names in its config.
+    """
+    both = [fields["lora"]["target_modules"] for fields in (old, new) if "lora" in fields]
+    named = [targets for targets in both if targets != AUTO]
+    if len(both) == 2 and len(named) == 1 and isinstance(named[0], list):
+        from lora_hf.models.load import model_type
+
+        row = family_of(model_type(config.model))
+        if {*row.targets} == {*named[0]} and not row.beside:
+            old, new = (
+                {**fields, "lora": fields["lora"] | {"target_modules": AUTO}} for fields in (old, new)
+            )
+    return old, new
 
 
 def sources_of(config: RunConfig) -> str | None:
@@ -194,7 +216,8 @@ class RunDirectory:
             before, _ = int((read_record(self / INPUTS) or {}).get(PROCESSES, 1)), self.results()
         except (ValueError, TypeError) as error:
             return [first_line(error)]
-        changed = changed_fields(inputs_of(old, before), inputs_of(self.config, world_size()))
+        known = _with_auto(inputs_of(old, before), inputs_of(self.config, world_size()), self.config)
+        changed = changed_fields(*known)
         several = max(before, world_size()) > 1
         return [
             line.replace(f"{BATCH_SIZE}:", f"{BATCH_SIZE} x processes:") if several else line

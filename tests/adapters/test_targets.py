@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, merge_and_unload, save_adapter
 from lora_hf.adapters.model_state import lora_layers, saved_modules
-from lora_hf.adapters.targets import block_index
+from lora_hf.adapters.module_names import block_index
 from lora_hf.errors import UserError
 
 

@@ -71,6 +71,15 @@ def test_changed_fields_are_named_and_nothing_is_touched(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_auto_equals_the_default_targets_that_an_older_run_names(tmp_path):
+    """The embedded model is a T5."""
+    finished(tmp_path, lora={"target_modules": ["q", "v"]})
+    run_of(tmp_path).prepare(HASHES)
+    assert (tmp_path / RESULTS).exists()
+    with pytest.raises(UserError, match=r"lora.target_modules: \[q, v\] -> \[q, k\]"):
+        run_of(tmp_path, lora={"target_modules": ["q", "k"]}).check()
+
+
 def test_the_same_config_over_other_data_or_another_model_is_another_run(tmp_path):
     finished(tmp_path)
     before = snapshot(tmp_path)
