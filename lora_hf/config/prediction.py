@@ -18,8 +18,8 @@ from lora_hf.errors import UserError, did_you_mean
 
 NEW_TOKENS = 128
 """Length of a summary where neither a run nor a manifest gives one."""
-PROMPT_FIELDS = ("prompt", "max_source_length")
-"""Fields of `data` in the manifest."""
+PROMPT_FIELDS = ("prompt", "max_source_length", "source_language", "target_language")
+"""Fields of `data` in the manifest; those that are null are left out."""
 BEAM_FIELDS = ("length_penalty", "early_stopping")
 """Fields of `generation` that mean something with several beams only."""
 AGAIN = "save or download the adapter again"
@@ -67,7 +67,7 @@ class PredictionSettings:
     def manifest(self) -> dict[str, Any]:
         """Return the entries of `lora_hf.json`."""
         shaping = self.generation.model_dump(mode="json", exclude={*SPEED_FIELDS, "max_new_tokens"})
-        prompt = {name: getattr(self.data, name) for name in PROMPT_FIELDS}
+        prompt = self.data.model_dump(include={*PROMPT_FIELDS}, exclude_none=True)
         return prompt | {"max_new_tokens": self.max_new_tokens, "generation": shaping}
 
     def changed(self, where: str, changes: Mapping[str, Any]) -> Self:

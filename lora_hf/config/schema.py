@@ -43,6 +43,11 @@ class DataConfig(Section):
     """Column copied to predictions.jsonl. Without it, the row number is used."""
     prompt: str = "summarize_dialogue"
     """Name of a shipped prompt, or a template that contains `{dialogue}`."""
+    source_language: Text | None = None
+    """Language of the dialogues, for a multilingual model (mBART, NLLB, M2M100, PLBart, Seamless): a code of
+    its tokenizer, such as `eng_Latn`. Null takes the tokenizer's own."""
+    target_language: Text | None = None
+    """Language of the summaries: their labels and all that the model writes. Null takes the tokenizer's."""
     max_source_length: Count = 512
     """Largest number of input tokens, prompt included; longer dialogues are cut. FLAN-T5 used 512."""
     max_target_length: Count = 128

@@ -15,6 +15,9 @@ from lora_hf.data.unknown_tokens import Unknown, UnknownTokens
 from lora_hf.errors import UserError
 
 ADDED_END = "the tokenizer adds no end token; %s is added to each summary, so that the model learns to stop"
+WITH_SPECIAL = (
+    "%s: %s dialogues and summaries contain a special token of the tokenizer, such as %s: it is read as text"
+)
 logger = logging.getLogger(__name__)
 
 
@@ -52,6 +55,9 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     warnings = _log_unknown(train_rows.unknown, validation_rows.unknown)
     test_sources, found = encode_test(test, tokenizer, config.data)
     warnings += found
+    for name, rows in (("train", train_rows), ("validation", validation_rows)):
+        if rows.with_special:
+            logger.info(WITH_SPECIAL, name, f"{rows.with_special:,}", tokenizer.eos_token)
     if train_rows.added_end is not None:
         logger.info(ADDED_END, train_rows.added_end)
     warnings += _log_shared(train.shared_with({"validation": validation, "test": test}))

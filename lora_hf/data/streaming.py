@@ -82,6 +82,7 @@ class StreamedDialogues(IterableDataset):
         """Rows and target lengths of the first window, in the source's order."""
         self.truncation, self.unknown = beginning.truncation, beginning.unknown
         self.unknown_in_prompt, self.added_end = beginning.unknown_in_prompt, beginning.added_end
+        self.with_special = beginning.with_special
         self.keys, self.keys_of = source.keys, "train"
         """`dialogue_keys` of the rows that were read so far, and what messages call these rows."""
         if self.keys is None:

@@ -1,6 +1,11 @@
-"""Tokenize examples, and count what is truncated and what the tokenizer does not know."""
+"""Tokenize examples, and count what is truncated and what the tokenizer does not know.
+
+Special tokens are those that the tokenizer itself puts around a text, in the config's languages. What looks
+like one inside a text (`</s>` in HTML) is text: it would end a summary where it stands.
+"""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +16,7 @@ from lora_hf.data.examples import Example
 from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens, count_unknown
 from lora_hf.errors import UserError
+from lora_hf.models.languages import frame, in_languages, target_vocabulary
 
 ABSURD = 2**18
 """Characters beyond which only a text's beginning is tokenized; 512 tokens are about 2,000 characters."""
@@ -18,6 +24,8 @@ ENCODED = 512
 """Texts per call of the tokenizer, which holds about 100 bytes per token during a call."""
 GENERATION_MARGIN = 1.25
 """Factor by which generated summaries may exceed the longest reference."""
+CONTROL = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token")
+"""Special tokens that say where a text begins or ends."""
 
 
 class Sources(NamedTuple):
@@ -32,6 +40,21 @@ class Sources(NamedTuple):
     """Unknown tokens of the dialogues, as far as they are not cut."""
     in_prompt: Unknown
     """Unknown tokens of the prompt alone."""
+    with_special: int
+    """Dialogues that contain a special token of the tokenizer, which is read as text."""
+
+
+class Targets(NamedTuple):
+    """Token ids of summaries, as labels."""
+
+    ids: list[list[int]]
+    lengths: list[int]
+    """Their lengths before they are cut."""
+    added_end: str | None
+    """The end token, where the tokenizer adds none to a text; each row of labels gets it here."""
+    unknown: Unknown
+    with_special: int
+    """Summaries that contain a special token of the tokenizer, which is read as text."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +85,21 @@ class TokenizedDialogues(Dataset):
     def __init__(self, examples: list[Example], tokenizer: Any, config: DataConfig, split: str) -> None:
         pairs = [(example.dialogue, reference) for example in examples for reference in example.references]
         sources = encode_sources([dialogue for dialogue, _ in pairs], tokenizer, config)
+        targets = encode_targets([reference for _, reference in pairs], tokenizer, config)
         limit = config.max_target_length
-        references = [_beginning(reference, limit, tokenizer) for _, reference in pairs]
-        targets, end = _encode(references, tokenizer), ending(tokenizer)
-        self.added_end = None if tokenizer.eos_token_id in end else tokenizer.eos_token
-        """The end token, where the tokenizer adds none to a text; each row of labels gets it here."""
-        if self.added_end is not None:
-            end = [tokenizer.eos_token_id]
-            targets = [target + end for target in targets]
         self.rows = [
-            {
-                "input_ids": source,
-                "attention_mask": [1] * len(source),
-                "labels": target if len(target) <= limit else target[: max(0, limit - len(end))] + end,
-            }
-            for source, target in zip(sources.ids, targets, strict=True)
+            {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}
+            for source, target in zip(sources.ids, targets.ids, strict=True)
         ]
-        self.target_lengths = [len(target) for target in targets]
+        self.target_lengths, self.added_end = targets.lengths, targets.added_end
         cut_targets = sum(length > limit for length in self.target_lengths)
         self.truncation = Truncation(
             split, len(pairs), sources.cut, sources.long, config.max_source_length, cut_targets, limit
         )
-        summaries = count_unknown(references, [row["labels"] for row in self.rows], tokenizer)
-        self.unknown = UnknownTokens(split, sources.unknown, summaries)
+        self.unknown = UnknownTokens(split, sources.unknown, targets.unknown)
         self.unknown_in_prompt = sources.in_prompt
+        self.with_special = sources.with_special + targets.with_special
+        """Dialogues and summaries that contain a special token of the tokenizer, which is read as text."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,49 +111,65 @@ class TokenizedDialogues(Dataset):
 def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> Sources:
     """Return the token ids of each dialogue in its prompt, at most `max_source_length`.
 
-    A long dialogue loses its last tokens; the text after it in the prompt ("Summary: ") is kept.
+    A long dialogue loses its last tokens; the text after it in the prompt ("Summary: ") is kept, and so is
+    what the tokenizer puts before and after a text, such as the source language.
 
     Raises:
-        UserError: the prompt alone fills `max_source_length`, or the tokenizer lacks a special token.
+        UserError: the prompt alone fills `max_source_length`, or the tokenizer lacks a special token or a
+            language.
     """
     if missing := missing_tokens(tokenizer):
         raise UserError(f"the tokenizer has no {missing[0]}: name one in its tokenizer_config.json")
     template, limit = prompt_template(config.prompt), config.max_source_length
-    prompt_length = len(_encode([fill_prompt(template, "")], tokenizer)[0])
-    if prompt_length >= limit:
-        raise UserError(
-            f"data.max_source_length={limit} leaves no room for a dialogue: the prompt alone has "
-            f"{prompt_length} tokens"
-        )
-    dialogues = [_beginning(dialogue, limit, tokenizer) for dialogue in dialogues]
-    ids = _encode([fill_prompt(template, dialogue) for dialogue in dialogues], tokenizer)
-    after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
-    tail = [*after, *ending(tokenizer)]
-    cut = [number for number, row in enumerate(ids) if len(row) > limit]
-    for number in cut:
-        ids[number] = ids[number][: limit - len(tail)] + tail
-    alone = _encode([dialogues[number] for number in cut], tokenizer)
-    around = template.split(PLACE)  # not as one text, in which T5 makes one token of unknown neighbors
-    in_prompt = count_unknown(around, _encode(around, tokenizer), tokenizer)
-    unknown = count_unknown(dialogues, ids, tokenizer, expected=in_prompt.unknown)
-    return Sources(ids, len(cut), sum(len(row) > limit for row in alone), unknown, in_prompt)
+    with in_languages(tokenizer, config):
+        prompt_length = len(_encode([fill_prompt(template, "")], tokenizer)[0])
+        if prompt_length >= limit:
+            raise UserError(
+                f"data.max_source_length={limit} leaves no room for a dialogue: the prompt alone has "
+                f"{prompt_length} tokens"
+            )
+        dialogues = [_beginning(dialogue, limit, tokenizer) for dialogue in dialogues]
+        ids, with_special = _encode_texts(dialogues, tokenizer, template)
+        after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
+        tail = [*after, *frame(tokenizer).tail]
+        cut = [number for number, row in enumerate(ids) if len(row) > limit]
+        for number in cut:
+            ids[number] = ids[number][: limit - len(tail)] + tail
+        alone = _encode([dialogues[number] for number in cut], tokenizer)
+        around = template.split(PLACE)  # not as one text, in which T5 makes one token of unknown neighbors
+        in_prompt = count_unknown(around, _encode(around, tokenizer), tokenizer)
+        unknown = count_unknown(dialogues, ids, tokenizer, expected=in_prompt.unknown)
+    return Sources(ids, len(cut), sum(len(row) > limit for row in alone), unknown, in_prompt, with_special)
 
 
-def ending(tokenizer: Any) -> list[int]:
-    """Return the special tokens that the tokenizer adds at the end of a text: T5 `</s>`, T5Gemma none."""
-    whole, text = (tokenizer("a", add_special_tokens=special).input_ids for special in (True, False))
-    return whole[_after_last(text, whole) :]
+def encode_targets(references: list[str], tokenizer: Any, config: DataConfig) -> Targets:
+    """Return the labels of each summary, at most `max_target_length`.
+
+    They are what the tokenizer makes of a `text_target`, with an end token where it adds none; a long summary
+    loses the last tokens of its text. Seamless begins with the token that the decoder starts from, its end
+    token, which is no label: a model that learned it would end before it begins.
+
+    Raises:
+        UserError: the tokenizer does not know a language.
+    """
+    limit, end = config.max_target_length, tokenizer.eos_token_id
+    with in_languages(tokenizer, config):
+        head, tail = frame(tokenizer, is_target=True)
+        references = [_beginning(reference, limit, tokenizer) for reference in references]
+        ids, with_special = _encode_texts(references, tokenizer, is_target=True)
+    if head[:1] == [end]:
+        ids = [row[1:] for row in ids]
+    added_end = None if end in tail else tokenizer.eos_token
+    if added_end is not None:
+        ids, tail = [[*row, end] for row in ids], [*tail, end]
+    lengths = [len(row) for row in ids]
+    ids = [row if len(row) <= limit else row[: max(0, limit - len(tail))] + tail for row in ids]
+    return Targets(ids, lengths, added_end, count_unknown(references, ids, tokenizer), with_special)
 
 
 def missing_tokens(tokenizer: Any) -> list[str]:
     """Return the special tokens that training needs and the tokenizer does not have."""
     return [what for what in ("eos_token", "pad_token") if getattr(tokenizer, what) is None]
-
-
-def _after_last(part: list[int], whole: list[int]) -> int:
-    """Return the index behind the last occurrence of `part` in `whole`, or the length of `whole`."""
-    starts = range(len(whole) - len(part), -1, -1)
-    return next((at + len(part) for at in starts if whole[at : at + len(part)] == part), len(whole))
 
 
 def _beginning(text: str, limit: int, tokenizer: Any) -> str:
@@ -161,6 +191,40 @@ def generation_length(target_lengths: list[int], limit: int) -> int:
     return min(limit, math.ceil(max(target_lengths) * GENERATION_MARGIN))
 
 
-def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+def _encode(texts: list[str], tokenizer: Any, is_target: bool = False, **options: Any) -> list[list[int]]:
     pieces = (texts[at : at + ENCODED] for at in range(0, len(texts), ENCODED))
-    return [ids for piece in pieces for ids in tokenizer(piece, verbose=False).input_ids]
+    if not is_target:
+        return [ids for piece in pieces for ids in tokenizer(piece, verbose=False, **options).input_ids]
+    with target_vocabulary(tokenizer):
+        encoded = (tokenizer(text_target=piece, verbose=False, **options).input_ids for piece in pieces)
+        return [ids for rows in encoded for ids in rows]
+
+
+def _encode_texts(
+    texts: list[str], tokenizer: Any, template: str = PLACE, is_target: bool = False
+) -> tuple[list[list[int]], int]:
+    """Tokenize each text in the template; return the ids, and the number of texts with special tokens.
+
+    These are split like other text. Where the tokenizer cannot (T5's vocabulary holds `</s>` itself), or the
+    template has special tokens that must not be split, a space behind their first character divides them.
+    """
+
+    def encode(texts: list[str], **options: Any) -> list[list[int]]:
+        return _encode([fill_prompt(template, text) for text in texts], tokenizer, is_target, **options)
+
+    def controls(row: list[int]) -> int:
+        return sum(token in control_ids for token in row)
+
+    ids = encode(texts)
+    tokens = {name: getattr(tokenizer, name) for name in CONTROL}
+    control = re.compile("|".join(re.escape(token) for token in set(tokens.values()) if token))
+    found = [number for number, text in enumerate(texts) if control.search(text)]
+    if found:
+        control_ids = {getattr(tokenizer, f"{name}_id") for name in tokens}
+        expected = controls(encode([""])[0])
+    for number in found:
+        row = encode([texts[number]], split_special_tokens=True)[0]
+        if controls(row) != expected:
+            row = encode([control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", texts[number])])[0]
+        ids[number] = row
+    return ids, len(found)

@@ -5,7 +5,7 @@ unknown token and says nothing.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,10 +98,18 @@ def count_unknown(
 
 
 def unknown_parts(texts: Sequence[str], tokenizer: Any) -> tuple[str, ...]:
-    """Return the characters that the tokenizer does not know, or else the words; the most frequent first."""
+    """Return the characters that the tokenizer does not know, or else the words, or else the white space.
+
+    The most frequent come first.
+    """
     unknown = unknown_id(tokenizer)
-    for parts in (Counter(c for text in texts for c in text if not c.isspace()), None):
-        parts = parts or Counter(word for text in texts for word in text.split())
+    kinds: tuple[Callable[[], Iterator[str]], ...] = (
+        lambda: (c for text in texts for c in text if not c.isspace()),
+        lambda: (word for text in texts for word in text.split()),
+        lambda: (c for text in texts for c in text if c.isspace()),  # a line break
+    )
+    for kind in kinds:
+        parts = Counter(kind())
         candidates = [part for part, _ in parts.most_common(CANDIDATES)]
         rows = tokenizer(candidates, add_special_tokens=False, verbose=False).input_ids
         if found := [part for part, row in zip(candidates, rows, strict=True) if unknown in row]:

@@ -16,7 +16,7 @@ from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example
 from lora_hf.data.overlap import SharedDialogues
-from lora_hf.data.prepare import ADDED_END, prompt_problem
+from lora_hf.data.prepare import ADDED_END, WITH_SPECIAL, prompt_problem
 from lora_hf.data.splits import SPLITS, Split, is_on_hub, load_split
 from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
@@ -217,6 +217,8 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
             rows = held_rows(held_out[split], data, split, tokenizer)
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation, longest)
+        if rows.with_special:
+            yield ok(WITH_SPECIAL % (split, f"{rows.with_special:,}", tokenizer.eos_token))
         if rows.unknown:
             yield judge_unknown(rows.unknown)
     if rows.unknown_in_prompt.unknown:

@@ -19,6 +19,7 @@ from lora_hf.evaluation.rouge import DialogueScores, rouge_per_pair, score_dialo
 from lora_hf.evaluation.significance import bootstrap_interval
 from lora_hf.files import write_text
 from lora_hf.models.generation import check_tokens
+from lora_hf.models.languages import decode
 from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PREDICTIONS_VERSION, Prediction, Scores
 
@@ -44,8 +45,7 @@ class ValidationRouge:
 
     def _decode(self, ids: Any) -> list[str]:
         ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)  # no tokenizer can decode -100
-        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return texts
+        return decode(self.tokenizer, ids)
 
 
 def score_model(
@@ -101,8 +101,12 @@ def summarize(
     sources: list[list[int]],
     max_new_tokens: int,
     fast_paths: bool = True,
+    **options: Any,
 ) -> list[str]:
-    """Call `generate_summaries` with the config's options, and show a progress bar on standard error."""
+    """Call `generate_summaries` with the config's options, and show a progress bar on standard error.
+
+    `options` are further keywords of `generate`; the config's own replace them.
+    """
     check_tokens(model, config)
     columns = (TextColumn("summarizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -119,7 +123,7 @@ def summarize(
             batch_tokens=config.batch_tokens,
             fast_paths=fast_paths,
             on_batch=lambda rows: progress.advance(task, rows),
-            **config.options(),
+            **(options | config.options()),
         )
 
 

@@ -15,6 +15,7 @@ from lora_hf.adapters.merge import merged_where_exact
 from lora_hf.evaluation.decoding import decoding_for, effective_config
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
+from lora_hf.models.languages import decode
 
 ENCODER_TOKENS = 2048
 """Tokens that the encoder takes at a time on a CPU: activations stay in its cache, with less padding."""
@@ -75,7 +76,7 @@ def generate_summaries(
                     **inputs, max_new_tokens=max(own), **searched, custom_generate=decoding
                 )
             tokens = _cut(tokens, own, tokenizer.pad_token_id)
-            for i, text in zip(rows, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+            for i, text in zip(rows, decode(tokenizer, tokens), strict=True):
                 texts[i] = text.strip()
             on_batch(len(rows))
     return texts

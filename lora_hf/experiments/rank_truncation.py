@@ -22,6 +22,7 @@ from lora_hf.evaluation.evaluate import kept_scores, score_model
 from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, bootstrap_interval
 from lora_hf.experiments.summary import Scores, dialogue_scores, paired_record
 from lora_hf.files import check_new, write_json, write_text
+from lora_hf.models.languages import set_language
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
 from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PairedRecord, RankResult, TruncationRecord
@@ -68,6 +69,7 @@ def truncate(
     test = load_split(config.data, "test")
     report_other_settings(config, adapter)
     sources, _ = encode_test(test, tokenizer, config.data)
+    set_language(model, tokenizer, config.data)
     length = config.generation.max_new_tokens or manifest.get("max_new_tokens", NEW_TOKENS)
 
     def score() -> Scores:

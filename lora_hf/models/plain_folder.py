@@ -12,6 +12,7 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prompts import PLACE, prompt_template
 from lora_hf.files import write_json, write_text
 from lora_hf.models.generation import generation_config
+from lora_hf.models.languages import in_languages
 from lora_hf.models.load import quiet
 
 README = "README.md"
@@ -62,7 +63,8 @@ def save_model(
         model.config.task_specific_params = None
     with quiet():
         model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with in_languages(tokenizer, settings.data):
+        tokenizer.save_pretrained(folder)
     write_prompt(folder, settings, origin)
 
 

@@ -20,6 +20,7 @@ from lora_hf.distributed import all_gather, from_main, in_all_processes, is_shar
 from lora_hf.evaluation.evaluate import score_model, write_predictions
 from lora_hf.evaluation.rouge import load_scorer
 from lora_hf.files import file_sha256, folder_sha256, write_json
+from lora_hf.models.languages import set_language
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.run_records import Prediction, RunResult, Scores, TrainingRecord, folder_bytes, read_record
@@ -107,6 +108,7 @@ def _train(run: Run) -> TrainingRecord:
 def score(run: Run) -> tuple[Scores, list[Prediction]]:
     """Summarize and score the run's test split with its model."""
     config, data = run.config, run.data
+    set_language(run.model, run.tokenizer, config.data)
     return score_model(
         config.generation,
         run.model,

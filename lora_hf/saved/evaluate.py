@@ -12,6 +12,7 @@ from lora_hf.data.prepare import encode_test, load_data
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.splits import load_split
 from lora_hf.evaluation.evaluate import score_model
+from lora_hf.models.languages import set_language
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
 from lora_hf.saved.find_adapter import as_recorded
@@ -44,6 +45,7 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     else:  # the length follows from the references of training and validation
         data = load_data(config, tokenizer)
         test, sources, max_new_tokens = data.test, data.test_sources, data.max_new_tokens
+    set_language(model, tokenizer, config.data)
     scores, rows = score_model(
         config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths
     )
@@ -85,7 +87,7 @@ def report_other_settings(config: RunConfig, adapter: SavedAdapter) -> None:
     def compared(settings: PredictionSettings) -> dict[str, Any]:
         fields = settings.manifest()
         in_generation = {"max_new_tokens": fields["max_new_tokens"]} | fields["generation"]
-        in_data = {name: fields[name] for name in PROMPT_FIELDS}
+        in_data = {name: getattr(settings.data, name) for name in PROMPT_FIELDS}
         if prompt_template(settings.data.prompt) == prompt_template(config.data.prompt):
             in_data["prompt"] = config.data.prompt  # a shipped prompt's name and its text are the same
         sections = {"data": in_data, "generation": in_generation}

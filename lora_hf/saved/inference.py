@@ -23,6 +23,7 @@ from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
 from lora_hf.hub.names import split_name
+from lora_hf.models.languages import language_start
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
@@ -147,6 +148,7 @@ class InferenceModel:
         if not texts:
             return []
         sources = encode_sources(texts, self.tokenizer, data)
+        start: dict[str, Any] = language_start(self.model, self.tokenizer, data)
         if sources.cut:
             cut = Truncation("input", len(texts), sources.cut, sources.long, data.max_source_length)
             logger.warning("%s", cut)
@@ -154,7 +156,12 @@ class InferenceModel:
             logger.warning("%s", unknown)
         with self._only(name):
             return summarize(
-                settings.generation, self.model, self.tokenizer, sources.ids, settings.max_new_tokens
+                settings.generation,
+                self.model,
+                self.tokenizer,
+                sources.ids,
+                settings.max_new_tokens,
+                **start,
             )
 
     def summarize(self, dialogue: str, adapter: str | None = None, **options: Any) -> str:
@@ -164,7 +171,7 @@ class InferenceModel:
     @staticmethod
     def _with_prompt(data: DataConfig, prompt: str) -> DataConfig:
         try:
-            return DataConfig(prompt=prompt, max_source_length=data.max_source_length)
+            return DataConfig(**(data.model_dump(exclude_unset=True) | {"prompt": prompt}))
         except ValidationError as error:
             raise UserError(f"generate: prompt={prompt!r} {phrase_of(error.errors()[0])}") from None
 

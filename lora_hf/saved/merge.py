@@ -14,6 +14,7 @@ from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, whole
+from lora_hf.models.languages import set_language
 from lora_hf.models.plain_folder import public_name, save_model
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.saved.find_adapter import base_config, find_adapter, load_with_base, settings_of
@@ -59,6 +60,7 @@ def merge(
         raise UserError(f"--onto {onto!r} must be one of {list(CHOICES)}.{did_you_mean(onto, CHOICES)}")
     # of the merged weights: the dtype that the base was frozen in would round them
     model, tokenizer = load_with_base(saved, base, dtype="auto")
+    set_language(model, tokenizer, settings.data)
     errors = merge_errors(model, sample_batch(model, tokenizer, saved))
     if not STORAGE_FORMATS[base_config(saved, base).storage].is_plain:
         errors.pop("requantized", None)

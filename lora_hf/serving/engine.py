@@ -20,6 +20,7 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import fast_generation, generate_summaries
+from lora_hf.models.languages import language_start
 from lora_hf.saved.inference import InferenceModel, not_shareable
 
 
@@ -50,11 +51,14 @@ class Engine(InferenceModel):
         """
         super().__init__(base, base_settings)
         self._decoder = copy.deepcopy(self.tokenizer)  # `tokenizer` encodes in another thread meanwhile
+        self._starts: dict[tuple[str | None, ...], dict[str, int]] = {}  # `language_start` by languages
         self._fast = ExitStack()
         self._context = contextvars.copy_context()  # fast paths set context variables, whatever the thread
         with self._reference_path():
             for name, saved in adapters.items():
                 super().add_adapter(saved, name)
+        for settings in self.adapters.values():
+            self._options(settings)
 
     def add_adapter(self, adapter: str | Path | SavedAdapter, name: str = "default") -> None:
         """Load one more adapter.
@@ -64,6 +68,7 @@ class Engine(InferenceModel):
         """
         with self._reference_path():
             super().add_adapter(adapter, name)
+        self._options(self.adapters[name])
 
     def remove_adapter(self, name: str) -> None:
         """Remove an adapter's weights; its name has been taken out of `adapters` before."""
@@ -81,7 +86,7 @@ class Engine(InferenceModel):
         A greedy summary begins the same whatever length is allowed. Beam search does not, nor does one whose
         last token is forced.
         """
-        options = job.settings.generation.options()
+        options = self._options(job.settings)
         is_free = options["num_beams"] == 1 and "forced_eos_token_id" not in options
         return tuple(options.items()), None if is_free else job.settings.max_new_tokens
 
@@ -95,8 +100,19 @@ class Engine(InferenceModel):
             [job.settings.max_new_tokens for job in jobs],
             batch_size=len(jobs),
             adapters=[job.adapter for job in jobs],
-            **jobs[0].settings.generation.options(),
+            **self._options(jobs[0].settings),
         )
+
+    def _options(self, settings: PredictionSettings) -> dict[str, Any]:
+        """Return what shapes a summary, its language included, as keywords of `generate`.
+
+        An adapter's languages are looked up while it is added, because jobs are grouped in another thread.
+        """
+        data = settings.data
+        key = data.source_language, data.target_language
+        if key not in self._starts:
+            self._starts[key] = language_start(self.model, self._decoder, data)
+        return self._starts[key] | settings.generation.options()
 
     def close(self) -> None:
         """Restore the model's modules."""

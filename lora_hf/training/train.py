@@ -18,6 +18,7 @@ from lora_hf.distributed import from_main, full_weights, in_all_processes, is_ma
 from lora_hf.evaluation.evaluate import ValidationRouge
 from lora_hf.files import whole
 from lora_hf.models.generation import generation_config
+from lora_hf.models.languages import set_language
 from lora_hf.models.load import load_model
 from lora_hf.models.plain_folder import public_name, save_model
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, MODEL
@@ -98,6 +99,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
     config, data = run.config, run.data
     dtype = resolve_dtype(config.model.dtype, run.model.device)
     args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
+    set_language(run.model, run.tokenizer, config.data)
     run.model.generation_config = generation_config(run.model, config.generation)  # for evaluations
     callbacks: list[TrainerCallback] = [stop]
     if config.early_stopping_patience is not None:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.data.examples import Example
-from lora_hf.data.prepare import load_data
+from lora_hf.data.prepare import load_data, prompt_problem
 from lora_hf.data.tokenize import TokenizedDialogues, encode_sources
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_tokenizer
@@ -61,6 +61,29 @@ def test_the_prompt_s_own_unknown_characters_are_not_the_data_s() -> None:
     sources = encode_sources(["A: Hi.", "A: so < so"], letters(), data)
     assert sources.in_prompt.unknown and set(sources.in_prompt.examples) == {"<", ">"}
     assert (sources.unknown.texts, sources.unknown.unknown) == (1, 1)
+
+
+def test_a_line_break_that_the_tokenizer_does_not_know_is_named() -> None:
+    data = DataConfig(prompt="{dialogue}\nTL;DR:")
+    in_prompt = encode_sources(["A: Hi."], letters(), data).in_prompt
+    assert "does not know '\\n';" in prompt_problem(data, in_prompt)
+
+
+@pytest.mark.parametrize("prompt", ["{dialogue}", "</s> {dialogue} so:"])
+def test_a_special_token_inside_a_text_is_text(prompt: str) -> None:
+    """`letters` holds `</s>` as a piece, as T5's vocabulary does; the prompt's own stays a token."""
+    tokenizer = letters()
+    text = "A: x</s>y <pad> z <unk>"
+    data = DataConfig(prompt=prompt)
+    rows = TokenizedDialogues([Example("s", text, (text,)), *PLAIN], tokenizer, data, "train")
+    source, labels = rows[0]["input_ids"], rows[0]["labels"]
+    assert labels.count(1) == 1 and labels[-1] == 1 and 0 not in labels + source
+    assert source.count(1) == 1 + prompt.count("</s>") and source[-1] == 1
+    for ids in (source, labels):
+        read = tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "")
+        assert "xsypadz" in read  # `<`, `/` and `>` are unknown
+    assert rows.with_special == 2
+    assert rows[1]["labels"] == tokenizer(PLAIN[0].references[0]).input_ids
 
 
 def test_a_tokenizer_that_knows_every_byte_has_nothing_to_count() -> None:

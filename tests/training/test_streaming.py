@@ -19,7 +19,7 @@ class FromRows(StreamedDialogues):
         super().__init__(Source(lambda: iter(self.known), n, "", []), None, None)
 
     def _tokens(self, rows):
-        counts = {"unknown": None, "unknown_in_prompt": None, "added_end": 0}
+        counts = {"unknown": None, "unknown_in_prompt": None, "added_end": 0, "with_special": 0}
         return SimpleNamespace(rows=rows, target_lengths=[], truncation="", **counts)
 
 
