@@ -117,7 +117,7 @@ FAMILIES: dict[str, Family] = {
     "seamless_m4t": Family(
         _QV_PROJ,
         beside=("speech_encoder", "t2u_model", "vocoder"),
-        labels=(("eos", "language", "text", "eos"),),
+        labels=(("language", "text", "eos"),),  # its tokenizer puts the decoder's start before them
         start=("eos",),
         languages="codes",
         generation=("forced_bos_token_id",),
