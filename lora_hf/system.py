@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import platform
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -35,6 +37,17 @@ def versions() -> dict[str, str]:
     return {"lora_hf": __version__, "python": platform.python_version()} | installed
 
 
+def reveal(package: str) -> bool:
+    """Find a package, also if a command has hidden it from Transformers (`cli.HIDDEN`).
+
+    Returns:
+        Whether it is installed.
+    """
+    if sys.modules.get(package, sys) is None:
+        del sys.modules[package]
+    return find_spec(package) is not None
+
+
 def device_name(device: torch.device) -> str:
     """Return the GPU's name, or the processor's architecture and number of threads."""
     if device.type == "cuda":
@@ -55,7 +68,6 @@ def peak_memory_mib(device: torch.device) -> float:
         if "VmHWM" in lines:
             return int(lines["VmHWM"].split()[0]) / 2**10  # "  123456 kB"
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

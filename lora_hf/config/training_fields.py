@@ -107,7 +107,7 @@ NO_EFFECT: dict[str, str] = {
     ),
     **dict.fromkeys(
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend "
-        "ddp_timeout fsdp fsdp_config accelerator_config".split(),
+        "ddp_timeout fsdp fsdp_config".split(),
         ONLY_PROCESSES,
     ),
     "deepspeed": "shares the states among processes; a file with an optimizer of its own changes the results",

@@ -1,26 +1,32 @@
 """The `training:` section as `Seq2SeqTrainingArguments`, and what a run checks before it loads a model."""
 
-import copy
-from collections.abc import Sized
+import json
+import warnings
+from collections.abc import Mapping, Sized
 from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from torch.utils.checkpoint import checkpoint
+from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from lora_hf.config import RunConfig
 from lora_hf.config.problems import shown
+from lora_hf.config.training import asks_to_compile
 from lora_hf.distributed import world_size
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError, did_you_mean, first_line
 from lora_hf.system import pick_device, resolve_dtype
+from lora_hf.training.optimizer import check_optimizer
+from lora_hf.training.trackers import check_trackers
 
 FIELDS = {field.name for field in fields(Seq2SeqTrainingArguments)}
+CHECKPOINTING_NAMES = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 CHECKPOINTING = next(
-    name for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs") if name in FIELDS
+    name for name in CHECKPOINTING_NAMES if name in FIELDS
 )  # renamed in Transformers 5.23, which warns of the old name
 
 
@@ -98,6 +104,15 @@ def check_training_settings(config: RunConfig) -> Seq2SeqTrainingArguments | Non
         raise UserError("training.fsdp and training.deepspeed cannot be used together: remove one of them")
     if training.get("deepspeed") and not find_spec("deepspeed"):
         raise UserError("training.deepspeed needs the package deepspeed: pip install 'lora_hf[deepspeed]'")
+    if training.get("ddp_backend") in CUDA_BACKENDS and pick_device().type != "cuda":
+        raise UserError(
+            f"training.ddp_backend={shown(training['ddp_backend'])} needs a GPU, and this machine has none: "
+            "use gloo, or remove it"
+        )
+    check_accelerator(training.get("accelerator_config"))
+    check_checkpointing(training)
+    if asks_to_compile(training):
+        check_compiler(training.get("torch_compile_backend"))
     if config.data.streaming:
         check_streaming(
             str(training.get("train_sampling_strategy", "group_by_length")),
@@ -110,6 +125,67 @@ def check_training_settings(config: RunConfig) -> Seq2SeqTrainingArguments | Non
     arguments = training_arguments(plain, "unused", config.data.max_target_length, dtype)
     check_optimizer(arguments)
     return arguments
+
+
+CUDA_BACKENDS = ("nccl",)
+"""Values of `ddp_backend` that exchange data between NVIDIA's GPUs alone."""
+
+
+def check_accelerator(given: dict[str, Any] | str | None) -> None:
+    """Check the fields of `accelerator_config`, a mapping, its JSON text or the path of a JSON file.
+
+    Raises:
+        UserError: a field that accelerate does not have, or a wrong value.
+    """
+    known = [field.name for field in fields(AcceleratorConfig)]
+    held: dict[str, Any] = {}
+    if isinstance(given, str):
+        held = json.loads(given if given.strip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+    elif given:
+        held = given
+    for name in held.keys() - {*known}:
+        raise UserError(
+            f"training.accelerator_config={shown(given)}: there is no field {name!r}; its fields are "
+            f"{', '.join(known)}.{did_you_mean(str(name), known)}"
+        )
+
+
+def check_checkpointing(training: Mapping[str, Any]) -> None:
+    """Try the arguments of activation checkpointing on one function; the model passes them at each block.
+
+    Raises:
+        UserError: PyTorch does not accept them.
+    """
+    for name in CHECKPOINTING_NAMES:
+        if given := training.get(name):
+            settings = json.loads(given) if isinstance(given, str) else given
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about use_reentrant, which may be left out
+                    checkpoint(torch.clone, torch.zeros(1, requires_grad=True), **settings)
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"training.{name}={shown(given)}: torch.utils.checkpoint does not accept it "
+                    f"({first_line(error)}); the usual value is {{use_reentrant: false}}"
+                ) from error
+
+
+def check_compiler(backend: str | None) -> None:
+    """Check that PyTorch has the backend of `torch_compile_backend`.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    from torch._dynamo.backends.registry import list_backends, lookup_backend
+    from torch._dynamo.exc import InvalidBackend
+
+    try:
+        lookup_backend((backend or "inductor").lower())
+    except (InvalidBackend, ImportError) as error:
+        raise UserError(
+            f"training.torch_compile_backend={backend!r} is not installed; this PyTorch has "
+            f"{', '.join(list_backends())}"
+        ) from error
 
 
 def check_streaming(strategy: str, workers: int) -> None:
@@ -146,90 +222,6 @@ def check_full_batches(config: RunConfig, rows: Sized) -> None:
             )
 
 
-OPTIMIZER_FIELDS: dict[str, tuple[Any, Any]] = {
-    "adam_beta1": (0.5, 0.6),
-    "adam_beta2": (0.5, 0.6),
-    "adam_epsilon": (0.5, 0.6),
-    "optim_target_modules": (None, "all-linear"),
-}
-"""Fields that some optimizers do not read, with two values that make a difference where one is read."""
-TRIED = (None, "0.25", "7", "true", "none")
-"""Values of a key of `optim_args`, None for its absence: one of them makes a difference, or is refused."""
-
-
-def check_given_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse an optimizer that changes nothing: one made of the model's weights before they were frozen.
-
-    Raises:
-        UserError: it holds none of the trainable weights.
-    """
-    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    if not any(id(weight) in held for weight in model.parameters() if weight.requires_grad):
-        raise UserError(
-            f"optimizers: the {type(optimizer).__name__} that was given holds none of the weights that "
-            "train; create it after inject_adapters"
-        )
-
-
-def check_optimizer(args: Any) -> None:
-    """Create the optimizer for a small layer, as the Trainer will for the model.
-
-    Raises:
-        UserError: its package is missing, `optim_args` do not fit it, or a setting has no effect on it.
-    """
-    name, layer = str(getattr(args.optim, "value", args.optim)), nn.Linear(2, 2)
-    asked, args = args, copy.copy(args)
-    if args.optim_target_modules:  # names of the model's layers, of which the small layer has none
-        args.optim_target_modules = "all-linear"
-    try:
-        kind, settings = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args, layer)  # type: ignore[arg-type]
-        if isinstance(kind, type):
-            groups = settings.pop("params", None) or list(layer.parameters())
-            kind(groups, **settings)
-    except Exception as error:  # each package has its own ways to refuse
-        given = f" with training.optim_args={args.optim_args!r}" if args.optim_args else ""
-        raise UserError(f"training.optim={name!r}{given}: {first_line(error)}") from error
-    defaults = {field.name: field.default for field in fields(Seq2SeqTrainingArguments)}
-    for field, values in OPTIMIZER_FIELDS.items():
-        given = getattr(asked, field)
-        if given != defaults[field] and not _makes_a_difference(args, layer, field, values):
-            raise UserError(
-                f"training.{field}={shown(given)} has no effect with training.optim={name!r}; remove it"
-            )
-    parts = dict(part.split("=", 1) for part in (args.optim_args or "").replace(" ", "").split(",") if part)
-    for key, given in parts.items():
-        others = [f"{other}={value}" for other, value in parts.items() if other != key]
-        tried = [",".join(others + ([f"{key}={value}"] if value else [])) for value in TRIED]
-        if not _makes_a_difference(args, layer, "optim_args", tried):
-            raise UserError(
-                f"training.optim_args={args.optim_args!r}: {key}={given} has no effect with "
-                f"training.optim={name!r}; remove it{_adam_field(key)}"
-            )
-
-
-def _adam_field(key: str) -> str:
-    """Return the field that has the place of a usual key of Adam's."""
-    known = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon"}
-    known |= {"lr": "learning_rate", "weight_decay": "weight_decay", "betas": "adam_beta1 and adam_beta2"}
-    return f", or use training.{known[key]}" if key in known else ""
-
-
-def _makes_a_difference(args: Any, layer: nn.Module, field: str, values: Any) -> bool:
-    """Return whether an optimizer depends on a field: some value changes its settings, or is refused."""
-    outcomes = set()
-    for value in values:
-        changed = copy.copy(args)
-        setattr(changed, field, value)
-        try:
-            kind, settings = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(changed, layer)  # type: ignore[arg-type]
-        except Exception as error:
-            outcomes.add(type(error).__name__)
-            continue
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in settings.pop("params", [])]
-        outcomes.add(repr((kind, settings, groups)))
-    return len(outcomes) > 1
-
-
 def check_dtype(dtype: torch.dtype) -> None:
     """Refuse to train in float16.
 
@@ -241,24 +233,3 @@ def check_dtype(dtype: torch.dtype) -> None:
             "model.dtype='float16' cannot train T5: its activations overflow and the loss becomes NaN; "
             "use bfloat16, or float32"
         )
-
-
-PACKAGED_TRACKERS = ("tensorboard", "wandb", "mlflow")
-"""Trackers that `lora_hf[trackers]` installs."""
-
-
-def check_trackers(names: str | list[str] | None) -> None:
-    """Create each tracker once, as the Trainer will, to report a missing package before anything is loaded.
-
-    Raises:
-        UserError: an unknown name, or a tracker that cannot be created here.
-    """
-    if names == "all":  # all that are installed
-        return
-    for name in [names] if isinstance(names, str) else names or []:
-        try:
-            for tracker in get_reporting_integration_callbacks(name):
-                tracker()
-        except (RuntimeError, ImportError, ValueError) as error:
-            remedy = " (pip install 'lora_hf[trackers]')" if name in PACKAGED_TRACKERS else ""
-            raise UserError(f"training.report_to={name!r}: {first_line(error)}{remedy}") from error

@@ -22,7 +22,6 @@ from lora_hf.evaluation.decoding import decoding_for
 from lora_hf.evaluation.generate import fast_generation
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
-from lora_hf.training.arguments import check_given_optimizer, check_optimizer
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.fast_path import fast_training, shards_weights, uncompiled, without_cache
 from lora_hf.training.loraplus import split_groups
@@ -38,6 +37,7 @@ from lora_hf.training.nan_guard import (
     check_steps,
     check_weights,
 )
+from lora_hf.training.optimizer import check_given_optimizer, check_optimizer
 from lora_hf.training.registry import added_weights
 from lora_hf.training.resumable import ResumableTrainer
 

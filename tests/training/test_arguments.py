@@ -1,11 +1,13 @@
 """Checks of `training:` before a model is loaded, made by the run and by `doctor` with the same words."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.inputs import FEW
 from support.tiny_trainer import adapted, arguments, make_trainer
 
@@ -15,7 +17,8 @@ from lora_hf.config.problems import OTHER_NAMES
 from lora_hf.config.training_fields import DROPPED, installed_fields
 from lora_hf.doctor import of_config
 from lora_hf.errors import UserError
-from lora_hf.training.arguments import check_optimizer, check_training_settings
+from lora_hf.training.arguments import check_training_settings
+from lora_hf.training.optimizer import check_optimizer
 
 EVALUATED = ["eval_strategy=steps", "eval_steps=1"]
 LATE: dict[str, tuple[list[str], str]] = {
@@ -169,6 +172,73 @@ def test_the_trainer_itself_refuses_what_it_would_not_use(tmp_path: Path) -> Non
     trainer = make_trainer(adapted(), arguments(tmp_path, optim_args="beta1=0.5"))
     with pytest.raises(UserError, match="beta1=0.5 has no effect .* use training.adam_beta1"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"accelerator_config": {"split_batch": True}},
+            "there is no field 'split_batch'.*Did you mean 'split_b",
+        ),
+        ({"accelerator_config": '{"foo": 1}'}, "there is no field 'foo'"),
+        ({"ddp_backend": "nccl"}, "^training.ddp_backend='nccl' needs a GPU"),
+        (
+            {"torch_compile_backend": "tensorrt"},
+            "^training.torch_compile_backend='tensorrt' is not installed",
+        ),
+        (
+            {"torch_compile": True, "torch_compile_backend": "onnxrt"},
+            "'onnxrt' is not installed; .* inductor",
+        ),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"foo": 1}},
+            "^training.gradient_checkpointing_kwargs={foo: 1}: torch.utils.checkpoint does not accept it",
+        ),
+        (
+            {
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": 1, "a": 1},
+            },
+            "does not accept it",
+        ),
+    ],
+    ids=str,
+)
+def test_a_setting_that_this_machine_or_a_library_lacks_is_one_error(
+    settings: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_hf.training.arguments.pick_device", lambda: torch.device("cpu"))
+    with pytest.raises(UserError, match=says) as raised:
+        check_training_settings(load_config({"training": settings}))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accelerator_config": {"split_batches": True, "gradient_accumulation_kwargs": {"num_steps": 2}}},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    ],
+    ids=str,
+)
+def test_settings_of_the_libraries_are_accepted(settings: dict[str, Any]) -> None:
+    assert check_training_settings(load_config({"training": settings})) is not None
+
+
+@pytest.mark.parametrize("name", ["adamw_torch_8bit", "adamw_torch_4bit"])
+def test_an_optimizer_of_torchao_is_found_though_the_command_line_hides_the_package(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not find_spec("torchao"):
+        pytest.skip("torchao is not installed")
+    from transformers.utils import is_torchao_available
+
+    monkeypatch.setitem(sys.modules, "torchao", None)  # as cli.HIDDEN does
+    is_torchao_available.cache_clear()
+    assert not is_torchao_available()
+    assert check_training_settings(load_config({"training": {"optim": name}})) is not None
 
 
 @pytest.mark.parametrize("strategy", [["train_sampling_strategy=sequential"], ["dataloader_num_workers=2"]])

@@ -58,6 +58,7 @@ EFFECT: dict[str, tuple[Any, dict[str, Any]]] = {
         {"num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 20},
     ),
     "train_sampling_strategy": ("group_by_length", {}),
+    "accelerator_config": ({"gradient_accumulation_kwargs": {"num_steps": 2}}, {}),
 }
 UNLESS = {"optim_target_modules": "needs GaLore or APOLLO, and is refused with any other optimizer"}
 # What a CPU can try in this process; the other fields of NO_EFFECT need devices, processes or accounts.
@@ -79,7 +80,6 @@ TRIED: dict[str, tuple[Any, dict[str, Any]]] = {
     "save_total_limit": (1, BEST),
     "remove_unused_columns": (False, {}),
     "restore_callback_states_from_checkpoint": (True, BEST),
-    "accelerator_config": ({"split_batches": True}, {}),
     "debug": ("underflow_overflow", {}),
 }
 

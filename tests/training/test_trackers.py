@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from support.inputs import FEW
 
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
-from lora_hf.training.arguments import PACKAGED_TRACKERS, check_trackers, training_arguments
+from lora_hf.training.arguments import training_arguments
+from lora_hf.training.trackers import PACKAGED_TRACKERS, check_trackers
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -142,8 +144,39 @@ def test_mlflow_receives_them_in_a_local_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [None, "none", "all", [], ["tensorboard"], "tensorboard"])
-def test_installed_trackers_and_none_are_accepted(names: str | list[str] | None) -> None:
+def test_installed_trackers_and_none_are_accepted(
+    names: str | list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     check_trackers(names)
+
+
+@pytest.mark.parametrize("names", ["wandb", ["wandb"], "all", ["all"]])
+def test_weights_and_biases_without_a_key_is_refused_before_anything_is_loaded(
+    names: str | list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "NETRC"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match=r"^training.report_to=\S+ wandb has no API key: run `wandb login`"):
+        check_trackers(names)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    check_trackers(names)
+
+
+@pytest.mark.parametrize("names", ["mlflow", ["tensorboard", "mlflow"]])
+def test_mlflow_without_its_server_is_refused_within_seconds(
+    names: str | list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        place = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+        with pytest.raises(UserError, match=rf"mlflow.*MLFLOW_TRACKING_URI='{place}' does not respond"):
+            check_trackers(names)
+        server.listen()
+        check_trackers(names)
 
 
 def test_null_means_no_tracker(tmp_path: Path) -> None:

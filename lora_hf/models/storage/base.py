@@ -1,8 +1,6 @@
 """The contract of a storage format, and the formats that quantize a dense model layer by layer."""
 
-import sys
 from abc import abstractmethod
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +11,7 @@ from lora_hf.adapters.save_pretrained import guard_save_pretrained
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.checkpoint import load_checkpoint
+from lora_hf.system import reveal
 
 
 class StorageFormat:
@@ -34,11 +33,7 @@ class StorageFormat:
         Raises:
             UserError: it is not installed.
         """
-        if self.package is None:
-            return
-        if sys.modules.get(self.package, sys) is None:
-            del sys.modules[self.package]
-        if find_spec(self.package) is None:
+        if self.package is not None and not reveal(self.package):
             raise UserError(
                 f"model.quant_method={self.quant_method!r} needs the package {self.package}, which is an "
                 f"extra: pip install 'lora_hf[{self.package}]'"
