@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -33,7 +33,7 @@ from lora_hf.models.checkpoint import (
     refuse_pointers,
 )
 from lora_hf.models.generation import keep_needed
-from lora_hf.models.head import guard_head, untie_head
+from lora_hf.models.head import guard_ties, untie_head
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.run_files import ADAPTER, MODEL
 from lora_hf.run_files import CONFIG as RUN_CONFIG
@@ -121,7 +121,7 @@ def load_model(
     train_all: bool = False,
     report_generation: bool = True,
 ) -> Any:
-    """Load the base model, guard its head, and record its checkpoint's fingerprint in its state.
+    """Load the base model, guard its ties, and record its checkpoint's fingerprint in its state.
 
     The state of a quantized model has `base_weights` too: layer name -> weight before quantization.
 
@@ -155,7 +155,7 @@ def load_model(
     is_quantized = config.is_quantized or stored_bits
     check_values(file_tensors(files) if is_quantized else sorted(model.named_parameters()), config.as_written)
     keep_differentiable(model)
-    guard_head(model, PretrainedConfig.get_config_dict(folder)[0])
+    guard_ties(model)
     if config.untie_head:
         untie_head(model)
     brought = keep_needed(model, config.model_name_or_path if report_generation else "")

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from lora_hf.config import RunConfig
-from lora_hf.models.head import guard_head, untie_head
+from lora_hf.models.head import guard_ties, untie_head
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.planning.fake_model import settings_of, with_plain_init
 from lora_hf.planning.plan import Plan, local_rows, trained_dtype
@@ -76,7 +76,7 @@ def step_seconds(config: RunConfig, record: Plan) -> float:
 def _random(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the base with random weights in the run's storage format, which only loading can quantize."""
     model: Any = AutoModelForSeq2SeqLM.from_config(settings_of(config.model), dtype=dtype)
-    guard_head(model)
+    guard_ties(model)
     if not config.model.is_quantized:
         return (untie_head(model) if config.model.untie_head else model).to(device)
     with TemporaryDirectory() as folder:

@@ -86,6 +86,7 @@ _BERT = {
 }
 _GPT2 = {"vocab_size": TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 EVERY: dict[str, dict[str, Any]] = FAMILIES | {
+    "Marian unshared": BART_SHAPE | {"share_encoder_decoder_embeddings": False, "decoder_start_token_id": 1},
     "Mvp": BART_SHAPE,
     "PLBart": BART_SHAPE,
     "PegasusX": BART_SHAPE | {"num_global_tokens": 4, "block_size": 16},
@@ -115,6 +116,7 @@ EVERY: dict[str, dict[str, Any]] = FAMILIES | {
 """Every text family of Transformers' list of sequence-to-sequence models."""
 CLASSES = {
     "Marian": ("MarianConfig", "MarianMTModel"),
+    "Marian unshared": ("MarianConfig", "MarianMTModel"),
     "SeamlessM4T": ("SeamlessM4TConfig", "SeamlessM4TForTextToText"),
     "SeamlessM4Tv2": ("SeamlessM4Tv2Config", "SeamlessM4Tv2ForTextToText"),
     "BertBert": ("EncoderDecoderConfig", "EncoderDecoderModel"),
