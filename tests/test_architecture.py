@@ -38,7 +38,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # The same for the modules of `adapters`.
 ADAPTERS = [
     {"config", "functional", "inits", "wrappers"},
-    {"weight_readers"},
+    {"weight_readers", "computed_weights"},
     {"backends", "rollback"},
     {"methods"},
     {"initialize", "modules_to_save", "mixed_batch"},

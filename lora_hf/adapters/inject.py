@@ -27,6 +27,7 @@ from lora_hf.adapters.model_state import (
     model_state,
     refuse_merged,
     refuse_offloaded,
+    refuse_peft_modules,
     replace_modules,
     saved_modules,
     update_state,
@@ -80,6 +81,7 @@ def inject_adapters(
             f"the model already has the weights of method {baseline.method!r}; load the base again"
         )
     refuse_merged(model)
+    refuse_peft_modules(model)
     refuse_offloaded(model)
     with rolled_back_on_error(model):
         _inject(unwrapped(model), config, adapter_name, base_weights, initialize)
@@ -113,7 +115,7 @@ def _inject(
         layer.train(targets[path].training)
     put_in_place(model, {identity(targets[path]): layer for path, layer in layers.items()})
     _add_saved(model, saved, name)
-    update_state(model, adapters={**adapter_configs(model), name: config})
+    update_state(model, adapters={**state.adapters, name: config})
     set_adapter(model, name)
     guard_save_pretrained(model)
 

@@ -17,10 +17,11 @@ from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.initialize import LayerInit
 from lora_hf.adapters.methods import ADAPTER_METHODS, Method
 from lora_hf.adapters.mixed_batch import MixedBatch
+from lora_hf.adapters.wrappers import NotPlain
 from lora_hf.errors import UserError
 
 
-class LoraLayer(nn.Module):
+class LoraLayer(NotPlain):
     """A frozen layer and its adapters.
 
     Attributes:

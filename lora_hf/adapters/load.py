@@ -22,7 +22,13 @@ from lora_hf.adapters.inject import base_weights_of, inject_adapters
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
 from lora_hf.adapters.layer_replication import replicate_layers
 from lora_hf.adapters.methods import ADAPTER_METHODS
-from lora_hf.adapters.model_state import BaseWeights, model_state, refuse_offloaded, saved_modules
+from lora_hf.adapters.model_state import (
+    BaseWeights,
+    model_state,
+    refuse_offloaded,
+    refuse_peft_modules,
+    saved_modules,
+)
 from lora_hf.adapters.module_names import block_index, own_modules
 from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
@@ -63,6 +69,7 @@ def load_adapter(
     if trainable:
         refuse_synchronized(whole)
     folder, config = saved.folder, saved.config
+    refuse_peft_modules(model)
     refuse_offloaded(model)
     check_base(model, saved)
     with rolled_back_on_error(model):

@@ -127,9 +127,9 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
 def _check_mergeable(model: nn.Module) -> None:
     """Raise if weights are offloaded, or if no adapter is active: merging would only drop the others."""
     refuse_offloaded(model)
+    known = sorted(adapter_configs(model))
     copies = any(module.active for module in saved_modules(model).values())
     if not copies and not any(layer.methods(layer.active) for layer in lora_layers(model).values()):
-        known = sorted(adapter_configs(model))
         raise UserError(f"no adapter is active; the model has {known}: choose one by set_adapter")
 
 

@@ -13,6 +13,8 @@ from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.wrappers import named_modules, unwrapped
 from lora_hf.errors import UserError
 
+PEFT_TUNERS = ("peft.tuners.", "peft.peft_model")
+"""Modules that define PEFT's layers and models."""
 BaseWeights = Callable[[str], Tensor]
 """Layer name -> its W (out, in) before quantization."""
 
@@ -61,8 +63,48 @@ def update_state(model: nn.Module, **changes: Any) -> None:
 
 
 def adapter_configs(model: nn.Module) -> Mapping[str, LoraConfig]:
-    """Return the configurations of a model's adapters, by name."""
-    return model_state(model).adapters
+    """Return the configurations of a model's adapters, by name.
+
+    Raises:
+        UserError: its adapters were added to a part of it, or to a model that it is a part of: those are
+            recorded there, and under names of layers that begin there.
+    """
+    adapters = model_state(model).adapters
+    if not adapters:
+        _refuse_adapted_part(model)
+    return adapters
+
+
+def _refuse_adapted_part(model: nn.Module) -> None:
+    adapted = False
+    for path, module in named_modules(model):
+        if path and model_state(module).adapters:
+            raise UserError(
+                f"the adapters {sorted(model_state(module).adapters)} are on a part of the model: give that "
+                f"part, model.{path}, or add them to the whole model"
+            )
+        adapted = adapted or isinstance(module, LoraLayer | SavedModule)
+    if adapted:
+        raise UserError(
+            f"this {type(unwrapped(model)).__name__} is a part of a model with adapters: give the whole "
+            "model, to which they were added"
+        )
+
+
+def refuse_peft_modules(model: nn.Module) -> None:
+    """Refuse a model that PEFT has changed: an adapter beside PEFT's would be saved as for the bare base.
+
+    Raises:
+        UserError: it has layers of PEFT's.
+    """
+    for name, module in model.named_modules():
+        if any(kind.__module__.startswith(PEFT_TUNERS) for kind in type(module).__mro__):
+            raise UserError(
+                f"the model has adapters of PEFT already ({name or 'the model'} is a "
+                f"{type(module).__module__}.{type(module).__name__}): merge them with "
+                "peft_model.merge_and_unload() and use the model that it returns, or read their files with "
+                "load_adapter"
+            )
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from lora_hf.adapters.wrappers import NotPlain
 from lora_hf.errors import UserError
 
 
-class SavedModule(nn.Module):
+class SavedModule(NotPlain):
     """A frozen module, and one trained copy of it per adapter.
 
     Attributes:

@@ -54,9 +54,10 @@ def adapter_state(model: nn.Module, adapter_name: str = "default") -> dict[str, 
     """Return an adapter's tensors, layers and embeddings under PEFT's names, float32, on the CPU."""
     model = unwrapped(model)
     state: dict[str, Tensor] = {}
+    config = adapter_configs(model)[adapter_name]
     for path, base, method in adapted(model, adapter_name):
         state |= {f"{PREFIX}{path}.{part}": tensor for part, tensor in method.to_peft(base).items()}
-        if method.saves_shared(adapter_configs(model)[adapter_name]):
+        if method.saves_shared(config):
             state |= {f"{SHARED_PREFIX}{name}": method.get_parameter(name) for name in method.shared_names}
     for path, module in saved_modules(model).items():
         if adapter_name in module.copies:

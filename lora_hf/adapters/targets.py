@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
+from lora_hf.adapters.computed_weights import refuse_computed_weight
 from lora_hf.adapters.config import ALL_LINEAR, AUTO, LoraConfig, name_matches, pattern_matches
 from lora_hf.adapters.default_targets import default_ends, not_language, with_names
 from lora_hf.adapters.layer import LoraLayer
@@ -157,6 +158,7 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
         )
     if isinstance(module, LoraLayer):
         return
+    refuse_computed_weight("target_modules", name, module)
     if not is_supported(module):
         raise UserError(
             f"target_modules={config.target_modules!r} matched {name}, of type {type_name(module)}, which "
@@ -173,6 +175,7 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
 
 
 def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
+    refuse_computed_weight("modules_to_save", name, module)
     if any(not p.is_floating_point() for p in module.parameters()):
         raise UserError(
             f"modules_to_save: {name} is quantized and cannot be trained; keep it dense or leave it out",

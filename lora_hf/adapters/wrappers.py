@@ -6,6 +6,7 @@ configurations are those of the unwrapped model, so that wrapped and plain model
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, TypeVar
@@ -130,3 +131,25 @@ def refuse_synchronized(model: nn.Module) -> None:
                 f"the model is wrapped in {name}, which would not synchronize the gradients of new weights: "
                 "add adapters before wrapping it"
             )
+
+
+class NotPlain(nn.Module):
+    """A module that no plain model has: Transformers must not write its tensors.
+
+    `save_pretrained` of the model that was changed puts plain modules in its place (`save_pretrained.py`).
+    That of a part, or of a larger model around it, would write names that no model has, such as
+    `q.base_layer.weight`, and what loads them would draw the weights at random.
+    """
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        frame = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if code.co_name == "save_pretrained" and code.co_filename.endswith("modeling_utils.py"):
+                raise UserError(
+                    f"save_pretrained: {prefix.removesuffix('.')} is a {type(self).__name__}, which no plain "
+                    "model has: call save_pretrained of the model that lora_hf loaded or changed, or "
+                    "save_adapter with it; after merge_and_unload every part can be saved"
+                )
+            frame = frame.f_back  # type: ignore[assignment]
+        super()._save_to_state_dict(destination, prefix, keep_vars)

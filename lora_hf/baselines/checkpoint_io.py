@@ -16,16 +16,22 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, check_tensors, write_weights
 from lora_hf.adapters.load import check_base
-from lora_hf.adapters.model_state import BaselineState, adapter_configs, model_state, update_state
+from lora_hf.adapters.model_state import (
+    BaselineState,
+    adapter_configs,
+    model_state,
+    refuse_peft_modules,
+    update_state,
+)
 from lora_hf.adapters.peft_format import WEIGHTS_NAME
 from lora_hf.adapters.save_pretrained import guard_save_pretrained
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.adapters.wrappers import named_modules
+from lora_hf.adapters.wrappers import NotPlain, named_modules
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
 
-class Extra(nn.Module):
+class Extra(NotPlain):
     """A module of new weights; everything else in the model is the frozen base."""
 
 
@@ -41,6 +47,7 @@ def claim(model: nn.Module, method: str, settings: dict[str, Any]) -> None:
         )
     if (held := extras_method(model)) is not None:
         raise UserError(f"the model already has the weights of method {held!r}; load the base again")
+    refuse_peft_modules(model)
     model.requires_grad_(False)
     keep_differentiable(model)
     update_state(model, baseline=BaselineState(method, settings))

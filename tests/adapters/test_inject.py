@@ -1,5 +1,10 @@
 """What injecting does to a whole model: what is wrapped, what trains, and what can be undone."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
 import pytest
 import torch
 from support.models import MODELS, make_t5, randomize
@@ -11,12 +16,16 @@ from lora_hf import (
     delete_adapter,
     disable_adapters,
     inject_adapters,
+    load_adapter,
     merge_adapters,
     merge_and_unload,
+    save_adapter,
     set_adapter,
     unmerge_adapters,
 )
-from lora_hf.adapters.model_state import lora_layers
+from lora_hf.adapters.active import check_trainable
+from lora_hf.adapters.model_state import adapter_configs, lora_layers
+from lora_hf.baselines import add_bottlenecks
 from lora_hf.errors import UserError
 from lora_hf.models.flan_t5 import random_flan_t5
 
@@ -207,3 +216,42 @@ def test_a_name_already_taken_or_unknown_is_an_error(t5: nn.Module) -> None:
 def test_a_value_out_of_range_is_an_error_that_names_the_field(fields: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(fields))}"):
         LoraConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: save_adapter(model, "never"),
+        merge_and_unload,
+        lambda model: set_adapter(model, "default"),
+        lambda model: delete_adapter(model, "default"),
+        lambda model: inject_adapters(model, CONFIG, "other"),
+        check_trainable,
+    ],
+)
+def test_adapters_on_a_part_are_not_overlooked_by_functions_on_another(
+    call: Callable[[Any], Any], t5: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inject_adapters(t5.encoder, CONFIG)
+    with pytest.raises(UserError, match=r"\['default'\] are on a part of the model: .* model.encoder"):
+        call(t5)
+    whole: Any = inject_adapters(make_t5(), CONFIG)
+    with pytest.raises(UserError, match="this T5Stack is a part of a model with adapters: give the whole"):
+        call(whole.encoder)
+    assert set(adapter_configs(t5.encoder)) == set(adapter_configs(whole)) == {"default"}
+    assert not Path("never").exists()
+
+
+def test_a_model_with_layers_of_peft_is_refused(t5: nn.Module, tmp_path: Path) -> None:
+    save_adapter(inject_adapters(make_t5(), CONFIG), tmp_path)
+    theirs = peft.get_peft_model(t5, peft.LoraConfig(target_modules=["q"], task_type="SEQ_2_SEQ_LM"))
+    for model in (theirs, theirs.get_base_model()):
+        for add in (
+            lambda model: inject_adapters(model, LoraConfig(target_modules=["v"])),
+            lambda model: load_adapter(model, tmp_path),
+            lambda model: add_bottlenecks(model, 4, "relu"),
+        ):
+            with pytest.raises(UserError, match=r"adapters of PEFT already .*merge_and_unload\(\)"):
+                add(model)
+    inject_adapters(theirs.merge_and_unload(), CONFIG)

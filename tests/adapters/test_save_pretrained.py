@@ -129,6 +129,31 @@ def test_a_model_with_the_weights_of_a_baseline_is_refused(
         model.save_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("change", [adapted, lambda: with_bottlenecks(make_t5())])
+def test_a_part_of_a_changed_model_is_refused(change: Callable[[], Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"save_pretrained: block.0.* which no plain model has"):
+        change().encoder.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def with_bottlenecks(model: Any) -> Any:
+    add_bottlenecks(model, 4, "relu")
+    return model
+
+
+def test_a_part_is_saved_with_merged_weights_and_a_model_with_such_a_part_refused(tmp_path: Path) -> None:
+    model: Any = make_t5()
+    inject_adapters(model.encoder, LoraConfig(r=4, lora_alpha=6, target_modules=["q"]))
+    with pytest.raises(UserError, match=r"save_pretrained: encoder.block.0.*LoraLayer"):
+        model.save_pretrained(tmp_path / "whole")
+    merge_adapters(model.encoder)
+    model.encoder.save_pretrained(tmp_path / "part")
+    assert not any("base_layer" in name for name in load_file(tmp_path / "part" / "model.safetensors"))
+    merge_and_unload(model.encoder)
+    model.save_pretrained(tmp_path / "whole")
+    assert loaded(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("package", "fields"),
     [

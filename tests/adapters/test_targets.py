@@ -1,11 +1,13 @@
 """What is targeted: every way of saying it, and that nothing said is passed over in silence."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from support.models import make_bart, make_mt5, make_t5, randomize
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, merge_and_unload, save_adapter
 from lora_hf.adapters.model_state import lora_layers, saved_modules
@@ -226,3 +228,32 @@ def test_a_plain_layer_over_a_tensor_of_torchao_is_refused_by_name(targets: list
     ):
         inject_adapters(model, LoraConfig(target_modules=targets))
     assert not lora_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("compute", "says"),
+    [
+        (lambda q: prune.l1_unstructured(q, "weight", 0.5), r"pruned: .*prune.remove\(layer, 'weight'\)"),
+        (lambda q: torch.nn.utils.weight_norm(q), r"weight-normalized: .*remove_weight_norm"),
+        (lambda q: torch.nn.utils.spectral_norm(q), r"spectrally normalized: .*remove_spectral_norm"),
+        (lambda q: parametrizations.weight_norm(q), "parametrized by _WeightNorm: .*remove_parametrizations"),
+        (lambda q: parametrizations.spectral_norm(q), "parametrized by _SpectralNorm: "),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_a_layer_that_computes_its_weight_is_refused(compute: Any, says: str) -> None:
+    model = nn.ModuleDict({"q": nn.Linear(4, 5), "block": nn.ModuleDict({"v": nn.Linear(4, 5)})})
+    compute(model.q)
+    compute(model.block.v)
+    with pytest.raises(UserError, match=f"target_modules: q is {says}"):
+        inject_adapters(model, LoraConfig(target_modules=["q"]))
+    with pytest.raises(UserError, match=f"modules_to_save: block.v is {says}"):
+        inject_adapters(model, LoraConfig(target_modules=[], modules_to_save=["block"]))
+
+
+def test_a_pruned_layer_takes_adapters_once_it_is_made_permanent() -> None:
+    model = nn.ModuleDict({"q": nn.Linear(4, 5)})
+    prune.l1_unstructured(model.q, "weight", 0.5)
+    prune.remove(model.q, "weight")
+    inject_adapters(model, LoraConfig(target_modules=["q"]))
+    assert isinstance(merge_and_unload(model).q.weight, nn.Parameter)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends.base import Backend, frozen
+from lora_hf.adapters.wrappers import NotPlain
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class _Product(torch.autograd.Function):
         return g @ weight, None, *[None] * len(tensors)  # dL/dx = g W: (..., out) @ (out, in)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(NotPlain):
     """A frozen linear layer: `weight` holds the codes, and every other tensor is a buffer."""
 
     def __init__(self, quantized: QuantizedWeight, bias: nn.Parameter | None) -> None:
