@@ -45,6 +45,10 @@ class UserError(ValueError):
         return type(self)(message, field)
 
 
+class Unavailable(UserError):
+    """What is needed is on the Hub and cannot be read now, or not yet: the input may well be right."""
+
+
 class NotWritten(OSError):
     """The disk is full, or a place is not writable; existing files are unchanged."""
 

@@ -1,6 +1,5 @@
 """Checks of a base model's files, for configs and adapters. Nothing is downloaded."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from safetensors import safe_open
 from lora_hf.adapters.checkpoint_io import read_shapes
 from lora_hf.config import ModelConfig
 from lora_hf.data.tokenize import missing_tokens
-from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok
-from lora_hf.errors import UserError, first_line
-from lora_hf.models.checkpoint import check_values, checkpoint_files, file_tensors
-from lora_hf.models.load import check_base, load_tokenizer, locate
+from lora_hf.doctor.check import Finding, Findings, fault, ok
+from lora_hf.files import read_object
+from lora_hf.hub.download import SETTINGS
+from lora_hf.models.checkpoint import checkpoint_files
+from lora_hf.models.load import check_base, find_base, load_tokenizer
+from lora_hf.models.weight_values import check_values, file_tensors
 from lora_hf.reporting.tables import bytes_cell
 
 HEAD, EMBEDDINGS = "lm_head.weight", "shared.weight"
-ASKING = 5  # seconds for the Hub to answer
 VALUES_READ = 2 * 2**30
 """Largest checkpoint, in bytes, whose values the doctor reads: 1 GB takes 0.2 s from the page cache."""
 
@@ -28,60 +28,23 @@ def checkpoint(storage: ModelConfig) -> Findings:
 
     It reads names, shapes and dtypes; and every value as loading does, of up to `VALUES_READ` bytes.
     """
-    name = locate(storage.model_name_or_path, storage.name_field)
-    folder = Path(name) if Path(name).is_dir() else cached(name, storage.revision)
+    folder = Path(find_base(storage, "weights", download=False)[0])
     check_base(storage, str(folder))
     files = checkpoint_files(folder)
     tensors = [key for file in files for key in read_shapes(file)]
     size = sum(file.stat().st_size for file in files)
-    if is_read := size <= VALUES_READ:
-        check_values(file_tensors(files), storage.as_written)
-    later = "" if is_read else "; their values are checked when a run loads them"
-    yield ok(f"{storage.model_name_or_path}: {len(tensors)} tensors, {bytes_cell(size)}{later}")
+    if size <= VALUES_READ:
+        note = check_values(file_tensors(files), storage.as_written)
+    else:
+        note = "their values are checked when a run loads them"
+    found = f"{storage.model_name_or_path}: {len(tensors)} tensors, {bytes_cell(size)}"
+    yield ok("; ".join(filter(None, (found, note))))
     return folder
-
-
-def cached(name: str, revision: str | None) -> Path:
-    """Return the local copy of a model on the Hub.
-
-    Raises:
-        UserError: the model is not on the Hub.
-        CannotTell: there is no local copy.
-    """
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors"]
-    try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True)
-    except Exception:  # the Hub's client raises many kinds of errors for a missing copy
-        ask_hub(name, revision)
-        raise CannotTell(f"{name} is on the Hub and not on this machine; a run downloads it first") from None
-    if not checkpoint_files(Path(folder)):
-        raise CannotTell(f"the local copy of {name} has no weights yet; a run downloads them first")
-    return Path(folder)
-
-
-def ask_hub(name: str, revision: str | None) -> None:
-    """Ask whether the Hub has a model; errors as `cached`."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        HfApi().model_info(name, revision=revision, timeout=ASKING)
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise UserError(f"{name!r} at revision {revision or 'main'}: {first_line(error)}") from error
-    except Exception as error:  # offline, or another network error
-        why = first_line(error)
-        raise CannotTell(f"{name} is not on this machine, and the Hub cannot be asked: {why}") from error
 
 
 def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
     """Check that the tokenizer loads and has the special tokens that training needs; return it."""
     found = load_tokenizer(storage)
-    embedded = settings_in(checkpoint).get("vocab_size", len(found))
-    if len(found) > embedded:
-        title = f"the tokenizer has {len(found):,} tokens, but the model has embeddings for {embedded:,}"
-        yield fault(title, "use the tokenizer that was saved with this model")
     for what in missing_tokens(found):
         yield fault(f"the tokenizer has no {what}", f"name one in {checkpoint / 'tokenizer_config.json'}")
     yield ok(f"{len(found):,} tokens")
@@ -91,23 +54,7 @@ def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
 def head(checkpoint: Path) -> Findings:
     """Check that an untied output head was not replaced by the embeddings when the model was saved."""
     found = rows_of(checkpoint, (HEAD, EMBEDDINGS))
-    yield judge_head(settings_in(checkpoint), found.get(HEAD), found.get(EMBEDDINGS))
-
-
-def settings_in(checkpoint: Path) -> dict[str, Any]:
-    """Read the model's config.json.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    file = checkpoint / "config.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} does not hold a JSON object")
-    return settings
+    yield judge_head(read_object(checkpoint / SETTINGS), found.get(HEAD), found.get(EMBEDDINGS))
 
 
 def rows_of(folder: Path, names: tuple[str, ...], most: int = 64) -> dict[str, torch.Tensor]:

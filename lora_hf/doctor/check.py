@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import Unavailable, UserError, first_line
 
 State = Literal["ok", "fault", "unknown"]
 
@@ -79,7 +79,7 @@ def _one(name: str, check: Check, values: dict[str, Any]) -> Iterator[Finding]:
         return
     try:
         values[name] = yield from check.run(*(values[need] for need in wanted))
-    except CannotTell as reason:
+    except (CannotTell, Unavailable) as reason:
         yield unknown(f"not checked: {reason}")
     except UserError as error:
         for line in str(error).splitlines():

@@ -10,7 +10,7 @@ import torch
 
 from lora_hf.adapters.inits import SHAPE_ONLY, init_for
 from lora_hf.adapters.model_state import lora_layers
-from lora_hf.config import DataConfig, ModelConfig, RunConfig
+from lora_hf.config import DataConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data import overlap, unknown_tokens
@@ -25,7 +25,7 @@ from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unkno
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
 from lora_hf.models.checkpoint import stored_bits
-from lora_hf.models.load import check_trainable, locate
+from lora_hf.models.load import check_trainable
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of
 from lora_hf.planning.plan import Rows, plan_step
@@ -59,7 +59,7 @@ def named(run: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{run}{error}") from error
+        raise type(error)(f"{run}{error}") from error
 
 
 def storage(fields: RunConfig) -> Findings:
@@ -97,27 +97,12 @@ def targets(fields: RunConfig) -> Findings:
     """Check that the method fits the model: weights that can train, targets, ranks, initialization."""
     shares = []
     for name, run in runs_of(fields).items():
-        with named(name), architecture(run.model) as settings:
+        with named(name):
+            settings = settings_of(run.model)
             if run.method == "full":
                 check_trainable(run.model, stored_bits(settings.to_dict(), run.model.as_written))
             shares.append(f"{name}{share_trained(run, settings)}")
     yield ok("; ".join(shares) or "no run trains")
-
-
-@contextmanager
-def architecture(model: ModelConfig) -> Iterator[Any]:
-    """Give the settings of a model inside the block.
-
-    Raises:
-        CannotTell: they are on the Hub, which cannot be reached: not a fault of the config.
-    """
-    try:
-        settings = settings_of(model)
-    except UserError as error:
-        if isinstance(error.__cause__, OSError) and not Path(locate(model.model_name_or_path)).is_dir():
-            raise CannotTell(str(error)) from error
-        raise
-    yield settings
 
 
 def share_trained(run: RunConfig, settings: Any) -> str:
@@ -169,8 +154,7 @@ def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
     """Check that the peak memory of a step fits into the free memory."""
     if fields.method == "base":
         return
-    with architecture(fields.model):
-        needed = plan_step(fields, tokens, read=False)["peak_bytes"]
+    needed = plan_step(fields, tokens, read=False)["peak_bytes"]
     free = free_memory(pick_device())
     if free is None:
         raise CannotTell(f"a step needs {bytes_cell(needed)}; the free memory is unknown here")

@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_hf.errors import NOT_JSON, UserError, few, first_line
+from lora_hf.errors import NOT_JSON, Unavailable, UserError, few, first_line
 from lora_hf.hub.errors import hub_errors, reason
 from lora_hf.hub.names import COMMIT, split_name
 
@@ -14,8 +14,12 @@ SECONDS = 10
 """How long the Hub may take to respond."""
 Part = Literal["config", "tokenizer", "weights"]
 """How much of a base model is needed; each includes those before it."""
-SETTINGS, ADAPTER_SETTINGS = "config.json", "adapter_config.json"
+SETTINGS = "config.json"
+ADAPTER_SETTINGS, MANIFEST = "adapter_config.json", "lora_hf.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
+"""How the names of files end in which models have their weights, here or elsewhere."""
 TEXTS = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".codes", ".jinja")
 """How the names of settings and of a tokenizer's files end."""
 logger = logging.getLogger(__name__)
@@ -52,7 +56,13 @@ def public_info(name: str, kind: Literal["model", "dataset"], revision: str | No
 
 
 def fetch_model(
-    name: str, revision: str, part: Part, action: str, remedy: str, revision_field: str = ""
+    name: str,
+    revision: str,
+    part: Part,
+    action: str,
+    remedy: str,
+    revision_field: str = "",
+    download: bool = True,
 ) -> Path:
     """Return the local copy of a base model's files, which are downloaded first where they are missing.
 
@@ -66,15 +76,17 @@ def fetch_model(
         revision: a commit, a tag or a branch.
         part: what is needed: the config alone, the tokenizer too, or the weights too.
         action, remedy, revision_field: words of the error, as for `hub_errors`.
+        download: whether to download missing files; otherwise they are an error.
 
     Returns:
         The folder of the files; its name is the commit.
 
     Raises:
-        UserError: no such model or revision, no access, no weights in safetensors, an interrupted download,
-            or the Hub does not respond and there is no complete local copy.
+        UserError: no such model or revision, no access, no weights in safetensors, an interrupted download.
+        Unavailable: the Hub does not respond and there is no complete local copy, or files are missing here
+            and `download` is false.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
     with hub_errors(action, remedy, revision_field):
@@ -87,41 +99,85 @@ def fetch_model(
                 raise
             folder = Path(cached).parent
             if part == "weights" and (lacking := _missing_weights(folder)):
-                raise UserError(
+                raise Unavailable(
                     f"{action}: {reason(error)}; its local copy {folder} is not complete: it lacks {lacking}"
                 ) from error
             logger.info("%s cannot be reached: %s is read from its local copy", constants.ENDPOINT, name)
             return folder
         names = [file.rfilename for file in info.siblings or []]
         present = {file for file in names if "/" not in file and not file.startswith(".")}
-        first = next((file for file in (SETTINGS, ADAPTER_SETTINGS) if file in present), None)
+        first = next((file for file in (SETTINGS, ADAPTER_SETTINGS, MANIFEST) if file in present), None)
         if first is None:
             held = few(present) or "nothing"
             raise UserError(f"{action}: the repository has no {SETTINGS}; it holds {held}")
-        folder = Path(hf_hub_download(name, first, revision=revision)).parent
+        folder = _file(name, first, revision if download else str(info.sha), download).parent
         small = {file for file in present if file.endswith(TEXTS)} - {INDEX}
-        _complete(name, folder, {SETTINGS, ADAPTER_SETTINGS} & present if part == "config" else small)
-        if part != "weights" or ADAPTER_SETTINGS in present:  # an adapter, which the caller refuses
+        _complete(
+            name, folder, {SETTINGS, ADAPTER_SETTINGS} & present if part == "config" else small, download
+        )
+        if part != "weights" or first != SETTINGS or ADAPTER_SETTINGS in present:
+            # Without the weights, or of an adapter, which the caller refuses.
             return folder
         if not present & {SINGLE, INDEX}:
             raise UserError(
-                f"{action}: the repository has no weights in safetensors ({SINGLE} or {INDEX}); it holds "
-                f"{few(present - small) or 'no weights'}. Choose a revision that has them, or load it with "
-                "Transformers and give the folder that `save_pretrained` writes"
+                f"{action}: the repository has {no_weights(present - small)}. "
+                "Or choose a revision that has them"
             )
         if SINGLE not in present:
-            _complete(name, folder, {INDEX})
-        _complete(name, folder, {SINGLE} if SINGLE in present else _shards(folder))
+            _complete(name, folder, {INDEX}, download)
+        _complete(name, folder, {SINGLE} if SINGLE in present else _shards(folder), download)
         return folder
 
 
-def _complete(name: str, folder: Path, files: set[str]) -> None:
-    """Download those of the files that a local copy lacks; its name is the commit."""
-    from huggingface_hub import hf_hub_download
+def no_weights(names: Collection[str]) -> str:
+    """Say what a model has in the place of weights that can be loaded, and how to get those.
 
+    Args:
+        names: the files of a folder or repository that has neither of `SINGLE` and `INDEX`.
+    """
+    held = [name for name in names if name.endswith(WEIGHT_ENDINGS)]
+    if ADAPTER_WEIGHTS in names:
+        remedy = "These belong to an adapter: give the model that it was trained on"
+    elif any("-of-" in name and name.endswith(".safetensors") for name in held):
+        remedy = f"These are parts without their {INDEX}: download the model again"
+    elif any(name.endswith(".safetensors") for name in held):
+        remedy = f"If they are those of the whole model, rename the file to {SINGLE}"
+    elif any(name.endswith((".h5", ".msgpack")) for name in held):
+        remedy = (
+            "Convert them with Transformers 4: `AutoModelForSeq2SeqLM.from_pretrained(folder, from_tf=True)` "
+            "or `from_flax=True`, then `save_pretrained`"
+        )
+    elif held:
+        remedy = (
+            "Load it with Transformers, which reads them, and give the folder that `save_pretrained` writes"
+        )
+    else:
+        remedy = "Download the model again"
+    here = few(held or names) or "nothing"
+    return f"no weights in safetensors ({SINGLE} or {INDEX}); it holds {here}. {remedy}"
+
+
+def _complete(name: str, folder: Path, files: set[str], download: bool) -> None:
+    """Download those of the files that a local copy lacks; its name is the commit."""
     for file in sorted(files):
         if not (folder / file).is_file():
-            hf_hub_download(name, file, revision=folder.name)
+            _file(name, file, folder.name, download)
+
+
+def _file(name: str, file: str, revision: str, download: bool) -> Path:
+    """Return the local copy of one file.
+
+    Raises:
+        Unavailable: there is none, and `download` is false.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if download:
+        return Path(hf_hub_download(name, file, revision=revision))
+    cached = try_to_load_from_cache(name, file, revision=revision)
+    if not isinstance(cached, str):
+        raise Unavailable(f"{name} is on the Hub and not on this machine; a run downloads it first")
+    return Path(cached)
 
 
 def _shards(folder: Path) -> set[str]:

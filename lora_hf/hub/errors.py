@@ -1,11 +1,12 @@
 """Errors of the Hub's client as one `UserError` that says what to do, without the token."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import NotWritten, Unavailable, UserError, first_line
 
 HIDDEN = "***"
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2")
@@ -13,6 +14,8 @@ TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2")
 
 INTERRUPTED = ("RemoteProtocolError", "ReadError", "WriteError")
 """Exceptions of the transports after the connection was made."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""The system's numbers for: the disk or quota is full, the place is not writable."""
 OFFLINE = "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to download"
 AGAIN = "rerun the command: files that are complete are not transferred again"
 
@@ -29,7 +32,10 @@ def hub_errors(action: str, remedy: str = "", revision_field: str = "") -> Itera
 
     Raises:
         UserError: `action`, the reason, and the remedy. The token appears neither in it nor in its cause.
+        Unavailable: the same, if the Hub cannot be reached.
+        NotWritten: the disk is full, or the place for downloads is not writable.
     """
+    from huggingface_hub import constants
     from huggingface_hub.errors import RevisionNotFoundError
 
     check_token()
@@ -38,11 +44,15 @@ def hub_errors(action: str, remedy: str = "", revision_field: str = "") -> Itera
     except UserError:
         raise
     except Exception as error:  # a dozen types, from three libraries
+        for one in causes(error):
+            if isinstance(one, OSError) and one.errno in NO_SPACE:
+                raise NotWritten(one.errno, one.strerror, one.filename or constants.HF_HUB_CACHE) from error
         text = f"{action}: {reason(error)}{'' if has_own_remedy(error) else remedy}"
         if revision_field and any(isinstance(one, RevisionNotFoundError) for one in causes(error)):
             text += f", or {revision_field}=null for its main branch"
         leaks = any(without_token(str(one)) != str(one) for one in causes(error))
-        raise UserError(without_token(text)) from (None if leaks else error)
+        kind = Unavailable if is_out_of_reach(error) else UserError
+        raise kind(without_token(text)) from (None if leaks else error)
 
 
 def check_token() -> None:
@@ -85,6 +95,17 @@ def is_connection_lost(error: Exception) -> bool:
     if any(isinstance(one, HfHubHTTPError) for one in came_from):
         return False
     return any(type(one).__module__.partition(".")[0] in TRANSPORTS for one in came_from)
+
+
+def is_out_of_reach(error: Exception) -> bool:
+    """Whether the Hub could not be asked: no network, an interruption, offline mode, a fault of the Hub."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    return is_connection_lost(error) or any(
+        isinstance(one, OfflineModeIsEnabled | LocalEntryNotFoundError)
+        or (isinstance(one, HfHubHTTPError) and one.response.status_code >= 500)
+        for one in causes(error)
+    )
 
 
 def has_own_remedy(error: Exception) -> bool:

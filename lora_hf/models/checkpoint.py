@@ -1,32 +1,30 @@
-"""Check a base model's checkpoint: whole files, every tensor in its place, values that a model can have.
+"""Check a base model's checkpoint: whole files, and every tensor of the architecture in its place.
 
 Transformers fills missing tensors with random numbers, drops those that it does not know, and only logs both;
-it takes integers for weights, and NaN or zeros as they come: a run on such a base ends without an error, with
-a score of 0. `check_checkpoint` loads names and shapes alone, onto the meta device, which takes a fraction of
-a second; `check_values` reads every value.
+and it takes integers for weights: a run on such a base ends without an error, with a score of 0.
+`check_checkpoint` loads names and shapes alone, onto the meta device, which takes a fraction of a second.
 """
 
-from collections.abc import Collection, Iterable, Iterator
-from math import isfinite
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.checkpoint_io import DAMAGED, list_differences, read_dtypes
 from lora_hf.errors import UserError
-from lora_hf.files import read_object, refuse_git_lfs_pointer
-from lora_hf.hub.download import INDEX, SINGLE
+from lora_hf.files import read_object
+from lora_hf.hub.download import INDEX, SINGLE, no_weights
+from lora_hf.models.base_files import AGAIN
+from lora_hf.models.generation import complete_tokens
 
-LOADED = ("*.safetensors", "*.json", "*.model", "*.txt")
-"""Files of a folder that loading a model and its tokenizer may read."""
 QUANTIZED = (".SCB", ".absmax", ".quant_map", ".quant_state")
 """Parts of the names of tensors that bitsandbytes saves beside a quantized weight."""
-AGAIN = "download the model again"
+FORM = {"return_dict": True, "is_encoder_decoder": True}
+"""Fields that are read as these, whatever config.json says: otherwise the first step or summary fails."""
 UNQUANTIZED = (
     "give the checkpoint before quantization "
     "(model.load_in_4bit or model.load_in_8bit quantizes it while it is loaded)"
@@ -44,19 +42,20 @@ def checkpoint_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         return []
-    shards = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+    index = read_object(folder / INDEX)
+    shards = index.get("weight_map")
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(name, str) for name in shards.values())
+    ):
         raise UserError(f"{folder / INDEX} has no weight_map from tensors to files: {AGAIN}")
+    if not isinstance(index.get("metadata"), dict):
+        raise UserError(f'{folder / INDEX} has no object "metadata": add "metadata": {{}} to it, or {AGAIN}')
     files = [folder / shard for shard in sorted(set(shards.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise UserError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: {AGAIN}")
     return files
-
-
-def refuse_pointers(folder: Path) -> None:
-    """Raise a UserError if Git LFS has left a pointer in the place of a file that loading may read."""
-    for file in sorted(file for pattern in LOADED for file in folder.glob(pattern)):
-        refuse_git_lfs_pointer(file)
 
 
 def check_checkpoint(folder: str, model: str) -> int | None:
@@ -75,8 +74,10 @@ def check_checkpoint(folder: str, model: str) -> int | None:
         UserError: a Git LFS pointer, an incomplete file, weights in a format that cannot be loaded; missing,
             unexpected or mis-shaped tensors; integers in the place of a weight.
     """
-    refuse_pointers(Path(folder))
-    dtypes = {key: x for file in checkpoint_files(Path(folder)) for key, x in read_dtypes(file).items()}
+    files = checkpoint_files(Path(folder))
+    if not files:
+        raise UserError(f"{model}: the folder has {no_weights(os.listdir(folder))}")
+    dtypes = {key: x for file in files for key, x in read_dtypes(file).items()}
     settings, _ = PretrainedConfig.get_config_dict(folder)
     bits = stored_bits(settings, model)
     if bits and dtypes and not any(part in key for key in dtypes for part in QUANTIZED):
@@ -93,58 +94,6 @@ def check_checkpoint(folder: str, model: str) -> int | None:
     return bits
 
 
-def file_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of safetensors files one at a time, on the CPU.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in sorted(tensors.keys()):
-                    yield name, tensors.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} {DAMAGED}: {error}") from error
-
-
-def check_values(tensors: Iterable[tuple[str, Tensor]], model: str) -> None:
-    """Check that all values are finite and that no matrix is zero as a whole.
-
-    One pass over the floating-point tensors, on their device. Skipped are integers, tensors on the meta
-    device, and those without values on this process (DeepSpeed ZeRO-3). Zeros in one row are allowed, because
-    embeddings of padding have them, and BART stores its `final_logits_bias` as a matrix of one row.
-
-    Args:
-        tensors: names and tensors of any shape, as a loaded model or the files of a checkpoint have them.
-        model: the model as errors name it.
-
-    Raises:
-        UserError: a tensor has NaN or infinite values, or a matrix is all zeros.
-    """
-    for name, tensor in tensors:
-        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
-            continue
-        values = tensor.detach()
-        if values.element_size() < 2:  # PyTorch finds no minimum of 8-bit floats
-            values = values.to(torch.bfloat16)
-        low, high = (value.item() for value in values.aminmax())  # NaN if any value is
-        if not isfinite(low) or not isfinite(high):
-            overflow = (
-                "; or, if the file holds values beyond ±65,504, which float16 cannot represent, set "
-                "model.dtype: float32"
-            )
-            raise UserError(
-                f"{model}: {name} has values that are not finite (NaN or infinity), so its file is damaged: "
-                f"{AGAIN}{overflow if tensor.dtype == torch.float16 else ''}"
-            )
-        if low == high == 0 and tensor.ndim > 1 and len(tensor) > 1:
-            raise UserError(
-                f"{model}: {name} {tuple(tensor.shape)} is all zeros, as after an incomplete download or "
-                f"copy: {AGAIN}"
-            )
-
-
 def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
     """Call `from_pretrained`, and require that no tensor is missing and every one of the checkpoint is used.
 
@@ -156,14 +105,15 @@ def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
         options: keyword arguments of `from_pretrained`.
 
     Raises:
-        UserError: missing, unexpected or mis-shaped tensors.
+        UserError: missing, unexpected or mis-shaped tensors; as `complete_tokens`.
     """
-    options = {"use_safetensors": True, "trust_remote_code": False} | options
+    options = {"use_safetensors": True, "trust_remote_code": False} | FORM | options
     try:
         loaded, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True, **options)
     except SafetensorError as error:
         raise UserError(f"{model}: a file of its weights {DAMAGED}: {error}") from error
     parts = {name for module in (loaded, loaded.base_model) for name in [*module._modules, *module._buffers]}
+    _check_wrapped(info["missing_keys"], info["unexpected_keys"], model)
     differences = list_differences(
         missing=info["missing_keys"],
         unexpected=[key for key in info["unexpected_keys"] if key.split(".")[0] in parts],
@@ -177,7 +127,26 @@ def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
             f"{model}: {MISFIT} {differences}. The folder was saved or downloaded incompletely, or "
             f"config.json belongs to another model: {AGAIN}"
         )
+    complete_tokens(loaded, model)
     return loaded
+
+
+def _check_wrapped(missing: Collection[str], unexpected: Collection[str], model: str) -> None:
+    """Refuse tensors that are all there under the names of a wrapper, or of a model with adapters in it."""
+    pairs = ((name, key) for name in unexpected for key in missing if name.endswith(f".{key}"))
+    name, key = max(pairs, key=lambda pair: len(pair[1]), default=("", ""))
+    prefix = name.removesuffix(key)
+    if prefix and all(name.startswith(prefix) for name in unexpected):
+        raise UserError(
+            f"{model}: {MISFIT} its tensors' names begin with {prefix!r}, as a wrapper's state_dict has them "
+            "(DataParallel, torch.compile, Lightning). Save the model inside the wrapper by "
+            f"`save_pretrained`, or write its file with `name.removeprefix({prefix!r})` for each name"
+        )
+    if inside := [name for name in unexpected if ".base_layer." in name or ".lora_A" in name]:
+        raise UserError(
+            f"{model}: {MISFIT} it was saved with adapters in it, as {min(inside)!r} shows. Load it where it "
+            "was saved, merge the adapters (`merge_and_unload`) and save it again"
+        )
 
 
 def stored_bits(settings: dict[str, Any], model: str) -> int | None:
@@ -189,13 +158,22 @@ def stored_bits(settings: dict[str, Any], model: str) -> int | None:
     stored = settings.get("quantization_config")
     if stored is None:
         return None
-    fields = stored if isinstance(stored, dict) else {}
-    method = fields.get("quant_method", "bitsandbytes")
-    bits = next((n for n in (4, 8) if fields.get(f"load_in_{n}bit")), None)
-    if bits is None or method != "bitsandbytes":
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"{model}: quantization_config={stored!r} in its config.json must be an object: if the weights "
+            f"are dense, remove that entry; otherwise {UNQUANTIZED}"
+        )
+    method = stored.get("quant_method", "bitsandbytes")
+    if method != "bitsandbytes":
         raise UserError(
             f"{model}: quantization_config in its config.json names quant_method {method!r}, but only "
             f"weights quantized by bitsandbytes can be loaded; {UNQUANTIZED}"
+        )
+    bits = next((n for n in (4, 8) if stored.get(f"load_in_{n}bit")), None)
+    if bits is None:
+        raise UserError(
+            f"{model}: quantization_config in its config.json sets neither load_in_4bit nor load_in_8bit: "
+            f"if the weights are dense, remove that entry; otherwise {UNQUANTIZED}"
         )
     return bits
 

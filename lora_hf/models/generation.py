@@ -7,10 +7,11 @@ settings that nobody asked for. The config's section `generation` says how summa
 import logging
 from typing import Any
 
+import torch
 from transformers import GenerationConfig as TransformersConfig
 
 from lora_hf.config import GenerationConfig
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, first_line
 
 NEEDED = (
     "decoder_start_token_id",
@@ -45,6 +46,58 @@ def generation_config(
     options = settings.options() if settings else {}
     length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     return TransformersConfig(**{k: v for k, v in own.items() if v is not None} | options | length)
+
+
+def complete_tokens(model: Any, name: str) -> None:
+    """Complete and check the ids of the tokens with which a model starts, ends and pads what it writes.
+
+    Training reads them from config.json, generation from generation_config.json. Where one of the two lacks
+    an id, it gets the other's: without it, the first step fails, or summaries never end.
+
+    Args:
+        model: as loaded; on any device, also the meta device.
+        name: the model as errors name it.
+
+    Raises:
+        UserError: an id is missing in both, or is not in the vocabulary.
+    """
+    places = {"config.json": model.config, "generation_config.json": model.generation_config}
+    head = model.get_output_embeddings()
+    size = max(model.get_input_embeddings().num_embeddings, getattr(head, "out_features", 0))
+    for field in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        found = {place: getattr(holder, field, None) for place, holder in places.items()}
+        for place, value in found.items():
+            ids = value if isinstance(value, list) and field == "eos_token_id" else [value]
+            if value is not None and not all(type(n) is int and 0 <= n < size for n in ids):
+                raise UserError(
+                    f"{name}: {field}={value!r} in its {place} must be the number of a token, from 0 to "
+                    f"{size - 1}: correct it, or download the model again"
+                )
+        for place, holder in places.items():
+            if found[place] is None and (known := [value for value in found.values() if value is not None]):
+                setattr(holder, field, known[0])
+    generation = model.generation_config
+    missing = [field for field in ("eos_token_id", "pad_token_id") if getattr(generation, field) is None]
+    if generation.decoder_start_token_id is None and generation.bos_token_id is None:
+        missing.append("decoder_start_token_id")
+    reason = f"it has no {' and no '.join(missing)}" if missing else _why_labels_do_not_shift(model)
+    if reason:
+        raise UserError(
+            f"{name}: the model cannot train and write, because {reason}: add it to its config.json, with "
+            "the number that its tokenizer or the published models of its family have (T5 starts with its "
+            "pad token, 0)"
+        )
+
+
+def _why_labels_do_not_shift(model: Any) -> str:
+    """Return why the decoder's inputs cannot be made from labels, as training does; empty if they can."""
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    try:
+        if shift:
+            shift(labels=torch.zeros((1, 2), dtype=torch.long))
+    except Exception as error:  # each family has its own, where an id is missing
+        return first_line(error).rstrip(".")
+    return ""
 
 
 def check_tokens(model: Any, settings: GenerationConfig) -> None:

@@ -11,34 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.files import checkpoint_fingerprint, read_object
-from lora_hf.hub.download import Part, fetch_model
+from lora_hf.hub.download import SETTINGS, Part, fetch_model
+from lora_hf.models.base_files import building, check_files, check_tokenizer, read_config, reading_tokenizer
 from lora_hf.models.base_weights import CheckpointWeights
-from lora_hf.models.checkpoint import (
-    check_checkpoint,
-    check_values,
-    checkpoint_files,
-    file_tensors,
-    refuse_pointers,
-)
+from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import guard_ties, untie_head
 from lora_hf.models.storage import STORAGE_FORMATS
+from lora_hf.models.weight_values import check_values, file_tensors
 from lora_hf.run_files import ADAPTER, MODEL
 from lora_hf.run_files import CONFIG as RUN_CONFIG
 from lora_hf.system import pick_device, resolve_dtype
 
+logger = logging.getLogger(__name__)
 NO_CODE = {"trust_remote_code": False}
 """Without this, Transformers asks on the terminal whether the code of a repository may run."""
 RECORDED = "base_model_name_or_path"
@@ -84,8 +81,6 @@ def _as_user_error(config: ModelConfig) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except StrictDataclassError as error:  # a field of config.json; the reason is on the second line
-        raise UserError(f"{_not_loaded(config)}: {' '.join(str(error).split())}{REMEDY}") from error
     except (OSError, ValueError, KeyError, ImportError) as error:
         remedy = REMEDY + _base_hint(config.name_field)
         raise UserError(f"{_not_loaded(config)}: {first_line(error)}{remedy}") from error
@@ -100,11 +95,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """Load the model's tokenizer.
 
     Raises:
-        UserError: there is no such folder or Hub name, or it has no tokenizer.
+        UserError: there is no such folder or Hub name, it has no tokenizer, one of the tokenizer's files
+            cannot be read, or the tokenizer has tokens for which the model has no embeddings.
     """
     folder, _ = find_base(config, "tokenizer")
-    with _as_user_error(config):
-        refuse_pointers(Path(folder))
+    read_config(folder, config.as_written)  # which Transformers reads too, for the tokenizer's class
+    with reading_tokenizer(Path(folder), config.as_written):
         tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((Path(folder) / file).is_file() for file in files):
@@ -112,6 +108,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
             f"{config.as_written}: there is no tokenizer beside the model (none of {sorted(files)}), and "
             "Transformers would create an empty one; add the files of the tokenizer it was trained with"
         )
+    check_tokenizer(tokenizer, Path(folder), config.as_written)
     return tokenizer
 
 
@@ -153,7 +150,9 @@ def load_model(
     files = checkpoint_files(Path(folder))
     # Quantized layers hide what they were made from, so the files are read once more.
     is_quantized = config.is_quantized or stored_bits
-    check_values(file_tensors(files) if is_quantized else sorted(model.named_parameters()), config.as_written)
+    tensors = file_tensors(files) if is_quantized else sorted(model.named_parameters())
+    if note := check_values(tensors, config.as_written):
+        logger.warning("%s", note)
     keep_differentiable(model)
     guard_ties(model)
     if config.untie_head:
@@ -185,7 +184,7 @@ def check_base(config: ModelConfig, folder: str) -> int | None:
         UserError: the model cannot be read, its weights do not fit its config.json, or they are stored in
             another format than the one that `config` asks for.
     """
-    with _as_user_error(config), quiet():
+    with building(folder, config.as_written), quiet():
         stored_bits = check_checkpoint(folder, config.as_written)
     stored = {4: ("nf4", "fp4"), 8: ("int8",)}.get(stored_bits or 0)
     if stored and config.is_quantized and config.storage not in stored:
@@ -213,41 +212,49 @@ def check_trainable(config: ModelConfig, stored_bits: int | None) -> None:
         )
 
 
-def _is_adapter(config: ModelConfig, peft_config: dict[str, Any]) -> str:
-    base = peft_config.get("base_model_name_or_path")
+def _is_adapter(config: ModelConfig, held: dict[str, Any], file: str) -> str:
+    base = held.get(RECORDED)
     named = f", {base!r}," if isinstance(base, str) else ""
     return (
-        f"{config.as_written} holds an adapter ({CONFIG_NAME}): give the base that it was trained on{named} "
+        f"{config.as_written} holds an adapter ({file}): give the base that it was trained on{named} "
         "and pass the adapter by --adapter to the commands that take one; in a whole model, remove that file"
     )
 
 
-def find_base(config: ModelConfig, part: Part) -> tuple[str, str | None]:
+def find_base(config: ModelConfig, part: Part, download: bool = True) -> tuple[str, str | None]:
     """Return the folder of a base model; from the Hub, files that are missing here are downloaded.
 
     Args:
         config: the model.
         part: what is needed: the config alone, the tokenizer too, or the weights too.
+        download: whether to download what is missing here.
 
     Returns:
         The folder, and the commit of a model on the Hub.
 
     Raises:
         UserError: there is no such model, the Hub cannot be reached, or the place holds an adapter, which
-            Transformers would apply if PEFT is installed and ignore otherwise.
+            Transformers would apply if PEFT is installed and ignore otherwise; as `check_files`.
+        Unavailable: the Hub cannot be reached, or files are missing here and `download` is false.
     """
     name, commit = locate(config.model_name_or_path, config.name_field), None
     folder = Path(name)
     if not folder.is_dir():
         remedy = REMEDY + _base_hint(config.name_field)
         field = "model.revision" if config.name_field == NAME_FIELD else ""
-        folder = fetch_model(name, config.revision or "main", part, _not_loaded(config), remedy, field)
+        folder = fetch_model(
+            name, config.revision or "main", part, _not_loaded(config), remedy, field, download
+        )
         commit = folder.name
     elif (folder / RUN_CONFIG).is_file() and (folder / MODEL).is_dir():
         raise UserError(f"{config.as_written} is the directory of a run: give {folder / MODEL}")
-    for file in (folder / CONFIG_NAME, folder / ADAPTER / CONFIG_NAME):
-        if file.is_file():
-            raise UserError(_is_adapter(config, read_object(file)))
+    for place in (folder, folder / ADAPTER):
+        # A merged model has the manifest too, which holds its prompt, beside its config.json.
+        names = (CONFIG_NAME,) if (place / SETTINGS).is_file() else (CONFIG_NAME, MANIFEST_NAME)
+        for file in (place / name for name in names):
+            if file.is_file():
+                raise UserError(_is_adapter(config, read_object(file), file.name))
+    check_files(folder, config.as_written)
     return str(folder), commit
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
+from transformers import AutoModelForSeq2SeqLM, T5Config
 
 from lora_hf.adapters import inject
 from lora_hf.config import ModelConfig, RunConfig
-from lora_hf.errors import UserError, first_line
+from lora_hf.models.base_files import read_config
 from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.head import untie_head
-from lora_hf.models.load import NO_CODE, find_base
+from lora_hf.models.load import find_base
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.training.registry import ADDED_WEIGHTS
 
@@ -38,13 +38,7 @@ def settings_of(config: ModelConfig) -> Any:
     if named and named[1] in SIZES:
         return flan_t5(named[1])
     folder, _ = find_base(config, "config")
-    try:
-        return AutoConfig.from_pretrained(folder, **NO_CODE)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{config.as_written}: its config.json cannot be read: {first_line(error)} "
-            "(give a folder, a name on the Hub, or a google/flan-t5, whose config.json is not needed)"
-        ) from error
+    return read_config(folder, config.as_written)
 
 
 def flan_t5(size: str) -> T5Config:

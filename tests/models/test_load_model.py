@@ -164,12 +164,12 @@ def test_a_missing_model_is_named(name: str, message: str) -> None:
 
 
 def test_a_folder_without_a_config_or_with_a_pickle_only_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="the folder has no config.json; it holds nothing"):
         load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
     model = make_t5()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"no weights in safetensors .* it holds pytorch_model.bin. Load it"):
         load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
 
 
@@ -217,15 +217,21 @@ def test_a_folder_without_a_tokenizer_is_one_error_and_no_empty_tokenizer(tmp_pa
         load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))
 
 
-@pytest.mark.parametrize("has_model", [False, True])
-def test_an_adapter_folder_is_refused_as_a_base(has_model: bool, tmp_path: Path) -> None:
-    """Transformers would apply it where PEFT is installed, and ignore it where it is not."""
+@pytest.mark.parametrize(
+    ("file", "has_model"),
+    [("adapter_config.json", False), ("adapter_config.json", True), ("lora_hf.json", False)],
+)
+def test_an_adapter_folder_is_refused_as_a_base(file: str, has_model: bool, tmp_path: Path) -> None:
+    """Transformers would apply it where PEFT is installed, and ignore it where it is not.
+
+    Prompt tuning and bottleneck adapters have the manifest alone; beside a whole model it holds the prompt.
+    """
     folder = shutil.copytree(ASSETS, tmp_path / "base")
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "google/flan-t5-base"}')
+    (folder / file).write_text('{"base_model_name_or_path": "google/flan-t5-base"}')
     if not has_model:
         (folder / "config.json").unlink()
         (folder / "model.safetensors").unlink()
     config = ModelConfig(model_name_or_path=str(folder))
     for load in (load_tokenizer, lambda config: load_model(config, CPU)):
-        with pytest.raises(UserError, match="holds an adapter .*, 'google/flan-t5-base', and pass the"):
+        with pytest.raises(UserError, match=f"holds an adapter .{file}.*, 'google/flan-t5-base', and"):
             load(config)

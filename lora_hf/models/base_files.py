@@ -1,0 +1,155 @@
+"""Checks of a base model's settings and tokenizer files, in whatever way they were written or copied.
+
+Transformers reads these files without checking them: a list in the place of an object, a size of 0 or a token
+beyond the vocabulary ends in a traceback, some of them only in the first step or while generating.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig
+
+from lora_hf.errors import UserError, few, first_line
+from lora_hf.files import read_object, refuse_git_lfs_pointer
+from lora_hf.hub.download import INDEX, SETTINGS
+
+LOADED = ("*.safetensors", "*.json", "*.model", "*.txt")
+"""Files of a folder that loading a model and its tokenizer may read."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+OBJECTS = (
+    SETTINGS,
+    "generation_config.json",
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    INDEX,
+)
+"""Files that hold one JSON object; `tokenizer.json` is left to its own reader, because it may be large."""
+AGAIN = "download the model again"
+ADDED = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
+"""Special tokens that a tokenizer adds by itself; others, such as `<mask>`, come only from the text."""
+
+
+def check_files(folder: Path, model: str) -> None:
+    """Check that a base model's files are the files themselves and that each JSON file holds an object.
+
+    Args:
+        folder: the files of the model.
+        model: the model as errors name it.
+
+    Raises:
+        UserError: a Git LFS pointer, no config.json, or a JSON file that cannot be read or holds no object.
+    """
+    for file in sorted(file for pattern in LOADED for file in folder.glob(pattern)):
+        refuse_git_lfs_pointer(file)
+    for name in OBJECTS:
+        try:
+            read_object(folder / name)
+        except FileNotFoundError:
+            if name == SETTINGS:
+                held = few(file.name for file in folder.iterdir()) or "nothing"
+                raise UserError(
+                    f"{model}: the folder has no {SETTINGS}; it holds {held}. Give the folder of a whole "
+                    "model, as `save_pretrained` writes it"
+                ) from None
+        except UserError as error:
+            raise UserError(f"{model}: {error}: {AGAIN}") from error
+
+
+def read_config(folder: str | Path, model: str) -> Any:
+    """Return the Transformers config of a base model; errors as `building`."""
+    with building(folder, model):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextmanager
+def building(folder: str | Path, model: str) -> Iterator[None]:
+    """Turn any exception with which Transformers builds a model from config.json into a `UserError`.
+
+    Raises:
+        UserError: it names the values that cannot be, or else gives the reason.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever a value leads to: ZeroDivisionError, RuntimeError, AttributeError
+        if isinstance(error, StrictDataclassError):  # the reason is on the second line
+            reason = " ".join(str(error).split())
+        else:
+            reason = "; ".join(_wrong_values(read_object(Path(folder) / SETTINGS))) or first_line(error)
+            if reason == first_line(error) and not isinstance(error, OSError | ValueError | ImportError):
+                reason = f"one of its values cannot be used ({type(error).__name__}: {reason})"
+        raise UserError(
+            f"{model} cannot be loaded: its {SETTINGS} does not describe a model that can be built: "
+            f"{reason.rstrip('.')}. Correct it, or {AGAIN}"
+        ) from error
+
+
+def _wrong_values(settings: dict[str, Any]) -> list[str]:
+    """Return what is wrong: sizes of 0 or less where the family's default is positive, an unknown dtype."""
+    kind = settings.get("model_type")
+    defaults = vars(CONFIG_MAPPING[kind]()) if isinstance(kind, str) and kind in CONFIG_MAPPING else {}
+    wrong = [
+        f"{name}={value} must be positive"
+        for name, value in settings.items()
+        if type(value) is int and value <= 0 and not name.endswith("_id")
+        if type(defaults.get(name)) is int and defaults[name] > 0
+    ]
+    dtype = settings.get("dtype")
+    if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        wrong.append(f"dtype={dtype!r} is not a type of PyTorch, such as 'float32'")
+    return wrong
+
+
+@contextmanager
+def reading_tokenizer(folder: Path, model: str) -> Iterator[None]:
+    """Turn any exception of reading a tokenizer into a `UserError` that names its files."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever a file leads to, from Transformers and tokenizers
+        names = sorted(
+            file.name
+            for file in folder.iterdir()
+            if file.name.startswith(
+                ("tokenizer", "vocab", "merges", "special", "added", "spiece", "sentence")
+            )
+        )
+        held = ", ".join(names) or "no file of a tokenizer"
+        absent = "" if TOKENIZER_CONFIG in names else f", but no {TOKENIZER_CONFIG}, which names its class"
+        raise UserError(
+            f"{model}: its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)}). The "
+            f"folder holds {held}{absent}: download the tokenizer's files again, or copy them from the model "
+            "that this one was made from"
+        ) from error
+
+
+def check_tokenizer(tokenizer: Any, folder: Path, model: str) -> None:
+    """Check that a tokenizer fits the model beside it.
+
+    Tokens that only a text can name, such as BART's `<mask>`, may be beyond the embeddings: some published
+    models have it so.
+
+    Raises:
+        UserError: it has tokens without an embedding, or a limit on a text's length that is not a number.
+    """
+    size = read_object(folder / SETTINGS).get("vocab_size")
+    if type(size) is int and len(tokenizer) > size:
+        by_text = set(tokenizer.all_special_tokens) - {getattr(tokenizer, name) for name in ADDED}
+        beyond = {
+            token: n for token, n in tokenizer.get_vocab().items() if n >= size and token not in by_text
+        }
+        if beyond:
+            raise UserError(
+                f"{model}: the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for "
+                f"{size:,}; beyond them are {few(map(repr, beyond))}. Use the tokenizer that was saved with "
+                "this model, or resize the model's embeddings (`resize_token_embeddings`) and save it"
+            )
+    if not isinstance(limit := tokenizer.model_max_length, int | float):
+        raise UserError(f"{folder / TOKENIZER_CONFIG}: model_max_length={limit!r} must be a number")
