@@ -52,11 +52,22 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
 def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
     """Return the given base in the storage format of the first adapter's, or that adapter's own base.
 
+    Adapters that record other revisions of it are reported, because only one can be loaded.
+
     Raises:
         UserError: neither is given.
     """
     if adapters:
-        return base_config(adapters[0], base)
+        config = base_config(adapters[0], base)
+        for saved in adapters[1:]:
+            revision = base_config(saved, base).revision
+            if revision and config.revision and revision != config.revision:
+                logger.warning(
+                    "%s is for revision %s of the base, but revision %s is served, for which %s is; its "
+                    "summaries may be worse than it was scored with",
+                    *(saved.source, revision, config.revision, adapters[0].source),
+                )
+        return config
     if base is None:
         raise UserError("give --base, or an adapter that names its base")
     return ModelConfig(model_name_or_path=base).with_name_field("--base")

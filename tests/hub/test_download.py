@@ -1,6 +1,7 @@
 """What can go wrong while a base model and a dataset come from the Hub: one line with the remedy."""
 
 import csv
+import errno
 import io
 import json
 
@@ -10,7 +11,8 @@ from support.inputs import FEW
 
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data.splits import load_split
-from lora_hf.errors import UserError
+from lora_hf.errors import NotWritten, UserError
+from lora_hf.hub.errors import hub_errors
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 
 BASE = {file.name: file.read_bytes() for file in ASSETS.iterdir()}
@@ -100,6 +102,12 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
     for (kind, name, _, _, text), done in zip(expected, client.run(*given), strict=True):
         assert done.error.startswith(f"error: {kind}.{NAMES[kind]}='acme/{name}'") and done.slept == 0
         assert text in done.error, done.error
+
+
+def test_a_full_disk_during_a_download_is_no_mistake_of_the_user():
+    with pytest.raises(NotWritten) as full, hub_errors("model 'a/b' cannot be loaded"):
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
+    assert full.value.filename == "/cache/blob" and full.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from support.server_process import DIALOGUES, EXTRA, FIELDS, Server, save_adapte
 from support.warm_python import WarmPython
 
 from lora_hf import cli, load_adapter
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.evaluation.generate import generate_summaries
@@ -27,6 +28,7 @@ from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.serving.app import create_app
 from lora_hf.serving.engine import Engine
 from lora_hf.serving.limits import Limits
+from lora_hf.serving.server import base_for
 from lora_hf.serving.service import Service
 
 
@@ -312,6 +314,20 @@ def test_a_mistake_in_the_command_is_one_error(
     signal.signal(signal.SIGTERM, before)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert expected in line
+
+
+def test_adapters_of_two_revisions_of_a_base_are_a_warning_that_names_both(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = []
+    for name, revision in (("a", "1" * 40), ("b", "2" * 40), ("c", None)):
+        (tmp_path / name).mkdir()
+        settings = {"base_model_name_or_path": "me/tiny", "revision": revision, "peft_type": "LORA"}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+        found.append(SavedAdapter.at(tmp_path / name))
+    assert base_for(found, None).revision == "1" * 40
+    (warning,) = caplog.messages
+    assert f"b is for revision {'2' * 40} of the base, but revision {'1' * 40} is served" in warning
 
 
 def test_malformed_requests_get_an_answer_below_500_and_the_server_stays(
