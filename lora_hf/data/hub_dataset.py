@@ -39,6 +39,7 @@ def read_hub(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
             if builder is None:
                 raise unreachable
             logger.info("the Hub cannot be reached: %s is read from its local copy", name)
+            _check_split(builder, split, what)
             yield from builder.as_dataset(split)
         return
     with hub_errors(what, remedy):
@@ -52,7 +53,17 @@ def read_hub(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
             yield from builder.as_streaming_dataset(split)
             return
         builder.download_and_prepare()
+        _check_split(builder, split, what)
         yield from builder.as_dataset(split)
+
+
+def _check_split(builder: Any, split: str, what: str) -> None:
+    """Refuse a split that a prepared dataset does not have, and name those that it has."""
+    if split not in (names := list(builder.info.splits or [split])):
+        raise UserError(
+            f"{what}: it has no split {split!r}, only {', '.join(names)}. Save its rows as the files train, "
+            "validation and test of a folder, and give that folder"
+        )
 
 
 def _prepared(config: DataConfig, commit: str | None) -> Any:

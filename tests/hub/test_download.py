@@ -4,12 +4,14 @@ import csv
 import errno
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from hub.fixtures import TOKEN
 from support.inputs import FEW
 
 from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.data.hub_dataset import read_hub
 from lora_hf.data.splits import load_split
 from lora_hf.errors import NotWritten, UserError
 from lora_hf.hub.errors import hub_errors
@@ -102,6 +104,22 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
     for (kind, name, _, _, text), done in zip(expected, client.run(*given), strict=True):
         assert done.error.startswith(f"error: {kind}.{NAMES[kind]}='acme/{name}'") and done.slept == 0
         assert text in done.error, done.error
+
+
+def test_a_split_that_a_dataset_does_not_have_is_one_error_with_those_that_it_has(monkeypatch):
+    class Builder:
+        hash, info = "c" * 40, SimpleNamespace(splits={"train": None, "test": None})
+
+        def download_and_prepare(self):
+            pass
+
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (Builder.hash, None))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *given, **fields: Builder())
+    config = DataConfig(dataset_name="acme/talks")
+    with pytest.raises(
+        UserError, match="'acme/talks' .* no split 'validation', only train, test. Save"
+    ):
+        list(read_hub(config, "validation"))
 
 
 def test_a_full_disk_during_a_download_is_no_mistake_of_the_user():
