@@ -31,6 +31,7 @@ class LoraLayer(NotPlain):
         active: name -> weight of the branches that are added, in order.
         merged: name -> weight of the adapters that are merged into the base.
         mixed_batch: the adapter of each row of the batch, or None if all rows have the active ones.
+        weight_was_read: something has read `weight`, as a model does that computes without calling the layer.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -42,12 +43,15 @@ class LoraLayer(NotPlain):
         self.merged: Mapping[str, float] = {}
         self.mixed_batch: MixedBatch | None = None
         self.enabled = True
+        self.weight_was_read = False
         self._loaded_weight: StoredWeight = None  # the base as loaded, while another weight is in its place
         self._own_weights: dict[str, StoredWeight] = {}  # adapter name -> its base weight
 
     @property
     def weight(self) -> nn.Parameter:
         """The wrapped layer's weight, in its storage format."""
+        if not (self.weight_was_read or torch.compiler.is_compiling()):
+            self.weight_was_read = True
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property

@@ -2,7 +2,8 @@
 
 An adapter on such a layer has no effect, without an error: `nn.TransformerEncoderLayer` passes the weights of
 `linear1` and `linear2` to one fused operation in evaluation mode, and `nn.MultiheadAttention` always does so
-with `out_proj`. What a forward reads is in its source.
+with `out_proj`. What a forward reads is in its source. One that also calls the layer, in another branch, is
+not refused: a training sees which branch is taken (`training/unused_layers.py`).
 """
 
 import inspect
@@ -17,6 +18,7 @@ from lora_hf.adapters.wrappers import get_submodule
 from lora_hf.errors import UserError
 
 NOT_A_CHECK = r"(?<!isinstance\()"
+WEIGHT = r"""(?:weight\b|_parameters\[["']weight["']\])"""
 ONLY_ASKS = r"(?!\.(?:dtype|device|shape|size|ndim|requires_grad|is_\w+|numel|element_size)\b)"
 """What stands around a weight that is not computed with, as in T5's `self.wo.weight.dtype`."""
 
@@ -37,12 +39,15 @@ def refuse_weight_reader(model: nn.Module, name: str) -> None:
     for end in range(len(parts) - 1, -1, -1):
         owner = get_submodule(model, ".".join(parts[:end]))
         child = re.escape(".".join(parts[end:]))
-        reads = re.compile(rf"{NOT_A_CHECK}\bself\.{child}\.weight\b{ONLY_ASKS}")
-        if isinstance(owner, nn.TransformerEncoderLayer) and not torch.backends.mha.get_fastpath_enabled():
+        reads = re.compile(rf"{NOT_A_CHECK}\bself\.{child}\.{WEIGHT}{ONLY_ASKS}")
+        uses = re.compile(rf"\bself\.{child}\b(?!\.)")  # calls it, or hands it on
+        is_fast = isinstance(owner, nn.TransformerEncoderLayer)  # calls it in training mode only
+        if is_fast and not torch.backends.mha.get_fastpath_enabled():
             continue
         kind: Any = type(owner)
-        if any(reads.search(source) for source in _computations(kind)):
-            remedy = FAST_PATH if isinstance(owner, nn.TransformerEncoderLayer) else ""
+        sources = _computations(kind)
+        if any(map(reads.search, sources)) and (is_fast or not any(map(uses.search, sources))):
+            remedy = FAST_PATH if is_fast else ""
             raise UserError(
                 f"target_modules: an adapter on {name} has no effect, because the forward of {kind.__name__} "
                 f"reads the layer's weight itself; leave it out, or name it in exclude_modules{remedy}",

@@ -40,6 +40,7 @@ from lora_hf.training.nan_guard import (
 from lora_hf.training.optimizer import check_given_optimizer, check_optimizer
 from lora_hf.training.registry import added_weights
 from lora_hf.training.resumable import ResumableTrainer
+from lora_hf.training.unused_layers import UnusedLayers
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,7 @@ class LoraTrainer(ResumableTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         self.micro_batching.end_step()
         self.nan_guard.check_step(norm)
+        self.unused_layers.check_step()
         return norm
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,6 +189,7 @@ class LoraTrainer(ResumableTrainer):
         self.nan_guard, self.micro_batching = NanGuard(self), MicroBatching(self)
         check_base_dtype(self.model)
         check_trainable(self.model)
+        self.unused_layers = UnusedLayers(self.model)
         try:
             with (
                 out_of_memory_reported(lambda: f"step {self.state.global_step + 1}", MICRO_BATCH),
@@ -195,6 +198,7 @@ class LoraTrainer(ResumableTrainer):
                 output = super()._inner_training_loop(*args, **kwargs)
             check_steps(self)
             check_weights(self)
+            self.unused_layers.report()
         except UserError as error:
             for callback in self.callback_handler.callbacks:
                 if bar := getattr(callback, "training_bar", None):

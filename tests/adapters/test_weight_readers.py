@@ -39,6 +39,18 @@ class OwnProduct(nn.Module):
         return self.v(self.project(x).to(self.v.weight.dtype))
 
 
+class OwnParameters(OwnProduct):
+    def project(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.inner.q._parameters["weight"])
+
+
+class TwoBranches(OwnProduct):
+    """Calls the layer too, as DeBERTa and Mamba do in another branch."""
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.inner.q(x) if x.dim() > 1 else F.linear(x, self.inner.q.weight)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +71,7 @@ class Attention(nn.Module):
         (Encoder, "all-linear", r"encoder.layers.0.linear1.*TransformerEncoderLayer"),
         (OwnProduct, ["q"], r"inner.q .*OwnProduct"),
         (OwnProduct, "all-linear", r"inner.q .*OwnProduct"),
+        (OwnParameters, ["q"], r"inner.q .*OwnParameters"),
         (Attention, ["out_proj"], r"attention.out_proj"),
     ],
 )
@@ -93,6 +106,10 @@ def test_the_encoder_of_pytorch_takes_adapters_while_its_fast_path_is_off() -> N
 def test_a_head_and_a_layer_whose_dtype_alone_is_read_take_adapters() -> None:
     assert set(lora_layers(inject_adapters(Encoder(), LoraConfig(target_modules=["head"])))) == {"head"}
     assert set(lora_layers(inject_adapters(OwnProduct(), LoraConfig(target_modules=["v"])))) == {"v"}
+
+
+def test_a_layer_that_one_branch_calls_takes_adapters() -> None:
+    assert set(lora_layers(inject_adapters(TwoBranches(), LoraConfig(target_modules=["q"])))) == {"inner.q"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
