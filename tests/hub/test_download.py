@@ -116,9 +116,7 @@ def test_a_split_that_a_dataset_does_not_have_is_one_error_with_those_that_it_ha
     monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (Builder.hash, None))
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *given, **fields: Builder())
     config = DataConfig(dataset_name="acme/talks")
-    with pytest.raises(
-        UserError, match="'acme/talks' .* no split 'validation', only train, test. Save"
-    ):
+    with pytest.raises(UserError, match="'acme/talks' .* no split 'validation', only train, test. Save"):
         list(read_hub(config, "validation"))
 
 
