@@ -29,6 +29,7 @@ from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import guard_ties, untie_head
+from lora_hf.models.special_tokens import complete_model, complete_tokenizer, lacks_tokens
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.models.weight_values import check_values, file_tensors
 from lora_hf.run_files import ADAPTER, MODEL
@@ -38,6 +39,8 @@ from lora_hf.system import pick_device, resolve_dtype
 logger = logging.getLogger(__name__)
 NO_CODE = {"trust_remote_code": False}
 """Without this, Transformers asks on the terminal whether the code of a repository may run."""
+PACKAGES = {"sacremoses": ("sacremoses",), "sentencepiece": ("sentencepiece", "tiktoken", "protobuf")}
+"""Packages of tokenizers -> words of Transformers' errors where they are missing."""
 RECORDED = "base_model_name_or_path"
 """Field of an adapter's files that names its base model."""
 REMEDY = (
@@ -86,6 +89,25 @@ def _as_user_error(config: ModelConfig) -> Iterator[None]:
         raise UserError(f"{_not_loaded(config)}: {first_line(error)}{remedy}") from error
 
 
+@contextmanager
+def _naming_packages(config: ModelConfig) -> Iterator[None]:
+    """Name the extra that a tokenizer needs, in the place of Transformers' several lines.
+
+    Without sentencepiece, Transformers takes its files for those of another library, and asks for tiktoken.
+    """
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        text = str(error).lower()
+        for package, names in PACKAGES.items():
+            if any(name in text for name in names):
+                raise UserError(
+                    f"{config.as_written}: its tokenizer needs the package {package}: "
+                    "pip install 'lora_hf[multilingual]'"
+                ) from error
+        raise
+
+
 def _not_loaded(config: ModelConfig) -> str:
     at = f" at model.revision={config.revision!r}" if config.revision else ""
     return f"{config.as_written}{at} cannot be loaded"
@@ -96,19 +118,26 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
     Raises:
         UserError: there is no such folder or Hub name, it has no tokenizer, one of the tokenizer's files
-            cannot be read, or the tokenizer has tokens for which the model has no embeddings.
+            cannot be read, or the tokenizer has tokens for which the model has no embeddings; it needs a
+            package that is not installed; or no file names its padding, its end or the decoder's start.
     """
     folder, _ = find_base(config, "tokenizer")
-    read_config(folder, config.as_written)  # which Transformers reads too, for the tokenizer's class
-    with reading_tokenizer(Path(folder), config.as_written):
+    settings = read_config(
+        folder, config.as_written
+    )  # which Transformers reads too, for the tokenizer's class
+    with reading_tokenizer(Path(folder), config.as_written), _naming_packages(config):
         tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not tokenizer.vocab_files_names:  # ByT5, which knows every byte
+        files = {"tokenizer_config.json"}
     if not any((Path(folder) / file).is_file() for file in files):
         raise UserError(
             f"{config.as_written}: there is no tokenizer beside the model (none of {sorted(files)}), and "
             "Transformers would create an empty one; add the files of the tokenizer it was trained with"
         )
     check_tokenizer(tokenizer, Path(folder), config.as_written)
+    with _as_user_error(config):
+        complete_tokenizer(tokenizer, settings, Path(folder), config.as_written)
     return tokenizer
 
 
@@ -157,6 +186,9 @@ def load_model(
     guard_ties(model)
     if config.untie_head:
         untie_head(model)
+    if lacks_tokens(model):
+        with suppress(UserError):  # no tokenizer: the model is used from Python, with token ids
+            complete_model(model, load_tokenizer(config))
     brought = keep_needed(model, config.model_name_or_path if report_generation else "")
     update_state(model, checkpoint_generation=brought)
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.

@@ -1,0 +1,126 @@
+"""Padding, end and decoder start are found wherever a checkpoint names them, or are one error."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.families import family_settings, make_family
+from support.letters import letters
+from support.multilingual import mbart
+from transformers import AutoTokenizer, ByT5Tokenizer
+
+from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.data.examples import Example
+from lora_hf.data.tokenize import TokenizedDialogues
+from lora_hf.errors import UserError
+from lora_hf.models.load import load_model, load_tokenizer
+
+CPU = torch.device("cpu")
+
+
+def folder_of(
+    folder: Path, family: str, tokenizer: Any, drop: tuple[str, ...] = (), **generation: int
+) -> ModelConfig:
+    """Write a tokenizer, a config.json without some fields, and a generation_config.json."""
+    tokenizer.save_pretrained(folder)
+    fields = family_settings(family).to_dict()
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in fields.items() if k not in drop}))
+    if generation:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return ModelConfig(model_name_or_path=str(folder))
+
+
+def test_bert_s_end_is_its_separator_and_prophetnet_s_the_one_of_its_config(tmp_path: Path) -> None:
+    bare = letters("<s> $A </s>", eos_token=None, bos_token=None, sep_token="</s>", cls_token="<s>")
+    tokenizer = load_tokenizer(folder_of(tmp_path, "BertBert", bare, ("eos_token_id",)))
+    assert tokenizer.eos_token == "</s>"
+    labels = TokenizedDialogues([Example("a", "Hi.", ("Ho.",))], tokenizer, DataConfig(), "train")[0][
+        "labels"
+    ]
+    assert labels == bare(text_target="Ho.").input_ids
+    nameless = letters("$A </s>", eos_token=None, pad_token=None)
+    config = folder_of(tmp_path, "ProphetNet", nameless, ("eos_token_id", "pad_token_id"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1], "pad_token_id": 0}))
+    found = load_tokenizer(config)
+    assert (found.eos_token, found.pad_token) == ("</s>", "<pad>")
+
+
+@pytest.mark.parametrize(
+    ("names", "drop", "message"),
+    [
+        ({"pad_token": None}, (), 'no padding token ("pad_token" of tokenizer_config.json)'),
+        ({"eos_token": None}, (), 'no end token ("eos_token" of tokenizer_config.json)'),
+        ({"bos_token": None}, ("decoder_start_token_id",), "no token that the decoder starts from"),
+    ],
+)
+def test_a_token_that_nothing_names_is_one_error(
+    tmp_path: Path, names: dict[str, None], drop: tuple[str, ...], message: str
+) -> None:
+    drop = (*drop, "pad_token_id", "eos_token_id", "bos_token_id")
+    config = folder_of(tmp_path, "BertBert", letters("<s> $A </s>", **names), drop)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(config)
+    assert str(error.value).startswith(f"{config.as_written}: its tokenizer, config.json and ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "generation", "start"),
+    [("T5", {}, 0), ("T5", {"decoder_start_token_id": 4}, 4), ("T5Gemma", {}, 3), ("PLBart", {}, 1)],
+)
+def test_a_model_gets_the_decoder_start_that_its_family_has_or_its_generation_settings_name(
+    tmp_path: Path, family: str, generation: dict[str, int], start: int
+) -> None:
+    make_family(family).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    config = folder_of(tmp_path, family, letters(), ("decoder_start_token_id", "eos_token_id"), **generation)
+    model = load_model(config, CPU)
+    for settings in (model.config, model.generation_config):
+        assert settings.decoder_start_token_id == start and settings.eos_token_id is not None
+    loss = model(input_ids=torch.tensor([[5, 6, 1]]), labels=torch.tensor([[7, 1]])).loss
+    assert loss.isfinite()
+    assert model.generate(torch.tensor([[5, 6, 1]]), max_new_tokens=2)[0, 0] == start
+
+
+def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path: Path) -> None:
+    tokenizer = mbart()
+    config = folder_of(tmp_path, "MBart", tokenizer)
+    assert load_tokenizer(config).tgt_lang is None
+    romanian = tokenizer.convert_tokens_to_ids("ro_RO")
+    folder_of(tmp_path, "MBart", tokenizer, decoder_start_token_id=romanian)
+    assert load_tokenizer(config).tgt_lang == "ro_RO"
+
+
+def test_byt5_s_tokenizer_is_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
+    config = folder_of(tmp_path, "T5", ByT5Tokenizer())
+    assert load_tokenizer(config)("é").input_ids == [198, 172, 1]
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="there is no tokenizer beside the model"):
+        load_tokenizer(config)
+
+
+@pytest.mark.parametrize(
+    ("error", "package"),
+    [
+        (
+            ImportError("\nM2M100Tokenizer requires the SentencePiece library but it was not\n"),
+            "sentencepiece",
+        ),
+        (ValueError("`tiktoken` is required to read a `tiktoken` file."), "sentencepiece"),
+        (ImportError("You need to install sacremoses to use XLMTokenizer."), "sacremoses"),
+    ],
+)
+def test_a_missing_package_of_a_tokenizer_is_named_with_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, package: str
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    config = folder_of(tmp_path, "T5", letters())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(UserError) as found:
+        load_tokenizer(config)
+    expected = f"needs the package {package}: pip install 'lora_hf[multilingual]'"
+    assert str(found.value) == f"{config.as_written}: its tokenizer {expected}"
