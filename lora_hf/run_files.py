@@ -1,5 +1,6 @@
 """Names of a run's files. They are part of the public interface, so they do not change."""
 
+from pathlib import Path
 from typing import Literal, get_args
 
 from lora_hf.files import PARTIAL
@@ -36,3 +37,9 @@ OWN = (
     *(REPORT + end for end in ENDS),
 )
 """Everything a run writes, in the order of writing."""
+
+
+def run_above(folder: Path) -> str:
+    """Return `; give the run that it is in, 'DIR'` for a folder inside a run, or an empty text."""
+    above = next((part for part in list(folder.parents)[:2] if (part / CONFIG).is_file()), None)
+    return f"; give the run that it is in, {str(above)!r}" if above else ""

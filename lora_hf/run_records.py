@@ -149,6 +149,8 @@ class Comparison(TypedDict, total=False):
     trivial: dict[str, dict[RougeName, float]]
     samples: list[dict[str, str]]
     published: Published
+    data_warnings: list[str]
+    """What is wrong with the data, by the runs; absent if nothing is."""
     """In a comparison by `reproduce`."""
     gains: Gains
     paired_test: PairedRecord

@@ -7,6 +7,7 @@ by making the `LoraConfig`.
 
 import ast
 import inspect
+import re
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from types import NoneType, UnionType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from lora_hf.adapters.config import LoraConfig, Spans
+from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, Spans
 from lora_hf.config.types import Flag, Integer, Items, Number, Section, Text
 
 
@@ -40,6 +41,12 @@ def _check_names(value: Any) -> Any:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
         raise ValueError("is not a list of layer names, such as [q, v], or one regular expression")
+    if isinstance(value, str):
+        if value != ALL_LINEAR and re.sub(r"[\s_-]", "", value.lower()) == "alllinear":
+            raise ValueError(f"is no name of layers; write {ALL_LINEAR}")
+        if re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+,?", value):
+            listed = ", ".join(part.strip() for part in value.split(",") if part.strip())
+            raise ValueError(f"is one regular expression, which matches no layer; write [{listed}]")
     return value
 
 

@@ -86,6 +86,11 @@ OTHER_METHODS = {
     "prefix": "method: prompt_tuning",
     "prefix_tuning": "method: prompt_tuning",
     "finetune": "method: full",
+    "full_finetuning": "method: full",
+    "full_fine_tuning": "method: full",
+    "fine_tuning": "method: full",
+    "finetuning": "method: full",
+    "fft": "method: full",
     "sft": "method: full, or method: lora",
     "none": "method: base",
 }
@@ -195,7 +200,7 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
 
 def _hint(path: KeyPath, value: Any, kind: str) -> str:
     """Return what would do in place of a value of a wrong form, or an empty text."""
-    if path == ("method",) and (other := OTHER_METHODS.get(str(value).lower())):
+    if path == ("method",) and (other := _other_method(str(value))):
         return f"; write {other}"
     if kind == "model_type" and isinstance(value, str) and dotted(path) in MAIN_FIELDS:
         return f"; write {dotted(path)}: {{{MAIN_FIELDS[dotted(path)]}: {value}}}"
@@ -210,6 +215,12 @@ def _hint(path: KeyPath, value: Any, kind: str) -> str:
     if kind in ("int_type", "float_type"):
         return "; a run takes one value: `lora-hf sweep` and sweep.space train with several"
     return ""
+
+
+def _other_method(value: str) -> str:
+    """Return how a method is chosen that is written in another way; empty if none is known."""
+    name = re.sub(r"[\s-]+", "_", value.strip().lower())
+    return f"method: {name}" if name in METHOD_CHOICES else OTHER_METHODS.get(name, "")
 
 
 def section_fields(model: type[Section] = RunConfig, prefix: str = "") -> dict[str, Any]:

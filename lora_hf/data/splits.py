@@ -15,6 +15,7 @@ from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogue
 from lora_hf.data.hub_dataset import read_hub
 from lora_hf.data.readers import READERS, iterate_rows, read_rows, read_utf8
 from lora_hf.errors import UserError, is_windows_path, path_hint
+from lora_hf.hub.names import refuse_address
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -106,6 +107,7 @@ def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     path = Path(config.dataset_name).expanduser()
     if path.is_dir():
         return iterate_rows(_split_file(path, split))
+    refuse_address(config.dataset_name, "data.dataset_name", "data.dataset_revision")
     is_path = path.is_absolute() or config.dataset_name.startswith((".", "~"))
     is_path = is_path or is_windows_path(config.dataset_name)
     if is_path or path.suffix.lower() in READERS or len(path.parts) > 2:

@@ -11,7 +11,7 @@ from lora_hf.config import RunConfig
 from lora_hf.config.prediction import NEW_TOKENS, PredictionSettings
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
-from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS
+from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, run_above
 from lora_hf.run_records import Prediction, read_predictions, read_result
 from lora_hf.saved.inference import BASE, model_of_run
 from lora_hf.serving.engine import Engine, Job
@@ -96,7 +96,8 @@ def find_runs(root: Path) -> dict[str, tuple[Path, RunConfig]]:
     runs = {folder.name: (folder, _config(folder / CONFIG)) for folder in folders}
     shown = {name: run for name, run in runs.items() if "-seed-" not in name}
     if not shown:
-        raise UserError(f"{root} is not a run: neither it nor a folder in it has a {CONFIG}")
+        hint = run_above(root)
+        raise UserError(f"{root} is not a run: neither it nor a folder in it has a {CONFIG}{hint}")
     return shown
 
 

@@ -28,6 +28,7 @@ from lora_hf.run_files import (
     RESULTS,
     SWEEP,
     VARIANTS,
+    run_above,
 )
 from lora_hf.run_records import (
     Comparison,
@@ -110,7 +111,7 @@ def found_runs(root: Path) -> dict[str, list[Path]]:
     if not found:
         raise UserError(
             f"{str(root)!r} holds no finished run: give the output_dir of a train, compare, methods or "
-            "sweep command, or a run's folder in it"
+            f"sweep command, or a run's folder in it{run_above(root)}"
         )
     return found
 
@@ -183,6 +184,9 @@ def _write(
     if "published" in known:
         comparison["published"] = known["published"]
     comparison["command"] = known["command"]
+    warned = [line for of in results.values() for result in of for line in result.get("data_warnings", [])]
+    if warned:
+        comparison["data_warnings"] = list(dict.fromkeys(warned))
     comparison["made_from"] = report_key(comparison, folders, known)
 
     variants = variants_of(comparison)

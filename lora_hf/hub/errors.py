@@ -27,7 +27,7 @@ def hub_errors(action: str, remedy: str = "", revision_field: str = "") -> Itera
     Args:
         action: what failed, with the name or the option as the user wrote it.
         remedy: an alternative, appended to the message unless the reason says what to do instead.
-        revision_field: the field that names the revision, if it can be left empty. A config that pins a
+        revision_field: the field that names the revision, if it can be changed. A config that pins a
             commit of one repository keeps it when only the name is overridden.
 
     Raises:
@@ -49,7 +49,7 @@ def hub_errors(action: str, remedy: str = "", revision_field: str = "") -> Itera
                 raise NotWritten(one.errno, one.strerror, one.filename or constants.HF_HUB_CACHE) from error
         text = f"{action}: {reason(error)}{'' if has_own_remedy(error) else remedy}"
         if revision_field and any(isinstance(one, RevisionNotFoundError) for one in causes(error)):
-            text += f", or {revision_field}=null for its main branch"
+            text += f", or {revision_field}=main for its main branch"
         leaks = any(without_token(str(one)) != str(one) for one in causes(error))
         kind = Unavailable if is_out_of_reach(error) else UserError
         raise kind(without_token(text)) from (None if leaks else error)

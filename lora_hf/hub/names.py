@@ -21,6 +21,31 @@ def split_name(name: str) -> tuple[str, str | None]:
     return repo_id, revision if at else None
 
 
+ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:models/|datasets/)?"
+    r"(?P<name>[^/@?#]+(?:/[^/@?#]+)?)(?:(?:/(?:tree|blob|resolve)/|@)(?P<revision>[^/?#]+))?"
+)
+PINNED = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[\w./-]+)")
+
+
+def refuse_address(name: str, field: str, revision_field: str) -> None:
+    """Refuse the address of a page of the Hub, and NAME@REVISION, in place of a name.
+
+    Args:
+        name: the name as the user wrote it.
+        field: the field or option in which it was written.
+        revision_field: the field of the revision, or an empty text if there is none.
+
+    Raises:
+        UserError: it is one of these; the message has the name and the revision apart.
+    """
+    if not (found := ADDRESS.match(name) or PINNED.fullmatch(name)):
+        return
+    revision = found["revision"]
+    pinned = f", with {revision_field}={revision}" if revision and revision_field else ""
+    raise UserError(f"{field}={name!r} is not a name on the Hub: write {found['name']}{pinned}")
+
+
 def check_repo_id(repo_id: str, field: str) -> None:
     """Refuse a name that cannot be a repository's.
 

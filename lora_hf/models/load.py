@@ -24,6 +24,7 @@ from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import SETTINGS, Part, fetch_model
+from lora_hf.hub.names import refuse_address
 from lora_hf.models.base_files import building, check_files, check_tokenizer, read_config, reading_tokenizer
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
@@ -64,6 +65,11 @@ def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return str(path)
+    if path.is_file():
+        raise UserError(
+            f"{field}={name_or_path!r} is a file: give the folder of the model, {str(path.parent)!r}"
+        )
+    refuse_address(name_or_path, field, "model.revision" if field == NAME_FIELD else "")
     is_path = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1
     if is_path or is_windows_path(name_or_path):
         hint = path_hint(name_or_path) + _base_hint(field)

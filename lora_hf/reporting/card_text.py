@@ -31,6 +31,7 @@ def card_words(facts: CardFacts) -> Fields:
         "prompt": prompt_template(prompt) if prompt else "",
         "generate_options": _generate_options(manifest),
         "max_source_length": manifest.get("max_source_length"),
+        "data_warnings": facts.record.get("data_warnings", []),
         "samples": "\n\n".join(_sample(row) for row in facts.samples),
         "training": markdown_table([["", ""], *training_lines(facts)]),
         "license_text": _license(facts),

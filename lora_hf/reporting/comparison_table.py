@@ -186,6 +186,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
             f"Scoring: the time for writing summaries over the base's {base['eval_seconds']:.1f} s; longer "
             "summaries take longer. scripts/benchmarks/generation_time.py compares equal work.",
         ]
+    notes += [f"Data: {warning}." for warning in comparison.get("data_warnings", [])]
     return [*notes, f"{reference['base_model']} in {reference['dtype']} on {reference['device']}."]
 
 

@@ -20,7 +20,7 @@ from lora_hf.config.load import changed_fields, resolved_yaml
 from lora_hf.config.model import ASSETS, EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.distributed import world_size
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
 from lora_hf.files import PARTIAL, json_text, write_json, write_text
 from lora_hf.hub.names import COMMIT
@@ -161,6 +161,11 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"output_dir={str(self.path)!r} is a file")
+        if is_windows_path(self.config.output_dir) and not self.path.exists():
+            raise UserError(
+                f"output_dir={self.config.output_dir!r} would be one odd name."
+                f"{path_hint(self.config.output_dir)}".removesuffix(".")
+            )
         self._refuse(self._changed_config())
 
     def prepare(self, fingerprints: dict[str, Any], sources: str | None = None) -> None:

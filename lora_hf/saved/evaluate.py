@@ -41,16 +41,23 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
     if max_new_tokens := config.generation.max_new_tokens or trained_with:
         test = load_split(config.data, "test")
-        sources, _ = encode_test(test, tokenizer, config.data)
+        sources, warnings = encode_test(test, tokenizer, config.data)
     else:  # the length follows from the references of training and validation
         data = load_data(config, tokenizer)
         test, sources, max_new_tokens = data.test, data.test_sources, data.max_new_tokens
+        warnings = data.warnings
     set_language(model, tokenizer, config.data)
     scores, rows = score_model(
         config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths
     )
     name = adapter.source if adapter else None
-    return {"adapter": name, "seed": config.seed, "max_new_tokens": max_new_tokens, **scores}, rows
+    return {
+        "adapter": name,
+        "seed": config.seed,
+        "max_new_tokens": max_new_tokens,
+        "data_warnings": warnings,
+        **scores,
+    }, rows
 
 
 def _report_other_revision(base: ModelConfig, adapter: SavedAdapter, commit: str | None) -> None:

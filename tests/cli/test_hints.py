@@ -64,6 +64,33 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("train --config quickstart method=qlora", "method: lora, with model.load_in_4bit: true"),
         ("train --config quickstart method=dora", "method: lora, with lora.use_dora: true"),
         ("train --config quickstart method=adapter", "write method: bottleneck"),
+        ("train --config quickstart method=LoRA", "write method: lora"),
+        ("train --config quickstart method=full-finetuning", "write method: full"),
+        ("train --config quickstart method=Prompt-Tuning", "write method: prompt_tuning"),
+        ("train --config quickstart lora.target_modules=q,v", "write [q, v]"),
+        ("train --config quickstart lora.exclude_modules=wi,wo,", "write [wi, wo]"),
+        ("train --config quickstart lora.target_modules=all_linear", "write all-linear"),
+        (r"train --config quickstart output_dir=C:\runs\x", "'/mnt/c/runs/x'"),
+        (
+            "train --config quickstart model.model_name_or_path=https://huggingface.co/google/flan-t5-small",
+            "write google/flan-t5-small",
+        ),
+        (
+            "train --config quickstart model.model_name_or_path=https://hf.co/a/b/tree/v1?x=1",
+            "write a/b, with model.revision=v1",
+        ),
+        (
+            "train --config quickstart model.model_name_or_path=hf://a/b",
+            "is not a name on the Hub: write a/b",
+        ),
+        ("train --config quickstart model.model_name_or_path=a/b@v1", "write a/b, with model.revision=v1"),
+        ("train --config quickstart data.dataset_name=hf://datasets/a/b@v1", "with data.dataset_revision=v1"),
+        (
+            "train --config quickstart model.model_name_or_path=m.bin",
+            "is a file: give the folder of the model",
+        ),
+        ("report runs/mine/adapter", "give the run that it is in, 'runs/mine'"),
+        ("demo runs/mine/adapter", "give the run that it is in, 'runs/mine'"),
         ("train --config quickstart model=a/b", "write model: {model_name_or_path: a/b}"),
     ],
 )
@@ -71,8 +98,11 @@ def test_a_command_line_that_is_almost_right_is_answered_with_the_right_one(
     line: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("run").mkdir()
+    Path("m.bin").touch()
+    Path("runs/mine/adapter").mkdir(parents=True)
+    Path("runs/mine/config.yaml").touch()
     assert hint in said(capsys, *line.split(" "))
-    assert [entry.name for entry in Path().iterdir()] == ["run"]
+    assert sorted(entry.name for entry in Path().iterdir()) == ["m.bin", "run", "runs"]
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,14 +73,14 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
             "t5",
             {"revision": "v9"},
             None,
-            f"='v9' cannot be loaded: {revision}, or model.revision=null for its main branch",
+            f"='v9' cannot be loaded: {revision}, or model.revision=main for its main branch",
         ),
         (
             "data",
             "talks",
             {"dataset_revision": "v9"},
             None,
-            f"='v9' [train] did not load: {revision}, or data.dataset_revision=null for its main branch",
+            f"='v9' [train] did not load: {revision}, or data.dataset_revision=main for its main branch",
         ),
         (
             "model",

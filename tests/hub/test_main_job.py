@@ -201,13 +201,13 @@ def test_make_reproduce_runs_from_the_hub_with_another_model(published, client, 
     assert kept.returncode != 0 and not out.exists()
     (error,) = [line for line in kept.stderr.splitlines() if line.startswith("error: ")]
     assert f"{base.partition('=')[0]}='{BASE}' at model.revision='7bcac" in error
-    assert error.endswith("or model.revision=null for its main branch")
+    assert error.endswith("or model.revision=main for its main branch")
 
-    done = make("model.revision=null")
+    done = make("model.revision=main")
     assert done.returncode == 0, done.stdout + done.stderr
     results = check_comparison(out)
     comparison = json.loads((out / "comparison.json").read_text())
-    assert comparison["command"].startswith(f"lora-hf reproduce {base} model.revision=null")
+    assert comparison["command"].startswith(f"lora-hf reproduce {base} model.revision=main")
     page = (out / "comparison.html").read_text(encoding="utf-8")
     for text in (*map(str, PUBLISHED.values()), "Not a repetition", BASE):
         assert text in page and text in done.stdout

@@ -65,6 +65,11 @@ def test_notes_give_trivial_summaries_the_paired_test_and_the_machine():
     assert machine == "tiny in float32 on cpu x86_64, 1 threads."
 
 
+def test_notes_say_what_is_wrong_with_the_data():
+    warned = make_comparison() | {"data_warnings": ["47 dialogues of validation are also in train"]}
+    assert "Data: 47 dialogues of validation are also in train." in comparison_notes(warned)
+
+
 def test_markdown_has_one_row_a_line_and_as_many_cells_in_each():
     text = comparison_markdown(make_comparison(), "Base, full fine-tuning and LoRA")
     rows = [line for line in text.split("\n") if line.startswith("|")]

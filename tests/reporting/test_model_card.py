@@ -84,6 +84,12 @@ def test_the_hubs_own_class_reads_it_back_and_equal_facts_give_equal_bytes():
     assert is_unedited(text) and not is_unedited(text.replace("Intended", "Other"))
 
 
+def test_a_card_says_what_is_wrong_with_the_data():
+    warning = "36 % of the summaries have tokens that the tokenizer does not know"
+    assert f"**Data:** {warning}." in model_card(facts(record=RECORD | {"data_warnings": [warning]}))
+    assert "**Data:**" not in model_card(facts())
+
+
 def test_what_others_wrote_is_data_and_not_a_template():
     assert "> B: {{ 7 * 7 }}" in model_card(facts())
 
