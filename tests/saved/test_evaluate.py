@@ -129,11 +129,12 @@ def test_the_inputs_are_reported_as_a_run_reports_them(
         load_data(config, letters())
         of_run = [text for text in caplog.messages if text.startswith(("test: ", "data.prompt="))]
         caplog.clear()
-        evaluating.evaluate(config, find_adapter(str(adapter)))
+        result, _ = evaluating.evaluate(config, find_adapter(str(adapter)))
     of_evaluate = [text for text in caplog.messages if text.startswith(("test: ", "data.prompt="))]
     assert of_evaluate == of_run
     cut, unknown, prompt = of_run
     assert "1 of 2 dialogues are cut at 60 tokens" in cut and "'<'" in unknown and "'~'" in prompt
+    assert any("'<'" in warning for warning in result["data_warnings"])
 
 
 @pytest.mark.parametrize(
