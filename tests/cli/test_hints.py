@@ -90,7 +90,6 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "is a file: give the folder of the model",
         ),
         ("report runs/mine/adapter", "give the run that it is in, 'runs/mine'"),
-        ("demo runs/mine/adapter", "give the run that it is in, 'runs/mine'"),
         ("train --config quickstart model=a/b", "write model: {model_name_or_path: a/b}"),
     ],
 )
@@ -103,6 +102,15 @@ def test_a_command_line_that_is_almost_right_is_answered_with_the_right_one(
     Path("runs/mine/config.yaml").touch()
     assert hint in said(capsys, *line.split(" "))
     assert sorted(entry.name for entry in Path().iterdir()) == ["m.bin", "run", "runs"]
+
+
+def test_the_folder_of_a_run_s_adapter_leads_the_demo_to_the_run() -> None:
+    from lora_hf.demo.models import find_runs
+
+    adapter(Path("runs/mine/adapter"))
+    Path("runs/mine/config.yaml").touch()
+    with pytest.raises(UserError, match="give the run that it is in, 'runs/mine'"):
+        find_runs(Path("runs/mine/adapter"))
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
