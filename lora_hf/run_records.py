@@ -52,6 +52,8 @@ class Scores(TypedDict, total=False):
     rougeLsum_best: float
     mean_words: float
     reference_words: float
+    rouge_tokenizer: str
+    """How texts were divided into words; missing in results of older versions, which knew English alone."""
     eval_seconds: float
     peak_memory_mib: float
 

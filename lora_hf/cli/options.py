@@ -77,6 +77,8 @@ def print_scores(scores: Scores) -> None:
         low, high = interval_of(scores, name)
         print(f"{name:10} {scores[name]:.4f}  [{low:.4f}, {high:.4f}]")
     print(f"{scores['n_examples']:,} dialogues, {scores['mean_words']:.1f} words each")
+    if tokenizer := scores.get("rouge_tokenizer"):
+        print(f"words of ROUGE: {tokenizer}")
 
 
 def print_report(root: Path, stem: str) -> None:

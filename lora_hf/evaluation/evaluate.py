@@ -17,6 +17,7 @@ from lora_hf.distributed import all_gather, from_main, is_main, rank, shares, wo
 from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.rouge import DialogueScores, rouge_per_pair, score_dialogues
 from lora_hf.evaluation.significance import bootstrap_interval
+from lora_hf.evaluation.words import ENGLISH, choose_tokenizer
 from lora_hf.files import write_text
 from lora_hf.models.generation import check_tokens
 from lora_hf.models.languages import decode
@@ -146,6 +147,10 @@ def rouge_record(rows: list[Prediction], rouge: DialogueScores | None = None) ->
         scores[f"{name}_interval"] = list(bootstrap_interval(rouge.mean[name]))
         if len(references) > len(rows):
             scores[f"{name}_best"] = float(np.mean(rouge.best[name]))
+    tokenizer = choose_tokenizer(references)
+    if tokenizer.name != ENGLISH:
+        logger.info("ROUGE: the references are not English; their words are counted by Unicode's rules")
+    scores["rouge_tokenizer"] = str(tokenizer)
     scores["mean_words"] = float(np.mean([len(row["prediction"].split()) for row in rows]))
     scores["reference_words"] = float(np.mean([len(reference.split()) for reference in references]))
     return cast(Scores, scores)

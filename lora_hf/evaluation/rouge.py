@@ -1,48 +1,38 @@
 """ROUGE F1 of summaries, per pair and per dialogue, without network or cache.
 
-The numbers are those of `rouge_score` (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries")
-with the Porter stemmer, from 0 to 1. Its tokens are lower-case runs of a-z and 0-9: other alphabets score 0.
+The numbers are those of `rouge_score` (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"),
+from 0 to 1. English texts are divided into words as that package does it, with the Porter stemmer; texts in
+other scripts by `words.py`.
 
-Summary-level ROUGE-L (rougeLsum) compares sentence by sentence and treats lines as sentences, so
-`split_sentences` puts each sentence on its own line; in scores published without that step rougeLsum =
-rougeL. The usual splitter, NLTK's trained Punkt, has to be downloaded. The untrained algorithm ends a
-sentence at every "Mr.", so it is given the few abbreviations that occur in dialogue summaries. Compared with
-the trained English model on 15,899 summaries of DialogSum and FLAN-T5, 0.3 % are split differently
-(untrained: 6 %), and the rougeLsum of three models differs by at most 0.0002 (untrained: 0.0018).
+Summary-level ROUGE-L (rougeLsum) compares sentence by sentence and treats lines as sentences, so each
+sentence is put on its own line; in scores published without that step rougeLsum = rougeL. The usual splitter,
+NLTK's trained Punkt, has to be downloaded. The untrained algorithm ends a sentence at every "Mr.", so it is
+given the few abbreviations that occur in dialogue summaries. Compared with the trained English model on
+15,899 summaries of DialogSum and FLAN-T5, 0.3 % are split differently (untrained: 6 %), and the rougeLsum of
+three models differs by at most 0.0002 (untrained: 0.0018).
 
 `hf_evaluate.Rouge` gives the same numbers as an `evaluate.Metric`, in a file of its own because importing
 `evaluate` takes seconds. NLTK and `rouge_score` are imported at the first score for the same reason.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import pairwise
 from statistics import fmean
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from lora_hf.errors import UserError
+from lora_hf.evaluation.words import ENGLISH, RougeTokenizer, choose_tokenizer
 from lora_hf.run_files import ROUGE_NAMES, RougeName
 
 if TYPE_CHECKING:
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
     from rouge_score.rouge_scorer import RougeScorer
 
 MAX_WORD_PAIRS = 25_000_000
 """Limit on words times words of a pair: 5,000 words each take ten seconds. A summary has a hundred."""
 MAX_CHARACTERS = 1_000_000
 """Limit on the length of a text: splitting it into sentences takes linear time, but is slow."""
-
-# Two are missing on purpose: "No." is an answer in a dialogue, and "etc." mostly ends its sentence.
-_ABBREVIATIONS = (
-    "mr mrs ms dr prof st mt jr sr inc co ltd corp dept vs e.g i.e a.m p.m u.s u.k l.a d.c b.a m.a ph.d "
-    "jan feb aug sept oct nov dec"
-)
-_SENTENCE_STARTERS = (
-    "he she it they we you i the this that there but and then so"  # "at 5 p.m. He", "the U.S. The"
-)
 
 
 @dataclass(frozen=True)
@@ -63,18 +53,15 @@ class DialogueScores:
         return {name: [max(row) for row in rows] for name, rows in self.by_reference.items()}
 
 
-def split_sentences(text: str) -> str:
-    """Put each sentence of `text` on its own line; only white space changes, and existing lines stay."""
-    sentences = (sentence for line in text.split("\n") for sentence in _punkt().tokenize(line))
-    return "\n".join(sentences)
-
-
-def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dict[RougeName, list[float]]:
+def rouge_per_pair(
+    predictions: Sequence[str], references: Sequence[str], tokenizer: RougeTokenizer | None = None
+) -> dict[RougeName, list[float]]:
     """Score each prediction against the reference beside it.
 
     Args:
         predictions: n summaries.
         references: n summaries, `references[i]` for `predictions[i]`.
+        tokenizer: words and sentences; None chooses by the references, as `choose_tokenizer` does.
 
     Returns:
         For each of `ROUGE_NAMES` n F1 values from 0 to 1. An empty text scores 0.
@@ -88,22 +75,26 @@ def rouge_per_pair(predictions: Sequence[str], references: Sequence[str]) -> dic
         raise ValueError(f"{len(predictions)} predictions, but {len(references)} references")
     _require_strings("predictions", predictions)
     _require_strings("references", references)
-    _check_lengths(predictions, references)
-    scorer = _scorer()
+    tokenizer = tokenizer or choose_tokenizer(references)
+    _check_lengths(predictions, references, tokenizer)
+    scorer = _scorer(tokenizer)
     scores: dict[RougeName, list[float]] = {name: [] for name in ROUGE_NAMES}
     for prediction, reference in zip(predictions, references, strict=True):
-        row = scorer.score(split_sentences(reference), split_sentences(prediction))
+        row = scorer.score(tokenizer.split_sentences(reference), tokenizer.split_sentences(prediction))
         for name in ROUGE_NAMES:
             scores[name].append(float(row[name].fmeasure))
     return scores
 
 
-def score_dialogues(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> DialogueScores:
+def score_dialogues(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], language: str | None = None
+) -> DialogueScores:
     """Score one prediction per dialogue against each of the dialogue's references.
 
     Args:
         predictions: n summaries.
         references: n lists of one or more summaries; they may differ in length.
+        language: the language of the references, if it is known, as in `choose_tokenizer`.
 
     Raises:
         ValueError: the two differ in length, or a dialogue has no reference.
@@ -120,7 +111,8 @@ def score_dialogues(predictions: Sequence[str], references: Sequence[Sequence[st
     ends = [0]
     for texts in references:
         ends.append(ends[-1] + len(texts))
-    per_pair = rouge_per_pair([p for p, _ in pairs], [text for _, text in pairs])
+    tokenizer = choose_tokenizer([text for _, text in pairs], language)
+    per_pair = rouge_per_pair([p for p, _ in pairs], [text for _, text in pairs], tokenizer)
     return group_scores(per_pair, [range(start, end) for start, end in pairwise(ends)])
 
 
@@ -133,11 +125,16 @@ def group_scores(
     )
 
 
-def _check_lengths(predictions: Sequence[str], references: Sequence[str]) -> None:
+def _check_lengths(predictions: Sequence[str], references: Sequence[str], tokenizer: RougeTokenizer) -> None:
+    # an English word and its space take two characters; in other scripts each character may be a word
+    per_word = 2 if tokenizer.name == ENGLISH else 1
     for number, pair in enumerate(zip(predictions, references, strict=True), start=1):
-        if max(map(len, pair)) <= MAX_CHARACTERS and len(pair[0]) * len(pair[1]) <= 4 * MAX_WORD_PAIRS:
-            continue  # a word and a space take two characters, so there are few enough words
-        words = [len(re.findall("[a-z0-9]+", text.lower())) for text in pair]
+        if (
+            max(map(len, pair)) <= MAX_CHARACTERS
+            and len(pair[0]) * len(pair[1]) <= per_word**2 * MAX_WORD_PAIRS
+        ):
+            continue  # there are few enough words
+        words = [tokenizer.count_words(text) for text in pair]
         if max(map(len, pair)) > MAX_CHARACTERS or words[0] * words[1] > MAX_WORD_PAIRS:
             raise UserError(
                 f"prediction and reference {number} are too long for ROUGE-L: {words[0]:,} and {words[1]:,} "
@@ -154,26 +151,10 @@ def _require_strings(name: str, texts: Sequence[object]) -> None:
 
 def load_scorer() -> None:
     """Import what scoring needs, so that a broken package or a lack of memory is found before training."""
-    _scorer()
+    _scorer(RougeTokenizer(ENGLISH)).score("", "")
 
 
-def _scorer() -> "RougeScorer":
-    """Return `RougeScorer(ROUGE_NAMES, use_stemmer=True)` with a cached stemmer, which halves the time."""
-    from nltk.stem.porter import PorterStemmer
+def _scorer(tokenizer: RougeTokenizer) -> "RougeScorer":
     from rouge_score.rouge_scorer import RougeScorer
-    from rouge_score.tokenize import tokenize
 
-    stemmer = SimpleNamespace(stem=cache(PorterStemmer().stem))
-    tokenizer = SimpleNamespace(tokenize=lambda text: tokenize(text, stemmer))
     return RougeScorer(list(ROUGE_NAMES), tokenizer=tokenizer)
-
-
-@cache
-def _punkt() -> "PunktSentenceTokenizer":
-    """Return Punkt (Kiss and Strunk 2006) with abbreviations and sentence starters, without training."""
-    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-
-    known = PunktParameters()
-    known.abbrev_types.update(_ABBREVIATIONS.split())
-    known.sent_starters.update(_SENTENCE_STARTERS.split())
-    return PunktSentenceTokenizer(known)

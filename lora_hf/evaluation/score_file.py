@@ -15,6 +15,7 @@ from lora_hf.data.readers import Row, read_rows
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.rouge import ROUGE_NAMES, group_scores, rouge_per_pair
 from lora_hf.evaluation.significance import bootstrap_interval
+from lora_hf.evaluation.words import choose_tokenizer
 
 FileScores = dict[str, Any]
 
@@ -33,7 +34,8 @@ def score_file(
 
     Returns:
         `rouge1` from 0 to 1, `rouge1_interval` ([low, high], 95 %) and so on for `ROUGE_NAMES`; the same for
-        `rouge1_best` and so on if a dialogue has several references; `n` (dialogues) and `n_rows`.
+        `rouge1_best` and so on if a dialogue has several references; `n` (dialogues), `n_rows`, and
+        `rouge_tokenizer`, how texts were divided into words.
 
     Raises:
         UserError: the file cannot be read, a column or cell is missing or not text, or `group_size` does not
@@ -56,7 +58,8 @@ def score_file(
     if any(len(members) > 1 for members in groups):
         for name in ROUGE_NAMES:
             result |= _mean_and_interval(f"{name}_best", scores.best[name])
-    return result | {"n": len(groups), "n_rows": len(rows)}
+    tokenizer = str(choose_tokenizer([reference for _, reference in pairs]))
+    return result | {"n": len(groups), "n_rows": len(rows), "rouge_tokenizer": tokenizer}
 
 
 def render_json(scores: FileScores) -> str:
@@ -76,6 +79,7 @@ def render_table(scores: FileScores) -> str:
     n, n_rows = scores["n"], scores["n_rows"]
     counted = f"{n} dialogues in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one dialogue"
     lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over dialogues")
+    lines.append(f"words of ROUGE: {scores['rouge_tokenizer']}")
     return "\n".join(lines)
 
 

@@ -73,7 +73,13 @@ def test_an_adapter_of_a_wrapped_model_is_written_as_of_the_plain_one(
         assert (tmp_path / "wrapped" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
-@wrappers
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(wrap, id=name, marks=[pytest.mark.slow] if name.startswith("compiled") else [])
+        for name, wrap in WRAPPERS.items()
+    ],
+)
 def test_a_wrapped_model_takes_an_adapter_and_everything_works_through_it(
     wrap: Callable[[nn.Module], nn.Module], tmp_path: Path, batch: dict
 ) -> None:

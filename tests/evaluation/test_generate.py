@@ -71,7 +71,9 @@ def write(model: Any, **options: Any) -> list[str]:
     return generate_summaries(model, Tokenizer(), sources(), NEW, **options)
 
 
-@pytest.mark.parametrize("make", [make_t5, make_mt5, make_umt5, make_bart])
+@pytest.mark.parametrize(
+    "make", [make_t5, pytest.param(make_mt5, marks=pytest.mark.slow), make_umt5, make_bart]
+)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ENCODER_TOKENS", 50)  # several parts a batch

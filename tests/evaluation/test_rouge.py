@@ -13,9 +13,10 @@ from lora_hf.evaluation.rouge import (
     group_scores,
     rouge_per_pair,
     score_dialogues,
-    split_sentences,
 )
+from lora_hf.evaluation.words import ENGLISH, RougeTokenizer
 
+EN = RougeTokenizer(ENGLISH)
 TEXTS = [
     "#Person1# asks Mr. Smith about the running shoes. He has none left.",
     "Mr. Smith runs out of shoes. #Person1# is disappointed and leaves at 5 p.m. on Monday.",
@@ -30,7 +31,7 @@ def test_scores_equal_those_of_rouge_score_on_text_with_a_sentence_a_line():
     ours = rouge_per_pair([p for p, _ in PAIRS], [r for _, r in PAIRS])
     theirs = RougeScorer(list(ROUGE_NAMES), use_stemmer=True)
     for index, (prediction, reference) in enumerate(PAIRS):
-        expected = theirs.score(split_sentences(reference), split_sentences(prediction))
+        expected = theirs.score(EN.split_sentences(reference), EN.split_sentences(prediction))
         for name in ROUGE_NAMES:
             assert ours[name][index] == expected[name].fmeasure
 
@@ -84,16 +85,16 @@ def test_the_stemmer_is_on():
     ],
 )
 def test_sentences_end_where_a_reader_would_end_them(text, sentences):
-    assert split_sentences(text).split("\n") == (sentences or [""])
+    assert EN.split_sentences(text).split("\n") == (sentences or [""])
 
 
 @pytest.mark.parametrize(
     "text", [*TEXTS, "." * 5000, "a" * 20000, "the cat. " * 500, '"' * 5000, "\u2028 x. \x00 Y"]
 )
 def test_splitting_changes_white_space_only_and_is_idempotent(text):
-    once = split_sentences(text)
+    once = EN.split_sentences(text)
     assert "".join(once.split()) == "".join(text.split())
-    assert split_sentences(once) == once
+    assert EN.split_sentences(once) == once
 
 
 def test_mean_and_best_over_references_agree_with_rouge_score():
@@ -103,9 +104,9 @@ def test_mean_and_best_over_references_agree_with_rouge_score():
     for name in ROUGE_NAMES:
         for index, texts in enumerate(references):
             rows = rouge_per_pair([TEXTS[0]] * len(texts), texts)[name]
-            split = [split_sentences(text) for text in texts]
+            split = [EN.split_sentences(text) for text in texts]
             assert scores.mean[name][index] == pytest.approx(fmean(rows))
-            best = theirs.score_multi(split, split_sentences(TEXTS[0]))[name].fmeasure
+            best = theirs.score_multi(split, EN.split_sentences(TEXTS[0]))[name].fmeasure
             assert scores.best[name][index] == pytest.approx(best)
 
 

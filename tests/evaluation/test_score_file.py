@@ -55,6 +55,18 @@ def test_every_format_gives_the_same_scores(tmp_path, ending):
     assert "rouge1_best" not in scores
 
 
+def test_texts_that_are_not_english_are_scored_by_their_own_words(tmp_path):
+    rows = [
+        {"made": "安娜明天来。", "human": "安娜明天来。"},
+        {"made": "我不知道。", "human": "安娜明天来。"},
+    ]
+    scores = score_file(write(tmp_path, rows), "made", "human")
+    assert scores["rouge1"] == scores["rougeLsum"] == 0.5
+    assert render_table(scores).splitlines()[-1] == "words of ROUGE: unicode, no stems"
+    english = score_file(write(tmp_path), "made", "human")
+    assert english["rouge_tokenizer"] == "english, Porter stems"
+
+
 def test_json_lines_under_the_name_of_json_and_a_byte_order_mark_are_read(tmp_path):
     expected = score_file(write(tmp_path), "made", "human")
     lines = write(tmp_path, ending="jsonl").rename(tmp_path / "lines.json")
@@ -118,7 +130,7 @@ def test_json_is_flat_and_complete(tmp_path):
     expected = [
         f"{name}{kind}{end}" for kind in ("", "_best") for name in ROUGE_NAMES for end in ("", "_interval")
     ]
-    assert list(data) == [*expected, "n", "n_rows"]
+    assert list(data) == [*expected, "n", "n_rows", "rouge_tokenizer"]
 
 
 def test_the_table_shows_four_digits_and_says_what_was_counted(tmp_path):

@@ -21,11 +21,28 @@ from lora_hf.run_records import PREDICTIONS_VERSION, read_predictions
 
 
 @pytest.fixture
-def compared(tmp_path: Path) -> Path:
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def savefig(figure: Figure, file: Any, *, format: str, **options: Any) -> None:
+        if format == "svg":
+            file.write("<svg></svg>")
+        else:
+            Path(file).write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
     for method in WRITTEN:
         write_run(tmp_path, method)
     write_text(tmp_path / "lora/adapter/adapter_model.safetensors", "weights")
     return tmp_path
+
+
+@pytest.fixture
+def compared(drawn: Path, no_figures: None) -> Path:
+    """The same, for tests of what else is on the page: drawing the figures takes most of a report's time."""
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +61,8 @@ def data_of(page: str) -> dict[str, Any]:
     return data
 
 
-def test_a_report_of_a_comparison_from_its_folders(compared: Path) -> None:
-    files = report(compared)
+def test_a_report_of_a_comparison_from_its_folders(drawn: Path) -> None:
+    files = report(drawn)
     assert [file.name for file in files] == [f"comparison{end}" for end in (".json", ".md", ".html", ".png")]
     record = json.loads(files[0].read_text())
     assert (
@@ -57,9 +74,9 @@ def test_a_report_of_a_comparison_from_its_folders(compared: Path) -> None:
     assert data["dialogues"][0]["rouge1"]["full"] == 1 > data["dialogues"][0]["rouge1"]["lora"] > 0
     assert [order["label"] for order in data["orders"]][:3] == ["LoRA − full", "LoRA − base", "full − base"]
     assert page.count("<svg") == 5 and "LoRA trains 1.40% of the weights" in page
-    assert file_sha256(compared / "lora/adapter/adapter_model.safetensors") in page
+    assert file_sha256(drawn / "lora/adapter/adapter_model.safetensors") in page
     assert all(word in page for word in ("ab12", "cd34", "9.9", "method: lora"))
-    assert report(compared) and files[2].read_text() == page  # equal runs, equal bytes
+    assert report(drawn) and files[2].read_text() == page  # equal runs, equal bytes
 
 
 def test_model_output_is_escaped_on_the_page(page: str) -> None:
@@ -86,8 +103,8 @@ def test_the_command_is_kept(compared: Path) -> None:
     assert "lora-hf compare --config &#39;my c.yaml&#39;" in (compared / "comparison.html").read_text()
 
 
-def test_a_report_of_one_run(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = compared / "lora"
+def test_a_report_of_one_run(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = drawn / "lora"
     assert cli.run(["report", str(run)], debug=False) == 0
     assert str(run / "report.html") in capsys.readouterr().out
     page = (run / "report.html").read_text()
@@ -325,4 +342,5 @@ def test_shared_words_are_those_that_rouge_counts() -> None:
         "He meets &lt;b&gt; <mark>Anna</mark>&#x27;s <mark>cats</mark>"
     )
     assert marked("the cat sat", ["The cat"]) == "<mark>the cat</mark> sat"
+    assert marked("我去上海。", ["我去北京。"]) == "<mark>我去</mark>上海。"
     assert marked("", ["x"]) == ""

@@ -45,7 +45,7 @@ def shallow() -> Any:
     return adapted(make=lambda: model)
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("use_dora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_four_graphs_serve_every_length_and_give_the_same_gradients(use_dora: bool) -> None:
     model = inject_adapters(make_t5(), LoraConfig(r=4, use_dora=use_dora)).train()
     randomize(model)
@@ -86,7 +86,7 @@ def test_a_model_without_named_blocks_is_compiled_whole(caplog: pytest.LogCaptur
     assert "torch_compile: the model, which names no blocks" in caplog.text
 
 
-@pytest.mark.parametrize("more", [{}, {"label_smoothing_factor": 0.1}])
+@pytest.mark.parametrize("more", [{}, pytest.param({"label_smoothing_factor": 0.1}, marks=pytest.mark.slow)])
 def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
     more: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -172,7 +172,7 @@ def test_the_gpu_fast_paths_in_a_whole_model(batch: dict, monkeypatch: pytest.Mo
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [make_t5, make_mt5])
+@pytest.mark.parametrize("make", [make_t5, pytest.param(make_mt5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_a_whole_model_s_loss_and_gradients(make: Any, rate: float, batch: dict) -> None:
     """With dropout the masks differ, and so only the mean over many is held against the plain way's."""

@@ -128,8 +128,12 @@ def test_a_full_disk_during_a_download_is_no_mistake_of_the_user():
 
 @pytest.mark.parametrize(
     ("kind", "cut"),
-    [("model", file) for file in ("/download/", *SETTINGS)]
-    + [("data", f"{n}.csv") for n in ("train", "test")],
+    [
+        ("model", "/download/"),
+        *(pytest.param("model", file, marks=pytest.mark.slow) for file in SETTINGS),
+        ("data", "train.csv"),
+        pytest.param("data", "test.csv", marks=pytest.mark.slow),
+    ],
 )
 def test_a_download_that_breaks_off_is_one_line_and_the_next_one_is_whole(hub, client, kind, cut):
     hub.store.seed("acme/t5", **BASE)

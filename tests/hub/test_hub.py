@@ -23,6 +23,7 @@ from support.inputs import FEW
 from lora_hf.models.load import ASSETS
 
 
+@pytest.mark.slow
 def test_what_was_pushed_gives_the_same_logits_in_a_fresh_process(hub, client, trained, tmp_path):
     import torch
 

@@ -89,8 +89,13 @@ def test_a_wo_stored_as_uint8_gives_wrong_outputs(tmp_path: Path, batch: dict) -
     assert cosine(logits(model, batch), logits(make_wide(), batch)) < 0.3
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(
+    ("store", "checkpointing"),
+    [
+        *((store, False) for store in STORES),
+        *(pytest.param(store, True, marks=pytest.mark.slow) for store in STORES),
+    ],
+)
 def test_adapters_train_merge_and_load_on_every_layer_of_every_storage_format(
     store: str, checkpointing: bool, tmp_path: Path, batch: dict
 ) -> None:

@@ -62,8 +62,15 @@ def test_weights_are_those_of_the_checkpoints(size: str, base: int | None, r: in
     assert base in (None, sum(n for part, n in parts.items() if part != "added"))
 
 
-@pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize(("method", "layers"), [("lora", 8), ("full", 5)])
+@pytest.mark.parametrize(
+    ("fast", "method", "layers"),
+    [
+        (False, "full", 5),
+        pytest.param(True, "full", 5, marks=pytest.mark.slow),
+        pytest.param(False, "lora", 8, marks=pytest.mark.slow),
+        pytest.param(True, "lora", 8, marks=pytest.mark.slow),
+    ],
+)
 def test_layers_beyond_the_third_hold_as_much_as_it(fast: bool, method: str, layers: int) -> None:
     """Of a full fine-tuning they do not, from the fifth on: all are traced."""
     run, settings = config(method=method), flan_t5("small")
@@ -76,7 +83,7 @@ def test_layers_beyond_the_third_hold_as_much_as_it(fast: bool, method: str, lay
 @pytest.mark.parametrize(
     ("fields", "size"),
     [
-        ({"lora": LORA | {"use_dora": True}}, "xl"),
+        pytest.param({"lora": LORA | {"use_dora": True}}, "xl", marks=pytest.mark.slow),
         ({"method": "prompt_tuning"}, "large"),
     ],
 )

@@ -204,6 +204,7 @@ def test_a_model_that_was_trained_whole_writes_the_same(base: Path, tmp_path: Pa
         assert [models.summarize("run", one).summary for one in trained.dialogues] == trained.written
 
 
+@pytest.mark.slow
 def test_an_export_of_a_merged_folder_keeps_its_settings_and_its_prompt(merged: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
     from lora_hf.saved.export import export

@@ -35,7 +35,7 @@ def bench(output: Path, *options: str) -> dict[str, Any]:
         "scripts/benchmarks/bench.py",
         *sample,
         "--pairs",
-        "2",
+        "1",
         "--output",
         str(output),
         *options,

@@ -23,6 +23,7 @@ CONFIG = RunConfig.model_validate(
 )
 
 
+@pytest.mark.slow
 def test_base_lora_and_baselines_are_timed_and_a_merged_lora_adds_nothing():
     times = generation_times(CONFIG, ("lora", "bottleneck", "prompt_tuning"), new_tokens=3, rounds=2)
     weights = {name: of["added_weights"] for name, of in times.items()}

@@ -19,10 +19,10 @@ from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, newest_check
 @pytest.mark.parametrize(
     ("strategy", "full", "fast_paths"),  # every pair of values
     [
-        ("random", False, False),
+        pytest.param("random", False, False, marks=pytest.mark.slow),
         ("random", True, True),
         ("group_by_length", False, True),
-        ("group_by_length", True, False),
+        pytest.param("group_by_length", True, False, marks=pytest.mark.slow),
     ],
 )
 def test_resuming_in_the_second_epoch_ends_bit_for_bit_where_an_unbroken_run_ends(

@@ -14,7 +14,11 @@ from lora_hf.runs import run as runs
 
 @pytest.mark.parametrize(
     ("method", "precision"),
-    [("lora", "training.bf16=true"), ("full", "training.bf16=true"), ("full", "model.dtype=bfloat16")],
+    [
+        ("lora", "training.bf16=true"),
+        pytest.param("full", "training.bf16=true", marks=pytest.mark.slow),
+        pytest.param("full", "model.dtype=bfloat16", marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_trained_in_bfloat16_is_scored_in_the_precision_in_which_it_is_loaded_again(
     method: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

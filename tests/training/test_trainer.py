@@ -227,7 +227,9 @@ def test_of_two_adapters_the_active_one_trains_alone(tmp_path: Path) -> None:
     assert moved and all(".default." in name for name in moved)
 
 
-@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel])
+@pytest.mark.parametrize(
+    "wrap", [pytest.param(partial(torch.compile, backend="eager"), marks=pytest.mark.slow), nn.DataParallel]
+)
 def test_a_wrapped_model_is_trained_and_evaluated_alike_and_its_checkpoint_has_plain_names(
     wrap: Any, tmp_path: Path
 ) -> None:
