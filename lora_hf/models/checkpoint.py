@@ -20,6 +20,7 @@ from lora_hf.files import read_object
 from lora_hf.hub.download import INDEX, SINGLE, no_weights
 from lora_hf.models.base_files import AGAIN
 from lora_hf.models.generation import complete_tokens
+from lora_hf.models.special_tokens import complete_model
 
 QUANTIZED = (".SCB", ".absmax", ".quant_map", ".quant_state")
 """Parts of the names of tensors that bitsandbytes saves beside a quantized weight."""
@@ -127,6 +128,7 @@ def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
             f"{model}: {MISFIT} {differences}. The folder was saved or downloaded incompletely, or "
             f"config.json belongs to another model: {AGAIN}"
         )
+    complete_model(loaded, Path(folder), model)
     complete_tokens(loaded, model)
     return loaded
 

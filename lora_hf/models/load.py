@@ -30,7 +30,7 @@ from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import guard_ties, untie_head
-from lora_hf.models.special_tokens import complete_model, complete_tokenizer, lacks_tokens
+from lora_hf.models.special_tokens import complete_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.models.weight_values import check_values, file_tensors
 from lora_hf.run_files import ADAPTER, MODEL
@@ -192,9 +192,6 @@ def load_model(
     guard_ties(model)
     if config.untie_head:
         untie_head(model)
-    if lacks_tokens(model):
-        with suppress(UserError):  # no tokenizer: the model is used from Python, with token ids
-            complete_model(model, load_tokenizer(config))
     brought = keep_needed(model, config.model_name_or_path if report_generation else "")
     update_state(model, checkpoint_generation=brought)
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.

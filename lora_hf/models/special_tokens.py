@@ -4,17 +4,19 @@ A checkpoint names them in its tokenizer, in config.json or in generation_config
 of them: BERT's tokenizer has no end token, T5Gemma's config no decoder start.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from lora_hf.errors import UserError
 from lora_hf.families import UNKNOWN, family_of
 from lora_hf.files import read_object
 from lora_hf.models.languages import languages
 
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
@@ -74,38 +76,40 @@ def decoder_start(config: Any, generation: GenerationConfig, tokenizer: Any) -> 
     Args:
         config: the model's configuration.
         generation: its generation settings.
-        tokenizer: its tokenizer, complete.
+        tokenizer: its tokenizer, complete; None without one.
     """
     if (token := _first("decoder_start_token_id", config, generation)) is not None:
         return token
     family = family_of(config)
     for kind in () if family is UNKNOWN else family.start:
         name = {"language": "eos"}.get(kind, kind)  # what ends the labels of a text without a language
-        if (token := getattr(tokenizer, f"{name}_token_id", None)) is not None:
-            return int(token)
+        if (token := _first(f"{name}_token_id", tokenizer, config, generation)) is not None:
+            return token
     return _first("bos_token_id", generation, config)  # as `generate` does
 
 
-def complete_model(model: Any, tokenizer: Any) -> None:
-    """Write into a loaded model's configuration and generation settings the tokens that they lack."""
+def complete_model(model: Any, folder: Path, name: str) -> None:
+    """Write into a loaded model's configuration what it lacks and its tokenizer or its family says.
+
+    Args:
+        model: as loaded, on any device.
+        folder: the files of the model; without a tokenizer among them, the family alone is asked.
+        name: the model as errors name it.
+    """
     config, generation = model.config, model.generation_config
-    tokens = {
-        "decoder_start_token_id": decoder_start(config, generation, tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    for name, token in tokens.items():
-        for settings in (config, generation):
-            if getattr(settings, name, None) is None:
-                setattr(settings, name, token)
-
-
-def lacks_tokens(model: Any) -> bool:
-    """Return whether a loaded model's configuration or generation settings lack one of these tokens."""
     names = ("decoder_start_token_id", "pad_token_id", "eos_token_id")
-    return any(
-        getattr(x, name, None) is None for x in (model.config, model.generation_config) for name in names
-    )
+    if all(_first(field, config, generation) is not None for field in names):
+        return
+    tokenizer = None
+    if any((folder / file).is_file() for file in TOKENIZER):  # without them, Transformers makes an empty one
+        with suppress(Exception):  # whatever ails a tokenizer is reported where it is loaded
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            complete_tokenizer(tokenizer, config, folder, name)
+    for field in ("pad_token_id", "eos_token_id"):
+        if _first(field, config, generation) is None:
+            setattr(config, field, getattr(tokenizer, field, None))
+    if _first("decoder_start_token_id", config, generation) is None:
+        config.decoder_start_token_id = decoder_start(config, generation, tokenizer)
 
 
 def _first(name: str, *settings: Any) -> int | None:

@@ -228,8 +228,8 @@ BROKEN = {
         ".*d_ff=-3 must be positive; num_heads=0 must be",
     ),
     "no start": (
-        all_of(change_settings(decoder_start_token_id=None), remove(GENERATION)),
-        "cannot train and write, because it has no decoder_start_token_id: add it to its config.json",
+        all_of(change_settings(decoder_start_token_id=None, pad_token_id=None), remove(GENERATION)),
+        "because it has no pad_token_id and no decoder_start_token_id: add it to its config.json",
     ),
     "no end": (
         all_of(change_settings(eos_token_id=None), remove(GENERATION)),
@@ -293,6 +293,7 @@ def test_a_broken_base_is_one_error_with_the_remedy(
 
 
 REPAIRED = {
+    "the start is nowhere": all_of(change_settings(decoder_start_token_id=None), remove(GENERATION)),
     "the start is in config.json alone": write(GENERATION, '{"eos_token_id": 1, "pad_token_id": 0}'),
     "the start is in generation_config.json alone": change_settings(decoder_start_token_id=None),
     "the padding is in generation_config.json alone": change_settings(pad_token_id=None),

@@ -94,7 +94,7 @@ def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path:
 
 
 def test_byt5_s_tokenizer_is_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
-    config = folder_of(tmp_path, "T5", ByT5Tokenizer())
+    config = folder_of(tmp_path, "T5", ByT5Tokenizer(), ("vocab_size",))
     assert load_tokenizer(config)("é").input_ids == [198, 172, 1]
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="there is no tokenizer beside the model"):
