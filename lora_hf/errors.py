@@ -53,6 +53,21 @@ class NotWritten(OSError):
     """The disk is full, or a place is not writable; existing files are unchanged."""
 
 
+class WrittenModelDiffers(Exception):
+    """A model folder that was just written gives other outputs than the model in memory, or cannot be read.
+
+    Args:
+        fault: what was found.
+        folder: where the folder was put, under a name that nothing takes for a finished model.
+    """
+
+    def __init__(self, fault: str, folder: Path) -> None:
+        super().__init__(
+            f"the model was saved, but {fault}. The folder is kept as {folder} and must not be used; "
+            "adapters and checkpoints are unharmed. Please report this with the name of the base model"
+        )
+
+
 class RunFailed(Exception):
     """A run in its own process ended with a status other than 0; it has reported the reason itself."""
 

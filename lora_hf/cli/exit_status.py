@@ -18,7 +18,7 @@ import typer
 
 from lora_hf import distributed as processes
 from lora_hf.cli.hints import explain
-from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError
+from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError, WrittenModelDiffers
 
 LOST_PROCESS = "another process of this run has ended; rerun the command to resume from the last checkpoint"
 
@@ -49,6 +49,11 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         if debug:
             traceback.print_exception(error)
         print(f"error: {_not_written(error)}", file=sys.stderr)
+        return 1
+    except WrittenModelDiffers as error:
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
         if processes.is_lost_peer(error) and not debug:

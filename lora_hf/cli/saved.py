@@ -101,6 +101,13 @@ def merge(
             help="Weights to merge into, on a quantized base: checkpoint, dequantized or requantized."
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Read the written model again and compare it, also if it has 2 GB or more.",
+        ),
+    ] = False,
     settings: GenerationOverrides = None,
 ) -> None:
     """Merge an adapter into its base model and write a plain Transformers folder.
@@ -112,7 +119,7 @@ def merge(
     from lora_hf.config.load import generation_fields
     from lora_hf.saved.merge import merge as merge_adapter
 
-    errors = merge_adapter(adapter, output, base, onto, generation_fields(settings or []))
+    errors = merge_adapter(adapter, output, base, onto, generation_fields(settings or []), check)
     for way, error in errors.items():
         print(f"{way}: merging changes the logits of a sample by {error:.1e} of their size")
     print(f"{output}: {onto or 'merged'}")

@@ -14,6 +14,7 @@ from lora_hf.files import write_json, write_text
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import in_languages
 from lora_hf.models.load import quiet
+from lora_hf.models.written import check_written
 
 README = "README.md"
 TEXT = """# {title}
@@ -47,9 +48,16 @@ print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 
 
 def save_model(
-    model: Any, tokenizer: Any, folder: Path, settings: PredictionSettings, origin: str = ""
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    settings: PredictionSettings,
+    origin: str = "",
+    always_check: bool = False,
 ) -> None:
     """Write a plain Transformers folder: weights, config, tokenizer, generation settings, prompt.
+
+    The folder is read again and compared with the model in memory, unless it is large (`check_written`).
 
     Args:
         model: without adapters.
@@ -57,6 +65,10 @@ def save_model(
         folder: exists.
         settings: those that the model was trained for.
         origin: a sentence about what the model was made from, for the README.
+        always_check: read a large folder again too.
+
+    Raises:
+        WrittenModelDiffers: the folder gives other logits than the model.
     """
     model.generation_config = generation_config(model, settings.generation, settings.max_new_tokens)
     if hasattr(model.config, "task_specific_params"):  # another checkpoint's, which older pipelines apply
@@ -66,6 +78,7 @@ def save_model(
     with in_languages(tokenizer, settings.data):
         tokenizer.save_pretrained(folder)
     write_prompt(folder, settings, origin)
+    check_written(model, folder, always_check)
 
 
 def public_name(model: str) -> str:

@@ -30,6 +30,7 @@ def merge(
     base: str | None,
     onto: str | None,
     generation: Mapping[str, Any] | None = None,
+    check: bool = False,
 ) -> dict[str, float]:
     """Write the merged model as a plain Transformers folder, with its tokenizer.
 
@@ -40,6 +41,7 @@ def merge(
         onto: for a quantized base, which weights to merge into: `checkpoint`, `dequantized` or
             `requantized`.
         generation: fields of `generation` that replace the adapter's.
+        check: read the written model again and compare its logits, however large it is.
 
     Returns:
         For each choice of `onto` (or `merged`) the relative error of the logits on a sample.
@@ -47,6 +49,7 @@ def merge(
     Raises:
         UserError: `output` exists and is not an empty folder; not a LoRA adapter; or a quantized base without
             a choice: the message lists the error of each.
+        WrittenModelDiffers: the folder gives other logits than the model in memory.
     """
     check_new(output)
     saved = find_adapter(adapter)
@@ -68,7 +71,7 @@ def merge(
     merge_and_unload(model, onto)
     with whole(output) as folder:
         origin = f"{public_name(str(model.name_or_path))} with a trained adapter merged into its weights."
-        save_model(model, tokenizer, folder, settings, origin)
+        save_model(model, tokenizer, folder, settings, origin, check)
     return errors
 
 

@@ -1,0 +1,98 @@
+"""A saved model is read again by Transformers alone, and another one is not taken for the result."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from support.families import make_family
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from lora_hf.config.prediction import PredictionSettings
+from lora_hf.errors import WrittenModelDiffers
+from lora_hf.files import whole
+from lora_hf.models import plain_folder, written
+from lora_hf.models.load import ASSETS
+from lora_hf.models.written import check_written
+
+
+def lose_the_head(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("lm_head.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def lose_the_scale(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings["tie_word_embeddings"] = settings["scale_decoder_outputs"] = True
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def lose_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def embedded() -> Any:
+    return AutoModelForSeq2SeqLM.from_pretrained(ASSETS).eval()
+
+
+@pytest.mark.parametrize("family", ["T5Gemma", "Marian unshared", "UMT5", "BertGpt2"])
+def test_a_folder_that_transformers_reads_as_it_was_saved_passes(family: str, tmp_path: Path) -> None:
+    model = make_family(family).train()
+    model.save_pretrained(tmp_path)
+    assert check_written(model, tmp_path) == 0 and model.training
+    assert {*tmp_path.iterdir()} >= {tmp_path / "config.json"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lose_the_head, r"another model .* differ by \S+ of their size \(allowed: 1e-03\)"),
+        (lose_the_scale, "another model"),
+        (lose_the_weights, "cannot read it"),
+    ],
+)
+def test_a_folder_that_differs_is_put_aside_and_not_called_finished(
+    damage: Any, says: str, tmp_path: Path
+) -> None:
+    model = embedded()
+    with pytest.raises(
+        WrittenModelDiffers, match=rf"{says}.* kept as \S+merged\.differs and must not be used"
+    ):
+        with whole(tmp_path / "merged") as folder:
+            model.save_pretrained(folder)
+            damage(folder)
+            check_written(model, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.differs"]
+    assert (tmp_path / "merged.differs/config.json").is_file()
+
+
+def test_large_folders_are_read_again_on_request_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = embedded()
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(written, "CHECKED_BYTES", 1000)
+    with caplog.at_level("INFO"):
+        assert check_written(model, tmp_path) is None
+    assert "not read again and compared with the one in memory: it has 0.0 GB" in caplog.text
+    assert check_written(model, tmp_path, always=True) == 0
+
+
+def test_every_whole_model_that_is_saved_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`merge` and full fine-tuning both save by this function."""
+    checked = []
+    monkeypatch.setattr(
+        plain_folder, "check_written", lambda _, *args: checked.append((args, list_of(args[0])))
+    )
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS)
+    plain_folder.save_model(embedded(), tokenizer, tmp_path, PredictionSettings(), always_check=True)
+    (((folder, always), files),) = checked
+    assert folder == tmp_path and always and files == list_of(tmp_path)
+
+
+def list_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
