@@ -48,6 +48,7 @@ ADAPTERS = [
     {"targets", "model_state", "peft_format"},
     {"checkpoint_io", "layer_replication", "embeddings", "save_pretrained"},
     {"saved_adapter"},
+    {"row_probe"},
     {"active"},
     {"inject"},
     {"merge", "save", "combine"},

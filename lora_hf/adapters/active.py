@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,8 @@ from lora_hf.adapters.model_state import (
     saved_modules,
 )
 from lora_hf.adapters.modules_to_save import SavedModule
+from lora_hf.adapters.row_probe import probe_rows
+from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.errors import UserError
 
 Names = str | Sequence[str] | Mapping[str, float]
@@ -130,7 +132,8 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = F
 
     Raises:
         UserError: the model has no adapter of one of the names, or one that needs its own base weight, or
-            one on a table of positions, which is the same for all rows.
+            one on a table of positions, which is the same for all rows; or a layer's first dimension is not
+            the batch (`row_probe`).
         RuntimeError: adapters are merged into the weights.
     """
     if saved_modules(model):
@@ -147,13 +150,16 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = F
     refuse_merged(model)
     for layer in layers:
         layer.check_together(chosen)
-    batch = MixedBatch(names, frozen)
-    for layer in layers:
-        layer.activate(chosen)
-        layer.mixed_batch = batch
+    batch, stack = MixedBatch(names, frozen), ExitStack()
     try:
+        if len(set(names)) > 1:
+            probe_rows(unwrapped(model), stack)
+        for layer in layers:
+            layer.activate(chosen)
+            layer.mixed_batch = batch
         yield
     finally:
+        stack.close()
         for layer, active in zip(layers, was_active, strict=True):
             layer.mixed_batch = None
             layer.activate(active)

@@ -47,6 +47,8 @@ class ModelState:
     """Hash of the checkpoint, or None if the model was not loaded from files."""
     base_weights: BaseWeights | None = None
     """The checkpoint's weights of a quantized model, read on demand."""
+    rows_probed: frozenset[Any] = frozenset()
+    """Modes and sets of adapted layers in which rows can have adapters of their own; see `row_probe`."""
     checkpoint_generation: Any = None
     """The generation settings that the checkpoint brought; see `models.generation`."""
 
