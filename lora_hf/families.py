@@ -20,9 +20,9 @@ class Family:
     targets: tuple[str, ...] = ()
     """Ends of the names of the query and value projections in every stack; where encoder and decoder spell
     them differently, both spellings. Empty for a pair of models, whose parts are read from the model."""
-    stacks: tuple[str, str] = ("encoder_layers", "decoder_layers")
+    stacks: tuple[str, ...] = ("encoder_layers", "decoder_layers")
     """Fields of config.json with the number of blocks of the encoder and of the decoder; dots lead into the
-    configuration of a part."""
+    configuration of a part. Empty if they are not known."""
     beside: tuple[str, ...] = ()
     """Names of modules beside the language model, which text does not reach: never a default target, nor part
     of `all-linear`."""
@@ -40,6 +40,8 @@ class Family:
     """Settings of `generate` that depend on the target language (its code: the first token of the labels is
     `forced_bos_token_id`, the last one is `decoder_start_token_id`), or without which the family does not
     work."""
+    overflows_float16: bool = False
+    """Activations exceed float16's largest number in feed-forward layers, and the loss becomes NaN."""
     own_head: str | None = None
     """Checkpoints whose `feed_forward_proj` begins so ("" for all) have a head of their own, although the
     model that Transformers builds from config.json may tie it to the embeddings."""
@@ -59,11 +61,11 @@ _CODE_FIRST: dict[str, Any] = {
 
 FAMILIES: dict[str, Family] = {
     # T5 and its descendants
-    "t5": Family(_QV, _T5, own_head="gated"),  # T5 1.1, FLAN-T5 and ByT5 are gated
-    "mt5": Family(_QV, _T5, own_head=""),
-    "umt5": Family(_QV, _T5, own_head=""),
-    "longt5": Family(_QV, _T5),
-    "switch_transformers": Family(_QV, _T5, routers=("router",)),
+    "t5": Family(_QV, _T5, own_head="gated", overflows_float16=True),  # T5 1.1, FLAN-T5 and ByT5 are gated
+    "mt5": Family(_QV, _T5, own_head="", overflows_float16=True),
+    "umt5": Family(_QV, _T5, own_head="", overflows_float16=True),
+    "longt5": Family(_QV, _T5, overflows_float16=True),
+    "switch_transformers": Family(_QV, _T5, routers=("router",), overflows_float16=True),
     "t5gemma": Family(
         _QV_PROJ,
         ("encoder.num_hidden_layers", "decoder.num_hidden_layers"),
@@ -124,7 +126,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 FAMILIES["seamless_m4t_v2"] = FAMILIES["seamless_m4t"]
-UNKNOWN = Family()
+UNKNOWN = Family(stacks=())
 """The row of a family that has none."""
 
 
@@ -136,3 +138,14 @@ def family_of(model_type: object) -> Family:
     else:
         name = getattr(config, "model_type", config)
     return FAMILIES.get(name, UNKNOWN) if isinstance(name, str) else UNKNOWN
+
+
+def has_own_head(settings: Any) -> bool:
+    """Return whether checkpoints with this configuration have a head of their own, as far as the table says.
+
+    Args:
+        settings: a Transformers config, or the contents of config.json.
+    """
+    start = family_of(settings).own_head
+    read = settings.get if isinstance(settings, Mapping) else lambda name: getattr(settings, name, None)
+    return start is not None and str(read("feed_forward_proj") or "").startswith(start)

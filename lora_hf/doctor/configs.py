@@ -27,7 +27,7 @@ from lora_hf.errors import UserError
 from lora_hf.models.checkpoint import stored_bits
 from lora_hf.models.load import check_trainable
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.planning.fake_model import count_weights, outline, settings_of
+from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
@@ -95,18 +95,22 @@ def training(fields: RunConfig, dtype: None) -> Findings:
 
 def targets(fields: RunConfig) -> Findings:
     """Check that the method fits the model: weights that can train, targets, ranks, initialization."""
-    shares = []
+    shares, doubtful = [], []
     for name, run in runs_of(fields).items():
         with named(name):
             settings = settings_of(run.model)
             if run.method == "full":
                 check_trainable(run.model, stored_bits(settings.to_dict(), run.model.as_written))
-            shares.append(f"{name}{share_trained(run, settings)}")
+            share, doubts = share_trained(run, settings)
+        shares.append(f"{name}{share}")
+        doubtful += [f"{name}{doubt}" for doubt in doubts]
+    for doubt in doubtful:
+        yield fault(doubt, "lora.target_modules: auto")
     yield ok("; ".join(shares) or "no run trains")
 
 
-def share_trained(run: RunConfig, settings: Any) -> str:
-    """Return how much of the model trains, computed on a model without memory.
+def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
+    """Return how much of the model trains, computed on a model without memory; and doubts about its targets.
 
     Raises:
         UserError: a target matches nothing, or a layer does not fit the storage format or the initialization.
@@ -114,12 +118,12 @@ def share_trained(run: RunConfig, settings: Any) -> str:
     dtype = resolve_dtype(run.model.dtype, pick_device())
     with outline(run, settings, dtype) as model:
         parts, trainable, _ = count_weights(model, run.method != "full")
-        bases = {path: layer.base for path, layer in lora_layers(model).items()}
+        bases, found = {path: layer.base for path, layer in lora_layers(model).items()}, targets_of(model)
         STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
     for path, base in bases.items():
         check_initialization(run, path, (base.out_features, base.in_features))
     where = f" on {len(bases)} layers" if bases else ""
-    return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})"
+    return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})", found.warnings
 
 
 def check_initialization(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
@@ -154,7 +158,9 @@ def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
     """Check that the peak memory of a step fits into the free memory."""
     if fields.method == "base":
         return
-    needed = plan_step(fields, tokens, read=False)["peak_bytes"]
+    record = plan_step(fields, tokens, read=False)
+    if (needed := record["peak_bytes"]) is None:
+        raise CannotTell(record["not_counted"])
     free = free_memory(pick_device())
     if free is None:
         raise CannotTell(f"a step needs {bytes_cell(needed)}; the free memory is unknown here")

@@ -1,7 +1,8 @@
 """Bytes that a training step holds beside weights, gradients and optimizer states."""
 
+import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,16 +11,22 @@ from torch import Tensor
 from transformers import T5Config
 
 from lora_hf.config import RunConfig
+from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, without_head
 from lora_hf.models.flan_t5 import COMMON
-from lora_hf.planning.fake_model import outline
+from lora_hf.planning.fake_model import outline, repeated_blocks
 from lora_hf.planning.memory_tracker import LiveBytes, most_held
 
+logger = logging.getLogger(__name__)
 FEW = (2, 3)
 """Numbers of layers to trace on a frozen base: each further layer holds as much as the third."""
 PRIMES: dict[str, Any] = {"d_model": 1_000_003, "d_ff": 1_000_033, "num_heads": 1_000_037}
 """Widths that no other dimension is a multiple of, so that the bytes of a tensor show its widths."""
+
+
+class NotCounted(Exception):
+    """A step cannot be traced without values, such as those by which tokens are sent to experts."""
 
 
 class Batch(NamedTuple):
@@ -39,11 +46,17 @@ def activation_bytes(config: RunConfig, settings: Any, dtype: torch.dtype, batch
         dtype: dtype of the base's weights.
         batch: size of one forward's input.
         fast: whether the CPU's fast paths are used, rather than the reference path, as on a GPU.
+
+    Raises:
+        NotCounted: the steps of this family depend on values.
     """
-    if config.method == "full":  # the moment of the peak depends on the number of layers
-        return _traced(config, settings, dtype, batch, fast, None)
-    few, more = (_traced(config, settings, dtype, batch, fast, layers) for layers in FEW)
-    return _of_all_layers(few, more, _layers(settings))
+    # of a full fine-tuning, the moment of the peak depends on the number of layers
+    blocks = None if config.method == "full" else repeated_blocks(settings)
+    if blocks is not None and blocks > FEW[1]:
+        with suppress(UserError):  # a target or a pattern names a later block
+            few, more = (_traced(config, settings, dtype, batch, fast, layers) for layers in FEW)
+            return _of_all_layers(few, more, blocks)
+    return _traced(config, settings, dtype, batch, fast, None)
 
 
 def flan_t5_bytes(config: RunConfig, dtype: torch.dtype, batch: Batch) -> Callable[[dict[str, int]], int]:
@@ -81,11 +94,6 @@ def _of_all_layers(few: int, more: int, layers: int) -> int:
     return few + (more - few) * (layers - FEW[0])
 
 
-def _layers(settings: Any) -> int:
-    stacks = [getattr(settings, name, None) for name in ("num_layers", "encoder_layers")]
-    return int(next(n for n in stacks if n is not None))
-
-
 def _traced(
     config: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool, n: int | None
 ) -> int:
@@ -110,14 +118,24 @@ def _changes(
             torch.autocast("cpu", dtype=dtype) if is_half else nullcontext(),
             faster(model) if fast and not why_not(model) else nullcontext(),
         ):
-            loss = _loss(model, ids, labels, fast)
-        loss.backward()
+            _backpropagate(model, ids, labels, fast)
         return list(live.changes)
+
+
+def _backpropagate(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> None:
+    try:
+        _loss(model, ids, labels, fast).backward()
+    except Exception as error:  # whatever a forward does with values that fake tensors do not have
+        kind = model.config.model_type
+        logger.debug("no step of %s on fake tensors", kind, exc_info=error)
+        raise NotCounted(
+            f"activations are not counted for this family, {kind}: its steps depend on values"
+        ) from error
 
 
 def _loss(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> Tensor:
     if not (fast and not why_not(model) and has_plain_frozen_head(model)):
-        loss: Tensor = model(input_ids=ids, labels=labels).loss
+        loss: Tensor = model(input_ids=ids, decoder_input_ids=labels, labels=labels).loss
         return loss
     with without_head(model) as head:
         hidden = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits

@@ -3,10 +3,10 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,12 +14,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSeq2SeqLM, T5Config
 
 from lora_hf.adapters import inject
+from lora_hf.adapters.backends import is_linear
+from lora_hf.adapters.default_targets import doubts, stacks
+from lora_hf.adapters.model_state import adapter_configs, lora_layers
+from lora_hf.adapters.wrappers import named_modules
 from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.families import family_of, has_own_head
 from lora_hf.models.base_files import read_config
 from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.head import untie_head
 from lora_hf.models.load import find_base
 from lora_hf.models.storage import STORAGE_FORMATS
+from lora_hf.planning.memory_tracker import NoValues
 from lora_hf.training.registry import ADDED_WEIGHTS
 
 FEWER = {"layers_to_transform": None, "layer_replication": None}
@@ -46,6 +52,15 @@ def flan_t5(size: str) -> T5Config:
     return T5Config(**COMMON, **SIZES[size])
 
 
+def is_flan_t5(settings: Any) -> bool:
+    """Return whether a model is a FLAN-T5 of any size, by its config: gated, with T5's 32,128 tokens."""
+    shape = {
+        name: getattr(settings, name, None) for name in ("model_type", "feed_forward_proj", "vocab_size")
+    }
+    flan = flan_t5("small")
+    return all(value == getattr(flan, name) for name, value in shape.items())
+
+
 @contextmanager
 def outline(
     config: RunConfig,
@@ -66,11 +81,12 @@ def outline(
     """
     settings = deepcopy(settings)
     if layers is not None:
-        settings.num_layers = settings.num_decoder_layers = layers
-    with FakeTensorMode() if is_run else torch.device("meta"):
+        for field in family_of(settings).stacks:
+            setattr(settings, field, layers)
+    with FakeTensorMode() if is_run else torch.device("meta"), NoValues() if is_run else nullcontext():
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         model.name_or_path = config.model.model_name_or_path
-        if "gated" in getattr(settings, "feed_forward_proj", ""):  # such checkpoints have an untied head
+        if has_own_head(settings):
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         if config.model.untie_head:
             untie_head(model)
@@ -110,24 +126,69 @@ def with_plain_init(config: RunConfig, **fields: Any) -> RunConfig:
     return config.model_copy(update={"lora": lora})
 
 
+class Targets(NamedTuple):
+    """The layers that get adapters: none, for other methods."""
+
+    targets: list[str] | str
+    """Their names as the adapter will record them."""
+    warnings: list[str]
+    """What is doubtful about them."""
+
+
+def targets_of(model: Any) -> Targets:
+    """Return the targets of an outline."""
+    config = adapter_configs(model).get("default")
+    if config is None:
+        return Targets([], [])
+    names = config.target_modules
+    said = doubts(model, config, lora_layers(model))
+    return Targets(names if isinstance(names, str) else list(names), said)
+
+
+def repeated_blocks(settings: Any) -> int | None:
+    """Return the number of blocks of each stack, if all are alike and an outline can have fewer."""
+    row = family_of(settings)
+    if not row.stacks or row.routers or any("." in field for field in row.stacks):
+        return None
+    counts = {getattr(settings, field) for field in row.stacks}
+    by_block = [v for v in vars(settings).values() if isinstance(v, (list, tuple)) and len(v) in counts]
+    return counts.pop() if len(counts) == 1 and not by_block else None
+
+
 def count_weights(model: nn.Module, is_added: bool) -> Counts:
     """Return the numbers of weights by part, of trainable ones, and by stack and linear layer."""
     parts: Counter[str] = Counter()
     linear: dict[str, Counter[str]] = {"encoder": Counter(), "decoder": Counter()}
-    trainable = 0
+    trainable, part_of = 0, _parts(model)
+    modules = dict(named_modules(model))
     for name, parameter in model.named_parameters():
         trains = parameter.requires_grad
         trainable += parameter.numel() * trains
-        part = "added" if is_added and trains else _part(name)
+        part = "added" if is_added and trains else part_of(name)
         parts[part] += parameter.numel()
-        if part in linear and parameter.dim() == 2 and ".relative_attention" not in name:
-            layer = name.removesuffix(".weight").removesuffix(".base_layer").split(".")[-1]
-            linear[part][layer] += parameter.numel()
+        owner, _, kind = name.rpartition(".")
+        if part in linear and kind == "weight" and is_linear(modules[owner]):
+            linear[part][owner.removesuffix(".base_layer").rpartition(".")[2]] += parameter.numel()
     return {part: parts[part] for part in PARTS}, trainable, linear
 
 
-def _part(name: str) -> str:
-    if "lm_head" in name:
-        return "head"
-    side = next((side for side in ("encoder", "decoder") if f"{side}." in name), None)
-    return "embeddings" if side is None or ".embed" in name else side
+def _parts(model: Any) -> Callable[[str], str]:
+    """Return a function from a parameter's name to the part of the model that it belongs to.
+
+    The head is that of `get_output_embeddings`, wherever a family has it; T5's relative positions belong to
+    their stack.
+    """
+    head, prefixes = model.get_output_embeddings(), stacks(model)
+    modules = dict(named_modules(model))
+    own = {
+        name: "head" if module is head else "embeddings"
+        for name, module in modules.items()
+        if module is head or (isinstance(module, nn.Embedding) and "relative" not in name)
+    }
+
+    def part_of(name: str) -> str:
+        owner = name.rpartition(".")[0].removesuffix(".base_layer")
+        inside = (stack for stack, prefix in prefixes.items() if name.startswith(prefix))
+        return own.get(owner) or next(inside, "embeddings")
+
+    return part_of

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -58,6 +59,32 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._seen.pop(key, None)
         self.changes.append(-size)
+
+
+class NoValues(TorchDispatchMode):
+    """Answer questions about the values of fake tensors, inside the block.
+
+    A forward asks such questions to leave out work (`if mask.any()`) or to check its input (`torch.all`). The
+    answers are those of a batch without padding and without global attention: all, but not any; otherwise 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._all = weakref.WeakValueDictionary[int, Tensor]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            made = func(*args, **(kwargs or {}))
+        except DataDependentOutputException:
+            if func is not torch.ops.aten._local_scalar_dense.default:
+                raise
+            kind = args[0].dtype
+            if kind is torch.bool:
+                return id(args[0]) in self._all
+            return 0.0 if kind.is_floating_point else 0
+        if func.overloadpacket is torch.ops.aten.all:
+            self._all[id(made)] = made
+        return made
 
 
 def most_held(changes: Iterable[int]) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from lora_hf.errors import UserError
 from lora_hf.models.flan_t5 import SIZES
 from lora_hf.models.load import EMBEDDED, load_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.planning.activations import Batch, activation_bytes, flan_t5_bytes
-from lora_hf.planning.fake_model import Counts, count_weights, flan_t5, outline, settings_of
+from lora_hf.planning.activations import Batch, NotCounted, activation_bytes, flan_t5_bytes
+from lora_hf.planning.fake_model import (
+    Counts,
+    count_weights,
+    flan_t5,
+    is_flan_t5,
+    outline,
+    settings_of,
+    targets_of,
+)
 from lora_hf.system import DTYPES, pick_device, resolve_dtype
 
 FLOAT = 4
@@ -32,18 +41,25 @@ Rows = TokenizedDialogues | StreamedDialogues
 
 
 def plan(config: RunConfig) -> Plan:
-    """Return the record of `plan_step`, and under `sizes` the memory of the same run on every FLAN-T5."""
+    """Return the record of `plan_step`, and for a FLAN-T5, under `sizes`, the memory of the run on each.
+
+    `sizes` is empty for other models, and lacks the sizes whose layers the targets do not fit.
+    """
     own = plan_step(config)
+    if not is_flan_t5(settings_of(config.model)):
+        return own | {"sizes": {}}
     batch = Batch(*(own["batch"][field] for field in Batch._fields))
     names = STORAGE_SHOWN[:2] if config.method == "full" else STORAGE_SHOWN
     held = {dtype: flan_t5_bytes(config, dtype, batch) for dtype in {_computed(name) for name in names}}
-
-    def needs(size: str) -> Plan:
-        counted = _count(config, flan_t5(size))
-        of_shape = {dtype: bytes_of(SIZES[size]) for dtype, bytes_of in held.items()}
-        return {name: _fit(_memory(config, counted, name, of_shape[_computed(name)])) for name in names}
-
-    return own | {"sizes": {size: needs(size) for size in SIZES}}
+    sizes: Plan = {}
+    for size, shape in SIZES.items():
+        with suppress(UserError):  # targets by whole names, which another size does not have
+            counted = _count(config, flan_t5(size))
+            of_shape = {dtype: bytes_of(shape) for dtype, bytes_of in held.items()}
+            sizes[size] = {
+                name: _fit(_memory(config, counted, name, of_shape[_computed(name)])) for name in names
+            }
+    return own | {"sizes": sizes}
 
 
 def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) -> Plan:
@@ -57,6 +73,11 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
         read: without `rows`, read the training split if it is on this machine. Otherwise the longest rows
             that the config admits are assumed.
 
+    Returns:
+        A record. `targets` are the names that get adapters, `warnings` what is doubtful about them. Where
+        the steps of a family cannot be traced, `activations` and `peak_bytes` are None, and `not_counted`
+        says why.
+
     Raises:
         UserError: the run trains nothing, the model's config.json cannot be read, the targets do not fit the
             model, or the data on this machine is invalid.
@@ -69,9 +90,14 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     storage = config.model.storage if config.model.is_quantized else dtype
     # on other devices and for compiled models, the reference path is an upper bound
     fast = config.fast_paths and device.type == "cpu" and not asks_to_compile(config.training)
-    own = memory(
-        config, settings, storage, activation_bytes(config, settings, _computed(storage), batch, fast)
-    )
+    with outline(config, settings, torch.float32, is_run=False) as model:
+        counted, targets = count_weights(model, config.method != "full"), targets_of(model)
+    held, reason = None, {}
+    try:
+        held = activation_bytes(config, settings, _computed(storage), batch, fast)
+    except NotCounted as error:
+        reason = {"not_counted": str(error)}
+    own = _memory(config, counted, storage, held)
     return {
         "model": config.model.model_name_or_path,
         "method": config.method,
@@ -79,7 +105,9 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
         "store": storage,
         "batch": batch._asdict() | {"lengths": said},
         "steps": steps,
+        **targets._asdict(),
         **own,
+        **reason,
         "disk": _disk(own),
     }
 
@@ -89,7 +117,7 @@ def _computed(storage: str) -> torch.dtype:
     return DTYPES.get(storage, DTYPES["bfloat16"])
 
 
-def memory(config: RunConfig, settings: Any, storage: str, activations: int) -> Plan:
+def memory(config: RunConfig, settings: Any, storage: str, activations: int | None) -> Plan:
     """Return the weights by part, and the bytes of weights, gradients, optimizer and activations."""
     return _memory(config, _count(config, settings), storage, activations)
 
@@ -99,7 +127,7 @@ def _count(config: RunConfig, settings: Any) -> Counts:
         return count_weights(model, config.method != "full")
 
 
-def _memory(config: RunConfig, counted: Counts, storage: str, activations: int) -> Plan:
+def _memory(config: RunConfig, counted: Counts, storage: str, activations: int | None) -> Plan:
     dtype = _computed(storage)
     is_full = config.method == "full"
     parts, trainable, linear = counted
@@ -114,9 +142,11 @@ def _memory(config: RunConfig, counted: Counts, storage: str, activations: int) 
         "optimizer": trainable * FLOAT * MOMENTS,
         "activations": activations,
     }
-    # The backward pass frees activations while it creates gradients: a step never holds all of both.
-    step = max(held["activations"], held["gradients"])
-    total = sum(weights.values()) + trainable * FLOAT * MOMENTS + step
+    total = None
+    if activations is not None:
+        # The backward pass frees activations while it creates gradients: a step never holds all of both.
+        step = max(activations, held["gradients"])
+        total = sum(weights.values()) + trainable * FLOAT * MOMENTS + step
     return {"parameters": parts, "trainable": trainable, "bytes": held, "peak_bytes": total}
 
 

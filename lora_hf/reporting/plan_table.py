@@ -1,4 +1,4 @@
-"""A plan for the terminal: weights and memory of one run, and the GPUs that it fits with each FLAN-T5."""
+"""A plan for the terminal: weights and memory of one run, and of a FLAN-T5 the GPUs that each size fits."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from lora_hf.reporting.tables import bytes_cell, terminal_table
 
 
 def plan_terminal(record: dict[str, Any]) -> list[Table | str]:
-    """Return three tables with their notes: weights, memory of a step, the sizes of FLAN-T5."""
-    return [*_weights(record), *_memory(record), *_sizes(record)]
+    """Return tables with their notes: weights, memory of a step, and of a FLAN-T5's, that of all sizes."""
+    return [*_weights(record), *_memory(record), *(_sizes(record) if record["sizes"] else [])]
 
 
 def _weights(record: dict[str, Any]) -> list[Table | str]:
@@ -17,7 +17,8 @@ def _weights(record: dict[str, Any]) -> list[Table | str]:
     total = sum(counts.values())
     lines = [[part, f"{n:,}", bytes_cell(weights[part])] for part, n in counts.items() if n]
     share = record["trainable"] / total
-    notes = [f"{record['trainable']:,} of {total:,} train ({share:.2%})."]
+    notes = [f"{record['trainable']:,} of {total:,} train ({share:.2%}){_targets(record['targets'])}."]
+    notes += [f"Warning: {warning}." for warning in record["warnings"]]
     notes.append(
         f"On disk: the base {bytes_cell(record['disk']['base'])} as float32, the trained weights "
         f"{bytes_cell(record['disk']['saved'])}, a checkpoint {bytes_cell(record['disk']['a_checkpoint'])}."
@@ -26,21 +27,35 @@ def _weights(record: dict[str, Any]) -> list[Table | str]:
     return [title, _table([["weights", "number", "bytes"], *lines]), *notes, ""]
 
 
+def _targets(targets: list[str] | str) -> str:
+    """Return the targets for the end of a sentence; of whole names, the last parts."""
+    if isinstance(targets, str):
+        return f", on {targets}"
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in targets)
+    return f", on {', '.join(ends)}" if ends else ""
+
+
 def _memory(record: dict[str, Any]) -> list[Table | str]:
     held, batch = record["bytes"], record["batch"]
     lines = [
         ["weights", bytes_cell(sum(held["weights"].values()))],
         ["gradients", bytes_cell(held["gradients"])],
         ["optimizer (AdamW)", bytes_cell(held["optimizer"])],
-        ["activations", bytes_cell(held["activations"])],
-        ["most at once", bytes_cell(record["peak_bytes"])],
+        ["activations", _counted(held["activations"])],
+        ["most at once", _counted(record["peak_bytes"])],
     ]
     notes = [
         f"A step on {record['device']}: {batch['dialogues']} dialogues of {batch['source']} tokens, "
         f"summaries of {batch['target']}: {batch['lengths']}.",
         _time(record),
     ]
+    if "not_counted" in record:
+        notes.insert(0, f"{record['not_counted']}.".capitalize())
     return [_table([["a training step", "bytes"], *lines]), *notes, ""]
+
+
+def _counted(size: int | None) -> str:
+    return "not counted" if size is None else bytes_cell(size)
 
 
 def _time(record: dict[str, Any]) -> str:

@@ -1,0 +1,81 @@
+"""A plan of every family: it counts what a step holds, or says that it cannot."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.families import EVERY, make_family
+from support.models import T5_SHAPE
+
+from lora_hf import LoraConfig, cli, inject_adapters
+from lora_hf.config import RunConfig
+from lora_hf.families import has_own_head
+from lora_hf.planning.activations import Batch, activation_bytes
+from lora_hf.planning.fake_model import count_weights, outline
+from lora_hf.planning.memory_tracker import LiveBytes
+from lora_hf.planning.plan import plan_step
+
+BATCH = Batch(2, 32, 8)
+UNCOUNTED = ("SwitchTransformers", "NllbMoe")
+COUNTED = [name for name in EVERY if name not in (*UNCOUNTED, "T5")]  # T5 is that of test_plan.py
+ASK = ("LED", "FSMT")
+"""Families whose forward asks for values; the others' traces take seconds without finding more."""
+RUN = RunConfig(lora={"r": 2})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_weight_is_counted_in_its_stack(name: str) -> None:
+    base = make_family(name)
+    total = sum(p.numel() for p in base.parameters())
+    with outline(RUN, base.config, torch.float32, is_run=False) as model:
+        parts, trainable, _ = count_weights(model, True)
+    assert sum(n for part, n in parts.items() if part != "added") == total + parts["head"] * has_own_head(
+        base.config
+    )
+    assert parts["added"] == trainable > 0 and min(parts["encoder"], parts["decoder"]) > total / 8
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ASK else pytest.param(name, marks=pytest.mark.slow) for name in COUNTED]
+)
+def test_activations_are_those_of_a_step(name: str) -> None:
+    model = inject_adapters(make_family(name), LoraConfig(r=2)).train()
+    for module in model.modules():
+        if hasattr(module, "layerdrop"):
+            module.layerdrop = 0.0  # a step leaves out blocks at random
+    ids = torch.ones(BATCH.dialogues, BATCH.source, dtype=torch.long)
+    labels = torch.ones(BATCH.dialogues, BATCH.target, dtype=torch.long)
+    with LiveBytes(model.state_dict(keep_vars=True).values()) as live:
+        model(input_ids=ids, decoder_input_ids=labels, labels=labels).loss.backward()
+    planned = activation_bytes(RUN, model.config, torch.float32, BATCH, False)
+    assert planned == pytest.approx(live.peak, rel=0.1)
+
+
+def test_a_family_whose_steps_depend_on_values_has_a_plan_without_activations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_family("SwitchTransformers").save_pretrained(tmp_path)
+    words = [f"model.model_name_or_path={tmp_path}", "data.dataset_name=nobody/nothing"]
+    assert cli.run(["plan", "--config", "quickstart", "--json", *words], debug=False) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["bytes"]["activations"] is record["peak_bytes"] is None and record["sizes"] == {}
+    assert record["targets"] == ["q", "v"] and record["bytes"]["optimizer"] > 0
+    assert cli.run(["plan", "--config", "quickstart", *words], debug=False) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Activations are not counted for this family, switch_transformers" in shown
+
+
+def test_targets_are_tried_on_the_model_itself(tmp_path: Path) -> None:
+    """Not on an outline with fewer blocks, which lacks the late one."""
+    make_family("T5", **(T5_SHAPE | {"num_layers": 4})).save_pretrained(tmp_path)
+    late = "decoder.block.3.layer.0.SelfAttention.q"
+    record = plan_step(
+        RunConfig(
+            model={"model_name_or_path": str(tmp_path)},
+            lora={"r": 2, "target_modules": [late], "rank_pattern": {late: 4}},
+            data={"dataset_name": "nobody/nothing", "max_source_length": 8, "max_target_length": 4},
+        )
+    )
+    assert record["trainable"] == 4 * (32 + 24) and record["targets"] == [late]
+    assert record["peak_bytes"] > 0
