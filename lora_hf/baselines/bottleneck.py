@@ -9,6 +9,7 @@ small as D. Weights are float32 and cast to the dtype of the activations at use,
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from lora_hf.adapters.backends import backend_for, is_linear
+from lora_hf.adapters.default_targets import FUSED, QUERIES, VALUES, not_language
 from lora_hf.adapters.wrappers import named_modules, set_submodule, unwrapped
 from lora_hf.baselines.checkpoint_io import Extra, claim
 from lora_hf.errors import UserError
@@ -26,6 +28,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+INNER = QUERIES | VALUES | FUSED | {"k", "k_proj", "key", "key_proj", "k_lin", "to_k", "wk"}
+"""Names of the projections within an attention."""
+INNER_PARTS = {"global", "relative"}
+"""Words in the names of others: LED's `query_global`, ProphetNet's `relative_pos_embeddings`."""
 DEVIATION = 1e-2
 """Standard deviation of D's normal distribution, cut at two deviations (the paper's section 2.1)."""
 
@@ -88,24 +94,46 @@ def find_sublayers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the last projection of every attention and feed-forward in the stacks of blocks, by name.
 
     In a block, a module with linear layers is an attention or a feed-forward (BART keeps the latter's in the
-    block itself), and the last one that it defines computes its output: `o` and `wo`, `out_proj` and `fc2`.
+    block itself), and the projection back to the width of the model computes its output: `o` and `wo`,
+    `out_proj` and `fc2`. Queries, keys and values have that width too, and are known by name. A mixture of
+    experts has one such projection per expert; its router has none, nor has what text does not reach.
 
     Raises:
         UserError: the model has no stack of blocks with linear layers in it.
     """
-    stacks = [name for name, module in named_modules(model) if isinstance(module, nn.ModuleList)]
+    modules = dict(named_modules(model))
+    stacks = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
+    aside, widths = not_language(model, modules), _widths(model)
     found: dict[str, nn.Module] = {}
-    for name, module in named_modules(model):
+    for name, module in modules.items():
+        if aside(name) or not any(name.startswith(f"{stack}.") for stack in stacks):
+            continue
         children = [(child, unwrapped(layer)) for child, layer in module.named_children()]
-        linear = [child for child in children if is_linear(child[1])]
-        if linear and any(name.startswith(f"{stack}.") for stack in stacks):
-            last, layer = linear[-1]
+        outputs = [
+            (child, layer)
+            for child, layer in children
+            if is_linear(layer)
+            and child not in INNER
+            and INNER_PARTS.isdisjoint(child.split("_"))
+            and (not widths or backend_for(layer).out_features in widths)
+        ]
+        if outputs:
+            last, layer = outputs[-1]
             found[f"{name}.{last}"] = layer
     if not found:
         raise UserError(
             f"method=bottleneck: {type(model).__name__} has no stack of blocks with linear layers"
         )
     return found
+
+
+def _widths(model: Any) -> set[int]:
+    """Return the widths of the model's stacks, those of their embeddings; empty if it has none."""
+    parts = [getattr(model, f"get_{part}", lambda: None)() for part in ("encoder", "decoder")]
+    embeddings = [
+        part.get_input_embeddings() for part in (model, *parts) if hasattr(part, "get_input_embeddings")
+    ]
+    return {module.embedding_dim for module in embeddings if isinstance(module, nn.Embedding)}
 
 
 def add_bottlenecks(model: nn.Module, bottleneck_dim: int, non_linearity: str) -> None:

@@ -65,6 +65,11 @@ def _restore_extras(model: Any, folder: Path) -> None:
     put_weights(model, SavedAdapter(folder).read_weights(), folder)
 
 
+def _put_prompt(model: Any, num_virtual_tokens: int, init: str, scaled: bool = False) -> None:
+    """Add a saved prompt: those of before prompts were scaled have no such setting."""
+    add_prompt(model, num_virtual_tokens, init, scaled)
+
+
 ADDED_WEIGHTS: dict[str, AddedWeights] = {
     "lora": AddedWeights(
         check=_check_adapters,
@@ -85,7 +90,7 @@ ADDED_WEIGHTS: dict[str, AddedWeights] = {
         add=lambda config, model: add_prompt(model, **config.prompt_tuning.model_dump()),
         save=save_extras,
         restore=_restore_extras,
-        load=partial(load_extras, put_in=add_prompt),
+        load=partial(load_extras, put_in=_put_prompt),
     ),
 }
 

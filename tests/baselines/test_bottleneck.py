@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.families import EVERY, family_settings
 from support.models import MODELS, make_t5
 from support.new_weights import randomize
 from torch import nn
+from transformers import AutoModelForSeq2SeqLM
 
 from lora_hf.baselines.bottleneck import Bottleneck, add_bottlenecks, find_sublayers
 from lora_hf.baselines.checkpoint_io import new_weights
@@ -24,6 +26,26 @@ def test_the_sublayers_of_t5_and_bart_end_in_their_output_projections() -> None:
         f"model.decoder.layers.1.{name}" for name in ("self_attn.out_proj", "encoder_attn.out_proj", "fc2")
     }
     assert len(t5) == len(bart) == 2 * 2 + 2 * 3
+
+
+OUTPUTS = ("o", "wo", "out_proj", "fc2", "o_proj", "down_proj", "output", "output.dense", "c_proj")
+"""Names of the projections whose outputs are added to the residual stream, in all families."""
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_every_attention_and_feed_forward_of_every_family_has_one_at_its_output(family: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(family_settings(family))
+    found = find_sublayers(model)
+    assert all(name.endswith(tuple(f".{end}" for end in OUTPUTS)) for name in found)
+    assert not [name for name in found if any(part in name for part in ("vision", "router", "pooler"))]
+    dense = [name for name in found if "experts" not in name]
+    sublayers = {"T5Gemma2": 2 * 2 + 2 * 2, "ProphetNet": 2 + 3}  # merged attention; one block in each stack
+    moe = {"SwitchTransformers": 2 + 2 + 1 + 2 * 2 + 1, "NllbMoe": 2 + 1 + 2 * 2 + 1}
+    if family not in moe:
+        assert len(dense) == len(found) == sublayers.get(family, 2 * 2 + 2 * 3)
+    else:  # an expert has one of its own
+        assert len(found) > len(dense) and sum(name.endswith("fc2") or ".wo" in name for name in found) >= 4
 
 
 @pytest.mark.parametrize("store", [{}, {"quant_method": "hqq"}, {"quant_method": "hqq", "quantize_wo": True}])

@@ -1,17 +1,21 @@
 """Prompt tuning: the base called with the prompt's embeddings before its own, and nothing else."""
 
 import copy
+import json
 
 import pytest
 import torch
+from support.families import EVERY, make_family
 from support.models import MODELS, make_t5
 from support.new_weights import randomize
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from lora_hf.baselines.checkpoint_io import new_weights
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.baselines.checkpoint_io import new_weights, save_extras
 from lora_hf.baselines.prompt_tuning import add_prompt
 from lora_hf.errors import UserError
+from lora_hf.training.registry import ADDED_WEIGHTS
 
 N = 5
 
@@ -74,6 +78,50 @@ def test_only_the_prompt_learns_and_every_virtual_token_does(kind, batch):
     assert [p for p in model.parameters() if p.requires_grad] == [prompt]
     assert all(p.grad is None for p in model.parameters() if p is not prompt)
     assert (prompt.grad.abs().sum(1) > 0).all()
+
+
+SCALED = {"scale_embedding": True}
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_prompt_of_a_token_s_embeddings_is_that_token_before_the_text(family):
+    """With its scale and its place, in rows with padding too; and without virtual tokens nothing changes."""
+    fields = SCALED if "scale_embedding" in EVERY[family] | make_family(family).config.to_dict() else {}
+    base, model = make_family(family, **fields), make_family(family, **fields)
+    add_prompt(model, 3, "vocab")
+    (prompt,) = new_weights(model).values()
+    table = base.get_encoder().get_input_embeddings().weight
+    tokens = torch.tensor([(table == row).all(1).nonzero()[0].item() for row in prompt])
+    ids = torch.tensor([[7, 9, 11, 13, 15], [8, 10, 12, base.config.pad_token_id or 0, 0]])
+    ids[1, 3:] = ids[1, 3]
+    mask = torch.ones_like(ids)
+    mask[1, 3:] = 0
+    labels = torch.tensor([[5, 6, 7], [6, 7, 8]])
+    ahead = torch.cat([tokens.expand(2, 3), ids], 1)
+    more = torch.cat([mask.new_ones(2, 3), mask], 1)
+    targets = {"labels": labels, "decoder_input_ids": labels}
+    with torch.no_grad():
+        expected = base(input_ids=ahead, attention_mask=more, **targets).logits
+        ours = model(input_ids=ids, attention_mask=mask, **targets).logits
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+        empty = make_family(family, **fields)
+        add_prompt(empty, 0, "vocab")
+        plain = base(input_ids=ids, attention_mask=mask, **targets).logits
+        assert torch.equal(empty(input_ids=ids, attention_mask=mask, **targets).logits, plain)
+    assert (expected - plain).abs().max() > 1e-4
+
+
+def test_a_prompt_of_before_prompts_were_scaled_is_used_as_it_was_trained(tmp_path):
+    models = [make_family("MBart", **SCALED) for _ in range(3)]
+    add_prompt(models[0], 2, "vocab")
+    new = save_extras(models[0], tmp_path / "new")
+    assert json.loads((new / MANIFEST_NAME).read_text())["settings"]["scaled"] is True
+    add_prompt(models[1], 2, "vocab", scaled=False)
+    old = save_extras(models[1], tmp_path / "old")
+    assert "scaled" not in json.loads((old / MANIFEST_NAME).read_text())["settings"]
+    load = ADDED_WEIGHTS["prompt_tuning"].load
+    assert load(models[2], old).get_encoder().prompt.scale == 1
+    assert load(make_family("MBart", **SCALED), new).get_encoder().prompt.scale == pytest.approx(32**0.5)
 
 
 def test_the_weights_are_as_many_as_counted_by_hand():
