@@ -22,7 +22,16 @@ WEIGHT = r"""(?:weight\b|_parameters\[["']weight["']\])"""
 ONLY_ASKS = r"(?!\.(?:dtype|device|shape|size|ndim|requires_grad|is_\w+|numel|element_size)\b)"
 """What stands around a weight that is not computed with, as in T5's `self.wo.weight.dtype`."""
 
+_CASTS = re.compile(r"\.to\(self\.(\w+)\.weight\.dtype\)")
 FAST_PATH = ". With torch.backends.mha.set_fastpath_enabled(False), in each process that uses it, it would"
+
+
+def casts_to_weight(module: nn.Module) -> list[str]:
+    """Return the children to whose weight's dtype a module casts activations, as T5's feed-forward for `wo`.
+
+    Packed 4-bit weights are uint8, and activations rounded to uint8 are useless; such modules leave int8 out.
+    """
+    return sorted({child for source in _computations(type(module)) for child in _CASTS.findall(source)})
 
 
 def refuse_weight_reader(model: nn.Module, name: str) -> None:

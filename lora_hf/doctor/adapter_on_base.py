@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
 
 from lora_hf.adapters import LoraConfig, disable_adapters, merge_errors
 from lora_hf.adapters.model_state import lora_layers, model_state
@@ -16,6 +15,7 @@ from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.configs import tokens_cut
 from lora_hf.errors import UserError
+from lora_hf.families import family_of
 from lora_hf.models.load import load_model
 from lora_hf.saved.find_adapter import config_of_run, run_directory, settings_of
 from lora_hf.saved.merge import sample_batch
@@ -65,8 +65,8 @@ def dtype(adapted: Adapted, numbers: None) -> Findings:
     with largest_activation(model) as largest, torch.no_grad():
         logits = model(**adapted.batch).logits
     computed = str(model.dtype).removeprefix("torch.")
-    is_t5 = isinstance(model, T5ForConditionalGeneration)
-    yield judge_activations(computed, bool(logits.isfinite().all()), largest[0], is_t5)
+    overflows = family_of(model).overflows_float16
+    yield judge_activations(computed, bool(logits.isfinite().all()), largest[0], overflows)
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def largest_activation(model: nn.Module) -> Iterator[list[float]]:
             hook.remove()
 
 
-def judge_activations(computed: str, is_finite: bool, largest: float, is_t5: bool) -> Finding:
+def judge_activations(computed: str, is_finite: bool, largest: float, overflows: bool) -> Finding:
     """Return the finding on a forward pass in the data type `computed`."""
     if not is_finite:
         remedy = "load the base in float32 (model.dtype), and compare with the base alone"
@@ -94,7 +94,9 @@ def judge_activations(computed: str, is_finite: bool, largest: float, is_t5: boo
     if largest > FLOAT16_MAX:
         end = f"beyond float16's {FLOAT16_MAX:,.0f}: use {computed} or float32"
     else:
-        end = f"float16 ends at {FLOAT16_MAX:,.0f}" + ("; T5 trains in bfloat16 or float32" if is_t5 else "")
+        end = f"float16 ends at {FLOAT16_MAX:,.0f}" + (
+            "; this family trains in bfloat16 or float32" if overflows else ""
+        )
     return ok(f"finite in {computed}; the largest activation is {largest:,.0f}, and {end}")
 
 

@@ -11,6 +11,7 @@ from lora_hf.adapters.checkpoint_io import read_shapes
 from lora_hf.config import ModelConfig
 from lora_hf.data.tokenize import missing_tokens
 from lora_hf.doctor.check import Finding, Findings, fault, ok
+from lora_hf.families import has_own_head
 from lora_hf.files import read_object
 from lora_hf.hub.download import SETTINGS
 from lora_hf.models.checkpoint import checkpoint_files
@@ -72,12 +73,14 @@ def judge_head(
 ) -> Finding:
     """Return the finding on the head, from config.json and the first rows of head and embeddings.
 
-    T5 1.1, FLAN-T5 and mT5 have gated feed-forward layers and an untied head. A checkpoint that was saved
-    after the head was tied by accident has no head, or the embeddings in its place.
+    T5 1.1, FLAN-T5 and mT5 have an untied head, and Transformers loads a checkpoint without one as a tied
+    model. A checkpoint that was saved after the head was tied by accident has no head, or the embeddings in
+    its place. In other families a missing tensor is an error of `checkpoint`; the head may have other names.
     """
-    is_gated = str(settings.get("feed_forward_proj", "")).startswith("gated")
-    is_untied = settings.get("tie_word_embeddings") is False or settings.get("scale_decoder_outputs") is False
-    if not is_gated and not is_untied:
+    is_own = has_own_head(settings) or settings.get("scale_decoder_outputs") is False
+    if not is_own and (head is None or settings.get("tie_word_embeddings") is not False):
+        if settings.get("tie_word_embeddings") is False:
+            return ok("the head is as config.json describes it")
         return ok("the head is tied to the embeddings, as expected for this model")
     remedy = "use the published checkpoint, and save it with lora_hf, which keeps the head"
     if head is None:

@@ -118,24 +118,26 @@ def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
     dtype = resolve_dtype(run.model.dtype, pick_device())
     with outline(run, settings, dtype) as model:
         parts, trainable, _ = count_weights(model, run.method != "full")
+        kept = set(model._keep_in_fp32_modules or ())
         bases, found = {path: layer.base for path, layer in lora_layers(model).items()}, targets_of(model)
         STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
     for path, base in bases.items():
-        check_initialization(run, path, (base.out_features, base.in_features))
+        stays_dense = not kept.isdisjoint(path.split(".")) and not run.model.quantize_wo
+        check_initialization(run, path, (base.out_features, base.in_features), stays_dense)
     where = f" on {len(bases)} layers" if bases else ""
     return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})", found.warnings
 
 
-def check_initialization(run: RunConfig, layer: str, shape: tuple[int, int]) -> None:
-    """Check a layer's initialization by the shape of its weight alone.
+def check_initialization(run: RunConfig, layer: str, shape: tuple[int, int], stays_dense: bool) -> None:
+    """Check a layer's initialization by the shape of its weight, and by whether a storage format keeps it.
 
     Raises:
         UserError: the rank is above the weight's smaller side, or the layer of LoftQ stays dense.
     """
-    init, is_wo = run.lora.init_lora_weights, layer.endswith(".wo")
+    init = run.lora.init_lora_weights
     if init in SHAPE_ONLY:
         return
-    quantized = run.model.is_quantized and (run.model.quantize_wo or not is_wo)
+    quantized = run.model.is_quantized and not stays_dense
     r = run.lora.to_config().at(layer).r
     try:
         weight = torch.empty(shape, device="meta")

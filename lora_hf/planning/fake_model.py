@@ -30,6 +30,8 @@ from lora_hf.training.registry import ADDED_WEIGHTS
 
 FEWER = {"layers_to_transform": None, "layer_replication": None}
 """Fields of `lora` that name blocks, which a model with fewer blocks may not have."""
+KEPT = "kept"
+"""Name of the linear layers that a storage format keeps dense unless `quantize_wo` is set: T5's `wo`."""
 PARTS = ("embeddings", "encoder", "decoder", "head", "added")
 Counts = tuple[dict[str, int], int, dict[str, Counter[str]]]
 
@@ -160,6 +162,7 @@ def count_weights(model: nn.Module, is_added: bool) -> Counts:
     parts: Counter[str] = Counter()
     linear: dict[str, Counter[str]] = {"encoder": Counter(), "decoder": Counter()}
     trainable, part_of = 0, _parts(model)
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     modules = dict(named_modules(model))
     for name, parameter in model.named_parameters():
         trains = parameter.requires_grad
@@ -168,7 +171,8 @@ def count_weights(model: nn.Module, is_added: bool) -> Counts:
         parts[part] += parameter.numel()
         owner, _, kind = name.rpartition(".")
         if part in linear and kind == "weight" and is_linear(modules[owner]):
-            linear[part][owner.removesuffix(".base_layer").rpartition(".")[2]] += parameter.numel()
+            path = owner.removesuffix(".base_layer").split(".")
+            linear[part][path[-1] if kept.isdisjoint(path) else KEPT] += parameter.numel()
     return {part: parts[part] for part in PARTS}, trainable, linear
 
 

@@ -18,6 +18,7 @@ from lora_hf.models.load import EMBEDDED, load_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.activations import Batch, NotCounted, activation_bytes, flan_t5_bytes
 from lora_hf.planning.fake_model import (
+    KEPT,
     Counts,
     count_weights,
     flan_t5,
@@ -151,9 +152,9 @@ def _memory(config: RunConfig, counted: Counts, storage: str, activations: int |
 
 
 def _packed(config: RunConfig, storage: str, weights: int, linear: Mapping[str, int], width: int) -> int:
-    """Return the bytes of a stack with quantized linear layers; `wo` is quantized only on request."""
+    """Return the bytes of a stack with quantized linear layers; some families' `wo` only on request."""
     per_weight = STORAGE_FORMATS[storage].bytes_per_weight(config.model) or width
-    packed = sum(n for name, n in linear.items() if name != "wo" or config.model.quantize_wo)
+    packed = sum(n for name, n in linear.items() if name != KEPT or config.model.quantize_wo)
     return round(packed * per_weight) + (weights - packed) * width
 
 

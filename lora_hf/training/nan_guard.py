@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_hf.adapters.weight_readers import casts_to_weight
 from lora_hf.distributed import AgreedError, total
 from lora_hf.errors import UserError, few
-from lora_hf.fast.t5 import MODELS
+from lora_hf.families import family_of
 
 ZERO_STEPS = 2
 """Steps for which the learning rate may be 0: the first of a warm-up, and one more."""
@@ -172,10 +173,18 @@ def check_base_dtype(model: Any) -> None:
     """Refuse a base model whose weights, as they are stored, cannot be trained against.
 
     Raises:
-        UserError: quantized weights that were cast, or a T5 in float16 or with `wo` in packed bytes.
+        UserError: quantized weights that were cast, a family in float16 that overflows in it, or packed bytes
+            to which activations are cast.
     """
-    is_t5 = getattr(getattr(model, "config", None), "model_type", None) in MODELS
+    overflows = family_of(model).overflows_float16
     for name, layer in model.named_modules():
+        for child in casts_to_weight(layer):
+            if getattr(getattr(layer, child).weight, "dtype", None) == torch.uint8:
+                remedy = "keep it dense, or store the same bits as int8 (`load_model` does)"
+                raise UserError(
+                    f"{name}.{child}: {type(layer).__name__} casts its input to the weight's dtype, "
+                    f"torch.uint8; {remedy}"
+                )
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor):
             continue
@@ -184,12 +193,9 @@ def check_base_dtype(model: Any) -> None:
                 "load the model again and do not cast it: use `dtype=` of from_pretrained, or model.dtype"
             )
             raise UserError(f"{name}: quantized weights of {expected} were cast to {weight.dtype}; {remedy}")
-        if is_t5 and name.endswith(".wo") and weight.dtype == torch.uint8:
-            remedy = "keep it dense, or store the same bits as int8 (model.quantize_wo: true does)"
-            raise UserError(f"{name}: T5 casts its input to the weight's dtype, {weight.dtype}; {remedy}")
-        if is_t5 and weight.dtype == torch.float16:
+        if overflows and weight.dtype == torch.float16:
             remedy = "load the base in bfloat16 or float32 (model.dtype, or `dtype=` of from_pretrained)"
-            raise UserError(f"{name} is in float16, in which T5 overflows and its loss becomes NaN; {remedy}")
+            raise UserError(f"{name} is in float16, in which this family overflows to NaN; {remedy}")
 
 
 def quantized_dtype(weight: Any) -> torch.dtype | None:

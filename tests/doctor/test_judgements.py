@@ -12,7 +12,9 @@ from lora_hf.doctor.configs import judge_cut, judge_memory
 from lora_hf.doctor.machine import version_of
 
 ONE, TWO = torch.ones(2, 3), torch.full((2, 3), 2.0)
-GATED, OLD = {"feed_forward_proj": "gated-gelu"}, {"feed_forward_proj": "relu"}
+GATED = {"model_type": "t5", "feed_forward_proj": "gated-gelu"}
+OLD = GATED | {"feed_forward_proj": "relu"}
+LONG = GATED | {"model_type": "longt5"}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,11 @@ GATED, OLD = {"feed_forward_proj": "gated-gelu"}, {"feed_forward_proj": "relu"}
         (GATED, ONE, "fault"),
         (GATED | {"tie_word_embeddings": True}, None, "fault"),  # as Transformers saves a tied one
         (OLD, None, "ok"),  # T5 of version 1.0 is tied
-        (OLD | {"tie_word_embeddings": False}, None, "fault"),
+        (OLD | {"tie_word_embeddings": False}, ONE, "fault"),
+        (LONG, None, "ok"),  # tied as Transformers ties it
+        (LONG | {"tie_word_embeddings": False}, TWO, "ok"),
+        ({"model_type": "fsmt", "tie_word_embeddings": False}, None, "ok"),  # whose head has another name
+        ({"model_type": "mt5"}, None, "fault"),
         ({"scale_decoder_outputs": False}, None, "fault"),
         ({"tie_word_embeddings": True}, None, "ok"),
     ],

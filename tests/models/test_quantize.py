@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from support.families import make_family
 from support.models import CPU, T5_SHAPE, gradients_of, randomize, saved, untie_head
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
@@ -23,6 +24,7 @@ from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
+from lora_hf.training.nan_guard import check_base_dtype
 
 STORES = {
     "nf4": {"load_in_4bit": True},
@@ -76,6 +78,26 @@ def test_every_storage_format_is_close_to_the_dense_model_with_and_without_wo(
     dense = {name.rpartition(".")[2] for name, x in linear_layers(model).items() if type(x) is nn.Linear}
     assert dense == (set() if quantize_wo else {"wo"})
     assert T5ForConditionalGeneration._keep_in_fp32_modules == ["wo"]  # as it was before the load
+
+
+RELU = {"feed_forward_proj": "relu"}
+WIDE = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 1, "num_decoder_layers": 1}
+
+
+@pytest.mark.parametrize("store", ["nf4", "int8", "affine4"])
+@pytest.mark.parametrize(("family", "fields"), [("LongT5", RELU), ("SwitchTransformers", {})])
+def test_feed_forward_layers_that_cast_to_their_weight_s_dtype_are_close_to_the_dense_ones(
+    family: str, fields: dict, store: str, tmp_path: Path, batch: dict
+) -> None:
+    """Transformers quantizes their `wo` unasked."""
+    model = make_family(family, **(WIDE | fields))
+    model.save_pretrained(tmp_path)
+    loaded = load_model(ModelConfig(model_name_or_path=str(tmp_path), **STORES[store]), CPU)
+    check_base_dtype(loaded)
+    for name, layer in model.named_modules():
+        if name.endswith(("DenseReluDense", "mlp")) and hasattr(layer, "wo"):
+            x = torch.randn(3, 7, 128)
+            assert cosine(loaded.get_submodule(name)(x).float(), layer(x)) > 0.95
 
 
 def test_a_wo_stored_as_uint8_gives_wrong_outputs(tmp_path: Path, batch: dict) -> None:

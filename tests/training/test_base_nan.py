@@ -22,7 +22,7 @@ def t5_of(dtype: torch.dtype) -> nn.Module:
 
 def test_training_a_base_in_float16_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(t5_of(torch.float16), arguments(tmp_path))
-    with pytest.raises(UserError, match="is in float16, in which T5 overflows.*model.dtype"):
+    with pytest.raises(UserError, match="is in float16, in which this family overflows.*model.dtype"):
         trainer.train()
     check_base_dtype(t5_of(torch.bfloat16))
 
@@ -54,7 +54,8 @@ def test_a_wo_in_packed_bytes_is_refused(tmp_path: Path) -> None:
     with nothing_kept_dense(T5Config()):
         model = quantized(tmp_path, load_in_4bit=True)
     with pytest.raises(
-        UserError, match="wo: T5 casts its input to the weight's dtype, torch.uint8; keep it dense"
+        UserError,
+        match="wo: T5DenseGatedActDense casts its input to the weight's dtype, torch.uint8; keep it dense",
     ):
         check_base_dtype(model)
     with nothing_kept_dense(T5Config()):

@@ -9,11 +9,13 @@ import torch
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING as MODEL_CLASSES
 from transformers import (
     AutoConfig,
+    AutoModelForSeq2SeqLM,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 
+from lora_hf.adapters.weight_readers import casts_to_weight
 from lora_hf.config import ModelConfig
 from lora_hf.models.checkpoint import load_checkpoint
 from lora_hf.models.storage.base import StorageFormat
@@ -23,13 +25,20 @@ from lora_hf.system import resolve_dtype
 class BitsAndBytes(StorageFormat):
     """Loading that the formats of bitsandbytes share."""
 
-    def settings(self, config: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
-        """Return the `quantization_config` of `from_pretrained`."""
+    def settings(self, config: ModelConfig, device: torch.device, casts: bool) -> BitsAndBytesConfig:
+        """Return the `quantization_config` of `from_pretrained`.
+
+        Args:
+            config: the settings of the format.
+            device: where the model goes.
+            casts: whether a layer that is quantized has its input cast to its weight's dtype.
+        """
         raise NotImplementedError
 
     def load(self, name: str, config: ModelConfig, device: torch.device, options: dict[str, Any]) -> Any:
-        quantization = {"quantization_config": self.settings(config, device), "device_map": {"": device}}
         architecture = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        settings = self.settings(config, device, config.quantize_wo or has_cast_input(architecture))
+        quantization = {"quantization_config": settings, "device_map": {"": device}}
         with nothing_kept_dense(architecture) if config.quantize_wo else nullcontext():
             return load_checkpoint(name, config.as_written, **options, **quantization)
 
@@ -39,16 +48,17 @@ class FourBit(BitsAndBytes):
 
     T5 casts the input of `wo` to `wo.weight.dtype` unless that is int8. Packed 4-bit weights are uint8, and
     activations rounded to uint8 give garbage (a cosine of 0.06 with the dense model's logits, not 0.98):
-    where `wo` is quantized, the same bits are kept as int8.
+    where `wo` is quantized, the same bits are kept as int8. In T5 that is on request; Transformers quantizes
+    that of Switch and LongT5.
     """
 
-    def settings(self, config: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
+    def settings(self, config: ModelConfig, device: torch.device, casts: bool) -> BitsAndBytesConfig:
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=config.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=resolve_dtype(config.bnb_4bit_compute_dtype, device),
-            bnb_4bit_quant_storage=torch.int8 if config.quantize_wo else torch.uint8,
+            bnb_4bit_quant_storage=torch.int8 if casts else torch.uint8,
         )
 
     def bytes_per_weight(self, config: ModelConfig) -> float:
@@ -61,13 +71,21 @@ class FourBit(BitsAndBytes):
 class Int8(BitsAndBytes):
     """int8, one scale per output row."""
 
-    def settings(self, config: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
+    def settings(self, config: ModelConfig, device: torch.device, casts: bool) -> BitsAndBytesConfig:
         # It warns per layer and step that activations are rounded to float16 on their way to int8.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
 
     def bytes_per_weight(self, config: ModelConfig) -> float:
         return 1.0
+
+
+def has_cast_input(architecture: PretrainedConfig) -> bool:
+    """Return whether a model casts the input of a layer that is quantized to the dtype of its weight."""
+    with torch.device("meta"):
+        model: Any = AutoModelForSeq2SeqLM.from_config(architecture, trust_remote_code=False)
+    kept = set(model._keep_in_fp32_modules or ())
+    return any(set(casts_to_weight(module)) - kept for module in model.modules())
 
 
 @contextmanager
