@@ -31,7 +31,8 @@ def casts_to_weight(module: nn.Module) -> list[str]:
 
     Packed 4-bit weights are uint8, and activations rounded to uint8 are useless; such modules leave int8 out.
     """
-    return sorted({child for source in _computations(type(module)) for child in _CASTS.findall(source)})
+    kind: Any = type(module)
+    return sorted({child for source in _computations(kind) for child in _CASTS.findall(source)})
 
 
 def refuse_weight_reader(model: nn.Module, name: str) -> None:

@@ -90,7 +90,7 @@ def test_a_prompt_of_a_token_s_embeddings_is_that_token_before_the_text(family):
     base, model = make_family(family, **fields), make_family(family, **fields)
     add_prompt(model, 3, "vocab")
     (prompt,) = new_weights(model).values()
-    table = base.get_encoder().get_input_embeddings().weight
+    table = base.get_input_embeddings().weight
     tokens = torch.tensor([(table == row).all(1).nonzero()[0].item() for row in prompt])
     ids = torch.tensor([[7, 9, 11, 13, 15], [8, 10, 12, base.config.pad_token_id or 0, 0]])
     ids[1, 3:] = ids[1, 3]
