@@ -51,14 +51,15 @@ def score_file(
     groups = [
         [i for row in rows_ for i in pairs_of_row[row]] for rows_ in _groups(rows, group, group_size, path)
     ]
-    scores = group_scores(rouge_per_pair(*zip(*pairs, strict=True)), groups)
+    predictions, references = ([text[side] for text in pairs] for side in (0, 1))
+    scores = group_scores(rouge_per_pair(predictions, references), groups)
     result: FileScores = {}
     for name in ROUGE_NAMES:
         result |= _mean_and_interval(name, scores.mean[name])
     if any(len(members) > 1 for members in groups):
         for name in ROUGE_NAMES:
             result |= _mean_and_interval(f"{name}_best", scores.best[name])
-    tokenizer = str(choose_tokenizer([reference for _, reference in pairs]))
+    tokenizer = str(choose_tokenizer(references))
     return result | {"n": len(groups), "n_rows": len(rows), "rouge_tokenizer": tokenizer}
 
 
