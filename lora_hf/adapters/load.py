@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from lora_hf.adapters.model_state import (
     refuse_peft_modules,
     saved_modules,
 )
-from lora_hf.adapters.module_names import block_index, own_modules
+from lora_hf.adapters.module_names import block_index, identity, own_modules
 from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.save import START_NAME, adapted, adapter_state
@@ -38,6 +39,7 @@ from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.adapters.wrappers import plain_keys, refuse_synchronized, unwrapped
 from lora_hf.errors import UserError, few
 
+_BESIDE = re.compile(r"\.(original_module|modules_to_save)\.")
 _PART = re.compile(r"\.(?=lora_|vera_lambda_)")  # before the names of a layer's tensors
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ def load_adapter(
             replicate_layers(model, config.layer_replication)
         config = _config_of_file(model, saved)
         tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, saved))
-        tensors = {name: tensors[key] for key, name in plain_keys(model, tensors).items()}
+        tensors = {name: tensors[key] for key, name in _own_keys(model, tensors).items()}
         beside = embedding_keys(model, tensors.keys() - expected_shapes(model, config).keys())
         put_embeddings(model, {key: tensors.pop(key) for key in beside}, folder)
         check_formats(model, saved, config)
@@ -95,7 +97,8 @@ def load_adapter(
 
 def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, saved: SavedAdapter) -> None:
     """Compare the names and shapes of a file with those that the model needs; errors as `load_adapter`."""
-    shapes = {name: shapes[key] for key, name in plain_keys(model, shapes).items()}
+    shapes = {name: shapes[key] for key, name in _own_keys(model, shapes).items()}
+    _refuse_copies_by_place(model, config, shapes, saved.folder)
     expected = expected_shapes(model, config)
     beside = embedding_keys(model, shapes.keys() - expected.keys())
     for key, weight in beside.items():
@@ -121,6 +124,43 @@ def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, saved: Save
             f"{error}. layers_to_transform={list(config.layers_to_transform)} are the first numbers in names "
             "of layers; PEFT before 0.20 counted the last ones, and the file fits neither"
         ) from None
+
+
+def _own_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
+    """Return `plain_keys`, without what PEFT adds where it saves embeddings beside `modules_to_save`.
+
+    It then writes the wrapper of such a layer too: the original, and the trained copy for the second time.
+    """
+    plain = plain_keys(model, keys)
+    names = set(plain.values())
+    return {
+        key: name
+        for key, name in plain.items()
+        if not (_BESIDE.search(name) and _BESIDE.sub(".", name) in names)
+    }
+
+
+def _refuse_copies_by_place(model: nn.Module, config: LoraConfig, shapes: Shapes, folder: Path) -> None:
+    """Refuse a file with a copy or an adapter for each place of one layer, such as T5's `embed_tokens`.
+
+    Raises:
+        UserError: PEFT trained them apart, and the model has one weight for all places.
+    """
+    places: dict[int, list[str]] = {}
+    for name, module in own_modules(model):
+        places.setdefault(identity(module), []).append(name)
+    for first, *others in places.values():
+        for name in others:
+            keys = [key for key in shapes if key.startswith(f"{PREFIX}{name}.")]
+            is_copy = bool(name_matches(config.modules_to_save, name))
+            if any(is_copy or _PART.search(key) for key in keys):
+                field = "modules_to_save" if is_copy else "target_modules"
+                raise UserError(
+                    f"{folder}: {field} names {name}, which is one layer with {first} in this model. PEFT "
+                    "trains a part of its own for each place, which one weight cannot hold: train again with "
+                    f"{field}: [{first}]",
+                    field,
+                )
 
 
 def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:

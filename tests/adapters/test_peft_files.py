@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import logits, make_bart, make_t5, randomize, untie_head
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
 from lora_hf import LoraConfig, UserError, inject_adapters, load_adapter, save_adapter, set_adapter
@@ -238,3 +238,37 @@ def test_one_weight_cannot_become_two(tmp_path: Path) -> None:
     save_file(tensors, file)
     with pytest.raises(UserError, match="shared.weight differs from .*lm_head.weight.*one weight"):
         load_adapter(resized(base, 104), tmp_path / "adapter")
+
+
+def by_peft(folder: Path, with_embeddings: bool = False, **fields: Any) -> Tensor:
+    """Write an adapter of PEFT with random weights, and return its logits."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(**({"task_type": "SEQ_2_SEQ_LM", "r": 2, "target_modules": ["q"]} | fields))
+    model = peft.get_peft_model(make_t5(), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder, save_embedding_layers=with_embeddings)
+    return some_logits(model)
+
+
+def some_logits(model: Any) -> Tensor:
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, labels=ids[:, :4]).logits
+
+
+def test_embeddings_that_peft_saves_beside_a_copy_of_the_head_are_read(tmp_path: Path) -> None:
+    theirs = by_peft(tmp_path, with_embeddings=True, modules_to_save=["lm_head"])
+    assert any("original_module" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    assert torch.allclose(some_logits(load_adapter(make_t5(), tmp_path)), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["modules_to_save", "target_modules"])
+def test_a_layer_that_peft_trains_once_for_each_place_is_refused(field: str, tmp_path: Path) -> None:
+    by_peft(tmp_path, **{field: ["embed_tokens"]})
+    model = make_t5()
+    says = rf"{field} names .*embed_tokens, .* one layer with shared.* train again with {field}: \[shared"
+    with pytest.raises(UserError, match=says):
+        load_adapter(model, tmp_path)
+    assert not any(hasattr(module, "adapters") for module in model.modules())
