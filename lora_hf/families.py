@@ -98,7 +98,15 @@ FAMILIES: dict[str, Family] = {
         generation=("decoder_start_token_id",),
     ),
     "m2m_100": Family(_QV_PROJ, **_CODE_FIRST),  # M2M100 and NLLB
-    "nllb-moe": Family(_QV_PROJ, routers=("router",), **_CODE_FIRST),
+    "nllb-moe": Family(
+        _QV_PROJ,
+        routers=("router",),
+        impossible={
+            "summaries that do not depend on their batch": "with moe_eval_capacity_token_fraction below 1, "
+            "Transformers shares the experts' capacity among all rows of a batch"
+        },
+        **_CODE_FIRST,
+    ),
     "marian": Family(_QV_PROJ, languages="vocabularies", generation=("bad_words_ids",)),
     "fsmt": Family(_QV_PROJ, start=("eos",), languages="vocabularies"),
     "pegasus": Family(_QV_PROJ),

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from lora_hf.adapters.active import adapter_rows, shrinking_batch
 from lora_hf.adapters.merge import merged_where_exact
@@ -64,7 +65,7 @@ def generate_summaries(
     searched["max_length"] = None  # Transformers warns if a checkpoint's own stands beside max_new_tokens
     fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
     texts = [""] * len(sources)
-    with fast, torch.inference_mode():
+    with numbers_kept(model), fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
             inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
             chosen = adapter_rows(model, [adapters[i] for i in rows], frozen=True) if adapters else None
@@ -86,6 +87,24 @@ def _cut(tokens: Tensor, limits: list[int], pad: int) -> Tensor:
     """Return the tokens (rows, 1 + longest) with padding in place of those beyond each row's limit."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return tokens.masked_fill(places > torch.tensor(limits, device=tokens.device)[:, None], pad)
+
+
+@contextmanager
+def numbers_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards give the modules the numbers back that they had as attributes.
+
+    NLLB-MoE's routers keep the capacity that follows from the last batch, also one that was evaluated, and
+    training goes by it.
+    """
+    kinds = (int, float, NoneType)
+    before = [
+        (module, {k: v for k, v in vars(module).items() if type(v) in kinds}) for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, numbers in before:
+            vars(module).update({k: v for k, v in numbers.items() if type(vars(module).get(k)) in kinds})
 
 
 @contextmanager
@@ -123,8 +142,11 @@ def _batches(lengths: list[int], size: int, tokens: int) -> Iterator[list[int]]:
         order = order[fits:]
 
 
-def _encode(model: Any, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
-    """Return the encoder's output; on a CPU, computed in parts, from rows sorted by decreasing length."""
+def _encode(model: Any, input_ids: Tensor, attention_mask: Tensor) -> ModelOutput:
+    """Return the encoder's output; on a CPU, computed in parts, from rows sorted by decreasing length.
+
+    It has the model's own class, whose further fields a model with experts reads.
+    """
     encoder, lengths = model.get_encoder(), attention_mask.sum(1).tolist()
     tokens = ENCODER_TOKENS if input_ids.device.type == "cpu" else input_ids.numel()
     parts = []
@@ -133,7 +155,8 @@ def _encode(model: Any, input_ids: Tensor, attention_mask: Tensor) -> BaseModelO
             keep(rows)
             longest = max(1, lengths[rows[0]])
             part = {"input_ids": input_ids[rows, :longest], "attention_mask": attention_mask[rows, :longest]}
-            parts.append(encoder(**part).last_hidden_state)
+            output = encoder(**part)
+            parts.append(output.last_hidden_state)
     widest = parts[0].shape[1]
     wide = [torch.nn.functional.pad(part, (0, 0, 0, widest - part.shape[1])) for part in parts]
-    return BaseModelOutput(last_hidden_state=torch.cat(wide))
+    return type(output)(last_hidden_state=torch.cat(wide))

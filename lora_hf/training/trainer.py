@@ -19,7 +19,7 @@ from lora_hf.config.training_fields import FIXED
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for
-from lora_hf.evaluation.generate import fast_generation
+from lora_hf.evaluation.generate import fast_generation, numbers_kept
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
 from lora_hf.training.checkpoints import last_checkpoint
@@ -213,7 +213,10 @@ class LoraTrainer(ResumableTrainer):
         return output
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate, count each row once, leave the random states unchanged, and generate on the fast path."""
+        """Evaluate, count each row once, and generate on the fast path.
+
+        Random states and the modules' own numbers are left unchanged.
+        """
         is_encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         generates = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
         fast = self.fast_paths and generates and not shards_weights(self)  # shards: rows must end together
@@ -223,6 +226,7 @@ class LoraTrainer(ResumableTrainer):
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with (
             torch.random.fork_rng(devices=cuda),  # a data loader draws a seed
+            numbers_kept(self.model),
             uncompiled(self),
             fast_generation(self.model) if fast else nullcontext(),
         ):

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support.families import make_family
 from support.resuming import KillAt, Killed, assert_equal, resume, trainer_of
-from support.tiny_trainer import losses
+from support.tiny_trainer import Rows, arguments, losses, make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from lora_hf import LoraConfig, inject_adapters
 from lora_hf.errors import NotWritten
 from lora_hf.files import PARTIAL
 from lora_hf.training import LoraTrainer
@@ -58,6 +61,29 @@ def test_an_evaluation_does_not_change_training(whole: LoraTrainer, tmp_path: Pa
     evaluated.train()
     assert losses(evaluated) == losses(whole)
     assert_equal(evaluated, whole)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"), [("NllbMoe", ["q_proj", "v_proj"]), ("SwitchTransformers", ["q", "v"])]
+)
+def test_evaluations_and_a_resume_change_no_step_of_a_model_with_experts(
+    family: str, targets: list[str], tmp_path: Path
+) -> None:
+    """Switch's routers draw noise; NLLB-MoE's take over the capacity of the last batch that was evaluated."""
+
+    def trainer(name: str, *callbacks: TrainerCallback, **fields: Any) -> LoraTrainer:
+        torch.manual_seed(5)
+        model = inject_adapters(make_family(family), LoraConfig(r=4, lora_alpha=10, target_modules=targets))
+        settings = arguments(tmp_path / name, max_steps=4, seed=3, **fields)
+        return make_trainer(model, settings, callbacks=list(callbacks), eval_dataset=Rows(3, seed=9))
+
+    whole = trainer("whole")
+    whole.train()
+    fields = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2}
+    fields |= {"predict_with_generate": True, "generation_max_length": 4}
+    with pytest.raises(Killed):
+        trainer("run", KillAt(2), **fields).train()
+    assert_equal(resume(trainer("run", **fields), tmp_path / "run"), whole)
 
 
 class SignalInEvaluation(TrainerCallback):
