@@ -10,6 +10,7 @@ Marian scale them, M2M100 computes positions from the ids. P is one module of th
 the embeddings' dtype at use.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ COMMON_TOKENS = 5000
 SPECIAL = ("pad", "bos", "eos", "decoder_start")
 BOUND = 0.5
 """Bound of the uniform initialization (section 3.2)."""
+MASKS = ("encoder_attention_mask", "encoder_padding_mask")
+"""Names of the mask of cross-attention in a decoder's forward; the second is FSMT's, passed by position."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -75,10 +78,12 @@ class Prompt(Extra):
     def before_decoder(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Extend the mask over the encoder's outputs (batch, n + length, d_model)."""
         self._awaits_embeddings = False  # the decoder may share the module of the embeddings
-        return args, {
-            **kwargs,
-            "encoder_attention_mask": self._extended(kwargs.get("encoder_attention_mask")),
-        }
+        names = list(signature(decoder.forward).parameters)
+        mask = next((name for name in MASKS if name in names), MASKS[0])
+        if mask in names[: len(args)]:
+            place = names.index(mask)
+            return (*args[:place], self._extended(args[place]), *args[place + 1 :]), kwargs
+        return args, {**kwargs, mask: self._extended(kwargs.get(mask))}
 
     def _extended(self, mask: Tensor | None) -> Tensor | None:
         """Extend a mask (batch, length) to (batch, n + length) by n ones; None means all ones."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.families import make_family
 from support.inputs import FEW
 from support.letters import letters
 
@@ -134,6 +135,14 @@ def test_what_is_on_the_hub_is_neither_green_nor_red() -> None:
     assert "fault" not in {state for check, state in seen.items() if check != "memory"}
     seen = states(found("model.model_name_or_path=nobody/no-model"))
     assert seen["targets"] == seen["memory"] == "unknown"
+
+
+def test_targets_that_miss_a_stack_are_red(tmp_path: Path) -> None:
+    make_family("LED").save_pretrained(tmp_path)
+    words = [f"model.model_name_or_path={tmp_path}", "data.dataset_name=nobody/nothing"]
+    finding, share = found(*words, "lora.target_modules=[q_proj]")["targets"]
+    assert finding.state == "fault" and finding.remedy == "lora.target_modules: auto"
+    assert finding.title.startswith("no layer of the encoder gets an adapter") and share.state == "ok"
 
 
 @pytest.mark.slow
