@@ -66,7 +66,7 @@ def evaluate(
 
 def predict(
     file: Annotated[
-        Path, typer.Argument(help="Dialogues as jsonl, json, csv or parquet, or one dialogue as .txt.")
+        Path, typer.Argument(help="Dialogues as csv, tsv, jsonl, json, parquet or arrow, or one as .txt.")
     ],
     adapter: Adapter,
     output: Annotated[Path | None, typer.Option(help="New jsonl file. Default: standard output.")] = None,
@@ -175,7 +175,7 @@ def truncate(
 
 
 def score(
-    file: Annotated[Path, typer.Argument(help="Predictions as csv, jsonl, json or parquet.")],
+    file: Annotated[Path, typer.Argument(help="Predictions as csv, tsv, jsonl, json, parquet or arrow.")],
     prediction: Annotated[str, typer.Option(help="Column of the predictions.")],
     reference: Annotated[str, typer.Option(help="Column of the references.")],
     group: Annotated[

@@ -28,7 +28,7 @@ class DataConfig(Section):
 
     dataset_name: Place = "embedded"
     """`embedded` (the package's sample: 10,000, 500 and 500 dialogues), a name on the Hub, or a file or
-    folder of jsonl, json, csv or parquet."""
+    folder of csv, tsv, jsonl, json, parquet or arrow (docs/data.md)."""
     dataset_revision: Text | None = None
     """Commit, tag or branch on the Hub."""
     streaming: bool = False

@@ -13,6 +13,7 @@ from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
 from lora_hf.data.hub_dataset import read_hub
+from lora_hf.data.opened import endings
 from lora_hf.data.readers import READERS, iterate_rows, read_rows, read_utf8
 from lora_hf.errors import UserError, is_windows_path, path_hint
 from lora_hf.hub.names import refuse_address
@@ -110,7 +111,7 @@ def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     refuse_address(config.dataset_name, "data.dataset_name", "data.dataset_revision")
     is_path = path.is_absolute() or config.dataset_name.startswith((".", "~"))
     is_path = is_path or is_windows_path(config.dataset_name)
-    if is_path or path.suffix.lower() in READERS or len(path.parts) > 2:
+    if is_path or endings(path)[0] in READERS or len(path.parts) > 2:
         text = f"data.dataset_name={config.dataset_name!r}: no such file or folder."
         raise UserError(f"{text}{path_hint(config.dataset_name)}".removesuffix("."))
     return read_hub(config, split)

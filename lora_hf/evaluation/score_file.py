@@ -23,7 +23,7 @@ FileScores = dict[str, Any]
 def score_file(
     path: str | Path, prediction: str, reference: str, group: str | None = None, group_size: int | None = None
 ) -> FileScores:
-    """Score the predictions in a csv, jsonl, json or parquet file.
+    """Score the predictions in a csv, tsv, jsonl, json, parquet or arrow file.
 
     Args:
         path: the file.

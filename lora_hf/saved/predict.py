@@ -21,7 +21,7 @@ def predict(
     """Summarize each dialogue of a file, with the prompt and the settings that the adapter was scored with.
 
     Args:
-        file: jsonl, json, csv or parquet, or a .txt that holds one dialogue.
+        file: csv, tsv, jsonl, json, parquet or arrow, or a .txt that holds one dialogue.
         adapter: a folder, or USER/NAME[@REVISION] on the Hub.
         base: the base model, or None for the one the adapter names.
         dialogue_column: the column that holds the dialogues.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 from support.inputs import shared_data
@@ -146,7 +147,7 @@ class Builder:
     """What `datasets` makes of a repository: rows by split, at the commit `hash`."""
 
     def __init__(self, rows, commit="c" * 40):
-        self.rows, self.hash = rows, commit
+        self.rows, self.hash, self.info = rows, commit, SimpleNamespace(splits=None)
 
     def download_and_prepare(self):
         pass

@@ -1,0 +1,178 @@
+"""The shapes in which people have their data, with made-up texts: each is read, or refused with a remedy.
+
+`python tests/support/shapes.py` prints the table of docs/data.md.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+
+
+def row(i: int) -> Row:
+    dialogue = f'Ann: Hi Ben, is it number {i}?\nBen: Yes, "promised"; don\'t worry, at {i % 12 + 1}.'
+    return {"id": f"r{i}", "dialogue": dialogue, "summary": f"Ben brings number {i}."}
+
+
+ROWS = [row(i) for i in range(40)]
+PARTS = {"train": ROWS[:30], "validation": ROWS[30:35], "test": ROWS[35:]}
+
+
+def as_csv(rows: list[Row], **options: Any) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), **options)
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_lines(rows: Iterable[Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def changed(at: int, **cells: Any) -> list[Row]:
+    """Return the rows with some cells of one replaced; None takes the cell away."""
+    rows = [dict(row) for row in ROWS]
+    rows[at] |= cells
+    return rows
+
+
+def to_parquet(rows: list[Row], path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def to_arrow(rows: list[Row], path: Path, is_stream: bool) -> None:
+    import pyarrow
+    from pyarrow import ipc
+
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(path), "wb") as file:
+        with (ipc.new_stream if is_stream else ipc.new_file)(file, table.schema) as writer:
+            writer.write_table(table)
+
+
+def to_zst(data: bytes, path: Path) -> None:
+    import pyarrow
+
+    with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+        file.write(data)
+
+
+class Shape(NamedTuple):
+    """One shape: a file or folder, and what becomes of it."""
+
+    name: str
+    """Name of the file; a folder ends in `/`."""
+    what: str
+    make: Callable[[Path], Any]
+    """Write it to a path; the return value is text or bytes of a file, or nothing."""
+    outcome: str
+    """`read`, or a part of the message that refuses it."""
+
+    def write(self, folder: Path) -> Path:
+        path = folder / self.name.rstrip("/")
+        if self.name.endswith("/"):
+            path.mkdir(parents=True)
+        content = self.make(path)
+        if isinstance(content, str):
+            path.write_bytes(content.encode())
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        return path
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:71043\nsize 530165\n"
+JSONL = as_lines(ROWS).encode()
+CURLY = changed(3, dialogue="Ann: A café – “promised”?")
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+
+FILES = [
+    Shape("bom.csv", "csv with a byte order mark, as from Excel", lambda p: "\ufeff" + as_csv(ROWS), "read"),
+    Shape("semicolon.csv", "separated by semicolons", lambda p: as_csv(ROWS, delimiter=";"), "read"),
+    Shape("bar.csv", "separated by vertical bars", lambda p: as_csv(ROWS, delimiter="|"), "read"),
+    Shape("tab.csv", "separated by tabs", lambda p: as_csv(ROWS, delimiter="\t"), "read"),
+    Shape("tab.tsv", "tsv", lambda p: as_csv(ROWS, delimiter="\t"), "read"),
+    Shape("utf16.csv", "UTF-16 with its mark", lambda p: as_csv(ROWS).encode("utf-16"), "read"),
+    Shape("utf16.jsonl", "UTF-16 with its mark", lambda p: as_lines(ROWS).encode("utf-16"), "read"),
+    Shape("blank_lines.csv", "blank lines at the end", lambda p: as_csv(ROWS) + "\n\n\n", "read"),
+    Shape("nan_text.csv", "a text that says NaN", lambda p: as_csv(changed(7, summary="NaN")), "read"),
+    Shape("index.csv", "a column `Unnamed: 0` more", lambda p: as_csv([{"": "1"} | r for r in ROWS]), "read"),
+    Shape("nul.csv", "a NUL in a cell", lambda p: as_csv(ROWS).replace("prom", "pr\0m", 1), "read"),
+    Shape("cp1252.csv", "Windows-1252", lambda p: as_csv(CURLY).encode("cp1252"), "in line 8"),
+    Shape(
+        "backslashes.csv",
+        'quotes written \\"',
+        lambda p: as_csv(ROWS, escapechar="\\", doublequote=False),
+        'write them twice ("")',
+    ),
+    Shape("list.json", "a list of objects", lambda p: json.dumps(ROWS, indent=1), "read"),
+    Shape("lines.json", "json lines under the name .json", lambda p: JSONL, "read"),
+    Shape("rows.ndjson", "json lines under the name .ndjson", lambda p: JSONL, "read"),
+    Shape("data_key.json", "rows under a key `data`", lambda p: json.dumps({"v": 1, "data": ROWS}), "read"),
+    Shape("columns.json", "lists by column", lambda p: json.dumps(COLUMNS), "orient='records'"),
+    Shape(
+        "pandas_default.json",
+        "`df.to_json(FILE)`",
+        lambda p: json.dumps({k: {str(i): cell for i, cell in enumerate(v)} for k, v in COLUMNS.items()}),
+        "orient='records'",
+    ),
+    Shape("commas.jsonl", "a comma after each object", lambda p: JSONL.replace(b"}\n", b"},\n"), "comma: re"),
+    Shape("python.jsonl", "Python dicts", lambda p: "\n".join(map(repr, ROWS)), "json.dumps"),
+    Shape("rows.csv.gz", "gz", lambda p: gzip.compress(as_csv(ROWS).encode()), "read"),
+    Shape("rows.json.gz", "gz", lambda p: gzip.compress(json.dumps(ROWS).encode()), "read"),
+    Shape("rows.jsonl.gz", "gz", lambda p: gzip.compress(JSONL), "read"),
+    Shape("rows.jsonl.bz2", "bz2", lambda p: bz2.compress(JSONL), "read"),
+    Shape("rows.jsonl.xz", "xz", lambda p: lzma.compress(JSONL), "read"),
+    Shape("rows.jsonl.zst", "zst", lambda p: to_zst(JSONL, p), "read"),
+    Shape("half.jsonl.gz", "half of a gz", lambda p: gzip.compress(JSONL)[:200], "copy it again"),
+    Shape("other.jsonl.gz", "not a gz", lambda p: JSONL, "take away the ending .gz"),
+    Shape("other.jsonl.zst", "not a zst", lambda p: b"\x28\xb5\x2f\xfd" + b"0" * 50, "take away the ending"),
+    Shape("rows.parquet", "parquet", lambda p: to_parquet(ROWS, p), "read"),
+    Shape("stream.arrow", "arrow, as `datasets` writes it", lambda p: to_arrow(ROWS, p, True), "read"),
+    Shape("file.arrow", "arrow, as a file", lambda p: to_arrow(ROWS, p, False), "read"),
+    Shape("rows.xlsx", "Excel", lambda p: b"PK\x03\x04" + b"0" * 50, "save the sheet as csv"),
+    Shape("lfs.csv", "a pointer of Git LFS", lambda p: LFS, "git lfs pull"),
+    Shape("lfs.jsonl", "a pointer of Git LFS", lambda p: LFS, "git lfs pull"),
+    Shape("page.csv", "a web page", lambda p: "<!DOCTYPE html>\n<html>x, y</html>\n", "is a web page"),
+]
+SHAPES = FILES
+
+
+def outcome_of(path: Path) -> str:
+    """Return what became of a shape: `read: ...`, or the message that refuses it."""
+    from lora_hf.config import DataConfig
+    from lora_hf.data.splits import SPLITS, load_split
+    from lora_hf.errors import UserError
+
+    try:
+        splits = [load_split(DataConfig(dataset_name=str(path)), split) for split in SPLITS]
+    except UserError as error:
+        return str(error)
+    assert all(example.dialogue.startswith("Ann: ") for examples in splits for example in examples)
+    return f"read: {', '.join(f'{len(rows)} {name}' for name, rows in zip(SPLITS, splits, strict=True))}"
+
+
+def table() -> list[str]:
+    """Return the table of docs/data.md as lines."""
+    lines = ["| file or folder | what it is | outcome |", "|---|---|---|"]
+    for shape in SHAPES:
+        with tempfile.TemporaryDirectory() as name:
+            outcome = outcome_of(shape.write(Path(name))).replace(f"{name}/", "")
+        cell = outcome.partition(":")[0] if outcome.startswith("read") else f"refused: {outcome}"
+        lines.append(f"| `{shape.name}` | {shape.what} | {cell} |".replace("|'", "'").replace("\x00", ""))
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
