@@ -42,6 +42,11 @@ class Family:
     work."""
     overflows_float16: bool = False
     """Activations exceed float16's largest number in feed-forward layers, and the loss becomes NaN."""
+    positions: tuple[str, str] | None = None
+    """Fields of config.json with the numbers of positions for which encoder and decoder have embeddings; None
+    where they are computed for any length."""
+    shifts_labels: bool = True
+    """Whether the model's forward makes the decoder's inputs from labels."""
     own_head: str | None = None
     """Checkpoints whose `feed_forward_proj` begins so ("" for all) have a head of their own, although the
     model that Transformers builds from config.json may tie it to the embeddings."""
@@ -58,6 +63,7 @@ _CODE_FIRST: dict[str, Any] = {
     "languages": "codes",
     "generation": ("forced_bos_token_id",),
 }
+_POSITIONS = ("max_position_embeddings", "max_position_embeddings")
 
 FAMILIES: dict[str, Family] = {
     # T5 and its descendants
@@ -80,15 +86,21 @@ FAMILIES: dict[str, Family] = {
         start=("bos",),
     ),
     # BART and its descendants
-    "bart": Family(_QV_PROJ, labels=(("bos", "text", "eos"),), start=("eos",)),
-    "mvp": Family(_QV_PROJ, labels=(("bos", "text", "eos"),), start=("eos",)),
-    "led": Family(_SOURCE_QV, labels=(("bos", "text", "eos"),), start=("eos",)),
+    "bart": Family(_QV_PROJ, labels=(("bos", "text", "eos"),), start=("eos",), positions=_POSITIONS),
+    "mvp": Family(_QV_PROJ, labels=(("bos", "text", "eos"),), start=("eos",), positions=_POSITIONS),
+    "led": Family(
+        _SOURCE_QV,
+        labels=(("bos", "text", "eos"),),
+        start=("eos",),
+        positions=("max_encoder_position_embeddings", "max_decoder_position_embeddings"),
+    ),
     "mbart": Family(
         _QV_PROJ,
         labels=(("text", "eos", "language"), ("language", "text", "eos")),  # mBART; mBART-50
         start=("language", "eos"),
         languages="codes",
         generation=("decoder_start_token_id", "forced_bos_token_id"),
+        positions=_POSITIONS,
     ),
     "plbart": Family(
         _QV_PROJ,
@@ -96,6 +108,7 @@ FAMILIES: dict[str, Family] = {
         start=("language",),
         languages="codes",
         generation=("decoder_start_token_id",),
+        positions=_POSITIONS,
     ),
     "m2m_100": Family(_QV_PROJ, **_CODE_FIRST),  # M2M100 and NLLB
     "nllb-moe": Family(
@@ -107,22 +120,26 @@ FAMILIES: dict[str, Family] = {
         },
         **_CODE_FIRST,
     ),
-    "marian": Family(_QV_PROJ, languages="vocabularies", generation=("bad_words_ids",)),
-    "fsmt": Family(_QV_PROJ, start=("eos",), languages="vocabularies"),
-    "pegasus": Family(_QV_PROJ),
+    "marian": Family(_QV_PROJ, languages="vocabularies", generation=("bad_words_ids",), positions=_POSITIONS),
+    "fsmt": Family(_QV_PROJ, start=("eos",), languages="vocabularies", shifts_labels=False),
+    "pegasus": Family(_QV_PROJ, positions=_POSITIONS),
     "pegasus_x": Family(_QV_PROJ),
-    "bigbird_pegasus": Family(_SOURCE_QV, start=("bos",)),
-    "blenderbot": Family(_QV_PROJ, start=("bos",)),
-    "blenderbot-small": Family(_QV_PROJ, start=("bos",)),
+    "bigbird_pegasus": Family(_SOURCE_QV, start=("bos",), positions=_POSITIONS),
+    "blenderbot": Family(_QV_PROJ, start=("bos",), positions=_POSITIONS),
+    "blenderbot-small": Family(_QV_PROJ, start=("bos",), positions=_POSITIONS),
     # others
     "prophetnet": Family(
-        ("query_proj", "value_proj"), ("num_encoder_layers", "num_decoder_layers"), start=("bos",)
+        ("query_proj", "value_proj"),
+        ("num_encoder_layers", "num_decoder_layers"),
+        start=("bos",),
+        positions=_POSITIONS,
     ),
     "encoder-decoder": Family(
         stacks=("encoder.num_hidden_layers", "decoder.num_hidden_layers"),
         beside=("pooler",),
         labels=(("bos", "text", "eos"),),
         start=("cls",),
+        positions=("encoder.max_position_embeddings", "decoder.max_position_embeddings"),
     ),
     "seamless_m4t": Family(
         _QV_PROJ,

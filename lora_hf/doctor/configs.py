@@ -25,7 +25,7 @@ from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unkno
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
 from lora_hf.models.checkpoint import stored_bits
-from lora_hf.models.load import check_trainable
+from lora_hf.models.load import check_lengths, check_trainable
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Rows, plan_step
@@ -181,6 +181,7 @@ def judge_memory(needed: int, free: int) -> Finding:
 def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
     """Check that the data is valid and few rows are truncated; return the token ids of the training split."""
     try:
+        check_lengths(fields.model, fields.data, fields.generation)
         return (yield from tokens_cut(fields.data, tokenizer))
     except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")

@@ -19,7 +19,7 @@ from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
-from lora_hf.config import ModelConfig
+from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.files import checkpoint_fingerprint, read_object
@@ -30,6 +30,7 @@ from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import guard_ties, untie_head
+from lora_hf.models.positions import check_positions
 from lora_hf.models.special_tokens import complete_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.models.weight_values import check_values, file_tensors
@@ -145,6 +146,16 @@ def load_tokenizer(config: ModelConfig) -> Any:
     with _as_user_error(config):
         complete_tokenizer(tokenizer, settings, Path(folder), config.as_written)
     return tokenizer
+
+
+def check_lengths(config: ModelConfig, data: DataConfig, generation: GenerationConfig) -> None:
+    """Check a config's lengths against the model's positions, before its weights are loaded.
+
+    Raises:
+        UserError: as `check_positions`.
+    """
+    folder, _ = find_base(config, "tokenizer")
+    check_positions(read_config(folder, config.as_written), data, generation, config.as_written)
 
 
 def load_model(

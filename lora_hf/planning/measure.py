@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
-    DataCollatorForSeq2Seq,
     PrinterCallback,
     TrainerCallback,
     default_data_collator,
 )
 
 from lora_hf.config import RunConfig
+from lora_hf.data.collate import collator
 from lora_hf.models.head import guard_ties, untie_head
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.planning.fake_model import settings_of, with_plain_init
@@ -55,7 +55,7 @@ def step_seconds(config: RunConfig, record: Plan) -> float:
     if config.method in ADDED_WEIGHTS:
         ADDED_WEIGHTS[config.method].add(with_plain_init(config), model)
     clock, rows = Clock(), local_rows(config)
-    collator = DataCollatorForSeq2Seq(load_tokenizer(config.model)) if rows else default_data_collator
+    collate = collator(load_tokenizer(config.model), model) if rows else default_data_collator
     with TemporaryDirectory() as folder:
         asked = {k: v for k, v in config.training.items() if not k.startswith(LATER)}
         few = {"max_steps": TIMED + 1, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
@@ -63,7 +63,7 @@ def step_seconds(config: RunConfig, record: Plan) -> float:
         trainer = LoraTrainer(
             model,
             args,
-            data_collator=collator,
+            data_collator=collate,
             train_dataset=rows or _longest(config, record),
             callbacks=[clock],
             fast_paths=config.fast_paths,

@@ -21,7 +21,7 @@ from lora_hf.evaluation.evaluate import score_model, write_predictions
 from lora_hf.evaluation.rouge import load_scorer
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
-from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.models.load import check_lengths, load_model, load_tokenizer
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.run_records import Prediction, RunResult, Scores, TrainingRecord, folder_bytes, read_record
 from lora_hf.runs.lock import run_lock
@@ -64,6 +64,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_training_settings(config)
     load_scorer()
     tokenizer = load_tokenizer(config.model)
+    check_lengths(config.model, config.data, config.generation)
     data = load_data(config, tokenizer)
     check_full_batches(config, data.train)
     model = load_model(config.model, device, train_all=config.method == "full")

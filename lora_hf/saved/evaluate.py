@@ -13,7 +13,7 @@ from lora_hf.data.prompts import prompt_template
 from lora_hf.data.splits import load_split
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.models.languages import set_language
-from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.models.load import check_lengths, load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
 from lora_hf.saved.find_adapter import as_recorded
 from lora_hf.system import pick_device
@@ -33,6 +33,7 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     """
     base = as_recorded(config.model, adapter) if adapter else config.model
     tokenizer = load_tokenizer(base)
+    check_lengths(base, config.data, config.generation)
     model = load_model(base, pick_device())
     if adapter:
         _report_other_revision(base, adapter, model.config._commit_hash)

@@ -25,6 +25,7 @@ from lora_hf.evaluation.evaluate import summarize
 from lora_hf.hub.names import split_name
 from lora_hf.models.languages import language_start
 from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.models.positions import check_positions
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
 from lora_hf.saved.find_adapter import base_config, find_adapter, settings_of
@@ -147,6 +148,7 @@ class InferenceModel:
         data = settings.data if prompt is None else self._with_prompt(settings.data, prompt)
         if not texts:
             return []
+        check_positions(self.model.config, data, settings.generation, self.name)
         sources = encode_sources(texts, self.tokenizer, data)
         start: dict[str, Any] = language_start(self.model, self.tokenizer, data)
         if sources.cut:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq
 
 from lora_hf.adapters import merge_and_unload, merge_errors
 from lora_hf.adapters.merge import CHOICES
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.data.collate import collator
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError, did_you_mean
@@ -100,5 +100,5 @@ def sample_batch(model: Any, tokenizer: Any, saved: SavedAdapter) -> dict[str, t
     """Return a batch of dialogues from the embedded sample, in the adapter's prompt, with labels."""
     config = settings_of(saved, max_test_samples=COMPARED_DIALOGUES).data
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
-    batch: dict[str, torch.Tensor] = DataCollatorForSeq2Seq(tokenizer)(rows)
+    batch: dict[str, torch.Tensor] = collator(tokenizer, model)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

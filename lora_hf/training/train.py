@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_hf.adapters import count_parameters
 from lora_hf.adapters.model_state import model_state, update_state
 from lora_hf.config import RunConfig
 from lora_hf.config.prediction import PredictionSettings
+from lora_hf.data.collate import collator
 from lora_hf.data.prepare import RunData
 from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
 from lora_hf.evaluation.evaluate import ValidationRouge
@@ -110,7 +111,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=run.tokenizer,
-        data_collator=DataCollatorForSeq2Seq(run.tokenizer),
+        data_collator=collator(run.tokenizer, run.model),
         compute_metrics=ValidationRouge(run.tokenizer),
         callbacks=callbacks,
         loraplus_lr_ratio=config.loraplus_lr_ratio,

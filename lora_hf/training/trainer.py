@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lora_hf.adapters.active import check_trainable
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
+from lora_hf.data.collate import with_decoder_inputs
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for
@@ -135,6 +136,7 @@ class LoraTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the batch's share of the mean loss over the step's `num_items_in_batch` label tokens."""
+        inputs = with_decoder_inputs(self.model, inputs)
         if self.has_fast_loss and model.training and not return_outputs:
             outputs, loss = None, self._loss_without_logits(model, inputs)
         else:

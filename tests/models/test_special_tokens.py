@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import family_settings, make_family
+from support.families import EVERY, family_settings, make_family
 from support.letters import letters
 from support.multilingual import mbart
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
 from lora_hf.data.examples import Example
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
-from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.models.load import check_lengths, load_model, load_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -91,6 +91,30 @@ def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path:
     romanian = tokenizer.convert_tokens_to_ids("ro_RO")
     folder_of(tmp_path, "MBart", tokenizer, decoder_start_token_id=romanian)
     assert load_tokenizer(config).tgt_lang == "ro_RO"
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_lengths_beyond_the_model_s_positions_are_one_error_before_loading(
+    tmp_path: Path, family: str
+) -> None:
+    """A family fits if every position that it may be given has an embedding, or is computed."""
+    config = folder_of(tmp_path, family, letters())
+    check_lengths(config, DataConfig(max_source_length=64, max_target_length=64), GenerationConfig())
+    model = make_family(family)
+    ids = torch.full((1, 70), 5)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=ids)
+    except (IndexError, RuntimeError):  # BERT's buffer of token types is as long
+        with pytest.raises(UserError) as error:
+            check_lengths(config, DataConfig(), GenerationConfig(max_new_tokens=70))
+        assert str(error.value).startswith(
+            "data.max_source_length=512 (at most 64) and data.max_target_length=128 (at most 64) and "
+            f"generation.max_new_tokens=70 (at most 64): {config.as_written} has no embeddings"
+        )
+    else:
+        if family != "ProphetNet":  # gives further tokens the last position
+            check_lengths(config, DataConfig(), GenerationConfig(max_new_tokens=70))
 
 
 def test_byt5_s_tokenizer_is_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
