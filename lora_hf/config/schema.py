@@ -41,6 +41,9 @@ class DataConfig(Section):
     """Column of the reference summaries. Rows with the same dialogue are several references of it."""
     id_column: Text = "id"
     """Column copied to predictions.jsonl. Without it, the row number is used."""
+    split_seed: Seed = 0
+    """Seed of the hash that divides one file into splits (80/10/10), and that takes a missing validation or
+    test split from the training dialogues (10 % each)."""
     prompt: str = "summarize_dialogue"
     """Name of a shipped prompt, or a template that contains `{dialogue}`."""
     source_language: Text | None = None

@@ -45,8 +45,13 @@ class SharedDialogues:
 
 def dialogue_key(dialogue: str) -> int:
     """Return a 64-bit hash of a dialogue without whitespace and case. It differs between processes."""
+    return hash(plain_text(dialogue))
+
+
+def plain_text(dialogue: str) -> bytes:
+    """Return a dialogue without whitespace and case, with compatibility characters made equal."""
     text = dialogue if dialogue.isascii() else unicodedata.normalize("NFKC", dialogue)
-    return hash(text.casefold().encode().translate(None, SPACES))
+    return text.casefold().encode().translate(None, SPACES)
 
 
 def dialogue_keys(dialogues: Iterable[str]) -> "array[int]":

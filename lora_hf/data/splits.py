@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, get_args
+from typing import NamedTuple
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
+from lora_hf.data.folders import SPLITS, Split, find_files, is_saved_dataset
 from lora_hf.data.hub_dataset import read_hub
 from lora_hf.data.opened import endings
+from lora_hf.data.overlap import plain_text
 from lora_hf.data.readers import READERS, iterate_rows, read_rows, read_utf8
-from lora_hf.errors import UserError, is_windows_path, path_hint
+from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.hub.names import refuse_address
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 logger = logging.getLogger(__name__)
 
 
@@ -32,14 +32,11 @@ def load_split(config: DataConfig, split: Split) -> list[Example]:
     limit = _limit(config, split)
     if config.streaming:
         return group_rows(list(_until(iterate_split(config, split), config.dialogue_column, limit)), config)
-    file = Path(config.dataset_name).expanduser()
-    if file.is_file():
-        rows = read_rows(file)
-        check_rows(rows, _columns(config), config.dataset_name)
-        rows = _slice(rows, config, split)
-    else:
-        rows = list(_rows(config, split))
-        check_rows(rows, _columns(config), f"{config.dataset_name} [{split}]")
+    part = _part(config, split)
+    rows = list(part.rows)
+    check_rows(rows, _columns(config), part.name)
+    if part.homes:
+        rows = _slice(rows, config, split, part)
     return group_rows(rows, config)[:limit]
 
 
@@ -49,16 +46,59 @@ def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
     Raises:
         UserError: as `load_split`, when the faulty row is reached.
     """
-    file = Path(config.dataset_name).expanduser()
-    if file.is_file():
-        rows = check_each(iterate_rows(file), _columns(config), config.dataset_name)
-        rows = filter(lambda row: _home(row[config.dialogue_column]) == split, rows)
-    else:
-        rows = check_each(_rows(config, split), _columns(config), f"{config.dataset_name} [{split}]")
+    part = _part(config, split)
+    rows = check_each(part.rows, _columns(config), part.name)
+    if part.homes:
+        rows = filter(lambda row: _home(row[config.dialogue_column], config, part) in part.homes, rows)
     first = next(rows, None)
     if first is None:
         raise UserError(f"data.dataset_name={config.dataset_name!r}: no rows belong to the split {split}")
     yield from islice(chain([first], rows), config.max_train_samples if split == "train" else None)
+
+
+class Part(NamedTuple):
+    """The rows that a split is in."""
+
+    rows: Iterator[Row]
+    """All rows of the source, or those of one of its splits."""
+    name: str
+    """What messages call them."""
+    homes: frozenset[Split] = frozenset()
+    """The splits by `_home` whose rows are the split's; empty where all rows are."""
+    is_one_file: bool = False
+
+
+def _part(config: DataConfig, split: Split) -> Part:
+    path, name = Path(config.dataset_name).expanduser(), config.dataset_name
+    if path.is_file() or is_saved_dataset(path):
+        return Part(_read_source(path), name, frozenset([split]), is_one_file=True)
+    if not path.is_dir():
+        return Part(_rows(config, split), f"{name} [{split}]")
+    files, missing = find_files(path, split)
+    origin: Split = "train" if split in missing else split
+    if any(_is_renamed(file, path, origin) for file in files):
+        names = [file.relative_to(path).as_posix() for file in files]
+        logger.info("%s [%s]: %s", name, origin, ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
+    rows = chain.from_iterable(map(_read_source, files))
+    homes = frozenset[Split]()
+    if origin == "train" and missing:
+        homes = frozenset([split]) if split in missing else frozenset(SPLITS) - missing
+    return Part(rows, f"{name} [{origin}]", homes)
+
+
+def _is_renamed(file: Path, folder: Path, split: Split) -> bool:
+    return file.parent != folder or file.name.partition(".")[0] != split
+
+
+def _read_source(path: Path) -> Iterator[Row]:
+    if not is_saved_dataset(path):
+        return iterate_rows(path)
+    from datasets import load_from_disk
+
+    try:
+        return iter(load_from_disk(str(path)))
+    except Exception as error:  # whatever pyarrow and datasets raise for a folder that is not whole
+        raise UserError(f"{path} is not a whole folder of save_to_disk: {first_line(error)}") from error
 
 
 def is_on_hub(config: DataConfig) -> bool:
@@ -106,8 +146,6 @@ def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
     if config.dataset_name == EMBEDDED:
         return islice(_read_sample(split), _limit(config, split))
     path = Path(config.dataset_name).expanduser()
-    if path.is_dir():
-        return iterate_rows(_split_file(path, split))
     refuse_address(config.dataset_name, "data.dataset_name", "data.dataset_revision")
     is_path = path.is_absolute() or config.dataset_name.startswith((".", "~"))
     is_path = is_path or is_windows_path(config.dataset_name)
@@ -122,29 +160,33 @@ def _read_sample(split: Split) -> Iterator[Row]:
         yield from map(json.loads, file)
 
 
-def _split_file(folder: Path, split: Split) -> Path:
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in READERS)
-    chosen = [f for f in files if f.stem == split]
-    if len(chosen) != 1:
-        raise UserError(
-            f"data.dataset_name={str(folder)!r} must hold one {split} file "
-            f"({', '.join(split + suffix for suffix in READERS)}); it holds {[f.name for f in files]}"
-        )
-    return chosen[0]
+def _home(dialogue: str, config: DataConfig, part: Part) -> Split:
+    """Return the split of a dialogue in data without that split, by its hash: 80 % train, 10 % each other.
 
-
-def _home(dialogue: str) -> Split:
-    """Return the split of a dialogue in a file without splits, by its hash: 80 % train, 10 % each other."""
-    digest = sha256(dialogue.encode()).digest()[0] % 10
+    Copies of a dialogue with other spaces or in another case have the same home. One file with the default
+    seed is divided as it always was, by its dialogues to the letter, so that earlier runs stay valid.
+    """
+    if part.is_one_file and config.split_seed == 0:
+        text = dialogue.encode()
+    else:
+        text = f"{config.split_seed}\n".encode() + plain_text(dialogue)
+    digest = sha256(text).digest()[0] % 10
     return "test" if digest == 9 else "validation" if digest == 8 else "train"
 
 
-def _slice(rows: list[Row], config: DataConfig, split: Split) -> list[Row]:
-    chosen = [row for row in rows if _home(row[config.dialogue_column]) == split]
-    logger.info("%s [%s]: %s of %s rows", config.dataset_name, split, f"{len(chosen):,}", f"{len(rows):,}")
+def _slice(rows: list[Row], config: DataConfig, split: Split, part: Part) -> list[Row]:
+    chosen = [row for row in rows if _home(row[config.dialogue_column], config, part) in part.homes]
+    count = f"{len(chosen):,} of {len(rows):,} rows"
+    if part.is_one_file:
+        logger.info("%s [%s]: %s", config.dataset_name, split, count)
+    else:
+        held = [name for name in SPLITS if (name in part.homes) == (split != "train")]
+        text = "%s [%s]: %s of train; %s is missing and taken from train by a hash (data.split_seed=%d)"
+        logger.info(text, config.dataset_name, split, count, " and ".join(held), config.split_seed)
     if not chosen:
+        what = "one file" if part.is_one_file else f"a folder without the split {split}"
         raise UserError(
-            f"data.dataset_name={config.dataset_name!r} is one file, split 80/10/10 by a hash of the "
+            f"data.dataset_name={config.dataset_name!r} is {what}, split 80/10/10 by a hash of the "
             f"dialogue, and none of its {len(rows)} rows belongs to {split}; give more rows, or a folder "
             f"with a file for each of {', '.join(SPLITS)}"
         )

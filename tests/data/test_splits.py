@@ -120,9 +120,12 @@ def test_a_file_too_short_to_be_split_says_so(tmp_path):
 
 
 def test_a_folder_without_the_split_says_what_it_holds(tmp_path):
+    write(tmp_path / "test.jsonl")
+    assert load_split(config(tmp_path), "test") == GROUPED
+    with pytest.raises(UserError, match=r"one validation file \(validation.csv, .*it holds \['test.jsonl'\]"):
+        load_split(config(tmp_path), "validation")
+    (tmp_path / "test.jsonl").unlink()
     write(tmp_path / "train.jsonl")
-    with pytest.raises(UserError, match=r"must hold one test file \(test.csv, .*it holds \['train.jsonl'\]"):
-        load_split(config(tmp_path), "test")
     write(tmp_path / "train.csv")
     with pytest.raises(UserError, match=r"one train file.*\['train.csv', 'train.jsonl'\]"):
         load_split(config(tmp_path), "train")

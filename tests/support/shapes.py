@@ -146,7 +146,68 @@ FILES = [
     Shape("lfs.jsonl", "a pointer of Git LFS", lambda p: LFS, "git lfs pull"),
     Shape("page.csv", "a web page", lambda p: "<!DOCTYPE html>\n<html>x, y</html>\n", "is a web page"),
 ]
-SHAPES = FILES
+
+
+def folder(
+    name: str, what: str, parts: dict[str, list[Row]], outcome: str = "read", ext: str = "jsonl"
+) -> Shape:
+    """Return a folder with a file for each part, under the part's name."""
+
+    def make(path: Path) -> None:
+        for part, rows in parts.items():
+            file = path / f"{part}.{ext}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if ext == "parquet":
+                to_parquet(rows, file)
+            elif ext.endswith(".gz"):
+                file.write_bytes(gzip.compress(as_lines(rows).encode()))
+            else:
+                file.write_text(as_csv(rows) if ext == "csv" else as_lines(rows), encoding="utf-8")
+
+    return Shape(f"{name}/", what, make, outcome)
+
+
+def with_mac_files(path: Path) -> None:
+    for part, rows in PARTS.items():
+        (path / f"{part}.csv").write_text(as_csv(rows), encoding="utf-8")
+        (path / f"._{part}.csv").write_bytes(b"\0\5\x16\7")
+
+
+def saved_to_disk(path: Path, *, is_dict: bool) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    parts = {name: datasets.Dataset.from_list(rows) for name, rows in PARTS.items()}
+    whole = datasets.DatasetDict(parts) if is_dict else datasets.Dataset.from_list(ROWS)
+    whole.save_to_disk(str(path))
+
+
+def named(*names: str) -> dict[str, list[Row]]:
+    return dict(zip(names, PARTS.values(), strict=True))
+
+
+SHARDS = {"train-00000-of-00002": ROWS[:20], "train-00001-of-00002": ROWS[20:30]}
+FOLDERS = [
+    folder("val", "`train`, `val` and `test`", named("train", "val", "test"), ext="csv"),
+    folder("dev", "`train`, `dev` and `test`", named("train", "dev", "test")),
+    folder("valid", "`train`, `valid` and `test`", named("train", "valid", "test"), ext="csv"),
+    folder("prefixed", "`dialogsum.train` ...", named(*(f"dialogsum.{name}" for name in PARTS))),
+    folder("subfolders", "`train/a`, `val/b` ...", named("train/a", "val/b", "test/c")),
+    folder("shards", "shards", {**SHARDS, "validation": PARTS["validation"], "test": PARTS["test"]}),
+    folder("half", "one of two shards", {"train-00001-of-00002": ROWS}, "holds 1 of the 2 shards of train"),
+    folder("hub", "`data/train-00000-of-00001` ...", named(*(f"data/{n}-0" for n in PARTS)), ext="parquet"),
+    folder("gz", "gz", PARTS, ext="jsonl.gz"),
+    Shape("macos/", "`._train.csv` beside `train.csv`", with_mac_files, "read"),
+    folder("only_train", "only `train`", {"train": ROWS}),
+    folder("one_file", "one file of any name", {"dialogues": ROWS}),
+    folder("train_test", "`train` and `test`", {"train": ROWS[:30], "test": ROWS[30:]}),
+    folder("train_val", "`train` and `validation`", {"train": ROWS[:30], "validation": ROWS[30:]}),
+    folder("two", "files that name no split", {"a": ROWS, "b": ROWS}, "must hold one train file"),
+    folder("empty", "an empty folder", {}, "must hold one train file"),
+    Shape("saved_dict/", "`DatasetDict.save_to_disk`", lambda p: saved_to_disk(p, is_dict=True), "read"),
+    Shape("saved_one/", "`Dataset.save_to_disk`", lambda p: saved_to_disk(p, is_dict=False), "read"),
+]
+SHAPES = FILES + FOLDERS
 
 
 def outcome_of(path: Path) -> str:

@@ -1,0 +1,131 @@
+"""Find the files of each split in a folder, by the names that people and `datasets` give them.
+
+A split is named anywhere in the name of a file (`dialogsum.dev.jsonl`, `train-00000-of-00002.parquet`), or by
+the folder that the file is in (`data/val/a.csv`). What `Dataset.save_to_disk` wrote counts as one file.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from lora_hf.data.opened import endings
+from lora_hf.data.readers import READERS
+from lora_hf.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""The words that name a split."""
+DEEPEST = 3
+"""Levels of subfolders that are looked through."""
+SHARD = re.compile(r"(\d+)-of-(\d+)")
+SAVED_STATE = "state.json"
+"""File of every folder that `Dataset.save_to_disk` writes."""
+NOT_ROWS = {SAVED_STATE, "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+"""Files beside the rows, in folders that `datasets` and the Hub make."""
+
+
+def split_named(text: str) -> Split | None:
+    """Return the only split that the words of a name stand for, or None."""
+    found = {NAMES[word] for word in re.findall("[a-z]+", text.lower()) if word in NAMES}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Return whether a folder is one that `Dataset.save_to_disk` wrote."""
+    return (path / SAVED_STATE).is_file()
+
+
+def find_files(folder: Path, split: Split) -> tuple[list[Path], frozenset[Split]]:
+    """Return the files of a split, or of train where the split is missing, and all splits that are missing.
+
+    Several files are shards, in their order. A folder with one file that names no split holds train.
+
+    Raises:
+        UserError: neither the split nor train, several files that are not shards, or missing shards.
+    """
+    files = sorted(_data_files(folder), key=_in_order)
+    found: dict[Split, list[Path]] = {}
+    for name in SPLITS:
+        exact = [file for file in files if file.parent == folder and _stem(file) == name]
+        chosen = exact or [file for file in files if _split_of(file.relative_to(folder)) == name]
+        if chosen:
+            found[name] = chosen
+    if not found and len(files) == 1:
+        found["train"] = files
+    origin: Split = split if split in found else "train"
+    chosen = found.get(origin, [])
+    if not chosen or (len(chosen) > 1 and not _are_shards(chosen, folder)):
+        raise UserError(_must_hold(folder, origin if chosen else split, files))
+    _check_complete(chosen, folder, origin)
+    return chosen, frozenset(SPLITS) - found.keys()
+
+
+def _must_hold(folder: Path, split: Split, files: list[Path]) -> str:
+    names = [file.relative_to(folder).as_posix() for file in files]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (
+        f"data.dataset_name={str(folder)!r} must hold one {split} file ({split}.csv, {split}.jsonl, "
+        f"{split}.parquet, ..., or shards such as {split}-00000-of-00002.jsonl); it holds {names[:5]}{more}"
+    )
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        depth = len(here.relative_to(folder).parts)
+        yield from (here / name for name in folders if is_saved_dataset(here / name))
+        folders[:] = [
+            name
+            for name in folders
+            if depth < DEEPEST and name[0] not in "._" and not is_saved_dataset(here / name)
+        ]
+        for name in names:
+            if name[0] not in "._" and name not in NOT_ROWS and endings(Path(name))[0] in READERS:
+                yield here / name
+
+
+def _stem(file: Path) -> str:
+    return file.name.lower().removesuffix("".join(endings(file)))
+
+
+def _split_of(file: Path) -> Split | None:
+    """Return the split that a relative path names: its name, or else the nearest folder that names one."""
+    words = (_stem(file), *reversed(file.parts[:-1]))
+    return next((split for word in words if (split := split_named(word))), None)
+
+
+def _in_order(file: Path) -> list[tuple[int, str]]:
+    """Return a sort key that puts `train-2` before `train-10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(file))]
+
+
+def _are_shards(files: list[Path], folder: Path) -> bool:
+    """Return whether files are parts of one split: numbered alike, or alone in a folder that names it."""
+    if len({endings(file) for file in files}) > 1 or len({file.parent for file in files}) > 1:
+        return False
+    numbered = all(re.search(r"\d", _stem(file)) for file in files)
+    alike = len({re.sub(r"\d+", "#", file.name) for file in files}) == 1
+    unnamed = not any(split_named(_stem(file)) for file in files)
+    return (numbered and alike) or (unnamed and files[0].parent != folder)
+
+
+def _check_complete(files: list[Path], folder: Path, split: Split) -> None:
+    """Refuse shards of which some are missing, by the total in their names."""
+    totals = {int(match[2]) for file in files if (match := SHARD.search(file.name))}
+    if totals and totals != {len(files)}:
+        raise UserError(
+            f"data.dataset_name={str(folder)!r} holds {len(files)} of the {max(totals)} shards of "
+            f"{split}, by the name {files[0].name}; copy the others too"
+        )
