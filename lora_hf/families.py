@@ -64,6 +64,10 @@ _CODE_FIRST: dict[str, Any] = {
     "generation": ("forced_bos_token_id",),
 }
 _POSITIONS = ("max_position_embeddings", "max_position_embeddings")
+_LENGTH_FIRST = (
+    "Transformers gives its layers (length, batch, width), so rows of a batch cannot be told apart "
+    "by the first dimension: refused at the first call; use one adapter at a time"
+)
 
 FAMILIES: dict[str, Family] = {
     # T5 and its descendants
@@ -93,6 +97,7 @@ FAMILIES: dict[str, Family] = {
         labels=(("bos", "text", "eos"),),
         start=("eos",),
         positions=("max_encoder_position_embeddings", "max_decoder_position_embeddings"),
+        impossible={"mixed rows": _LENGTH_FIRST},
     ),
     "mbart": Family(
         _QV_PROJ,
@@ -121,7 +126,18 @@ FAMILIES: dict[str, Family] = {
         **_CODE_FIRST,
     ),
     "marian": Family(_QV_PROJ, languages="vocabularies", generation=("bad_words_ids",), positions=_POSITIONS),
-    "fsmt": Family(_QV_PROJ, start=("eos",), languages="vocabularies", shifts_labels=False),
+    "fsmt": Family(
+        _QV_PROJ,
+        start=("eos",),
+        languages="vocabularies",
+        shifts_labels=False,
+        impossible={
+            "training": "Transformers' FSMT replaces -100 in labels by padding when it shifts them, so the "
+            "loss of its trainer counts padding; that of a run does not",
+            "mixed rows": _LENGTH_FIRST,
+            "checkpointing": "Transformers has none for FSMT",
+        },
+    ),
     "pegasus": Family(_QV_PROJ, positions=_POSITIONS),
     "pegasus_x": Family(_QV_PROJ),
     "bigbird_pegasus": Family(_SOURCE_QV, start=("bos",), positions=_POSITIONS),

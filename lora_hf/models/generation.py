@@ -92,9 +92,10 @@ def complete_tokens(model: Any, name: str) -> None:
 def _why_labels_do_not_shift(model: Any) -> str:
     """Return why the decoder's inputs cannot be made from labels, as training does; empty if they can."""
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    text = int(model.generation_config.pad_token_id == 0)  # FSMT looks for the last token beside padding
     try:
         if shift:
-            shift(labels=torch.zeros((1, 2), dtype=torch.long))
+            shift(labels=torch.full((1, 2), text))
     except Exception as error:  # each family has its own, where an id is missing
         return first_line(error).rstrip(".")
     return ""

@@ -1,0 +1,116 @@
+"""The matrix of families and checks: what is expected of each cell, and the page about it.
+
+A cell that is neither impossible (by the table of families), nor refused, nor open must pass. The page is
+made from the same expectations that the tests hold, so it needs no run.
+"""
+
+from typing import NamedTuple
+
+import pytest
+from support.matrix_checks import CHECKS
+from support.matrix_models import LISTED, ROWS, Case, model_type
+from transformers import AutoConfig
+
+from lora_hf.errors import UserError
+from lora_hf.exporting.onnx import KINDS
+from lora_hf.families import family_of
+
+
+class Expected(NamedTuple):
+    """What is expected of a cell: `ok`, `refused`, `impossible` or `not yet`, and why."""
+
+    status: str
+    reason: str = ""
+
+
+OPEN: dict[tuple[str, str], str] = {
+    ("BERT and GPT-2", "mixed rows"): "GPT-2's layers are called with rows and tokens as one dimension",
+}
+"""(row, check) -> what fails at present. An entry whose check passes is not an error: delete it."""
+
+
+def expected(row: str, check: str) -> Expected:
+    """Return what is expected of a cell."""
+    kind = model_type(row)
+    if reason := family_of(kind).impossible.get(check):
+        return Expected("impossible", reason)
+    if check == "export" and kind not in KINDS:
+        return Expected("refused", "ONNX graphs are written for T5 and mT5")
+    if reason := OPEN.get((row, check)):
+        return Expected("not yet", reason)
+    return Expected("ok")
+
+
+def hold(case: Case, check: str) -> None:
+    """Run a check and require what is expected of its cell."""
+    status, reason = expected(case.name, check)
+    if status == "ok":
+        CHECKS[check](case)
+    elif status == "not yet":
+        try:
+            CHECKS[check](case)
+        except Exception as error:
+            pytest.xfail(f"{reason}: {error}")
+    else:  # still refused, or still impossible
+        with pytest.raises(UserError if status == "refused" else Exception):
+            CHECKS[check](case)
+
+
+def not_tried() -> list[str]:
+    """Return the encoder-decoders of Transformers' list that have no row."""
+    tried = {model_type(row) for row in ROWS}
+    return [name for name in LISTED if name not in tried and _is_encoder_decoder(name)]
+
+
+def _is_encoder_decoder(name: str) -> bool:
+    return bool(getattr(AutoConfig.for_model(name), "is_encoder_decoder", False))
+
+
+HEAD = """# Models
+
+Every encoder-decoder for text in the list of Transformers (`AutoModelForSeq2SeqLM`), and what works with it.
+A tiny model of each family, with a tokenizer of its kind, takes every check in `make test-full`; six of them
+take the quick ones in `make test`. This page is made from what these tests require, by
+`python scripts/tools/models_page.py`. A cell that says ok is required to pass.
+
+"""
+SIGNS = {"ok": "ok", "refused": "refused", "impossible": "impossible", "not yet": "not yet"}
+
+
+def page() -> str:
+    """Return docs/models.md."""
+    reasons: list[str] = []
+
+    def cell(row: str, check: str) -> str:
+        status, reason = expected(row, check)
+        if not reason:
+            return SIGNS[status]
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"{SIGNS[status]} ({reasons.index(reason) + 1})"
+
+    lines = [f"| family | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
+    lines += [f"| {row} | {' | '.join(cell(row, check) for check in CHECKS)} |" for row in ROWS]
+    text = HEAD + "\n".join(lines) + "\n"
+    if reasons:
+        text += "\n" + "\n".join(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)) + "\n"
+    kinds = {model_type(row): row for row in ROWS}
+    limits = [
+        f"- **{kinds[kind]}**: no {what}: {why}\n"
+        for kind in sorted(kinds)
+        for what, why in family_of(kind).impossible.items()
+        if what not in CHECKS
+    ]
+    if limits:
+        text += "\n## Limits\n\n" + "".join(limits)
+    text += "\n## What is checked\n\n"
+    text += "\n".join(f"- **{name}**: {_first_line(check.__doc__)}" for name, check in CHECKS.items()) + "\n"
+    if names := not_tried():
+        text += f"\nNot tried yet: {', '.join(names)}.\n"
+    others = [name for name in LISTED if not _is_encoder_decoder(name)]
+    text += "\nThe list also has speech models without an encoder-decoder for text, which no command takes: "
+    return text + f"{', '.join(others)}.\n"
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").splitlines()[0]
