@@ -46,8 +46,9 @@ def initialize_layer(config: LoraConfig, base: Backend, original: Tensor | None 
         return LayerInit(None if matrix is None else init(matrix, config.r, scaling, None))
     if base.is_quantized and original is None:
         raise UserError(
-            f"init_lora_weights={name!r} needs the weights before quantization, which this model does not "
-            "hold; give inject_adapters(..., base_weights=...), or load the base with lora_hf's load_model",
+            f"init_lora_weights={name!r} reads the weights before quantization, which this model does not "
+            "hold: load the checkpoint before quantization with lora_hf's load_model and load_in_4bit or "
+            "load_in_8bit, give inject_adapters(..., base_weights=...), or set it to true or gaussian",
             "init_lora_weights",
         )
     W = base.dequantize(torch.float32) if original is None else original.to(base.device, torch.float32)

@@ -224,8 +224,9 @@ class _SavedInit:
         subtracted = self.factors[f"{key}start_A"], self.factors[f"{key}start_B"]
         if base.is_quantized and self.base_weights is None:
             raise UserError(
-                "the adapter's base is made from the weights before quantization; load it "
-                "with lora_hf's load_model"
+                "the adapter's base is made from the weights before quantization, which this model does not "
+                "hold: load the checkpoint before quantization with lora_hf's load_model and load_in_4bit or "
+                "load_in_8bit"
             )
         original = self.base_weights(name) if self.base_weights and base.is_quantized else None
         weight = requantized_base(config, base, subtracted, original)

@@ -24,14 +24,14 @@ from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
-from lora_hf.models.checkpoint import stored_bits
-from lora_hf.models.load import check_lengths, check_trainable
+from lora_hf.models.load import check_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import check_dtype, check_full_batches, check_training_settings
+from lora_hf.training.stored_base import check_stored_base
 
 CUT_SHARE = 0.05
 """Largest share of truncated rows; beyond it, training and scores no longer reflect the data."""
@@ -99,8 +99,7 @@ def targets(fields: RunConfig) -> Findings:
     for name, run in runs_of(fields).items():
         with named(name):
             settings = settings_of(run.model)
-            if run.method == "full":
-                check_trainable(run.model, stored_bits(settings.to_dict(), run.model.as_written))
+            check_stored_base(run, settings.to_dict())
             share, doubts = share_trained(run, settings)
         shares.append(f"{name}{share}")
         doubtful += [f"{name}{doubt}" for doubt in doubts]

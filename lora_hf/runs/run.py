@@ -30,6 +30,7 @@ from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_full_batches, check_training_settings
 from lora_hf.training.registry import ADDED_WEIGHTS
+from lora_hf.training.stored_base import check_base_of
 from lora_hf.training.train import Run, adapt, load_trained, train
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     directory.check()
     check_push(config)
     check_training_settings(config)
+    check_base_of(config)
     load_scorer()
     tokenizer = load_tokenizer(config.model)
     check_lengths(config.model, config.data, config.generation)
