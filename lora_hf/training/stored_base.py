@@ -1,6 +1,5 @@
 """Check that a run's method and initialization suit a base whose files are quantized already."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def check_base_of(config: RunConfig) -> None:
     check_stored_base(config, read_object(Path(folder) / SETTINGS))
 
 
-def check_stored_base(config: RunConfig, settings: Mapping[str, Any]) -> None:
+def check_stored_base(config: RunConfig, settings: dict[str, Any]) -> None:
     """Refuse what needs the weights before quantization, if the base's files do not have them.
 
     Args:
