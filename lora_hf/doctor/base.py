@@ -11,7 +11,7 @@ from lora_hf.adapters.checkpoint_io import read_shapes
 from lora_hf.config import ModelConfig
 from lora_hf.data.tokenize import missing_tokens
 from lora_hf.doctor.check import Finding, Findings, fault, ok
-from lora_hf.families import has_own_head
+from lora_hf.families import family_of, has_own_head
 from lora_hf.files import read_object
 from lora_hf.hub.download import SETTINGS
 from lora_hf.models.checkpoint import checkpoint_files
@@ -20,6 +20,8 @@ from lora_hf.models.weight_values import check_values, file_tensors
 from lora_hf.reporting.tables import bytes_cell
 
 HEAD, EMBEDDINGS = "lm_head.weight", "shared.weight"
+PREFIX = "transformer."
+"""First part of T5's names in some checkpoints, which Transformers leaves out when it loads them."""
 VALUES_READ = 2 * 2**30
 """Largest checkpoint, in bytes, whose values the doctor reads: 1 GB takes 0.2 s from the page cache."""
 
@@ -35,7 +37,8 @@ def checkpoint(storage: ModelConfig) -> Findings:
     tensors = [key for file in files for key in read_shapes(file)]
     size = sum(file.stat().st_size for file in files)
     if size <= VALUES_READ:
-        note = check_values(file_tensors(files), storage.as_written)
+        beside = family_of(read_object(folder / SETTINGS)).beside
+        note = check_values(file_tensors(files), storage.as_written, beside)
     else:
         note = "their values are checked when a run loads them"
     found = f"{storage.model_name_or_path}: {len(tensors)} tensors, {bytes_cell(size)}"
@@ -63,8 +66,9 @@ def rows_of(folder: Path, names: tuple[str, ...], most: int = 64) -> dict[str, t
     rows = {}
     for file in checkpoint_files(folder):
         with safe_open(file, framework="pt") as tensors:
-            for name in set(names) & set(tensors.keys()):
-                rows[name] = tensors.get_slice(name)[:most]
+            for key in tensors.keys():
+                if (name := key.removeprefix(PREFIX)) in names:
+                    rows[name] = tensors.get_slice(key)[:most]
     return rows
 
 

@@ -58,6 +58,27 @@ def check_files(folder: Path, model: str) -> None:
                 ) from None
         except UserError as error:
             raise UserError(f"{model}: {error}: {AGAIN}") from error
+    _check_positions(read_object(folder / SETTINGS), model)
+
+
+def _check_positions(settings: dict[str, Any], model: str) -> None:
+    """Check the relative positions of T5's families: with wrong ones, a model is built but cannot be called.
+
+    The encoder has half of the buckets for each direction, half of those are single distances, and the others
+    divide the logarithm of the distances up to a larger maximum.
+    """
+    buckets = settings.get("relative_attention_num_buckets", 32)
+    distance = settings.get("relative_attention_max_distance", 128)
+    if type(buckets) is int and buckets < 4:
+        raise UserError(
+            f"{model}: relative_attention_num_buckets={buckets} in its {SETTINGS} must be at least 4 (T5 has "
+            f"32). Correct it, or {AGAIN}"
+        )
+    if type(buckets) is int and type(distance) is int and distance <= buckets // 2:
+        raise UserError(
+            f"{model}: relative_attention_max_distance={distance} in its {SETTINGS} must be above "
+            f"{buckets // 2}, half of relative_attention_num_buckets (T5 has 128). Correct it, or {AGAIN}"
+        )
 
 
 def read_config(folder: str | Path, model: str) -> Any:

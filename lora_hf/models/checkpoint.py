@@ -194,9 +194,11 @@ def _check_dtypes(empty: Any, dtypes: dict[str, str], model: str) -> None:
 
 def _check_head(empty: Any, names: Collection[str], model: str) -> None:
     """Require the head of a model whose config.json says that it is untied: T5's classes would tie it."""
-    head = empty.get_output_embeddings()
+    head, prefix = empty.get_output_embeddings(), f"{empty.base_model_prefix}."
+    names = {name.removeprefix(prefix) for name in names}  # T5's is `transformer`
+    tied = empty._tied_weights_keys or {}
     keys = [f"{name}.weight" for name, module in empty.named_modules() if module is head]
-    if missing := [key for key in keys if key in (empty._tied_weights_keys or {}) and key not in names]:
+    if missing := [key for key in keys if key in tied and key.removeprefix(prefix) not in names]:
         raise UserError(
             f"{model}: {MISFIT} 1 missing: {missing[0]}, although it is not tied to the embeddings "
             f"(tie_word_embeddings: false): {AGAIN}"

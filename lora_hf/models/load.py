@@ -22,6 +22,7 @@ from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
+from lora_hf.families import family_of
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import SETTINGS, Part, fetch_model
 from lora_hf.hub.names import refuse_address
@@ -197,7 +198,7 @@ def load_model(
     # Quantized layers hide what they were made from, so the files are read once more.
     is_quantized = config.is_quantized or stored_bits
     tensors = file_tensors(files) if is_quantized else sorted(model.named_parameters())
-    if note := check_values(tensors, config.as_written):
+    if note := check_values(tensors, config.as_written, family_of(model).beside):
         logger.warning("%s", note)
     keep_differentiable(model)
     guard_ties(model)

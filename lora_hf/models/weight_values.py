@@ -3,7 +3,7 @@
 A run on weights with NaN or zeros ends without an error, with a score of 0.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 
@@ -39,18 +39,20 @@ def file_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
             raise UserError(f"{file} {DAMAGED}: {error}") from error
 
 
-def check_values(tensors: Iterable[tuple[str, Tensor]], model: str) -> str:
+def check_values(tensors: Iterable[tuple[str, Tensor]], model: str, beside: Collection[str] = ()) -> str:
     """Check that all values are finite and that no matrix is zero as a whole.
 
     One pass over the floating-point tensors, on their device. Skipped are integers, tensors on the meta
     device, and those without values on this process (DeepSpeed ZeRO-3). Zeros in one row are allowed, because
     embeddings of padding have them, and BART stores its `final_logits_bias` as a matrix of one row. Zeros in
     at most half of the projections that a block ends in are allowed too: blocks that were added so that the
-    model computes the same at first begin so (LLaMA Pro, arXiv:2401.02415), and training fills them.
+    model computes the same at first begin so (LLaMA Pro, arXiv:2401.02415), and training fills them. So are
+    zeros in parts that text does not reach: T5Gemma 2 initializes the projection of its images so.
 
     Args:
         tensors: names and tensors of any shape, as a loaded model or the files of a checkpoint have them.
         model: the model as errors name it.
+        beside: names of modules beside the language model, as `Family.beside` lists them.
 
     Returns:
         A sentence that names the output projections of zeros; empty if there are none.
@@ -75,7 +77,7 @@ def check_values(tensors: Iterable[tuple[str, Tensor]], model: str) -> str:
                 f"{model}: {name} has values that are not finite (NaN or infinity), so its file is damaged: "
                 f"{AGAIN}{overflow if tensor.dtype == torch.float16 else ''}"
             )
-        if tensor.ndim < 2 or len(tensor) < 2:
+        if tensor.ndim < 2 or len(tensor) < 2 or not set(beside).isdisjoint(name.split(".")):
             continue
         is_zero = low == high == 0
         if name.split(".")[-2:-1] and name.split(".")[-2] in OUTPUTS:

@@ -227,6 +227,18 @@ BROKEN = {
         change_settings(num_heads=0, d_ff=-3),
         ".*d_ff=-3 must be positive; num_heads=0 must be",
     ),
+    "no distance": (
+        change_settings(relative_attention_max_distance=0),
+        "relative_attention_max_distance=0 in its config.json must be above 16, half of relative_att",
+    ),
+    "a distance as in the first half": (
+        change_settings(relative_attention_max_distance=16),
+        "relative_attention_max_distance=16 in its config.json must be above 16",
+    ),
+    "two distances": (
+        change_settings(relative_attention_num_buckets=2),
+        "relative_attention_num_buckets=2 in its config.json must be at least 4",
+    ),
     "no start": (
         all_of(change_settings(decoder_start_token_id=None, pad_token_id=None), remove(GENERATION)),
         "because it has no pad_token_id and no decoder_start_token_id: add it to its config.json",
@@ -297,6 +309,7 @@ REPAIRED = {
     "the start is in config.json alone": write(GENERATION, '{"eos_token_id": 1, "pad_token_id": 0}'),
     "the start is in generation_config.json alone": change_settings(decoder_start_token_id=None),
     "the padding is in generation_config.json alone": change_settings(pad_token_id=None),
+    "T5's base_model_prefix before each name": rename("transformer.{}".format),
     "outputs as tuples": change_settings(return_dict=False),
     "not an encoder-decoder": change_settings(is_encoder_decoder=False),
 }
@@ -354,9 +367,9 @@ def test_the_doctor_leaves_the_values_of_a_large_checkpoint_to_the_run(
     assert "their values are checked when a run loads them" in next(checkpoint(config)).title
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "T5Gemma2"])
 def test_no_family_initializes_a_whole_matrix_to_zero(family: str, tmp_path: Path) -> None:
-    """Zeros that are legitimate: rows of padding, biases, BART's final_logits_bias of one row."""
+    """Legitimate zeros: rows of padding, biases, BART's final_logits_bias of one row, T5Gemma 2's images."""
     make_family(family).save_pretrained(tmp_path)
     config = ModelConfig(model_name_or_path=str(tmp_path))
     load_model(config, CPU)
