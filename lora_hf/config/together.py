@@ -132,6 +132,12 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "learning_rate", "trains nothing: choose a rate above 0, or use method: base"
     if get("num_train_epochs") == 0 and get("max_steps", -1) < 1:
         yield "num_train_epochs", "trains nothing: set it above 0, or use method: base"
+    delay, strategy, steps = get("eval_delay") or 0, get("eval_strategy", "no"), get("max_steps", -1)
+    if strategy == "steps" and 0 < steps < delay:
+        yield "eval_delay", f"is beyond training.max_steps={steps}, so nothing would be evaluated; lower it"
+    if strategy == "epoch" and steps < 1 and delay > (epochs := get("num_train_epochs", 3)):
+        text = f"is beyond training.num_train_epochs={epochs}, so nothing would be evaluated; lower it"
+        yield "eval_delay", text
     if get("warmup_steps") and schedule in NO_WARMUP:
         remedy = "; use constant_with_warmup" if schedule == "constant" else "; remove it"
         yield "warmup_steps", f"has no effect with training.lr_scheduler_type={schedule!r}{remedy}"
@@ -157,6 +163,8 @@ def _schedule_mistake(args: Any) -> tuple[str, str] | None:
         if "lr_end" in str(error):
             remedy = "raise training.learning_rate, or lower lr_end in training.lr_scheduler_kwargs"
             return "lr_scheduler_type", f"has no slope: {error}; {remedy}"
+        if not args.lr_scheduler_kwargs:
+            return given, f"needs training.lr_scheduler_kwargs: {error}"
         return given, f"does not fit training.lr_scheduler_type={args.lr_scheduler_type.value!r}: {error}"
     for step in (0, 1, 2, TRIED_STEPS // 2, TRIED_STEPS - 1, TRIED_STEPS):
         try:

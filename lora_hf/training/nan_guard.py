@@ -144,10 +144,12 @@ def check_steps(trainer: Any) -> None:
     """Refuse to end a training that took no step.
 
     Raises:
-        UserError: no batch was full.
+        UserError: there were no rows, or no batch was full.
     """
     args, state = trainer.args, trainer.state
     if state.max_steps and not state.global_step:
+        if not args.dataloader_drop_last:
+            raise UserError("train_dataset has no rows, so nothing was trained: give a dataset with rows")
         raise UserError(
             f"training.dataloader_drop_last={str(args.dataloader_drop_last).lower()}: no batch of "
             f"{args.train_batch_size} is full, so nothing was trained; set it to false, or choose a smaller "

@@ -198,6 +198,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "={foo: 1} does not fit training.lr_scheduler_type='linear': get_l",
     ),
     (
+        {"lr_scheduler_type": "cosine_with_min_lr"},
+        "='cosine_with_min_lr' needs training.lr_scheduler_kwargs: One of min_lr or min_lr_rate",
+    ),
+    (
+        {"eval_strategy": "steps", "eval_delay": 5, "max_steps": 4},
+        "eval_delay=5 is beyond training.max_steps=4, so nothing would be evaluated",
+    ),
+    ({"eval_strategy": "steps", "eval_delay": 4, "max_steps": 4}, ""),
+    (
+        {"eval_strategy": "epoch", "eval_delay": 5},
+        "eval_delay=5 is beyond training.num_train_epochs=3, so nothing would be evaluated",
+    ),
+    ({"eval_strategy": "epoch", "eval_delay": 5, "max_steps": 100}, ""),
+    (
         COSINE | {"lr_scheduler_kwargs": {"num_cycles": "x"}},
         "num_cycles: x} gives no learning rate at a later",
     ),

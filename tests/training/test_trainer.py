@@ -210,6 +210,13 @@ def test_a_training_that_would_change_nothing_is_one_error_before_its_first_step
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+def test_a_dataset_without_rows_is_one_error_that_names_it(tmp_path: Path) -> None:
+    trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=1))
+    trainer.train_dataset = []
+    with pytest.raises(UserError, match="^train_dataset has no rows"):
+        trainer.train()
+
+
 def test_disabled_adapters_are_not_trained(tmp_path: Path) -> None:
     model = adapted()
     trainer = make_trainer(model, arguments(tmp_path))
