@@ -7,7 +7,10 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -143,6 +146,19 @@ def test_mlflow_receives_them_in_a_local_store(tmp_path: Path) -> None:
     assert history("eval_rouge1") == near(rouge)
 
 
+@pytest.fixture(params=["light", pytest.param("installed", marks=pytest.mark.slow)])
+def packages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put modules of the same interface in the place of W&B and MLflow, whose import takes seconds."""
+    if request.param == "light":
+        wandb, mlflow = ModuleType("wandb"), MagicMock()
+        wandb.run = None  # type: ignore[attr-defined]
+        wandb.login = lambda prompt, verify: "WANDB_API_KEY" in os.environ  # type: ignore[attr-defined]
+        for name, module in (("wandb", wandb), ("mlflow", mlflow)):
+            module.__spec__ = ModuleSpec(name, None)
+            monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("names", [None, "none", "all", [], ["tensorboard"], "tensorboard"])
 def test_installed_trackers_and_none_are_accepted(
     names: str | list[str] | None, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +167,7 @@ def test_installed_trackers_and_none_are_accepted(
     check_trackers(names)
 
 
+@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("names", ["wandb", ["wandb"], "all", ["all"]])
 def test_weights_and_biases_without_a_key_is_refused_before_anything_is_loaded(
     names: str | list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +182,7 @@ def test_weights_and_biases_without_a_key_is_refused_before_anything_is_loaded(
     check_trackers(names)
 
 
+@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("names", ["mlflow", ["tensorboard", "mlflow"]])
 def test_mlflow_without_its_server_is_refused_within_seconds(
     names: str | list[str], monkeypatch: pytest.MonkeyPatch
