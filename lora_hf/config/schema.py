@@ -8,7 +8,7 @@ true/false. `training` is a plain dict here: its fields are those of
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
@@ -21,6 +21,13 @@ from lora_hf.data.prompts import prompt_template
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHOD_CHOICES: tuple[Method, ...] = get_args(Method)
 SECTIONS = "model lora bottleneck prompt_tuning data training generation arms variants sweep".split()
+
+
+def _check_columns(value: Any) -> Any:
+    names = list(value) if isinstance(value, list | tuple) else [value]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("is neither the name of a column nor a list of names")
+    return value
 
 
 class DataConfig(Section):
@@ -36,11 +43,16 @@ class DataConfig(Section):
     dataset_config: Text | None = None
     """Name of the dataset's configuration, if it has several."""
     dialogue_column: Text = "dialogue"
-    """Column of the dialogues."""
-    summary_column: Text = "summary"
-    """Column of the reference summaries. Rows with the same dialogue are several references of it."""
+    """Column of the dialogues: text, or a list of turns; `a.b` is the field b of the objects in a. Where the
+    columns of the default names are missing, known pairs of names are taken (docs/data.md)."""
+    summary_column: Annotated[Text | Items[Text], BeforeValidator(_check_columns)] = "summary"
+    """Column of the reference summaries, or a list of columns of which each holds one. Rows with the same
+    dialogue are several references of it, and so are the texts of a list in a cell."""
     id_column: Text = "id"
-    """Column copied to predictions.jsonl. Without it, the row number is used."""
+    """Column copied to predictions.jsonl; `fname` where there is no `id`. Without both, the row number."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with rows whose dialogue or summary is empty or not text: refuse the data (error), or leave
+    them out and list them in the log (skip)."""
     split_seed: Seed = 0
     """Seed of the hash that divides one file into splits (80/10/10), and that takes a missing validation or
     test split from the training dialogues (10 % each)."""

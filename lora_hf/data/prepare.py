@@ -1,6 +1,7 @@
 """Load and tokenize the data of a run. All runs of a comparison get the same data."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from lora_hf.config import DataConfig, RunConfig
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.overlap import SharedDialogues
-from lora_hf.data.splits import load_split
+from lora_hf.data.splits import load_split, scored_split
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens
@@ -60,7 +61,10 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
             logger.info(WITH_SPECIAL, name, f"{rows.with_special:,}", tokenizer.eos_token)
     if train_rows.added_end is not None:
         logger.info(ADDED_END, train_rows.added_end)
-    warnings += _log_shared(train.shared_with({"validation": validation, "test": test}))
+    held_out: dict[str, Sequence[Example]] = {"validation": validation, "test": test}
+    if scored_split(config.data, "test") == "validation":
+        del held_out["test"]  # the same dialogues
+    warnings += _log_shared(train.shared_with(held_out))
     lengths = train_rows.target_lengths + validation_rows.target_lengths
     chosen = generation_length(lengths, config.data.max_target_length)
     max_new_tokens = config.generation.max_new_tokens or chosen

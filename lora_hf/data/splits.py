@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import NamedTuple
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
-from lora_hf.data.examples import Example, Row, check_each, check_rows, dialogues_of, group_rows
+from lora_hf.data.columns import DIALOGUE, PLAIN, Columns, Row, find_columns, head_of
+from lora_hf.data.examples import (
+    Example,
+    check_each,
+    check_rows,
+    dialogues_of,
+    group_rows,
+    one_per_reference,
+)
 from lora_hf.data.folders import SPLITS, Split, find_files, is_saved_dataset
 from lora_hf.data.hub_dataset import read_hub
 from lora_hf.data.opened import endings
@@ -30,30 +39,60 @@ def load_split(config: DataConfig, split: Split) -> list[Example]:
         UserError: no such source, split or column, an empty split, or a row without text.
     """
     limit = _limit(config, split)
+    if (scored := scored_split(config, split)) != split:
+        text = "%s: the test split has no references; scores are those of the validation split"
+        logger.info(f"{text} (`lora-hf predict` summarizes the test dialogues)", config.dataset_name)
     if config.streaming:
-        return group_rows(list(_until(iterate_split(config, split), config.dialogue_column, limit)), config)
-    part = _part(config, split)
-    rows = list(part.rows)
-    check_rows(rows, _columns(config), part.name)
+        return group_rows(list(_until(iterate_split(config, scored), limit)))
+    part = _part(config, scored)
+    rows, columns = _read(part, config)
+    checked = check_rows(list(rows), columns, config, part.name)
     if part.homes:
-        rows = _slice(rows, config, split, part)
-    return group_rows(rows, config)[:limit]
+        checked = _slice(checked, config, scored, part)
+    return group_rows(checked)[:limit]
 
 
 def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
-    """Yield the checked rows of a split; at most `max_train_samples` rows of the training split.
+    """Yield the checked rows of a split, one per reference; at most `max_train_samples` of train.
+
+    Each row has its texts under `dialogue` and `summary`, beside the columns of its source.
 
     Raises:
         UserError: as `load_split`, when the faulty row is reached.
     """
-    part = _part(config, split)
-    rows = check_each(part.rows, _columns(config), part.name)
+    part = _part(config, scored_split(config, split))
+    rows, columns = _read(part, config)
+    rows = check_each(rows, columns, config, part.name)
     if part.homes:
-        rows = filter(lambda row: _home(row[config.dialogue_column], config, part) in part.homes, rows)
+        rows = filter(lambda row: _home(row[DIALOGUE], config, part) in part.homes, rows)
+    rows = one_per_reference(rows)
     first = next(rows, None)
     if first is None:
         raise UserError(f"data.dataset_name={config.dataset_name!r}: no rows belong to the split {split}")
     yield from islice(chain([first], rows), config.max_train_samples if split == "train" else None)
+
+
+def scored_split(config: DataConfig, split: Split) -> Split:
+    """Return the split itself, or validation for a test split of a folder that has no references."""
+    path = Path(config.dataset_name).expanduser()
+    if split != "test" or not path.is_dir() or is_saved_dataset(path):
+        return split
+    part = _part(config, split)
+    head = head_of(part.rows, config)
+    if not head or find_columns(head, config, part.name, needs_references=False).references:
+        return split
+    return "validation"
+
+
+def _read(part: "Part", config: DataConfig, needs_references: bool = True) -> tuple[Iterator[Row], Columns]:
+    """Return the rows with their texts under the keys of `columns`, and the columns."""
+    head = head_of(part.rows, config)
+    if not head:
+        return iter(()), PLAIN
+    columns = find_columns(head, config, part.name, needs_references)
+    if columns.is_found:
+        logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
+    return map(columns.read, chain(head, part.rows)), columns
 
 
 class Part(NamedTuple):
@@ -106,11 +145,11 @@ def is_on_hub(config: DataConfig) -> bool:
     return config.dataset_name != EMBEDDED and not Path(config.dataset_name).expanduser().exists()
 
 
-def _until(rows: Iterator[Row], column: str, limit: int | None) -> Iterator[Row]:
+def _until(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:
     """Yield the rows of the first `limit` dialogues, reading one row further at most."""
     seen: set[str] = set()
     for row in rows:
-        seen.add(row[column])
+        seen.add(row[DIALOGUE])
         if limit is not None and len(seen) > limit:
             return
         yield row
@@ -124,10 +163,6 @@ def _limit(config: DataConfig, split: Split) -> int | None:
     }[split]
 
 
-def _columns(config: DataConfig) -> dict[str, str]:
-    return {"data.dialogue_column": config.dialogue_column, "data.summary_column": config.summary_column}
-
-
 def read_file(file: Path, config: DataConfig) -> list[Example]:
     """Read the dialogues of one file, one per row, without references.
 
@@ -138,8 +173,15 @@ def read_file(file: Path, config: DataConfig) -> list[Example]:
         rows = [{config.dialogue_column: read_utf8(file).strip()}]
     else:
         rows = read_rows(file)
-    check_rows(rows, {"--dialogue-column": config.dialogue_column}, str(file))
-    return dialogues_of(rows, config)
+    if not rows:
+        raise UserError(f"{file} has no rows")
+    part = Part(iter(rows), str(file))
+    try:
+        read, columns = _read(part, config, needs_references=False)
+    except UserError as error:
+        raise UserError(str(error).replace("data.dialogue_column=", "--dialogue-column=", 1)) from error
+    columns = replace(columns, references=())
+    return dialogues_of(check_rows(list(read), columns, config, str(file)))
 
 
 def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
@@ -175,7 +217,7 @@ def _home(dialogue: str, config: DataConfig, part: Part) -> Split:
 
 
 def _slice(rows: list[Row], config: DataConfig, split: Split, part: Part) -> list[Row]:
-    chosen = [row for row in rows if _home(row[config.dialogue_column], config, part) in part.homes]
+    chosen = [row for row in rows if _home(row[DIALOGUE], config, part) in part.homes]
     count = f"{len(chosen):,} of {len(rows):,} rows"
     if part.is_one_file:
         logger.info("%s [%s]: %s", config.dataset_name, split, count)

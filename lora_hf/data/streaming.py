@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import IterableDataset
 
 from lora_hf.config import DataConfig
-from lora_hf.data.examples import Example, Row
+from lora_hf.data.columns import DIALOGUE, SUMMARY, Row
+from lora_hf.data.examples import Example
 from lora_hf.data.overlap import SharedDialogues, dialogue_key, dialogue_keys, shared_dialogues
 from lora_hf.data.sampler import EpochSampler
 from lora_hf.data.splits import is_on_hub, iterate_split, load_split
@@ -54,8 +55,8 @@ def train_source(config: DataConfig) -> Source:
         return Source(rows, None, str(getattr(known, "sha", None) or config.dataset_revision), None)
     keys, digest = array("q"), sha256()
     for row in rows():
-        digest.update(repr((row[config.dialogue_column], row[config.summary_column])).encode())
-        keys.append(dialogue_key(row[config.dialogue_column]))
+        digest.update(repr((row[DIALOGUE], row[SUMMARY])).encode())
+        keys.append(dialogue_key(row[DIALOGUE]))
     return Source(rows, len(keys), digest.hexdigest()[:16], keys)
 
 
@@ -86,7 +87,7 @@ class StreamedDialogues(IterableDataset):
         self.keys, self.keys_of = source.keys, "train"
         """`dialogue_keys` of the rows that were read so far, and what messages call these rows."""
         if self.keys is None:
-            self.keys = dialogue_keys(row[config.dialogue_column] for row in first)
+            self.keys = dialogue_keys(row[DIALOGUE] for row in first)
             self.keys_of = f"the first {len(first):,} rows of train"
 
     def share(
@@ -131,8 +132,7 @@ class StreamedDialogues(IterableDataset):
         return (rows[i] for i in sampler)
 
     def _tokens(self, rows: list[Row]) -> TokenizedDialogues:
-        dialogue, summary = self.config.dialogue_column, self.config.summary_column
-        examples = [Example("", row[dialogue], (row[summary],)) for row in rows]
+        examples = [Example("", row[DIALOGUE], (row[SUMMARY],)) for row in rows]
         return TokenizedDialogues(examples, self.tokenizer, self.config, f"train, first {len(rows):,} rows")
 
 

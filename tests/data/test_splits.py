@@ -81,7 +81,7 @@ def test_columns_go_by_the_names_of_the_config(tmp_path):
         (
             [*ROWS, ROWS[0] | {"summary": "  "}, ROWS[0] | {"dialogue": None}],
             "{source} [test]: 2 of 5 rows have an empty dialogue or summary, or one that is not text; "
-            "the first are rows [4, 5]",
+            "the first are rows [4, 5]. Correct them, or set data.on_bad_row: skip to leave them out",
         ),
     ],
 )

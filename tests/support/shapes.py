@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_hf.data.columns import PAIRS
+
 Row = dict[str, Any]
 
 
@@ -207,7 +209,93 @@ FOLDERS = [
     Shape("saved_dict/", "`DatasetDict.save_to_disk`", lambda p: saved_to_disk(p, is_dict=True), "read"),
     Shape("saved_one/", "`Dataset.save_to_disk`", lambda p: saved_to_disk(p, is_dict=False), "read"),
 ]
-SHAPES = FILES + FOLDERS
+
+
+def turns(row: Row) -> list[dict[str, str]]:
+    return [
+        dict(zip(("speaker", "text"), line.split(": ", 1), strict=True))
+        for line in row["dialogue"].split("\n")
+    ]
+
+
+def lines_of(name: str, what: str, read: Callable[[Row], Row], outcome: str = "read") -> Shape:
+    return Shape(name, what, lambda p: as_lines(map(read, ROWS)), outcome)
+
+
+def pair(source: str, target: str) -> Callable[[Row], Row]:
+    return lambda row: {source: row["dialogue"], target: row["summary"]}
+
+
+THREE = ("summary1", "summary2", "summary3")
+NO_HEADER = as_csv(ROWS).partition("\r\n")[2]
+WITHOUT = [{"id": row["id"], "dialogue": row["dialogue"]} for row in PARTS["test"]]
+AS_IS = {
+    "dialogsum.train": PARTS["train"],
+    "dialogsum.dev": PARTS["validation"],
+    "dialogsum.test": [
+        {"fname": row["id"], "dialogue": row["dialogue"], **dict.fromkeys(THREE, row["summary"])}
+        for row in PARTS["test"]
+    ],
+}
+SKIP = "the first are rows [8]. Correct them, or set data.on_bad_row: skip"
+COLUMN_SHAPES = [
+    *(
+        lines_of(f"{source}_{target}.jsonl", f"columns `{source}` and `{target}`", pair(source, target))
+        for source, target in PAIRS
+    ),
+    lines_of("turns.jsonl", "turns `{speaker, text}`", lambda row: row | {"dialogue": turns(row)}),
+    lines_of(
+        "utterances.jsonl", "turns as texts", lambda row: row | {"dialogue": row["dialogue"].split("\n")}
+    ),
+    lines_of(
+        "messages.jsonl",
+        "`messages` of a user and an assistant",
+        lambda row: {
+            "messages": [
+                {"role": "user", "content": row["dialogue"]},
+                {"role": "assistant", "content": row["summary"]},
+            ]
+        },
+    ),
+    lines_of(
+        "alpaca.jsonl",
+        "`instruction`, `input`, `output`",
+        lambda row: {"instruction": "Ann: Sum up.", "input": row["dialogue"], "output": row["summary"]},
+    ),
+    lines_of(
+        "translation.jsonl",
+        "`translation` of two languages, the source first",
+        lambda row: {"translation": {"en": row["dialogue"], "de": row["summary"]}},
+    ),
+    lines_of(
+        "list.jsonl", "several references in a cell", lambda row: row | {"summary": [row["summary"]] * 2}
+    ),
+    lines_of(
+        "three.jsonl",
+        "`summary1`, `summary2`, `summary3`",
+        lambda row: {"dialogue": row["dialogue"], **dict.fromkeys(THREE, row["summary"])},
+    ),
+    lines_of(
+        "two_pairs.jsonl",
+        "two pairs of columns that fit",
+        lambda row: pair("article", "highlights")(row) | pair("text", "target")(row),
+        "has the columns ['article', 'highlights', 'target', 'text']",
+    ),
+    Shape("no_header.csv", "no header", lambda p: NO_HEADER, "is the header missing?"),
+    Shape("empty.csv", "an empty summary", lambda p: as_csv(changed(7, summary="")), SKIP),
+    Shape("null.jsonl", "null as a summary", lambda p: as_lines(changed(7, summary=None)), SKIP),
+    Shape("nan.jsonl", "NaN as a summary", lambda p: as_lines(changed(7, summary=float("nan"))), SKIP),
+    Shape("number.jsonl", "a number as a summary", lambda p: as_lines(changed(7, summary=42)), SKIP),
+    Shape(
+        "first.jsonl",
+        "a first row without a summary",
+        lambda p: as_lines([{"id": "x", "dialogue": "Ann: ?"}, *ROWS]),
+        "the first are rows [1]. Correct them",
+    ),
+    folder("no_references", "a test split without references", {**PARTS, "test": WITHOUT}),
+    folder("as_is", "DialogSum as its authors publish it", AS_IS),
+]
+SHAPES = FILES + FOLDERS + COLUMN_SHAPES
 
 
 def outcome_of(path: Path) -> str:

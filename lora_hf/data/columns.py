@@ -1,0 +1,202 @@
+"""Find the columns of a source, and read a row by them: the dialogue, its references and its id.
+
+Columns that the config names are taken as they are, nested ones with a dot (`translation.de`). Where the
+default names are missing, columns are found by the names below, if exactly one pair of them fits; nothing is
+guessed between two.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from lora_hf.config import DataConfig
+from lora_hf.errors import UserError, did_you_mean
+
+Row = dict[str, Any]
+DIALOGUE, SUMMARY, ID = "dialogue", "summary", "id"
+"""Keys of a row that was read by its columns; also the default names of the columns."""
+PAIRS = (
+    ("dialogue", "summary"),
+    ("article", "highlights"),
+    ("document", "summary"),
+    ("text", "target"),
+    ("source", "target"),
+    ("question", "answer"),
+    ("input", "output"),
+)
+"""Names of source and target that are found by themselves."""
+OTHER_IDS = ("fname",)
+SPEAKERS = ("speaker", "role", "name", "from", "user")
+TEXTS = ("text", "content", "utterance", "value", "message")
+INSTRUCTION = "instruction"
+MESSAGES = "messages"
+HEAD = 100
+"""Rows that are looked at for columns; a first row may lack one."""
+LONGEST_NAME = 80
+"""Characters of the longest name of a column; longer ones are texts of a file without a header."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a source."""
+
+    dialogue: str
+    references: tuple[str, ...]
+    """Empty where the source has no references."""
+    id: str
+    is_found: bool = False
+    """Whether they were found by the names above."""
+
+    def __str__(self) -> str:
+        return f"{self.dialogue!r} -> {', '.join(map(repr, self.references)) or 'no references'}"
+
+    def read(self, row: Row) -> Row:
+        """Return the row with its dialogue as text, its references and its id under their keys.
+
+        A cell of another type than expected is left as it is, and is refused by the check that follows.
+        """
+        if self == PLAIN and isinstance(row.get(DIALOGUE), str):
+            return row
+        if self.dialogue == MESSAGES and self.is_found:
+            return row | _from_messages(row.get(MESSAGES))
+        dialogue = joined(cell(row, self.dialogue))
+        if self.is_found and self.dialogue == "input" and isinstance(text := row.get(INSTRUCTION), str):
+            dialogue = f"{text}\n\n{dialogue}" if dialogue else text
+        read = {DIALOGUE: dialogue, ID: cell(row, self.id)}
+        if len(self.references) == 1:
+            read[SUMMARY] = cell(row, self.references[0])
+        elif self.references:  # an annotator may have left one out, but not all
+            found = [cell(row, name) for name in self.references]
+            read[SUMMARY] = [text for text in found if text not in (None, "")]
+        return row | read
+
+
+PLAIN = Columns(DIALOGUE, (SUMMARY,), ID)
+
+
+def cell(row: Mapping[str, Any], name: str) -> Any:
+    """Return a cell; a name with dots that is no column itself stands for nested objects."""
+    if name in row or "." not in name:
+        return row.get(name)
+    first, _, rest = name.partition(".")
+    inner = row.get(first)
+    return cell(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def joined(turns: Any) -> Any:
+    """Return a list of turns as text, one turn per line: `Ann: Hi`; other cells are returned unchanged."""
+    if not isinstance(turns, list) or not turns:
+        return turns
+    lines = []
+    for turn in turns:
+        if isinstance(turn, Mapping):
+            text = next((turn[key] for key in TEXTS if isinstance(turn.get(key), str)), None)
+            speaker = next((turn[key] for key in SPEAKERS if isinstance(turn.get(key), str)), None)
+            turn = f"{speaker}: {text}" if speaker and text is not None else text
+        if not isinstance(turn, str):
+            return turns
+        lines.append(turn)
+    return "\n".join(lines)
+
+
+def _from_messages(messages: Any) -> Row:
+    """Read a conversation whose last message is the assistant's answer to what is before it."""
+    if (
+        not isinstance(messages, list)
+        or len(messages) < 2
+        or not all(isinstance(m, Mapping) for m in messages)
+    ):
+        return {}
+    *before, last = messages
+    if last.get("role") != "assistant":
+        return {}
+    said = before[0].get("content") if len(before) == 1 else joined(before)
+    return {DIALOGUE: said, SUMMARY: last.get("content")}
+
+
+def head_of(rows: Iterator[Row], config: DataConfig) -> list[Row]:
+    """Take the first row, and up to `HEAD` rows where it lacks a column that the config names."""
+    head = list(islice(rows, 1))
+    if head and any(cell(head[0], name) is None for name in _configured(config)):
+        head += islice(rows, HEAD - 1)
+    return head
+
+
+def find_columns(head: list[Row], config: DataConfig, source: str, needs_references: bool = True) -> Columns:
+    """Return the columns of a source, by the config or, where its default names are missing, by known names.
+
+    Args:
+        head: the first rows.
+        config: the names.
+        source: what messages call the rows.
+        needs_references: whether a source without references is refused.
+
+    Raises:
+        UserError: a column is missing; the message lists the existing ones.
+    """
+    present = list(dict.fromkeys(key for row in head for key in row))
+    is_there = {name for name in present} | {
+        name for name in _configured(config) if any(cell(row, name) is not None for row in head)
+    }
+    id_column = config.id_column
+    if id_column == ID and ID not in present:
+        id_column = next((name for name in OTHER_IDS if name in present), ID)
+    dialogue = config.dialogue_column
+    references = (
+        (config.summary_column,) if isinstance(config.summary_column, str) else tuple(config.summary_column)
+    )
+    missing = {name for name in references if name not in is_there}
+    if dialogue in is_there and not missing:
+        return Columns(dialogue, references, id_column)
+    found = _known(head, present, config, needs_references)
+    if found is not None:
+        return Columns(*found, id_column, is_found=True)
+    if dialogue in is_there and len(missing) == len(references) and not needs_references:
+        return Columns(dialogue, (), id_column)
+    if dialogue not in is_there:
+        raise UserError(_missing("data.dialogue_column", dialogue, sorted(present), source))
+    raise UserError(_missing("data.summary_column", min(missing), sorted(present), source))
+
+
+def _configured(config: DataConfig) -> Iterable[str]:
+    names = config.summary_column
+    return (config.dialogue_column, *([names] if isinstance(names, str) else names))
+
+
+def _known(
+    head: list[Row], present: list[str], config: DataConfig, needs_references: bool
+) -> tuple[str, tuple[str, ...]] | None:
+    """Return the dialogue's column and the references' by known names, or None where not exactly one fits."""
+    if config.dialogue_column != DIALOGUE or config.summary_column != SUMMARY:
+        return None
+    numbered = sorted((n for n in present if re.fullmatch(r"summary_?\d+", n)), key=lambda n: (len(n), n))
+    if DIALOGUE in present and numbered and SUMMARY not in present:
+        return DIALOGUE, tuple(numbered)
+    fits = [(source, (target,)) for source, target in PAIRS if source in present and target in present]
+    languages = list(head[0].get("translation") or ()) if isinstance(head[0].get("translation"), dict) else []
+    if len(languages) == 2:
+        fits.append((f"translation.{languages[0]}", (f"translation.{languages[1]}",)))
+    if MESSAGES in present and DIALOGUE not in present:
+        fits.append((MESSAGES, (MESSAGES,)))
+    if len(fits) == 1:
+        return fits[0]
+    sources = {source for source, _ in PAIRS if source in present}
+    if not needs_references and not fits and len(sources) == 1:
+        return sources.pop(), ()
+    return None
+
+
+def _missing(option: str, name: str, present: list[str], source: str) -> str:
+    """Return the message on a missing column, with the existing ones."""
+    if any(len(column) > LONGEST_NAME or "\n" in column for column in present):
+        first = min(present, key=len)
+        return (
+            f"{option}={name!r}: {source} has texts such as {first[:40]!r} where the names of columns should "
+            "be; is the header missing? Add a first line with the names, such as id,dialogue,summary"
+        )
+    shown = present if len(present) <= 12 else [*present[:12], f"... {len(present) - 12} more"]
+    return f"{option}={name!r}: {source} has the columns {shown}.{did_you_mean(name, present)}"

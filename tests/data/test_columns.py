@@ -1,0 +1,132 @@
+"""Columns by the config, or found by their names; turns, several references, ids, and rows without text."""
+
+import json
+import logging
+
+import pytest
+
+from lora_hf.config import DataConfig
+from lora_hf.config.load import load_config
+from lora_hf.data.columns import joined
+from lora_hf.data.splits import iterate_split, load_split, read_file
+from lora_hf.errors import UserError
+
+TALK, GIST = "A: Hi", "They greet."
+
+
+def load(tmp_path, rows, split="train", **fields):
+    for name in ("train", "validation", "test"):
+        kept = rows if name != "test" or "test_rows" not in fields else fields["test_rows"]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    fields.pop("test_rows", None)
+    config = DataConfig.model_validate({"dataset_name": str(tmp_path), **fields})
+    return config, load_split(config, split)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("row", "fields", "references"),
+    [
+        ({"talk": {"a": {"b": TALK}}, "s": GIST}, {"dialogue_column": "talk.a.b", "summary_column": "s"},
+         [GIST]),
+        ({"a.b": TALK, "summary": GIST}, {"dialogue_column": "a.b"}, [GIST]),
+        ({"dialogue": TALK, "x": GIST, "y": "Two."}, {"summary_column": ["x", "y"]}, [GIST, "Two."]),
+        ({"dialogue": TALK, "x": GIST, "y": ""}, {"summary_column": ["x", "y"]}, [GIST]),
+        ({"dialogue": TALK, "summary2": "2.", "summary10": "10.", "summary1": "1."}, {}, ["1.", "2.", "10."]),
+        ({"article": TALK, "highlights": GIST, "other": 3}, {}, [GIST]),
+        ({"dialogue": TALK, "summary": GIST, "text": "no", "target": "no"}, {}, [GIST]),  # not guessed
+        ({"dialogue": TALK, "summary": GIST, "text": "B: Bye", "target": "End."},
+         {"dialogue_column": "dialogue", "summary_column": "target"}, ["End."]),
+    ],
+)  # fmt: skip
+def test_columns_are_those_of_the_config_or_found_by_one_pair_of_names(
+    tmp_path, row, fields, references, streaming
+):
+    config, [example] = load(tmp_path, [row], streaming=streaming, **fields)
+    assert (example.dialogue, list(example.references)) == (TALK, references)
+    rows = list(iterate_split(config, "train"))
+    assert [(row["dialogue"], row["summary"]) for row in rows] == [(TALK, one) for one in references]
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "words"),
+    [
+        (
+            {"text": TALK, "source": TALK, "target": GIST},
+            {},
+            "data.dialogue_column='dialogue': .* has the columns",
+        ),
+        (
+            {"text": TALK, "target": GIST},
+            {"dialogue_column": "talk"},
+            "data.dialogue_column='talk': .* has the",
+        ),
+        (
+            {"dialogue": TALK, "x": GIST},
+            {"summary_column": ["x", "y"]},
+            "data.summary_column='y': .* has the",
+        ),
+        ({"dialogue": [{"who": "A"}], "summary": GIST}, {}, "rows have an empty dialogue or summary"),
+        ({"dialogue": TALK, "summary": []}, {}, "rows have an empty dialogue or summary"),
+    ],
+)
+def test_nothing_is_guessed_between_two_or_against_the_config(tmp_path, row, fields, words):
+    with pytest.raises(UserError, match=words):
+        load(tmp_path, [row], **fields)
+
+
+@pytest.mark.parametrize("value", ["3", "[a, 3]", "[]", "''"])
+def test_another_value_than_names_of_columns_is_one_error(value):
+    with pytest.raises(UserError) as error:
+        load_config("quickstart", [f"data.summary_column={value}"])
+    assert str(error.value).endswith("is neither the name of a column nor a list of names")
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_found_is_said_and_fname_is_the_id(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lora_hf"):
+        _, [example] = load(tmp_path, [{"fname": "f1", "document": TALK, "summary": GIST}])
+    assert example.id == "f1"
+    assert (
+        "[train]: columns 'document' -> 'summary' (data.dialogue_column, data.summary_column)" in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("turns", "text"),
+    [
+        ([{"speaker": "A", "text": "Hi"}, {"speaker": "B", "text": "Bye"}], "A: Hi\nB: Bye"),
+        ([{"role": "user", "content": "Hi"}], "user: Hi"),
+        ([{"text": "Hi"}, "B: Bye"], "Hi\nB: Bye"),
+        ([{"speaker": "A"}], [{"speaker": "A"}]),  # refused as not text
+    ],
+)
+def test_turns_become_lines(turns, text):
+    assert joined(turns) == text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_text_are_left_out_on_request_and_listed(tmp_path, streaming, caplog):
+    rows = [{"dialogue": f"A: {i}", "summary": "" if i in (3, 5) else GIST} for i in range(8)]
+    with pytest.raises(UserError, match="data.on_bad_row: skip"):
+        load(tmp_path, rows, streaming=streaming)
+    _, examples = load(tmp_path, rows, streaming=streaming, on_bad_row="skip")
+    assert [example.dialogue[3:] for example in examples] == list("012467")
+    assert "2 of 8 rows have an empty dialogue or summary" in caplog.text and "rows [4, 6]" in caplog.text
+
+
+def test_a_test_split_without_references_is_predicted_and_validation_is_scored(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lora_hf"):
+        _, [scored] = load(
+            tmp_path,
+            [{"dialogue": TALK, "summary": GIST}],
+            "test",
+            test_rows=[{"id": "t", "dialogue": "B: Bye"}],
+        )
+    assert scored.dialogue == TALK and "scores are those of the validation split" in caplog.text
+    [predicted] = read_file(tmp_path / "test.jsonl", DataConfig())
+    assert (predicted.id, predicted.dialogue) == ("t", "B: Bye")
+    (tmp_path / "talks.jsonl").write_text(
+        json.dumps({"fname": "f", "article": [{"speaker": "A", "text": "Hi"}]})
+    )
+    assert [(e.id, e.dialogue) for e in read_file(tmp_path / "talks.jsonl", DataConfig())] == [("f", TALK)]
