@@ -257,7 +257,7 @@ def test_the_command_needs_no_network_for_a_flan_t5(
 
 
 def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model_name_or_path=.*config.json cannot be read"):
+    with pytest.raises(UserError, match=r"model_name_or_path=.*has no config.json; it holds nothing"):
         plan(config(model={"model_name_or_path": str(tmp_path)}))
 
 
