@@ -144,7 +144,7 @@ def test_a_rank_beyond_the_layer_is_refused_before_memory_is_taken_for_it() -> N
             "is not one of default, reduce-overhead",
         ),
         ("training: {torch_compile_backend: inf}", "is not one of no, eager"),
-        ("training: {dataloader_multiprocessing_context: fork}", "needs training.dataloader_num_workers"),
+        ("training: {dataloader_multiprocessing_context: fork}", "without training.dataloader_num_workers"),
         ("training: {accelerator_config: nowhere.json}", "must be a mapping of fields"),
         ("training: {metric_for_best_model: accuracy}", "is not one of loss, rouge1"),
         ("training: {data_seed: 1000000000000000000000000000000}", "data_seed=1.* must be at most"),

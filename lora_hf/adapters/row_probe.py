@@ -130,7 +130,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dic
             stack.enter_context(layer.register_forward_pre_hook(lambda _, args, own=own: own.append(args[0])))
         output: Any = model(*args, **kwargs)
     values = [output] if isinstance(output, Tensor) else list(getattr(output, "values", lambda: output)())
-    seen[""] = [x for x in values if isinstance(x, Tensor)][:1]
+    seen[""] = [x for x in values if isinstance(x, Tensor) and x.dim()][:1]  # behind the loss
     return seen
 
 

@@ -51,7 +51,7 @@ def score_file(
     groups = [
         [i for row in rows_ for i in pairs_of_row[row]] for rows_ in _groups(rows, group, group_size, path)
     ]
-    predictions, references = ([text[side] for text in pairs] for side in (0, 1))
+    predictions, references = (tuple(text[side] for text in pairs) for side in (0, 1))
     scores = group_scores(rouge_per_pair(predictions, references), groups)
     result: FileScores = {}
     for name in ROUGE_NAMES:

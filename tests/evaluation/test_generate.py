@@ -40,6 +40,8 @@ def ending(model: nn.Module) -> nn.Module:
     """Make a random model end its rows here and there: after as many tokens as the source's length says."""
 
     def raise_end(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+        if outputs.past_key_values is None:
+            return outputs  # the probe of rows
         step = outputs.past_key_values.get_seq_length()
         lengths = kwargs["attention_mask"].sum(1)
         lengths = lengths.repeat_interleave(len(outputs.logits) // len(lengths))  # one source for its beams

@@ -86,7 +86,7 @@ def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, runs_
 
 
 def test_a_missing_package_stops_a_study_before_its_first_run(config_file, runs_in_this_process, monkeypatch):
-    monkeypatch.setattr(storage_base, "find_spec", lambda name: None)
+    monkeypatch.setattr(storage_base, "reveal", lambda name: False)
     with pytest.raises(UserError, match=r"quant_method='hqq' needs the package hqq.*pip install"):
         comparing.compare_methods(
             config_file, ["variants.tiny.model.load_in_4bit=true", "variants.tiny.model.quant_method=hqq"]
