@@ -115,7 +115,8 @@ def give_own_head(folder: Path) -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(-0.5)
     model.save_pretrained(folder)
-    if type(model.config)(tie_word_embeddings=False).tie_word_embeddings:
+    untied = model.config.to_dict() | {"tie_word_embeddings": False}
+    if type(model.config).from_dict(untied).tie_word_embeddings:
         settings = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
 

@@ -140,3 +140,11 @@ def make_family(family: str, **fields: Any) -> Any:
     settings = family_settings(family, **fields)
     _, head_class = CLASSES.get(family, ("", f"{family}ForConditionalGeneration"))
     return getattr(transformers, head_class)(settings).eval()
+
+
+def is_encoder_decoder(model_type: str) -> bool:
+    """Return whether a type of Transformers' list is one; older versions make no pair without its parts."""
+    try:
+        return bool(getattr(transformers.AutoConfig.for_model(model_type), "is_encoder_decoder", False))
+    except ValueError:
+        return model_type == "encoder-decoder"

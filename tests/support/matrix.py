@@ -7,9 +7,9 @@ made from the same expectations that the tests hold, so it needs no run.
 from typing import NamedTuple
 
 import pytest
+from support.families import is_encoder_decoder
 from support.matrix_checks import CHECKS
 from support.matrix_models import LISTED, ROWS, Case, model_type
-from transformers import AutoConfig
 
 from lora_hf.errors import UserError
 from lora_hf.exporting.onnx import KINDS
@@ -57,11 +57,7 @@ def hold(case: Case, check: str) -> None:
 def not_tried() -> list[str]:
     """Return the encoder-decoders of Transformers' list that have no row."""
     tried = {model_type(row) for row in ROWS}
-    return [name for name in LISTED if name not in tried and _is_encoder_decoder(name)]
-
-
-def _is_encoder_decoder(name: str) -> bool:
-    return bool(getattr(AutoConfig.for_model(name), "is_encoder_decoder", False))
+    return [name for name in LISTED if name not in tried and is_encoder_decoder(name)]
 
 
 HEAD = """# Models
@@ -105,7 +101,7 @@ def page() -> str:
     text += "\n".join(f"- **{name}**: {_first_line(check.__doc__)}" for name, check in CHECKS.items()) + "\n"
     if names := not_tried():
         text += f"\nNot tried yet: {', '.join(names)}.\n"
-    others = [name for name in LISTED if not _is_encoder_decoder(name)]
+    others = [name for name in LISTED if not is_encoder_decoder(name)]
     text += "\nThe list also has speech models without an encoder-decoder for text, which no command takes: "
     return text + f"{', '.join(others)}.\n"
 
