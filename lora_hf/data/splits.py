@@ -90,8 +90,10 @@ def _read(part: "Part", config: DataConfig, needs_references: bool = True) -> tu
     if not head:
         return iter(()), PLAIN
     columns = find_columns(head, config, part.name, needs_references)
-    if columns.is_found:
+    if columns.is_found and needs_references:
         logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
+    elif columns.is_found and columns.dialogue != config.dialogue_column:
+        logger.info("%s: the dialogues are in column %r (--dialogue-column)", part.name, columns.dialogue)
     return map(columns.read, chain(head, part.rows)), columns
 
 
