@@ -232,6 +232,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_would_do_nothing_or_fail_later_is_refused_when_the_config_is_read(
     settings: dict[str, Any], says: str
 ) -> None:
+    if not settings.keys() <= Seq2SeqTrainingArguments.__dataclass_fields__.keys():
+        pytest.skip("a field of newer versions of Transformers")
     if not says:
         load_config({"training": settings})
         return
