@@ -243,7 +243,7 @@ def merge_errors(
     refuse_merged(model)
     refuse_offloaded(model)
     choices: list[str | None] = list(CHOICES) if _is_quantized(model) else [None]
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         unmerged = model(**batch).logits.float()
         errors = {}
         for onto in choices:
@@ -262,8 +262,8 @@ def _is_quantized(model: nn.Module) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off: its noise would count as an error of merging."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off inside the block: its noise would count as a difference of weights."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

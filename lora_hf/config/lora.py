@@ -43,7 +43,7 @@ def _check_names(value: Any) -> Any:
         raise ValueError("is not a list of layer names, such as [q, v], or one regular expression")
     if isinstance(value, str):
         if value != ALL_LINEAR and re.sub(r"[\s_-]", "", value.lower()) == "alllinear":
-            raise ValueError(f"is no name of layers; write {ALL_LINEAR}")
+            raise ValueError(f"does not name layers; write {ALL_LINEAR}")
         if re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+,?", value):
             listed = ", ".join(part.strip() for part in value.split(",") if part.strip())
             raise ValueError(f"is one regular expression, which matches no layer; write [{listed}]")

@@ -147,7 +147,7 @@ def encode_targets(references: list[str], tokenizer: Any, config: DataConfig) ->
 
     They are what the tokenizer makes of a `text_target`, with an end token where it adds none; a long summary
     loses the last tokens of its text. Seamless begins with the token that the decoder starts from, its end
-    token, which is no label: a model that learned it would end before it begins.
+    token; it is left out of the labels, because a model that learned it would end before it begins.
 
     Raises:
         UserError: the tokenizer does not know a language.

@@ -6,14 +6,13 @@ lost without an error when it is saved: the folder then gives other logits than 
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from lora_hf.adapters.merge import evaluating
 from lora_hf.distributed import is_sharded, world_size
 from lora_hf.errors import WrittenModelDiffers
 from lora_hf.files import PARTIAL, remove
@@ -90,7 +89,7 @@ def _read_logits(folder: Path, device: torch.device) -> torch.Tensor:
 def _logits(model: Any) -> torch.Tensor:
     """Return logits (1, 4, tokens) of fixed inputs in float32 on the CPU."""
     source, target = (torch.tensor([[*ids]], device=model.device) for ids in (SOURCE, TARGET))
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         outputs = model(
             input_ids=source,
             attention_mask=torch.ones_like(source),
@@ -99,17 +98,6 @@ def _logits(model: Any) -> torch.Tensor:
         )
     logits: torch.Tensor = outputs.logits
     return logits.float().cpu()
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _put_aside(folder: Path) -> Path:
