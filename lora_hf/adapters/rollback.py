@@ -32,23 +32,34 @@ def rolled_back(model: nn.Module) -> Iterator[None]:
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:
-    """Return a function that restores the present structure of the model."""
+    """Return a function that restores the present structure of the model.
+
+    Dicts and lists are restored in place: handles of hooks refer to a module's own dict, and others may hold
+    the lists of a config.
+    """
     parameters = [(p, p.requires_grad) for p in model.parameters()]
     modules = list(model.modules())
     owners: list[Any] = [
         *modules,
         *{id(m.config): m.config for m in modules if hasattr(m, "config")}.values(),
     ]
-    before = [  # modules, parameters and buffers are in dicts
-        (owner, {k: v.copy() if isinstance(v, dict | list) else v for k, v in owner.__dict__.items()})
-        for owner in owners
-    ]
+    contents: dict[int, tuple[Any, Any]] = {}  # modules, parameters and buffers are in dicts
+    for owner in owners:
+        _keep(owner.__dict__, contents)
 
     def restore() -> None:
-        for owner, attributes in before:
-            owner.__dict__.clear()
-            owner.__dict__.update(attributes)
+        for container, held in contents.values():
+            container.clear()
+            container.extend(held) if isinstance(container, list) else container.update(held)
         for parameter, required in parameters:
             parameter.requires_grad_(required)
 
     return restore
+
+
+def _keep(container: Any, contents: dict[int, tuple[Any, Any]]) -> None:
+    """Add the present content of a dict, list or set, and of those in it, to `contents`, once each."""
+    if isinstance(container, dict | list | set) and id(container) not in contents:
+        contents[id(container)] = container, container.copy()
+        for value in container.values() if isinstance(container, dict) else container:
+            _keep(value, contents)

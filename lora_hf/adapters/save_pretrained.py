@@ -23,26 +23,32 @@ from lora_hf.adapters.model_state import (
     replace_modules,
     saved_modules,
 )
-from lora_hf.adapters.wrappers import unwrapped
+from lora_hf.adapters.wrappers import NotPlain, unwrapped
 from lora_hf.errors import UserError
 
 NAME = "save_pretrained"
 
 
 def guard_save_pretrained(model: nn.Module) -> None:
-    """Replace a model's `save_pretrained` while it has parts that no plain model has; put it back after."""
+    """Replace `save_pretrained` of a model and its parts, such as T5's encoder, while they are not plain.
+
+    Once they are plain again, they have the method of their class.
+    """
     model = unwrapped(model)
-    if not hasattr(type(model), NAME):
-        return
-    is_plain = not adapter_configs(model) and model_state(model).baseline is None
-    if is_plain and not any(isinstance(module, QuantizedLinear) for module in model.modules()):
-        model.__dict__.pop(NAME, None)
-    else:
-        model.__dict__[NAME] = SavePretrained(model)
+    for module in model.modules():
+        if not hasattr(type(module), NAME):
+            continue
+        is_plain = not any(isinstance(part, NotPlain) for part in module.modules())
+        if module is model:  # an adapter may consist of embeddings alone
+            is_plain = is_plain and not adapter_configs(model) and model_state(model).baseline is None
+        if is_plain:
+            module.__dict__.pop(NAME, None)
+        else:
+            module.__dict__[NAME] = SavePretrained(module)
 
 
 class SavePretrained:
-    """The method `save_pretrained` of one model, which it follows when the model is copied or pickled.
+    """The method `save_pretrained` of a model or a part; it follows the model when it is copied or pickled.
 
     Its reference is weak: in a cycle, a dropped model would occupy its memory until the next collection.
     """
@@ -101,7 +107,10 @@ def check_plain(model: nn.Module) -> None:
     """
     layers = lora_layers(model).values()
     packed = next((module for module in model.modules() if isinstance(module, QuantizedLinear)), None)
-    adapters = sorted(adapter_configs(model))
+    copies = saved_modules(model).values()
+    adapters = sorted(
+        {name for layer in layers for name in layer.adapters} | {n for m in copies for n in m.copies}
+    )
     if baseline := model_state(model).baseline:
         raise UserError(
             f"save_pretrained: the model has the weights of method {baseline.method!r}, which no plain model "

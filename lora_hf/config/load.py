@@ -55,7 +55,10 @@ def load_config(
         document = read_document(path)
         document.data.setdefault("output_dir", f"runs/{path.stem}")
     else:
-        path, document = None, Document(resolved_yaml(source))
+        given = (
+            source.model_dump(mode="json", exclude_unset=True) if isinstance(source, RunConfig) else source
+        )
+        path, document = None, Document(resolved_yaml(given))
         document.places.clear()  # line numbers of a text that the caller never saw
     for override in _joined(overrides):
         _override(document, override)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from lora_hf.config.schema import METHOD_CHOICES, RunConfig, Section
-from lora_hf.config.training_fields import training_fields
+from lora_hf.config.training_fields import DROPPED, ELSEWHERE, FIXED, training_fields
 from lora_hf.errors import UserError
 
 KeyPath = tuple[str | int, ...]
@@ -155,8 +155,21 @@ def unknown_key(path: KeyPath, value: Any) -> Mistake:
         section, _, leaf = path[-1].rpartition(".")
         nested = f"{section}: {{{leaf}: {shown_at(path, value)}}}"
         return Mistake(path, f"{text}; in a file, keys are nested: `{nested}`")
+    if reason := _reason_of_training(str(path[-1]), value):
+        return Mistake(path, f"{text}; {reason}")
     near = " or ".join(map(repr, _right_names(path)))
     return Mistake(path, f"{text}; did you mean {near}?" if near else text)
+
+
+def _reason_of_training(name: str, value: Any) -> str:
+    """Return why a field of the Trainer would be refused in `training:` too, or an empty text."""
+    if name in OTHER_NAMES or _same_leaf(name, list(section_fields())):
+        return ""
+    if name in FIXED and value != FIXED[name][0]:
+        return f"{TRAINING}.{name} {FIXED[name][1]}"
+    if name in ELSEWHERE:
+        return f"it {ELSEWHERE[name]}"
+    return f"it is no longer a field of Transformers: {DROPPED[name]}" if name in DROPPED else ""
 
 
 def mistakes_of(error: ValidationError, data: Any) -> list[Mistake]:

@@ -1,11 +1,14 @@
 """Check fields of `training:` that depend on each other, at last by Transformers itself."""
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lora_hf.config.problems import KeyPath, Mistake, dotted, shown, wrong_value
+from lora_hf.config.training import higher_is_better
+from lora_hf.config.training_fields import RUN_DEFAULTS
 
 NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Schedules that Transformers makes without `warmup_steps`."""
@@ -93,7 +96,7 @@ def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -
     class Trial(Seq2SeqTrainingArguments):
         device = None  # type: ignore[assignment]  # setting it up would start process groups
 
-    settings = {key: value for key, value in training.items() if key not in _NOT_TRIED}
+    settings = RUN_DEFAULTS | {key: value for key, value in training.items() if key not in _NOT_TRIED}
     if pairs := [wrong_value((*path, key), training[key], text) for key, text in _pair_mistakes(training)]:
         return pairs
     try:
@@ -122,6 +125,16 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         is_given = get(field, switch.default) not in (switch.default, None, {})
         if is_given and not switch.is_on(training) and training.keys().isdisjoint(switch.names):
             yield field, f"has no effect without {switch.needs}"
+    better = higher_is_better(metric)
+    if better is not None and get("greater_is_better") is (not better):
+        right = f"a {'higher' if better else 'lower'} training.metric_for_best_model={metric!r} is better"
+        yield "greater_is_better", f"would keep the worst checkpoint: {right}; remove it"
+    if schedule in METRIC_SCHEDULES and better is not None:
+        given, mode = get("lr_scheduler_kwargs") or {}, "max" if better else "min"
+        given = json.loads(given) if isinstance(given, str) else given
+        if given.get("mode", "min") in {"min", "max"} - {mode}:
+            text = f"would lower the rate while training.metric_for_best_model={metric!r} improves: add "
+            yield "lr_scheduler_type", f"{text}training.lr_scheduler_kwargs: {{mode: {mode}}}"
     if get("save_strategy") == "best" and get("eval_strategy", "no") == "no":
         yield "save_strategy", "needs training.eval_strategy: evaluations decide which checkpoint is the best"
     if get("prediction_loss_only") and metric != "loss":

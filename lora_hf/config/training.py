@@ -34,6 +34,18 @@ _KINDS: dict[str, tuple[Any, str]] = {
 """Types of a JSON schema: how a value is read, and what the type is called."""
 
 
+def higher_is_better(metric: str) -> bool | None:
+    """Return whether a higher value of an evaluation's metric is better; None if neither direction is.
+
+    Args:
+        metric: one of `BEST`, with or without the Trainer's prefix `eval_`.
+    """
+    name = metric.removeprefix("eval_")
+    if name in ROUGE_NAMES:
+        return True
+    return False if name == "loss" else None
+
+
 def check_training(
     training: Mapping[Any, Any], path: KeyPath = ("training",)
 ) -> tuple[dict[str, Any], list[Mistake]]:

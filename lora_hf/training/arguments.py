@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from lora_hf.config import RunConfig
 from lora_hf.config.problems import shown
 from lora_hf.config.training import asks_to_compile
+from lora_hf.config.training_fields import RUN_DEFAULTS
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, did_you_mean, first_line
 from lora_hf.system import pick_device, resolve_dtype
@@ -46,7 +47,7 @@ def training_arguments(
         UserError: float16, in which T5 overflows, or a setting that this machine does not support.
     """
     check_dtype(compute_dtype)
-    defaults: dict[str, Any] = {
+    defaults: dict[str, Any] = RUN_DEFAULTS | {
         "predict_with_generate": True,
         "train_sampling_strategy": "group_by_length",
         "per_device_eval_batch_size": config.generation.batch_size,
@@ -54,7 +55,6 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": pick_device().type == "cpu",  # otherwise bfloat16 is refused on a CPU
         "bf16": compute_dtype == torch.bfloat16,
-        "save_strategy": "epoch",
         "logging_nan_inf_filter": False,  # the NaN guard checks each step; this filter hides NaN
         "logging_steps": 50,
         "restore_callback_states_from_checkpoint": True,  # the counter of early stopping

@@ -128,3 +128,31 @@ def test_a_trial_that_succeeds_leaves_no_trace(batch: dict) -> None:
         assert str(model) != before[0][0]
     after = state(model, batch)
     assert after[0] == before[0] and torch.equal(after[1], before[1])
+
+
+def test_a_rollback_restores_the_dicts_that_handles_of_hooks_refer_to(batch: dict) -> None:
+    model = make_t5()
+    before, calls = state(model, batch), []
+    handle = model.encoder.register_forward_hook(lambda *args: calls.append(1))
+    with rolled_back(model):
+        inject_adapters(model, LoraConfig(r=2))
+        later = model.decoder.register_forward_hook(lambda *args: calls.append(2))
+    logits(model, batch)
+    assert calls == [1]
+    later.remove()
+    handle.remove()
+    assert torch.equal(logits(model, batch), before[1]) and calls == [1]
+    assert not model.encoder._forward_hooks
+
+
+def test_a_rollback_restores_dicts_of_dicts_and_lists_in_place() -> None:
+    model = make_t5()
+    model.config.task_specific_params = {"a": {"b": 1}}
+    blocks, held = model.encoder.block, model.config.task_specific_params
+    modules, inner = blocks._modules, held["a"]
+    with pytest.raises(ValueError), rolled_back(model):
+        del blocks._modules["1"]
+        held["c"] = inner["b"] = 2
+        raise ValueError
+    assert blocks._modules is modules and list(modules) == ["0", "1"]
+    assert model.config.task_specific_params is held and held == {"a": {"b": 1}} and held["a"] is inner

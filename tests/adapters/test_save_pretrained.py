@@ -129,11 +129,39 @@ def test_a_model_with_the_weights_of_a_baseline_is_refused(
         model.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("change", [adapted, lambda: with_bottlenecks(make_t5())])
-def test_a_part_of_a_changed_model_is_refused(change: Callable[[], Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"save_pretrained: block.0.* which no plain model has"):
-        change().encoder.save_pretrained(tmp_path)
-    assert not list(tmp_path.glob("*.safetensors"))
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(adapted, NOT_MERGED), (lambda: with_bottlenecks(make_t5()), "block.0.* which no plain model has")],
+)
+def test_a_part_of_a_changed_model_is_refused(change: Callable[[], Any], says: str, tmp_path: Path) -> None:
+    model = change()
+    with pytest.raises(UserError, match=says):
+        model.encoder.save_pretrained(tmp_path / "part")
+    assert not (tmp_path / "part").exists() or not list((tmp_path / "part").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("fields", [{}, {"modules_to_save": ["shared"]}], ids=str)
+def test_a_part_of_a_merged_model_is_saved_as_the_plain_part(fields: dict, tmp_path: Path) -> None:
+    model = adapted(**fields)
+    merge_adapters(model)
+    names = list(model.state_dict())
+    model.encoder.save_pretrained(tmp_path)
+    written, plain = load_file(tmp_path / "model.safetensors"), plain_merged(model).encoder.state_dict()
+    assert written.keys() == plain.keys() and all(torch.equal(written[name], plain[name]) for name in plain)
+    assert list(model.state_dict()) == names
+    unmerge_adapters(model)
+    with pytest.raises(UserError, match=NOT_MERGED):
+        again = copy.deepcopy(model)
+        again.encoder.save_pretrained(tmp_path / "copy")
+    merge_and_unload(model)
+    assert "save_pretrained" not in vars(model.encoder)
+
+
+def plain_merged(model: Any) -> Any:
+    """Return a plain copy of a merged model."""
+    again = copy.deepcopy(model)
+    unmerge_adapters(again)
+    return merge_and_unload(again)
 
 
 def with_bottlenecks(model: Any) -> Any:

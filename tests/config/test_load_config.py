@@ -38,6 +38,21 @@ MISTAKES = [
     ),
     ("lr: 3", "x.yaml:1: unknown key 'lr' (value 3); did you mean 'training.learning_rate'?"),
     ("dropout: 0.1", "x.yaml:1: unknown key 'dropout' (value 0.1); did you mean 'lora.lora_dropout'?"),
+    (
+        "resume_from_checkpoint: runs/a/checkpoints/checkpoint-5",
+        "x.yaml:1: unknown key 'resume_from_checkpoint' (value 'runs/a/checkpoints/checkpoint-5'); it is not "
+        "needed: rerun the command to resume an interrupted run",
+    ),
+    (
+        "half_precision_backend: apex",
+        "x.yaml:1: unknown key 'half_precision_backend' (value 'apex'); it is no longer a field of "
+        "Transformers: remove it: bf16: true needs no backend",
+    ),
+    (
+        "model: {fp16: true}",
+        "x.yaml:1: unknown key 'model.fp16' (value true); training.fp16 overflows in T5 (its feed-forward "
+        "output passes 65504, and the loss becomes NaN); use bf16: true on a GPU that has it, or float32",
+    ),
     ("zzz: null", "x.yaml:1: unknown key 'zzz' (value null)"),
     ("lora.r: 8", "x.yaml:1: unknown key 'lora.r' (value 8); in a file, keys are nested: `lora: {r: 8}`"),
     (

@@ -137,6 +137,9 @@ def test_a_field_that_no_run_reads_is_refused_with_what_it_needs(
         load_config(fields)
     message = str(raised.value)
     assert f"{field} has no effect" in message and needs in message and "\n" not in message
+    with pytest.raises(UserError) as raised:  # a config that Python code has created
+        load_config(RunConfig(**fields))
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("fields", [*(fields for fields, _, _ in UNREAD), {"data": {"dataset_name": "."}}])

@@ -51,7 +51,8 @@ EFFECT: dict[str, tuple[Any, dict[str, Any]]] = {
     "save_steps": (1, {"save_strategy": "steps"}),
     "load_best_model_at_end": (True, FIRST | {"load_best_model_at_end": False}),
     "metric_for_best_model": ("eval_falling", BEST | GENERATED),
-    "greater_is_better": (True, BEST),
+    # with a metric of the Trainer's caller: of the run's own metrics the direction is known
+    "greater_is_better": (False, BEST | GENERATED | {"metric_for_best_model": "eval_falling"}),
     "data_seed": (7, {}),
     "dataloader_drop_last": (
         True,
@@ -163,6 +164,8 @@ def test_a_refused_field_is_one_error_with_its_value(field: str) -> None:
 
 
 COSINE = {"lr_scheduler_type": "cosine"}
+KEEPS_BEST = {"load_best_model_at_end": True, "eval_strategy": "epoch"}
+PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eval_steps": 5}, "eval_steps=5 has no effect without training.eval_strategy: steps"),
     ({"eval_steps": 5, "eval_strategy": "epoch"}, ""),
@@ -173,10 +176,34 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"greater_is_better": None, "eval_delay": 0, "save_steps": 500, "hub_private_repo": False}, ""),
     ({"metric_for_best_model": "rouge1", "load_best_model_at_end": False}, ""),
     (
-        {"metric_for_best_model": "rouge1", "lr_scheduler_type": "reduce_lr_on_plateau"}
+        {"metric_for_best_model": "loss", "lr_scheduler_type": "reduce_lr_on_plateau"}
         | {"eval_strategy": "epoch"},
         "",
     ),
+    (
+        KEEPS_BEST | {"metric_for_best_model": "rouge1", "greater_is_better": False},
+        "greater_is_better=false would keep the worst checkpoint: a higher training.metric_for_best_model",
+    ),
+    (
+        KEEPS_BEST | {"metric_for_best_model": "eval_rougeLsum", "greater_is_better": False},
+        "greater_is_better=false would keep the worst checkpoint",
+    ),
+    (KEEPS_BEST | {"greater_is_better": True}, "a lower training.metric_for_best_model='loss' is better"),
+    (KEEPS_BEST | {"metric_for_best_model": "rouge1", "greater_is_better": True}, ""),
+    (KEEPS_BEST | {"metric_for_best_model": "words", "greater_is_better": False}, ""),
+    (KEEPS_BEST | {"greater_is_better": False}, ""),
+    (
+        PLATEAU | {"metric_for_best_model": "rouge1"},
+        "='reduce_lr_on_plateau' would lower the rate while training.metric_for_best_model='rouge1' improves",
+    ),
+    (
+        PLATEAU | {"metric_for_best_model": "rouge1", "lr_scheduler_kwargs": {"mode": "min"}},
+        "add training.lr_scheduler_kwargs: {mode: max}",
+    ),
+    (PLATEAU | {"lr_scheduler_kwargs": {"mode": "max"}}, "add training.lr_scheduler_kwargs: {mode: min}"),
+    (PLATEAU | {"metric_for_best_model": "rouge1", "lr_scheduler_kwargs": {"mode": "max"}}, ""),
+    (PLATEAU | {"metric_for_best_model": "rouge1", "lr_scheduler_kwargs": '{"mode": "max"}'}, ""),
+    (PLATEAU, ""),
     ({"hub_model_id": "a/b"}, "hub_model_id='a/b' has no effect without training.push_to_hub: true"),
     ({"fsdp_config": {"min_num_params": 1}}, "has no effect without training.fsdp: true"),
     (
