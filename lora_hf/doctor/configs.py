@@ -32,6 +32,7 @@ from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import check_dtype, check_full_batches, check_training_settings
+from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.stored_base import check_stored_base
 
 CUT_SHARE = 0.05
@@ -113,7 +114,8 @@ def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
     """Return how much of the model trains, computed on a model without memory; and doubts about its targets.
 
     Raises:
-        UserError: a target matches nothing, or a layer does not fit the storage format or the initialization.
+        UserError: a target matches nothing, a layer does not fit the storage format or the initialization, or
+            the optimizer is for layers that do not train.
     """
     dtype = resolve_dtype(run.model.dtype, pick_device())
     with outline(run, settings, dtype) as model:
@@ -121,6 +123,7 @@ def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
         kept = set(model._keep_in_fp32_modules or ())
         bases, found = {path: layer.base for path, layer in lora_layers(model).items()}, targets_of(model)
         STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
+        check_optimizer_layers(run.training.get("optim_target_modules"), model)
     for path, base in bases.items():
         stays_dense = not kept.isdisjoint(path.split(".")) and not run.model.quantize_wo
         check_initialization(run, path, (base.out_features, base.in_features), stays_dense)

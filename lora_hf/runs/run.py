@@ -22,6 +22,7 @@ from lora_hf.evaluation.rouge import load_scorer
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer
+from lora_hf.planning.fake_model import outline, settings_of
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
 from lora_hf.run_records import Prediction, RunResult, Scores, TrainingRecord, folder_bytes, read_record
 from lora_hf.runs.lock import run_lock
@@ -29,6 +30,7 @@ from lora_hf.runs.run_dir import UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_full_batches, check_training_settings
+from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.stored_base import check_base_of
 from lora_hf.training.train import Run, adapt, load_trained, train
@@ -64,6 +66,9 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_push(config)
     check_training_settings(config)
     check_base_of(config)
+    if layers := config.training.get("optim_target_modules"):
+        with outline(config, settings_of(config.model), torch.float32, is_run=False) as model:
+            check_optimizer_layers(layers, model)
     load_scorer()
     tokenizer = load_tokenizer(config.model)
     check_lengths(config.model, config.data, config.generation)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.trainer_utils import check_target_module_exists
 from transformers.utils import is_torchao_available
 
 from lora_hf.config.problems import shown
@@ -74,6 +75,35 @@ def check_optimizer(args: Any) -> None:
                 f"training.optim_args={args.optim_args!r}: {key}={given} has no effect with "
                 f"training.optim={name!r}; remove it{_adam_field(key)}"
             )
+
+
+def check_optimizer_layers(targets: str | list[str] | None, model: nn.Module) -> None:
+    """Check that `optim_target_modules` names linear layers that train, with Transformers' own matching.
+
+    Args:
+        targets: the field's value.
+        model: the model that the run trains; one without memory is enough.
+
+    Raises:
+        UserError: it names none, or only layers of a frozen base.
+    """
+    if not targets:
+        return
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    trained = [name for name, module in linear.items() if module.weight.requires_grad]
+    is_every = isinstance(targets, str) and targets.replace("_", "-") == "all-linear"
+    if trained and (is_every or any(check_target_module_exists(targets, name) for name in trained)):
+        return
+    ends = sorted({name.split(".")[-1] for name in linear})
+    reason = f"; its linear layers end in {', '.join(ends)}"
+    if len(trained) < len(linear):
+        reason = (
+            ": with method: lora these are only the layers of lora.modules_to_save; use method: full, or "
+            "another training.optim"
+        )
+    raise UserError(
+        f"training.optim_target_modules={shown(targets)} names no linear layer that trains{reason}"
+    )
 
 
 def _adam_field(key: str) -> str:

@@ -38,9 +38,10 @@ from lora_hf.training.nan_guard import (
     check_steps,
     check_weights,
 )
-from lora_hf.training.optimizer import check_given_optimizer, check_optimizer
+from lora_hf.training.optimizer import check_given_optimizer, check_optimizer, check_optimizer_layers
 from lora_hf.training.registry import added_weights
 from lora_hf.training.resumable import ResumableTrainer
+from lora_hf.training.trackers import name_failed_starts
 from lora_hf.training.unused_layers import UnusedLayers
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class LoraTrainer(ResumableTrainer):
             )
         if has_flag:
             model._hf_peft_config_loaded = False
+        name_failed_starts(self.callback_handler.callbacks)
         self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -119,6 +121,7 @@ class LoraTrainer(ResumableTrainer):
             check_given_optimizer(self.optimizer, self.model if model is None else model)
         if is_new and self.optimizer_cls_and_kwargs is None:
             check_optimizer(self.args)
+            check_optimizer_layers(self.args.optim_target_modules, self.model if model is None else model)
         try:
             optimizer = super().create_optimizer(model)
         except (ImportError, ValueError) as error:  # settings that do not fit the model

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from lora_hf.config.problems import OTHER_NAMES
 from lora_hf.config.training_fields import DROPPED, installed_fields
 from lora_hf.doctor import of_config
 from lora_hf.errors import UserError
+from lora_hf.runs.run import execute
 from lora_hf.training.arguments import check_training_settings
 from lora_hf.training.optimizer import check_optimizer
 
@@ -146,6 +149,51 @@ def test_an_optimizer_without_its_package_is_refused_by_name(name: str) -> None:
     config = load_config("quickstart", [f"training.optim={name}", "training.optim_target_modules=[q, v]"])
     with pytest.raises(UserError, match=rf"^training.optim='{name}': .*install"):
         check_training_settings(config)
+
+
+@pytest.fixture
+def galore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a module of the same interface in the place of the package of GaLore."""
+    names = ("GaLoreAdamW", "GaLoreAdamW8bit", "GaLoreAdafactor")
+    package = ModuleType("galore_torch")
+    vars(package).update(dict.fromkeys(names, torch.optim.AdamW), __spec__=ModuleSpec("galore_torch", None))
+    monkeypatch.setitem(sys.modules, "galore_torch", package)
+    monkeypatch.setattr("transformers.trainer_optimizer.is_galore_torch_available", lambda: True)
+
+
+@pytest.mark.usefixtures("galore")
+@pytest.mark.parametrize(
+    ("method", "targets", "says"),
+    [
+        (
+            "full",
+            "[query]",
+            "=[query] names no linear layer that trains; its linear layers end in k, ",
+        ),
+        ("full", "encoder", "='encoder' names no linear layer that trains"),  # an expression for whole names
+        ("full", "[q, v]", ""),
+        ("full", "'all-linear'", ""),
+        ("full", "'.*SelfAttention.q'", ""),
+        ("lora", "[q, v]", "=[q, v] names no linear layer that trains: with method: lora these are only the"),
+        ("lora", "[lm_head]", ""),
+    ],
+)
+def test_layers_of_an_optimizer_are_checked_before_a_model_is_loaded(
+    method: str, targets: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = [f"method={method}", "training.optim=galore_adamw", f"training.optim_target_modules={targets}"]
+    fields += ["lora.modules_to_save=[lm_head]"] * ("lm_head" in targets)
+    overrides = [*FEW, *fields, f"output_dir={tmp_path / 'run'}"]
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a model is loaded")
+
+    monkeypatch.setattr("lora_hf.runs.run.load_model", refuse)
+    with pytest.raises(UserError if says else RuntimeError) as raised:
+        execute(load_config("quickstart", overrides))
+    assert (f"training.optim_target_modules{says}" if says else "is loaded") in str(raised.value)
+    found = [finding for finding in of_config(Path("quickstart"), overrides) if finding.check == "targets"]
+    assert [says in finding.title for finding in found if finding.state == "fault"] == [True] * bool(says)
 
 
 @pytest.mark.parametrize(

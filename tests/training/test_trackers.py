@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock, patch
 
 import pytest
 import torch
 from support.inputs import FEW
+from support.tiny_trainer import adapted, arguments, make_trainer
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
 from lora_hf.training.arguments import training_arguments
-from lora_hf.training.trackers import PACKAGED_TRACKERS, check_trackers
+from lora_hf.training.trackers import PACKAGED_TRACKERS, SERVER_OF, check_server, check_trackers
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -179,22 +182,62 @@ def test_weights_and_biases_without_a_key_is_refused_before_anything_is_loaded(
     with pytest.raises(UserError, match=r"^training.report_to=\S+ wandb has no API key: run `wandb login`"):
         check_trackers(names)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(socket, "create_connection", Mock())
     check_trackers(names)
 
 
+SERVERS = [("wandb", "WANDB_BASE_URL", "WANDB_MODE=offline"), ("mlflow", "MLFLOW_TRACKING_URI", "sqlite:///")]
+
+
 @pytest.mark.usefixtures("packages")
-@pytest.mark.parametrize("names", ["mlflow", ["tensorboard", "mlflow"]])
-def test_mlflow_without_its_server_is_refused_within_seconds(
-    names: str | list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "variable", "remedy"), SERVERS)
+def test_a_server_that_does_not_respond_is_refused_unless_a_proxy_is_between(
+    name: str, variable: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         place = f"http://127.0.0.1:{server.getsockname()[1]}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
-        with pytest.raises(UserError, match=rf"mlflow.*MLFLOW_TRACKING_URI='{place}' does not respond"):
-            check_trackers(names)
+        monkeypatch.setenv(variable, place)
+        says = rf"report_to='{name}': the server {variable}='{place}' does not respond .*{remedy}"
+        with pytest.raises(UserError, match=says):
+            check_trackers(name)
+        monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+        monkeypatch.setenv("no_proxy", "")
+        check_trackers(name)  # the proxy knows, and a direct connection would say nothing
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with pytest.raises(UserError, match=says):
+            check_trackers(name)
         server.listen()
-        check_trackers(names)
+        check_trackers(name)
+
+
+def test_weights_and_biases_without_a_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", Mock(side_effect=OSError("Name or service not known")))
+    for variable in ("WANDB_BASE_URL", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    says = r"the server https://api.wandb.ai \(change it with WANDB_BASE_URL\) does not respond \(Name"
+    with pytest.raises(UserError, match=says):
+        check_server("wandb")
+    check_server("tensorboard")
+    for name in ("comet_ml", "clearml", "swanlab", "kubeflow"):
+        monkeypatch.setenv(SERVER_OF[name].variable, "https://tracker.example")
+        with pytest.raises(UserError, match=f"{SERVER_OF[name].variable}='https://tracker.example' does not"):
+            check_server(name)
+
+
+def test_a_tracker_that_fails_to_start_is_one_error_with_its_name(tmp_path: Path) -> None:
+    class CometCallback(TrainerCallback):
+        def setup(self, args, state, model, **kwargs):
+            raise ConnectionError("no such workspace")
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.setup(args, state, model)
+
+    with patch.dict(integration_utils.INTEGRATION_TO_CALLBACK, comet_ml=CometCallback):
+        trainer = make_trainer(adapted(), arguments(tmp_path), callbacks=[CometCallback()])
+    with pytest.raises(UserError, match="^training.report_to: comet_ml did not start: no such workspace"):
+        trainer.train()
 
 
 def test_null_means_no_tracker(tmp_path: Path) -> None:
@@ -206,8 +249,6 @@ def test_null_means_no_tracker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PACKAGED_TRACKERS)
 def test_a_tracker_that_is_not_installed_is_one_error_with_the_extra(name: str, monkeypatch) -> None:
-    from transformers.integrations import integration_utils
-
     monkeypatch.setattr(integration_utils, f"is_{name}_available", lambda: False)
     with pytest.raises(UserError, match=rf"training.report_to='{name}'.*lora_hf\[trackers\]"):
         check_trackers([name])
