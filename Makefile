@@ -23,8 +23,8 @@ test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figur
 test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest that pyproject.toml admits but of torch
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(addprefix tests/,$(TOUCHED))
 
-test-peft-versions: .venv/.installed-test  ## adapters exchanged with PEFT 0.4 to 0.17, each in its own environment
-	$(BIN)/python scripts/tools/peft_versions.py
+test-peft-versions: .venv/.installed  ## adapters exchanged with PEFT 0.4 to 0.17, each in its own environment; ARGS="--only 0.17.1"
+	$(BIN)/python scripts/tools/peft_versions.py $(ARGS)
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/tools/soak_kill.py --kills 50

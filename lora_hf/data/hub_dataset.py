@@ -6,7 +6,7 @@ fails at once, and rows of another commit are refused.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def read_hub(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
             if builder is None:
                 raise unreachable
             logger.info("the Hub cannot be reached: %s is read from its local copy", name)
-            _check_split(builder, split, what)
+            _check_split(builder.info.splits, split, what)
             yield from builder.as_dataset(split)
         return
     with hub_errors(what, remedy):
@@ -50,16 +50,18 @@ def read_hub(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
                 f"{builder.hash}; {AGAIN}"
             )
         if config.streaming:
-            yield from builder.as_streaming_dataset(split)
+            streams = builder.as_streaming_dataset()
+            _check_split(streams, split, what)
+            yield from streams[split]
             return
         builder.download_and_prepare()
-        _check_split(builder, split, what)
+        _check_split(builder.info.splits, split, what)
         yield from builder.as_dataset(split)
 
 
-def _check_split(builder: Any, split: str, what: str) -> None:
-    """Refuse a split that a prepared dataset does not have, and name those that it has."""
-    if split not in (names := list(builder.info.splits or [split])):
+def _check_split(splits: Iterable[str] | None, split: str, what: str) -> None:
+    """Refuse a split that a dataset does not have, and name those that it has."""
+    if split not in (names := list(splits or [split])):
         raise UserError(
             f"{what}: it has no split {split!r}, only {', '.join(names)}. Save its rows as the files train, "
             "validation and test of a folder, and give that folder"

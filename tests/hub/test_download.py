@@ -113,11 +113,18 @@ def test_a_split_that_a_dataset_does_not_have_is_one_error_with_those_that_it_ha
         def download_and_prepare(self):
             pass
 
+        def as_streaming_dataset(self):
+            return {"train": [], "test": [{"id": "1"}]}
+
     monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (Builder.hash, None))
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *given, **fields: Builder())
     config = DataConfig(dataset_name="acme/talks")
     with pytest.raises(UserError, match="'acme/talks' .* no split 'validation', only train, test. Save"):
         list(read_hub(config, "validation"))
+    config = DataConfig(dataset_name="acme/talks", streaming=True)
+    with pytest.raises(UserError, match="'acme/talks' .* no split 'validation', only train, test. Save"):
+        list(read_hub(config, "validation"))
+    assert list(read_hub(config, "test")) == [{"id": "1"}]
 
 
 def test_a_full_disk_during_a_download_is_no_mistake_of_the_user():
