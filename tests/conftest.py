@@ -1,19 +1,23 @@
-"""Fixtures that tests of several folders use."""
+"""Fixtures that tests of several folders use.
+
+What is slow to import is imported in the fixture that needs it: pytest-xdist's first process, which runs no
+test, reads this file too.
+"""
 
 import gc
 import logging
 import os
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
-from support.models import TOKENS, make_t5
 from support.warm_python import WarmPython
-from transformers import (
-    T5ForConditionalGeneration,
-)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import T5ForConditionalGeneration
 
 pytest_plugins = ["hub.fixtures", "support.launching"]  # hub, client, trained
 
@@ -53,13 +57,18 @@ def warm_python():
 
 
 @pytest.fixture
-def t5() -> T5ForConditionalGeneration:
+def t5() -> "T5ForConditionalGeneration":
+    from support.models import make_t5
+
     return make_t5()
 
 
 @pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> "dict[str, Tensor]":
     """Return three rows of 11 input tokens and 7 labels, with padding in both."""
+    import torch
+    from support.models import TOKENS
+
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, TOKENS, (3, 11), generator=generator)
     labels = torch.randint(3, TOKENS, (3, 7), generator=generator)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import logits, make_t5, randomize
+from support.selection import slow_except
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -53,17 +54,16 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "DataParallel": nn.DataParallel,
     "both": lambda model: nn.DataParallel(compiled(model)),
 }
-wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=list(WRAPPERS))
 
 
-@wrappers
+@pytest.mark.parametrize("wrapper", slow_except(["compiled", "DataParallel"], WRAPPERS))
 def test_an_adapter_of_a_wrapped_model_is_written_as_of_the_plain_one(
-    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path, batch: dict
+    wrapper: str, tmp_path: Path, batch: dict
 ) -> None:
     model = inject_adapters(make_t5(), CONFIG)
     randomize(model)
     save_adapter(model, tmp_path / "plain")
-    wrapped = wrap(make_t5())
+    wrapped = WRAPPERS[wrapper](make_t5())
     assert inject_adapters(wrapped, CONFIG) is wrapped
     randomize(wrapped)
     put_adapter_state(wrapped, adapter_state(model))
@@ -73,21 +73,15 @@ def test_an_adapter_of_a_wrapped_model_is_written_as_of_the_plain_one(
         assert (tmp_path / "wrapped" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        pytest.param(wrap, id=name, marks=[pytest.mark.slow] if name.startswith("compiled") else [])
-        for name, wrap in WRAPPERS.items()
-    ],
-)
+@pytest.mark.parametrize("wrapper", slow_except(["DataParallel"], WRAPPERS))
 def test_a_wrapped_model_takes_an_adapter_and_everything_works_through_it(
-    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path, batch: dict
+    wrapper: str, tmp_path: Path, batch: dict
 ) -> None:
     model = inject_adapters(make_t5(), CONFIG)
     randomize(model)
     save_adapter(model, tmp_path)
     expected, base = logits(model, batch), logits(make_t5(), batch)
-    wrapped = wrap(make_t5())
+    wrapped = WRAPPERS[wrapper](make_t5())
     torch.testing.assert_close(logits(wrapped, batch), base, rtol=0, atol=1e-5)  # compiled before the change
     load_adapter(wrapped, tmp_path)
     torch.testing.assert_close(logits(wrapped, batch), expected, rtol=0, atol=1e-5)

@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
-from support.families import EVERY, make_family
+from support.families import EVERY, SIX, make_family
 from support.models import MODELS, make_t5
 from support.new_weights import randomize
+from support.selection import slow_except
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -83,7 +84,7 @@ def test_only_the_prompt_learns_and_every_virtual_token_does(kind, batch):
 SCALED = {"scale_embedding": True}
 
 
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("family", slow_except(SIX, EVERY))
 def test_a_prompt_of_a_token_s_embeddings_is_that_token_before_the_text(family):
     """With its scale and its place, in rows with padding too; and without virtual tokens nothing changes."""
     fields = SCALED if "scale_embedding" in EVERY[family] | make_family(family).config.to_dict() else {}

@@ -67,6 +67,7 @@ print(json.dumps({{"seen": seen}}))
     assert all(said in error for said, error in zip(expected, errors, strict=True))
 
 
+@pytest.mark.slow
 def test_a_command_hides_packages_that_it_does_not_use_and_reveals_a_quantizer_where_it_is_needed() -> None:
     """This environment has PEFT, HQQ, torchao and scikit-learn, and Transformers imports what it finds."""
     seen = in_a_process("""

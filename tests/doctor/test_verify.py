@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from support.selection import slow_except
 
 from lora_hf import cli
 from lora_hf.doctor import RUN, of_run
@@ -137,7 +138,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", slow_except(["changed weights"], DAMAGES))
 def test_the_remedy_in_the_report_repairs_the_run(run, damage):
     DAMAGES[damage](run)
     found = [finding for finding in of_run(run) if finding.state == "fault"]

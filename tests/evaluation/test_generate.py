@@ -2,11 +2,13 @@
 
 import logging
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from support.models import TOKENS, make_bart, make_mt5, make_t5, make_umt5, randomize, untie_head
+from support.selection import slow_except
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
@@ -74,9 +76,12 @@ def write(model: Any, **options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "make", [make_t5, pytest.param(make_mt5, marks=pytest.mark.slow), make_umt5, make_bart]
+    ("beams", "make"),
+    slow_except(
+        [(1, make_umt5), (3, make_t5), (3, make_bart)],
+        product((1, 3), (make_t5, make_mt5, make_umt5, make_bart)),
+    ),
 )
-@pytest.mark.parametrize("beams", [1, 3])
 def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ENCODER_TOKENS", 50)  # several parts a batch
     model = adapted(make)
@@ -283,7 +288,7 @@ def alone(model: nn.Module, name: str | None, **options: Any) -> list[str]:
         return write(model, batch_size=8, fast_paths=False, **options)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", slow_except([1], [1, 3]))
 def test_each_row_of_a_mixed_batch_is_what_its_adapter_alone_writes(
     beams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

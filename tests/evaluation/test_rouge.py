@@ -181,6 +181,7 @@ class TestMetric:
         assert on_disk.compute(predictions=["a"], references=["a"])["rouge1"] == 1.0
         assert (tmp_path / "b").exists()
 
+    @pytest.mark.slow
     def test_the_metric_works_offline_without_a_writable_cache(self):
         code = (
             "import socket, sys; socket.socket.connect = None;"

@@ -105,6 +105,7 @@ def test_mistakes_are_named(call, words):
         call()
 
 
+@pytest.mark.slow
 def test_published_full_fine_tuning_is_significantly_better_than_lora():
     from lora_hf.evaluation.rouge import score_dialogues
 

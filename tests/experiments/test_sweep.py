@@ -101,6 +101,7 @@ def test_a_repeated_search_tries_the_same_values(tmp_path: Path) -> None:
     assert points("one", 1) == points("again", 1) != points("other", 2)
 
 
+@pytest.mark.slow
 def test_a_killed_search_is_resumed(
     config_file: Path, runs_in_this_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

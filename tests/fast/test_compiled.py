@@ -45,7 +45,8 @@ def shallow() -> Any:
     return adapted(make=lambda: model)
 
 
-@pytest.mark.parametrize("use_dora", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("use_dora", [False, True])
 def test_four_graphs_serve_every_length_and_give_the_same_gradients(use_dora: bool) -> None:
     model = inject_adapters(make_t5(), LoraConfig(r=4, use_dora=use_dora)).train()
     randomize(model)

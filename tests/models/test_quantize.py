@@ -1,5 +1,6 @@
 """Bases in fewer bits: NF4, FP4, int8 and affine, T5's `wo` dense or in the store; bytes and refusals."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from support.families import make_family
 from support.models import CPU, T5_SHAPE, gradients_of, randomize, saved, untie_head
+from support.selection import slow_except
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -66,9 +68,11 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in names if name != "lm_head"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantize_wo", [False, True])
 @pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(
+    ("quantize_wo", "dtype"),
+    slow_except([(True, "bfloat16")], product((False, True), ("float32", "bfloat16"))),
+)
 def test_every_storage_format_is_close_to_the_dense_model_with_and_without_wo(
     store: str, quantize_wo: bool, dtype: str, tmp_path: Path, batch: dict
 ) -> None:
@@ -114,10 +118,7 @@ def test_a_wo_stored_as_uint8_gives_wrong_outputs(tmp_path: Path, batch: dict) -
 
 @pytest.mark.parametrize(
     ("store", "checkpointing"),
-    [
-        *((store, False) for store in STORES),
-        *(pytest.param(store, True, marks=pytest.mark.slow) for store in STORES),
-    ],
+    slow_except([("nf4", False), ("torchao_int8", False)], product(STORES, (False, True))),
 )
 def test_adapters_train_merge_and_load_on_every_layer_of_every_storage_format(
     store: str, checkpointing: bool, tmp_path: Path, batch: dict
@@ -143,7 +144,7 @@ def test_adapters_train_merge_and_load_on_every_layer_of_every_storage_format(
     assert torch.equal(logits(model, batch), trained)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_except(["bfloat16"], ["float32", "bfloat16"]))
 @pytest.mark.parametrize("store", STORES)
 def test_finite_gradients_reach_every_adapter(store: str, dtype: str, tmp_path: Path, batch: dict) -> None:
     model = inject_adapters(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import make_t5, untie_head
+from support.selection import slow_except
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -115,6 +116,7 @@ def test_planned_activations_equal_those_of_a_step() -> None:
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_planned_like_the_reference_path() -> None:
     data = {"dataset_name": "nobody/nothing"}
     held = [
@@ -141,7 +143,7 @@ def test_a_step_s_peak_is_within_15_percent_of_the_plan(size: str, dtype: str) -
     assert case["planned_mib"] == pytest.approx(case["measured_mib"], rel=0.15)
 
 
-@pytest.mark.parametrize("quantize_wo", [False, True])
+@pytest.mark.parametrize("quantize_wo", slow_except([True], [False, True]))
 @pytest.mark.parametrize(
     "fields",
     [
@@ -232,6 +234,7 @@ def test_a_target_that_matches_nothing_is_found_before_a_download() -> None:
         plan(config(lora={"target_modules": ["query"]}))
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_network_for_a_flan_t5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,7 +264,9 @@ def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         plan(config(model={"model_name_or_path": str(tmp_path)}))
 
 
-@pytest.mark.parametrize("method", [method for method in METHOD_CHOICES if method != "base"])
+@pytest.mark.parametrize(
+    "method", slow_except(["lora"], [method for method in METHOD_CHOICES if method != "base"])
+)
 def test_every_method_that_trains_can_be_planned(method: str) -> None:
     run = config(method=method, data={"dataset_name": "nobody/nothing"})
     trainable = {

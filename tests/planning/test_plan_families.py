@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.families import EVERY, make_family
+from support.families import EVERY, SIX, make_family
 from support.models import T5_SHAPE
+from support.selection import slow_except
 
 from lora_hf import LoraConfig, cli, inject_adapters
 from lora_hf.config import RunConfig
@@ -24,7 +25,7 @@ ASK = ("LED", "FSMT")
 RUN = RunConfig(lora={"r": 2})
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_except((*SIX, *UNCOUNTED), EVERY))
 def test_every_weight_is_counted_in_its_stack(name: str) -> None:
     base = make_family(name)
     total = sum(p.numel() for p in base.parameters())
@@ -36,9 +37,7 @@ def test_every_weight_is_counted_in_its_stack(name: str) -> None:
     assert parts["added"] == trainable > 0 and min(parts["encoder"], parts["decoder"]) > total / 8
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ASK else pytest.param(name, marks=pytest.mark.slow) for name in COUNTED]
-)
+@pytest.mark.parametrize("name", slow_except(ASK, COUNTED))
 def test_activations_are_those_of_a_step(name: str) -> None:
     model = inject_adapters(make_family(name), LoraConfig(r=2)).train()
     for module in model.modules():

@@ -34,7 +34,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, said.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["t5", pytest.param("mt5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
 def test_the_graphs_write_the_models_greedy_tokens(
     kind: str, exported: tuple[Path, str], tmp_path: Path
 ) -> None:

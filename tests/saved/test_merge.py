@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.models import randomize
+from support.selection import slow_except
 from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from lora_hf import LoraConfig, inject_adapters, save_adapter
@@ -72,12 +74,10 @@ def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store:
 
 @pytest.mark.parametrize(
     ("store", "onto"),
-    [
-        ("nf4", "dequantized"),
-        ("affine4", "dequantized"),
-        ("torchao_int8", "dequantized"),
-        ("nf4", "requantized"),
-    ],
+    slow_except(
+        [("affine4", "dequantized"), ("nf4", "requantized")],
+        [*product(("nf4", "affine4", "torchao_int8"), ("dequantized",)), ("nf4", "requantized")],
+    ),
 )
 def test_the_folder_is_plain_transformers_and_as_far_from_the_trained_model_as_told(
     store: str, onto: str, tmp_path: Path
@@ -94,8 +94,9 @@ def test_the_folder_is_plain_transformers_and_as_far_from_the_trained_model_as_t
     assert len(modes) == 1  # safetensors writes a file that only its owner may read
 
 
-@pytest.mark.parametrize("onto", ["dequantized", "requantized"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("bits", "onto"), slow_except([(4, "requantized")], product((4, 8), ("dequantized", "requantized")))
+)
 def test_an_adapter_of_a_base_that_is_stored_quantized_is_merged(
     bits: int, onto: str, tmp_path: Path
 ) -> None:

@@ -134,6 +134,10 @@ def family_settings(family: str, **fields: Any) -> Any:
     return settings
 
 
+SIX = ("T5", "Bart", "M2M100", "T5Gemma", "UMT5", "SwitchTransformers")
+"""What `make test` runs: one family for each thing that differs (scale, positions, layout, ties, experts)."""
+
+
 def make_family(family: str, **fields: Any) -> Any:
     """Build a model of a key of `EVERY`, its head tied to the embeddings where the family ties it."""
     torch.manual_seed(0)

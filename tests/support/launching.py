@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -44,6 +42,9 @@ def logged(folder, key="loss"):
 
 
 def assert_same_run(found, expected):
+    import torch  # here, as `conftest.py` reads this file in a process that runs no test
+    from safetensors.torch import load_file
+
     assert logged(found) == pytest.approx(logged(expected), abs=1e-4) and len(logged(found)) == 7
     for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
         assert record(found)[name] == pytest.approx(record(expected)[name], abs=1e-9)

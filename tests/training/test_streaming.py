@@ -1,9 +1,11 @@
 """Training on a split that is streamed: whole epochs, and going on to the bit."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 from support.resuming import KillAt, Killed, assert_equal, resume
+from support.selection import slow_except
 from support.tiny_trainer import Rows, arguments, dropping, make_trainer
 
 from lora_hf.data import streaming as stream
@@ -36,8 +38,7 @@ def small_window(monkeypatch):
     monkeypatch.setattr(stream, "WINDOW", 16)
 
 
-@pytest.mark.parametrize("n", [48, None])
-@pytest.mark.parametrize("step", [7, 14])
+@pytest.mark.parametrize(("step", "n"), slow_except([(14, None)], product((7, 14), (48, None))))
 def test_a_killed_streaming_run_resumes_bit_for_bit(tmp_path, step, n):
     whole = trainer_of(tmp_path / "whole", n=n)
     whole.train()

@@ -1,0 +1,25 @@
+"""Which rows of a parametrized test `make test` runs; `make test-full` runs the others."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_except(fast: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Mark all values slow but those in `fast`, of which one stands for each thing that can break by itself.
+
+    Args:
+        fast: values that `make test` runs.
+        values: all rows; the parts of a tuple become several arguments.
+    """
+    rows, kept = list(values), list(fast)
+    assert all(value in rows for value in kept), "a fast row is not a row of the test"
+    return [_row(row, [] if row in kept else [pytest.mark.slow]) for row in rows]
+
+
+def _row(row: Any, marks: list[Any]) -> Any:
+    parts = row if isinstance(row, tuple) else (row,)
+    return pytest.param(
+        *parts, id="-".join(getattr(part, "__name__", str(part)) for part in parts), marks=marks
+    )
