@@ -84,6 +84,8 @@ class RunResult(Scores, TrainingRecord, total=False):
     truncation: list[str]
     data_warnings: list[str]
     """Unknown tokens, and dialogues in several splits, in such numbers that the scores mislead."""
+    splits: dict[str, str]
+    """How each split was made from the source: its files, or its share of them with the seed."""
     base_model: str
     base_fingerprint: str | None
     data_fingerprint: str

@@ -6,9 +6,10 @@ true/false. `training` is a plain dict here: its fields are those of
 `Seq2SeqTrainingArguments` and are checked by `config.training`, so that this module imports no torch.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
@@ -17,6 +18,7 @@ from lora_hf.config.model import DENSE, ModelConfig
 from lora_hf.config.sweep import SweepSection
 from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
 from lora_hf.data.prompts import prompt_template
+from lora_hf.data.split_names import NAMES
 
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHOD_CHOICES: tuple[Method, ...] = get_args(Method)
@@ -30,18 +32,73 @@ def _check_columns(value: Any) -> Any:
     return value
 
 
+def _check_encoding(value: str) -> str:
+    try:
+        "".encode(value)
+    except LookupError:
+        known = "utf-8, utf-16, cp1252 (Windows, Western Europe), cp949 (Korean), gb18030 (Chinese), cp932"
+        raise ValueError(f"is not a text encoding that Python knows, such as {known} (Japanese)") from None
+    return value
+
+
+def _check_mark(value: str) -> str:
+    value = value.replace("\\t", "\t")  # as a shell passes it
+    if len(value) != 1 or value in '"\r\n':
+        raise ValueError("is not one character, such as ';' or '\\t'")
+    return value
+
+
+def _check_turn(value: str) -> str:
+    if not re.search(r"\{\w+\}", value):
+        raise ValueError("names no key of a turn in braces, such as '{speaker}: {text}'")
+    return value
+
+
+def _check_files(value: Any) -> Any:
+    """Check the names of splits, and read lists as tuples."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        if wrong := [name for name in value if name not in NAMES]:
+            known = ", ".join(NAMES)
+            raise ValueError(f"names the split {wrong[0]!r}; known are {known}")
+        if len({NAMES[name] for name in value}) < len(value):
+            raise ValueError("names a split twice")
+        return {name: _check_files(files) for name, files in value.items()}
+    files = [value] if isinstance(value, str) else value
+    if not isinstance(files, list | tuple) or not files or not all(f and isinstance(f, str) for f in files):
+        raise ValueError("must be a file, a list of files, or these by split: {train: a.csv, test: b.csv}")
+    return value if isinstance(value, str) else tuple(files)
+
+
+Files = Text | Items[Text]
+Share = Annotated[Number, Field(gt=0, lt=1)]
+Mark = Annotated[str, AfterValidator(_check_mark)]
+
+
 class DataConfig(Section):
     """The dialogues, their summaries and the prompt."""
 
     dataset_name: Place = "embedded"
     """`embedded` (the package's sample: 10,000, 500 and 500 dialogues), a name on the Hub, or a file or
-    folder of csv, tsv, jsonl, json, parquet or arrow (docs/data.md)."""
+    folder of csv, tsv, jsonl, json, parquet or arrow; `https://` and `hf://` files too (docs/data.md)."""
+    data_files: Annotated[dict[str, Files] | Files | None, BeforeValidator(_check_files)] = None
+    """Files by split, `{train: a.csv, validation: [b.csv, c.csv]}`, or files to train on: paths, patterns
+    with `*`, or addresses; relative to the folder or dataset that `dataset_name` names, if it does."""
     dataset_revision: Text | None = None
     """Commit, tag or branch on the Hub."""
     streaming: bool = False
     """Read the training split during training, 4,096 rows at a time, for data larger than memory."""
     dataset_config: Text | None = None
     """Name of the dataset's configuration, if it has several."""
+    encoding: Annotated[Text, AfterValidator(_check_encoding)] | None = None
+    """Encoding of csv, json and text files, such as cp1252 or cp949. Null: UTF-8, or UTF-16 by its mark."""
+    delimiter: Mark | None = None
+    """Character between the cells of csv files. Null: the comma, tab, semicolon or bar of the header."""
+    escapechar: Mark | None = None
+    """Character before quotes inside the cells of csv files, such as a backslash. Null: they are doubled."""
+    json_field: Text | None = None
+    """Key of a json file that holds the list of rows; `a.b` is the key b inside a."""
     dialogue_column: Text = "dialogue"
     """Column of the dialogues: text, or a list of turns; `a.b` is the field b of the objects in a. Where the
     columns of the default names are missing, known pairs of names are taken (docs/data.md)."""
@@ -54,8 +111,15 @@ class DataConfig(Section):
     """What to do with rows whose dialogue or summary is empty or not text: refuse the data (error), or leave
     them out and list them in the log (skip)."""
     split_seed: Seed = 0
-    """Seed of the hash that divides one file into splits (80/10/10), and that takes a missing validation or
-    test split from the training dialogues (10 % each)."""
+    """Seed of the hash that divides one file into splits, and that takes a missing validation or test split
+    from the training dialogues."""
+    validation_share: Share = 0.1
+    """Share of the dialogues that a missing validation split takes; the rest is for training."""
+    test_share: Share = 0.1
+    """Share of the dialogues that a missing test split takes."""
+    turn_template: Annotated[str, AfterValidator(_check_turn)] = "{speaker}: {text}"
+    """How a turn becomes a line, where the dialogue is a list of objects: `{speaker}` and `{text}` stand for
+    the usual names of these keys, any other name for the key itself."""
     prompt: str = "summarize_dialogue"
     """Name of a shipped prompt, or a template that contains `{dialogue}`."""
     source_language: Text | None = None
@@ -73,6 +137,13 @@ class DataConfig(Section):
     """Largest number of validation dialogues; null takes all."""
     max_test_samples: Count | None = None
     """Largest number of test dialogues; null takes all."""
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        if self.validation_share + self.test_share >= 1:
+            remedy = f"and data.test_share={self.test_share} leave nothing for training: lower one of them"
+            raise PydanticCustomError("together", remedy, {"path": ("data", "validation_share")})
+        return self
 
     @field_validator("prompt")
     @classmethod

@@ -31,8 +31,12 @@ PAIRS = (
 OTHER_IDS = ("fname",)
 SPEAKERS = ("speaker", "role", "name", "from", "user")
 TEXTS = ("text", "content", "utterance", "value", "message")
+TURN = "{speaker}: {text}"
+"""Default of `data.turn_template`."""
 INSTRUCTION = "instruction"
 MESSAGES = "messages"
+PLACES = re.compile(r"\{(\w+)\}")
+"""The places of a turn's template."""
 HEAD = 100
 """Rows that are looked at for columns; a first row may lack one."""
 LONGEST_NAME = 80
@@ -50,6 +54,8 @@ class Columns:
     id: str
     is_found: bool = False
     """Whether they were found by the names above."""
+    turn_template: str = TURN
+    """How a turn of a dialogue becomes a line."""
 
     def __str__(self) -> str:
         return f"{self.dialogue!r} -> {', '.join(map(repr, self.references)) or 'no references'}"
@@ -62,8 +68,8 @@ class Columns:
         if self == PLAIN and isinstance(row.get(DIALOGUE), str):
             return row
         if self.dialogue == MESSAGES and self.is_found:
-            return row | _from_messages(row.get(MESSAGES))
-        dialogue = joined(cell(row, self.dialogue))
+            return row | _from_messages(row.get(MESSAGES), self.turn_template)
+        dialogue = joined(cell(row, self.dialogue), self.turn_template)
         if self.is_found and self.dialogue == "input" and isinstance(text := row.get(INSTRUCTION), str):
             dialogue = f"{text}\n\n{dialogue}" if dialogue else text
         read = {DIALOGUE: dialogue, ID: cell(row, self.id)}
@@ -87,23 +93,45 @@ def cell(row: Mapping[str, Any], name: str) -> Any:
     return cell(inner, rest) if isinstance(inner, Mapping) else None
 
 
-def joined(turns: Any) -> Any:
-    """Return a list of turns as text, one turn per line: `Ann: Hi`; other cells are returned unchanged."""
+def joined(turns: Any, template: str = TURN) -> Any:
+    """Return turns as text, one turn per line: `Ann: Hi`; other cells are returned unchanged.
+
+    Turns are a list of texts or of objects, or an object of lists of equal length, as `datasets` stores
+    objects in a list. In the template, `{speaker}` and `{text}` stand for the usual names of these keys, and
+    any other name for the key itself. A turn without a speaker is its text alone.
+    """
+    if isinstance(turns, Mapping) and turns and all(isinstance(v, list) for v in turns.values()):
+        if len({len(values) for values in turns.values()}) > 1:
+            return turns
+        turns = [dict(zip(turns, cells, strict=True)) for cells in zip(*turns.values(), strict=True)]
     if not isinstance(turns, list) or not turns:
         return turns
     lines = []
     for turn in turns:
-        if isinstance(turn, Mapping):
-            text = next((turn[key] for key in TEXTS if isinstance(turn.get(key), str)), None)
-            speaker = next((turn[key] for key in SPEAKERS if isinstance(turn.get(key), str)), None)
-            turn = f"{speaker}: {text}" if speaker and text is not None else text
-        if not isinstance(turn, str):
+        line = _line(turn, template) if isinstance(turn, Mapping) else turn
+        if not isinstance(line, str):
             return turns
-        lines.append(turn)
+        lines.append(line)
     return "\n".join(lines)
 
 
-def _from_messages(messages: Any) -> Row:
+def _line(turn: Mapping[str, Any], template: str) -> str | None:
+    """Return a turn as a line, or None if it lacks what the template names."""
+
+    def value(name: str) -> str | None:
+        keys = {"speaker": SPEAKERS, "text": TEXTS}.get(name, ())
+        found = next((turn[key] for key in (name, *keys) if isinstance(turn.get(key), str)), None)
+        return found
+
+    values = {name: value(name) for name in PLACES.findall(template)}
+    if template == TURN and not values["speaker"]:
+        return values["text"]
+    if None in values.values():
+        return None
+    return PLACES.sub(lambda match: str(values[match[1]]), template)
+
+
+def _from_messages(messages: Any, template: str) -> Row:
     """Read a conversation whose last message is the assistant's answer to what is before it."""
     if (
         not isinstance(messages, list)
@@ -114,14 +142,14 @@ def _from_messages(messages: Any) -> Row:
     *before, last = messages
     if last.get("role") != "assistant":
         return {}
-    said = before[0].get("content") if len(before) == 1 else joined(before)
+    said = before[0].get("content") if len(before) == 1 else joined(before, template)
     return {DIALOGUE: said, SUMMARY: last.get("content")}
 
 
 def head_of(rows: Iterator[Row], config: DataConfig) -> list[Row]:
     """Take the first row, and up to `HEAD` rows where it lacks a column that the config names."""
     head = list(islice(rows, 1))
-    if head and any(cell(head[0], name) is None for name in _configured(config)):
+    if head and any(cell(head[0], name) in (None, "") for name in _configured(config)):
         head += islice(rows, HEAD - 1)
     return head
 
@@ -145,21 +173,21 @@ def find_columns(head: list[Row], config: DataConfig, source: str, needs_referen
     id_column = config.id_column
     if id_column == ID and ID not in present:
         id_column = next((name for name in OTHER_IDS if name in present), ID)
-    dialogue = config.dialogue_column
+    dialogue, turn = config.dialogue_column, config.turn_template
     references = (
         (config.summary_column,) if isinstance(config.summary_column, str) else tuple(config.summary_column)
     )
     missing = {name for name in references if name not in is_there}
     if dialogue in is_there and not missing:
-        return Columns(dialogue, references, id_column)
+        return Columns(dialogue, references, id_column, turn_template=turn)
     found = _known(head, present, config, needs_references)
     if found is not None:
-        return Columns(*found, id_column, is_found=True)
+        return Columns(*found, id_column, is_found=True, turn_template=turn)
     if dialogue in is_there and len(missing) == len(references) and not needs_references:
-        return Columns(dialogue, (), id_column)
+        return Columns(dialogue, (), id_column, turn_template=turn)
     if dialogue not in is_there:
-        raise UserError(_missing("data.dialogue_column", dialogue, sorted(present), source))
-    raise UserError(_missing("data.summary_column", min(missing), sorted(present), source))
+        raise UserError(_missing("data.dialogue_column", dialogue, sorted(present), source, config))
+    raise UserError(_missing("data.summary_column", min(missing), sorted(present), source, config))
 
 
 def _configured(config: DataConfig) -> Iterable[str]:
@@ -190,8 +218,8 @@ def _known(
     return None
 
 
-def _missing(option: str, name: str, present: list[str], source: str) -> str:
-    """Return the message on a missing column, with the existing ones."""
+def _missing(option: str, name: str, present: list[str], source: str, config: DataConfig) -> str:
+    """Return the message on a missing column, with the existing ones and what to write."""
     if any(len(column) > LONGEST_NAME or "\n" in column for column in present):
         first = min(present, key=len)
         return (
@@ -199,4 +227,12 @@ def _missing(option: str, name: str, present: list[str], source: str) -> str:
             "be; is the header missing? Add a first line with the names, such as id,dialogue,summary"
         )
     shown = present if len(present) <= 12 else [*present[:12], f"... {len(present) - 12} more"]
-    return f"{option}={name!r}: {source} has the columns {shown}.{did_you_mean(name, present)}"
+    text = f"{option}={name!r}: {source} has the columns {shown}.{did_you_mean(name, present)}"
+    if len(present) == 1 and (mark := next((m for m in ",;|\t" if m in present[0]), None)):
+        return f"{text} Set data.delimiter: {mark!r}"
+    fits = [pair for pair in PAIRS if {*pair} <= {*present}]
+    if len(fits) > 1 and config.dialogue_column == DIALOGUE and config.summary_column == SUMMARY:
+        pairs = " or ".join(" and ".join(pair) for pair in fits)
+        text += f" Several pairs of columns fit: {pairs}. Choose: "
+        text += f"data: {{dialogue_column: {fits[0][0]}, summary_column: {fits[0][1]}}}"
+    return text

@@ -13,6 +13,7 @@ from typing import Any
 from lora_hf.arguments import HALVES
 from lora_hf.config import DataConfig
 from lora_hf.data.columns import DIALOGUE, ID, SUMMARY, Columns, Row
+from lora_hf.data.sources import Part
 from lora_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,56 +38,63 @@ def data_fingerprint(*splits: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_rows(rows: list[Row], columns: Columns, config: DataConfig, source: str) -> list[Row]:
+def check_rows(rows: list[Row], columns: Columns, config: DataConfig, part: Part) -> list[Row]:
     """Return the rows; each has text in every column, or is left out if `data.on_bad_row` says so.
 
     Args:
         rows: a whole file or split, read by its columns, so that row numbers are those of the source.
         columns: names of the columns, for messages.
         config: what to do with rows without text.
-        source: name of the rows in messages.
+        part: where the rows come from, for messages.
 
     Raises:
         UserError: no rows, or rows without text.
     """
     if not rows:
-        raise UserError(f"{source} has no rows")
-    empty = [number for number, row in enumerate(rows, start=1) if not _is_whole(row, columns)]
-    if empty and (config.on_bad_row == "error" or len(empty) == len(rows)):
-        raise UserError(f"{_bad_rows(empty, len(rows), columns, source)}{SKIP}")
-    if empty:
-        logger.warning("%s; left out (data.on_bad_row: skip)", _bad_rows(empty, len(rows), columns, source))
-        bad = set(empty)
-        return [row for number, row in enumerate(rows, start=1) if number not in bad]
-    return rows
+        raise UserError(f"{part.name} has no rows")
+    bad = [number for number, row in enumerate(rows, start=1) if fault_of(row, columns)]
+    if not bad:
+        return rows
+    text = _bad_rows(bad, len(rows), columns, part, fault_of(rows[bad[0] - 1], columns))
+    if config.on_bad_row == "error" or len(bad) == len(rows):
+        raise UserError(f"{text}{SKIP if len(bad) < len(rows) else '. Correct them'}")
+    logger.warning("%s; left out (data.on_bad_row: skip)", text)
+    left_out = set(bad)
+    return [row for number, row in enumerate(rows, start=1) if number not in left_out]
 
 
-def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, source: str) -> Iterator[Row]:
+def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, part: Part) -> Iterator[Row]:
     """Yield the rows; each is checked for text in every column when it is reached.
 
     Raises:
         UserError: as `check_rows`, except for no rows.
     """
-    empty, number = [], 0
+    bad, number, first = [], 0, ""
     for number, row in enumerate(rows, start=1):
-        if _is_whole(row, columns):
+        if not (fault := fault_of(row, columns)):
             yield row
         elif config.on_bad_row == "error":
-            raise UserError(f"{_bad_rows([1], 1, columns, f'{source}, row {number:,}')}{SKIP}")
+            at = f"{part.name}, row {number:,}"
+            raise UserError(f"{_bad_rows([number], 1, columns, part, fault, at)}{SKIP}")
         else:
-            empty.append(number)
-    if empty:
-        logger.warning("%s; left out (data.on_bad_row: skip)", _bad_rows(empty, number, columns, source))
+            bad.append(number)
+            first = first or fault
+    if bad:
+        text = _bad_rows(bad, number, columns, part, first)
+        logger.warning("%s; left out (data.on_bad_row: skip)", text)
 
 
 SKIP = ". Correct them, or set data.on_bad_row: skip to leave them out"
 
 
-def _bad_rows(empty: list[int], n: int, columns: Columns, source: str) -> str:
+def _bad_rows(bad: list[int], n: int, columns: Columns, part: Part, fault: str, at: str = "") -> str:
     names = " or ".join(dict.fromkeys((columns.dialogue, *columns.references)))
+    place = part.place(bad[0])
+    first = f" ({place}: {fault})" if place else f" ({fault})"
+    listed = "" if at else f"; the first are rows {bad[:5]}"
     return (
-        f"{source}: {len(empty):,} of {n:,} rows have an empty {names}, or one that is not text; the first "
-        f"are rows {empty[:5]}"
+        f"{at or part.name}: {len(bad):,} of {n:,} rows have an empty {names[:120]}, or one that is not text"
+        f"{listed}{first}"
     )
 
 
@@ -122,14 +130,28 @@ def _name(row: Row, number: int) -> str:
     return str(number if given is None or given == "" else given)  # 0 is a valid id
 
 
-def _is_whole(row: Row, columns: Columns) -> bool:
-    if not _is_text(row.get(DIALOGUE)):
-        return False
+def fault_of(row: Row, columns: Columns) -> str:
+    """Return what is wrong with a row that was read by its columns; an empty text if nothing is."""
+    if fault := _not_text(row.get(DIALOGUE)):
+        return f"{columns.dialogue} {fault}"
     if not columns.references:
-        return True
+        return ""
     found = row.get(SUMMARY)
-    return bool(found) and all(map(_is_text, found)) if isinstance(found, list) else _is_text(found)
+    faults = list(map(_not_text, found)) if isinstance(found, list) and found else [_not_text(found)]
+    return next((f"{', '.join(columns.references[:3])} {fault}" for fault in faults if fault), "")
 
 
-def _is_text(cell: Any) -> bool:
-    return isinstance(cell, str) and bool(cell.strip()) and not HALVES.search(cell)
+def _not_text(cell: Any) -> str:
+    """Return what a cell is in the place of text; an empty text if it is text."""
+    if isinstance(cell, str):
+        if not cell.strip():
+            return "is empty"
+        return "has half of a character (a surrogate)" if HALVES.search(cell) else ""
+    if cell is None or cell == []:
+        return "is missing" if cell is None else "is an empty list"
+    if isinstance(cell, list) and isinstance(cell[0], dict) and cell[0]:
+        keys = [str(key)[:20] for key in cell[0]][:6]
+        template = ": ".join(f"{{{key}}}" for key in keys[:2])
+        return f"has turns with the keys {', '.join(keys)}: set data.turn_template, such as {template!r}"
+    kind = {list: "a list", dict: "an object", bool: "true or false"}.get(type(cell), "a number")
+    return f"is {str(cell)[:40]}, {kind}"

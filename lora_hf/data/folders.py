@@ -8,25 +8,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
 
 from lora_hf.data.opened import endings
 from lora_hf.data.readers import READERS
+from lora_hf.data.split_names import SPLITS, Split, split_named
 from lora_hf.errors import UserError
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-NAMES: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""The words that name a split."""
 DEEPEST = 3
 """Levels of subfolders that are looked through."""
 SHARD = re.compile(r"(\d+)-of-(\d+)")
@@ -36,26 +23,20 @@ NOT_ROWS = {SAVED_STATE, "dataset_info.json", "dataset_infos.json", "dataset_dic
 """Files beside the rows, in folders that `datasets` and the Hub make."""
 
 
-def split_named(text: str) -> Split | None:
-    """Return the only split that the words of a name stand for, or None."""
-    found = {NAMES[word] for word in re.findall("[a-z]+", text.lower()) if word in NAMES}
-    return found.pop() if len(found) == 1 else None
-
-
 def is_saved_dataset(path: Path) -> bool:
     """Return whether a folder is one that `Dataset.save_to_disk` wrote."""
     return (path / SAVED_STATE).is_file()
 
 
-def find_files(folder: Path, split: Split) -> tuple[list[Path], frozenset[Split]]:
-    """Return the files of a split, or of train where the split is missing, and all splits that are missing.
+def find_files(folder: Path, split: Split) -> dict[Split, list[Path]]:
+    """Return the files of each split that a folder has; those of the split, or else of train, are checked.
 
     Several files are shards, in their order. A folder with one file that names no split holds train.
 
     Raises:
         UserError: neither the split nor train, several files that are not shards, or missing shards.
     """
-    files = sorted(_data_files(folder), key=_in_order)
+    files = sorted(data_files_in(folder), key=in_order)
     found: dict[Split, list[Path]] = {}
     for name in SPLITS:
         exact = [file for file in files if file.parent == folder and _stem(file) == name]
@@ -67,22 +48,36 @@ def find_files(folder: Path, split: Split) -> tuple[list[Path], frozenset[Split]
     origin: Split = split if split in found else "train"
     chosen = found.get(origin, [])
     if not chosen or (len(chosen) > 1 and not _are_shards(chosen, folder)):
-        raise UserError(_must_hold(folder, origin if chosen else split, files))
+        raise UserError(_must_hold(folder, origin if chosen else split, chosen or files, files))
     _check_complete(chosen, folder, origin)
-    return chosen, frozenset(SPLITS) - found.keys()
+    return found
 
 
-def _must_hold(folder: Path, split: Split, files: list[Path]) -> str:
+def _must_hold(folder: Path, split: Split, candidates: list[Path], files: list[Path]) -> str:
     names = [file.relative_to(folder).as_posix() for file in files]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    remedy = ""
+    if candidates:
+        chosen = candidates[0].relative_to(folder).as_posix()
+        remedy = f". Rename them, or write data.data_files: {{{split}: {chosen}}}"
     return (
         f"data.dataset_name={str(folder)!r} must hold one {split} file ({split}.csv, {split}.jsonl, "
         f"{split}.parquet, ..., or shards such as {split}-00000-of-00002.jsonl); it holds {names[:5]}{more}"
+        f"{remedy}"
     )
 
 
-def _data_files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+def data_files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files that can be read, and the folders of `save_to_disk`, in a folder and below it.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}")
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)
         yield from (here / name for name in folders if is_saved_dataset(here / name))
@@ -106,7 +101,7 @@ def _split_of(file: Path) -> Split | None:
     return next((split for word in words if (split := split_named(word))), None)
 
 
-def _in_order(file: Path) -> list[tuple[int, str]]:
+def in_order(file: Path) -> list[tuple[int, str]]:
     """Return a sort key that puts `train-2` before `train-10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(file))]
 

@@ -6,7 +6,8 @@ fails at once, and rows of another commit are refused.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,38 @@ from lora_hf.hub.errors import AGAIN, hub_errors
 logger = logging.getLogger(__name__)
 
 
-def read_hub(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a split; with `streaming`, they are downloaded as they are read.
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the Hub at one commit."""
+
+    what: str
+    """Begins its messages."""
+    names: tuple[str, ...]
+    """Its splits; empty where `datasets` does not say."""
+    read: Callable[[str], Iterable[dict[str, Any]]]
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the rows of one of its splits; with `streaming`, they are downloaded as they are read.
+
+        Raises:
+            UserError: an interrupted download.
+        """
+        with hub_errors(self.what, REMEDY):
+            yield from self.read(split)
+
+
+REMEDY = f" (give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
+
+
+def open_hub(config: DataConfig, split: str) -> HubDataset:
+    """Find a dataset on the Hub, and its splits; without `streaming`, download it.
+
+    Args:
+        config: name, revision, configuration and files of the dataset.
+        split: the split that is wanted, for messages.
 
     Raises:
-        UserError: no such dataset, revision or split, no access, an interrupted download, or the Hub does not
+        UserError: no such dataset or revision, no access, an interrupted download, or the Hub does not
             respond and the dataset at this revision was not prepared here before.
     """
     from datasets import load_dataset_builder
@@ -31,41 +59,49 @@ def read_hub(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
     name, revision = config.dataset_name, config.dataset_revision
     at = f" at data.dataset_revision={revision!r}" if revision else ""
     what = f"data.dataset_name={name!r}{at} [{split}] did not load"
-    remedy = f" (give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
-    commit, unreachable = find_dataset(name, revision, what, remedy)
+    commit, unreachable = find_dataset(name, revision, what, REMEDY)
     if unreachable is not None:
         builder = _prepared(config, commit)
-        with hub_errors(what, remedy):
+        with hub_errors(what, REMEDY):
             if builder is None:
                 raise unreachable
             logger.info("the Hub cannot be reached: %s is read from its local copy", name)
-            _check_split(builder.info.splits, split, what)
-            yield from builder.as_dataset(split)
-        return
-    with hub_errors(what, remedy):
-        builder = load_dataset_builder(name, config.dataset_config, revision=revision)
+            return HubDataset(what, _split_names(builder), builder.as_dataset)
+    with hub_errors(what, REMEDY):
+        builder = load_dataset_builder(name, config.dataset_config, revision=revision, **_options(config))
         if builder.hash != commit:
             raise UserError(
                 f"{what}: its files could not be downloaded, and the local copy is of another commit, "
                 f"{builder.hash}; {AGAIN}"
             )
         if config.streaming:
-            streams = builder.as_streaming_dataset()
-            _check_split(streams, split, what)
-            yield from streams[split]
-            return
+            splits = builder.as_streaming_dataset()
+            return HubDataset(what, tuple(splits), lambda split: splits[split])
         builder.download_and_prepare()
-        _check_split(builder.info.splits, split, what)
-        yield from builder.as_dataset(split)
+        return HubDataset(what, _split_names(builder), builder.as_dataset)
 
 
-def _check_split(splits: Iterable[str] | None, split: str, what: str) -> None:
-    """Refuse a split that a dataset does not have, and name those that it has."""
-    if split not in (names := list(splits or [split])):
-        raise UserError(
-            f"{what}: it has no split {split!r}, only {', '.join(names)}. Save its rows as the files train, "
-            "validation and test of a folder, and give that folder"
-        )
+def _options(config: DataConfig) -> dict[str, Any]:
+    """Return the fields of the config that `datasets` takes under its own names."""
+    given = {
+        "data_files": _by_name(config.data_files),
+        "encoding": config.encoding,
+        "delimiter": config.delimiter,
+        "escapechar": config.escapechar,
+        "field": config.json_field,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _by_name(data_files: Any) -> Any:
+    """Return `data_files` with lists in the place of tuples."""
+    if isinstance(data_files, dict):
+        return {name: _by_name(files) for name, files in data_files.items()}
+    return list(data_files) if isinstance(data_files, tuple) else data_files
+
+
+def _split_names(builder: Any) -> tuple[str, ...]:
+    return tuple(builder.info.splits or ())
 
 
 def _prepared(config: DataConfig, commit: str | None) -> Any:

@@ -1,16 +1,20 @@
 """Open a data file: compression by its last ending, encoding by its first bytes, delimiter by its header."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from lora_hf.config import DataConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.files import refuse_git_lfs_pointer
 
@@ -20,6 +24,25 @@ PAGE = (b"<!doctype html", b"<html")
 DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a vertical bar"}
 LONGEST_HEADER = 2**20
 """Characters of the header in which the delimiter is looked for."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a config says about the form of text files; None stands for what the file itself shows."""
+
+    encoding: str | None = None
+    delimiter: str | None = None
+    escapechar: str | None = None
+    json_field: str | None = None
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Form":
+        """Return the fields of a config."""
+        return cls(config.encoding, config.delimiter, config.escapechar, config.json_field)
+
+
+SEEN = Form()
+"""The form that a file shows by itself."""
 
 
 def _open_zst(path: Path) -> IO[bytes]:
@@ -48,26 +71,27 @@ def open_bytes(path: Path) -> IO[bytes]:
     return COMPRESSIONS[compression](path) if compression else path.open("rb")
 
 
-def open_text(path: Path) -> IO[str]:
+def open_text(path: Path, form: Form = SEEN) -> IO[str]:
     """Open a file as text, decompressed, without a byte order mark; line ends stay as they are."""
-    stream = open_bytes(path)
-    encoding = "utf-16" if _begins(path, 2) in UTF_16 else "utf-8-sig"  # Excel writes either mark
-    return io.TextIOWrapper(stream, encoding=encoding, newline="")
+    encoding = encoding_of(path, form)  # Excel writes the mark of UTF-8 or of UTF-16
+    return io.TextIOWrapper(
+        open_bytes(path), encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline=""
+    )
 
 
-def is_utf_16(path: Path) -> bool:
-    """Return whether a file begins with a byte order mark of UTF-16."""
-    return _begins(path, 2) in UTF_16
-
-
-def _begins(path: Path, size: int) -> bytes:
+def encoding_of(path: Path, form: Form = SEEN) -> str:
+    """Return the encoding that the config names, or else UTF-16 by its mark, or else UTF-8."""
+    if form.encoding is not None:
+        return codecs.lookup(form.encoding).name
     with open_bytes(path) as stream:
-        return stream.read(size)
+        return "utf-16" if stream.read(2) in UTF_16 else "utf-8"
 
 
-def delimiter_of(path: Path) -> str:
+def delimiter_of(path: Path, form: Form = SEEN) -> str:
     """Return what separates the columns in the header: a comma, unless only another one separates any."""
-    with open_text(path) as stream:
+    if form.delimiter is not None:
+        return form.delimiter
+    with open_text(path, form) as stream:
         header = stream.readline(LONGEST_HEADER)
     counts = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in DELIMITERS}
     first = "\t" if endings(path)[0] == ".tsv" else ","
@@ -75,7 +99,7 @@ def delimiter_of(path: Path) -> str:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: Path, form: Form = SEEN) -> Iterator[None]:
     """Name the file, and what is in it instead, where it cannot be read as text."""
     try:
         if path.is_file():
@@ -83,7 +107,7 @@ def readable(path: Path) -> Iterator[None]:
             _refuse_page(path)
         yield
     except UnicodeDecodeError as error:
-        raise UserError(_not_utf_8(path, error)) from error
+        raise UserError(_not_text(path, form, error)) from error
     except (EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path} is damaged or incomplete: {first_line(error)}; copy it again") from error
     except OSError as error:  # also what gzip, bz2 and pyarrow raise for other content
@@ -95,6 +119,11 @@ def readable(path: Path) -> Iterator[None]:
                 f"{path} is not a {compression} file, or is damaged: {reason}; {remedy}"
             ) from error
         raise UserError(f"{path}: {reason}") from error
+    except UnicodeError as error:  # UTF-16 without its mark
+        raise UserError(f"{path} is not {form.encoding} text: {first_line(error)}; {CHOOSE}") from error
+
+
+CHOOSE = "set data.encoding to the encoding of the file, or save it as UTF-8"
 
 
 def _refuse_page(path: Path) -> None:
@@ -107,19 +136,45 @@ def _refuse_page(path: Path) -> None:
         )
 
 
-def _not_utf_8(path: Path, error: UnicodeDecodeError) -> str:
-    """Return the message on the first line that is not UTF-8, with how Windows-1252 reads its word."""
+def _not_text(path: Path, form: Form, error: UnicodeDecodeError) -> str:
+    """Return the message on the first line that is not in the encoding, with the encoding that reads it."""
+    encoding = encoding_of(path, form)
+    name = "UTF-8" if encoding == "utf-8" else encoding
+    if encoding.startswith(("utf-16", "utf-32")):  # lines cannot be found in bytes
+        return f"{path} is not {name} text: {error.reason} at byte {error.start}; {CHOOSE}"
     with suppress(OSError), open_bytes(path) as stream:
         begun = 0
         for number, line in enumerate(stream, start=1):
             try:
-                line.decode("utf-8")
+                line.decode(encoding)
             except UnicodeDecodeError as found:
-                at = f"{found.reason} at byte {begun + found.start}, in line {number}"
-                words = line[max(0, found.start - 12) : found.end + 12]
-                guess = ""
-                with suppress(UnicodeDecodeError):
-                    guess = f" (as Windows-1252 it reads {words.decode('cp1252').strip()!r})"
-                return f"{path} is not UTF-8 text: {at}{guess}. Save it as UTF-8."
+                byte = begun + found.start
+                at = f"{path}, line {number}, is not {name} text: {found.reason} at byte {byte}"
+                other = likely_encoding(line)
+                if other is None or other == encoding:
+                    return f"{at}; {CHOOSE}"
+                words = line[max(0, found.start - 12) : found.end + 12].decode(other, "ignore").strip()
+                return f"{at}; as {other} it reads {words!r}: if so, set data.encoding: {other}"
             begun += len(line)
-    return f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
+    return f"{path} is not {name} text: {error.reason} at byte {error.start}; {CHOOSE}"
+
+
+def likely_encoding(line: bytes) -> str | None:
+    """Return the common encoding whose letters a line that is not UTF-8 consists of, or None."""
+    letters = {
+        "cp949": "[가-힣]",
+        "cp932": "[\u3041-\u30ff\u4e00-\u9fff]",
+        "gb18030": "[\u4e00-\u9fff]",
+        "cp1251": "[\u0400-\u045f]",
+    }
+    for encoding, pattern in letters.items():
+        with suppress(UnicodeDecodeError):
+            beyond = [c for c in line.decode(encoding) if c.isalpha() and not c.isascii()]
+            own = sum(bool(re.match(pattern, c)) for c in beyond)
+            is_run = re.search(rb"[\x80-\xff]{4}", line)  # Western letters beyond ASCII stand alone
+            if is_run and own > 0.9 * len(beyond) > 0:
+                return encoding
+    with suppress(UnicodeDecodeError):
+        line.decode("cp1252")
+        return "cp1252"
+    return None

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_hf.config import DataConfig, RunConfig
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.overlap import SharedDialogues
-from lora_hf.data.splits import load_split, scored_split
+from lora_hf.data.splits import load_split_and_origin, scored_split
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens
@@ -34,6 +34,8 @@ class RunData:
     fingerprint: str
     warnings: list[str]
     """What is wrong with the data, without the remedies."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """How each split was made from the source."""
 
 
 def load_data(config: RunConfig, tokenizer: Any) -> RunData:
@@ -49,7 +51,8 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     train_rows = train.rows
     if isinstance(train_rows, StreamedDialogues):
         check_steps(train_rows.source, config.data, config.training.get("max_steps", -1))
-    validation, test = load_split(config.data, "validation"), load_split(config.data, "test")
+    validation, validation_origin = load_split_and_origin(config.data, "validation")
+    test, test_origin = load_split_and_origin(config.data, "test")
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
     for line in (train_rows.truncation, validation_rows.truncation):
         logger.info("%s", line)
@@ -75,7 +78,10 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
         )
     logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
     fingerprint = data_fingerprint(train.examples, validation, test)
-    return RunData(train_rows, validation_rows, test, test_sources, max_new_tokens, fingerprint, warnings)
+    splits = {"train": train.origin, "validation": validation_origin, "test": test_origin}
+    return RunData(
+        train_rows, validation_rows, test, test_sources, max_new_tokens, fingerprint, warnings, splits
+    )
 
 
 def encode_test(test: list[Example], tokenizer: Any, config: DataConfig) -> tuple[list[list[int]], list[str]]:

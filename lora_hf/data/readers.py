@@ -7,6 +7,7 @@ not say which json line is broken; datasets also copies every file into its cach
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,49 +15,64 @@ from typing import Any
 from lora_hf.data.opened import (
     COMPRESSIONS,
     DELIMITERS,
+    SEEN,
+    Form,
     delimiter_of,
+    encoding_of,
     endings,
-    is_utf_16,
     open_bytes,
     open_text,
     readable,
 )
-from lora_hf.errors import NOT_JSON, UserError, first_line, path_hint
+from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line, path_hint
 
+logger = logging.getLogger(__name__)
 Row = dict[str, Any]
+Numbered = Iterator[tuple[int | None, Row]]
+"""Rows with the line that each begins in."""
 PARQUET_ROWS = 1024
 """Rows decoded at once."""
 JSON_TYPES: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 """What messages call a value of a JSON file that is not an object."""
 
 
-def read_rows(path: str | Path) -> list[Row]:
+def read_rows(path: str | Path, form: Form = SEEN) -> list[Row]:
     """Read a csv, tsv, jsonl, json, parquet or arrow file; the file extension decides which.
 
-    Texts may be compressed (gz, bz2, xz, zst) and in UTF-8, or in UTF-16 with a byte order mark. The columns
-    of csv are separated by what separates the header: a comma, or else a tab, semicolon or vertical bar.
+    Texts may be compressed (gz, bz2, xz, zst), and are in UTF-8, or in UTF-16 with a byte order mark, unless
+    `form` names an encoding. The columns of csv are separated by what separates the header: a comma, or else
+    a tab, semicolon or vertical bar.
 
     Returns:
         One dict per row, by column; at least one row. json rows may differ in their columns.
 
     Raises:
-        UserError: no such file, an unknown extension, not UTF-8, malformed (with the line), or no rows.
+        UserError: no such file, an unknown extension, another encoding, malformed (with the line), or no
+            rows.
     """
-    rows = list(iterate_rows(path))
+    rows = list(iterate_rows(path, form))
     if not rows:
         raise UserError(f"{path} has no rows")
     return rows
 
 
-def iterate_rows(path: str | Path) -> Iterator[Row]:
+def iterate_rows(path: str | Path, form: Form = SEEN) -> Iterator[Row]:
     """Yield the rows of `read_rows` one by one. Only json files are read into memory as a whole.
 
     Raises:
         UserError: as `read_rows`, except for no rows; malformed rows raise when they are reached.
     """
-    path = Path(path)
-    form, compression = endings(path)
-    reader = None if compression and form in BINARY else READERS.get(form)
+    return (row for _, row in iterate_numbered(Path(path), form))
+
+
+def iterate_numbered(path: Path, form: Form = SEEN) -> Iterator[tuple[int | None, Row]]:
+    """Yield each row with the line that it begins in; None for formats without lines.
+
+    Raises:
+        UserError: as `iterate_rows`.
+    """
+    ending, compression = endings(path)
+    reader = None if compression and ending in BINARY else READERS.get(ending)
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file ({', '.join(READERS)})")
     if not path.exists():
@@ -65,47 +81,54 @@ def iterate_rows(path: str | Path) -> Iterator[Row]:
             hint = " Give a file; one dialogue by itself may be in a .txt file."
         raise UserError(f"{path}: no such file.{hint}")
     if reader is None:
-        remedy = REMEDIES.get(form, "")
+        remedy = REMEDIES.get(ending, "")
         raise UserError(
-            f"{path}: cannot read files ending in {form + compression!r}; supported are "
+            f"{path}: cannot read files ending in {ending + compression!r}; supported are "
             f"{', '.join(READERS)}, and texts with {', '.join(COMPRESSIONS)} after it{remedy}"
         )
-    with readable(path):
-        yield from reader(path)
+    with readable(path, form):
+        yield from reader(path, form)
 
 
-def read_utf8(path: Path) -> str:
+def read_text(path: Path, form: Form = SEEN) -> str:
     """Return the text of a file, without a byte order mark.
 
     Raises:
-        UserError: not UTF-8, or not readable.
+        UserError: in another encoding, or not readable.
     """
-    with readable(path), open_text(path) as file:
+    with readable(path, form), open_text(path, form) as file:
         return file.read()
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def _read_csv(path: Path, form: Form) -> Numbered:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than a long dialogue
-    delimiter = delimiter_of(path)
-    with open_text(path) as file:
-        reader = csv.DictReader(file, strict=True, delimiter=delimiter)
+    delimiter = delimiter_of(path, form)
+    with open_text(path, form) as file:
+        reader = csv.reader(file, strict=True, delimiter=delimiter, escapechar=form.escapechar)
+        line = 1
         try:
-            names = reader.fieldnames or []
+            names = next(filter(None, reader), [])
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise UserError(f"{path}: more than one column is named {repeated[0]!r}")
-            for row in reader:
-                if None in row or None in row.values():  # DictReader marks long and short rows so
-                    count = f"{'more' if None in row else 'fewer'} cells than the {len(names)} columns"
-                    mark = "" if delimiter == "," else f" (separated by {DELIMITERS[delimiter]})"
-                    raise UserError(f"{path}, line {reader.line_num}: {count}{mark}")
-                yield row
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells and len(cells) != len(names):
+                    count = "more" if len(cells) > len(names) else "fewer"
+                    mark = DELIMITERS.get(delimiter, repr(delimiter))
+                    raise UserError(
+                        f"{path}, line {line}: {count} cells than the {len(names)} columns ({len(cells)}, "
+                        f"separated by {mark}); put cells that contain one in quotes"
+                    )
+                if cells:  # a blank line has none
+                    yield line, dict(zip(names, cells, strict=True))
+                line = reader.line_num + 1
         except csv.Error as error:
-            remedy = BACKSLASHES if _has_backslash_quotes(path) else ""
-            raise UserError(f"{path}, after line {reader.line_num}: not csv: {error}{remedy}") from error
+            remedy = BACKSLASHES if form.escapechar is None and _has_backslash_quotes(path) else ""
+            raise UserError(f"{path}, line {line}: not csv: {error}{remedy}") from error
 
 
-BACKSLASHES = '; quotes inside cells are written \\" there: write them twice (""), or save the rows as jsonl'
+BACKSLASHES = "; quotes inside cells are written \\\" there: set data.escapechar: '\\'"
 
 
 def _has_backslash_quotes(path: Path) -> bool:
@@ -113,24 +136,24 @@ def _has_backslash_quotes(path: Path) -> bool:
         return b'\\"' in stream.read(2**20)
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
+def _read_jsonl(path: Path, form: Form) -> Numbered:
+    for number, line in enumerate(_lines(path, form), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
             except NOT_JSON as error:
                 raise UserError(f"{path}, line {number}: not json: {_why(error)}{_remedy(line)}") from error
             _require_object(row, f"{path}, line {number}")
-            yield row
+            yield number, row
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file. Errors give the byte offset in the file.
+def _lines(path: Path, form: Form) -> Iterator[str]:
+    """Yield the lines of a file. In UTF-8, errors give the byte offset in the file.
 
     `splitlines` would also split at U+2028, which may occur inside a string.
     """
-    if is_utf_16(path):
-        with open_text(path) as text:
+    if encoding_of(path, form) != "utf-8":
+        with open_text(path, form) as text:
             yield from text
         return
     begun = 0
@@ -144,41 +167,83 @@ def _lines(path: Path) -> Iterator[str]:
             begun += len(line)
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _read_json(path: Path, form: Form) -> Numbered:
     try:
-        with open_text(path) as file:
+        with open_text(path, form) as file:
             data = json.loads(file.read())
     except NOT_JSON as error:
-        if (
-            getattr(error, "msg", "") == "Extra data"
-        ):  # json lines in a .json file, which datasets also accepts
-            yield from _read_jsonl(path)
+        # json lines in a .json file, which datasets also accepts
+        if getattr(error, "msg", "") == "Extra data":
+            yield from _read_jsonl(path, form)
             return
         raise UserError(f"{path}{_line_of(error)}: not json: {_why(error)}") from error
-    if isinstance(data, dict):
-        _refuse_columns(data, path)
-        lists = [value for key, value in data.items() if key in ROWS_KEYS and isinstance(value, list)]
-        data = lists[0] if len(lists) == 1 else [data]
-    rows = data if isinstance(data, list) else [data]
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_rows_in(data, path, form), start=1):
         _require_object(row, f"{path}, item {number}")
-        yield row
+        yield None, row
 
 
 ROWS_KEYS = ("data", "rows", "examples", "records")
 """Keys that hold the list of rows in an object that also says where they come from."""
-BY_ROW = "write one object per row, in pandas df.to_json(FILE, orient='records', lines=True)"
 
 
-def _refuse_columns(data: dict[str, Any], path: Path) -> None:
-    """Refuse an object that holds columns instead of rows, as pandas writes by default."""
+def _rows_in(data: Any, path: Path, form: Form) -> list[Any]:
+    """Return the rows of a json file: a list, an object that holds one, columns, or a single row."""
+    if form.json_field is not None:
+        data = _field(data, form.json_field, path)
+    if not isinstance(data, dict):
+        return data if isinstance(data, list) else [data]
+    if rows := _by_column(data):
+        logger.info("%s holds columns; they are read as %s rows", path, f"{len(rows):,}")
+        return rows
+    if form.json_field is not None:
+        return [data]
+    lists = [value for key, value in data.items() if key in ROWS_KEYS and isinstance(value, list)]
+    if len(lists) == 1:
+        return lists[0]
+    held = [key for key, value in data.items() if value and isinstance(value, list) and all_objects(value)]
+    if len(held) > 1 and len(held) == sum(isinstance(value, list | dict) for value in data.values()):
+        raise UserError(
+            f"{path} holds rows under {', '.join(map(repr, held[:5]))}: set data.json_field to one of them, "
+            f"such as data.json_field: {held[0]}"
+        )
+    return [data]
+
+
+def all_objects(values: list[Any]) -> bool:
+    """Return whether all items of a list are objects."""
+    return all(isinstance(value, dict) for value in values)
+
+
+def _field(data: Any, name: str, path: Path) -> Any:
+    """Return what is under a key of a json file; `a.b` is the key b inside a."""
+    found, rest = data, name
+    while rest:
+        if not isinstance(found, dict):
+            raise UserError(f"data.json_field={name!r}: {path} has no object there, but {_kind(found)}")
+        key, _, later = (rest, "", "") if rest in found else rest.partition(".")
+        if key not in found:
+            keys = [str(one) for one in found]
+            raise UserError(
+                f"data.json_field={name!r}: {path} has the keys {keys[:12]}.{did_you_mean(key, keys)}"
+            )
+        found, rest = found[key], later
+    return found
+
+
+def _by_column(data: dict[str, Any]) -> list[Row]:
+    """Return the rows of an object that holds columns, as pandas writes by default; else no rows."""
     values = list(data.values())
     if len(values) < 2:
-        return
-    by_index = all(isinstance(v, dict) and len(v) > 1 and v.keys() == values[0].keys() for v in values)
-    by_place = all(isinstance(v, list) and len(v) == len(values[0]) > 1 for v in values)
-    if by_index or by_place:
-        raise UserError(f"{path} holds columns ({', '.join(map(repr, data))}), not rows; {BY_ROW}"[:500])
+        return []
+    if all(isinstance(v, dict) and len(v) > 1 and v.keys() == values[0].keys() for v in values):
+        columns = [list(value.values()) for value in values]
+    elif all(isinstance(v, list) and len(v) == len(values[0]) > 1 for v in values):
+        columns = values
+        if any(isinstance(cell, dict) for column in columns for cell in column):
+            return []
+    else:
+        return []
+    return [dict(zip(data, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _line_of(error: Exception) -> str:
@@ -201,24 +266,27 @@ def _remedy(line: str) -> str:
     return ""
 
 
+def _kind(value: object) -> str:
+    return "an object" if isinstance(value, dict) else JSON_TYPES.get(type(value), "a number")
+
+
 def _require_object(row: object, where: str) -> None:
     if not isinstance(row, dict):
-        found = JSON_TYPES.get(type(row), "a number")
-        raise UserError(f"{where}: must be an object such as {{column: text, ...}}, and is {found}")
+        raise UserError(f"{where}: must be an object such as {{column: text, ...}}, and is {_kind(row)}")
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, form: Form) -> Numbered:
     import pyarrow
     from pyarrow import parquet
 
     try:
         for batch in parquet.ParquetFile(path).iter_batches(PARQUET_ROWS):
-            yield from batch.to_pylist()
+            yield from ((None, row) for row in batch.to_pylist())
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {first_line(error)}") from error
 
 
-def _read_arrow(path: Path) -> Iterator[Row]:
+def _read_arrow(path: Path, form: Form) -> Numbered:
     """Yield the rows of an Arrow file or stream, of which `datasets` writes the latter."""
     import pyarrow
     from pyarrow import ipc
@@ -233,12 +301,13 @@ def _read_arrow(path: Path) -> Iterator[Row]:
                 batches = iter(ipc.open_stream(file))
             for batch in batches:
                 for at in range(0, batch.num_rows, PARQUET_ROWS):
-                    yield from batch.slice(at, PARQUET_ROWS).to_pylist()
+                    rows = batch.slice(at, PARQUET_ROWS).to_pylist()
+                    yield from ((None, row) for row in rows)
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{path} is not an arrow file: {first_line(error)}") from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, Form], Numbered]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".jsonl": _read_jsonl,

@@ -1,7 +1,5 @@
-"""Load the splits of a dataset from the embedded sample, local files, or the Hub."""
+"""Load the splits of a dataset: rows in the source's order, checked, by dialogue."""
 
-import gzip
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_hf.config import DataConfig
-from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
+from lora_hf.config.model import EMBEDDED
 from lora_hf.data.columns import DIALOGUE, PLAIN, Columns, Row, find_columns, head_of
 from lora_hf.data.examples import (
     Example,
@@ -21,15 +19,23 @@ from lora_hf.data.examples import (
     group_rows,
     one_per_reference,
 )
-from lora_hf.data.folders import SPLITS, Split, find_files, is_saved_dataset
-from lora_hf.data.hub_dataset import read_hub
-from lora_hf.data.opened import endings
+from lora_hf.data.opened import Form, endings
 from lora_hf.data.overlap import plain_text
-from lora_hf.data.readers import READERS, iterate_rows, read_rows, read_utf8
-from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
-from lora_hf.hub.names import refuse_address
+from lora_hf.data.readers import iterate_rows, read_text
+from lora_hf.data.sources import Part, limit_of, open_part
+from lora_hf.data.split_names import SPLITS, Split
+from lora_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
+HALF_SHARES = (0.1, 0.1)
+"""Default shares of validation and test, which earlier runs were divided by."""
+
+
+class LoadedSplit(NamedTuple):
+    """The dialogues of a split, and how they were chosen from the source."""
+
+    examples: list[Example]
+    origin: str
 
 
 def load_split(config: DataConfig, split: Split) -> list[Example]:
@@ -38,18 +44,26 @@ def load_split(config: DataConfig, split: Split) -> list[Example]:
     Raises:
         UserError: no such source, split or column, an empty split, or a row without text.
     """
-    limit = _limit(config, split)
+    return load_split_and_origin(config, split).examples
+
+
+def load_split_and_origin(config: DataConfig, split: Split) -> LoadedSplit:
+    """Load a split as `load_split`, and say how it was made, as a run records it."""
+    limit = limit_of(config, split)
     if (scored := scored_split(config, split)) != split:
         text = "%s: the test split has no references; scores are those of the validation split"
         logger.info(f"{text} (`lora-hf predict` summarizes the test dialogues)", config.dataset_name)
+    part = open_part(config, scored)
+    origin = origin_of(part, config, scored)
+    if scored != split:
+        origin = f"validation, because test has no references: {origin}"
     if config.streaming:
-        return group_rows(list(_until(iterate_split(config, scored), limit)))
-    part = _part(config, scored)
+        return LoadedSplit(group_rows(list(_until(_rows_of(part, config, scored), limit))), origin)
     rows, columns = _read(part, config)
-    checked = check_rows(list(rows), columns, config, part.name)
+    checked = check_rows(list(rows), columns, config, part)
     if part.homes:
         checked = _slice(checked, config, scored, part)
-    return group_rows(checked)[:limit]
+    return LoadedSplit(group_rows(checked)[:limit], origin)
 
 
 def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
@@ -60,9 +74,13 @@ def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
     Raises:
         UserError: as `load_split`, when the faulty row is reached.
     """
-    part = _part(config, scored_split(config, split))
+    scored = scored_split(config, split)
+    yield from _rows_of(open_part(config, scored), config, scored)
+
+
+def _rows_of(part: Part, config: DataConfig, split: Split) -> Iterator[Row]:
     rows, columns = _read(part, config)
-    rows = check_each(rows, columns, config, part.name)
+    rows = check_each(rows, columns, config, part)
     if part.homes:
         rows = filter(lambda row: _home(row[DIALOGUE], config, part) in part.homes, rows)
     rows = one_per_reference(rows)
@@ -73,18 +91,19 @@ def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
 
 
 def scored_split(config: DataConfig, split: Split) -> Split:
-    """Return the split itself, or validation for a test split of a folder that has no references."""
-    path = Path(config.dataset_name).expanduser()
-    if split != "test" or not path.is_dir() or is_saved_dataset(path):
+    """Return the split itself, or validation for a test split that has no references."""
+    if split != "test" or (config.dataset_name == EMBEDDED and config.data_files is None):
         return split
-    part = _part(config, split)
+    part = open_part(config, split)
+    if part.homes:  # a share of rows that have references
+        return split
     head = head_of(part.rows, config)
     if not head or find_columns(head, config, part.name, needs_references=False).references:
         return split
     return "validation"
 
 
-def _read(part: "Part", config: DataConfig, needs_references: bool = True) -> tuple[Iterator[Row], Columns]:
+def _read(part: Part, config: DataConfig, needs_references: bool = True) -> tuple[Iterator[Row], Columns]:
     """Return the rows with their texts under the keys of `columns`, and the columns."""
     head = head_of(part.rows, config)
     if not head:
@@ -97,56 +116,6 @@ def _read(part: "Part", config: DataConfig, needs_references: bool = True) -> tu
     return map(columns.read, chain(head, part.rows)), columns
 
 
-class Part(NamedTuple):
-    """The rows that a split is in."""
-
-    rows: Iterator[Row]
-    """All rows of the source, or those of one of its splits."""
-    name: str
-    """What messages call them."""
-    homes: frozenset[Split] = frozenset()
-    """The splits by `_home` whose rows are the split's; empty where all rows are."""
-    is_one_file: bool = False
-
-
-def _part(config: DataConfig, split: Split) -> Part:
-    path, name = Path(config.dataset_name).expanduser(), config.dataset_name
-    if path.is_file() or is_saved_dataset(path):
-        return Part(_read_source(path), name, frozenset([split]), is_one_file=True)
-    if not path.is_dir():
-        return Part(_rows(config, split), f"{name} [{split}]")
-    files, missing = find_files(path, split)
-    origin: Split = "train" if split in missing else split
-    if any(_is_renamed(file, path, origin) for file in files):
-        names = [file.relative_to(path).as_posix() for file in files]
-        logger.info("%s [%s]: %s", name, origin, ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
-    rows = chain.from_iterable(map(_read_source, files))
-    homes = frozenset[Split]()
-    if origin == "train" and missing:
-        homes = frozenset([split]) if split in missing else frozenset(SPLITS) - missing
-    return Part(rows, f"{name} [{origin}]", homes)
-
-
-def _is_renamed(file: Path, folder: Path, split: Split) -> bool:
-    return file.parent != folder or file.name.partition(".")[0] != split
-
-
-def _read_source(path: Path) -> Iterator[Row]:
-    if not is_saved_dataset(path):
-        return iterate_rows(path)
-    from datasets import load_from_disk
-
-    try:
-        return iter(load_from_disk(str(path)))
-    except Exception as error:  # whatever pyarrow and datasets raise for a folder that is not whole
-        raise UserError(f"{path} is not a whole folder of save_to_disk: {first_line(error)}") from error
-
-
-def is_on_hub(config: DataConfig) -> bool:
-    """Return whether the data is a repository on the Hub."""
-    return config.dataset_name != EMBEDDED and not Path(config.dataset_name).expanduser().exists()
-
-
 def _until(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:
     """Yield the rows of the first `limit` dialogues, reading one row further at most."""
     seen: set[str] = set()
@@ -157,81 +126,82 @@ def _until(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:
         yield row
 
 
-def _limit(config: DataConfig, split: Split) -> int | None:
-    return {
-        "train": config.max_train_samples,
-        "validation": config.max_eval_samples,
-        "test": config.max_test_samples,
-    }[split]
-
-
 def read_file(file: Path, config: DataConfig) -> list[Example]:
     """Read the dialogues of one file, one per row, without references.
 
     Raises:
         UserError: no such file or column, or a row without text.
     """
-    if file.suffix.lower() == ".txt" and file.is_file():
-        rows = [{config.dialogue_column: read_utf8(file).strip()}]
+    form = Form.of(config)
+    if endings(file)[0] == ".txt" and file.is_file():
+        rows = iter([{config.dialogue_column: read_text(file, form).strip()}])
+        part = Part(rows, str(file))
     else:
-        rows = read_rows(file)
-    if not rows:
-        raise UserError(f"{file} has no rows")
-    part = Part(iter(rows), str(file))
+        part = Part(iterate_rows(file, form), str(file), files=(file,), form=form)
     try:
         read, columns = _read(part, config, needs_references=False)
     except UserError as error:
         raise UserError(str(error).replace("data.dialogue_column=", "--dialogue-column=", 1)) from error
     columns = replace(columns, references=())
-    return dialogues_of(check_rows(list(read), columns, config, str(file)))
+    return dialogues_of(check_rows(list(read), columns, config, part))
 
 
-def _rows(config: DataConfig, split: Split) -> Iterator[Row]:
-    if config.dataset_name == EMBEDDED:
-        return islice(_read_sample(split), _limit(config, split))
-    path = Path(config.dataset_name).expanduser()
-    refuse_address(config.dataset_name, "data.dataset_name", "data.dataset_revision")
-    is_path = path.is_absolute() or config.dataset_name.startswith((".", "~"))
-    is_path = is_path or is_windows_path(config.dataset_name)
-    if is_path or endings(path)[0] in READERS or len(path.parts) > 2:
-        text = f"data.dataset_name={config.dataset_name!r}: no such file or folder."
-        raise UserError(f"{text}{path_hint(config.dataset_name)}".removesuffix("."))
-    return read_hub(config, split)
-
-
-def _read_sample(split: Split) -> Iterator[Row]:
-    with gzip.open(EMBEDDED_SAMPLE / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
-        yield from map(json.loads, file)
+def _shares(config: DataConfig) -> tuple[float, float]:
+    return config.validation_share, config.test_share
 
 
 def _home(dialogue: str, config: DataConfig, part: Part) -> Split:
-    """Return the split of a dialogue in data without that split, by its hash: 80 % train, 10 % each other.
+    """Return the split of a dialogue in data without that split, by its hash.
 
     Copies of a dialogue with other spaces or in another case have the same home. One file with the default
-    seed is divided as it always was, by its dialogues to the letter, so that earlier runs stay valid.
+    seed and shares is divided as it always was, by its dialogues to the letter, so that earlier runs stay
+    valid.
     """
-    if part.is_one_file and config.split_seed == 0:
+    shares = _shares(config)
+    if part.is_one_file and config.split_seed == 0 and shares == HALF_SHARES:
         text = dialogue.encode()
     else:
         text = f"{config.split_seed}\n".encode() + plain_text(dialogue)
-    digest = sha256(text).digest()[0] % 10
-    return "test" if digest == 9 else "validation" if digest == 8 else "train"
+    digest = sha256(text).digest()
+    if shares == HALF_SHARES:
+        tenth = digest[0] % 10
+        return "test" if tenth == 9 else "validation" if tenth == 8 else "train"
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    validation, test = shares
+    return "test" if place < test else "validation" if place < test + validation else "train"
+
+
+def origin_of(part: Part, config: DataConfig, split: Split) -> str:
+    """Return how a split was made, such as `10 % of all.jsonl by a hash of the dialogue, ...`."""
+    source = part.name
+    if part.files and not part.is_one_file:
+        names = [file.name for file in part.files]
+        source += f": {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if not part.homes:
+        return source
+    validation, test = _shares(config)
+    share = {"validation": validation, "test": test, "train": 1 - validation - test}
+    percent = f"{100 * sum(share[home] for home in part.homes):.3g} %"
+    return f"{percent} of {source}, by a hash of the dialogue (data.split_seed={config.split_seed})"
 
 
 def _slice(rows: list[Row], config: DataConfig, split: Split, part: Part) -> list[Row]:
     chosen = [row for row in rows if _home(row[DIALOGUE], config, part) in part.homes]
     count = f"{len(chosen):,} of {len(rows):,} rows"
     if part.is_one_file:
-        logger.info("%s [%s]: %s", config.dataset_name, split, count)
+        text = "%s [%s]: %s, by a hash of the dialogue (data.split_seed=%d)"
+        logger.info(text, config.dataset_name, split, count, config.split_seed)
     else:
         held = [name for name in SPLITS if (name in part.homes) == (split != "train")]
         text = "%s [%s]: %s of train; %s is missing and taken from train by a hash (data.split_seed=%d)"
-        logger.info(text, config.dataset_name, split, count, " and ".join(held), config.split_seed)
+        logger.info(text, part.name.rpartition(" [")[0], split, count, " and ".join(held), config.split_seed)
     if not chosen:
-        what = "one file" if part.is_one_file else f"a folder without the split {split}"
+        what = "one file" if part.is_one_file else f"data without the split {split}"
+        validation, test = (f"{100 * share:.3g}" for share in _shares(config))
+        train = f"{100 * (1 - sum(_shares(config))):.3g}"
         raise UserError(
-            f"data.dataset_name={config.dataset_name!r} is {what}, split 80/10/10 by a hash of the "
-            f"dialogue, and none of its {len(rows)} rows belongs to {split}; give more rows, or a folder "
-            f"with a file for each of {', '.join(SPLITS)}"
+            f"data.dataset_name={config.dataset_name!r} is {what}, split {train}/{validation}/{test} by a "
+            f"hash of the dialogue, and none of its {len(rows)} rows belongs to {split}; give more rows, or "
+            f"a folder with a file for each of {', '.join(SPLITS)}"
         )
     return chosen

@@ -14,7 +14,8 @@ from lora_hf.data.columns import DIALOGUE, SUMMARY, Row
 from lora_hf.data.examples import Example
 from lora_hf.data.overlap import SharedDialogues, dialogue_key, dialogue_keys, shared_dialogues
 from lora_hf.data.sampler import EpochSampler
-from lora_hf.data.splits import is_on_hub, iterate_split, load_split
+from lora_hf.data.sources import is_on_hub, open_part
+from lora_hf.data.splits import iterate_split, load_split_and_origin, origin_of
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.hub.download import public_info
@@ -37,6 +38,8 @@ class Source:
     """Hash of the texts in order; for data on the Hub, the commit."""
     keys: "array[int] | None"
     """`dialogue_keys` of all rows; None for data on the Hub, which is not read beforehand."""
+    origin: str = ""
+    """How the split was made."""
 
 
 def train_source(config: DataConfig) -> Source:
@@ -49,15 +52,16 @@ def train_source(config: DataConfig) -> Source:
     def rows() -> Iterator[Row]:
         return iterate_split(config, "train")
 
+    origin = origin_of(open_part(config, "train"), config, "train")
     if is_on_hub(config):
         next(rows(), None)
         known = public_info(config.dataset_name, "dataset", config.dataset_revision)
-        return Source(rows, None, str(getattr(known, "sha", None) or config.dataset_revision), None)
+        return Source(rows, None, str(getattr(known, "sha", None) or config.dataset_revision), None, origin)
     keys, digest = array("q"), sha256()
     for row in rows():
         digest.update(repr((row[DIALOGUE], row[SUMMARY])).encode())
         keys.append(dialogue_key(row[DIALOGUE]))
-    return Source(rows, len(keys), digest.hexdigest()[:16], keys)
+    return Source(rows, len(keys), digest.hexdigest()[:16], keys, origin)
 
 
 class StreamedDialogues(IterableDataset):
@@ -143,6 +147,8 @@ class TrainingSplit(NamedTuple):
     """Its token ids."""
     examples: list[Example]
     """Its texts; for a streamed split, one example that holds the hash of its texts."""
+    origin: str
+    """How it was made."""
 
     def shared_with(self, held_out: dict[str, Sequence[Example]]) -> list[SharedDialogues]:
         """Return the dialogues that stand in several splits, of which `held_out` are the others by name."""
@@ -162,10 +168,10 @@ def load_train(config: DataConfig, tokenizer: Any) -> TrainingSplit:
     if config.streaming:
         source = train_source(config)
         examples = [Example("", source.fingerprint, ())]
-        return TrainingSplit(StreamedDialogues(source, tokenizer, config), examples)
+        return TrainingSplit(StreamedDialogues(source, tokenizer, config), examples, source.origin)
     try:
-        examples = load_split(config, "train")
-        return TrainingSplit(TokenizedDialogues(examples, tokenizer, config, "train"), examples)
+        examples, origin = load_split_and_origin(config, "train")
+        return TrainingSplit(TokenizedDialogues(examples, tokenizer, config, "train"), examples, origin)
     except MemoryError as error:
         remedy = f"data.streaming: true holds {WINDOW:,} rows at a time"
         raise UserError(

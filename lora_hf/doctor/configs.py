@@ -15,10 +15,11 @@ from lora_hf.config.load import load_config
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example
-from lora_hf.data.folders import SPLITS, Split
 from lora_hf.data.overlap import SharedDialogues
 from lora_hf.data.prepare import ADDED_END, WITH_SPECIAL, prompt_problem
-from lora_hf.data.splits import is_on_hub, load_split, scored_split
+from lora_hf.data.sources import is_on_hub
+from lora_hf.data.split_names import SPLITS, Split
+from lora_hf.data.splits import load_split, scored_split
 from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.data.unknown_tokens import UnknownTokens

@@ -140,6 +140,7 @@ def _write(run: Run, trained: TrainingRecord, scores: Scores, rows: list[Predict
         "max_new_tokens": data.max_new_tokens,
         "truncation": [str(split.truncation) for split in (data.train, data.validation)],
         "data_warnings": data.warnings,
+        "splits": data.splits,
         "base_model": config.model.model_name_or_path,
         "base_fingerprint": model_state(run.model).base_fingerprint,
         "data_fingerprint": data.fingerprint,

@@ -17,8 +17,9 @@ from typing import Any
 from lora_hf.adapters.config import AUTO
 from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.config.load import changed_fields, resolved_yaml
-from lora_hf.config.model import ASSETS, EMBEDDED, EMBEDDED_SAMPLE
+from lora_hf.config.model import ASSETS, EMBEDDED
 from lora_hf.config.yaml_reader import read_document
+from lora_hf.data.sources import is_on_hub, local_files
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
@@ -101,22 +102,25 @@ def sources_of(config: RunConfig) -> str | None:
         16 hexadecimal digits, or None if files cannot tell: a branch on the Hub may move.
     """
     model, data = config.model, config.data
-    places = [
-        (model.model_name_or_path, model.revision, ASSETS),
-        (data.dataset_name, data.dataset_revision, EMBEDDED_SAMPLE),
-    ]
-    files: list[Path] = []
+    is_pinned = len(data.dataset_revision or "") == COMMIT and is_on_hub(data)
     try:
-        for name, revision, embedded in places:
-            place = embedded if name == EMBEDDED else Path(name).expanduser()
-            if place.is_dir():
-                files += sorted(file for file in place.iterdir() if file.is_file())
-            elif place.is_file():
-                files.append(place)
-            elif not (revision and len(revision) == COMMIT):
-                return None
+        found = [] if is_pinned else local_files(data)
+        if found is None:
+            return None
+        files = list(found)
+        place = (
+            ASSETS if model.model_name_or_path == EMBEDDED else Path(model.model_name_or_path).expanduser()
+        )
+        if place.is_dir():
+            files += sorted(file for file in place.iterdir() if file.is_file())
+        elif not (model.revision and len(model.revision) == COMMIT):
+            return None
         stats = [(str(file.resolve()), file.stat()) for file in files]
-    except (OSError, RuntimeError):  # loading reports what cannot be read; `~nobody` is a RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+        UserError,
+    ):  # loading reports what cannot be read; `~nobody` is a RuntimeError
         return None
     seen = [[path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
     return sha256(json_text(seen).encode()).hexdigest()[:16]

@@ -75,6 +75,26 @@ def test_nothing_is_guessed_between_two_or_against_the_config(tmp_path, row, fie
         load(tmp_path, [row], **fields)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("encoding=cp9999", "is not a text encoding that Python knows, such as utf-8"),
+        ("encoding=base64", "is not a text encoding that Python knows"),
+        ("delimiter=::", "is not one character, such as ';'"),
+        ("validation_share=1.5", "must be below 1"),
+        ("validation_share=0.95", "data.test_share=0.1 leave nothing for training"),
+        ("turn_template=said", "names no key of a turn in braces"),
+        ("data_files={training: a.csv, train: b.csv}", "names a split twice"),
+        ("data_files={all: a.csv}", "names the split 'all'; known are train, "),
+        ("data_files={train: [3]}", "must be a file, a list of files, or these by split"),
+    ],
+)
+def test_a_wrong_value_of_a_field_on_files_is_one_error(override, words):
+    with pytest.raises(UserError) as error:
+        load_config("quickstart", [f"data.{override}"])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("value", ["3", "[a, 3]", "[]", "''"])
 def test_another_value_than_names_of_columns_is_one_error(value):
     with pytest.raises(UserError) as error:
@@ -99,10 +119,19 @@ def test_what_was_found_is_said_and_fname_is_the_id(tmp_path, caplog):
         ([{"role": "user", "content": "Hi"}], "user: Hi"),
         ([{"text": "Hi"}, "B: Bye"], "Hi\nB: Bye"),
         ([{"speaker": "A"}], [{"speaker": "A"}]),  # refused as not text
+        ({"speaker": ["A", "B"], "utterance": ["Hi", "Bye"]}, "A: Hi\nB: Bye"),
+        ({"speaker": ["A", "B"], "text": ["Hi"]}, {"speaker": ["A", "B"], "text": ["Hi"]}),
     ],
 )
 def test_turns_become_lines(turns, text):
     assert joined(turns) == text
+
+
+def test_the_template_of_turns_names_their_keys():
+    turns = [{"who": "A", "said": "{x}", "role": "user"}, "B: Bye"]
+    assert joined(turns, "<{who}> {said}") == "<A> {x}\nB: Bye"
+    assert joined(turns, "[{speaker}] {said}") == "[user] {x}\nB: Bye"
+    assert joined(turns, "{who}: {text}") == turns  # refused: a turn has no text by any usual name
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -7,7 +7,7 @@ import pytest
 
 from lora_hf.config import DataConfig
 from lora_hf.data.folders import find_files
-from lora_hf.data.splits import SPLITS, load_split
+from lora_hf.data.splits import SPLITS, load_split, load_split_and_origin
 from lora_hf.data.streaming import train_source
 from lora_hf.errors import UserError
 
@@ -37,7 +37,7 @@ def dialogues(folder, split, **fields):
     ],
 )
 def test_files_are_found_by_the_words_in_their_names_and_shards_keep_their_order(tmp_path, names, train):
-    found, _ = find_files(write(tmp_path, *names), "train")
+    found = find_files(write(tmp_path, *names), "train")["train"]
     assert [file.relative_to(tmp_path).as_posix() for file in found] == train
 
 
@@ -70,3 +70,60 @@ def test_a_split_seed_divides_one_file_in_another_way_and_0_as_ever(tmp_path):
     file = write(tmp_path, "all.jsonl") / "all.jsonl"
     first = dialogues(file, "test")
     assert first == dialogues(file, "test", split_seed=0) != dialogues(file, "test", split_seed=7)
+
+
+def test_shares_of_the_splits_are_fields_and_recorded(tmp_path):
+    file = write(tmp_path, "all.jsonl") / "all.jsonl"
+    config = DataConfig(dataset_name=str(file), validation_share=0.3, test_share=0.2, split_seed=5)
+    parts = {split: load_split_and_origin(config, split) for split in SPLITS}
+    assert [len(part.examples) for part in parts.values()] == [95, 57, 48]  # never others
+    assert parts["validation"].origin == (f"30 % of {file}, by a hash of the dialogue (data.split_seed=5)")
+    folder = write(tmp_path / "folder", "train-1.jsonl", "train-2.jsonl", "test.jsonl")
+    config = DataConfig(dataset_name=str(folder), validation_share=0.5)
+    assert load_split_and_origin(config, "train").origin == (
+        f"50 % of {folder} [train]: train-1.jsonl, train-2.jsonl, by a hash of the dialogue "
+        "(data.split_seed=0)"
+    )
+    assert load_split_and_origin(config, "test").origin == f"{folder} [test]: test.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("files", "sizes"),
+    [
+        ({"train": "a.jsonl", "val": ["b/*.jsonl"], "test": "c.jsonl"}, (200, 400, 200)),
+        (["a.jsonl", "c.jsonl"], (160, 20, 20)),  # about; both are for training
+    ],
+)
+def test_files_of_each_split_are_named_by_the_config(tmp_path, files, sizes, monkeypatch):
+    write(tmp_path, "a.jsonl", "b/1.jsonl", "c.jsonl")
+    write(tmp_path, "b/2.jsonl", rows=[{"dialogue": f"B: {i}", "summary": "."} for i in range(200)])
+    found = {split: dialogues(tmp_path, split, data_files=files) for split in SPLITS}
+    assert all(abs(len(found[split]) - size) < 16 for split, size in zip(SPLITS, sizes, strict=True))
+    monkeypatch.chdir(tmp_path)
+    assert {e.dialogue for e in load_split(DataConfig(data_files=files), "test")} == found["test"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"train": "a.jsonl", "test": "z.jsonl"}, "data.data_files.test='z.jsonl': no such file"),
+        ({"train": "z*.jsonl"}, "data.data_files.train='z\\*.jsonl' matches no file in "),
+        ({"test": "a.jsonl"}, "names test and no train; add train: FILE"),
+    ],
+)
+def test_a_file_that_data_files_names_and_is_missing_is_one_error(tmp_path, files, words):
+    write(tmp_path, "a.jsonl")
+    with pytest.raises(UserError, match=words):
+        dialogues(tmp_path, "test", data_files=files)
+
+
+def test_an_error_in_a_shard_names_its_file_and_line(tmp_path):
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    for number, last in ((1, "A: Hi,Hi."), (2, "A: Hi,")):
+        (folder / f"train-{number}.csv").write_text(f'dialogue,summary\n"A: {number}\nB: 2",2.\n{last}\n')
+    with pytest.raises(UserError, match=r"rows \[4\] \(train-2.csv, line 4: summary is empty\)"):
+        dialogues(folder, "train")
+    (folder / "train-2.csv").write_text("dialogue,summary\n\nA: Hi,Hi.\nA: Hi,Hi.,more\n")
+    with pytest.raises(UserError, match=r"csv/train-2.csv, line 4: more cells than the 2 columns \(3, sep"):
+        dialogues(folder, "train")

@@ -81,7 +81,8 @@ def test_columns_go_by_the_names_of_the_config(tmp_path):
         (
             [*ROWS, ROWS[0] | {"summary": "  "}, ROWS[0] | {"dialogue": None}],
             "{source} [test]: 2 of 5 rows have an empty dialogue or summary, or one that is not text; "
-            "the first are rows [4, 5]. Correct them, or set data.on_bad_row: skip to leave them out",
+            "the first are rows [4, 5] (line 4: summary is empty). "
+            "Correct them, or set data.on_bad_row: skip to leave them out",
         ),
     ],
 )
@@ -158,8 +159,6 @@ class Builder:
     def as_dataset(self, split):
         return self.rows
 
-    as_streaming_dataset = as_dataset
-
 
 def test_a_hub_dataset_is_asked_for_by_its_name_configuration_and_revision(monkeypatch):
     import datasets
@@ -173,10 +172,10 @@ def test_a_hub_dataset_is_asked_for_by_its_name_configuration_and_revision(monke
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None))
     named = config("some/dialogues", dataset_config="en", dataset_revision="abc")
-    assert load_split(named, "test") == GROUPED
+    assert load_split(named, "validation") == GROUPED
     assert asked == [(("some/dialogues", "en"), {"revision": "abc"})]
     with pytest.raises(UserError, match="the local copy is of another commit, ddd.*; rerun the command"):
-        load_split(named, "test")
+        load_split(named, "validation")
 
 
 def test_the_embedded_sample_needs_no_file_and_a_limit_takes_its_first_dialogues():

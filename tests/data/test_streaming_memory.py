@@ -28,7 +28,7 @@ list(load_train(DataConfig(dataset_name=folder, streaming=True, max_train_sample
 (held,) = (line for line in open("/proc/self/status") if line.startswith("VmData"))
 limit = int(held.split()[1]) * 1024 + more
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-rows, _ = load_train(DataConfig(dataset_name=folder, streaming=True), tokenizer)
+rows = load_train(DataConfig(dataset_name=folder, streaming=True), tokenizer)[0]
 print(len(rows), sum(1 for _ in islice(rows, 5_000)))
 """
 
@@ -46,6 +46,6 @@ def test_a_split_that_does_not_fit_in_memory_is_an_error_that_names_streaming(mo
     def load_split(config, split):
         raise MemoryError
 
-    monkeypatch.setattr(stream, "load_split", load_split)
+    monkeypatch.setattr(stream, "load_split_and_origin", load_split)
     with pytest.raises(UserError, match="'embedded' does not fit in memory; data.streaming: true"):
         load_train(DataConfig(), None)

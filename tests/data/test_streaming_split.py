@@ -149,9 +149,13 @@ def test_a_hub_dataset_is_streamed_and_needs_max_steps(tmp_path, tokenizer, monk
 
     folder, asked = write(tmp_path / "data", "jsonl"), []
 
-    def as_streaming_dataset(split):
-        asked.append(split)
-        return iter(json.loads(line) for line in (folder / f"{split}.jsonl").open())
+    class Splits(dict):
+        def __getitem__(self, split):
+            asked.append(split)
+            return iter(json.loads(line) for line in (folder / f"{split}.jsonl").open())
+
+    def as_streaming_dataset():
+        return Splits.fromkeys(("train", "validation", "test"))
 
     builder = SimpleNamespace(hash="c" * 40, as_streaming_dataset=as_streaming_dataset)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: builder)
@@ -172,9 +176,12 @@ def test_a_hub_dataset_is_streamed_and_needs_max_steps(tmp_path, tokenizer, monk
 def test_a_stream_that_ends_early_is_an_error(monkeypatch):
     import datasets
 
-    def as_streaming_dataset(split):
+    def rows():
         yield ROWS[0]
         raise ConnectionError("the other side has gone")
+
+    def as_streaming_dataset():
+        return {split: rows() for split in ("train", "validation", "test")}
 
     builder = SimpleNamespace(hash="c" * 40, as_streaming_dataset=as_streaming_dataset)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: builder)

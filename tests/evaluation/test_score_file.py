@@ -169,7 +169,7 @@ def test_wrong_arguments_are_named(tmp_path, arguments, words):
         ("x.csv", b"made,human\n", "x.csv has no rows"),
         ("x.csv", b"made,human\na,b\na\n", "line 3: fewer cells than the 2 columns"),
         ("x.csv", b"made,human\na,b,c\n", "line 2: more cells than the 2 columns"),
-        ("x.csv", b'made,human\n"a,b\n', "after line 1: not csv"),
+        ("x.csv", b'made,human\n"a,b\n', "line 2: not csv"),
         ("x.csv", b"made,made,human\na,b,c\n", "more than one column is named 'made'"),
         ("x.csv", b"made,human\na,\n", "row 1, column 'human' is empty"),
         ("x.csv", "made,human\ncaf\xe9,b\n".encode("latin-1"), "not UTF-8"),

@@ -11,8 +11,8 @@ from hub.fixtures import TOKEN
 from support.inputs import FEW
 
 from lora_hf.config import DataConfig, ModelConfig
-from lora_hf.data.hub_dataset import read_hub
-from lora_hf.data.splits import load_split
+from lora_hf.data.split_names import SPLITS
+from lora_hf.data.splits import load_split, load_split_and_origin
 from lora_hf.errors import NotWritten, UserError
 from lora_hf.hub.errors import hub_errors
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
@@ -106,25 +106,49 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
         assert text in done.error, done.error
 
 
-def test_a_split_that_a_dataset_does_not_have_is_one_error_with_those_that_it_has(monkeypatch):
-    class Builder:
-        hash, info = "c" * 40, SimpleNamespace(splits={"train": None, "test": None})
+ROWS = [{"dialogue": f"A: Number {n}?", "summary": f"{n}."} for n in range(60)]
+ASKED = [{"dialogue": "A: Which?"}]
 
-        def download_and_prepare(self):
-            pass
 
-        def as_streaming_dataset(self):
-            return {"train": [], "test": [{"id": "1"}]}
-
-    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (Builder.hash, None))
-    monkeypatch.setattr("datasets.load_dataset_builder", lambda *given, **fields: Builder())
-    config = DataConfig(dataset_name="acme/talks")
-    with pytest.raises(UserError, match="'acme/talks' .* no split 'validation', only train, test. Save"):
-        list(read_hub(config, "validation"))
-    config = DataConfig(dataset_name="acme/talks", streaming=True)
-    with pytest.raises(UserError, match="'acme/talks' .* no split 'validation', only train, test. Save"):
-        list(read_hub(config, "validation"))
-    assert list(read_hub(config, "test")) == [{"id": "1"}]
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("splits", "sizes"),
+    [
+        ({"train": ROWS, "val": ROWS[:5], "test": ROWS[:7]}, (60, 5, 7)),
+        ({"train": ROWS, "dev": ROWS[:5], "validation": ROWS[:6], "test": ASKED}, (60, 6, 6)),
+        ({"train": ROWS, "test": ROWS[:7]}, (60, None, 7)),
+        ({"train": ROWS}, (60, None, None)),
+        ({"all": ROWS, "test": ROWS}, "no split 'validation', only all, test. Set data.data_files"),
+    ],
+)
+def test_splits_of_the_hub_follow_the_rules_of_files(splits, sizes, streaming, monkeypatch, caplog):
+    """`val` and `dev` are validation, a missing split is a share of train, a test may lack references."""
+    builder = SimpleNamespace(
+        hash="c" * 40,
+        info=SimpleNamespace(splits=dict.fromkeys(splits)),
+        download_and_prepare=lambda: None,
+        as_dataset=splits.get,
+        as_streaming_dataset=lambda: splits,
+    )
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (builder.hash, None))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *given, **fields: builder)
+    config = DataConfig(dataset_name="acme/talks", streaming=streaming)
+    if isinstance(sizes, str):
+        with pytest.raises(UserError, match=f"'acme/talks' .* {sizes}"):
+            load_split(config, "validation")
+        return
+    parts = {split: load_split_and_origin(config, split) for split in SPLITS}
+    found = {split: {example.dialogue for example in part.examples} for split, part in parts.items()}
+    for split, size in zip(SPLITS, sizes, strict=True):
+        if size is None:
+            assert 0 < len(found[split]) < 20 and not found[split] & found["train"]
+            assert parts[split].origin == (
+                "10 % of acme/talks [train], by a hash of the dialogue (data.split_seed=0)"
+            )
+        else:
+            assert len(found[split]) == size or (split == "train" and None in sizes)
+    if splits.get("test") is ASKED:
+        assert parts["test"].origin.startswith("validation, because test has no references: acme/talks")
 
 
 def test_a_full_disk_during_a_download_is_no_mistake_of_the_user():

@@ -71,6 +71,28 @@ def to_zst(data: bytes, path: Path) -> None:
         file.write(data)
 
 
+Remedy = Callable[[Path], tuple[Path, Row]]
+
+
+def set_fields(**fields: Any) -> Remedy:
+    """Return the remedy that only sets fields of `data`."""
+    return lambda path: (path, fields)
+
+
+def written_anew(name: str = "", content: Callable[[bytes], bytes] = lambda old: JSONL) -> Remedy:
+    """Return the remedy that writes the file again, under this name or its own."""
+
+    def write(path: Path) -> tuple[Path, Row]:
+        new = path.with_name(name or path.name)
+        new.write_bytes(content(path.read_bytes()))
+        return new, {}
+
+    return write
+
+
+CSV_ANEW = written_anew(content=lambda old: as_csv(ROWS).encode())
+
+
 class Shape(NamedTuple):
     """One shape: a file or folder, and what becomes of it."""
 
@@ -81,6 +103,10 @@ class Shape(NamedTuple):
     """Write it to a path; the return value is text or bytes of a file, or nothing."""
     outcome: str
     """`read`, or a part of the message that refuses it."""
+    fields: Row = {}
+    """Fields of `data` with which it is read."""
+    remedy: Remedy | None = None
+    """Do what the message says; return the file to read, and the fields to read it with."""
 
     def write(self, folder: Path) -> Path:
         path = folder / self.name.rstrip("/")
@@ -96,6 +122,9 @@ class Shape(NamedTuple):
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:71043\nsize 530165\n"
 JSONL = as_lines(ROWS).encode()
+HERE = "가: 안녕, 언제 만날까?\n나: 세 시에 만나자."
+KOREAN = [row | {"dialogue": f"{row['dialogue']} {HERE}"} for row in ROWS]
+PLAIN_ROWS = [row | {"dialogue": row["dialogue"].replace(",", "").replace(";", "")} for row in ROWS]
 CURLY = changed(3, dialogue="Ann: A café – “promised”?")
 COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
 
@@ -111,47 +140,130 @@ FILES = [
     Shape("nan_text.csv", "a text that says NaN", lambda p: as_csv(changed(7, summary="NaN")), "read"),
     Shape("index.csv", "a column `Unnamed: 0` more", lambda p: as_csv([{"": "1"} | r for r in ROWS]), "read"),
     Shape("nul.csv", "a NUL in a cell", lambda p: as_csv(ROWS).replace("prom", "pr\0m", 1), "read"),
-    Shape("cp1252.csv", "Windows-1252", lambda p: as_csv(CURLY).encode("cp1252"), "in line 8"),
+    Shape(
+        "cp1252.csv",
+        "Windows-1252",
+        lambda p: as_csv(CURLY).encode("cp1252"),
+        "line 8, is not",
+        remedy=set_fields(encoding="cp1252"),
+    ),
+    Shape(
+        "cp949.csv",
+        "Korean in cp949",
+        lambda p: as_csv(KOREAN).encode("cp949"),
+        "data.encoding: cp949",
+        remedy=set_fields(encoding="cp949"),
+    ),
+    Shape(
+        "caret.csv",
+        "separated by another mark, `^`",
+        lambda p: as_csv(PLAIN_ROWS, delimiter="^"),
+        "the columns ['id^dialogue^summary']",
+        remedy=set_fields(delimiter="^"),
+    ),
     Shape(
         "backslashes.csv",
         'quotes written \\"',
         lambda p: as_csv(ROWS, escapechar="\\", doublequote=False),
-        'write them twice ("")',
+        "set data.escapechar: '\\'",
+        remedy=set_fields(escapechar="\\"),
     ),
     Shape("list.json", "a list of objects", lambda p: json.dumps(ROWS, indent=1), "read"),
     Shape("lines.json", "json lines under the name .json", lambda p: JSONL, "read"),
     Shape("rows.ndjson", "json lines under the name .ndjson", lambda p: JSONL, "read"),
     Shape("data_key.json", "rows under a key `data`", lambda p: json.dumps({"v": 1, "data": ROWS}), "read"),
-    Shape("columns.json", "lists by column", lambda p: json.dumps(COLUMNS), "orient='records'"),
+    Shape("columns.json", "lists by column", lambda p: json.dumps(COLUMNS), "read"),
+    Shape(
+        "by_split.json",
+        "rows under keys of their own",
+        lambda p: json.dumps(PARTS),
+        "set data.json_field to one of them, such as data.json_field: train",
+        remedy=set_fields(json_field="train"),
+    ),
+    Shape(
+        "nested.json",
+        "rows under `x.y`, with `json_field: x.y`",
+        lambda p: json.dumps({"x": {"y": ROWS}}),
+        "read",
+        {"json_field": "x.y"},
+    ),
     Shape(
         "pandas_default.json",
         "`df.to_json(FILE)`",
         lambda p: json.dumps({k: {str(i): cell for i, cell in enumerate(v)} for k, v in COLUMNS.items()}),
-        "orient='records'",
+        "read",
     ),
-    Shape("commas.jsonl", "a comma after each object", lambda p: JSONL.replace(b"}\n", b"},\n"), "comma: re"),
-    Shape("python.jsonl", "Python dicts", lambda p: "\n".join(map(repr, ROWS)), "json.dumps"),
+    Shape(
+        "commas.jsonl",
+        "a comma after each object",
+        lambda p: JSONL.replace(b"}\n", b"},\n"),
+        "comma: re",
+        remedy=written_anew(content=lambda old: old.replace(b"},\n", b"}\n")),
+    ),
+    Shape(
+        "python.jsonl",
+        "Python dicts",
+        lambda p: "\n".join(map(repr, ROWS)),
+        "json.dumps",
+        remedy=written_anew(),
+    ),
     Shape("rows.csv.gz", "gz", lambda p: gzip.compress(as_csv(ROWS).encode()), "read"),
     Shape("rows.json.gz", "gz", lambda p: gzip.compress(json.dumps(ROWS).encode()), "read"),
     Shape("rows.jsonl.gz", "gz", lambda p: gzip.compress(JSONL), "read"),
     Shape("rows.jsonl.bz2", "bz2", lambda p: bz2.compress(JSONL), "read"),
     Shape("rows.jsonl.xz", "xz", lambda p: lzma.compress(JSONL), "read"),
     Shape("rows.jsonl.zst", "zst", lambda p: to_zst(JSONL, p), "read"),
-    Shape("half.jsonl.gz", "half of a gz", lambda p: gzip.compress(JSONL)[:200], "copy it again"),
-    Shape("other.jsonl.gz", "not a gz", lambda p: JSONL, "take away the ending .gz"),
-    Shape("other.jsonl.zst", "not a zst", lambda p: b"\x28\xb5\x2f\xfd" + b"0" * 50, "take away the ending"),
+    Shape(
+        "half.jsonl.gz",
+        "half of a gz",
+        lambda p: gzip.compress(JSONL)[:200],
+        "copy it again",
+        remedy=written_anew(content=lambda old: gzip.compress(JSONL)),
+    ),
+    Shape(
+        "other.jsonl.gz",
+        "not a gz",
+        lambda p: JSONL,
+        "take away the ending .gz",
+        remedy=written_anew("other.jsonl", lambda old: old),
+    ),
+    Shape(
+        "other.jsonl.zst",
+        "not a zst",
+        lambda p: b"\x28\xb5\x2f\xfd" + b"0" * 50,
+        "take away the ending",
+        remedy=written_anew("other.jsonl"),
+    ),
     Shape("rows.parquet", "parquet", lambda p: to_parquet(ROWS, p), "read"),
     Shape("stream.arrow", "arrow, as `datasets` writes it", lambda p: to_arrow(ROWS, p, True), "read"),
     Shape("file.arrow", "arrow, as a file", lambda p: to_arrow(ROWS, p, False), "read"),
-    Shape("rows.xlsx", "Excel", lambda p: b"PK\x03\x04" + b"0" * 50, "save the sheet as csv"),
-    Shape("lfs.csv", "a pointer of Git LFS", lambda p: LFS, "git lfs pull"),
-    Shape("lfs.jsonl", "a pointer of Git LFS", lambda p: LFS, "git lfs pull"),
-    Shape("page.csv", "a web page", lambda p: "<!DOCTYPE html>\n<html>x, y</html>\n", "is a web page"),
+    Shape(
+        "rows.xlsx",
+        "Excel",
+        lambda p: b"PK\x03\x04" + b"0" * 50,
+        "save the sheet as csv",
+        remedy=written_anew("rows.csv", lambda old: as_csv(ROWS).encode()),
+    ),
+    Shape("lfs.csv", "a pointer of Git LFS", lambda p: LFS, "git lfs pull", remedy=CSV_ANEW),
+    Shape("lfs.jsonl", "a pointer of Git LFS", lambda p: LFS, "git lfs pull", remedy=written_anew()),
+    Shape(
+        "page.csv",
+        "a web page",
+        lambda p: "<!DOCTYPE html>\n<html>x, y</html>\n",
+        "is a web page",
+        remedy=CSV_ANEW,
+    ),
 ]
 
 
 def folder(
-    name: str, what: str, parts: dict[str, list[Row]], outcome: str = "read", ext: str = "jsonl"
+    name: str,
+    what: str,
+    parts: dict[str, list[Row]],
+    outcome: str = "read",
+    ext: str = "jsonl",
+    fields: Row = {},  # noqa: B006 (never changed)
+    remedy: Remedy | None = None,
 ) -> Shape:
     """Return a folder with a file for each part, under the part's name."""
 
@@ -166,7 +278,17 @@ def folder(
             else:
                 file.write_text(as_csv(rows) if ext == "csv" else as_lines(rows), encoding="utf-8")
 
-    return Shape(f"{name}/", what, make, outcome)
+    return Shape(f"{name}/", what, make, outcome, fields, remedy)
+
+
+def with_rows(name: str, rows: list[Row]) -> Remedy:
+    """Return the remedy that adds a file to a folder."""
+
+    def write(path: Path) -> tuple[Path, Row]:
+        (path / name).write_text(as_lines(rows), encoding="utf-8")
+        return path, {}
+
+    return write
 
 
 def with_mac_files(path: Path) -> None:
@@ -196,7 +318,13 @@ FOLDERS = [
     folder("prefixed", "`dialogsum.train` ...", named(*(f"dialogsum.{name}" for name in PARTS))),
     folder("subfolders", "`train/a`, `val/b` ...", named("train/a", "val/b", "test/c")),
     folder("shards", "shards", {**SHARDS, "validation": PARTS["validation"], "test": PARTS["test"]}),
-    folder("half", "one of two shards", {"train-00001-of-00002": ROWS}, "holds 1 of the 2 shards of train"),
+    folder(
+        "half",
+        "one of two shards",
+        {"train-00001-of-00002": ROWS},
+        "holds 1 of the 2 shards of train",
+        remedy=with_rows("train-00000-of-00002.jsonl", ROWS),
+    ),
     folder("hub", "`data/train-00000-of-00001` ...", named(*(f"data/{n}-0" for n in PARTS)), ext="parquet"),
     folder("gz", "gz", PARTS, ext="jsonl.gz"),
     Shape("macos/", "`._train.csv` beside `train.csv`", with_mac_files, "read"),
@@ -204,8 +332,20 @@ FOLDERS = [
     folder("one_file", "one file of any name", {"dialogues": ROWS}),
     folder("train_test", "`train` and `test`", {"train": ROWS[:30], "test": ROWS[30:]}),
     folder("train_val", "`train` and `validation`", {"train": ROWS[:30], "validation": ROWS[30:]}),
-    folder("two", "files that name no split", {"a": ROWS, "b": ROWS}, "must hold one train file"),
-    folder("empty", "an empty folder", {}, "must hold one train file"),
+    folder(
+        "two",
+        "files that name no split",
+        {"a": ROWS, "b": ROWS},
+        "write data.data_files: {train: a.jsonl}",
+        remedy=set_fields(data_files={"train": "a.jsonl"}),
+    ),
+    folder(
+        "named",
+        "files by `data_files`",
+        {"a": ROWS[:9], "b1": ROWS[9:20], "b2": ROWS[20:]},
+        fields={"data_files": {"test": "a.jsonl", "train": "b*.jsonl", "dev": ["a.jsonl"]}},
+    ),
+    folder("empty", "an empty folder", {}, "must hold one train file", remedy=with_rows("train.jsonl", ROWS)),
     Shape("saved_dict/", "`DatasetDict.save_to_disk`", lambda p: saved_to_disk(p, is_dict=True), "read"),
     Shape("saved_one/", "`Dataset.save_to_disk`", lambda p: saved_to_disk(p, is_dict=False), "read"),
 ]
@@ -218,8 +358,15 @@ def turns(row: Row) -> list[dict[str, str]]:
     ]
 
 
-def lines_of(name: str, what: str, read: Callable[[Row], Row], outcome: str = "read") -> Shape:
-    return Shape(name, what, lambda p: as_lines(map(read, ROWS)), outcome)
+def lines_of(
+    name: str,
+    what: str,
+    read: Callable[[Row], Row],
+    outcome: str = "read",
+    fields: Row = {},  # noqa: B006 (never changed)
+    remedy: Remedy | None = None,
+) -> Shape:
+    return Shape(name, what, lambda p: as_lines(map(read, ROWS)), outcome, fields, remedy)
 
 
 def pair(source: str, target: str) -> Callable[[Row], Row]:
@@ -237,13 +384,28 @@ AS_IS = {
         for row in PARTS["test"]
     ],
 }
-SKIP = "the first are rows [8]. Correct them, or set data.on_bad_row: skip"
+BAD = "the first are rows [8] (line "
+SKIP = set_fields(on_bad_row="skip")
 COLUMN_SHAPES = [
     *(
         lines_of(f"{source}_{target}.jsonl", f"columns `{source}` and `{target}`", pair(source, target))
         for source, target in PAIRS
     ),
     lines_of("turns.jsonl", "turns `{speaker, text}`", lambda row: row | {"dialogue": turns(row)}),
+    lines_of(
+        "by_key.jsonl",
+        "turns as lists by key",
+        lambda row: (
+            row | {"dialogue": {key: [turn[key] for turn in turns(row)] for key in ("speaker", "text")}}
+        ),
+    ),
+    lines_of(
+        "own_turns.jsonl",
+        "turns with keys of their own, `{who, said}`",
+        lambda row: row | {"dialogue": [{"who": t["speaker"], "said": t["text"]} for t in turns(row)]},
+        "has turns with the keys who, said: set data.turn_template, such as '{who}: {said}'",
+        remedy=set_fields(turn_template="{who}: {said}"),
+    ),
     lines_of(
         "utterances.jsonl", "turns as texts", lambda row: row | {"dialogue": row["dialogue"].split("\n")}
     ),
@@ -279,18 +441,34 @@ COLUMN_SHAPES = [
         "two_pairs.jsonl",
         "two pairs of columns that fit",
         lambda row: pair("article", "highlights")(row) | pair("text", "target")(row),
-        "has the columns ['article', 'highlights', 'target', 'text']",
+        "Choose: data: {dialogue_column: article, summary_column: highlights}",
+        remedy=set_fields(dialogue_column="article", summary_column="highlights"),
     ),
-    Shape("no_header.csv", "no header", lambda p: NO_HEADER, "is the header missing?"),
-    Shape("empty.csv", "an empty summary", lambda p: as_csv(changed(7, summary="")), SKIP),
-    Shape("null.jsonl", "null as a summary", lambda p: as_lines(changed(7, summary=None)), SKIP),
-    Shape("nan.jsonl", "NaN as a summary", lambda p: as_lines(changed(7, summary=float("nan"))), SKIP),
-    Shape("number.jsonl", "a number as a summary", lambda p: as_lines(changed(7, summary=42)), SKIP),
+    Shape(
+        "no_header.csv",
+        "no header",
+        lambda p: NO_HEADER,
+        "is the header missing?",
+        remedy=written_anew(content=lambda old: b"id,dialogue,summary\r\n" + old),
+    ),
+    Shape("empty.csv", "an empty summary", lambda p: as_csv(changed(7, summary="")), BAD, remedy=SKIP),
+    Shape("null.jsonl", "null as a summary", lambda p: as_lines(changed(7, summary=None)), BAD, remedy=SKIP),
+    Shape(
+        "nan.jsonl",
+        "NaN as a summary",
+        lambda p: as_lines(changed(7, summary=float("nan"))),
+        BAD,
+        remedy=SKIP,
+    ),
+    Shape(
+        "number.jsonl", "a number as a summary", lambda p: as_lines(changed(7, summary=42)), BAD, remedy=SKIP
+    ),
     Shape(
         "first.jsonl",
         "a first row without a summary",
         lambda p: as_lines([{"id": "x", "dialogue": "Ann: ?"}, *ROWS]),
-        "the first are rows [1]. Correct them",
+        "the first are rows [1] (line 1: summary is missing). Correct them",
+        remedy=SKIP,
     ),
     folder("no_references", "a test split without references", {**PARTS, "test": WITHOUT}),
     folder("as_is", "DialogSum as its authors publish it", AS_IS),
@@ -298,14 +476,15 @@ COLUMN_SHAPES = [
 SHAPES = FILES + FOLDERS + COLUMN_SHAPES
 
 
-def outcome_of(path: Path) -> str:
+def outcome_of(path: Path, **fields: Any) -> str:
     """Return what became of a shape: `read: ...`, or the message that refuses it."""
     from lora_hf.config import DataConfig
     from lora_hf.data.splits import SPLITS, load_split
     from lora_hf.errors import UserError
 
+    config = DataConfig.model_validate({"dataset_name": str(path), **fields})
     try:
-        splits = [load_split(DataConfig(dataset_name=str(path)), split) for split in SPLITS]
+        splits = [load_split(config, split) for split in SPLITS]
     except UserError as error:
         return str(error)
     assert all(example.dialogue.startswith("Ann: ") for examples in splits for example in examples)
@@ -317,7 +496,7 @@ def table() -> list[str]:
     lines = ["| file or folder | what it is | outcome |", "|---|---|---|"]
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as name:
-            outcome = outcome_of(shape.write(Path(name))).replace(f"{name}/", "")
+            outcome = outcome_of(shape.write(Path(name)), **shape.fields).replace(f"{name}/", "")
         cell = outcome.partition(":")[0] if outcome.startswith("read") else f"refused: {outcome}"
         lines.append(f"| `{shape.name}` | {shape.what} | {cell} |".replace("|'", "'").replace("\x00", ""))
     return lines

@@ -1,0 +1,231 @@
+"""Find the rows of a split: in the package, in files and folders, at an address, or on the Hub."""
+
+import gzip
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from lora_hf.config import DataConfig
+from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
+from lora_hf.data.columns import Row
+from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_dataset
+from lora_hf.data.hub_dataset import open_hub
+from lora_hf.data.opened import Form, endings
+from lora_hf.data.readers import READERS, iterate_numbered, iterate_rows
+from lora_hf.data.remote import WHOLE_DATASET, files_at, is_address
+from lora_hf.data.split_names import NAMES, SPLITS, Split
+from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
+from lora_hf.hub.names import refuse_address
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows that a split is in."""
+
+    rows: Iterator[Row]
+    """All rows of the source, or those of one of its splits."""
+    name: str
+    """What messages call them."""
+    homes: frozenset[Split] = frozenset()
+    """The splits whose share of the rows is the split's; empty where all rows are."""
+    is_one_file: bool = False
+    files: tuple[Path, ...] = ()
+    """The files of the rows, where they have any."""
+    form: Form = Form()
+
+    def place(self, number: int) -> str:
+        """Return the file and line of a row by its number from 1: `a.csv, line 3`. Empty if there is none."""
+        at = 0
+        for file in self.files:
+            if is_saved_dataset(file):
+                return ""
+            name = file.name if len(self.files) > 1 else ""
+            for line, _ in iterate_numbered(file, self.form):
+                at += 1
+                if at == number:
+                    return ", ".join(part for part in (name, f"line {line}" if line else "") if part)
+        return ""
+
+
+def open_part(config: DataConfig, split: Split) -> Part:
+    """Return the rows of a split, or of what the split is a share of.
+
+    Raises:
+        UserError: no such source, or it has neither the split nor train.
+    """
+    name, form = config.dataset_name, Form.of(config)
+    if config.data_files is not None and not _is_in_dataset(config):
+        return _of_files(named_files(config), split, "data.data_files", form)
+    if is_address(name):
+        files = files_at(name, "data.dataset_name")
+        return _of_files({"train": files}, split, name, form, is_one_file=True)
+    path = Path(name).expanduser()
+    if path.is_file() or is_saved_dataset(path):
+        return _of_files({"train": [path]}, split, name, form, is_one_file=True)
+    if name == EMBEDDED:
+        return Part(islice(_read_sample(split), limit_of(config, split)), f"{name} [{split}]")
+    if path.is_dir():
+        found = find_files(path, split)
+        origin: Split = split if split in found else "train"
+        files = found[origin]
+        if any(file.parent != path or file.name.partition(".")[0] != origin for file in files):
+            names = [file.relative_to(path).as_posix() for file in files]
+            more = ", ..." if len(names) > 5 else ""
+            logger.info("%s [%s]: %s", name, origin, ", ".join(names[:5]) + more)
+        return _of_files(found, split, name, form)
+    return _on_hub(config, split)
+
+
+def _of_files(
+    found: Mapping[Split, Sequence[Path]], split: Split, name: str, form: Form, is_one_file: bool = False
+) -> Part:
+    """Return the part of a split in files by split; a missing split is a share of train."""
+    origin: Split = split if split in found else "train"
+    files = tuple(found[origin])
+    rows = chain.from_iterable(_read_source(file, form) for file in files)
+    homes = homes_of(split, origin, frozenset(found))
+    return Part(rows, name if is_one_file else f"{name} [{origin}]", homes, is_one_file, files, form)
+
+
+def homes_of(split: Split, origin: Split, present: frozenset[Split]) -> frozenset[Split]:
+    """Return the splits whose share of `origin` is the split's: train gives one to each missing split."""
+    missing = frozenset(SPLITS) - present
+    if origin != "train" or not missing:
+        return frozenset()
+    return frozenset([split]) if split in missing else frozenset(SPLITS) - missing
+
+
+def _on_hub(config: DataConfig, split: Split) -> Part:
+    name = config.dataset_name
+    if found := WHOLE_DATASET.fullmatch(name):
+        pinned = {"dataset_revision": found["revision"]} if found["revision"] else {}
+        config = config.model_copy(update={"dataset_name": found["name"], **pinned})
+    else:
+        refuse_address(name, "data.dataset_name", "data.dataset_revision")
+    path = Path(name).expanduser()
+    is_path = path.is_absolute() or name.startswith((".", "~")) or is_windows_path(name)
+    if not found and (is_path or endings(path)[0] in READERS or len(path.parts) > 2):
+        text = f"data.dataset_name={name!r}: no such file or folder."
+        raise UserError(f"{text}{path_hint(name)}".removesuffix("."))
+    hub = open_hub(config, split)
+    known = {NAMES[one]: one for one in reversed(hub.names) if one in NAMES}
+    known |= {one: one for one in SPLITS if one in hub.names}  # the name itself wins
+    origin: Split = split if split in known or not hub.names else "train"
+    if origin not in known and hub.names:
+        raise UserError(
+            f"{hub.what}: it has no split {split!r}, only {', '.join(hub.names)}. Set data.data_files to "
+            "its files by split, {train: FILE, test: FILE}, or save its rows as files"
+        )
+    homes = homes_of(split, origin, frozenset(known)) if hub.names else frozenset()
+    return Part(hub.rows(known.get(origin, origin)), f"{name} [{origin}]", homes)
+
+
+def _is_in_dataset(config: DataConfig) -> bool:
+    """Return whether `data_files` are files of a dataset on the Hub, which `datasets` finds and reads."""
+    return is_on_hub(config.model_copy(update={"data_files": None}))
+
+
+def is_on_hub(config: DataConfig) -> bool:
+    """Return whether the data is a dataset on the Hub."""
+    name = config.dataset_name
+    if config.data_files is not None and name == EMBEDDED:
+        return False
+    return name != EMBEDDED and not is_address(name) and not Path(name).expanduser().exists()
+
+
+def named_files(config: DataConfig) -> dict[Split, list[Path]]:
+    """Return the files that `data.data_files` names, by split.
+
+    Raises:
+        UserError: there is no such file, or none for train.
+    """
+    given: Any = config.data_files
+    by_split = given if isinstance(given, dict) else {"train": given}
+    named = config.dataset_name
+    base = Path() if named == EMBEDDED else Path(named).expanduser()
+    found: dict[Split, list[Path]] = {}
+    for name, patterns in by_split.items():
+        files: list[Path] = []
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            files += _matching(base, pattern, f"data.data_files.{name}")
+        found[NAMES[name]] = files
+    if "train" not in found:
+        raise UserError(f"data.data_files names {', '.join(by_split)} and no train; add train: FILE")
+    return found
+
+
+def _matching(base: Path, pattern: str, field: str) -> list[Path]:
+    if is_address(pattern):
+        return files_at(pattern, field)
+    path = base / Path(pattern).expanduser()
+    if path.exists():
+        return [path]
+    if set(pattern) & set("*?["):
+        from datasets.data_files import resolve_pattern
+
+        try:
+            return sorted(map(Path, resolve_pattern(pattern, str(base.absolute()))), key=in_order)
+        except FileNotFoundError:
+            raise UserError(f"{field}={pattern!r} matches no file in {base.absolute()}") from None
+    raise UserError(f"{field}={pattern!r}: no such file.{path_hint(str(path))}")
+
+
+def local_files(config: DataConfig) -> list[Path] | None:
+    """Return all files on this machine that the data comes from; None for an address or the Hub.
+
+    Raises:
+        UserError: `data.data_files` names a file that does not exist.
+        OSError: a folder cannot be read.
+    """
+    name = config.dataset_name
+    if config.data_files is not None:
+        given = config.data_files
+        lists = given.values() if isinstance(given, dict) else [given]
+        texts = [text for one in lists for text in ([one] if isinstance(one, str) else one)]
+        if _is_in_dataset(config) or any(map(is_address, texts)):
+            return None
+        return sorted(
+            file for files in named_files(config).values() for one in files for file in _within(one)
+        )
+    if name == EMBEDDED:
+        return _within(EMBEDDED_SAMPLE)
+    path = Path(name).expanduser()
+    if path.is_dir() and not is_saved_dataset(path):
+        return sorted(file for one in data_files_in(path) for file in _within(one))
+    return _within(path) if path.exists() and not is_address(name) else None
+
+
+def _within(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def limit_of(config: DataConfig, split: Split) -> int | None:
+    """Return the largest number of dialogues of a split."""
+    return {
+        "train": config.max_train_samples,
+        "validation": config.max_eval_samples,
+        "test": config.max_test_samples,
+    }[split]
+
+
+def _read_source(path: Path, form: Form) -> Iterator[Row]:
+    if not is_saved_dataset(path):
+        yield from iterate_rows(path, form)
+        return
+    from datasets import load_from_disk
+
+    try:
+        yield from load_from_disk(str(path))
+    except Exception as error:  # whatever pyarrow and datasets raise for a folder that is not whole
+        raise UserError(f"{path} is not a whole folder of save_to_disk: {first_line(error)}") from error
+
+
+def _read_sample(split: Split) -> Iterator[Row]:
+    with gzip.open(EMBEDDED_SAMPLE / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
