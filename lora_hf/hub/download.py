@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ def fetch_model(
     remedy: str,
     revision_field: str = "",
     download: bool = True,
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Return the local copy of a base model's files, which are downloaded first where they are missing.
 
@@ -77,6 +78,7 @@ def fetch_model(
         part: what is needed: the config alone, the tokenizer too, or the weights too.
         action, remedy, revision_field: words of the error, as for `hub_errors`.
         download: whether to download missing files; otherwise they are an error.
+        check: called with the folder once it has config.json, before anything else is downloaded.
 
     Returns:
         The folder of the files; its name is the commit.
@@ -111,6 +113,8 @@ def fetch_model(
             held = few(present) or "nothing"
             raise UserError(f"{action}: the repository has no {SETTINGS}; it holds {held}")
         folder = _file(name, first, revision if download else str(info.sha), download).parent
+        if first == SETTINGS:
+            check(folder)
         small = {file for file in present if file.endswith(TEXTS)} - {INDEX}
         _complete(
             name, folder, {SETTINGS, ADAPTER_SETTINGS} & present if part == "config" else small, download

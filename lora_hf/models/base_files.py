@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from lora_hf.errors import UserError, few, first_line
 from lora_hf.files import read_object, refuse_git_lfs_pointer
 from lora_hf.hub.download import INDEX, SETTINGS
+from lora_hf.models.kind import check_kind
 
 LOADED = ("*.safetensors", "*.json", "*.model", "*.txt")
 """Files of a folder that loading a model and its tokenizer may read."""
@@ -42,7 +43,8 @@ def check_files(folder: Path, model: str) -> None:
         model: the model as errors name it.
 
     Raises:
-        UserError: a Git LFS pointer, no config.json, or a JSON file that cannot be read or holds no object.
+        UserError: a Git LFS pointer, no config.json, or a JSON file that cannot be read or holds no object;
+            the model is of another kind than the commands work with (`check_kind`).
     """
     for file in sorted(file for pattern in LOADED for file in folder.glob(pattern)):
         refuse_git_lfs_pointer(file)
@@ -58,7 +60,9 @@ def check_files(folder: Path, model: str) -> None:
                 ) from None
         except UserError as error:
             raise UserError(f"{model}: {error}: {AGAIN}") from error
-    _check_positions(read_object(folder / SETTINGS), model)
+    settings = read_object(folder / SETTINGS)
+    check_kind(settings, model)
+    _check_positions(settings, model)
 
 
 def _check_positions(settings: dict[str, Any], model: str) -> None:

@@ -290,7 +290,14 @@ def find_base(config: ModelConfig, part: Part, download: bool = True) -> tuple[s
         remedy = REMEDY + _base_hint(config.name_field)
         field = "model.revision" if config.name_field == NAME_FIELD else ""
         folder = fetch_model(
-            name, config.revision or "main", part, _not_loaded(config), remedy, field, download
+            name,
+            config.revision or "main",
+            part,
+            _not_loaded(config),
+            remedy,
+            field,
+            download,
+            lambda folder: check_files(folder, config.as_written),
         )
         commit = folder.name
     elif (folder / RUN_CONFIG).is_file() and (folder / MODEL).is_dir():

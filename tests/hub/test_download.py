@@ -53,6 +53,7 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
     seed("acme/pickle", **SETTINGS, **{"pytorch_model.bin": b"x"})
     seed("acme/mute", **{name: content for name, content in BASE.items() if "token" not in name})
     seed("acme/card", **{"README.md": BASE["README.md"]})
+    seed("acme/speech", **{**BASE, "config.json": b'{"model_type": "whisper"}'})
     seed("datasets/acme/talks", **dialogues())
     seed("datasets/acme/gated", gated=True, **dialogues())
     seed("datasets/acme/empty", **{"README.md": b"---\nlanguage: [en]\n---\n"})
@@ -98,12 +99,14 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
         ),
         ("model", "mute", {}, None, "there is no tokenizer beside the model"),
         ("model", "card", {}, None, "the repository has no config.json; it holds README.md"),
+        ("model", "speech", {}, None, "is not an encoder-decoder from text to text"),
         ("data", "empty", {}, None, "doesn't contain any data files"),
     ]
     given = [(load(kind, name, **fields)[0], token) for kind, name, fields, token, _ in expected]
     for (kind, name, _, _, text), done in zip(expected, client.run(*given), strict=True):
         assert done.error.startswith(f"error: {kind}.{NAMES[kind]}='acme/{name}'") and done.slept == 0
         assert text in done.error, done.error
+    assert hub.count("GET", "speech/resolve") == 1  # config.json alone, and no weights
 
 
 ROWS = [{"dialogue": f"A: Number {n}?", "summary": f"{n}."} for n in range(60)]

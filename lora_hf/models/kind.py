@@ -1,0 +1,87 @@
+"""Whether a model is one that the commands take: an encoder-decoder from text to text.
+
+Transformers' own tables say it: `AutoModelForSeq2SeqLM` lists such models, and other Auto classes list the
+rest. Nothing here names a model.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+from transformers.models.auto import modeling_auto
+
+from lora_hf.errors import UserError
+
+TEXT_TO_TEXT = "AutoModelForSeq2SeqLM"
+GUIDES = {
+    "AutoModelForSpeechSeq2Seq": "docs/other_models.md",
+    "AutoModelForImageTextToText": "docs/other_models.md",
+    "AutoModelForMaskedLM": "docs/other_models.md",
+    "AutoModelForCausalLM": "notebooks/decoder_only.ipynb",
+    "AutoModelForImageClassification": "notebooks/vision_vit.ipynb",
+}
+"""Auto class -> where the Python API is shown with such a model. Of several classes that list a model, the
+first one here is named."""
+GUIDE = "docs/other_models.md"
+"""The same for models of all other classes."""
+GENERAL = ("AutoModelForPreTraining", "AutoModelForTextEncoding", "AutoModel")
+"""Auto classes that say the least about a model: named where no other lists it."""
+
+
+def is_text_to_text(model_type: str) -> bool:
+    """Return whether Transformers lists a `model_type` as an encoder-decoder from text to text.
+
+    The same list has speech models that are no encoder-decoders.
+    """
+    listed = _tables()[TEXT_TO_TEXT]
+    return model_type in listed and bool(getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False))
+
+
+def check_kind(settings: Mapping[str, Any], model: str) -> None:
+    """Check that a base model is an encoder-decoder from text to text.
+
+    A `model_type` that is missing, or that Transformers does not know, is left to Transformers' own error.
+
+    Args:
+        settings: the contents of config.json.
+        model: the model as errors name it.
+
+    Raises:
+        UserError: it is another model of Transformers. The message says which, and where the Python API is
+            shown with it.
+    """
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING or is_text_to_text(kind):
+        return
+    classes = settings.get("architectures")
+    built = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else ""
+    auto = _auto_class(kind, built)
+    loaded = f", which Transformers loads by {auto}" if auto else ""
+    raise UserError(
+        f"{model} is not an encoder-decoder from text to text, the only kind that the commands work with "
+        f"({TEXT_TO_TEXT}: T5, BART, NLLB and others). Its config.json says model_type {kind!r}"
+        f"{f' ({built})' if built else ''}{loaded}. Use it by the Python API, as {GUIDES.get(auto, GUIDE)} "
+        "shows: load it with Transformers, then call lora_hf.inject_adapters and train by lora_hf.LoraTrainer"
+    )
+
+
+def _auto_class(kind: str, built: str) -> str:
+    """Return the Auto class of a model: that of its architecture, or else of its type; empty for none."""
+    tables = _tables()
+    order = [*GUIDES, *(name for name in tables if name not in (*GUIDES, *GENERAL, TEXT_TO_TEXT)), *GENERAL]
+    order = [name for name in order if name in tables]
+    by_class = (name for name in order if built and _holds(tables[name].get(kind), built))
+    return next(by_class, None) or next((name for name in order if kind in tables[name]), "")
+
+
+def _holds(classes: Any, built: str) -> bool:
+    return built in (classes if isinstance(classes, tuple | list) else (classes,))
+
+
+def _tables() -> dict[str, Mapping[str, Any]]:
+    """Return Transformers' tables: name of an Auto class -> model_type -> name of the model's class."""
+    found = {}
+    for name, auto in vars(modeling_auto).items():
+        if name.startswith("AutoModel") and (table := getattr(auto, "_model_mapping", None)) is not None:
+            found[name] = table._model_mapping
+    return found
