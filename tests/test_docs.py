@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.inputs import FEW
+from support.other_models import recordings, save_whisper
 from support.warm_python import WarmPython
+from transformers import WhisperForConditionalGeneration
 from typer.main import get_command
 
 from lora_hf import cli
@@ -22,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "index",
     "recipes",
+    "other_models",
     "processes",
     "concepts",
     "hub",
@@ -140,6 +144,29 @@ def test_the_python_on_a_page_runs(
     exec(compile(code, page, "exec"), names)
     layers = lora_layers(names["model"])
     assert len(layers) == 12 and all(list(layer.adapters) == adapters for layer in layers.values())
+
+
+@pytest.mark.slow
+def test_the_recipe_for_whisper_runs_on_a_tiny_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, *blocks = re.findall(r"```python\n(.*?)```", text_of("other_models"), re.DOTALL)
+    assert 'cast_column("audio", Audio(sampling_rate=16_000))' in data
+    save_whisper(tmp_path / "tiny")
+    names: dict[str, Any] = {"data": recordings()}
+    for block in blocks:
+        code = block.replace("openai/whisper-small", "tiny").replace(
+            "num_train_epochs=3", "max_steps=2, use_cpu=True"
+        )
+        exec(compile(code, "other_models", "exec"), names)
+    assert not lora_layers(names["model"])
+    log, tokenizer = names["trainer"].state.log_history, names["processor"].tokenizer
+    assert len(scores := [row["eval_wer"] for row in log if "eval_wer" in row]) == 2 and min(scores) > 0
+    labels = names["collate"](names["data"]["train"])["labels"][0]
+    assert (
+        tokenizer.decode(labels[labels >= 0]) == "<|ko|><|transcribe|><|notimestamps|>say noon<|endoftext|>"
+    )
+    merged = WhisperForConditionalGeneration.from_pretrained("whisper_merged")
+    assert torch.equal(merged.generate(names["features"]([names["sound"]])), names["tokens"])
 
 
 def test_the_config_page_equals_the_generated_one() -> None:

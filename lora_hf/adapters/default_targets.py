@@ -68,8 +68,8 @@ def beside(model: Any, modules: Mapping[str, nn.Module]) -> Callable[[str], str 
     Such modules are a vision tower or a speech encoder, as the table of families names them, and what says
     itself that its input is not text.
     """
-    reads_text = _main_input(model) in TEXT_INPUTS
-    others = [n for n, m in modules.items() if reads_text and _main_input(m) not in TEXT_INPUTS]
+    of_text = reads_text(model)
+    others = [n for n, m in modules.items() if of_text and not reads_text(m)]
     return _inside(family_of(unwrapped(model)).beside, others)
 
 
@@ -150,8 +150,9 @@ def doubts(model: nn.Module, config: LoraConfig, found: Iterable[str]) -> list[s
     return said
 
 
-def _main_input(module: Any) -> Any:
-    return getattr(unwrapped(module), "main_input_name", None)
+def reads_text(module: Any) -> bool:
+    """Return whether a module's input is text: not sound or images, as far as it says so itself."""
+    return getattr(unwrapped(module), "main_input_name", None) in TEXT_INPUTS
 
 
 def _usable(model: Any, modules: Mapping[str, nn.Module]) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, write_weights
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches
+from lora_hf.adapters.default_targets import reads_text
 from lora_hf.adapters.embeddings import embedding_tensors
 from lora_hf.adapters.methods import ADAPTER_METHODS, Method
 from lora_hf.adapters.model_state import (
@@ -108,7 +109,8 @@ def save_adapter(
         write_weights(start, folder / START_NAME)
     base_model = getattr(model, "name_or_path", None) or None
     is_seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    task_type = "SEQ_2_SEQ_LM" if is_seq2seq else None
+    # PEFT's wrapper for this type passes `input_ids`, which a model of sound or images does not take.
+    task_type = "SEQ_2_SEQ_LM" if is_seq2seq and reads_text(model) else None
     config = configs[adapter_name]
     targets = target_names(model, adapter_name)
     written = replace(written_config(model, adapter_name), layers_to_transform=None)

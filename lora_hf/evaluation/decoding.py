@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 
 from lora_hf.adapters.active import shrinking_batch
+from lora_hf.adapters.default_targets import reads_text
 from lora_hf.fast.t5 import shares_sources
 
 INITIAL_CAPACITY = 32
@@ -63,7 +64,8 @@ def decoding_for(model: Any, options: Mapping[str, Any]) -> Callable[..., Tensor
         options: the keywords of `generate`.
     """
     config = effective_config(model, options)
-    reason, mode = _why_not(config, options), config.get_generation_mode(options.get("assistant_model"))
+    reason = _why_not(config, options) if reads_text(model) else "the model's input is not text"
+    mode = config.get_generation_mode(options.get("assistant_model"))
     if not reason and mode == GenerationMode.GREEDY_SEARCH:
         return greedy
     if not reason and mode == GenerationMode.BEAM_SEARCH and shares_sources(model):

@@ -8,6 +8,7 @@ from transformers import Seq2SeqTrainer
 
 from lora_hf.data.sampler import EpochSampler
 from lora_hf.data.streaming import StreamedDialogues
+from lora_hf.errors import UserError
 from lora_hf.training.arguments import check_streaming
 
 
@@ -19,8 +20,26 @@ class OrderedTrainer(Seq2SeqTrainer):
         strategy = str(getattr(self.args, "train_sampling_strategy", "random"))
         if strategy not in ("random", "group_by_length") or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(dataset)
-        lengths = [len(row["input_ids"]) for row in dataset] if strategy == "group_by_length" else None
-        return self._sampler(len(dataset), lengths)
+        return self._sampler(len(dataset), self._lengths(dataset) if strategy == "group_by_length" else None)
+
+    def _lengths(self, dataset: Any) -> list[int]:
+        """Return the lengths of rows: their column of lengths, which sound or images need, or their tokens.
+
+        Raises:
+            UserError: the rows have neither.
+        """
+        column, lengths = self.args.length_column_name, []
+        if column in (getattr(dataset, "column_names", None) or ()):
+            return [int(length) for length in dataset[column]]  # without decoding the other columns
+        for row in dataset:
+            if column not in row and "input_ids" not in row:
+                raise UserError(
+                    "train_sampling_strategy='group_by_length' needs the length of each row: add a column "
+                    f"{column!r} (length_column_name) with numbers, or set train_sampling_strategy='random'",
+                    "train_sampling_strategy",
+                )
+            lengths.append(int(row[column]) if column in row else len(row["input_ids"]))
+        return lengths
 
     def _sampler(self, n: int, lengths: list[int] | None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed

@@ -103,7 +103,11 @@ def page() -> str:
         text += f"\nNot tried yet: {', '.join(names)}.\n"
     others = [name for name in LISTED if not is_encoder_decoder(name)]
     text += "\nThe list also has speech models without an encoder-decoder for text, which no command takes: "
-    return text + f"{', '.join(others)}.\n"
+    return (
+        text
+        + f"{', '.join(others)}. For these, for Whisper, and for models of images or with a decoder alone "
+        "there is the Python API: [Speech, images and decoder-only models](other_models.md).\n"
+    )
 
 
 def _first_line(doc: str | None) -> str:

@@ -139,7 +139,7 @@ class Case:
     def config(self) -> ModelConfig:
         """The saved checkpoint."""
         base = self.folder / "base"
-        model = _randomize(_build(self.row.family, self.tokenizer))
+        model = randomized(_build(self.row.family, self.tokenizer))
         model.save_pretrained(base)
         self.tokenizer.save_pretrained(base)
         return ModelConfig(model_name_or_path=str(base))
@@ -203,7 +203,7 @@ def _build(family: str, tokenizer: Any) -> Any:
     return AutoModelForSeq2SeqLM.from_config(settings)
 
 
-def _randomize(model: Any) -> Any:
+def randomized(model: Any) -> Any:
     """Draw weights of a size at which logits differ from place to place."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
