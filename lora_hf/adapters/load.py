@@ -30,7 +30,7 @@ from lora_hf.adapters.model_state import (
     refuse_peft_modules,
     saved_modules,
 )
-from lora_hf.adapters.module_names import block_index, identity, own_modules
+from lora_hf.adapters.module_names import block_index, identity, layers_in_stacks, own_modules
 from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.save import START_NAME, adapted, adapter_state
@@ -80,6 +80,8 @@ def load_adapter(
         config = _config_of_file(model, saved)
         tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, saved))
         tensors = {name: tensors[key] for key, name in _own_keys(model, tensors).items()}
+        if not saved.manifest:
+            config, tensors = _without_uncalled(model, config, tensors, folder)
         beside = embedding_keys(model, tensors.keys() - expected_shapes(model, config).keys())
         put_embeddings(model, {key: tensors.pop(key) for key in beside}, folder)
         check_formats(model, saved, config)
@@ -158,9 +160,28 @@ def _refuse_copies_by_place(model: nn.Module, config: LoraConfig, shapes: Shapes
                 raise UserError(
                     f"{folder}: {field} names {name}, which is one layer with {first} in this model. PEFT "
                     "trains a part of its own for each place, which one weight cannot hold: train again with "
-                    f"{field}: [{first}]",
+                    f"lora_hf and {field}: [{first}]",
                     field,
                 )
+
+
+def _without_uncalled(
+    model: nn.Module, config: LoraConfig, tensors: dict[str, Tensor], folder: Path
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Leave out copies of embeddings that PEFT has at a place which the model never calls, such as `shared`.
+
+    In PEFT they neither train nor change an output.
+    """
+    keys = {name: f"{PREFIX}{name}.weight" for name in layers_in_stacks(model)}
+    unused = [n for n, key in keys.items() if key in tensors and name_matches(config.modules_to_save, n)]
+    for name in unused:
+        logger.warning(
+            "%s: its copy of %s is left out: PEFT has it beside the model's embeddings, without effect",
+            *(folder, name),
+        )
+    entries = [e for e in config.modules_to_save if not any(name_matches((e,), name) for name in unused)]
+    left = {key: tensor for key, tensor in tensors.items() if key not in {keys[name] for name in unused}}
+    return replace(config, modules_to_save=tuple(entries)), left
 
 
 def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:

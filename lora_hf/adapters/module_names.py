@@ -37,6 +37,24 @@ def identity(module: nn.Module) -> int:
     return id(module.weight) if is_embedding else id(module)
 
 
+def layers_in_stacks(model: nn.Module) -> dict[str, list[str]]:
+    """Return the embeddings that a model calls only at places further inside: T5's `shared` in both stacks.
+
+    Returns:
+        The first name -> the others.
+    """
+    places: dict[int, list[str]] = {}
+    for name, module in own_modules(model):
+        if isinstance(getattr(module, "original", module), nn.Embedding):
+            places.setdefault(identity(module), []).append(name)
+    found = {}
+    for first, *others in places.values():
+        parent = first.rpartition(".")[0]
+        if others and all(name.startswith(parent) and name.count(".") > first.count(".") for name in others):
+            found[first] = others
+    return found
+
+
 def block_index(name: str, last: bool = False) -> int | None:
     """Return a layer's block, 3 for `encoder.block.3.layer.0.SelfAttention.q`; or the last number, 0."""
     match = (_LAST_INDEX if last else _INDEX).match(name)

@@ -31,7 +31,7 @@ from lora_hf.adapters.model_state import (
     refuse_offloaded,
     saved_modules,
 )
-from lora_hf.adapters.module_names import own_modules
+from lora_hf.adapters.module_names import layers_in_stacks, own_modules
 from lora_hf.adapters.peft_format import (
     CONFIG_NAME,
     PREFIX,
@@ -123,6 +123,8 @@ def save_adapter(
         "base_model_revision": revision,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
+    if trained_in_stacks(model, adapter_name):
+        manifest["modules_to_save"] = list(config.modules_to_save)
     if config.init_lora_weights == "loftq" or start:
         manifest["base_formats"] = base_formats(model, adapter_name)
     write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
@@ -131,12 +133,25 @@ def save_adapter(
 
 
 def _warn_of_places(model: nn.Module, adapter_name: str) -> None:
-    """Warn about a layer with several names, such as T5's `shared`: PEFT adapts one of them."""
-    everything = list(named_modules(model, remove_duplicate=False))
-    for path in modules_of(model, adapter_name):
+    """Warn about a layer with several names, such as T5's `shared`, of which PEFT adapts the first alone."""
+    everything, read = list(named_modules(model, remove_duplicate=False)), layers_in_stacks(model)
+    for path in modules_of(model, adapter_name).keys() - trained_in_stacks(model, adapter_name):
         layer = get_submodule(model, path)
         if len(places := [name for name, module in everything if module is layer]) > 1:
-            logger.warning("%s is one layer with the names %s; PEFT adapts only the first", path, places)
+            effect = ", which the model never calls: it has no effect there" if path in read else ""
+            logger.warning(
+                "%s is one layer with the names %s; PEFT adapts only the first%s", path, places, effect
+            )
+
+
+def trained_in_stacks(model: nn.Module, adapter_name: str) -> set[str]:
+    """Return the copies of embeddings that PEFT's `modules_to_save` would put where no model calls them.
+
+    PEFT reads them as weights of the base, at all places of the embedding, if that field does not name them;
+    the manifest names them in its place.
+    """
+    copied = {path for path, module in saved_modules(model).items() if adapter_name in module.copies}
+    return copied & layers_in_stacks(model).keys()
 
 
 def start_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
@@ -183,9 +198,14 @@ def _by_layer(config: LoraConfig, with_offset: set[str], paths: Iterable[str]) -
 
 
 def saved_names(model: nn.Module, adapter_name: str) -> tuple[str, ...]:
-    """Return `modules_to_save` for PEFT, whose entries also match a part of a word: full names if needed."""
+    """Return `modules_to_save` for PEFT, whose entries also match a part of a word: full names if needed.
+
+    `trained_in_stacks` are left out.
+    """
     entries = adapter_configs(model)[adapter_name].modules_to_save
     found = [path for path, module in saved_modules(model).items() if adapter_name in module.copies]
+    if beside := trained_in_stacks(model, adapter_name):
+        return tuple(path for path in found if path not in beside)
     read = [name for name, _ in own_modules(model) if any(name.endswith(entry) for entry in entries)]
     return entries if set(read) <= {n for n in read if name_matches(entries, n)} else tuple(found)
 

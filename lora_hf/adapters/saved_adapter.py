@@ -1,7 +1,7 @@
 """A saved adapter as one value: where it came from, and what its files say, each read once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,16 @@ class SavedAdapter:
 
     @property
     def config(self) -> LoraConfig:
-        """The adapter's settings, from `adapter_config.json`.
+        """The adapter's settings, from `adapter_config.json`; `modules_to_save` from the manifest if there.
 
         Raises:
             UserError: no such file, not a LoRA adapter, or fields that are not implemented.
         """
-        return self._peft[0]
+        names = self.manifest.get("modules_to_save") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            file = self.folder / MANIFEST_NAME
+            raise UserError(f"{file}: modules_to_save={names!r} is not a list of names of layers; {AGAIN}")
+        return replace(self._peft[0], modules_to_save=tuple(names)) if names else self._peft[0]
 
     @property
     def peft_config(self) -> dict[str, Any]:

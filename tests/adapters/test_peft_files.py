@@ -240,11 +240,11 @@ def test_one_weight_cannot_become_two(tmp_path: Path) -> None:
         load_adapter(resized(base, 104), tmp_path / "adapter")
 
 
-def by_peft(folder: Path, with_embeddings: bool = False, **fields: Any) -> Tensor:
+def by_peft(folder: Path, make: Any = make_t5, with_embeddings: bool = False, **fields: Any) -> Tensor:
     """Write an adapter of PEFT with random weights, and return its logits."""
     torch.manual_seed(0)
     config = peft.LoraConfig(**({"task_type": "SEQ_2_SEQ_LM", "r": 2, "target_modules": ["q"]} | fields))
-    model = peft.get_peft_model(make_t5(), config)
+    model = peft.get_peft_model(make(), config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -264,11 +264,48 @@ def test_embeddings_that_peft_saves_beside_a_copy_of_the_head_are_read(tmp_path:
     assert torch.allclose(some_logits(load_adapter(make_t5(), tmp_path)), theirs, atol=1e-5)
 
 
+def untied_bart() -> nn.Module:
+    model = make_bart()
+    untie_head(model)
+    return model
+
+
+@pytest.mark.parametrize("make", [make_t5, untied_bart])
+def test_a_copy_of_shared_is_read_as_peft_does_which_the_model_never_calls(make: Any, tmp_path: Path) -> None:
+    theirs = by_peft(tmp_path, make, modules_to_save=["shared"], target_modules=r".*(q|q_proj)")
+    (key,) = [key for key in load_file(tmp_path / "adapter_model.safetensors") if "shared" in key]
+    assert not torch.equal(
+        load_file(tmp_path / "adapter_model.safetensors")[key], make().get_input_embeddings().weight
+    )
+    assert torch.allclose(some_logits(load_adapter(make(), tmp_path)), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_t5, untied_bart])
+def test_embeddings_that_an_adapter_trains_in_all_places_have_this_effect_in_peft_too(
+    make: Any, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules=r".*(q|q_proj)", modules_to_save=["shared", "lm_head"])
+    model = inject_adapters(make(), config)
+    randomize(model)
+    ours = some_logits(model)
+    save_adapter(model, tmp_path)
+    assert torch.allclose(some_logits(peft.PeftModel.from_pretrained(make(), tmp_path)), ours, atol=1e-5)
+    again = load_adapter(make(), tmp_path, trainable=True)
+    assert torch.equal(some_logits(again), ours)
+    assert again.get_input_embeddings().weight.requires_grad  # a copy of the adapter's, as before
+    set_adapter(again, [])
+    assert torch.equal(some_logits(again), some_logits(make()))
+    file = tmp_path / "lora_hf.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": "shared"}))
+    with pytest.raises(UserError, match="modules_to_save='shared' is not a list of names"):
+        load_adapter(make(), tmp_path)
+
+
 @pytest.mark.parametrize("field", ["modules_to_save", "target_modules"])
 def test_a_layer_that_peft_trains_once_for_each_place_is_refused(field: str, tmp_path: Path) -> None:
     by_peft(tmp_path, **{field: ["embed_tokens"]})
     model = make_t5()
-    says = rf"{field} names .*embed_tokens, .* one layer with shared.* train again with {field}: \[shared"
+    says = rf"{field} names .*embed_tokens, .* one layer with shared.* with lora_hf.*{field}: \[shared"
     with pytest.raises(UserError, match=says):
         load_adapter(model, tmp_path)
     assert not any(hasattr(module, "adapters") for module in model.modules())
