@@ -19,7 +19,7 @@ from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.load import load_config
 from lora_hf.data import tokenize
-from lora_hf.data.splits import read_file
+from lora_hf.data.input_file import read_file
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.rouge import rouge_per_pair

@@ -62,6 +62,25 @@ GenerationOverrides = Annotated[
         autocompletion=complete_override,
     ),
 ]
+PredictOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="How the file is read, such as data.encoding=cp1252, and settings that replace those the "
+        "adapter was scored with, such as generation.num_beams=4.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
+ReadingOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[data.KEY=VALUE]...",
+        help="How the file is read, such as data.encoding=cp1252.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
 Adapter = Annotated[
     str, typer.Option("--adapter", help="Folder of an adapter or a run, or USER/NAME@REVISION on the Hub.")
 ]

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -13,6 +13,8 @@ from lora_hf.cli.options import (
     GenerationOverrides,
     Json,
     Overrides,
+    PredictOverrides,
+    ReadingOverrides,
     print_scores,
 )
 
@@ -66,29 +68,45 @@ def evaluate(
 
 def predict(
     file: Annotated[
-        Path, typer.Argument(help="Dialogues as csv, tsv, jsonl, json, parquet or arrow, or one as .txt.")
+        Path,
+        typer.Argument(
+            help="Dialogues as csv, tsv, jsonl, json, parquet or arrow, one as .txt, or - for standard input."
+        ),
     ],
     adapter: Adapter,
-    output: Annotated[Path | None, typer.Option(help="New jsonl file. Default: standard output.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="New file: .csv, .txt (one line each), else jsonl. Default: standard output."),
+    ] = None,
     base: Base = None,
-    dialogue_column: Annotated[str, typer.Option(help="Column of the dialogues.")] = "dialogue",
-    settings: GenerationOverrides = None,
+    dialogue_column: Annotated[str | None, typer.Option(help="Column of the dialogues.")] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Read plain text as one dialogue per line.")] = False,
+    form: Annotated[
+        str | None, typer.Option("--format", help="jsonl, csv or text. Default: by the ending of --output.")
+    ] = None,
+    settings: PredictOverrides = None,
 ) -> None:
     """Summarize the dialogues in a file, as the adapter's run did. No references are needed.
 
     [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
     """
+    from lora_hf.errors import UserError
     from lora_hf.files import check_new, write_text
 
     if output:
         check_new(output)
-    from lora_hf.config.load import generation_fields
+    from lora_hf.config.load import reading_fields
+
+    column = [] if dialogue_column is None else [f"data.dialogue_column={dialogue_column}"]
+    data, generation = reading_fields([*column, *(settings or [])])
     from lora_hf.saved import predict as saved
 
-    lines = saved.as_lines(
-        saved.predict(file, adapter, base, dialogue_column, generation_fields(settings or []))
-    )
-    write_text(output, lines) if output else print(lines, end="")
+    if form is not None and form not in saved.FORMATS:
+        raise UserError(f"--format {form} is not one of {', '.join(saved.FORMATS)}")
+    known = saved.BY_ENDING.get(output.suffix.lower() if output else "", "jsonl")
+    rows = saved.predict(file, adapter, base, data, generation, lines)
+    text = saved.rendered(rows, cast(saved.Format, form or known))
+    write_text(output, text) if output else print(text, end="")
 
 
 def merge(
@@ -175,20 +193,37 @@ def truncate(
 
 
 def score(
-    file: Annotated[Path, typer.Argument(help="Predictions as csv, tsv, jsonl, json, parquet or arrow.")],
-    prediction: Annotated[str, typer.Option(help="Column of the predictions.")],
-    reference: Annotated[str, typer.Option(help="Column of the references.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Predictions as csv, tsv, jsonl, json, parquet or arrow, or as .txt, one per line."
+        ),
+    ],
+    prediction: Annotated[
+        str | None, typer.Option(help="Column of the predictions. Default: prediction.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of the references, or a .txt with one per line; repeat it for several. "
+            "Default: references."
+        ),
+    ] = None,
     group: Annotated[
         str | None, typer.Option(help="Column whose equal values mark the rows of one dialogue.")
     ] = None,
     group_size: Annotated[int | None, typer.Option(help="Number of consecutive rows per dialogue.")] = None,
     as_json: Json = False,
+    settings: ReadingOverrides = None,
 ) -> None:
     """Compute ROUGE of saved predictions, with 95 % intervals over dialogues.
 
     [dim]lora-hf score saved.csv --prediction summary --reference human --group-size 3[/dim]
     """
+    from lora_hf.config.load import reading_fields
+    from lora_hf.data.opened import Form
     from lora_hf.evaluation.score_file import render_json, render_table, score_file
 
-    scores = score_file(file, prediction, reference, group, group_size)
+    data, _ = reading_fields(settings or [])
+    scores = score_file(file, prediction, reference, group, group_size, Form.of(data))
     print(render_json(scores) if as_json else render_table(scores))

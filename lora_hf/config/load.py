@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lora_hf.config.prediction import BEAM_FIELDS
 from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown, wrong_value
-from lora_hf.config.schema import GenerationConfig, RunConfig
+from lora_hf.config.schema import DataConfig, GenerationConfig, RunConfig
 from lora_hf.config.together import check_together
 from lora_hf.config.training import check_training
 from lora_hf.config.unread import unread_fields
@@ -91,6 +91,38 @@ def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
             f"{others[0]}: only fields of generation can be replaced here, such as generation.num_beams=4"
         )
     return dict(document.data.get("generation", {}))
+
+
+READING = (
+    "dialogue_column id_column encoding delimiter escapechar json_field turn_template on_bad_row".split()
+)
+"""Fields of `data` that say how a file is read."""
+
+
+def reading_fields(overrides: Sequence[str]) -> tuple[DataConfig, dict[str, Any]]:
+    """Return how a file is read, by `data.key=value` arguments, and the fields of `generation` among them.
+
+    Raises:
+        UserError: an argument that is not of this form, a field that says something else, or a wrong value.
+    """
+    document = Document("{}")
+    for override in overrides:
+        _override(document, override)
+    mistakes, given = document.mistakes, document.data.get("data", {})
+    if not mistakes:
+        if others := [key for key in document.data if key not in ("data", "generation")]:
+            raise UserError(f"{others[0]}: only fields of data and generation can be set here")
+        if others := [key for key in given if key in DataConfig.model_fields and key not in READING]:
+            raise UserError(
+                f"data.{others[0]}: only fields that say how a file is read can be set here: "
+                f"{', '.join(READING)}"
+            )
+        try:
+            data = RunConfig.model_validate({"data": given}).data
+            return data, dict(document.data.get("generation", {}))
+        except ValidationError as error:
+            mistakes = mistakes_of(error, {"data": given})
+    raise UserError("\n".join(_lines_of(None, document, mistakes)))
 
 
 def find_config(path: Path) -> Path:

@@ -60,7 +60,8 @@ def check_rows(rows: list[Row], columns: Columns, config: DataConfig, part: Part
         raise UserError(f"{text}{SKIP if len(bad) < len(rows) else '. Correct them'}")
     logger.warning("%s; left out (data.on_bad_row: skip)", text)
     left_out = set(bad)
-    return [row for number, row in enumerate(rows, start=1) if number not in left_out]
+    kept = ((number, row) for number, row in enumerate(rows) if number + 1 not in left_out)
+    return [row if row.get(ID) not in (None, "") else row | {ID: number} for number, row in kept]
 
 
 def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, part: Part) -> Iterator[Row]:

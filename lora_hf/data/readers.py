@@ -100,6 +100,21 @@ def read_text(path: Path, form: Form = SEEN) -> str:
         return file.read()
 
 
+TEXT = ".txt"
+
+
+def read_lines(path: Path, form: Form = SEEN) -> list[str]:
+    """Return the lines of a plain text file; only line breaks end them, and the last one is optional.
+
+    Raises:
+        UserError: as `read_text`, or no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file.{path_hint(str(path))}")
+    text = read_text(path, form).replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def _read_csv(path: Path, form: Form) -> Numbered:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than a long dialogue
     delimiter = delimiter_of(path, form)

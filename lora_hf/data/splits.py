@@ -2,10 +2,8 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, islice
-from pathlib import Path
 from typing import NamedTuple
 
 from lora_hf.config import DataConfig
@@ -15,13 +13,10 @@ from lora_hf.data.examples import (
     Example,
     check_each,
     check_rows,
-    dialogues_of,
     group_rows,
     one_per_reference,
 )
-from lora_hf.data.opened import Form, endings
 from lora_hf.data.overlap import plain_text
-from lora_hf.data.readers import iterate_rows, read_text
 from lora_hf.data.sources import Part, limit_of, open_part
 from lora_hf.data.split_names import SPLITS, Split
 from lora_hf.errors import UserError
@@ -59,7 +54,7 @@ def load_split_and_origin(config: DataConfig, split: Split) -> LoadedSplit:
         origin = f"validation, because test has no references: {origin}"
     if config.streaming:
         return LoadedSplit(group_rows(list(_until(_rows_of(part, config, scored), limit))), origin)
-    rows, columns = _read(part, config)
+    rows, columns = read_part(part, config)
     checked = check_rows(list(rows), columns, config, part)
     if part.homes:
         checked = _slice(checked, config, scored, part)
@@ -79,7 +74,7 @@ def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
 
 
 def _rows_of(part: Part, config: DataConfig, split: Split) -> Iterator[Row]:
-    rows, columns = _read(part, config)
+    rows, columns = read_part(part, config)
     rows = check_each(rows, columns, config, part)
     if part.homes:
         rows = filter(lambda row: _home(row[DIALOGUE], config, part) in part.homes, rows)
@@ -103,7 +98,7 @@ def scored_split(config: DataConfig, split: Split) -> Split:
     return "validation"
 
 
-def _read(part: Part, config: DataConfig, needs_references: bool = True) -> tuple[Iterator[Row], Columns]:
+def read_part(part: Part, config: DataConfig, needs_references: bool = True) -> tuple[Iterator[Row], Columns]:
     """Return the rows with their texts under the keys of `columns`, and the columns."""
     head = head_of(part.rows, config)
     if not head:
@@ -124,26 +119,6 @@ def _until(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:
         if limit is not None and len(seen) > limit:
             return
         yield row
-
-
-def read_file(file: Path, config: DataConfig) -> list[Example]:
-    """Read the dialogues of one file, one per row, without references.
-
-    Raises:
-        UserError: no such file or column, or a row without text.
-    """
-    form = Form.of(config)
-    if endings(file)[0] == ".txt" and file.is_file():
-        rows = iter([{config.dialogue_column: read_text(file, form).strip()}])
-        part = Part(rows, str(file))
-    else:
-        part = Part(iterate_rows(file, form), str(file), files=(file,), form=form)
-    try:
-        read, columns = _read(part, config, needs_references=False)
-    except UserError as error:
-        raise UserError(str(error).replace("data.dialogue_column=", "--dialogue-column=", 1)) from error
-    columns = replace(columns, references=())
-    return dialogues_of(check_rows(list(read), columns, config, part))
 
 
 def _shares(config: DataConfig) -> tuple[float, float]:

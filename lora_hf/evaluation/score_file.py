@@ -1,7 +1,8 @@
 """ROUGE of a file of saved predictions, with bootstrap intervals over dialogues: `lora-hf score`.
 
-A dialogue with several references takes several rows of the file (`group` or `group_size`), or one row whose
-reference cell is a list, as json and parquet allow. Its score is the mean over its references, with the best
+A dialogue with several references takes several rows of the file (`group` or `group_size`), or one row with
+several columns of references, or with a list in the cell, as json and parquet allow. Predictions and
+references may also be plain text, one per line. Its score is the mean over its references, with the best
 one beside it; the score of the file is the mean over dialogues, and the bootstrap resamples dialogues.
 """
 
@@ -11,26 +12,36 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lora_hf.data.readers import Row, read_rows
+from lora_hf.data.opened import SEEN, Form, endings
+from lora_hf.data.readers import TEXT, Row, read_lines, read_rows
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.rouge import ROUGE_NAMES, group_scores, rouge_per_pair
 from lora_hf.evaluation.significance import bootstrap_interval
 from lora_hf.evaluation.words import choose_tokenizer
 
 FileScores = dict[str, Any]
+PREDICTION, REFERENCES = "prediction", ("references", "reference")
+"""Columns of a run's predictions.jsonl, which need not be named."""
 
 
 def score_file(
-    path: str | Path, prediction: str, reference: str, group: str | None = None, group_size: int | None = None
+    path: str | Path,
+    prediction: str | None = None,
+    reference: str | Sequence[str] | None = None,
+    group: str | None = None,
+    group_size: int | None = None,
+    form: Form = SEEN,
 ) -> FileScores:
-    """Score the predictions in a csv, tsv, jsonl, json, parquet or arrow file.
+    """Score the predictions in a csv, tsv, jsonl, json, parquet, arrow or text file.
 
     Args:
-        path: the file.
-        prediction: column with the summaries to score; an empty one scores 0.
-        reference: column with reference summaries, a text or a list of texts.
+        path: the file; a text file has one prediction per line.
+        prediction: column with the summaries to score; an empty one scores 0. None is `prediction`.
+        reference: column with reference summaries, a text or a list of texts, or several such columns; or a
+            text file with one reference per line. None is `references` or `reference`.
         group: column that has the same value in all rows of a dialogue; the rows need not be adjacent.
         group_size: number of adjacent rows per dialogue. Without it or `group`, each row is a dialogue.
+        form: encoding and delimiter, where the files do not show them.
 
     Returns:
         `rouge1` from 0 to 1, `rouge1_interval` ([low, high], 95 %) and so on for `ROUGE_NAMES`; the same for
@@ -43,23 +54,24 @@ def score_file(
     """
     if group is not None and group_size is not None:
         raise UserError(f"--group {group} and --group-size {group_size} exclude each other; give one of them")
-    rows = read_rows(path)
-    for option, name in (("--prediction", prediction), ("--reference", reference), ("--group", group)):
+    rows, prediction, references = _table(path, prediction, reference, form)
+    options = [("--prediction", prediction), *(("--reference", name) for name in references)]
+    for option, name in (*options, ("--group", group)):
         if name is not None:
             _require_column(rows, name, f"{option} {name}: {path}")
-    pairs, pairs_of_row = _pairs(rows, prediction, reference, path)
+    pairs, pairs_of_row = _pairs(rows, prediction, references, path)
     groups = [
         [i for row in rows_ for i in pairs_of_row[row]] for rows_ in _groups(rows, group, group_size, path)
     ]
-    predictions, references = (tuple(text[side] for text in pairs) for side in (0, 1))
-    scores = group_scores(rouge_per_pair(predictions, references), groups)
+    predictions, texts = (tuple(text[side] for text in pairs) for side in (0, 1))
+    scores = group_scores(rouge_per_pair(predictions, texts), groups)
     result: FileScores = {}
     for name in ROUGE_NAMES:
         result |= _mean_and_interval(name, scores.mean[name])
     if any(len(members) > 1 for members in groups):
         for name in ROUGE_NAMES:
             result |= _mean_and_interval(f"{name}_best", scores.best[name])
-    tokenizer = str(choose_tokenizer(references))
+    tokenizer = str(choose_tokenizer(texts))
     return result | {"n": len(groups), "n_rows": len(rows), "rouge_tokenizer": tokenizer}
 
 
@@ -92,6 +104,41 @@ def _mean_and_interval(name: str, values: Sequence[float]) -> FileScores:
     return {name: fmean(values), f"{name}_interval": list(bootstrap_interval(values))}
 
 
+def _table(
+    path: str | Path, prediction: str | None, reference: str | Sequence[str] | None, form: Form
+) -> tuple[list[Row], str, list[str]]:
+    """Return the rows, and the names of the columns of predictions and references; lines become columns."""
+    path = Path(path)
+    if endings(path)[0] == TEXT:
+        if prediction is not None:
+            remedy = "leave out --prediction"
+            raise UserError(
+                f"--prediction {prediction}: {path} is plain text, one prediction per line: {remedy}"
+            )
+        rows: list[Row] = [{PREDICTION: line} for line in read_lines(path, form)]
+        if not rows:
+            raise UserError(f"{path} has no rows")
+    else:
+        rows = read_rows(path, form)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if prediction is None and PREDICTION not in columns:
+        raise UserError(f"--prediction: {path} has no column {PREDICTION!r}; name the column: {columns}")
+    given = [reference] if isinstance(reference, str) else list(reference or ())
+    given = given or [name for name in REFERENCES if name in columns][:1]
+    if not given:
+        raise UserError(
+            f"{path}: give --reference, one of the columns {columns}, or a text file with one reference per "
+            "line"
+        )
+    for name in given:
+        if name not in columns and endings(Path(name))[0] == TEXT:
+            lines = read_lines(Path(name), form)
+            if len(lines) != len(rows):
+                raise UserError(f"--reference {name} has {len(lines):,} lines, and {path} {len(rows):,} rows")
+            rows = [row | {name: line} for row, line in zip(rows, lines, strict=True)]
+    return rows, prediction or PREDICTION, given
+
+
 def _require_column(rows: Sequence[Row], name: str, where: str) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if name not in columns:
@@ -101,14 +148,21 @@ def _require_column(rows: Sequence[Row], name: str, where: str) -> None:
 
 
 def _pairs(
-    rows: Sequence[Row], prediction: str, reference: str, path: str | Path
+    rows: Sequence[Row], prediction: str, columns: Sequence[str], path: str | Path
 ) -> tuple[list[tuple[str, str]], list[list[int]]]:
     """Return all (prediction, reference) pairs, and for each row the indices of its pairs."""
     pairs: list[tuple[str, str]] = []
     pairs_of_row = []
     for number, row in enumerate(rows, start=1):
         text = _text(row.get(prediction), f"{path}, row {number}, column {prediction!r}")
-        references = _references(row.get(reference), f"{path}, row {number}, column {reference!r}")
+        cells = {name: row.get(name) for name in columns}
+        if len(columns) > 1:  # an annotator may have left one out, but not all
+            cells = {name: cell for name, cell in cells.items() if cell not in (None, "")} or cells
+        references = [
+            one
+            for name, cell in cells.items()
+            for one in _references(cell, f"{path}, row {number}, column {name!r}")
+        ]
         pairs_of_row.append(list(range(len(pairs), len(pairs) + len(references))))
         pairs += [(text, each) for each in references]
     return pairs, pairs_of_row

@@ -1,36 +1,46 @@
 """Summarize the dialogues of a file with a saved adapter."""
 
+import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lora_hf.config import DataConfig
-from lora_hf.data.splits import read_file
+from lora_hf.data.input_file import read_file
 from lora_hf.saved.find_adapter import base_config, find_adapter
 from lora_hf.saved.inference import InferenceModel
+
+Format = Literal["jsonl", "csv", "text"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+BY_ENDING: dict[str, Format] = {".csv": "csv", ".txt": "text"}
+"""The format of an output file by its ending; of others, jsonl."""
 
 
 def predict(
     file: Path,
     adapter: str,
     base: str | None,
-    dialogue_column: str,
+    data: DataConfig | None = None,
     generation: Mapping[str, Any] | None = None,
+    is_lines: bool = False,
 ) -> list[dict[str, str]]:
     """Summarize each dialogue of a file, with the prompt and the settings that the adapter was scored with.
 
     Args:
-        file: csv, tsv, jsonl, json, parquet or arrow, or a .txt that holds one dialogue.
+        file: csv, tsv, jsonl, json, parquet or arrow, a .txt that holds one dialogue, or `-` for standard
+            input.
         adapter: a folder, or USER/NAME[@REVISION] on the Hub.
         base: the base model, or None for the one the adapter names.
-        dialogue_column: the column that holds the dialogues.
+        data: how the file is read: its columns, encoding and delimiter.
         generation: fields of `generation` that replace the adapter's.
+        is_lines: whether a text has one dialogue per line.
 
     Returns:
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
     """
-    examples = read_file(file, DataConfig(dialogue_column=dialogue_column))
+    examples = read_file(file, data or DataConfig(), is_lines)
     saved = find_adapter(adapter)
     model = InferenceModel(base_config(saved, base))
     model.add_adapter(saved)
@@ -41,6 +51,14 @@ def predict(
     ]
 
 
-def as_lines(rows: list[dict[str, str]]) -> str:
-    """Return the rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def rendered(rows: list[dict[str, str]], form: Format = "jsonl") -> str:
+    """Return the rows as JSON lines, as csv with a header, or as one prediction per line."""
+    if form == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if form == "text":  # the n-th line belongs to the n-th dialogue, whatever breaks a model writes
+        return "".join(f"{' '.join(row['prediction'].split())}\n" for row in rows)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["id", "dialogue", "prediction"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

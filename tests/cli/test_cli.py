@@ -1,5 +1,6 @@
 """The commands: what they print and write, and one message for each mistake."""
 
+import csv
 import json
 import shutil
 import signal
@@ -167,6 +168,17 @@ def test_predict_gives_each_row_a_summary_even_if_dialogues_are_equal(trained, t
     assert cli.run([*words, "--output", str(tmp_path / "out.jsonl")], debug=False) == 0
     assert (tmp_path / "out.jsonl").read_text() == printed
     assert capsys.readouterr().out == ""
+    lines = tmp_path / "lines.txt"
+    lines.write_bytes("A: Hi\nA: Bye, now \xe9\n".encode("cp1252"))
+    words = ["predict", str(lines), "--adapter", str(trained), "--lines", "data.encoding=cp1252"]
+    for more in (["--output", str(tmp_path / "out.csv")], ["--output", str(tmp_path / "out.txt")]):
+        assert cli.run([*words, *more], debug=False) == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["id"], row["dialogue"]) for row in found] == [("0", "A: Hi"), ("1", "A: Bye, now é")]
+    assert (tmp_path / "out.txt").read_text().splitlines() == [row["prediction"] for row in found]
+    assert cli.run(["score", str(tmp_path / "out.txt"), "--reference", str(tmp_path / "out.txt")], False) == 0
+    assert "2 rows" in capsys.readouterr().out
 
 
 def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistake):

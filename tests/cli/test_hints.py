@@ -84,7 +84,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "is not a name on the Hub: write a/b",
         ),
         ("train --config quickstart model.model_name_or_path=a/b@v1", "write a/b, with model.revision=v1"),
-        ("train --config quickstart data.dataset_name=hf://datasets/a/b@v1", "with data.dataset_revision=v1"),
+        (
+            "train --config quickstart data.dataset_name=https://huggingface.co/datasets/a/b/tree/v1",
+            "with data.dataset_revision=v1",
+        ),
         (
             "train --config quickstart model.model_name_or_path=m.bin",
             "is a file: give the folder of the model",

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from support.properties import broken, examples, values
 
 from lora_hf.config import DataConfig
+from lora_hf.data.input_file import read_file
 from lora_hf.data.readers import read_rows
-from lora_hf.data.splits import SPLITS, load_split, read_file
+from lora_hf.data.splits import SPLITS, load_split
 from lora_hf.errors import UserError
 from lora_hf.evaluation.score_file import score_file
 

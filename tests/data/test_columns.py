@@ -8,7 +8,8 @@ import pytest
 from lora_hf.config import DataConfig
 from lora_hf.config.load import load_config
 from lora_hf.data.columns import joined
-from lora_hf.data.splits import iterate_split, load_split, read_file
+from lora_hf.data.input_file import read_file
+from lora_hf.data.splits import iterate_split, load_split
 from lora_hf.errors import UserError
 
 TALK, GIST = "A: Hi", "They greet."

@@ -9,7 +9,8 @@ from support.inputs import shared_data
 
 from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example, data_fingerprint
-from lora_hf.data.splits import load_split, read_file
+from lora_hf.data.input_file import read_file
+from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
 
 ROWS = [

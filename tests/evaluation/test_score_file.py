@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 from support.inputs import shared_data
 
+from lora_hf.data.opened import Form
 from lora_hf.errors import UserError
 from lora_hf.evaluation import score_file as score
 from lora_hf.evaluation.rouge import ROUGE_NAMES, rouge_per_pair
@@ -187,13 +188,50 @@ def test_wrong_arguments_are_named(tmp_path, arguments, words):
         ("x.json", b"{", "line 1: not json"),
         ("x.json", b"[]", "x.json has no rows"),
         ("x.parquet", b"made,human\n", "not a parquet file"),
-        ("x.txt", b"made", "cannot read files ending in '.txt'; supported are .csv, .tsv, .jsonl"),
+        (
+            "x.txt",
+            b"one\ntwo\n",
+            "--prediction made: .*x.txt is plain text, one prediction per line: leave out",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_scored_is_refused_and_the_place_named(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
         score_file(tmp_path / name, "made", "human")
+
+
+def test_texts_are_scored_line_by_line_against_texts_or_columns(tmp_path):
+    made, human = tmp_path / "made.txt", tmp_path / "human.txt"
+    made.write_text("Tom asks.\r\n\nHe \u2028leaves.\n", newline="")
+    human.write_text("Tom asks why.\nAnn calls.\nHe goes.")
+    rows = [{"made": "Tom asks.", "human": "Tom asks why."}, {"made": "", "human": "Ann calls."},
+            {"made": "He \u2028leaves.", "human": "He goes."}]  # fmt: skip
+    expected = score_file(write(tmp_path, rows), "made", "human")
+    assert score_file(made, None, str(human)) == expected
+    assert score_file(write(tmp_path, rows), "made", [str(human)]) == expected
+    human.write_text("Tom asks why.\nAnn calls.\n")
+    with pytest.raises(UserError, match="--reference .*human.txt has 2 lines, and .*made.txt 3 rows"):
+        score_file(made, None, str(human))
+    with pytest.raises(UserError, match="give --reference, .* or a text file with one reference per line"):
+        score_file(made)
+
+
+def test_several_columns_of_references_are_those_of_a_list(tmp_path):
+    columns = [{"made": "Tom asks.", "x": "Tom asks why.", "y": "Why?", "z": ""}]
+    listed = [{"prediction": "Tom asks.", "references": ["Tom asks why.", "Why?"]}]
+    expected = score_file(write(tmp_path, listed, "jsonl"))  # as predictions.jsonl of a run
+    assert score_file(write(tmp_path, columns), "made", ["x", "y", "z"]) == expected
+    with pytest.raises(UserError, match="row 1, column 'z' is empty"):
+        score_file(write(tmp_path, columns), "made", ["z"])
+    with pytest.raises(UserError, match="--prediction: .* name the column: \\['made', 'x', 'y', 'z'\\]"):
+        score_file(write(tmp_path, columns), reference="x")
+
+
+def test_the_form_of_a_file_is_told_as_in_a_config(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_bytes("made^human\ncafé^café\n".encode("cp1252"))
+    assert score_file(file, "made", "human", form=Form("cp1252", "^"))["rouge1"] == 1.0
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -131,7 +131,7 @@ def test_scoring_by_other_settings_is_logged(trained: Trained, caplog: pytest.Lo
 
 
 def test_predict_writes_the_same(trained: Trained) -> None:
-    rows = predict(trained.file, str(trained.run), None, "dialogue")
+    rows = predict(trained.file, str(trained.run), None)
     assert [row["prediction"] for row in rows] == trained.written
 
 
@@ -139,7 +139,7 @@ def test_generate_writes_the_same_and_its_settings_can_be_replaced(trained: Trai
     model = load(trained.run)
     assert model.generate(trained.dialogues) == trained.written
     other = {"num_beams": 2, "max_new_tokens": 20}
-    replaced = predict(trained.file, str(trained.run), None, "dialogue", other)
+    replaced = predict(trained.file, str(trained.run), None, None, other)
     assert [row["prediction"] for row in replaced] == model.generate(trained.dialogues, **other)
     assert model.generate(trained.dialogues, **other) != trained.written
 

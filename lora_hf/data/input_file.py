@@ -1,0 +1,88 @@
+"""Dialogues that are only summarized: a file, plain text, or standard input. They need no references."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from lora_hf.config import DataConfig
+from lora_hf.data.columns import DIALOGUE, PLAIN
+from lora_hf.data.examples import Example, check_rows, dialogues_of
+from lora_hf.data.opened import UTF_16, Form, endings
+from lora_hf.data.readers import TEXT, iterate_rows, read_lines, read_text
+from lora_hf.data.sources import Part
+from lora_hf.data.splits import read_part
+from lora_hf.errors import NOT_JSON, UserError
+
+STANDARD_INPUT = Path("-")
+
+
+def read_file(file: Path, config: DataConfig, is_lines: bool = False) -> list[Example]:
+    """Read the dialogues of one file, one per row, without references.
+
+    Args:
+        file: a file of rows, a `.txt` with one dialogue, or `-` for standard input: json, json lines or one
+            dialogue.
+        config: how the file is read.
+        is_lines: whether plain text has one dialogue per line.
+
+    Raises:
+        UserError: no such file or column, or a row without text.
+    """
+    if file != STANDARD_INPUT:
+        return _read(file, config, is_lines)
+    with _standard_input(is_lines) as copy:
+        try:
+            return _read(copy, config, is_lines)
+        except UserError as error:
+            raise UserError(str(error).replace(str(copy), "standard input")) from error
+
+
+def _read(file: Path, config: DataConfig, is_lines: bool) -> list[Example]:
+    form = Form.of(config)
+    if is_lines or (endings(file)[0] == TEXT and file.is_file()):
+        texts = read_lines(file, form) if is_lines else [read_text(file, form).strip()]
+        part = Part(iter([{DIALOGUE: text} for text in texts]), str(file))
+        rows, columns = list(part.rows), PLAIN
+    else:
+        part = Part(iterate_rows(file, form), str(file), files=(file,), form=form)
+        try:
+            found, columns = read_part(part, config, needs_references=False)
+        except UserError as error:
+            raise UserError(str(error).replace("data.dialogue_column=", "--dialogue-column=", 1)) from error
+        rows = list(found)
+    columns = replace(columns, references=())
+    return dialogues_of(check_rows(rows, columns, config, part))
+
+
+@contextmanager
+def _standard_input(is_lines: bool) -> Iterator[Path]:
+    """Yield a copy of standard input under a name that says its format."""
+    content = sys.stdin.buffer.read()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / f"input{TEXT if is_lines else _ending_of(content)}"
+        copy.write_bytes(content)
+        yield copy
+
+
+def _ending_of(content: bytes) -> str:
+    """Return the ending of json, of json lines, or of text, which is all that is neither."""
+    if content[:2] in UTF_16:
+        return TEXT
+    begin = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if begin.startswith(b"["):
+        try:
+            rows = json.loads(begin)
+        except NOT_JSON:
+            return TEXT
+        return ".json" if rows and all(isinstance(row, dict) for row in rows) else TEXT
+    if not begin.startswith(b"{"):
+        return TEXT
+    try:
+        json.loads(begin.splitlines()[0])
+    except NOT_JSON:
+        return ".json"
+    return ".jsonl"

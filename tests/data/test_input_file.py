@@ -1,0 +1,73 @@
+"""Dialogues that are only summarized: files, plain text, lines and standard input."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.shapes import COLUMN_SHAPES, FILES
+
+from lora_hf.config import DataConfig
+from lora_hf.config.load import reading_fields
+from lora_hf.data.input_file import STANDARD_INPUT, read_file
+from lora_hf.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [shape for shape in FILES + COLUMN_SHAPES if shape.outcome == "read" and not shape.name.endswith("/")],
+    ids=lambda shape: shape.name,
+)
+def test_every_file_that_trains_is_predicted_too_with_its_ids(shape, tmp_path):
+    found = read_file(shape.write(tmp_path), DataConfig.model_validate(shape.fields))
+    assert len(found) == 40 and found[0].dialogue.startswith("Ann: ")
+    assert {found[8].id} <= {"r8", "8"}
+
+
+@pytest.mark.parametrize(
+    ("content", "is_lines", "dialogues"),
+    [
+        (b"A: Hi\nB: Bye\n", False, ["A: Hi\nB: Bye"]),
+        (b"A: Hi\r\nB: Bye", True, ["A: Hi", "B: Bye"]),
+        (b"[Ann] Hi", False, ["[Ann] Hi"]),
+        (b'\xef\xbb\xbf{"dialogue": "A: Hi"}\n{"dialogue": "B"}\n', False, ["A: Hi", "B"]),
+        (b'[{"article": "A: Hi"}]', False, ["A: Hi"]),
+        (b'{\n "dialogue": "A: Hi"}', False, ["A: Hi"]),
+    ],
+)
+def test_standard_input_is_json_or_lines_or_one_dialogue(content, is_lines, dialogues, monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    found = read_file(STANDARD_INPUT, DataConfig(), is_lines)
+    assert [example.dialogue for example in found] == dialogues
+
+
+def test_an_error_of_standard_input_names_it(monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b'{"talk": "A"}')))
+    with pytest.raises(UserError, match="^--dialogue-column='dialogue': standard input has the columns"):
+        read_file(STANDARD_INPUT, DataConfig())
+
+
+def test_rows_that_are_left_out_do_not_move_the_ids_of_the_others(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"dialogue": text}) + "\n" for text in ("A", "", "C")))
+    found = read_file(file, DataConfig(on_bad_row="skip"))
+    assert [(example.id, example.dialogue) for example in found] == [("0", "A"), ("2", "C")]
+
+
+def test_only_fields_that_say_how_a_file_is_read_can_be_set():
+    data, generation = reading_fields(["data.encoding=cp949", "generation.num_beams=2"])
+    assert (data.encoding, generation) == ("cp949", {"num_beams": 2})
+    for override, words in {
+        "data.prompt=x": "only fields that say how a file is read can be set here",
+        "data.encodin=x": "unknown key 'data.encodin' .*did you mean 'data.encoding'",
+        "data.delimiter=ab": "is not one character",
+        "lora.r=3": "only fields of data and generation",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            reading_fields([override])
+
+
+def test_a_text_that_is_missing_is_named():
+    with pytest.raises(UserError, match="none.txt: no such file"):
+        read_file(Path("none.txt"), DataConfig(), is_lines=True)
