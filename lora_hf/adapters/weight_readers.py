@@ -47,22 +47,34 @@ def refuse_weight_reader(model: nn.Module, name: str) -> None:
     """
     parts = name.split(".")
     for end in range(len(parts) - 1, -1, -1):
+        if parts[end].isdigit():  # an item of a list: no source says `self.block.0`
+            return
         owner = get_submodule(model, ".".join(parts[:end]))
-        child = re.escape(".".join(parts[end:]))
-        reads = re.compile(rf"{NOT_A_CHECK}\bself\.{child}\.{WEIGHT}{ONLY_ASKS}")
-        uses = re.compile(rf"\bself\.{child}\b(?!\.)")  # calls it, or hands it on
         is_fast = isinstance(owner, nn.TransformerEncoderLayer)  # calls it in training mode only
         if is_fast and not torch.backends.mha.get_fastpath_enabled():
             continue
         kind: Any = type(owner)
-        sources = _computations(kind)
-        if any(map(reads.search, sources)) and (is_fast or not any(map(uses.search, sources))):
+        reads, uses = _finds(kind, ".".join(parts[end:]))
+        if reads and (is_fast or not uses):
             remedy = FAST_PATH if is_fast else ""
             raise UserError(
                 f"target_modules: an adapter on {name} has no effect, because the forward of {kind.__name__} "
                 f"reads the layer's weight itself; leave it out, or name it in exclude_modules{remedy}",
                 "target_modules",
             )
+
+
+@cache
+def _finds(kind: Any, child: str) -> tuple[bool, bool]:
+    """Return whether a module type's forward reads the weight of a child, and whether it uses the child.
+
+    To use it is to call it or to pass it to another function.
+    """
+    child = re.escape(child)
+    reads = re.compile(rf"{NOT_A_CHECK}\bself\.{child}\.{WEIGHT}{ONLY_ASKS}")
+    uses = re.compile(rf"\bself\.{child}\b(?!\.)")
+    sources = _computations(kind)
+    return any(map(reads.search, sources)), any(map(uses.search, sources))
 
 
 @cache

@@ -194,7 +194,8 @@ def library_versions() -> str:
     return "fields of " + ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
 
 
-def _version(name: str) -> str:
+@cache
+def _version(name: str) -> str:  # each reading parses a package's metadata
     try:
         return version(name)
     except PackageNotFoundError:

@@ -83,6 +83,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_is_exported_by_the_command_and_run_with_onnxruntime_alone(
     exported: tuple[Path, str],
 ) -> None:
@@ -104,6 +105,7 @@ print(len(states), states[0].shape[2], "torch" in sys.modules)
     assert said.split() == [str(2 * layers), "4", "False"]
 
 
+@pytest.mark.slow
 def test_a_graph_that_writes_otherwise_is_told(
     exported: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
