@@ -128,7 +128,16 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: Any) -> No
         UserError: missing, unexpected or mis-shaped tensors, all named; the model is then unchanged.
     """
     weights = new_weights(model)
-    check_tensors(tensors, {name: tuple(p.shape) for name, p in weights.items()}, source)
+    try:
+        check_tensors(tensors, {name: tuple(p.shape) for name, p in weights.items()}, source)
+    except UserError as error:
+        moved = [sorted(name.rpartition(".")[2] for name in names) for names in (tensors, weights)]
+        if tensors.keys() == weights.keys() or moved[0] != moved[1]:
+            raise
+        raise UserError(
+            f"{error}. An earlier version of lora_hf added the layers at other places in this model: train "
+            f"again with method: {extras_method(model)}"
+        ) from None
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tensors[name])

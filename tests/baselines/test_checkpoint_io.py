@@ -92,6 +92,21 @@ def test_loading_is_strict_and_names_what_does_not_fit(baseline: str, tmp_path: 
             load_extras(make_t5(), folder, put_in)
 
 
+def test_layers_at_other_places_than_this_version_has_them_come_with_the_remedy(tmp_path: Path) -> None:
+    folder = save_extras(with_baseline("bottleneck"), tmp_path)
+    file, manifest = folder / "adapter_model.safetensors", json.loads((folder / "lora_hf.json").read_text())
+    save_file(
+        {name.replace("SelfAttention.o.", "SelfAttention.v."): t for name, t in load_file(file).items()}, file
+    )
+    (folder / "lora_hf.json").write_text(json.dumps(manifest | {"weights_sha256": file_sha256(file)}))
+    with pytest.raises(UserError) as raised:
+        load_extras(make_t5(), folder, BASELINES["bottleneck"][0])
+    message = str(raised.value)
+    assert message.startswith(f"the adapter {folder} does not fit the model: 16 missing: decoder.block.0")
+    assert "added the layers at other places in this model: train again with method: bottleneck" in message
+    assert "\n" not in message
+
+
 @each
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("beams", [1, 3])
