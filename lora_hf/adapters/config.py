@@ -148,11 +148,11 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), str):
                 _check_expression(name, value)
-        start = self.init_lora_weights
-        is_niter = re.fullmatch(r"pissa_niter_\d+", str(start))
-        if start is not True and start not in INITIALIZATIONS and not is_niter:
+        init = self.init_lora_weights
+        is_niter = re.fullmatch(r"pissa_niter_\d+", str(init))
+        if init is not True and init not in INITIALIZATIONS and not is_niter:
             known = [True, *INITIALIZATIONS, "pissa_niter_N"]
-            raise UserError(f"init_lora_weights={start!r} must be one of {known}", "init_lora_weights")
+            raise UserError(f"init_lora_weights={init!r} must be one of {known}", "init_lora_weights")
 
     def _check_together(self) -> None:
         if not self.target_modules and not self.modules_to_save:

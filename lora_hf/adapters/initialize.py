@@ -82,7 +82,7 @@ def zero_init(config: LoraConfig, base: Backend) -> LayerInit:
 def requantized_base(
     config: LoraConfig, base: Backend, subtracted: Factors | None, original: Tensor | None
 ) -> StoredWeight | None:
-    """Quantize W - s B' A'; None for a dense base, or for an update that is no matrix of the base's size."""
+    """Quantize W - s B' A'; None for a dense base, or for an update that is not a matrix of the base's size."""
     if subtracted is None or not base.is_quantized or ADAPTER_METHODS[config.method].folds_into_groups:
         return None
     W = base.dequantize(torch.float32) if original is None else original.to(base.device, torch.float32)

@@ -33,7 +33,7 @@ from lora_hf.adapters.model_state import (
 from lora_hf.adapters.module_names import block_index, identity, layers_in_stacks, own_modules
 from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
-from lora_hf.adapters.save import START_NAME, adapted, adapter_state
+from lora_hf.adapters.save import INITIALIZATION_NAME, adapted, adapter_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.adapters.wrappers import plain_keys, refuse_synchronized, unwrapped
@@ -216,19 +216,19 @@ class _SavedInit:
     """The initialization of an adapter that is being loaded: zeros, and what was taken out of the base."""
 
     def __init__(self, folder: Path, config: LoraConfig, base_weights: BaseWeights | None) -> None:
-        file = folder / START_NAME
+        file = folder / INITIALIZATION_NAME
         self.factors = read_tensors(file) if file.is_file() else {}
         self.base_weights = base_weights
-        start = str(config.init_lora_weights)
-        self.is_unconverted = not self.factors and start.startswith(CHANGES_BASE)
-        if "niter" in start and self.is_unconverted:
+        init = str(config.init_lora_weights)
+        self.is_unconverted = not self.factors and init.startswith(CHANGES_BASE)
+        if "niter" in init and self.is_unconverted:
             raise UserError(
-                f"{folder}: init_lora_weights={start!r} is a randomized initialization, which cannot be "
+                f"{folder}: init_lora_weights={init!r} is a randomized initialization, which cannot be "
                 "repeated, and the file lacks what it took out of the base; save it by PEFT's "
                 "save_pretrained(..., path_initial_model_for_weight_conversion=<initial adapter's folder>)"
             )
         if self.is_unconverted:
-            logger.info("%s: PEFT's unconverted %s: the initialization is computed again", folder, start)
+            logger.info("%s: PEFT's unconverted %s: the initialization is computed again", folder, init)
 
     def __call__(self, name: str, config: LoraConfig, layer: LoraLayer) -> LayerInit:
         base, key = layer.base, f"{PREFIX}{name}."

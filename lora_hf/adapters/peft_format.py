@@ -108,9 +108,9 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
     foreign = {k: v for k, v in raw.items() if k not in names and k not in PROVENANCE and v not in UNUSED}
     if pattern := _chosen_blocks(raw):
         foreign.pop("layers_pattern")
-    start = raw.get("init_lora_weights", True)
-    if start not in PLAIN_INITIALIZATIONS and not str(start).startswith((*CHANGES_BASE, "loftq")):
-        foreign["init_lora_weights"] = start
+    init = raw.get("init_lora_weights", True)
+    if init not in PLAIN_INITIALIZATIONS and not str(init).startswith((*CHANGES_BASE, "loftq")):
+        foreign["init_lora_weights"] = init
     if foreign:
         fields = ", ".join(f"{key}={value!r}" for key, value in sorted(foreign.items()))
         raise UserError(f"{file}: these fields are not implemented: {fields}")
@@ -120,7 +120,7 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
         known["target_modules"] = pattern
     if not raw.get("use_qalora"):
         known.pop("qalora_group_size", None)
-    if start in PLAIN_INITIALIZATIONS:
+    if init in PLAIN_INITIALIZATIONS:
         known["init_lora_weights"] = True
     if method != "lora":
         known[f"use_{method}"] = True

@@ -46,9 +46,9 @@ from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, write_json
 
 logger = logging.getLogger(__name__)
-START_NAME = "lora_hf_start.safetensors"
+INITIALIZATION_NAME = "lora_hf_start.safetensors"
 FACTORS = {"start_A": "offset_A", "start_B": "offset_B"}
-"""Names in `START_NAME` -> attributes of a method."""
+"""Names in `INITIALIZATION_NAME` -> attributes of a method."""
 
 
 def adapter_state(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
@@ -105,8 +105,8 @@ def save_adapter(
     folder = Path(directory) if adapter_name == "default" else Path(directory) / adapter_name
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(adapter_state(model, adapter_name), folder / WEIGHTS_NAME)
-    if start := start_state(model, adapter_name):
-        write_weights(start, folder / START_NAME)
+    if initial := initial_factors(model, adapter_name):
+        write_weights(initial, folder / INITIALIZATION_NAME)
     base_model = getattr(model, "name_or_path", None) or None
     is_seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     # PEFT's wrapper for this type passes `input_ids`, which a model of sound or images does not take.
@@ -125,7 +125,7 @@ def save_adapter(
     }
     if trained_in_stacks(model, adapter_name):
         manifest["modules_to_save"] = list(config.modules_to_save)
-    if config.init_lora_weights == "loftq" or start:
+    if config.init_lora_weights == "loftq" or initial:
         manifest["base_formats"] = base_formats(model, adapter_name)
     write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
     _warn_of_places(model, adapter_name)
@@ -154,7 +154,7 @@ def trained_in_stacks(model: nn.Module, adapter_name: str) -> set[str]:
     return copied & layers_in_stacks(model).keys()
 
 
-def start_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+def initial_factors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """Return the factors that were taken out of the base where it was quantized again for this adapter."""
     return {
         f"{PREFIX}{path}.{part}": getattr(method, attribute).cpu().contiguous()

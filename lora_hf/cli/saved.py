@@ -139,8 +139,9 @@ def merge(
 
     errors = merge_adapter(adapter, output, base, onto, generation_fields(settings or []), check)
     for way, error in errors.items():
-        print(f"{way}: merging changes the logits of a sample by {error:.1e} of their size")
-    print(f"{output}: {onto or 'merged'}")
+        where = "" if way == "merged" else f" onto the {way} weights"
+        print(f"merging{where} changes the logits of a sample by {error:.1e} of their size")
+    print(f"{output}: the model with the adapter merged{f' onto the {onto} weights' if onto else ''}")
 
 
 def export(

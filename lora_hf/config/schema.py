@@ -270,13 +270,13 @@ class RunConfig(Section):
 
         Full fine-tuning always trains dense weights: quantized ones cannot be trained.
         """
-        arm = self.arms.get(method, ArmOverride())
+        own = self.arms.get(method, ArmOverride())
         dense = self.model.model_copy(update=DENSE)
         return self.model_copy(
             update={
                 "method": method,
                 "model": dense if method == "full" else self.model,
-                "training": {**self.training, **arm.training},
+                "training": {**self.training, **own.training},
                 "loraplus_lr_ratio": self.loraplus_lr_ratio if method == "lora" else None,
                 "arms": {},
                 "variants": {},

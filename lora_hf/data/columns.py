@@ -85,7 +85,7 @@ PLAIN = Columns(DIALOGUE, (SUMMARY,), ID)
 
 
 def cell(row: Mapping[str, Any], name: str) -> Any:
-    """Return a cell; a name with dots that is no column itself stands for nested objects."""
+    """Return a cell; a name with dots that is not a column itself stands for nested objects."""
     if name in row or "." not in name:
         return row.get(name)
     first, _, rest = name.partition(".")

@@ -59,7 +59,8 @@ def files(run: Path, record: RunResult) -> Findings:
     if added := [name for name in hashes(run) if name not in known]:
         yield fault(f"not recorded by the run: {few(added)}", f"move it away, or {AGAIN}")
     if not gone + changed + added:
-        yield ok(f"{len(known)} files are unchanged (SHA-256)")
+        one = len(known) == 1
+        yield ok(f"{len(known)} {'file is' if one else 'files are'} unchanged (SHA-256)")
 
 
 def rouge(run: Path, record: RunResult) -> Findings:

@@ -133,7 +133,7 @@ def _gain(comparison: Comparison, method: str) -> str:
         return "–"
     gains = comparison["gains"]
     share = gains["lora_share_of_full"]
-    of_full = f" ({share:.0%} of full's)" if method == "lora" and share is not None else ""
+    of_full = f" ({share:.0%} of full fine-tuning's)" if method == "lora" and share is not None else ""
     return f"{gains['full' if method == 'full' else 'lora']:+.4f}{of_full}"
 
 

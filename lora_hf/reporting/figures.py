@@ -194,7 +194,7 @@ def logged(comparison: Comparison, key: str) -> dict[str, list[tuple[float, floa
     for name, result in variants_of(comparison).items():
         log = result.get("runs", [result])[0].get("log", [])
         points = [(entry["step"], entry[key]) for entry in log if key in entry and "step" in entry]
-        if len(points) > 1:  # one point is no curve
+        if len(points) > 1:  # one point is not a curve
             found[name] = points
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_hf import __version__
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
-from lora_hf.adapters.save import START_NAME
+from lora_hf.adapters.save import INITIALIZATION_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
@@ -101,13 +101,13 @@ def prepare_push(
     peft = facts.adapter | {"base_model_name_or_path": name, "revision": revision}
     ours = {"base_model_name_or_path": facts.base.name, "base_model_revision": revision}
     results = facts.record | {"base_model": facts.base.name}
-    start = folder / START_NAME
+    initial = folder / INITIALIZATION_NAME
     files: Upload = {
         CARD: model_card(facts).encode(),
         CONFIG_NAME: json_text(peft).encode() if facts.adapter else None,
         WEIGHTS_NAME: folder / WEIGHTS_NAME,
         MANIFEST_NAME: json_text(facts.manifest | ours).encode() if facts.manifest else None,
-        START_NAME: start if start.is_file() else None,
+        INITIALIZATION_NAME: initial if initial.is_file() else None,
         CONFIG: _config(facts).encode() if facts.config else None,
         RESULTS: json_text(results).encode() if facts.record else None,
     }

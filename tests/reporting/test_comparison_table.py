@@ -24,7 +24,7 @@ def test_every_figure_is_in_its_run_s_column():
     assert lines[""] == ["base", "full", "LoRA"]
     assert lines["ROUGE-1"] == ["0.2000", "0.4000", "0.3500"]
     assert lines["95 % interval"] == ["0.1800–0.2300", "0.3700–0.4200", "0.3200–0.3700"]
-    assert lines["gain in ROUGE-1"] == ["–", "+0.2000", "+0.1500 (75% of full's)"]
+    assert lines["gain in ROUGE-1"] == ["–", "+0.2000", "+0.1500 (75% of full fine-tuning's)"]
     assert lines["words (people: 21.5)"] == ["19.0"] * 3
     assert lines["weights trained"] == ["0 (0.00%)", "250,000 (100.00%)", "3,500 (1.40%)"]
     assert lines["on disk"] == ["–", "3.0 GiB", "14.2 KiB"]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
-from lora_hf.adapters.save import START_NAME
+from lora_hf.adapters.save import INITIALIZATION_NAME
 from lora_hf.config import ModelConfig
 from lora_hf.errors import NOT_JSON
 from lora_hf.models.load import load_model
@@ -91,7 +91,7 @@ def _put(file: Path, value: Any) -> None:
 
 
 def _change_bytes(random: Random, adapter: Path) -> None:
-    file = adapter / random.choice((*FILES, START_NAME))
+    file = adapter / random.choice((*FILES, INITIALIZATION_NAME))
     if file.is_file():
         file.write_bytes(break_bytes(random, file.read_bytes()))
 
@@ -189,7 +189,7 @@ class _Command:
 
 def _write_pickle(random: Random, adapter: Path) -> None:
     """Write a pickle that runs a command when read: beside the weights or in the place of a file."""
-    name = random.choice(("adapter_model.bin", *FILES, START_NAME))
+    name = random.choice(("adapter_model.bin", *FILES, INITIALIZATION_NAME))
     if random.random() < 0.5:
         (adapter / WEIGHTS_NAME).unlink(missing_ok=True)
     if (adapter / name).is_dir():  # from an earlier change
@@ -219,7 +219,7 @@ def _replace_file(random: Random, adapter: Path) -> None:
     elif kind == 2:
         file.symlink_to(random.choice(("/dev/zero", "/etc/passwd", file.name)))
     elif kind == 3:
-        (adapter / random.choice((START_NAME, WEIGHTS_NAME))).write_bytes(b"")
+        (adapter / random.choice((INITIALIZATION_NAME, WEIGHTS_NAME))).write_bytes(b"")
 
 
 BREAKS: list[Callable[[Random, Path], None]] = [
