@@ -46,7 +46,7 @@ class UserError(ValueError):
 
 
 class Unavailable(UserError):
-    """What is needed is on the Hub and cannot be read now, or not yet: the input may well be right."""
+    """Something that is needed is on the Hub and cannot be read now: the input may well be right."""
 
 
 class NotWritten(OSError):

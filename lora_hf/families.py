@@ -15,7 +15,7 @@ Label = Literal["text", "eos", "bos", "language"]
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of the models of one `config.model_type`."""
+    """Facts about the models of one `config.model_type`."""
 
     targets: tuple[str, ...] = ()
     """Ends of the names of the query and value projections in every stack; where encoder and decoder spell
@@ -46,12 +46,12 @@ class Family:
     """Fields of config.json with the numbers of positions for which encoder and decoder have embeddings; None
     where they are computed for any length."""
     shifts_labels: bool = True
-    """Whether the model's forward makes the decoder's inputs from labels."""
+    """True if the model's forward makes the decoder's inputs from labels."""
     own_head: str | None = None
     """Checkpoints whose `feed_forward_proj` begins so ("" for all) have a head of their own, although the
     model that Transformers builds from config.json may tie it to the embeddings."""
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """What does not work with this family -> why."""
+    """Feature that does not work with this family -> the reason."""
 
 
 _QV, _QV_PROJ = ("q", "v"), ("q_proj", "v_proj")

@@ -30,7 +30,7 @@ STORE = ".db"
 """Trials of a sweep that searches."""
 
 UNFINISHED = f"{PARTIAL}checkpoints"
-"""Where the next checkpoint is written, in the folder of the checkpoints."""
+"""Folder in which the next checkpoint is written, inside that of the checkpoints."""
 
 OWN = (
     *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS),

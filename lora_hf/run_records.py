@@ -53,7 +53,7 @@ class Scores(TypedDict, total=False):
     mean_words: float
     reference_words: float
     rouge_tokenizer: str
-    """How texts were divided into words; missing in results of older versions, which knew English alone."""
+    """Rule that divided texts into words; missing in older results, which knew English alone."""
     eval_seconds: float
     peak_memory_mib: float
 
@@ -85,7 +85,7 @@ class RunResult(Scores, TrainingRecord, total=False):
     data_warnings: list[str]
     """Unknown tokens, and dialogues in several splits, in such numbers that the scores mislead."""
     splits: dict[str, str]
-    """How each split was made from the source: its files, or its share of them with the seed."""
+    """Origin of each split: its files, or its share of them with the seed."""
     base_model: str
     base_fingerprint: str | None
     data_fingerprint: str
@@ -154,7 +154,7 @@ class Comparison(TypedDict, total=False):
     samples: list[dict[str, str]]
     published: Published
     data_warnings: list[str]
-    """What is wrong with the data, by the runs; absent if nothing is."""
+    """Faults of the data, by the runs; absent if there are none."""
     """In a comparison by `reproduce`."""
     gains: Gains
     paired_test: PairedRecord

@@ -15,7 +15,7 @@ from lora_hf.errors import UserError
 
 
 class LayerInit(NamedTuple):
-    """What a layer needs to begin with an adapter."""
+    """Initial factors of an adapter's layer, and the base weight that goes with them."""
 
     factors: LoraInit | None = None
     """A, B and the product they take out of the base; None for a method without factors of its own."""
@@ -82,7 +82,7 @@ def zero_init(config: LoraConfig, base: Backend) -> LayerInit:
 def requantized_base(
     config: LoraConfig, base: Backend, subtracted: Factors | None, original: Tensor | None
 ) -> StoredWeight | None:
-    """Quantize W - s B' A'; None for a dense base, or for an update that is not a matrix of the base's size."""
+    """Quantize W - s B' A'; None for a dense base, or an update that is added to groups of W."""
     if subtracted is None or not base.is_quantized or ADAPTER_METHODS[config.method].folds_into_groups:
         return None
     W = base.dequantize(torch.float32) if original is None else original.to(base.device, torch.float32)

@@ -1,4 +1,4 @@
-"""What this package records on a model, in one attribute; and the adapted layers of a model."""
+"""The record that this package keeps on a model, in one attribute; and a model's adapted layers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

@@ -113,7 +113,7 @@ class SavedAdapter:
 
     @cached_property
     def is_intact(self) -> bool | None:
-        """Whether the weights' hash is the one in the manifest; None where the manifest has none."""
+        """True if the weights' hash is the one in the manifest; None where the manifest has none."""
         recorded = self.manifest.get("weights_sha256")
         return file_sha256(self.weights_file) == recorded if recorded else None
 

@@ -228,7 +228,7 @@ def _no_match(
 
 
 SECONDS = 5.0
-"""For all expressions of a configuration on all names of a model; FLAN-T5-xxl's take milliseconds."""
+"""Seconds for all expressions of a configuration on all names of a model; FLAN-T5-xxl's take milliseconds."""
 
 
 def check_patterns(config: LoraConfig, names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from lora_hf.errors import UserError
 NOT_A_CHECK = r"(?<!isinstance\()"
 WEIGHT = r"""(?:weight\b|_parameters\[["']weight["']\])"""
 ONLY_ASKS = r"(?!\.(?:dtype|device|shape|size|ndim|requires_grad|is_\w+|numel|element_size)\b)"
-"""What stands around a weight that is not computed with, as in T5's `self.wo.weight.dtype`."""
+"""Code around a weight that is not computed with, as in T5's `self.wo.weight.dtype`."""
 
 _CASTS = re.compile(r"\.to\(self\.(\w+)\.weight\.dtype\)")
 FAST_PATH = ". With torch.backends.mha.set_fastpath_enabled(False), in each process that uses it, it would"

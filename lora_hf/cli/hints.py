@@ -1,4 +1,4 @@
-"""What a mistyped command line most likely meant, added to Typer's message."""
+"""The most likely meaning of a mistyped command line, added to Typer's message."""
 
 from pathlib import Path
 from typing import Any

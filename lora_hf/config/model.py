@@ -79,7 +79,7 @@ class ModelConfig(Section):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the frozen weights are stored in 4 or 8 bits."""
+        """True if the frozen weights are stored in 4 or 8 bits."""
         return self.load_in_4bit or self.load_in_8bit
 
     @property

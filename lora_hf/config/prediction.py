@@ -1,4 +1,4 @@
-"""What a trained model needs to write as it was scored: prompt, lengths and generation settings.
+"""Settings with which a trained model writes as it was scored: prompt, lengths, generation.
 
 They are part of every saved adapter, of a merged folder and of a model that was trained whole, in the
 manifest `lora_hf.json`.
@@ -29,7 +29,7 @@ SPEED_FIELDS = {"batch_size", "batch_tokens"}
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """How texts are given to a model, and how it writes."""
+    """The form in which a model reads texts, and its generation settings."""
 
     data: DataConfig = DataConfig()
     """Its `prompt` and `max_source_length` are used."""

@@ -24,16 +24,16 @@ torch_compile torch_compile_backend torch_compile_mode""".split()
 
 
 class Switch(NamedTuple):
-    """What a field needs to be read."""
+    """Condition under which a field has an effect."""
 
     default: Any
     """Its own default, which may be written out anywhere."""
     names: tuple[str, ...]
     """The fields that switch it on. Where one is written, the field is switched off knowingly."""
     is_on: Callable[[Mapping[str, Any]], Any]
-    """Whether the fields of `training` switch it on."""
+    """Return whether the fields of `training` switch it on."""
     needs: str
-    """What to write."""
+    """The setting that switches it on, for the message."""
 
 
 def _needs_strategy(name: str, default: Any) -> Switch:

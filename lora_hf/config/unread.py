@@ -21,7 +21,7 @@ SAVED_BESIDE = ("bottleneck", "prompt_tuning")
 
 
 class Reader(NamedTuple):
-    """Whether a run reads a field, and what to do if none does."""
+    """Condition under which a run reads a field, and the remedy if none does."""
 
     reads: Callable[[RunConfig], bool]
     remedy: str

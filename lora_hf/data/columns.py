@@ -53,9 +53,9 @@ class Columns:
     """Empty where the source has no references."""
     id: str
     is_found: bool = False
-    """Whether they were found by the names above."""
+    """True if they were found by the names above."""
     turn_template: str = TURN
-    """How a turn of a dialogue becomes a line."""
+    """Template that makes a turn of a dialogue a line."""
 
     def __str__(self) -> str:
         return f"{self.dialogue!r} -> {', '.join(map(repr, self.references)) or 'no references'}"

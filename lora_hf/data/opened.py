@@ -28,7 +28,7 @@ LONGEST_HEADER = 2**20
 
 @dataclass(frozen=True)
 class Form:
-    """What a config says about the form of text files; None stands for what the file itself shows."""
+    """Form of text files as a config gives it; None stands for the form that the file itself shows."""
 
     encoding: str | None = None
     delimiter: str | None = None

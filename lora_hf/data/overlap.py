@@ -35,7 +35,7 @@ class SharedDialogues:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the shared dialogues are so many that scores on the split mislead."""
+        """True if the shared dialogues are so many that scores on the split mislead."""
         return len(self.ids) >= MOST_SHARED * self.n
 
     def __str__(self) -> str:

@@ -33,9 +33,9 @@ class RunData:
     max_new_tokens: int
     fingerprint: str
     warnings: list[str]
-    """What is wrong with the data, without the remedies."""
+    """Faults of the data, without the remedies."""
     splits: dict[str, str] = field(default_factory=dict)
-    """How each split was made from the source."""
+    """Origin of each split: files, or a share of them."""
 
 
 def load_data(config: RunConfig, tokenizer: Any) -> RunData:

@@ -33,7 +33,7 @@ Numbered = Iterator[tuple[int | None, Row]]
 PARQUET_ROWS = 1024
 """Rows decoded at once."""
 JSON_TYPES: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-"""What messages call a value of a JSON file that is not an object."""
+"""Description, in messages, of a value of a JSON file that is not an object."""
 
 
 def read_rows(path: str | Path, form: Form = SEEN) -> list[Row]:

@@ -31,7 +31,7 @@ class Part:
     rows: Iterator[Row]
     """All rows of the source, or those of one of its splits."""
     name: str
-    """What messages call them."""
+    """Their name in messages."""
     homes: frozenset[Split] = frozenset()
     """The splits whose share of the rows is the split's; empty where all rows are."""
     is_one_file: bool = False

@@ -39,7 +39,7 @@ class Source:
     keys: "array[int] | None"
     """`dialogue_keys` of all rows; None for data on the Hub, which is not read beforehand."""
     origin: str = ""
-    """How the split was made."""
+    """Origin of the split."""
 
 
 def train_source(config: DataConfig) -> Source:
@@ -148,7 +148,7 @@ class TrainingSplit(NamedTuple):
     examples: list[Example]
     """Its texts; for a streamed split, one example that holds the hash of its texts."""
     origin: str
-    """How it was made."""
+    """Its origin."""
 
     def shared_with(self, held_out: dict[str, Sequence[Example]]) -> list[SharedDialogues]:
         """Return the dialogues that stand in several splits, of which `held_out` are the others by name."""

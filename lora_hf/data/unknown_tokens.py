@@ -58,7 +58,7 @@ class UnknownTokens:
 
     @property
     def is_fault(self) -> bool:
-        """Whether so much is unknown that the model cannot learn the task."""
+        """True if so much is unknown that the model cannot learn the task."""
         dialogues, summaries = self.dialogues, self.summaries
         return (
             dialogues.unknown > MOST_TOKENS * dialogues.tokens

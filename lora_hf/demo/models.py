@@ -26,7 +26,7 @@ class Output(NamedTuple):
     summary: str
     seconds: float
     is_cut: bool
-    """Whether the dialogue was too long for the model and was cut."""
+    """True if the dialogue was too long for the model and was cut."""
 
 
 class DemoModels:
@@ -113,7 +113,7 @@ def _length(folder: Path) -> int | None:
 
 
 def _fits(name: str, folder: Path, config: RunConfig, first: RunConfig) -> bool:
-    """Whether a run has an adapter for the base of the first run."""
+    """Return whether a run has an adapter for the base of the first run."""
     if config.method != "lora" or not (folder / ADAPTER).is_dir():
         return False
     if config.model != first.model:

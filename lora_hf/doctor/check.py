@@ -20,9 +20,9 @@ class Finding:
 
     state: State
     title: str
-    """What was found."""
+    """The observation, in one line."""
     remedy: str = ""
-    """How to fix it, for a fault."""
+    """The remedy of a fault."""
     check: str = ""
     """Key of the check in its registry."""
 
@@ -36,7 +36,7 @@ class Check(NamedTuple):
     run: Callable[..., Findings]
     """The check. Its parameters are keys of earlier checks, or the values that are examined."""
     remedy: str
-    """How to fix a `UserError` that the check raises."""
+    """The remedy of a `UserError` that the check raises."""
 
 
 class CannotTell(Exception):

@@ -1,4 +1,4 @@
-"""How sure a score is, and whether two systems differ.
+"""Confidence intervals of a score, and tests of whether two systems differ.
 
 The unit is the dialogue: the references of one dialogue share a prediction, so rows are not independent and
 resampling rows would make intervals too narrow. Give every function here one value per dialogue.

@@ -32,7 +32,7 @@ class PlannedRun:
     """One run of several."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     variant: str
     """With several seeds a variant has several runs."""
     config: RunConfig

@@ -54,7 +54,7 @@ FASTER: dict[type[nn.Module], type] = {
     nn.Dropout: _Dropout,
 }
 HAS_INTERFACE = "ALL_ATTENTION_FUNCTIONS" in modeling_t5.T5Attention.forward.__code__.co_names
-"""Whether T5 takes its attention function from the registry in this version of Transformers."""
+"""True if T5 takes its attention function from the registry in this version of Transformers."""
 MODELS = ("t5", "mt5", "umt5")
 
 

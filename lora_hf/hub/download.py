@@ -11,17 +11,17 @@ from lora_hf.hub.errors import hub_errors, reason
 from lora_hf.hub.names import COMMIT, split_name
 
 SECONDS = 10
-"""How long the Hub may take to respond."""
+"""Seconds that the Hub may take to respond."""
 Part = Literal["config", "tokenizer", "weights"]
-"""How much of a base model is needed; each includes those before it."""
+"""Parts of a base model that may be needed; each includes those before it."""
 SETTINGS = "config.json"
 ADAPTER_SETTINGS, MANIFEST = "adapter_config.json", "lora_hf.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
-"""How the names of files end in which models have their weights, here or elsewhere."""
+"""Endings of the files in which models have their weights, here or elsewhere."""
 TEXTS = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".codes", ".jinja")
-"""How the names of settings and of a tokenizer's files end."""
+"""Endings of the files of settings and tokenizers."""
 logger = logging.getLogger(__name__)
 
 
@@ -134,7 +134,7 @@ def fetch_model(
 
 
 def no_weights(names: Collection[str]) -> str:
-    """Say what a model has in the place of weights that can be loaded, and how to get those.
+    """Return what a model has in the place of weights that can be loaded, and how to get those.
 
     Args:
         names: the files of a folder or repository that has neither of `SINGLE` and `INDEX`.

@@ -88,7 +88,7 @@ def causes(error: BaseException | None) -> list[BaseException]:
 
 
 def is_connection_lost(error: Exception) -> bool:
-    """Whether no response arrived: no network, or a connection that broke."""
+    """Return whether no response arrived: no network, or a connection that broke."""
     from huggingface_hub.errors import HfHubHTTPError
 
     came_from = causes(error)
@@ -98,7 +98,7 @@ def is_connection_lost(error: Exception) -> bool:
 
 
 def is_out_of_reach(error: Exception) -> bool:
-    """Whether the Hub could not be asked: no network, an interruption, offline mode, a fault of the Hub."""
+    """Return whether the Hub could not be reached: no network, interrupted, offline mode, its own fault."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     return is_connection_lost(error) or any(
@@ -109,7 +109,7 @@ def is_out_of_reach(error: Exception) -> bool:
 
 
 def has_own_remedy(error: Exception) -> bool:
-    """Whether `reason` says what to do: about an interruption, access, a revision or a token."""
+    """Return whether `reason` says what to do: about an interruption, access, a revision or a token."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
 
     for one in causes(error):
@@ -121,7 +121,7 @@ def has_own_remedy(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Say why a request failed, and what to do, in one line."""
+    """Return why a request failed, and the remedy, in one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 

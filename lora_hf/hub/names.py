@@ -77,7 +77,7 @@ def check_branch(branch: str, field: str) -> None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this can be a name on the Hub; a path of one or two parts can be one too."""
+    """Return whether this can be a name on the Hub; a path of one or two parts can be one too."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     # Version 1.16 of the client accepts non-ASCII letters, an owner of any length, and a line break.

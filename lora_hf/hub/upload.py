@@ -21,7 +21,7 @@ Upload = Mapping[str, Path | bytes | None]
 """Name in the repository -> a local file, its bytes, or None: a file of that name there is outdated."""
 CHECKSUM = "\n<!-- lora_hf "
 LICENSE_LIST = re.compile(r'license\\*" must be one of \[([^\]]*)\]')
-"""How the Hub lists the license identifiers when it refuses one."""
+"""List of license identifiers in the Hub's refusal of another one."""
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ def with_checksum(card: str) -> str:
 
 
 def is_unedited(card: str) -> bool:
-    """Whether a card is as it was uploaded."""
+    """Return whether a card is unchanged since it was uploaded."""
     return with_checksum(card.rpartition(CHECKSUM)[0]) == card
 
 

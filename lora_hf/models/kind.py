@@ -1,4 +1,4 @@
-"""Whether a model is one that the commands take: an encoder-decoder from text to text.
+"""Check that a model is of a kind that the commands take: an encoder-decoder from text to text.
 
 Transformers' own tables say it: `AutoModelForSeq2SeqLM` lists such models, and other Auto classes list the
 rest. Nothing here names a model.

@@ -134,7 +134,7 @@ class Targets(NamedTuple):
     targets: list[str] | str
     """Their names as the adapter will record them."""
     warnings: list[str]
-    """What is doubtful about them."""
+    """Doubts about them, one text each."""
 
 
 def targets_of(model: Any) -> Targets:

@@ -142,7 +142,7 @@ def _published(published: Published, method: str) -> str:
 
 
 def published_note(comparison: Comparison) -> str:
-    """Say how far the scores are from the published ones, and what has been changed."""
+    """Return a sentence on how far the scores are from the published ones, and what has been changed."""
     published, runs = comparison["published"], comparison["arms"]
     gaps = ", ".join(
         f"{label} {runs[method]['rouge1'] - published['rouge1'][method]:+.4f}"

@@ -39,7 +39,7 @@ CHART_INCHES = (4.6, 3.1)
 ROW_INCHES = 0.36
 """Height of a variant in the picture of methods."""
 DOT_OPACITY, DOT_SIZE = (0.25, 0.9), (3.5, 8.0)
-"""For many dialogues, and for few."""
+"""Opacity and size of a point where there are many dialogues, and where there are few."""
 MAX_INNER_LEGEND, LEGEND_ROW_INCHES = 5, 0.16
 """With more variants the legend is below the chart; height of a row there."""
 ROUGE1_AXIS = "ROUGE-1, with its 95 % interval"
@@ -72,7 +72,7 @@ class Report:
     comparison: Comparison
     labels: dict[str, str]
     rows: dict[str, list[Prediction]]
-    """Of the first seed."""
+    """Those of the first seed."""
     rouge1: dict[str, list[float]]
     """By dialogue."""
 

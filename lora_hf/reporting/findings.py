@@ -7,7 +7,7 @@ from rich.text import Text
 
 STYLES = {"ok": "green", "fault": "bold red", "unknown": "yellow"}
 WIDTH = 12
-"""Of the column with the checks' names; the longest is `fingerprint`."""
+"""Width of the column with the checks' names; the longest is `fingerprint`."""
 
 
 def finding_terminal(record: Mapping[str, str]) -> Table:

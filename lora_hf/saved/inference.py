@@ -205,7 +205,7 @@ class InferenceModel:
 
 
 def not_shareable(saved: SavedAdapter) -> str | None:
-    """Say why an adapter cannot share its base with others or be switched off; None where it can."""
+    """Return why an adapter cannot share its base with others or be switched off; None where it can."""
     if (method := saved_method(saved)) != "lora":
         return f"{saved.folder} holds a {method}: only LoRA adapters share a base model"
     if saved.config.layer_replication:

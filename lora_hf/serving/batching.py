@@ -130,7 +130,7 @@ class Batcher:
             return [self._entries.popleft()] if self._entries else []
 
     def _is_ready(self) -> bool:
-        """Whether waiting for more jobs is over; jobs behind a task cannot be in this batch."""
+        """Return whether waiting for more jobs is over; jobs behind a task cannot be in this batch."""
         has_task = any(entry.task for entry in self._entries)
         return self._is_draining or has_task or len(self._entries) >= self._max_batch
 

@@ -48,7 +48,7 @@ class SummarizeResponse(Message):
     summary: str
     adapter: str | None
     truncated: bool
-    """Whether the dialogue was cut."""
+    """True if the dialogue was cut."""
     seconds: float
     """Time from the request to this response."""
 

@@ -1,4 +1,4 @@
-"""What an adapter adds to a frozen layer: one file and one line for each method."""
+"""Methods, each of which adds an update to a frozen layer: one file and one line for each."""
 
 from lora_hf.adapters.methods.base import Method
 from lora_hf.adapters.methods.dora import Dora

@@ -1,4 +1,4 @@
-"""How the frozen weights of a base are stored: one file per library, one line per format.
+"""Storage formats of a base's frozen weights: one file per library, one line per format.
 
 The key is `ModelConfig.storage`, which the fields of `model:` in the YAML choose. A format that quantizes
 layer by layer brings its own `QuantizedWeight`, and `adapters.backends.quantized` does the rest; a library's

@@ -1,4 +1,4 @@
-"""What all workers share: the base model, the initialization of the adapters, and the dialogues."""
+"""Parts that all workers share: the base model, the initialization of the adapters, and the dialogues."""
 
 import argparse
 from pathlib import Path
