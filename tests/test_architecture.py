@@ -159,7 +159,7 @@ def test_only_the_commands_print():
 
 
 def test_no_test_imports_another():
-    """What several tests share is in tests/support and tests/hub."""
+    """Code that several tests share is in tests/support and tests/hub."""
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     assert not [file for file in tests if any(".test_" in f".{name}" for name in imports(file))]
 

@@ -1,4 +1,4 @@
-"""What the fuzzers found, input by input, and that nothing from outside is run."""
+"""Regression tests for inputs that fuzzers found; no code from outside is run."""
 
 import json
 import os

@@ -39,7 +39,7 @@ PAGES = (
     "security",
 )
 FAR = ("USER/NAME", "google/", "flan_t5")
-"""What a command names if it needs the Hub, a GPU or hours."""
+"""Words of commands that need the Hub, a GPU or hours."""
 SMALL = [*FEW, "training.max_steps=2"]
 SMALLER = {"sweep": ["sweep.space={lora: {r: [1, 2]}}", "training.save_steps=2"]}
 DIALOGUE = '{"dialogue": "#Tom#: Lunch at noon? #Anna#: Yes.", "summary": "Tom and Anna have lunch."}\n'
@@ -63,7 +63,7 @@ def test_the_pages_have_commands() -> None:
 
 @pytest.fixture(scope="module")
 def help_of(warm_python: WarmPython) -> Callable[[str], str]:
-    """What a script says when it is asked for help, once."""
+    """Return a script's help text, computed once."""
 
     @cache
     def run(script: str) -> str:

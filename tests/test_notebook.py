@@ -23,7 +23,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "lora.ipynb"
 REFRESH = "jupyter execute --inplace notebooks/lora.ipynb"
 SHARE = os.environ.get("LORA_HF_NOTEBOOK_SHARE", "0.15")
-"""How much of its training each notebook runs; `make notebooks` sets it to 1."""
+"""Share of its training that each notebook runs; `make notebooks` sets it to 1."""
 SAYS = {
     "lora": [
         "A and B   4,608 weights = 8 x 512 + 64 x 8, 86% fewer\nthe start is the identity: True",
@@ -61,7 +61,7 @@ SAYS = {
     "rank_study": [],
     "methods": [],
 }
-"""What each prints, however long it trains."""
+"""Text that each notebook prints, however long it trains."""
 LORA_SCORES = f"{'base':>22}{'LoRA':>22}"
 TABLES = {
     "lora": [LORA_SCORES],
@@ -89,7 +89,7 @@ def shown(notebook: NotebookNode) -> str:
 
 
 def pictures(notebook: NotebookNode) -> list[int]:
-    """How many each cell shows."""
+    """Number of figures that each cell shows."""
     return [
         sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
         for cell in notebook.cells
@@ -117,7 +117,7 @@ def results(notebook: NotebookNode, heading: str) -> dict[str, list[float]]:
 
 
 def vision_table(notebook: NotebookNode) -> list[list[float]]:
-    """Of full, LoRA and the head alone: mean, lowest and highest accuracy, weights trained, their share."""
+    """Results of full, LoRA and the head alone: mean, lowest and highest accuracy, trained weights, share."""
     table = results(notebook, "test accuracy")
     return [table[arm][1:] for arm in ("full", "LoRA", "head alone")]  # without the rate
 
@@ -230,7 +230,7 @@ CHECKS = {
     "rank_study": (check_rank, rank_figures),
     "methods": (check_methods, methods_figures),
 }
-"""What holds however long it trains, and what holds of the whole training alone."""
+"""Statements that hold however long it trains, and those that hold after the whole training alone."""
 
 
 def check(name: str, notebook: NotebookNode, whole: bool) -> None:

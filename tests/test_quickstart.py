@@ -1,4 +1,4 @@
-"""What the README promises of `make quickstart`: so much work, 2 GiB, and the comparison's figures."""
+"""The README's statements about `make quickstart`: its work, 2 GiB of memory, and the figures."""
 
 import json
 import subprocess

@@ -16,7 +16,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 EVERY = [Requirement(text) for some in (PROJECT["dependencies"], *EXTRAS.values()) for text in some]
 BOUNDED = [one for one in EVERY if one.name != PROJECT["name"] and one.specifier]
 OTHERS = {*EXTRAS["deepspeed"], *EXTRAS["multilingual"], *EXTRAS["audit"]}
-"""What the tests do without."""
+"""Packages that the tests do not need."""
 
 
 def versions(lines: str) -> dict[str, str]:

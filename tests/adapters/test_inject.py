@@ -1,4 +1,4 @@
-"""What injecting does to a whole model: what is wrapped, what trains, and what can be undone."""
+"""Injecting into a whole model: wrapped layers, trainable weights, and returning to the base."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -51,7 +51,7 @@ def test_a_replicated_model_is_the_deeper_one_filled_by_hand(kind: str, spec: di
 
 @pytest.fixture(scope="module")
 def writes_alike() -> Callable[[str, Tensor, dict], bool]:
-    """Whether this Transformers' own model of a kind writes with its cache what it writes without."""
+    """Return whether Transformers' own model of a kind generates the same with and without its cache."""
     known: dict[str, bool] = {}
 
     def ask(kind: str, ids: Tensor, options: dict) -> bool:

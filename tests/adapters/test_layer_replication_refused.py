@@ -1,4 +1,4 @@
-"""What cannot be replicated is refused by name, and the model stays as it was."""
+"""Layers that cannot be replicated are refused by name, and the model stays unchanged."""
 
 import pytest
 from support.deeper_models import build

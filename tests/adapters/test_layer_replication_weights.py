@@ -1,4 +1,4 @@
-"""What copies share, what each trains, and what unsharing and merging leave."""
+"""Weights of replicated blocks: shared, trained by each copy, after unsharing and after merging."""
 
 import re
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""What fails half-way leaves the model as it was: its logits, structure, active adapters and what trains."""
+"""A change that fails half-way leaves logits, structure, active adapters and trainable weights unchanged."""
 
 import copy
 from pathlib import Path

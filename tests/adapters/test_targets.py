@@ -1,4 +1,4 @@
-"""What is targeted: every way of saying it, and that nothing said is passed over in silence."""
+"""Targets of adapters: every form of the fields, none of which is ignored in silence."""
 
 import dataclasses
 from typing import Any

@@ -30,7 +30,7 @@ def prompted(kind):
 
 
 def reference_inputs(base, model, batch):
-    """What the base is called with by hand: [P; E(ids)] and [1; mask]."""
+    """Return the base's inputs computed by hand: [P; E(ids)] and [1; mask]."""
     embedded = base.get_encoder().get_input_embeddings()(batch["input_ids"])
     (prompt,) = new_weights(model).values()
     ones = torch.ones(len(embedded), N, dtype=batch["attention_mask"].dtype)

@@ -1,4 +1,4 @@
-"""How commands end, many of them as real processes: statuses, one message, Ctrl-C and a closed pipe."""
+"""Ends of commands, many in processes of their own: statuses, one message, Ctrl-C and a closed pipe."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""What newcomers type that is almost right: one error, with the words that would do."""
+"""Almost right command lines end in one error with the words that would do."""
 
 import json
 import shutil

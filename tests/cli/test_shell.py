@@ -69,7 +69,7 @@ def bash(tmp_path: Path):
 
 
 def completed(bash, line: str) -> list[str]:
-    """What bash offers at the end of a line."""
+    """Return bash's completions at the end of a line."""
     words = line.split(" ")
     return bash(
         f"""

@@ -1,4 +1,4 @@
-"""What is imported before there is work to do: help, mistakes and finished runs do not wait for PyTorch."""
+"""Imports before there is work to do: help, mistakes and finished runs do not wait for PyTorch."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ MISTAKES = {
 
 
 def in_a_process(code: str) -> Any:
-    """What a fresh interpreter, with every extra installed, writes as JSON in its last line."""
+    """Return the JSON in the last line of a fresh interpreter with every extra installed."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"stderr": done.stderr}

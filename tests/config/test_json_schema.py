@@ -25,7 +25,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def is_taken(data: Any, file: Path) -> bool:
-    """What `load_config` says; the fields' combinations are beyond a schema."""
+    """Return the message of `load_config`; a schema cannot express combinations of fields."""
     file.write_text(yaml.safe_dump(data), encoding="utf-8")
     try:
         load_config(file)
@@ -35,7 +35,7 @@ def is_taken(data: Any, file: Path) -> bool:
 
 
 def without_training(schema: dict[str, Any]) -> dict[str, Any]:
-    """What is declared here: `training` is as `transformers` declares it."""
+    """Return the sections that are declared in this package; Transformers declares `training`."""
     parts = {name: part for name, part in schema["$defs"].items() if name != "Training"}
     return schema | {"$defs": parts}
 

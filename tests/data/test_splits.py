@@ -149,7 +149,7 @@ def test_a_hub_name_that_cannot_be_reached_says_what_works_without():
 
 
 class Builder:
-    """What `datasets` makes of a repository: rows by split, at the commit `hash`."""
+    """A repository as `datasets` reads it: rows by split, at the commit `hash`."""
 
     def __init__(self, rows, commit="c" * 40):
         self.rows, self.hash, self.info = rows, commit, SimpleNamespace(splits=None)

@@ -1,4 +1,4 @@
-"""What a tokenizer does not know is counted with what it cuts, and named; every summary ends."""
+"""Tokens that a tokenizer does not know are counted beside cut rows, and named; every summary ends."""
 
 import json
 from pathlib import Path

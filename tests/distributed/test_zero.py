@@ -11,7 +11,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from support.launching import ROOT, assert_same_run, kill_one_of_two, record, run
 
 APART = Path(sys.prefix) / "zero"
-"""Where `make test-full` installs it: accelerate imports it in every run of an environment that has it."""
+"""Folder of DeepSpeed: accelerate imports it in every run of an environment that has it."""
 has_deepspeed = APART.is_dir() or importlib.util.find_spec("deepspeed") is not None
 pytestmark = [
     pytest.mark.slow,
@@ -21,12 +21,12 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """Where DeepSpeed compiles its collectives: a build that was killed leaves a lock that is waited for."""
+    """Folder in which DeepSpeed compiles its collectives; a killed build leaves a lock there."""
     return tmp_path_factory.mktemp("extensions")
 
 
 def environment(stage, built):
-    """What `accelerate launch --config_file` tells its processes; on a CPU it would start one."""
+    """Environment that `accelerate launch --config_file` gives its processes; on a CPU it would start one."""
     words = ["--config_file", str(ROOT / f"configs/accelerate/zero{stage}.yaml"), "--use_deepspeed", "x.py"]
     args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)

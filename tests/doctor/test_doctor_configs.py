@@ -27,7 +27,7 @@ UNCUT = "data.max_source_length=512"
 
 @pytest.fixture(scope="module", autouse=True)
 def each_step_is_traced_once() -> Iterator[None]:
-    """What a step holds goes by the data and the Trainer's settings in its batch's shape alone."""
+    """A step's memory depends on the data and the Trainer's settings through the shape of its batch alone."""
     held: dict[str, int] = {}
 
     def once(config: RunConfig, settings: Any, *more: Any) -> int:

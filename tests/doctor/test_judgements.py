@@ -1,4 +1,4 @@
-"""What the doctor says of plain values, by hand."""
+"""The doctor's findings on values that are chosen by hand."""
 
 import pytest
 import torch

@@ -47,7 +47,7 @@ def compared(drawn: Path, no_figures: None) -> Path:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of a comparison as it was left."""
+    """Return the report of a comparison in its present state."""
     root = tmp_path_factory.mktemp("compared")
     for method in WRITTEN:
         write_run(root, method)

@@ -61,7 +61,7 @@ class Routes:
         return oid
 
     def _check_access(self, name):
-        """Who may read a gated repository's files; everybody may read what it is."""
+        """Refuse the files of a gated repository to other accounts; everybody may read its description."""
         if self.server.store.meta(name).get("gated") and (user := self._user()) != owner_of(name):
             said = "Cannot access gated repo" if user else "Access to this repo is restricted. Please log in."
             raise Refused(403 if user else 401, said, "GatedRepo")

@@ -1,4 +1,4 @@
-"""What can go wrong while a base model and a dataset come from the Hub: one line with the remedy."""
+"""Failed downloads of a base model or a dataset from the Hub end in one line with the remedy."""
 
 import csv
 import errno
@@ -41,7 +41,7 @@ def dialogues(first=0):
 
 
 def load(kind, name, **fields):
-    """What a run loads first, from the repository `acme/<name>`."""
+    """Load the part that a run loads first, from the repository `acme/<name>`."""
     return [f"load-{kind}", json.dumps({NAMES[kind]: f"acme/{name}", **fields})], None
 
 

@@ -1,4 +1,4 @@
-"""Of a checkpoint's generation settings a model keeps what its family needs, wherever they were written."""
+"""A model keeps those generation settings of its checkpoint that its family needs, from either file."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a plan says is what a run does: weights, bytes held, bytes stored."""
+"""A plan's weights, bytes in memory and bytes on disk equal those of a run."""
 
 import json
 import socket
@@ -73,7 +73,7 @@ def test_weights_are_those_of_the_checkpoints(size: str, base: int | None, r: in
     ],
 )
 def test_layers_beyond_the_third_hold_as_much_as_it(fast: bool, method: str, layers: int) -> None:
-    """Of a full fine-tuning they do not, from the fifth on: all are traced."""
+    """For full fine-tuning they do not, from the fifth block on: all blocks are traced."""
     run, settings = config(method=method), flan_t5("small")
     settings.num_layers = settings.num_decoder_layers = layers
     whole = _traced(run, settings, torch.bfloat16, BATCH, fast, layers)

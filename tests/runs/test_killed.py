@@ -1,4 +1,4 @@
-"""What a kill, a full disk and a place that cannot be written leave of runs: what was there, and a way on."""
+"""After a kill, a full disk or an unwritable place, earlier files of a run are left and it can resume."""
 
 import errno
 import json

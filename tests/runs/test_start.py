@@ -1,4 +1,4 @@
-"""What `lora-hf train` and `lora_hf.train` say before they start a run."""
+"""Messages of `lora-hf train` and `lora_hf.train` before a run starts."""
 
 from typing import Any
 

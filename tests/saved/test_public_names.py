@@ -1,4 +1,4 @@
-"""What of a run others may know: names on the Hub, and no path of this machine."""
+"""Published descriptions of a run contain names on the Hub, and no path of this machine."""
 
 import pytest
 import yaml

@@ -135,7 +135,7 @@ def family_settings(family: str, **fields: Any) -> Any:
 
 
 SIX = ("T5", "Bart", "M2M100", "T5Gemma", "UMT5", "SwitchTransformers")
-"""What `make test` runs: one family for each thing that differs (scale, positions, layout, ties, experts)."""
+"""Families in `make test`: one for each difference (scale, positions, layout, ties, experts)."""
 
 
 def make_family(family: str, **fields: Any) -> Any:

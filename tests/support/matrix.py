@@ -17,7 +17,7 @@ from lora_hf.families import family_of
 
 
 class Expected(NamedTuple):
-    """What is expected of a cell: `ok`, `refused`, `impossible` or `not yet`, and why."""
+    """Expected outcome of a cell: `ok`, `refused`, `impossible` or `not yet`, and the reason."""
 
     status: str
     reason: str = ""

@@ -24,7 +24,7 @@ from lora_hf.models.languages import set_language
 from lora_hf.models.load import load_model
 
 LISTED = sorted(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-"""What the installed Transformers calls a sequence-to-sequence model."""
+"""Models that the installed Transformers lists as sequence-to-sequence."""
 
 
 def gemma() -> Any:

@@ -50,4 +50,4 @@ MULTILINGUAL = {
     "nllb": (nllb, ("ron_Latn", "deu_Latn")),
     "seamless": (seamless, ("eng", "deu")),
 }
-"""How each is made, and two languages that are not its own."""
+"""Function that makes each tokenizer, and two languages that are not its default."""

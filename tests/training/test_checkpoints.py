@@ -1,4 +1,4 @@
-"""What a training leaves: checkpoints it goes on from bit for bit, the best one, a head that stays untied."""
+"""Training resumes from checkpoints bit for bit, loads the best one, and leaves an untied head untied."""
 
 from pathlib import Path
 from typing import Any

@@ -164,7 +164,7 @@ def test_a_warm_up_from_zero_is_accepted(schedule: str, tmp_path: Path) -> None:
 
 
 class Scaled:
-    """What the guard sees of a trainer whose float16 scaler skips every step."""
+    """A trainer, as the guard sees it, whose float16 scaler skips every step."""
 
     def __init__(self, step: int) -> None:
         self.state = type("State", (), {"global_step": step})

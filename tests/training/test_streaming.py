@@ -14,7 +14,7 @@ from lora_hf.errors import UserError
 
 
 class FromRows(StreamedDialogues):
-    """Of token ids that are at hand, in the place of text."""
+    """Rows of given token ids in the place of text."""
 
     def __init__(self, n):
         self.known = Rows(48).rows

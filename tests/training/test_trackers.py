@@ -56,7 +56,7 @@ def train(folder: Path, tracker: str, **environment: str) -> dict:
 
 
 def logged(training: dict, key: str) -> dict[int, float]:
-    """What the Trainer logged under a name: step -> value."""
+    """Return the values that the Trainer logged under a name, by step."""
     return {entry["step"]: entry[key] for entry in training["log"] if key in entry}
 
 
