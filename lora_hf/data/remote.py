@@ -5,12 +5,13 @@ process, because a copy of it cannot be known to be the current one.
 """
 
 import re
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from lora_hf.errors import Unavailable, UserError, first_line
-from lora_hf.hub.errors import hub_errors
+from lora_hf.hub.errors import causes, hub_errors
 
 PROTOCOLS = ("hf://", "https://", "http://")
 ON_HUB = re.compile(
@@ -85,12 +86,34 @@ def _matching(place: OnHub, what: str) -> list[OnHub]:
 def _from_hub(place: OnHub, what: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with hub_errors(what):
+    with hub_errors(what), _missing_file(what):
         return Path(hf_hub_download(place.name, place.path, revision=place.revision, repo_type="dataset"))
 
 
-@lru_cache(maxsize=64)
+@contextmanager
+def _missing_file(what: str) -> Iterator[None]:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except LocalEntryNotFoundError:  # the Hub does not respond
+        raise
+    except EntryNotFoundError as error:
+        raise UserError(f"{what}: the dataset has no such file") from error
+
+
+downloaded: dict[str, Path] = {}
+"""Copies of files of servers that this process has made, by address."""
+
+
+def address_of(file: Path) -> str | None:
+    """Return the address that a copy came from; None for other files."""
+    return next((address for address, copy in downloaded.items() if copy == file), None)
+
+
 def _from_server(address: str, what: str) -> Path:
+    if address in downloaded:
+        return downloaded[address]
     from datasets import DownloadConfig
     from datasets.utils.file_utils import cached_path
     from fsspec.core import url_to_fs
@@ -100,13 +123,15 @@ def _from_server(address: str, what: str) -> Path:
         has_tag = any(key.lower() == "etag" for key in files.info(path))
         options = DownloadConfig(force_download=not has_tag, disable_tqdm=True)
         copy = Path(cached_path(address, download_config=options))
-    except FileNotFoundError as error:
-        raise UserError(f"{what}: there is no such file on the server") from error
-    except Exception as error:  # of aiohttp, asyncio and datasets
-        raise Unavailable(f"{what}: {first_line(error)}; download it, and give the file") from error
+    except Exception as error:  # of fsspec, aiohttp, asyncio and datasets
+        status = next((one.status for one in causes(error) if getattr(one, "status", None)), None)
+        if status:
+            raise UserError(f"{what}: the server responded with {status}; check the address") from error
+        reason = first_line(next((one for one in causes(error) if isinstance(one, OSError)), error))
+        raise Unavailable(f"{what}: {reason}; download it, and give the file") from error
     name = re.sub(r"[?#].*", "", address).rstrip("/").rpartition("/")[2]
     named = copy.with_name(f"{copy.name}.named") / name  # the ending says what the file holds
     named.parent.mkdir(exist_ok=True)
     if not named.is_symlink():
         named.symlink_to(copy)
-    return named
+    return downloaded.setdefault(address, named)

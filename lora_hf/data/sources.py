@@ -16,7 +16,7 @@ from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_d
 from lora_hf.data.hub_dataset import open_hub
 from lora_hf.data.opened import Form, endings
 from lora_hf.data.readers import READERS, iterate_numbered, iterate_rows
-from lora_hf.data.remote import WHOLE_DATASET, files_at, is_address
+from lora_hf.data.remote import WHOLE_DATASET, address_of, files_at, is_address
 from lora_hf.data.split_names import NAMES, SPLITS, Split
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.hub.names import refuse_address
@@ -216,7 +216,12 @@ def limit_of(config: DataConfig, split: Split) -> int | None:
 
 def _read_source(path: Path, form: Form) -> Iterator[Row]:
     if not is_saved_dataset(path):
-        yield from iterate_rows(path, form)
+        try:
+            yield from iterate_rows(path, form)
+        except UserError as error:
+            if address := address_of(path):
+                raise UserError(str(error).replace(str(path), address)) from error
+            raise
         return
     from datasets import load_from_disk
 

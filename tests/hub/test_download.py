@@ -154,6 +154,27 @@ def test_splits_of_the_hub_follow_the_rules_of_files(splits, sizes, streaming, m
         assert parts["test"].origin.startswith("validation, because test has no references: acme/talks")
 
 
+@pytest.mark.slow
+def test_files_on_the_hub_are_read_by_address_by_pattern_and_by_split(hub, client):
+    commit = hub.store.seed("datasets/acme/talks", **dialogues())
+    there = "hf://datasets/acme/talks"
+    split = {"train": "train.csv", "test": "test.csv"}
+    cases = [
+        ({"dataset_name": f"{there}@{commit}/train.csv"}, "[14, 5, 1]"),
+        ({"dataset_name": f"{there}@{commit}"}, "[20, 20, 20]"),
+        ({"data_files": {"train": f"{there}/train.csv", "test": f"{there}/t*t.csv"}}, "[17, 3, 20]"),
+        ({"dataset_name": "acme/talks", "data_files": split}, "[17, 3, 20]"),
+        ({"dataset_name": f"{there}/none.csv"}, "did not load: the dataset has no such file"),
+        ({"data_files": {"train": f"{there}/z*"}}, "no file of the dataset matches the pattern"),
+    ]
+    given = [(["load-data", json.dumps(fields)], None) for fields, _ in cases]
+    for (fields, text), done in zip(cases, client.run(*given), strict=True):
+        if text.startswith("["):
+            assert (done.status, done.out.strip()) == (0, text), (fields, done.err)
+        else:
+            assert text in done.error and len(done.error) < 500, done.error
+
+
 def test_a_full_disk_during_a_download_is_no_mistake_of_the_user():
     with pytest.raises(NotWritten) as full, hub_errors("model 'a/b' cannot be loaded"):
         raise OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
