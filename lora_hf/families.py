@@ -94,6 +94,11 @@ FAMILIES: dict[str, Family] = {
     "mvp": Family(_QV_PROJ, labels=(("bos", "text", "eos"),), start=("eos",), positions=_POSITIONS),
     "led": Family(
         _SOURCE_QV,
+        beside=(
+            "query_global",
+            "key_global",
+            "value_global",
+        ),  # for a global attention mask, which no run gives
         labels=(("bos", "text", "eos"),),
         start=("eos",),
         positions=("max_encoder_position_embeddings", "max_decoder_position_embeddings"),
@@ -121,7 +126,8 @@ FAMILIES: dict[str, Family] = {
         routers=("router",),
         impossible={
             "summaries that do not depend on their batch": "with moe_eval_capacity_token_fraction below 1, "
-            "Transformers shares the experts' capacity among all rows of a batch"
+            "Transformers shares the experts' capacity among all rows of a batch",
+            "capacity from the first batch": "Transformers refuses expert_capacity: null in a config.json",
         },
         **_CODE_FIRST,
     ),

@@ -6,6 +6,7 @@ Depth up-scaling of SOLAR (Kim et al., arXiv:2312.15166) without its second set 
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from torch import nn
@@ -91,6 +92,7 @@ def replicate_layers(model: Model, spec: Written) -> Model:
     refuse_offloaded(model)
     for name in spans:
         _check_spans(spec, name, spans[name], len(stacks[name].blocks))
+    _check_cache(model, spec, {name: len(stack.blocks) for name, stack in stacks.items()}, spans)
     for name in spans:
         _rebuild(model, stacks[name], [i for start, end in spans[name] for i in range(start, end)])
     _size_decoder_cache(model)
@@ -147,6 +149,24 @@ def _check_spans(spec: Written, name: str, spans: Spans, depth: int) -> None:
     for start, end in spans:
         if {type(start), type(end)} != {int} or not 0 <= start < end <= depth:
             _refuse(spec, f"[{start}, {end}] is not a span of layers; {remedy}")
+
+
+def _computes_depth(config: Any) -> bool:
+    """Return whether a config computes `num_hidden_layers`, so that it cannot say another depth."""
+    return isinstance(getattr(type(config), "num_hidden_layers", None), property)
+
+
+def _check_cache(model: nn.Module, spec: Written, depths: dict[str, int], spans: dict[str, Spans]) -> None:
+    """Refuse a decoder that is deeper than its cache: ProphetNet's always has the encoder's depth."""
+    config = getattr(model, "config", None)
+    new = depths | {name: sum(end - start for start, end in pairs) for name, pairs in spans.items()}
+    encoder, decoder = new.get("encoder", 0), new.get("decoder", 0)
+    if _computes_depth(config) and decoder > encoder:
+        _refuse(
+            spec,
+            f"Transformers sizes the decoder's cache of {type(model).__name__} by the encoder's depth: the "
+            f"decoder would have {decoder} layers, and may have {encoder}. Replicate the encoder as well",
+        )
 
 
 def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
@@ -211,7 +231,8 @@ def _write_depth(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
                     setattr(config, kinds, [getattr(config, kinds)[i] for i in order])
     for config, key in written:
         if hasattr(config, key):
-            setattr(config, key, len(order))
+            with suppress(NotImplementedError):  # a name that is computed, as ProphetNet's is
+                setattr(config, key, len(order))
 
 
 def _size_decoder_cache(model: nn.Module) -> None:
@@ -223,7 +244,7 @@ def _size_decoder_cache(model: nn.Module) -> None:
     """
     config: Any = getattr(model, "config", None)
     decoder = find_stacks(model).get("decoder")
-    if decoder is None or not getattr(config, "is_encoder_decoder", False):
+    if decoder is None or not getattr(config, "is_encoder_decoder", False) or _computes_depth(config):
         return
     if getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) != len(decoder.blocks):
         config.decoder_layers = len(decoder.blocks)

@@ -14,7 +14,7 @@ from torch import nn
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
 from lora_hf.adapters.computed_weights import refuse_computed_weight
 from lora_hf.adapters.config import ALL_LINEAR, AUTO, LoraConfig, name_matches, pattern_matches
-from lora_hf.adapters.default_targets import default_ends, not_language, with_names
+from lora_hf.adapters.default_targets import QUERIES, VALUES, default_ends, not_language, with_names
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.module_names import WRAPPERS, block_index, called, identity, layer_ends, own_modules
@@ -134,7 +134,7 @@ def _check_all_used(model: nn.Module, config: LoraConfig, everything: list[str],
             asked = {entries} if isinstance(entries, str) else set(entries)
             used = {entry for name in everything for entry in name_matches(entries, name)}
             if unused := sorted(asked - used):
-                raise _no_match(model, field, unused, _layers(model))
+                raise _no_match(model, field, unused, _layers(model), is_expression=isinstance(entries, str))
     for field in ("rank_pattern", "alpha_pattern"):
         if unused := [k for k in getattr(config, field) if not any(pattern_matches(k, n) for n in found)]:
             raise _no_match(model, field, unused, found, "targeted layer")
@@ -215,14 +215,25 @@ def _with_weights(model: nn.Module) -> list[str]:
 
 
 def _no_match(
-    model: nn.Module, field: str, unused: list[str], names: Iterable[str], what: str = "layer"
+    model: nn.Module,
+    field: str,
+    unused: list[str],
+    names: Iterable[str],
+    what: str = "layer",
+    is_expression: bool = False,
 ) -> UserError:
     ends, hint = layer_ends(names), ""
+    near = did_you_mean(unused[0], ends)
     if field == "target_modules" and (default := default_ends(model, dict(own_modules(model)))):
         hint = f" The default of this model, target_modules: {AUTO}, is {', '.join(default)}."
+        if set(unused) <= QUERIES | VALUES:  # as another family spells them: the default says these
+            near = ""
+    if is_expression and unused[0] in ends:
+        near = (
+            f" A text is a regular expression for whole names: write a list, [{unused[0]}], for their ends."
+        )
     return UserError(
-        f"{field}: {unused} matched no {what} of {called(model)}; "
-        f"its layers end in {ends}.{hint}{did_you_mean(unused[0], ends)}",
+        f"{field}: {unused} matched no {what} of {called(model)}; its layers end in {ends}.{hint}{near}",
         field,
     )
 

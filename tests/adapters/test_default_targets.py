@@ -66,11 +66,11 @@ def test_flan_t5_has_the_targets_it_always_had():
     assert with_names(outline("T5"), AUTO).target_modules == ("q", "v")
 
 
-@pytest.mark.parametrize("family", ["SwitchTransformers", "NllbMoe", "T5Gemma2", "BertBert"])
+@pytest.mark.parametrize("family", ["SwitchTransformers", "NllbMoe", "T5Gemma2", "BertBert", "LED"])
 def test_all_linear_leaves_out_what_stands_beside_the_language_model(family):
     model = outline(family)
     found = find_targets(model, LoraConfig(r=2, target_modules="all-linear"))
-    beside = ("router", "vision_tower", "multi_modal_projector", "pooler")
+    beside = ("router", "vision_tower", "multi_modal_projector", "pooler", "_global")
     assert len(found) > 8 and not [name for name in found if any(part in name for part in beside)]
 
 
@@ -94,6 +94,11 @@ def test_an_adapter_records_the_names_that_auto_stands_for(family, tmp_path):
             ["q_proj", "v_proj"],
             "no layer of the encoder gets an adapter; target_modules: auto is query",
         ),
+        (
+            "LED",
+            ["query", "query_global", "q_proj"],
+            "2 of 8 adapters are in query_global, which text does not",
+        ),
         ("BigBirdPegasus", ["query"], "no layer of the decoder gets an adapter"),
         ("T5Gemma2", ["q_proj", "v_proj"], "2 of 10 adapters are in vision_tower, which text does not"),
         ("SwitchTransformers", ["classifier"], None),
@@ -108,11 +113,25 @@ def test_targets_that_miss_a_stack_or_hit_a_tower_are_a_warning(family, targets,
     assert said in caplog.text if said else not caplog.text
 
 
-def test_targets_of_another_family_are_an_error_that_names_this_ones_default():
-    with pytest.raises(
-        UserError, match=r"The default of this model, target_modules: auto, is q_proj, v_proj"
-    ):
-        find_targets(outline("Bart"), LoraConfig(target_modules=["q", "v"]))
+@pytest.mark.parametrize(
+    ("family", "targets", "says"),
+    [
+        ("Bart", ["q", "v"], "is q_proj, v_proj."),
+        ("Bart", "q", "is q_proj, v_proj."),
+        ("BertGpt2", ["q_proj", "v_proj"], "is c_attn, q_attn, query, value."),
+        ("ProphetNet", ["q_proj"], "is query_proj, value_proj."),
+        ("T5", ["qq", "v"], "is q, v. Did you mean 'q'?"),
+        (
+            "T5",
+            "q",
+            "is q, v. A text is a regular expression for whole names: write a list, [q], for their ends.",
+        ),
+    ],
+)
+def test_targets_of_another_family_are_an_error_that_names_this_ones_default(family, targets, says):
+    with pytest.raises(UserError) as error:
+        find_targets(outline(family), LoraConfig(target_modules=targets))
+    assert str(error.value).endswith(f" The default of this model, target_modules: auto, {says}")
 
 
 def test_auto_reads_a_decoder_only_model_and_refuses_one_without_attention():

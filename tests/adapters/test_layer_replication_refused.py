@@ -41,6 +41,7 @@ WRONG = [
     ("llama", {"encoder": [[0, 1]]}, "no stack 'encoder', it has decoder (3 layers)"),
     ("vit", {"decoder": [[0, 1]]}, "no stack 'decoder', it has encoder (3 layers)"),
     ("llama", [[0, 4]], "the decoder has 3 layers"),
+    ("prophetnet", {"decoder": [[0, 3], [1, 3]]}, "by the encoder's depth: the decoder would have 5 layers"),
 ]
 
 

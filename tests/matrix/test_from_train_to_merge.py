@@ -18,8 +18,9 @@ from lora_hf import cli
 from lora_hf.run_records import read_predictions
 
 SHORT = """training.max_steps=12 training.per_device_train_batch_size=3 training.learning_rate=0.02
-training.disable_tqdm=true generation.max_new_tokens=6 generation.min_new_tokens=4 lora.r=4 lora.lora_alpha=8 lora.target_modules=all-linear
-data.max_source_length=32 data.max_target_length=16 data.prompt={dialogue}""".split()
+training.disable_tqdm=true generation.max_new_tokens=6 generation.min_new_tokens=4 lora.r=4 lora.lora_alpha=8
+lora.target_modules=all-linear data.max_source_length=32
+data.max_target_length=16 data.prompt={dialogue}""".split()
 
 
 def written_by_transformers(model: Any, tokenizer: Any, dialogues: list[str]) -> list[str]:

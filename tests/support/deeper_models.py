@@ -3,6 +3,7 @@
 import re
 
 import torch
+from support.families import make_family
 from support.models import T5_SHAPE, TOKENS, untie_head
 from torch import nn
 from transformers import (
@@ -44,6 +45,9 @@ def build(kind: str, encoder: int, decoder: int) -> nn.Module:
         "mt5": lambda: MT5ForConditionalGeneration(MT5Config(**t5)),
         "umt5": lambda: UMT5ForConditionalGeneration(UMT5Config(**t5)),
         "bart": lambda: BartForConditionalGeneration(BartConfig(**bart)),
+        "prophetnet": lambda: make_family(
+            "ProphetNet", num_encoder_layers=encoder, num_decoder_layers=decoder
+        ),
         "bert": lambda: BertForSequenceClassification(
             BertConfig(**SMALL, vocab_size=TOKENS, num_hidden_layers=encoder)
         ),
@@ -78,6 +82,7 @@ STACKS = {
     "mt5": ("encoder.block.", "decoder.block."),
     "umt5": ("encoder.block.", "decoder.block."),
     "bart": ("model.encoder.layers.", "model.decoder.layers."),
+    "prophetnet": ("prophetnet.encoder.layers.", "prophetnet.decoder.layers."),
     "bert": ("bert.encoder.layer.", None),
     "vit": ("vit.layers.", None),
     "llama": (None, "model.layers."),
@@ -94,6 +99,8 @@ CASES = [
     ("umt5", {"encoder": [[1, 3]], "decoder": [[1, 3], [0, 3]]}),
     ("bart", {"encoder": OVERLAP}),
     ("bart", {"encoder": [[2, 3]], "decoder": [[0, 3], [0, 3]]}),
+    ("prophetnet", {"encoder": OVERLAP}),
+    ("prophetnet", {"encoder": [[0, 3], [2, 3]], "decoder": OVERLAP}),
     ("bert", OVERLAP),
     ("vit", {"encoder": OVERLAP}),
     ("llama", OVERLAP),
