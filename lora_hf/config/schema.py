@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.lora import LoraSection
-from lora_hf.config.model import DENSE, ModelConfig
+from lora_hf.config.model import DENSE, EMBEDDED, ModelConfig
 from lora_hf.config.sweep import SweepSection
 from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
 from lora_hf.data.prompts import prompt_template
@@ -71,6 +71,7 @@ def _check_files(value: Any) -> Any:
     return value if isinstance(value, str) else tuple(files)
 
 
+WHOLE_DATASET = re.compile(r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/?")
 Files = Text | Items[Text]
 Share = Annotated[Number, Field(gt=0, lt=1)]
 Mark = Annotated[str, AfterValidator(_check_mark)]
@@ -137,6 +138,20 @@ class DataConfig(Section):
     """Largest number of validation dialogues; null takes all."""
     max_test_samples: Count | None = None
     """Largest number of test dialogues; null takes all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_place(cls, fields: Any) -> Any:
+        """Read `hf://datasets/USER/NAME@REVISION` as name and revision; `data_files` alone are found here."""
+        if not isinstance(fields, dict):
+            return fields
+        name = fields.get("dataset_name", EMBEDDED)
+        if fields.get("data_files") is not None and name == EMBEDDED:
+            return fields | {"dataset_name": "."}
+        if isinstance(name, str) and (found := WHOLE_DATASET.fullmatch(name)):
+            pinned = {"dataset_revision": found["revision"]} if found["revision"] else {}
+            return pinned | fields | {"dataset_name": found["name"]}
+        return fields
 
     @model_validator(mode="after")
     def _check_shares(self) -> Self:

@@ -19,7 +19,6 @@ ON_HUB = re.compile(
     r"|https://(?:huggingface\.co|hf\.co)/datasets/(?P<page>[^/]+/[^/]+)/(?:resolve|blob|raw)/(?P<at>[^/]+))"
     r"/(?P<path>[^?#]+)(?:[?#].*)?"
 )
-WHOLE_DATASET = re.compile(r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/?")
 
 
 class OnHub(NamedTuple):
@@ -33,7 +32,7 @@ class OnHub(NamedTuple):
 def is_address(name: str) -> bool:
     """Return whether a name is the address of a file, not a path or the name of a dataset."""
     if name.startswith("hf://"):
-        return WHOLE_DATASET.fullmatch(name) is None
+        return name.startswith("hf://datasets/")
     return name.startswith(PROTOCOLS) and (on_hub(name) is not None or not _is_page_of_hub(name))
 
 

@@ -16,7 +16,7 @@ from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_d
 from lora_hf.data.hub_dataset import open_hub
 from lora_hf.data.opened import Form, endings
 from lora_hf.data.readers import READERS, iterate_numbered, iterate_rows
-from lora_hf.data.remote import WHOLE_DATASET, address_of, files_at, is_address
+from lora_hf.data.remote import address_of, files_at, is_address
 from lora_hf.data.split_names import NAMES, SPLITS, Split
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.hub.names import refuse_address
@@ -60,7 +60,7 @@ def open_part(config: DataConfig, split: Split) -> Part:
         UserError: no such source, or it has neither the split nor train.
     """
     name, form = config.dataset_name, Form.of(config)
-    if config.data_files is not None and not _is_in_dataset(config):
+    if config.data_files is not None and not is_on_hub(config):
         return _of_files(named_files(config), split, "data.data_files", form)
     if is_address(name):
         files = files_at(name, "data.dataset_name")
@@ -103,14 +103,10 @@ def homes_of(split: Split, origin: Split, present: frozenset[Split]) -> frozense
 
 def _on_hub(config: DataConfig, split: Split) -> Part:
     name = config.dataset_name
-    if found := WHOLE_DATASET.fullmatch(name):
-        pinned = {"dataset_revision": found["revision"]} if found["revision"] else {}
-        config = config.model_copy(update={"dataset_name": found["name"], **pinned})
-    else:
-        refuse_address(name, "data.dataset_name", "data.dataset_revision")
+    refuse_address(name, "data.dataset_name", "data.dataset_revision")
     path = Path(name).expanduser()
     is_path = path.is_absolute() or name.startswith((".", "~")) or is_windows_path(name)
-    if not found and (is_path or endings(path)[0] in READERS or len(path.parts) > 2):
+    if is_path or endings(path)[0] in READERS or len(path.parts) > 2:
         text = f"data.dataset_name={name!r}: no such file or folder."
         raise UserError(f"{text}{path_hint(name)}".removesuffix("."))
     hub = open_hub(config, split)
@@ -126,16 +122,9 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
     return Part(hub.rows(known.get(origin, origin)), f"{name} [{origin}]", homes)
 
 
-def _is_in_dataset(config: DataConfig) -> bool:
-    """Return whether `data_files` are files of a dataset on the Hub, which `datasets` finds and reads."""
-    return is_on_hub(config.model_copy(update={"data_files": None}))
-
-
 def is_on_hub(config: DataConfig) -> bool:
     """Return whether the data is a dataset on the Hub."""
     name = config.dataset_name
-    if config.data_files is not None and name == EMBEDDED:
-        return False
     return name != EMBEDDED and not is_address(name) and not Path(name).expanduser().exists()
 
 
@@ -147,8 +136,7 @@ def named_files(config: DataConfig) -> dict[Split, list[Path]]:
     """
     given: Any = config.data_files
     by_split = given if isinstance(given, dict) else {"train": given}
-    named = config.dataset_name
-    base = Path() if named == EMBEDDED else Path(named).expanduser()
+    base = Path(config.dataset_name).expanduser()
     found: dict[Split, list[Path]] = {}
     for name, patterns in by_split.items():
         files: list[Path] = []
@@ -176,29 +164,35 @@ def _matching(base: Path, pattern: str, field: str) -> list[Path]:
     raise UserError(f"{field}={pattern!r}: no such file.{path_hint(str(path))}")
 
 
+def is_remote(config: DataConfig) -> bool:
+    """Return whether the data has to be downloaded: a dataset on the Hub, or files at an address."""
+    given = config.data_files or ()
+    lists = list(given.values()) if isinstance(given, dict) else [given]
+    texts = [text for one in lists for text in ([one] if isinstance(one, str) else one)]
+    name = config.dataset_name
+    is_name = is_on_hub(config) and name.count("/") <= 1 and not name.startswith((".", "~", "/"))
+    return is_name or is_address(name) or any(map(is_address, texts))
+
+
 def local_files(config: DataConfig) -> list[Path] | None:
-    """Return all files on this machine that the data comes from; None for an address or the Hub.
+    """Return all files on this machine that the data comes from; None if it has to be downloaded.
 
     Raises:
         UserError: `data.data_files` names a file that does not exist.
         OSError: a folder cannot be read.
     """
     name = config.dataset_name
+    if is_remote(config):
+        return None
     if config.data_files is not None:
-        given = config.data_files
-        lists = given.values() if isinstance(given, dict) else [given]
-        texts = [text for one in lists for text in ([one] if isinstance(one, str) else one)]
-        if _is_in_dataset(config) or any(map(is_address, texts)):
-            return None
-        return sorted(
-            file for files in named_files(config).values() for one in files for file in _within(one)
-        )
+        named = [file for files in named_files(config).values() for file in files]
+        return sorted(file for one in named for file in _within(one))
     if name == EMBEDDED:
         return _within(EMBEDDED_SAMPLE)
     path = Path(name).expanduser()
     if path.is_dir() and not is_saved_dataset(path):
         return sorted(file for one in data_files_in(path) for file in _within(one))
-    return _within(path) if path.exists() and not is_address(name) else None
+    return _within(path) if path.exists() else None
 
 
 def _within(path: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from lora_hf.data.examples import (
 from lora_hf.data.overlap import plain_text
 from lora_hf.data.sources import Part, limit_of, open_part
 from lora_hf.data.split_names import SPLITS, Split
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, few
 
 logger = logging.getLogger(__name__)
 HALF_SHARES = (0.1, 0.1)
@@ -87,7 +87,7 @@ def _rows_of(part: Part, config: DataConfig, split: Split) -> Iterator[Row]:
 
 def scored_split(config: DataConfig, split: Split) -> Split:
     """Return the split itself, or validation for a test split that has no references."""
-    if split != "test" or (config.dataset_name == EMBEDDED and config.data_files is None):
+    if split != "test" or config.dataset_name == EMBEDDED:
         return split
     part = open_part(config, split)
     if part.homes:  # a share of rows that have references
@@ -147,11 +147,11 @@ def _home(dialogue: str, config: DataConfig, part: Part) -> Split:
 
 
 def origin_of(part: Part, config: DataConfig, split: Split) -> str:
-    """Return how a split was made, such as `10 % of all.jsonl by a hash of the dialogue, ...`."""
-    source = part.name
-    if part.files and not part.is_one_file:
-        names = [file.name for file in part.files]
-        source += f": {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """Return how a split was made, such as `10 % of all.jsonl by a hash of the dialogue, ...`.
+
+    Files are named without their folder, because results are published.
+    """
+    source = few((file.name for file in part.files), most=5) if part.files else part.name
     if not part.homes:
         return source
     validation, test = _shares(config)

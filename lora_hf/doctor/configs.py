@@ -17,7 +17,7 @@ from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example
 from lora_hf.data.overlap import SharedDialogues
 from lora_hf.data.prepare import ADDED_END, WITH_SPECIAL, prompt_problem
-from lora_hf.data.sources import is_on_hub
+from lora_hf.data.sources import is_on_hub, is_remote
 from lora_hf.data.split_names import SPLITS, Split
 from lora_hf.data.splits import load_split, scored_split
 from lora_hf.data.streaming import load_train
@@ -199,11 +199,11 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
     """Yield findings on truncated rows, unknown tokens and shared dialogues; return the training token ids.
 
     Raises:
-        CannotTell: the data is on the Hub.
+        CannotTell: the data has to be downloaded first.
     """
-    if is_on_hub(data):
-        if data.dataset_name.count("/") == 1 and not data.dataset_name.startswith((".", "~", "/")):
-            raise CannotTell(f"{data.dataset_name} is on the Hub; a run downloads it first")
+    if is_remote(data):
+        where = "on the Hub" if is_on_hub(data) else "at an address"
+        raise CannotTell(f"{data.dataset_name} is {where}; a run downloads it first")
     train = load_train(data, tokenizer) if "train" in splits else None
     held_out: dict[str, Sequence[Example]] = {}
     for split in splits:

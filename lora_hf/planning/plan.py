@@ -10,6 +10,7 @@ import torch
 
 from lora_hf.config import RunConfig
 from lora_hf.config.training import asks_to_compile
+from lora_hf.data.sources import is_remote
 from lora_hf.data.streaming import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
@@ -198,8 +199,7 @@ def _work(config: RunConfig, rows: Rows | None) -> tuple[Batch, int | None, str]
 
 def local_rows(config: RunConfig) -> Rows | None:
     """Return the training split as token ids, or None if reading it would need the Hub."""
-    data, model = config.data.dataset_name, config.model.model_name_or_path
-    here = [name == EMBEDDED or Path(name).expanduser().exists() for name in (data, model)]
-    if not all(here):
+    model = config.model.model_name_or_path
+    if is_remote(config.data) or not (model == EMBEDDED or Path(model).expanduser().exists()):
         return None
     return load_train(config.data, load_tokenizer(config.model))[0]

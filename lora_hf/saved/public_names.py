@@ -80,6 +80,8 @@ def public_config(config: RunConfig, base: Base, dataset: str | None, name: str)
     fields = config.model_dump(mode="json")
     fields["model"] |= {"model_name_or_path": base.name, "revision": base.revision}
     fields["data"]["dataset_name"] = dataset
+    if dataset is None:
+        fields["data"]["data_files"] = None
     fields["output_dir"] = f"runs/{name}"
     fields["training"] = {
         key: value

@@ -87,6 +87,12 @@ def test_addresses_of_files_on_the_hub_are_recognized(name, place):
     assert is_address(name) and on_hub(name) == place
 
 
-@pytest.mark.parametrize("name", ["hf://datasets/a/b", "https://huggingface.co/datasets/a/b", "a/b", "x.csv"])
-def test_a_whole_dataset_a_page_and_a_path_are_no_files_at_an_address(name):
+@pytest.mark.parametrize("name", ["https://huggingface.co/datasets/a/b", "a/b", "x.csv"])
+def test_a_page_of_the_hub_and_a_path_are_no_files_at_an_address(name):
     assert not is_address(name)
+
+
+def test_the_address_of_a_dataset_is_its_name_and_revision():
+    config = DataConfig(dataset_name="hf://datasets/a/b@v1")
+    assert (config.dataset_name, config.dataset_revision) == ("a/b", "v1")
+    assert DataConfig(dataset_name="hf://datasets/a/b").dataset_name == "a/b"

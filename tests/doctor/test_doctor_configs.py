@@ -213,7 +213,9 @@ def test_memory_is_judged_where_the_data_cannot_be_read(override: str) -> None:
 
 def test_every_split_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    rows = splits._rows
-    monkeypatch.setattr(splits, "_rows", lambda config, split: read.append(split) or rows(config, split))
+    opened = splits.open_part
+    monkeypatch.setattr(
+        splits, "open_part", lambda config, split: read.append(split) or opened(config, split)
+    )
     found()
     assert read == ["train", "validation", "test"]

@@ -65,7 +65,7 @@ def test_data_of_a_file_have_no_public_name(tmp_path):
 def test_the_public_config_is_the_runs_own_without_this_machine(tmp_path):
     run = {
         "model": {"model_name_or_path": "/home/anna/t5", "dtype": "float32"},
-        "data": {"dataset_name": "/home/anna/calls.jsonl"},
+        "data": {"dataset_name": "/home/anna", "data_files": {"train": "/home/anna/calls.jsonl"}},
         "training": {
             "max_steps": 3,
             "push_to_hub": True,
