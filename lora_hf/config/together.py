@@ -137,6 +137,17 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "lr_scheduler_type", f"{text}training.lr_scheduler_kwargs: {{mode: {mode}}}"
     if get("save_strategy") == "best" and get("eval_strategy", "no") == "no":
         yield "save_strategy", "needs training.eval_strategy: evaluations decide which checkpoint is the best"
+    if get("load_best_model_at_end") and get("eval_strategy", "no") == "no":
+        needs = "needs training.eval_strategy: evaluations decide which checkpoint is the best"
+        yield "load_best_model_at_end", needs
+    if get("save_strategy") == "steps" and get("save_steps") == 0:
+        yield "save_steps", "must be above 0; for no checkpoints, use training.save_strategy: no"
+    evaluated_at, last = get("eval_steps") or 0, get("max_steps", -1)
+    if get("load_best_model_at_end") and get("eval_strategy") == "steps" and 0 < last < evaluated_at:
+        yield (
+            "eval_steps",
+            f"is beyond training.max_steps={last}, so no checkpoint would be the best; lower it",
+        )
     if get("prediction_loss_only") and metric != "loss":
         yield "prediction_loss_only", f"leaves out training.metric_for_best_model={metric!r}; set it to false"
     if get("max_steps") == 0:  # Transformers reads it as -1

@@ -204,6 +204,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (PLATEAU | {"metric_for_best_model": "rouge1", "lr_scheduler_kwargs": {"mode": "max"}}, ""),
     (PLATEAU | {"metric_for_best_model": "rouge1", "lr_scheduler_kwargs": '{"mode": "max"}'}, ""),
     (PLATEAU, ""),
+    (
+        {"load_best_model_at_end": True, "save_strategy": "no"},
+        "load_best_model_at_end=true needs training.eval_strategy: evaluations decide which checkpoint",
+    ),
+    (
+        {"load_best_model_at_end": True, "save_strategy": "no", "eval_strategy": "epoch"},
+        "load_best_model_at_end=true",
+    ),
+    (
+        {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 60}
+        | {"eval_strategy": "steps", "eval_steps": 30, "max_steps": 20},
+        "eval_steps=30 is beyond training.max_steps=20, so no checkpoint would be the best",
+    ),
+    ({"eval_strategy": "steps", "eval_steps": 30, "max_steps": 20}, ""),  # a short trial of a config
+    ({"save_strategy": "steps", "save_steps": 0}, "save_steps=0 must be above 0; for no checkpoints, use"),
     ({"hub_model_id": "a/b"}, "hub_model_id='a/b' has no effect without training.push_to_hub: true"),
     ({"fsdp_config": {"min_num_params": 1}}, "has no effect without training.fsdp: true"),
     (
