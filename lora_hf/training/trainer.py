@@ -39,7 +39,7 @@ from lora_hf.training.nan_guard import (
     check_weights,
 )
 from lora_hf.training.optimizer import check_given_optimizer, check_optimizer, check_optimizer_layers
-from lora_hf.training.registry import added_weights
+from lora_hf.training.registry import added_weights, check_saved, warn_of_dtype
 from lora_hf.training.resumable import ResumableTrainer
 from lora_hf.training.trackers import name_failed_starts
 from lora_hf.training.unused_layers import UnusedLayers
@@ -194,6 +194,8 @@ class LoraTrainer(ResumableTrainer):
         self.nan_guard, self.micro_batching = NanGuard(self), MicroBatching(self)
         check_base_dtype(self.model)
         check_trainable(self.model)
+        check_saved(self.model)
+        warn_of_dtype(self.model)
         self.unused_layers = UnusedLayers(self.model)
         try:
             with (

@@ -24,9 +24,7 @@ from support.tiny_trainer import (
     tokenizer,
 )
 from torch import nn
-from transformers import (
-    DataCollatorForSeq2Seq,
-)
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 from transformers.trainer_callback import TrainerCallback
 
 from lora_hf import (
@@ -40,6 +38,7 @@ from lora_hf import (
     save_adapter,
     set_adapter,
 )
+from lora_hf.baselines.bottleneck import add_bottlenecks
 
 
 @pytest.mark.parametrize(
@@ -153,6 +152,11 @@ def test_no_optimizer_state_is_kept_for_frozen_weights(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def with_bottlenecks(model: Any) -> Any:
+    add_bottlenecks(model, 4, "relu")
+    return model
+
+
 def _loaded(folder: Path) -> nn.Module:
     save_adapter(adapted(), folder / "saved")
     return load_adapter(make_t5(), folder / "saved")
@@ -212,6 +216,49 @@ def test_a_training_that_would_change_nothing_is_one_error_before_its_first_step
         trainer.train()
     assert not steps and not list(tmp_path.glob("out/*"))
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def _norms(model: Any) -> Any:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or "final_layer_norm" in name)
+    return model
+
+
+@pytest.mark.parametrize("make", [adapted, lambda: with_bottlenecks(make_t5())])
+def test_weights_that_would_train_and_not_be_saved_are_one_error_before_the_first_step(
+    make: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(_norms(make()), arguments(tmp_path, max_steps=1))
+    says = (
+        "^2 weights would train, but are not saved with the .*: decoder.final_layer_norm.weight, enc.*freeze"
+    )
+    with pytest.raises(UserError, match=says):
+        trainer.train()
+    assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_that_are_saved_beside_an_adapter_may_train(tmp_path: Path) -> None:
+    make_t5().save_pretrained(tmp_path / "base")
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(100)
+    inject_adapters(model, LoraConfig(r=2))
+    model.shared.weight.requires_grad_(True)
+    trainer = make_trainer(model, arguments(tmp_path / "out", max_steps=1))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert torch.equal(saved["base_model.model.shared.weight"], model.shared.weight)
+
+
+def test_adapters_that_were_cast_to_bfloat16_come_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(adapted().to(torch.bfloat16), arguments(tmp_path, max_steps=1)).train()
+    assert "the weights that train are in bfloat16, in which small updates are lost" in caplog.text
+    caplog.clear()
+    model = inject_adapters(make_t5().to(torch.bfloat16), LoraConfig(r=2))
+    make_trainer(model, arguments(tmp_path, max_steps=1)).train()
+    assert "small updates" not in caplog.text
 
 
 def test_a_dataset_without_rows_is_one_error_that_names_it(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def smoothed(model: Any) -> dict[str, Any]:
 
 
 def head_trained(model: Any) -> dict[str, Any]:
-    model.lm_head.weight.requires_grad_(True)
+    inject_adapters(model, LoraConfig(r=2, target_modules=("k",), modules_to_save=("lm_head",)), "head")
     return {}
 
 
