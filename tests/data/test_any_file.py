@@ -94,3 +94,33 @@ def test_a_broken_file_is_read_or_refused(tmp_path: Path, form: str, data: st.Da
         WRITERS.get(form, write_jsonl)(whole, WHOLE)
     file.write_bytes(data.draw(broken(whole.read_bytes())))
     is_read_or_refused(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "here"),
+    [
+        ("ids.csv", "dialogue,summary\n007,1e5\n", [{"dialogue": "007", "summary": "1e5"}]),
+        ("comma.csv", "id,dialogue,summary\na,A: Yes, me,It is.\n", "more cells than the 3 columns"),
+        ("short.csv", "id,dialogue,summary\na,A: Yes\n", "fewer cells than the 3 columns"),
+        ("quotes.csv", 'dialogue,summary\n"A: "Yes"",x\n', "not csv"),
+        ("twice.csv", "dialogue,dialogue\nA,B\n", "more than one column is named 'dialogue'"),
+        ("page.csv", "<!DOCTYPE html>\n<html>x, y</html>\n", "is a web page"),
+        ("dates.jsonl", '{"dialogue": "2024-01-01"}\n', [{"dialogue": "2024-01-01"}]),
+        ("large.jsonl", '{"id": 123456789012345678901}\n', [{"id": 123456789012345678901}]),
+    ],
+)
+def test_datasets_changes_texts_that_are_kept_or_refused_here(tmp_path, name, content, here):
+    """Why csv and json have readers of their own: a row that fails here is one that `datasets` reads well."""
+    from datasets import load_dataset
+
+    file = tmp_path / name
+    file.write_text(content)
+    form = "csv" if name.endswith("csv") else "json"
+    options = {"keep_default_na": False} if form == "csv" else {}
+    there = list(load_dataset(form, data_files=str(file), split="train", streaming=True, **options))
+    if isinstance(here, list):
+        assert read_rows(file) == here != there
+    else:
+        assert there  # nothing is said of it
+        with pytest.raises(UserError, match=here):
+            read_rows(file)

@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+from support.shapes import FOLDERS
 
 from lora_hf.config import DataConfig
 from lora_hf.data.folders import find_files
@@ -126,3 +127,16 @@ def test_an_error_in_a_shard_names_its_file_and_line(tmp_path):
     (folder / "train-2.csv").write_text("dialogue,summary\n\nA: Hi,Hi.\nA: Hi,Hi.,more\n")
     with pytest.raises(UserError, match=r"csv/train-2.csv, line 4: more cells than the 2 columns \(3, sep"):
         dialogues(folder, "train")
+
+
+ALIKE = [shape for shape in FOLDERS if shape.outcome == "read" and shape.name[:5] not in ("saved", "named")]
+
+
+@pytest.mark.parametrize("shape", ALIKE, ids=lambda shape: shape.name)
+def test_the_files_of_each_split_are_those_that_datasets_finds(shape, tmp_path):
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    folder = shape.write(tmp_path)
+    there = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
+    expected = {str(split): sorted(files) for split, files in there.items()}
+    assert {split: list(map(str, files)) for split, files in find_files(folder, "train").items()} == expected
