@@ -82,36 +82,49 @@ def evaluate(
     return {**scores, "predictions": rows}
 
 
-def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
-    """Compute ROUGE of predictions, with 95 % bootstrap intervals over the dialogues.
+def score(
+    predictions: Sequence[str],
+    references: Sequence[str | Sequence[str]],
+    metrics: str | Sequence[str] = "rouge",
+    language: str | None = None,
+) -> Scores:
+    """Compute scores of predictions, with 95 % bootstrap intervals over the examples.
 
     Args:
-        predictions: one text per dialogue.
-        references: one text per dialogue, or several, over which its score is the mean.
+        predictions: one text per example.
+        references: one text per example, or several: ROUGE is the mean over them, and docs/tasks.md says what
+            the other metrics do.
+        metrics: names of metrics, or paths of Python files (docs/tasks.md).
+        language: language of the references, a code such as `de`, if it is known: it chooses the stemmer of
+            ROUGE and the tokenizer of BLEU.
 
     Returns:
-        `rouge1`, `rouge2`, `rougeL` and `rougeLsum` from 0 to 1, `<name>_interval` of each, `<name>_best`
-        (the best reference) where a dialogue has several, `n_examples`, and mean lengths in words.
+        Each score, such as `rouge1`, `rouge2`, `rougeL` and `rougeLsum` from 0 to 1, `<name>_interval` of
+        each, of ROUGE `<name>_best` (the best reference) where an example has several, `n_examples`, and mean
+        lengths in words.
 
     Raises:
-        UserError: an argument is not a list of texts, their lengths differ, or a dialogue has no reference.
+        UserError: an argument is not a list of texts, their lengths differ, an example has no reference, or a
+            metric is unknown or needs a package that is missing.
     """
-    from lora_hf.evaluation.evaluate import rouge_record
+    from lora_hf.evaluation.evaluate import score_record
+    from lora_hf.evaluation.metrics import scoring_by
 
+    scoring = scoring_by([metrics] if isinstance(metrics, str) else check_texts("metrics", metrics), language)
     predictions = check_texts("predictions", predictions)
     texts = [
         check_texts(f"references[{i}]", [own] if isinstance(own, str) else own)
         for i, own in enumerate(check_list("references", references))
     ]
     if len(texts) != len(predictions):
-        raise UserError(f"score: {len(predictions)} predictions and references of {len(texts)} dialogues")
+        raise UserError(f"score: {len(predictions)} predictions and references of {len(texts)} examples")
     if not texts or not all(texts):
-        raise UserError("score: give at least one dialogue, and at least one reference for each")
+        raise UserError("score: give at least one example, and at least one reference for each")
     rows = [
         {"prediction": prediction, "references": own}
         for prediction, own in zip(predictions, texts, strict=True)
     ]
-    return rouge_record(cast(list[Prediction], rows))
+    return score_record(cast(list[Prediction], rows), scoring)
 
 
 def _checked_config(config: Any) -> Config:

@@ -16,6 +16,8 @@ MAX_RECORD_BYTES = 2**30
 """Room for the log of a long training."""
 PREDICTIONS_VERSION = 2
 """Rows of predictions.jsonl hold their ROUGE since version 2; rows without a version are version 1."""
+WITHOUT_ROUGE = 3
+"""Version of the rows of a task that is not scored by ROUGE."""
 
 RougeByReference = dict[RougeName, list[float]]
 """One F1 value per reference of a dialogue."""
@@ -35,7 +37,10 @@ class Prediction(TypedDict):
 
 
 class Scores(TypedDict, total=False):
-    """ROUGE F1 from 0 to 1, averaged over dialogues, and how it was obtained."""
+    """The scores of the task, averaged over examples, and how they were obtained; here those of ROUGE.
+
+    Other metrics have keys of the same form: `<name>`, `<name>_interval`, and what results say of the metric.
+    """
 
     n_examples: int
     rouge1: float
@@ -93,15 +98,19 @@ class RunResult(Scores, TrainingRecord, total=False):
     storage: str
     device: str
     processes: int
+    task: str | dict[str, Any]
+    """Name or fields of the task; missing for summarization."""
+    language: str
+    """Language of the references, if the config gives it."""
     versions: dict[str, str]
     sha256: dict[str, str]
-    spread: dict[RougeName, float]
+    spread: dict[str, float]
     seeds: list[int]
     runs: "list[RunResult]"
 
 
 class PairedRecord(TypedDict):
-    """Paired test of ROUGE-1 between two variants, dialogue by dialogue."""
+    """Paired test of the main score between two variants, example by example."""
 
     metric: str
     difference: float
@@ -111,7 +120,7 @@ class PairedRecord(TypedDict):
 
 
 class Gains(TypedDict):
-    """Gain in ROUGE-1 over the base; the share is None where full fine-tuning gained nothing."""
+    """Gain in the main score over the base, positive if better; the share is None if full gained nothing."""
 
     full: float
     lora: float
@@ -144,13 +153,13 @@ class Comparison(TypedDict, total=False):
     variants: dict[str, RunResult]
     """By name; in methods.json and sweep.json, with their `order`."""
     order: list[str]
-    intervals: dict[str, dict[RougeName, Interval]]
+    intervals: dict[str, dict[str, Interval]]
     command: str
     """The command that makes all of it again."""
     made_from: str
     """Hash of this record and of the runs it was made from."""
 
-    trivial: dict[str, dict[RougeName, float]]
+    trivial: dict[str, dict[str, float]]
     samples: list[dict[str, str]]
     published: Published
     data_warnings: list[str]
@@ -183,6 +192,9 @@ class RankResult(Scores, total=False):
 class TruncationRecord(TypedDict):
     """truncation.json."""
 
+    task: NotRequired[str | dict[str, Any]]
+    language: NotRequired[str]
+
     adapter: str
     whole: int
     """Rank of the adapter itself."""
@@ -198,13 +210,18 @@ def variants_of(comparison: Comparison) -> dict[str, RunResult]:
     return comparison["arms"] if "arms" in comparison else comparison["variants"]
 
 
-def interval_of(scores: Scores, name: RougeName) -> Interval:
+def score_of(scores: Scores, name: str) -> float:
+    """Return one of a run's scores."""
+    return scores[name]  # type: ignore[literal-required]
+
+
+def interval_of(scores: Scores, name: str) -> Interval:
     """Return the 95 % interval of one of a run's scores."""
     return scores[f"{name}_interval"]  # type: ignore[literal-required]
 
 
-def best_of(scores: Scores, name: RougeName) -> float | None:
-    """Return the score by each dialogue's best reference, or None where no dialogue has several."""
+def best_of(scores: Scores, name: str) -> float | None:
+    """Return the score by each example's best reference, or None where no example has several."""
     return scores.get(f"{name}_best")  # type: ignore[return-value]
 
 
@@ -306,9 +323,9 @@ def _checked_row(row: Any) -> Prediction:
     if not (isinstance(references, list) and references and all(isinstance(x, str) for x in references)):
         raise ValueError("references must be a list of at least one string")
     version = row.get("version", 1)
-    if type(version) is not int or not 1 <= version <= PREDICTIONS_VERSION:
-        raise ValueError(f"unknown version {version!r}; this lora-hf reads up to {PREDICTIONS_VERSION}")
-    if version == PREDICTIONS_VERSION:
+    if type(version) is not int or not 1 <= version <= WITHOUT_ROUGE:
+        raise ValueError(f"unknown version {version!r}; this lora-hf reads up to {WITHOUT_ROUGE}")
+    if version == PREDICTIONS_VERSION or "rouge" in row and version > PREDICTIONS_VERSION:
         _check_rouge(row.get("rouge"), len(references))
     return cast(Prediction, row)
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_hf.run_files import ROUGE_NAMES
-from lora_hf.run_records import Scores, interval_of
+from lora_hf.run_records import Scores, interval_of, score_of
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 
@@ -91,11 +90,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def print_scores(scores: Scores) -> None:
-    """Print the ROUGE of one model, one line per measure."""
-    for name in ROUGE_NAMES:
-        low, high = interval_of(scores, name)
-        print(f"{name:10} {scores[name]:.4f}  [{low:.4f}, {high:.4f}]")
-    print(f"{scores['n_examples']:,} dialogues, {scores['mean_words']:.1f} words each")
+    """Print the scores of one model, one line each."""
+    from lora_hf.evaluation.metrics import Scoring
+
+    scoring = Scoring.of_result(scores)
+    for score in scoring.scores:
+        low, high = map(score.text, interval_of(scores, score.name))
+        print(f"{score.name:10} {score.text(score_of(scores, score.name))}  [{low}, {high}]")
+    print(f"{scores['n_examples']:,} {scoring.task.sources}, {scores['mean_words']:.1f} words each")
     if tokenizer := scores.get("rouge_tokenizer"):
         print(f"words of ROUGE: {tokenizer}")
 

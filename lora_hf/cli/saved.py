@@ -70,7 +70,7 @@ def predict(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Dialogues as csv, tsv, jsonl, json, parquet or arrow, one as .txt, or - for standard input."
+            help="Texts as csv, tsv, jsonl, json, parquet or arrow, one as .txt, or - for standard input."
         ),
     ],
     adapter: Adapter,
@@ -86,7 +86,7 @@ def predict(
     ] = None,
     settings: PredictOverrides = None,
 ) -> None:
-    """Summarize the dialogues in a file, as the adapter's run did. No references are needed.
+    """Write a summary, or what else the adapter was trained to write, for each text in a file.
 
     [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
     """
@@ -214,10 +214,16 @@ def score(
         str | None, typer.Option(help="Column whose equal values mark the rows of one dialogue.")
     ] = None,
     group_size: Annotated[int | None, typer.Option(help="Number of consecutive rows per dialogue.")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Metrics, such as bleu,chrf or squad, or Python files; by commas.")
+    ] = "rouge",
+    language: Annotated[
+        str | None, typer.Option(help="Language of the references, such as de, if it is known.")
+    ] = None,
     as_json: Json = False,
     settings: ReadingOverrides = None,
 ) -> None:
-    """Compute ROUGE of saved predictions, with 95 % intervals over dialogues.
+    """Compute ROUGE or other scores of saved predictions, with 95 % intervals over dialogues.
 
     [dim]lora-hf score saved.csv --prediction summary --reference human --group-size 3[/dim]
     """
@@ -226,5 +232,6 @@ def score(
     from lora_hf.evaluation.score_file import render_json, render_table, score_file
 
     data, _ = reading_fields(settings or [])
-    scores = score_file(file, prediction, reference, group, group_size, Form.of(data))
-    print(render_json(scores) if as_json else render_table(scores))
+    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    scores = score_file(file, prediction, reference, group, group_size, Form.of(data), names, language)
+    print(render_json(scores) if as_json else render_table(scores, names))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lora_hf.config.prediction import BEAM_FIELDS
 from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown, wrong_value
 from lora_hf.config.schema import DataConfig, GenerationConfig, RunConfig
+from lora_hf.config.task import SUMMARIZATION, best_scores
 from lora_hf.config.together import check_together
 from lora_hf.config.training import check_training
 from lora_hf.config.unread import unread_fields
@@ -275,9 +276,10 @@ def _trainings(data: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
 def _check_trainings(data: dict[str, Any]) -> list[Mistake]:
     """Check each section `training`, and replace its values by the converted ones."""
     mistakes: list[Mistake] = []
+    scores = best_scores(data.get("task", SUMMARIZATION))
     for path, holder in _trainings(data):
         if isinstance(holder.get("training"), dict):
-            holder["training"], found = check_training(holder["training"], path)
+            holder["training"], found = check_training(holder["training"], path, scores)
             mistakes += found
     return mistakes
 

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from lora_hf.config.problems import phrase_of, shown
 from lora_hf.config.schema import DataConfig, GenerationConfig, RunConfig
+from lora_hf.config.task import SUMMARIZATION, Task, task_of
 from lora_hf.errors import UserError, did_you_mean
 
 NEW_TOKENS = 128
@@ -35,11 +36,12 @@ class PredictionSettings:
     """Its `prompt` and `max_source_length` are used."""
     max_new_tokens: int = NEW_TOKENS
     generation: GenerationConfig = GenerationConfig()
+    task: Task = SUMMARIZATION
 
     @classmethod
     def of_run(cls, config: RunConfig, max_new_tokens: int) -> Self:
         """Return the settings that a run scores its model with."""
-        return cls(config.data, max_new_tokens, config.generation)
+        return cls(config.data, max_new_tokens, config.generation, config.task)
 
     @classmethod
     def read(cls, manifest: Mapping[str, Any], file: Path, **data: Any) -> Self:
@@ -58,9 +60,8 @@ class PredictionSettings:
         try:
             if not isinstance(own, dict):
                 raise UserError(f"{file}: generation={shown(own)} is not an object; {AGAIN}")
-            return cls(
-                DataConfig(**prompt, **data), length, GenerationConfig(**(own | {"max_new_tokens": length}))
-            )
+            generation = GenerationConfig(**(own | {"max_new_tokens": length}))
+            return cls(DataConfig(**prompt, **data), length, generation, _task_in(manifest, file))
         except ValidationError as error:
             raise UserError(f"{file}: {'; '.join(map(_wrong_field, error.errors()))}; {AGAIN}") from None
 
@@ -68,7 +69,8 @@ class PredictionSettings:
         """Return the entries of `lora_hf.json`."""
         shaping = self.generation.model_dump(mode="json", exclude={*SPEED_FIELDS, "max_new_tokens"})
         prompt = self.data.model_dump(include={*PROMPT_FIELDS}, exclude_none=True)
-        return prompt | {"max_new_tokens": self.max_new_tokens, "generation": shaping}
+        task = {} if self.task == SUMMARIZATION else {"task": self.task.written()}
+        return task | prompt | {"max_new_tokens": self.max_new_tokens, "generation": shaping}
 
     def changed(self, where: str, changes: Mapping[str, Any]) -> Self:
         """Return the settings with other fields of `generation`.
@@ -93,6 +95,15 @@ class PredictionSettings:
                 raise UserError(f"{where}: {name}={shown(given[name])} has no effect with num_beams=1")
         length = generation.max_new_tokens or self.max_new_tokens
         return replace(self, generation=generation, max_new_tokens=length)
+
+
+def _task_in(manifest: Mapping[str, Any], file: Path) -> Task:
+    try:
+        return task_of(manifest)
+    except ValueError:
+        raise UserError(
+            f"{file}: task={shown(manifest['task'])} is neither a known task nor its fields; {AGAIN}"
+        ) from None
 
 
 def _wrong_field(fault: ErrorDetails) -> str:

@@ -9,13 +9,14 @@ true/false. `training` is a plain dict here: its fields are those of
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.lora import LoraSection
 from lora_hf.config.model import DENSE, EMBEDDED, ModelConfig
 from lora_hf.config.sweep import SweepSection
+from lora_hf.config.task import SUMMARIZATION, Task, TaskName, read_task, with_task
 from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.split_names import NAMES
@@ -226,6 +227,13 @@ class ArmOverride(Section):
 class RunConfig(Section):
     """One run, or several with `seeds`, `arms`, `variants` or `sweep`."""
 
+    task: Annotated[
+        Task,
+        BeforeValidator(read_task, json_schema_input_type=TaskName | Task),
+        PlainSerializer(Task.written),
+    ] = SUMMARIZATION
+    """What is learned: summarization, translation, question_answering, classification, text_to_text, or a
+    mapping of the fields of a task of your own (docs/tasks.md)."""
     method: Method = "lora"
     """base (no training), full (full fine-tuning), lora, bottleneck or prompt_tuning."""
     model: ModelConfig = ModelConfig()
@@ -257,6 +265,12 @@ class RunConfig(Section):
     """For a comparison or a study: repeat every run with each of these seeds."""
     overwrite: Flag = False
     """Overwrite results in `output_dir` that came from different inputs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_task(cls, data: Any) -> Any:
+        """Give the section `data` the columns and the prompt of the task where it has none."""
+        return with_task(data) if isinstance(data, dict) and data.get("task") is not None else data
 
     @field_validator(*SECTIONS, mode="before")
     @classmethod

@@ -50,7 +50,7 @@ class SweepSection(Section):
     """By `section.key` (or nested): a list of values, or {low, high, log, integer} for a search. Or by a name
     of your own: {label: {section.key: value, ...}, ...}, for fields that change together."""
     trials: Count | None = None
-    """Number of runs of a search (Optuna's TPE) for the best validation ROUGE-1; null runs the grid."""
+    """Number of runs of a search (Optuna's TPE) for the best main score on validation; null runs the grid."""
 
     @field_validator("space", mode="before")
     @classmethod

@@ -111,7 +111,7 @@ def check_together(training: Mapping[str, Any], path: KeyPath = ("training",)) -
         kind: Any = args.lr_scheduler_type
         return [wrong_value((*path, field), training.get(field, kind.value), text)]
     if args.save_strategy == "best" and args.metric_for_best_model is None:
-        text = "needs training.metric_for_best_model, such as loss or rouge1"
+        text = "needs training.metric_for_best_model, such as loss or the main score of the task"
         return [wrong_value((*path, "save_strategy"), "best", text)]
     return []
 

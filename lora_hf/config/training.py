@@ -1,7 +1,7 @@
 """Check `training:` field by field; `config.together` checks what only several fields can say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -9,17 +9,16 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lora_hf.config.problems import KeyPath, Mistake, near_choice, unknown_key, wrong_value
+from lora_hf.config.task import SUMMARIZATION
 from lora_hf.config.training_fields import DROPPED, ELSEWHERE, FIXED, LARGEST, FieldSchema, training_fields
 from lora_hf.config.types import Flag, Integer, Number
 from lora_hf.errors import NOT_JSON, first_line
-from lora_hf.run_files import ROUGE_NAMES
+from lora_hf.scores import METRICS
 
 JSON_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 """Fields that are a mapping, its JSON text, or the path of a JSON file."""
 JSON_TEXTS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
 """Fields that are a mapping or its JSON text."""
-BEST = ("loss", *ROUGE_NAMES, "words")
-"""Metrics of an evaluation during training."""
 TOKENS_SEEN = ("no", "all", "non_padding")
 """Texts of `include_num_input_tokens_seen`; Transformers counts nothing sensible with any other."""
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -38,18 +37,24 @@ def higher_is_better(metric: str) -> bool | None:
     """Return whether a higher value of an evaluation's metric is better; None if neither direction is.
 
     Args:
-        metric: one of `BEST`, with or without the Trainer's prefix `eval_`.
+        metric: a score, `loss` or `words`, with or without the Trainer's prefix `eval_`.
     """
     name = metric.removeprefix("eval_")
-    if name in ROUGE_NAMES:
-        return True
-    return False if name == "loss" else None
+    directions = {score.name: score.higher_is_better for scores in METRICS.values() for score in scores}
+    return False if name == "loss" else directions.get(name)
 
 
 def check_training(
-    training: Mapping[Any, Any], path: KeyPath = ("training",)
+    training: Mapping[Any, Any],
+    path: KeyPath = ("training",),
+    scores: Sequence[str] = SUMMARIZATION.score_names,
 ) -> tuple[dict[str, Any], list[Mistake]]:
     """Check each field by itself.
+
+    Args:
+        training: the section.
+        path: its place in the config.
+        scores: names of the task's scores.
 
     Returns:
         The section with its values in their fields' types, and every mistake in it.
@@ -58,7 +63,7 @@ def check_training(
     mistakes: list[Mistake] = []
     for key, value in training.items():
         try:
-            values[key] = _check(key, value)
+            values[key] = _check(key, value, scores)
         except KeyError:
             if key in DROPPED:
                 phrase = f"is no longer a field of Transformers: {DROPPED[key]}"
@@ -70,7 +75,7 @@ def check_training(
     return values, mistakes
 
 
-def _check(key: str, value: Any) -> Any:
+def _check(key: str, value: Any, scores: Sequence[str]) -> Any:
     """Return the value in its field's type.
 
     Raises:
@@ -93,8 +98,10 @@ def _check(key: str, value: Any) -> Any:
         raise ValueError("is empty: give a mapping of DeepSpeed's fields or the path of a JSON file, or null")
     if key == "report_to" and isinstance(value, list) and len(value) > 1 and {*value} & {"none", "all"}:
         raise ValueError("names none or all beside other trackers: write it alone, or remove it")
-    if key == "metric_for_best_model" and str(value or "loss").removeprefix("eval_") not in BEST:
-        raise ValueError(f"is not one of {', '.join(BEST)}, which an evaluation gives")
+    if key == "metric_for_best_model":
+        given = ("loss", *scores, "words")
+        if str(value or "loss").removeprefix("eval_") not in given:
+            raise ValueError(f"is not one of {', '.join(given)}, which an evaluation gives")
     if key in (*JSON_FILES, *JSON_TEXTS) and isinstance(value, str):
         _check_json(value, may_be_file=key in JSON_FILES)
     if key == "optim_args" and value:

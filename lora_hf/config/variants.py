@@ -10,7 +10,7 @@ from lora_hf.config.problems import KeyPath, Mistake, mistakes_of
 from lora_hf.config.schema import RunConfig
 from lora_hf.config.sweep import changes_of, grid
 
-OF_THE_STUDY = ("arms", "output_dir", "overwrite", "seed", "seeds", "sweep", "variants")
+OF_THE_STUDY = ("arms", "output_dir", "overwrite", "seed", "seeds", "sweep", "task", "variants")
 """Fields that no variant may change."""
 
 

@@ -2,7 +2,7 @@
 
 Columns that the config names are taken as they are, nested ones with a dot (`translation.de`). Where the
 default names are missing, columns are found by the names below, if exactly one pair of them fits; nothing is
-guessed between two.
+guessed between two. A name with braces joins columns: `{context}\n\n{question}`.
 """
 
 import logging
@@ -13,21 +13,27 @@ from itertools import islice
 from typing import Any
 
 from lora_hf.config import DataConfig
+from lora_hf.config.task import TASKS
 from lora_hf.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 DIALOGUE, SUMMARY, ID = "dialogue", "summary", "id"
 """Keys of a row that was read by its columns; also the default names of the columns."""
+QUESTION, WITH_CONTEXT = "question", TASKS["question_answering"].source_column
 PAIRS = (
     ("dialogue", "summary"),
     ("article", "highlights"),
     ("document", "summary"),
     ("text", "target"),
     ("source", "target"),
-    ("question", "answer"),
+    (QUESTION, "answer"),
     ("input", "output"),
 )
 """Names of source and target that are found by themselves."""
+QUESTIONS = ((WITH_CONTEXT, "answer"), (WITH_CONTEXT, "answers.text"))
+"""The same for questions about a text, as SQuAD has them: both are the source."""
+DEFAULTS = {(task.source_column, task.target_column) for task in TASKS.values()}
+"""Names that a config has by its task, and which give way to the pairs above."""
 OTHER_IDS = ("fname",)
 SPEAKERS = ("speaker", "role", "name", "from", "user")
 TEXTS = ("text", "content", "utterance", "value", "message")
@@ -37,6 +43,8 @@ INSTRUCTION = "instruction"
 MESSAGES = "messages"
 PLACES = re.compile(r"\{(\w+)\}")
 """The places of a turn's template."""
+BRACES = re.compile(r"\{([^{}]+)\}")
+"""A column in a name that joins several."""
 HEAD = 100
 """Rows that are looked at for columns; a first row may lack one."""
 LONGEST_NAME = 80
@@ -85,12 +93,20 @@ PLAIN = Columns(DIALOGUE, (SUMMARY,), ID)
 
 
 def cell(row: Mapping[str, Any], name: str) -> Any:
-    """Return a cell; a name with dots that is not a column itself stands for nested objects."""
+    """Return a cell; a name with dots that is not a column itself stands for nested objects.
+
+    A name with braces is a template: the text with each column in its place, or None if one is missing.
+    """
+    if name not in row and (inner := BRACES.findall(name)):
+        found = {column: cell(row, column) for column in inner}
+        if any(value is None for value in found.values()):
+            return None
+        return BRACES.sub(lambda match: str(found[match[1]]), name)
     if name in row or "." not in name:
         return row.get(name)
     first, _, rest = name.partition(".")
-    inner = row.get(first)
-    return cell(inner, rest) if isinstance(inner, Mapping) else None
+    nested = row.get(first)
+    return cell(nested, rest) if isinstance(nested, Mapping) else None
 
 
 def joined(turns: Any, template: str = TURN) -> Any:
@@ -199,12 +215,15 @@ def _known(
     head: list[Row], present: list[str], config: DataConfig, needs_references: bool
 ) -> tuple[str, tuple[str, ...]] | None:
     """Return the dialogue's column and the references' by known names, or None where not exactly one fits."""
-    if config.dialogue_column != DIALOGUE or config.summary_column != SUMMARY:
+    if (config.dialogue_column, config.summary_column) not in DEFAULTS:
         return None
     numbered = sorted((n for n in present if re.fullmatch(r"summary_?\d+", n)), key=lambda n: (len(n), n))
     if DIALOGUE in present and numbered and SUMMARY not in present:
         return DIALOGUE, tuple(numbered)
-    fits = [(source, (target,)) for source, target in PAIRS if source in present and target in present]
+    pairs = PAIRS + QUESTIONS
+    fits = [(source, (target,)) for source, target in pairs if _has(head, source) and _has(head, target)]
+    if any(source == WITH_CONTEXT for source, _ in fits):
+        fits = [(source, target) for source, target in fits if source != QUESTION]
     languages = list(head[0].get("translation") or ()) if isinstance(head[0].get("translation"), dict) else []
     if len(languages) == 2:
         fits.append((f"translation.{languages[0]}", (f"translation.{languages[1]}",)))
@@ -212,10 +231,18 @@ def _known(
         fits.append((MESSAGES, (MESSAGES,)))
     if len(fits) == 1:
         return fits[0]
-    sources = {source for source, _ in PAIRS if source in present}
+    sources = {source for source, _ in pairs if _has(head, source)}
+    sources -= {QUESTION} if WITH_CONTEXT in sources else set()
     if not needs_references and not fits and len(sources) == 1:
         return sources.pop(), ()
     return None
+
+
+def _has(head: list[Row], name: str) -> bool:
+    """Return whether a row has the column, the nested field, or all columns of a template."""
+    if inner := BRACES.findall(name):
+        return all(_has(head, column) for column in inner)
+    return any(name in row or cell(row, name) is not None for row in head)
 
 
 def _missing(option: str, name: str, present: list[str], source: str, config: DataConfig) -> str:

@@ -29,6 +29,7 @@ CONFIG: dict[str, Check] = {
     "fields": Check(configs.fields, CORRECT_CONFIG),
     "storage": Check(configs.storage, CORRECT_CONFIG),
     "dtype": Check(configs.dtype, "model.dtype: auto"),
+    "metrics": Check(configs.metrics, CORRECT_CONFIG),
     "training": Check(configs.training, CORRECT_CONFIG),
     "checkpoint": Check(base.checkpoint, "correct model.model_name_or_path, or download the model again"),
     "tokenizer": Check(base.tokenizer, "add the tokenizer's files to the model's folder"),
@@ -58,7 +59,7 @@ ADAPTER: dict[str, Check] = {
 RUN: dict[str, Check] = {
     "record": Check(runs.record, runs.AGAIN),
     "files": Check(runs.files, runs.AGAIN),
-    "rouge": Check(runs.rouge, runs.AGAIN),
+    "scores": Check(runs.scores, runs.AGAIN),
     "made_by": Check(runs.made_by, runs.AGAIN),
     "config": Check(runs.config, runs.REPLACE),
     "data": Check(runs.data, "restore the data that it was trained on"),

@@ -26,6 +26,7 @@ from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.models.load import check_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
@@ -73,6 +74,14 @@ def storage(fields: RunConfig) -> Findings:
         STORAGE_FORMATS[name].check_package()
     yield ok(f"{fields.model.model_name_or_path}, stored {' or '.join(formats)}")
     return fields.model
+
+
+def metrics(fields: RunConfig) -> Findings:
+    """Check that the metrics of the task can be computed."""
+    scoring = Scoring.of_config(fields)
+    scoring.check()
+    labels = ", ".join(score.label for score in scoring.scores)
+    yield ok(f"scored by {labels}; {scoring.main.label} decides")
 
 
 def dtype(fields: RunConfig) -> Findings:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
@@ -11,10 +12,11 @@ from lora_hf.config.load import changed_fields, load_config
 from lora_hf.data.prepare import RunData, load_data
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError, few, first_line
-from lora_hf.evaluation.evaluate import rouge_record
+from lora_hf.evaluation.evaluate import score_record
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.files import file_sha256, read_object
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.run_files import CONFIG, INPUTS, RESULTS, ROUGE_NAMES, TRAINED
+from lora_hf.run_files import CONFIG, INPUTS, RESULTS, TRAINED
 from lora_hf.run_records import Prediction, RunResult, Scores, read_predictions
 from lora_hf.runs.run import hashes, score
 from lora_hf.system import device_name, pick_device, versions
@@ -39,9 +41,15 @@ def record(run: Path) -> Findings:
     if not (run / RESULTS).is_file():
         raise UserError(f"it has not finished: {RESULTS} is missing")
     held = read_object(run / RESULTS)
-    if wrong := [name for name in ROUGE_NAMES if not isinstance(held.get(name), float)]:
+    try:
+        scoring = Scoring.of_result(held)
+    except ValidationError as error:
+        raise UserError(f"{run / RESULTS}: task={held.get('task')!r}: {first_line(error)}") from None
+    if wrong := [name for name in scoring.task.score_names if not isinstance(held.get(name), float)]:
         raise UserError(f"{run / RESULTS} is not a record of a run: {wrong[0]}={held.get(wrong[0])!r}")
-    yield ok(f"{held.get('method')}, seed {held.get('seed')}: ROUGE-L {held['rougeL']:.4f}")
+    main = scoring.main
+    value = main.text(held[main.name])
+    yield ok(f"{held.get('method')}, seed {held.get('seed')}: {main.label} {value}")
     return held
 
 
@@ -63,14 +71,15 @@ def files(run: Path, record: RunResult) -> Findings:
         yield ok(f"{len(known)} {'file is' if one else 'files are'} unchanged (SHA-256)")
 
 
-def rouge(run: Path, record: RunResult) -> Findings:
-    """Check that the recorded ROUGE is that of the recorded summaries; return these."""
+def scores(run: Path, record: RunResult) -> Findings:
+    """Check that the recorded scores are those of the recorded outputs; return these."""
     try:
         rows = read_predictions(run)
-        scores = rouge_record(rows)
+        scoring = Scoring.of_result(record)
+        found = score_record(rows, scoring)
     except (ValueError, TypeError) as error:  # ROUGE's limits on the length of texts
         raise UserError(first_line(error)) from error
-    yield from _compared("of the recorded summaries", scores, record)
+    yield from _compared(f"of the recorded {scoring.task.targets}", found, record)
     return rows
 
 
@@ -78,7 +87,7 @@ def made_by(record: RunResult) -> Findings:
     """Compare versions and device with those of the run; others may give slightly different results."""
     here = {"versions": versions(), "device": device_name(pick_device())}
     if changed := changed_fields({key: record.get(key) for key in here}, here):
-        yield unknown(f"other versions or device than the run's, summaries may differ: {'; '.join(changed)}")
+        yield unknown(f"other versions or device than the run's, outputs may differ: {'; '.join(changed)}")
     else:
         yield ok(f"the same versions, on {here['device']}")
 
@@ -117,19 +126,21 @@ def trained(run: Path, config: RunConfig, model: Any) -> Findings:
 
 
 def scoring(
-    run: Path, config: RunConfig, data: RunData, trained: Any, rouge: list[Prediction], record: RunResult
+    run: Path, config: RunConfig, data: RunData, trained: Any, scores: list[Prediction], record: RunResult
 ) -> Findings:
-    """Check that generating again gives the recorded summaries and ROUGE."""
+    """Check that generating again gives the recorded outputs and scores."""
     _, rows = score(Run(config, run, load_tokenizer(config.model), data, trained))
-    before = {row["id"]: row["prediction"] for row in rouge}
+    scoring = Scoring.of_result(record)
+    targets = scoring.task.targets
+    before = {row["id"]: row["prediction"] for row in scores}
     other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
     if other:
         yield fault(
-            f"{len(other)} of {len(rows)} summaries differ from the recorded ones: {few(other)}", AGAIN
+            f"{len(other)} of {len(rows)} {targets} differ from the recorded ones: {few(other)}", AGAIN
         )
     else:
-        yield ok(f"all {len(rows)} summaries are the same when generated again")
-    yield from _compared("of the new summaries", rouge_record(rows), record)
+        yield ok(f"all {len(rows)} {targets} are the same when generated again")
+    yield from _compared(f"of the new {targets}", score_record(rows, scoring), record)
 
 
 def _same(name: str, found: str | None, known: str | None, remedy: str) -> Finding:
@@ -153,9 +164,9 @@ def _compared(what: str, found: Scores, known: RunResult) -> Findings:
     recorded = set(found) - ({"rouge_tokenizer"} - set(known))  # older versions did not record it
     other = [name for name in recorded if not _is_near(found.get(name), known.get(name))]
     if not other:
-        yield ok(f"ROUGE {what} equals the record")
+        yield ok(f"the scores {what} equal the record")
         return
     reported = ", ".join(
         f"{name} {known.get(name)} -> {value}" for name, value in found.items() if name in other
     )
-    yield fault(f"ROUGE {what} differs from the record: {reported}", AGAIN)
+    yield fault(f"the scores {what} differ from the record: {reported}", AGAIN)

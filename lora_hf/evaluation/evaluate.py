@@ -15,24 +15,25 @@ from lora_hf.config import GenerationConfig
 from lora_hf.data.examples import Example
 from lora_hf.distributed import all_gather, from_main, is_main, rank, shares, world_size
 from lora_hf.evaluation.generate import generate_summaries
-from lora_hf.evaluation.rouge import DialogueScores, rouge_per_pair, score_dialogues
-from lora_hf.evaluation.significance import bootstrap_interval
-from lora_hf.evaluation.words import ENGLISH, choose_tokenizer
+from lora_hf.evaluation.metrics import Measured, Scoring
+from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
+from lora_hf.evaluation.rouge import DialogueScores
 from lora_hf.files import write_text
 from lora_hf.models.generation import check_tokens
 from lora_hf.models.languages import decode
 from lora_hf.run_files import ROUGE_NAMES
-from lora_hf.run_records import PREDICTIONS_VERSION, Prediction, Scores
+from lora_hf.run_records import PREDICTIONS_VERSION, WITHOUT_ROUGE, Prediction, Scores
 
 LOGGED_SUMMARIES = 2
 logger = logging.getLogger(__name__)
 
 
-class ValidationRouge:
-    """`compute_metrics` of a Seq2SeqTrainer: ROUGE from 0 to 1, and a few summaries in the log."""
+class ValidationScores:
+    """`compute_metrics` of a Seq2SeqTrainer: the task's scores, and a few outputs in the log."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, scoring: Scoring | None = None) -> None:
         self.tokenizer = tokenizer
+        self.scoring = scoring or Scoring()
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         predictions, references = (
@@ -40,9 +41,13 @@ class ValidationRouge:
         )
         for written, reference in list(zip(predictions, references, strict=True))[:LOGGED_SUMMARIES]:
             logger.info("reference: %s\ngenerated: %s", reference, written)
-        scores = from_main(lambda: rouge_per_pair(predictions, references))
         words = [len(text.split()) for text in predictions]
-        return {name: float(np.mean(scores[name])) for name in ROUGE_NAMES} | {"words": float(np.mean(words))}
+        return from_main(lambda: self.score(predictions, references)) | {"words": float(np.mean(words))}
+
+    def score(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        """Return the scores of outputs, each with its reference."""
+        measured = self.scoring.measure(predictions, [[text] for text in references])
+        return {score.name: measured.scores[score.name].value for score in self.scoring.scores}
 
     def _decode(self, ids: Any) -> list[str]:
         ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)  # no tokenizer can decode -100
@@ -57,41 +62,47 @@ def score_model(
     sources: list[list[int]],
     max_new_tokens: int,
     fast_paths: bool = True,
+    scoring: Scoring | None = None,
 ) -> tuple[Scores, list[Prediction]]:
-    """Summarize the test dialogues, divided among the run's processes, and score them.
+    """Generate the outputs of the test split, divided among the run's processes, and score them.
 
     Args:
         config: generation options.
         model: any encoder-decoder model.
         tokenizer: its tokenizer.
-        test: the dialogues with their references.
+        test: the sources with their references.
         sources: their token ids, prompt included.
-        max_new_tokens: maximum length of a summary in tokens.
+        max_new_tokens: maximum length of an output in tokens.
         fast_paths: as in `generate_summaries`.
+        scoring: the metrics; None scores summaries.
 
     Returns:
-        The scores (`rouge_record` and `eval_seconds`), and the rows of predictions.jsonl.
+        The scores (`score_record` and `eval_seconds`), and the rows of predictions.jsonl.
     """
+    scoring = scoring or Scoring()
     start = time.perf_counter()
     own = shares([len(ids) for ids in sources], world_size())[rank()]
     written = summarize(config, model, tokenizer, [sources[i] for i in own], max_new_tokens, fast_paths)
     found = {i: text for part in all_gather(dict(zip(own, written, strict=True))) for i, text in part.items()}
     predictions = [found[i] for i in range(len(sources))]
     seconds = time.perf_counter() - start
-    rouge = from_main(lambda: score_dialogues(predictions, [example.references for example in test]))
-    rows: list[Prediction] = [
-        {
+    references = [list(example.references) for example in test]
+    measured = from_main(lambda: scoring.measure(predictions, references))
+    rows: list[Prediction] = []
+    for i, (example, prediction) in enumerate(zip(test, predictions, strict=True)):
+        row: Prediction = {
             "id": example.id,
             "dialogue": example.dialogue,
             "references": list(example.references),
             "prediction": prediction,
-            "version": PREDICTIONS_VERSION,
-            "rouge": {name: rouge.by_reference[name][i] for name in ROUGE_NAMES},
+            "version": PREDICTIONS_VERSION if measured.by_reference else WITHOUT_ROUGE,
         }
-        for i, (example, prediction) in enumerate(zip(test, predictions, strict=True))
-    ]
-    scores = from_main(lambda: rouge_record(rows, rouge))
+        if measured.by_reference:
+            row["rouge"] = {name: measured.by_reference[name][i] for name in ROUGE_NAMES}
+        rows.append(row)
+    scores = from_main(lambda: score_record(rows, scoring, measured))
     scores["eval_seconds"] = round(seconds, 2)
+    scores.update(scoring.fields())  # type: ignore[typeddict-item]
     return scores, rows
 
 
@@ -109,7 +120,7 @@ def summarize(
     `options` are further keywords of `generate`; the config's own replace them.
     """
     check_tokens(model, config)
-    columns = (TextColumn("summarizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not (console.is_terminal and is_main())
@@ -128,44 +139,44 @@ def summarize(
         )
 
 
-def rouge_record(rows: list[Prediction], rouge: DialogueScores | None = None) -> Scores:
-    """Average the ROUGE of predictions over references, then over dialogues, with 95 % intervals.
+def score_record(
+    rows: list[Prediction], scoring: Scoring | None = None, measured: Measured | None = None
+) -> Scores:
+    """Average the scores of predictions over references, then over examples, with 95 % intervals.
 
     Args:
         rows: those of predictions.jsonl; the ROUGE that they hold is not used.
-        rouge: their scores; None scores them.
+        scoring: the metrics; None scores summaries.
+        measured: their scores; None scores them.
 
     Returns:
-        The scores with mean lengths in words; `<name>_best`, by each dialogue's best reference, is
-        there if a dialogue has several.
+        The scores with mean lengths in words; `<name>_best`, by each example's best reference, is there if
+        an example has several and the metric takes their mean.
     """
-    rouge = rouge or score_rows(rows)
+    scoring = scoring or Scoring()
+    measured = measured or measure_rows(rows, scoring)
     references = [reference for row in rows for reference in row["references"]]
-    scores: dict[str, Any] = {"n_examples": len(rows)}
-    for name in ROUGE_NAMES:
-        scores[name] = float(np.mean(rouge.mean[name]))
-        scores[f"{name}_interval"] = list(bootstrap_interval(rouge.mean[name]))
-        if len(references) > len(rows):
-            scores[f"{name}_best"] = float(np.mean(rouge.best[name]))
-    tokenizer = choose_tokenizer(references)
-    if tokenizer.name != ENGLISH:
-        logger.info("ROUGE: the references are not English; their words are counted by Unicode's rules")
-    scores["rouge_tokenizer"] = str(tokenizer)
+    scores: dict[str, Any] = {"n_examples": len(rows)} | scoring.record(measured)
     scores["mean_words"] = float(np.mean([len(row["prediction"].split()) for row in rows]))
     scores["reference_words"] = float(np.mean([len(reference.split()) for reference in references]))
     return cast(Scores, scores)
 
 
-def score_rows(rows: list[Prediction]) -> DialogueScores:
+def measure_rows(rows: list[Prediction], scoring: Scoring) -> Measured:
     """Score the predictions of predictions.jsonl."""
-    return score_dialogues([row["prediction"] for row in rows], [row["references"] for row in rows])
+    return scoring.measure([row["prediction"] for row in rows], [row["references"] for row in rows])
 
 
-def kept_scores(rows: list[Prediction]) -> DialogueScores:
-    """Return the ROUGE that predictions.jsonl holds; score the rows if an older version wrote them."""
-    if any(row.get("version") != PREDICTIONS_VERSION for row in rows):
-        return score_rows(rows)
-    return DialogueScores({name: [row["rouge"][name] for row in rows] for name in ROUGE_NAMES})
+def kept_scores(rows: list[Prediction], scoring: Scoring) -> Measured:
+    """Return the scores of predictions.jsonl, with the ROUGE that it holds; an older version wrote none."""
+    if "rouge" not in scoring.task.metrics or any(
+        row.get("version", 1) == 1 or "rouge" not in row for row in rows
+    ):
+        return measure_rows(rows, scoring)
+    held = DialogueScores({name: [row["rouge"][name] for row in rows] for name in ROUGE_NAMES})
+    references = [row["references"] for row in rows]
+    known = {"rouge": from_dialogue_scores(held, references, scoring.language)}
+    return scoring.measure([row["prediction"] for row in rows], references, known)
 
 
 def write_predictions(file: Path, rows: list[Prediction]) -> None:

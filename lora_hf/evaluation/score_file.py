@@ -1,23 +1,25 @@
-"""ROUGE of a file of saved predictions, with bootstrap intervals over dialogues: `lora-hf score`.
+"""Scores of a file of saved predictions, with bootstrap intervals over examples: `lora-hf score`.
 
-A dialogue with several references takes several rows of the file (`group` or `group_size`), or one row with
-several columns of references, or with a list in the cell, as json and parquet allow. Predictions and
-references may also be plain text, one per line. Its score is the mean over its references, with the best
-one beside it; the score of the file is the mean over dialogues, and the bootstrap resamples dialogues.
+An example, such as a dialogue, that has several references takes several rows of the file (`group` or
+`group_size`), or one row with several columns of references, or with a list in the cell, as json and parquet
+allow. Predictions and references may also be plain text, one per line. The ROUGE of an example is the mean
+over its references, with the best one beside it; `evaluation.metrics` says what other metrics do. The
+bootstrap resamples examples.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import TEXT, Row, read_lines, read_rows
 from lora_hf.errors import UserError, did_you_mean
-from lora_hf.evaluation.rouge import ROUGE_NAMES, group_scores, rouge_per_pair
-from lora_hf.evaluation.significance import bootstrap_interval
+from lora_hf.evaluation.metrics import Measured, Scoring, scoring_by
+from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
+from lora_hf.evaluation.rouge import group_scores, rouge_per_pair
 from lora_hf.evaluation.words import choose_tokenizer
+from lora_hf.scores import Score
 
 FileScores = dict[str, Any]
 PREDICTION, REFERENCES = "prediction", ("references", "reference")
@@ -31,27 +33,33 @@ def score_file(
     group: str | None = None,
     group_size: int | None = None,
     form: Form = SEEN,
+    metrics: Sequence[str] = ("rouge",),
+    language: str | None = None,
 ) -> FileScores:
     """Score the predictions in a csv, tsv, jsonl, json, parquet, arrow or text file.
 
     Args:
         path: the file; a text file has one prediction per line.
-        prediction: column with the summaries to score; an empty one scores 0. None is `prediction`.
-        reference: column with reference summaries, a text or a list of texts, or several such columns; or a
-            text file with one reference per line. None is `references` or `reference`.
-        group: column that has the same value in all rows of a dialogue; the rows need not be adjacent.
-        group_size: number of adjacent rows per dialogue. Without it or `group`, each row is a dialogue.
+        prediction: column with the texts to score; an empty one scores 0. None is `prediction`.
+        reference: column with references, a text or a list of texts, or several such columns; or a text file
+            with one reference per line. None is `references` or `reference`.
+        group: column that has the same value in all rows of an example; the rows need not be adjacent.
+        group_size: number of adjacent rows per example. Without it or `group`, each row is one.
         form: encoding and delimiter, where the files do not show them.
+        metrics: names of metrics, or paths of Python files.
+        language: language of the references, a code such as `de`, if it is known.
 
     Returns:
-        `rouge1` from 0 to 1, `rouge1_interval` ([low, high], 95 %) and so on for `ROUGE_NAMES`; the same for
-        `rouge1_best` and so on if a dialogue has several references; `n` (dialogues), `n_rows`, and
-        `rouge_tokenizer`, how texts were divided into words.
+        Each score, such as `rouge1` from 0 to 1, and its 95 % interval, `rouge1_interval`, [low, high]; of
+        ROUGE the same for `rouge1_best` and so on if an example has several references; `n` (examples),
+        `n_rows`, and what the metrics say of themselves, such as `rouge_tokenizer`, how texts were divided
+        into words, or `bleu_signature`.
 
     Raises:
         UserError: the file cannot be read, a column or cell is missing or not text, or `group_size` does not
-            divide the rows.
+            divide the rows, or a metric is unknown or needs a package that is missing.
     """
+    scoring = scoring_by(metrics, language)
     if group is not None and group_size is not None:
         raise UserError(f"--group {group} and --group-size {group_size} exclude each other; give one of them")
     rows, prediction, references = _table(path, prediction, reference, form)
@@ -63,16 +71,34 @@ def score_file(
     groups = [
         [i for row in rows_ for i in pairs_of_row[row]] for rows_ in _groups(rows, group, group_size, path)
     ]
-    predictions, texts = (tuple(text[side] for text in pairs) for side in (0, 1))
-    scores = group_scores(rouge_per_pair(predictions, texts), groups)
+    measured = _measured(pairs, groups, scoring, path)
     result: FileScores = {}
-    for name in ROUGE_NAMES:
-        result |= _mean_and_interval(name, scores.mean[name])
-    if any(len(members) > 1 for members in groups):
-        for name in ROUGE_NAMES:
-            result |= _mean_and_interval(f"{name}_best", scores.best[name])
-    tokenizer = str(choose_tokenizer(texts))
-    return result | {"n": len(groups), "n_rows": len(rows), "rouge_tokenizer": tokenizer}
+    for kind, scores in (("", measured.scores), ("_best", measured.best)):
+        for name, values in scores.items():
+            result |= {f"{name}{kind}": values.exact, f"{name}{kind}_interval": values.interval()}
+    return result | {"n": len(groups), "n_rows": len(rows), **measured.facts}
+
+
+def _measured(
+    pairs: Sequence[tuple[str, str]], groups: Sequence[Sequence[int]], scoring: Scoring, path: str | Path
+) -> Measured:
+    """Score the examples; ROUGE compares pairs, so it alone allows an example with several predictions."""
+    known = {}
+    of_each = [[pairs[i][1] for i in members] for members in groups]
+    if "rouge" in scoring.task.metrics:
+        tokenizer = choose_tokenizer((text for _, text in pairs), scoring.language)
+        predictions, texts = (tuple(pair[side] for pair in pairs) for side in (0, 1))
+        per_pair = rouge_per_pair(predictions, texts, tokenizer)
+        known["rouge"] = from_dialogue_scores(group_scores(per_pair, groups), of_each, scoring.language)
+    if scoring.task.metrics != ("rouge",):
+        for members in groups:
+            written = {pairs[i][0] for i in members}
+            if len(written) > 1:
+                raise UserError(
+                    f"{path}: the rows of one example have several predictions, such as "
+                    f"{' and '.join(map(repr, sorted(written)[:2]))}; only ROUGE can be taken of them"
+                )
+    return scoring.measure([pairs[members[0]][0] for members in groups], of_each, known)
 
 
 def render_json(scores: FileScores) -> str:
@@ -80,28 +106,29 @@ def render_json(scores: FileScores) -> str:
     return json.dumps(scores, indent=2)
 
 
-def render_table(scores: FileScores) -> str:
-    """Return the scores as a text table: a line per ROUGE name, a column for mean and best reference."""
-    kinds = {"": "mean over references", "_best": "best reference"} if "rouge1_best" in scores else {"": "F1"}
-    lines = [" " * 11 + "".join(f"{title:<32}" for title in kinds.values()).rstrip()]
-    for name in ROUGE_NAMES:
-        cells = (_cell(scores[name + kind], scores[f"{name}{kind}_interval"]) for kind in kinds)
-        lines.append(
-            f"{name.replace('rouge', 'ROUGE-'):<11}" + "".join(f"{cell:<32}" for cell in cells).rstrip()
-        )
+def render_table(scores: FileScores, metrics: Sequence[str] = ("rouge",)) -> str:
+    """Return the scores as a text table: a line per score, a column for mean and best reference."""
+    listed = scoring_by(metrics).scores
+    has_best = any(f"{score.name}_best" in scores for score in listed)
+    heading = "F1" if tuple(metrics) == ("rouge",) else "score"
+    kinds = {"": "mean over references", "_best": "best reference"} if has_best else {"": heading}
+    width = max(11, *(len(score.label) + 1 for score in listed))
+    lines = [" " * width + "".join(f"{title:<32}" for title in kinds.values()).rstrip()]
+    for score in listed:
+        cells = (_cell(score, scores, kind) for kind in kinds if f"{score.name}{kind}" in scores)
+        lines.append(f"{score.label:<{width}}" + "".join(f"{cell:<32}" for cell in cells).rstrip())
     n, n_rows = scores["n"], scores["n_rows"]
     counted = f"{n} dialogues in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one dialogue"
     lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over dialogues")
-    lines.append(f"words of ROUGE: {scores['rouge_tokenizer']}")
+    lines += [f"{name.replace('_', ' ')}: {scores[name]}" for name in scores if name.endswith("_signature")]
+    if "rouge_tokenizer" in scores:
+        lines.append(f"words of ROUGE: {scores['rouge_tokenizer']}")
     return "\n".join(lines)
 
 
-def _cell(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
-
-
-def _mean_and_interval(name: str, values: Sequence[float]) -> FileScores:
-    return {name: fmean(values), f"{name}_interval": list(bootstrap_interval(values))}
+def _cell(score: Score, scores: FileScores, kind: str) -> str:
+    low, high = map(score.text, scores[f"{score.name}{kind}_interval"])
+    return f"{score.text(scores[score.name + kind])} [{low}, {high}]"
 
 
 def _table(

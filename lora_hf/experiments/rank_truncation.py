@@ -7,7 +7,6 @@ An adapter trained at rank k can be at least as good.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any, cast
 
 from lora_hf import files
@@ -19,15 +18,16 @@ from lora_hf.data.prepare import encode_test
 from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import kept_scores, score_model
-from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, bootstrap_interval
-from lora_hf.experiments.summary import Scores, dialogue_scores, paired_record
+from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL
+from lora_hf.experiments.summary import Scores, mean_scores, paired_record
 from lora_hf.files import check_new, write_json, write_text
 from lora_hf.models.languages import set_language
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
-from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PairedRecord, RankResult, TruncationRecord
 from lora_hf.saved.evaluate import report_other_settings
 from lora_hf.saved.find_adapter import load_with_base
+from lora_hf.scores import Score
 from lora_hf.training.registry import saved_method
 
 NAME = "default"
@@ -61,6 +61,8 @@ def truncate(
     check_new(output)
     if (method := saved_method(adapter)) != "lora":
         raise UserError(f"--adapter {adapter.source!r} is of method {method}, which has no rank to truncate")
+    scoring = Scoring.of_config(config)
+    scoring.check()
     model, tokenizer = load_with_base(adapter, base)
     manifest = adapter.manifest
     found = spectra(model, NAME)
@@ -73,8 +75,10 @@ def truncate(
     length = config.generation.max_new_tokens or manifest.get("max_new_tokens", NEW_TOKENS)
 
     def score() -> Scores:
-        _, rows = score_model(config.generation, model, tokenizer, test, sources, length, config.fast_paths)
-        return dialogue_scores([kept_scores(rows)])
+        _, rows = score_model(
+            config.generation, model, tokenizer, test, sources, length, config.fast_paths, scoring
+        )
+        return mean_scores([kept_scores(rows, scoring)])
 
     scores = {whole: score()}
     with files.whole(output) as folder:
@@ -87,17 +91,20 @@ def truncate(
             delete_adapter(model, name)
             set_adapter(model, NAME)
         singular = {path: values.tolist() for path, values in found.items()}
-        results = {rank: _rank_result(rank, scores, singular) for rank in sorted(scores)}
+        results = {rank: _rank_result(rank, scores, singular, scoring) for rank in sorted(scores)}
         tests = len(results) - 1
         record: TruncationRecord = {
             "adapter": adapter.source,
             "whole": whole,
             "needed": min(
-                rank for rank, of in results.items() if not _is_worse(of.get("against_whole"), tests)
+                rank
+                for rank, of in results.items()
+                if not _is_worse(of.get("against_whole"), tests, scoring.main)
             ),
             "ranks": {str(rank): of for rank, of in results.items()},
             "spectra": singular,
         }
+        record.update(scoring.fields())  # type: ignore[typeddict-item]
         write_json(folder / FIGURES, record)
         write_text(folder / TABLE, truncation_markdown(record))
         draw_truncation(record, folder / PICTURE)
@@ -112,17 +119,25 @@ def _checked(ranks: Sequence[int] | None, whole: int) -> list[int]:
     return smaller
 
 
-def _rank_result(rank: int, by_rank: Mapping[int, Scores], found: Mapping[str, list[float]]) -> RankResult:
+def _rank_result(
+    rank: int, by_rank: Mapping[int, Scores], found: Mapping[str, list[float]], scoring: Scoring
+) -> RankResult:
     scores, whole = by_rank[rank], max(by_rank)
     kept = sum(value**2 for values in found.values() for value in values[:rank])
     total = sum(value**2 for values in found.values() for value in values)
-    means = {name: mean(scores[name]) for name in ROUGE_NAMES}
-    intervals = {f"{name}_interval": list(bootstrap_interval(scores[name])) for name in ROUGE_NAMES}
-    fields: dict[str, Any] = {"n_examples": len(scores["rouge1"]), "energy": kept / max(total, 1e-300)}
+    main = scoring.main
+    means = {name: values.exact for name, values in scores.items()}
+    intervals = {f"{name}_interval": values.interval() for name, values in scores.items()}
+    n = len(scores[main.name].statistics)
+    fields: dict[str, Any] = {"n_examples": n, "energy": kept / max(total, 1e-300)}
     if rank != whole:
-        fields["against_whole"] = paired_record(scores, by_rank[whole])
+        fields["against_whole"] = paired_record(scores, by_rank[whole], main)
     return cast(RankResult, {**means, **intervals, **fields})
 
 
-def _is_worse(test: PairedRecord | None, tests: int) -> bool:
-    return test is not None and test["difference"] < 0 and test["p_value"] < SIGNIFICANCE_LEVEL / tests
+def _is_worse(test: PairedRecord | None, tests: int, main: Score) -> bool:
+    return (
+        test is not None
+        and main.sign * test["difference"] < 0
+        and test["p_value"] < SIGNIFICANCE_LEVEL / tests
+    )

@@ -149,8 +149,9 @@ def _write(
     kind: str, root: Path, folders: Folders, known: Mapping[str, Any]
 ) -> tuple[Comparison, list[Path]]:
     """Write the figures as JSON, the table as Markdown, the page, and a picture of several runs."""
-    from lora_hf.evaluation.evaluate import kept_scores, score_rows  # here: they take seconds to import
-    from lora_hf.experiments.summary import dialogue_scores, summarize
+    from lora_hf.evaluation.evaluate import kept_scores, measure_rows  # here: they take seconds to import
+    from lora_hf.evaluation.metrics import Scoring
+    from lora_hf.experiments.summary import mean_scores, summarize
     from lora_hf.reporting.comparison_table import (
         comparison_lines,
         comparison_markdown,
@@ -164,6 +165,7 @@ def _write(
     rows: dict[str, list[Any]] = {name: [] for name in folders}
     scores: dict[str, list[Any]] = {name: [] for name in folders}
     first: list[Prediction] = []
+    scoring = Scoring.of_result(read_result(next(iter(folders.values()))[0]) or {})
     for name, run in ((name, run) for name, runs in folders.items() for run in runs):
         result = read_result(run) or {}
         predictions = read_predictions(run, result)
@@ -178,9 +180,10 @@ def _write(
             )
         results[name].append(result)
         rows[name].append(predictions)
-        scores[name].append(score_rows(predictions) if is_changed else kept_scores(predictions))
-    by_dialogue = {name: dialogue_scores(of) for name, of in scores.items()}
-    comparison = summarize(kind, results, rows, by_dialogue, known.get("points"))
+        measure = measure_rows if is_changed else kept_scores
+        scores[name].append(measure(predictions, scoring))
+    by_example = {name: mean_scores(of) for name, of in scores.items()}
+    comparison = summarize(kind, results, rows, by_example, known.get("points"), scoring)
     if "published" in known:
         comparison["published"] = known["published"]
     comparison["command"] = known["command"]
@@ -203,7 +206,8 @@ def _write(
             comparison=comparison,
             labels=labels,
             rows={name: rows[name][0] for name in labels},
-            rouge1={name: by_dialogue[name]["rouge1"] for name in labels},
+            scoring=scoring,
+            by_example={name: by_example[name][scoring.main.name].by_example() for name in labels},
         )
     )
     files = [root / f"{kind}{end}" for end in (".json", ".md", PAGE)]
@@ -222,11 +226,14 @@ def lead(comparison: Comparison) -> str:
     """Return the comparison in one sentence; empty if there is nothing to compare."""
     if "gains" not in comparison:
         return ""
+    from lora_hf.evaluation.metrics import Scoring
+
     lora, share = comparison["arms"]["lora"], comparison["gains"]["lora_share_of_full"]
     weights = f"LoRA trains {lora['trainable_parameters'] / lora['total_parameters']:.2%} of the weights"
     if share is None:
         return f"{weights}; full fine-tuning gains nothing over the base here."
-    return f"{weights} and reaches {share:.0%} of full fine-tuning's gain in ROUGE-1 over the base."
+    main = Scoring.of_result(lora).main.label
+    return f"{weights} and reaches {share:.0%} of full fine-tuning's gain in {main} over the base."
 
 
 def facts(variants: Mapping[str, RunResult], folders: Folders) -> dict[str, str]:

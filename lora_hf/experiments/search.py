@@ -11,6 +11,7 @@ from typing import Any
 from lora_hf.config import RunConfig
 from lora_hf.config.sweep import Point, Range
 from lora_hf.errors import NotWritten, UserError
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.run_files import STORE, SWEEP, TRAINED
 from lora_hf.run_records import read_record
 
@@ -22,7 +23,7 @@ Run = Callable[[str, Point], None]
 
 
 def search(config: RunConfig, run: Run) -> dict[str, Point]:
-    """Run trials until there are `sweep.trials`; the objective is ROUGE-1 on the validation split.
+    """Run trials until there are `sweep.trials`; the objective is the main score on the validation split.
 
     Args:
         config: `sweep` is the space and the number of trials, `seed` the sampler's.
@@ -82,7 +83,7 @@ def _study(config: RunConfig, file: Path) -> Any:
         storage=f"sqlite:///{file}",
         study_name="sweep",
         sampler=optuna.samplers.TPESampler(seed=config.seed),
-        direction="maximize",
+        direction="maximize" if Scoring.of_config(config).main.higher_is_better else "minimize",
         load_if_exists=True,
     )
     space = json.dumps(config.sweep.model_dump(mode="json")[SPACE], sort_keys=True)
@@ -107,7 +108,7 @@ def _name(number: int) -> str:
 
 def _judged(config: RunConfig, number: int, point: Point, run: Run) -> float:
     run(_name(number), point)
-    return last_rouge(Path(config.output_dir) / _name(number))
+    return last_score(Path(config.output_dir) / _name(number), config.task.main)
 
 
 def _suggest(trial: Any, axis: str, values: Any) -> Any:
@@ -120,10 +121,10 @@ def _suggest(trial: Any, axis: str, values: Any) -> Any:
     return trial.suggest_float(axis, values.low, values.high, log=values.log)
 
 
-def last_rouge(run: Path) -> float:
-    """Return the last `eval_rouge1` of a run's log."""
-    log = (read_record(run / TRAINED) or {}).get("log", [])
-    values = [entry["eval_rouge1"] for entry in log if "eval_rouge1" in entry]
+def last_score(run: Path, name: str) -> float:
+    """Return the last value of a score on the validation split, by a run's log."""
+    log, key = (read_record(run / TRAINED) or {}).get("log", []), f"eval_{name}"
+    values = [entry[key] for entry in log if key in entry]
     if not values:
-        raise UserError(f"{run} has no eval_rouge1 in its log: set training.eval_strategy")
+        raise UserError(f"{run} has no {key} in its log: set training.eval_strategy")
     return float(values[-1])

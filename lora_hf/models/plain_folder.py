@@ -91,6 +91,6 @@ def write_prompt(folder: Path, settings: PredictionSettings, origin: str = "") -
     write_json(folder / MANIFEST_NAME, settings.manifest())
     prompt = prompt_template(settings.data.prompt)
     fields = {"prompt": prompt, "quoted": repr(prompt), "place": PLACE, "origin": origin}
-    length = settings.data.max_source_length
-    text = TEXT.format(title="A model that summarizes dialogues", length=length, **fields)
+    length, title = settings.data.max_source_length, f"A model for {settings.task.purpose}"
+    text = TEXT.format(title=title, length=length, **fields)
     write_text(folder / README, text.replace("\n\n\n", "\n\n"))

@@ -7,6 +7,7 @@ from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.peft_format import method_of
 from lora_hf.config import RunConfig
 from lora_hf.config.model import EMBEDDED
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.run_records import Prediction, RunResult
 
 WEIGHTS = {"bottleneck": "Bottleneck layers", "prompt_tuning": "A tuned prompt"}
@@ -59,6 +60,11 @@ class CardFacts:
     samples: list[Prediction] = field(default_factory=list)
     """Rows of predictions.jsonl."""
     license: str | None = None
+
+    @property
+    def scoring(self) -> Scoring:
+        """Return how the run was scored."""
+        return Scoring.of_result(self.record or self.manifest)
 
     @property
     def name(self) -> str:

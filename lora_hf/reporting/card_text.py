@@ -6,9 +6,10 @@ from typing import Any
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prompts import prompt_template
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Fields
-from lora_hf.reporting.tables import ROUGE_LABELS, bytes_cell, markdown_table, sample_markdown, seconds_cell
-from lora_hf.run_records import Prediction, RunResult, best_of, interval_of
+from lora_hf.reporting.tables import bytes_cell, markdown_table, sample_markdown, seconds_cell
+from lora_hf.run_records import Prediction, RunResult, best_of, interval_of, score_of
 
 HUB_IMPORT = "from transformers import AutoModelForSeq2SeqLM\n"
 EMBEDDED_IMPORT = "\nfrom lora_hf import ModelConfig, load_model\n"
@@ -20,6 +21,8 @@ def card_words(facts: CardFacts) -> Fields:
     prompt, is_unknown = manifest.get("prompt"), base.name is None
     return {
         "facts": facts,
+        "task": facts.scoring.task,
+        "about_scores": _about_scores(facts),
         "where": f"{facts.repo_id}@{facts.branch}" if facts.branch else facts.repo_id,
         "base_option": " --base PATH/TO/BASE" if is_unknown else "",
         "base_argument": ', base="PATH/TO/BASE"' if is_unknown else "",
@@ -110,13 +113,30 @@ def _peft_note(manifest: Fields) -> str:
 
 
 def _scores(record: RunResult) -> str:
-    lines = []
-    for name, label in ROUGE_LABELS.items():
-        low, high = interval_of(record, name)
-        lines.append([label, f"{record[name]:.4f}", f"{low:.4f}–{high:.4f}"])
-        if (best := best_of(record, name)) is not None:
-            lines.append([f"{label}, best reference", f"{best:.4f}", ""])
-    return markdown_table([["", "F1", "95 % interval"], *lines])
+    lines, scoring = [], Scoring.of_result(record)
+    for score in scoring.scores:
+        low, high = map(score.text, interval_of(record, score.name))
+        note = "" if score.higher_is_better else " (lower is better)"
+        lines.append([f"{score.label}{note}", score.text(score_of(record, score.name)), f"{low}–{high}"])
+        if (best := best_of(record, score.name)) is not None:
+            lines.append([f"{score.label}, best reference", score.text(best), ""])
+    heading = "F1" if scoring.task.metrics == ("rouge",) else "score"
+    return markdown_table([["", heading, "95 % interval"], *lines])
+
+
+def _about_scores(facts: CardFacts) -> str:
+    """Say on what the scores were computed, their scale, and how several references count."""
+    scoring, n = facts.scoring, facts.record.get("n_examples", 0)
+    on = f"on {n:,} test {scoring.task.sources}"
+    if scoring.task.metrics == ("rouge",):
+        return (
+            f"F1 from 0 to 1 {on}, with stemming; ROUGE-Lsum splits into sentences. For a "
+            f"{scoring.task.source} with several\nreferences it is the mean over them."
+        )
+    scales = [f"{score.label} from 0 to {score.scale}" for score in scoring.scores]
+    signatures = [f"`{value}`" for name, value in facts.record.items() if name.endswith("_signature")]
+    by = f" By sacrebleu: {', '.join(signatures)}." if signatures else ""
+    return f"{', '.join(scales)}, {on}.{by}"
 
 
 def _sample(row: Prediction) -> str:

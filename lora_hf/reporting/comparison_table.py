@@ -7,15 +7,23 @@ from collections.abc import Callable, Collection
 
 from rich.table import Table
 
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.reporting.tables import (
-    ROUGE_LABELS,
     bytes_cell,
     markdown_table,
     sample_markdown,
     seconds_cell,
     terminal_table,
 )
-from lora_hf.run_records import Comparison, PairedRecord, Published, RunResult, best_of, variants_of
+from lora_hf.run_records import (
+    Comparison,
+    PairedRecord,
+    Published,
+    RunResult,
+    best_of,
+    score_of,
+    variants_of,
+)
 
 METHOD_LABELS = {"base": "base", "full": "full", "lora": "LoRA"}
 Cell = Callable[[Comparison, str], str]
@@ -25,7 +33,8 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
     """Return a header, then one line per measure or per variant."""
     if "arms" in comparison:
         return _lines_by_measure(comparison)
-    columns = SWEEP_COLUMNS if "series" in comparison else METHODS_COLUMNS
+    columns = {f"{scoring_of(comparison).main.label} [95 %]": _main_score}
+    columns |= SWEEP_COLUMNS if "series" in comparison else METHODS_COLUMNS
     rows = [
         [_row_label(comparison, name), *(cell(comparison, name) for cell in columns.values())]
         for name in comparison["order"]
@@ -37,14 +46,20 @@ def _result(comparison: Comparison, name: str) -> RunResult:
     return comparison["variants"][name]
 
 
-def _rouge1(comparison: Comparison, name: str) -> str:
-    low, high = comparison["intervals"][name]["rouge1"]
-    return f"{_result(comparison, name)['rouge1']:.3f} [{low:.3f}, {high:.3f}]"
+def scoring_of(comparison: Comparison) -> Scoring:
+    """Return how the runs of a comparison were scored."""
+    return Scoring.of_result(next(iter(variants_of(comparison).values())))
+
+
+def _main_score(comparison: Comparison, name: str) -> str:
+    main = scoring_of(comparison).main
+    low, high = (main.text(end, 3) for end in comparison["intervals"][name][main.name])
+    return f"{main.text(score_of(_result(comparison, name), main.name), 3)} [{low}, {high}]"
 
 
 def _difference(comparison: Comparison, name: str) -> str:
     test = comparison["against_lora"].get(name)
-    return f"{test['difference']:+.3f}" if test else "–"
+    return scoring_of(comparison).main.text(test["difference"], 3, signed=True) if test else "–"
 
 
 def _p_value(comparison: Comparison, name: str) -> str:
@@ -57,7 +72,6 @@ def _loss(comparison: Comparison, name: str) -> str:
     return "–" if loss is None else f"{loss:.3f}"
 
 
-ROUGE1: dict[str, Cell] = {"ROUGE-1 [95 %]": _rouge1}
 COSTS: dict[str, Cell] = {
     "weights": lambda comparison, name: f"{_result(comparison, name)['trainable_parameters']:,}",
     "train": lambda comparison, name: seconds_cell(_result(comparison, name)["train_seconds"]),
@@ -66,8 +80,8 @@ COSTS: dict[str, Cell] = {
 SCORING: dict[str, Cell] = {
     "scoring": lambda comparison, name: f"{comparison['eval_ratio'][name]:.2f}",
 }
-METHODS_COLUMNS = ROUGE1 | {"− lora": _difference, "p": _p_value} | COSTS | SCORING
-SWEEP_COLUMNS = ROUGE1 | {"loss": _loss} | COSTS
+METHODS_COLUMNS: dict[str, Cell] = {"− lora": _difference, "p": _p_value} | COSTS | SCORING
+SWEEP_COLUMNS: dict[str, Cell] = {"loss": _loss} | COSTS
 
 
 def _row_label(comparison: Comparison, name: str) -> str:
@@ -89,6 +103,7 @@ def last_loss(result: RunResult) -> float | None:
 def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
     arms = comparison["arms"]
     labels = variant_labels(arms)
+    scoring = scoring_of(comparison)
 
     def line(name: str, cell: Callable[[RunResult], str]) -> list[str]:
         return [name, *(cell(arms[method]) for method in labels)]
@@ -96,18 +111,18 @@ def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
     lines = [["", *labels.values()]]
     if published := comparison.get("published"):
         lines.append(["published ROUGE-1", *(_published(published, method) for method in labels)])
-    for score, label in ROUGE_LABELS.items():
-        intervals = [comparison["intervals"][method][score] for method in labels]
-        best = [best_of(arms[method], score) for method in labels]
-        lines.append([label, *(f"{arms[method][score]:.4f}" for method in labels)])
-        lines.append(["95 % interval", *(f"{low:.4f}–{high:.4f}" for low, high in intervals)])
+    for score in scoring.scores:
+        intervals = [comparison["intervals"][method][score.name] for method in labels]
+        best = [best_of(arms[method], score.name) for method in labels]
+        lines.append([score.label, *(score.text(score_of(arms[method], score.name)) for method in labels)])
+        lines.append(["95 % interval", *(f"{score.text(low)}–{score.text(high)}" for low, high in intervals)])
         if None not in best:
-            lines.append(["best reference", *(f"{value:.4f}" for value in best)])
+            lines.append(["best reference", *(score.text(value) for value in best if value is not None)])
         if any("spread" in arms[method] for method in labels):
-            spreads = [arms[method].get("spread", {}).get(score) for method in labels]
-            lines.append(["deviation over seeds", *("–" if s is None else f"{s:.4f}" for s in spreads)])
+            spreads = [arms[method].get("spread", {}).get(score.name) for method in labels]
+            lines.append(["deviation over seeds", *("–" if s is None else score.text(s) for s in spreads)])
     if "gains" in comparison:
-        lines.append(["gain in ROUGE-1", *(_gain(comparison, method) for method in labels)])
+        lines.append([f"gain in {scoring.main.label}", *(_gain(comparison, method) for method in labels)])
     references = f"words (people: {next(iter(arms.values()))['reference_words']:.1f})"
     return [
         *lines,
@@ -134,7 +149,8 @@ def _gain(comparison: Comparison, method: str) -> str:
     gains = comparison["gains"]
     share = gains["lora_share_of_full"]
     of_full = f" ({share:.0%} of full fine-tuning's)" if method == "lora" and share is not None else ""
-    return f"{gains['full' if method == 'full' else 'lora']:+.4f}{of_full}"
+    gain = gains["full" if method == "full" else "lora"]
+    return f"{scoring_of(comparison).main.text(gain, signed=True)}{of_full}"
 
 
 def _published(published: Published, method: str) -> str:
@@ -164,54 +180,62 @@ def _trained_weights(run: RunResult) -> str:
 
 def comparison_notes(comparison: Comparison) -> list[str]:
     """Return the notes below the table: tests, what is best, how it was measured."""
-    variants = variants_of(comparison)
+    variants, scoring = variants_of(comparison), scoring_of(comparison)
+    task, main = scoring.task, scoring.main
     reference = variants.get("lora") or next(iter(variants.values()))
     if "series" in comparison:
         reference = variants[comparison["best"]]
     seeds = f", means of {len(reference['seeds'])} seeds" if "seeds" in reference else ""
-    sample = f"{reference['n_examples']:,} test dialogues{seeds}; 95 % intervals by bootstrap over dialogues."
+    n = f"{reference['n_examples']:,} test {task.sources}"
+    sample = f"{n}{seeds}; 95 % intervals by bootstrap over {task.sources}."
     notes = [sample]
     if "arms" in comparison:
-        trivial = ", ".join(f"{name} {s['rouge1']:.4f}" for name, s in comparison["trivial"].items())
-        paired = [_paired(comparison["paired_test"])] if "paired_test" in comparison else []
+        of_trivial = {name: main.text(scores[main.name]) for name, scores in comparison["trivial"].items()}
+        trivial = ", ".join(f"{name} {value}" for name, value in of_trivial.items())
+        paired = [_paired(comparison["paired_test"], scoring)] if "paired_test" in comparison else []
         published = [published_note(comparison)] if "published" in comparison else []
-        notes = [*published, f"ROUGE-1 of trivial summaries: {trivial}.", *paired, sample]
+        notes = [*published, f"{main.label} of trivial {task.targets}: {trivial}.", *paired, sample]
     elif "series" in comparison:
-        notes = _sweep_notes(comparison, sample)
+        notes = _sweep_notes(comparison, sample, scoring)
     else:
         base = variants["base"]
         notes += [
-            "− lora: the difference in ROUGE-1, and the p value of its paired test by dialogue.",
+            f"− lora: the difference in {main.label}, and the p value of its paired test by {task.source}.",
             f"Weights: those that are trained; the base has {base['total_parameters']:,}. MiB: peak memory.",
-            f"Scoring: the time for writing summaries over the base's {base['eval_seconds']:.1f} s; longer "
-            "summaries take longer. scripts/benchmarks/generation_time.py compares equal work.",
+            f"Scoring: the time for writing {task.targets} over the base's {base['eval_seconds']:.1f} s; "
+            f"longer {task.targets} take longer. scripts/benchmarks/generation_time.py compares equal work.",
         ]
     notes += [f"Data: {warning}." for warning in comparison.get("data_warnings", [])]
     return [*notes, f"{reference['base_model']} in {reference['dtype']} on {reference['device']}."]
 
 
-def _sweep_notes(comparison: Comparison, sample: str) -> list[str]:
+def _sweep_notes(comparison: Comparison, sample: str, scoring: Scoring) -> list[str]:
+    main, source = scoring.main, scoring.task.source
+    extreme = "highest" if main.higher_is_better else "lowest"
     axis, variants = comparison["axis"], comparison["variants"]
     best, cheapest = comparison["best"], comparison["cheapest"]
     share = variants[cheapest]["trainable_parameters"] / max(1, variants[best]["trainable_parameters"])
     return [
         *(
-            f"{label or 'all runs'}: no value above {axis} = {series['plateau']} is better; the highest "
+            f"{label or 'all runs'}: no value above {axis} = {series['plateau']} is better; the {extreme} "
             f"score is at {series['best']}."
             for label, series in comparison["series"].items()
         ),
-        "Better: ROUGE-1 paired by dialogue, p < 0.05 for all the larger values together.",
+        f"Better: {main.label} paired by {source}, p < 0.05 for all the larger values together.",
         f"Cheapest within the best one's interval: {cheapest}, with {share:.0%} of {best}'s weights.",
         sample,
         "Loss: the last on the validation split, or of training if the run has no evaluation.",
     ]
 
 
-def _paired(test: PairedRecord) -> str:
-    low, high = test["interval"]
+def _paired(test: PairedRecord, scoring: Scoring) -> str:
+    main = scoring.main
+    difference, low, high = (
+        main.text(value, signed=True) for value in (test["difference"], *test["interval"])
+    )
     return (
-        f"LoRA − full in ROUGE-1: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
-        f"p = {test['p_value']:.2g}, paired by dialogue."
+        f"LoRA − full in {main.label}: {difference} [{low}, {high}], "
+        f"p = {test['p_value']:.2g}, paired by {scoring.task.source}."
     )
 
 

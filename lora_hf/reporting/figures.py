@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from lora_hf.reporting.comparison_table import last_loss, variant_labels
-from lora_hf.reporting.tables import ROUGE_LABELS
-from lora_hf.run_files import RougeName
-from lora_hf.run_records import Comparison, Interval, Prediction, Series, variants_of
+from lora_hf.evaluation.metrics import Scoring
+from lora_hf.reporting.comparison_table import last_loss, scoring_of, variant_labels
+from lora_hf.run_records import Comparison, Interval, Prediction, Series, score_of, variants_of
+from lora_hf.scores import Score
 
 COLORS = {"base": "#9aa5b1", "full": "#33658a", "lora": "#e07a3f"}
 MORE_COLORS = ("#4c9f70", "#b565a7", "#c9a227", "#3aa6a6", "#d1495b", "#7d6bb0", "#8a9a5b", "#a9746e")
@@ -31,7 +31,8 @@ SERIES_COLORS = (COLORS["full"], COLORS["lora"], *MORE_COLORS[:4])
 EDGE = "#333333"
 PAGE_INK = "#010203"
 """Stands for the page's text color while Matplotlib draws."""
-BAR_SCORES: tuple[RougeName, ...] = ("rouge1", "rouge2", "rougeL")
+MAX_BARS = 3
+"""Scores in the picture of a comparison."""
 BAR_WIDTH = 0.26
 DPI = 150
 CHART_INCHES = (4.6, 3.1)
@@ -39,10 +40,9 @@ CHART_INCHES = (4.6, 3.1)
 ROW_INCHES = 0.36
 """Height of a variant in the picture of methods."""
 DOT_OPACITY, DOT_SIZE = (0.25, 0.9), (3.5, 8.0)
-"""Opacity and size of a point where there are many dialogues, and where there are few."""
+"""Opacity and size of a point where there are many examples, and where there are few."""
 MAX_INNER_LEGEND, LEGEND_ROW_INCHES = 5, 0.16
 """With more variants the legend is below the chart; height of a row there."""
-ROUGE1_AXIS = "ROUGE-1, with its 95 % interval"
 
 Draw = Callable[[Axes], None]
 STYLE: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
@@ -73,8 +73,9 @@ class Report:
     labels: dict[str, str]
     rows: dict[str, list[Prediction]]
     """Those of the first seed."""
-    rouge1: dict[str, list[float]]
-    """By dialogue."""
+    by_example: dict[str, list[float]]
+    """The main score of each example."""
+    scoring: Scoring
 
 
 def render(
@@ -127,15 +128,15 @@ def draw_picture(comparison: Comparison, file: Path) -> None:
     if "arms" in comparison:
         render([partial(_bars, comparison)], (8, 4.5), file, legend=True)
         return
-    variants = variants_of(comparison)
+    variants, sources = variants_of(comparison), scoring_of(comparison).task.sources
     if "series" in comparison:
         best = variants[comparison["best"]]
-        title = f"{best['base_model']}: {comparison['axis']}, {best['n_examples']:,} test dialogues"
+        title = f"{best['base_model']}: {comparison['axis']}, {best['n_examples']:,} test {sources}"
         panels = [_sweep_scores(comparison), _sweep_losses(comparison)]
         render(panels, (9, 3.8), file, title=title, legend=True)
         return
     lora = variants["lora"]
-    title = f"{lora['base_model']}: methods side by side, {lora['n_examples']:,} test dialogues"
+    title = f"{lora['base_model']}: methods side by side, {lora['n_examples']:,} test {sources}"
     panels = [partial(_variant_scores, comparison), partial(_variant_weights, comparison)]
     height = 1.5 + ROW_INCHES * len(comparison["order"])
     render(panels, (9, height), file, title=title, ratios=(3, 2), sharey=True)
@@ -143,17 +144,17 @@ def draw_picture(comparison: Comparison, file: Path) -> None:
 
 def charts(report: Report) -> dict[str, str]:
     """Return the charts of a page that there are figures for: title -> SVG."""
-    comparison = report.comparison
+    comparison, task, main = report.comparison, report.scoring.task, report.scoring.main.label
     panels: dict[str, Draw] = {}
     if "series" in comparison:
-        panels[f"ROUGE-1 along {comparison['axis']}"] = _sweep_scores(comparison, legend=True)
+        panels[f"{main} along {comparison['axis']}"] = _sweep_scores(comparison, legend=True)
         panels["Loss"] = _sweep_losses(comparison)
-    panels["ROUGE-1 against the weights trained"] = partial(_scores_by_weights, report)
-    for key, curve in CURVES.items():
+    panels[f"{main} against the weights trained"] = partial(_scores_by_weights, report)
+    for key, curve in curves_of(report.scoring).items():
         if logged(comparison, key):
             panels[curve.title] = partial(_curves, report, key)
-    panels["Words per summary"] = partial(_lengths, report)
-    panels["ROUGE-1 of each test dialogue"] = partial(_dialogues, report)
+    panels[f"Words per {task.target}"] = partial(_lengths, report)
+    panels[f"{main} of each test {task.source}"] = partial(_examples, report)
     return {title: render([draw], CHART_INCHES, title=title) for title, draw in panels.items()}
 
 
@@ -167,18 +168,20 @@ class Curve:
     """The config field that makes the Trainer log it."""
 
 
-CURVES = {
-    "loss": Curve("Training loss over steps", "loss", "training.logging_steps"),
-    "eval_rouge1": Curve(
-        "ROUGE-1 on the validation split over steps", ROUGE_LABELS["rouge1"], "training.eval_strategy"
-    ),
-}
-"""By key in the Trainer's log."""
+def curves_of(scoring: Scoring) -> dict[str, Curve]:
+    """Return the charts of the loss and of the main score, by key in the Trainer's log."""
+    main = scoring.main
+    of_main = Curve(f"{main.label} on the validation split over steps", main.label, "training.eval_strategy")
+    return {
+        "loss": Curve("Training loss over steps", "loss", "training.logging_steps"),
+        f"eval_{main.name}": of_main,
+    }
 
 
 def missing_curves(comparison: Comparison) -> str:
     """Return which curves are not among the charts, and why; empty if all are there."""
-    if missing := [curve for key, curve in CURVES.items() if not logged(comparison, key)]:
+    curves = curves_of(scoring_of(comparison))
+    if missing := [curve for key, curve in curves.items() if not logged(comparison, key)]:
         if not any(result["trainable_parameters"] for result in variants_of(comparison).values()):
             return "Nothing was trained, so there are no curves over steps."
         return (
@@ -212,45 +215,67 @@ def error_bars(values: Sequence[float], intervals: Sequence[Interval]) -> list[l
 
 
 def _bars(comparison: Comparison, axes: Axes) -> None:
-    """Three scores of each variant with their intervals; dashed lines for the best trivial summary."""
-    variants = comparison["arms"]
+    """Up to three scores of each variant with their intervals; dashed lines for the best trivial output."""
+    variants, scoring = comparison["arms"], scoring_of(comparison)
+    scores = bar_scores(scoring)
     for number, (name, label) in enumerate(variant_labels(variants).items()):
         result, intervals = variants[name], comparison["intervals"][name]
-        values = [result[score] for score in BAR_SCORES]
-        reach = error_bars(values, [intervals[score] for score in BAR_SCORES])
+        values = [score_of(result, score.name) for score in scores]
+        reach = error_bars(values, [intervals[score.name] for score in scores])
         share = result["trainable_parameters"] / result["total_parameters"]
         label += f" ({share:.1%} of the weights)" if name == "lora" else ""
-        places = [place + (number - 1) * BAR_WIDTH for place in range(len(BAR_SCORES))]
+        places = [place + (number - 1) * BAR_WIDTH for place in range(len(scores))]
         axes.bar(places, values, BAR_WIDTH * 0.94, color=COLORS[name], label=label)
         axes.errorbar(places, values, reach, fmt="none", ecolor=EDGE, capsize=3, linewidth=1)
-        for place, value, above in zip(places, values, reach[1], strict=True):
+        for place, score, value, above in zip(places, scores, values, reach[1], strict=True):
             at = (place, value + above)
-            axes.annotate(f"{value:.3f}", at, (0, 4), textcoords="offset points", ha="center")
-    for place, score in enumerate(BAR_SCORES):
-        best = max(scores[score] for scores in comparison["trivial"].values())
-        label = "" if place else "best trivial summary (first lines)"  # one entry in the legend
-        edges = (place - 1.6 * BAR_WIDTH, place + 1.6 * BAR_WIDTH)
+            axes.annotate(score.text(value, 3), at, (0, 4), textcoords="offset points", ha="center")
+    task = scoring.task
+    for number, score in enumerate(scores):
+        best = max(comparison["trivial"].values(), key=lambda of: score.sign * of[score.name])[score.name]  # noqa: B023
+        label = "" if number else f"best trivial {task.target} ({task.trivial})"  # one entry in the legend
+        edges = (number - 1.6 * BAR_WIDTH, number + 1.6 * BAR_WIDTH)
         axes.hlines(best, *edges, colors="#555555", linestyles="dashed", label=label)
-    axes.set_xticks(range(len(BAR_SCORES)), [ROUGE_LABELS[score] for score in BAR_SCORES])
-    axes.set_ylabel("F1, 0 to 1")
-    axes.set_ylim(0, min(1.0, axes.get_ylim()[1] * 1.12))
+    axes.set_xticks(range(len(scores)), [score.label for score in scores])
+    is_rouge, top = task.metrics == ("rouge",), scoring.main.scale
+    axes.set_ylabel("F1, 0 to 1" if is_rouge else f"0 to {top}")
+    room = axes.get_ylim()[1] * 1.12
+    axes.set_ylim(0, min(float(top), room) if all(score.higher_is_better for score in scores) else room)
     lora = variants["lora"]
-    axes.set_title(f"{lora['base_model']}: ROUGE on {lora['n_examples']:,} test dialogues", loc="left")
+    what = "ROUGE" if is_rouge else "scores"
+    axes.set_title(f"{lora['base_model']}: {what} on {lora['n_examples']:,} test {task.sources}", loc="left")
+
+
+def bar_scores(scoring: Scoring) -> list[Score]:
+    """Return the scores in the picture of a comparison: those on the scale of the main one, it among them."""
+    main = scoring.main
+    others = [score for score in scoring.scores if score.scale == main.scale and score != main]
+    shown = {main.name, *(score.name for score in others[: MAX_BARS - 1])}
+    return [score for score in scoring.scores if score.name in shown]
+
+
+def axis_label(score: Score) -> str:
+    """Return the label of an axis of a score."""
+    note = "" if score.higher_is_better else ", lower is better"
+    return f"{score.label}{note}, with its 95 % interval"
 
 
 def _variant_scores(comparison: Comparison, axes: Axes) -> None:
     """A row per variant: a point with its interval, its value at the right; a dashed line at plain LoRA's."""
     variants, order = comparison["variants"], comparison["order"]
+    main = scoring_of(comparison).main
     for place, name in enumerate(order):
-        value, interval = variants[name]["rouge1"], comparison["intervals"][name]["rouge1"]
+        value, interval = score_of(variants[name], main.name), comparison["intervals"][name][main.name]
         reach, color = error_bars([value], [interval]), COLORS.get(name, OTHER_VARIANT)
         axes.errorbar(value, place, xerr=reach, fmt="o", color=color, ecolor=EDGE, capsize=3, lw=1)
-        _annotate_row(axes, place, f"{value:.3f}")
-    axes.axvline(variants["lora"]["rouge1"], color=COLORS["lora"], linestyle="dashed", lw=1, zorder=0)
-    ends = [end for intervals in comparison["intervals"].values() for end in intervals["rouge1"]]
-    room = max(max(ends) - min(ends), 0.02)
+        _annotate_row(axes, place, main.text(value, 3))
+    axes.axvline(
+        score_of(variants["lora"], main.name), color=COLORS["lora"], linestyle="dashed", lw=1, zorder=0
+    )
+    ends = [end for intervals in comparison["intervals"].values() for end in intervals[main.name]]
+    room = max(max(ends) - min(ends), 0.02 * main.scale)
     axes.set_xlim(min(ends) - 0.05 * room, max(ends) + 0.18 * room)  # room for the values at the right
-    axes.set_xlabel(ROUGE1_AXIS)
+    axes.set_xlabel(axis_label(main))
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()  # the first on top
     _light_rows(axes)
@@ -281,23 +306,23 @@ def _light_rows(axes: Axes) -> None:
 
 
 def _sweep_scores(comparison: Comparison, legend: bool = False) -> Draw:
-    """ROUGE-1 with its intervals, a ring at the plateau's beginning, and the base as a dashed line."""
-    variants = comparison["variants"]
+    """The main score with its intervals, a ring at the plateau's beginning, and the base as a dashed line."""
+    variants, main = comparison["variants"], scoring_of(comparison).main
 
     def draw(axes: Axes) -> None:
         for number, (label, series) in enumerate(comparison["series"].items()):
             color, places = SERIES_COLORS[number % len(SERIES_COLORS)], _places(axes, comparison, series)
-            values = [variants[name]["rouge1"] for name in series["runs"]]
-            reach = error_bars(values, [comparison["intervals"][name]["rouge1"] for name in series["runs"]])
+            values = [score_of(variants[name], main.name) for name in series["runs"]]
+            reach = error_bars(values, [comparison["intervals"][name][main.name] for name in series["runs"]])
             line: Any = {"fmt": "o-", "color": color, "capsize": 3, "lw": 1.6, "elinewidth": 0.8}
             axes.errorbar(places, values, reach, label=label or None, **line)
             at = series["values"].index(series["plateau"])
             axes.plot(places[at], values[at], "o", ms=13, mfc="none", mec=color, mew=1.5)
         if "base" in variants:
             level: Any = {"color": "#888888", "linestyle": "dashed", "lw": 1, "label": "base"}
-            axes.axhline(variants["base"]["rouge1"], **level)
+            axes.axhline(score_of(variants["base"], main.name), **level)
         axes.set_xlabel(f"{comparison['axis']} (ring: no larger value is better)")
-        axes.set_ylabel(ROUGE1_AXIS)
+        axes.set_ylabel(axis_label(main))
         if legend and len(comparison["series"]) > 1:
             axes.legend(loc="best")
 
@@ -334,13 +359,14 @@ def _places(axes: Axes, comparison: Comparison, series: Series) -> list[Any]:
 
 def _scores_by_weights(report: Report, axes: Axes) -> None:
     """Points with their intervals; a dashed line for a variant without training."""
+    main = report.scoring.main
     for name, label in report.labels.items():
         result, color = variants_of(report.comparison)[name], color_of(report.labels, name)
-        value, count = result["rouge1"], result["trainable_parameters"]
+        value, count = score_of(result, main.name), result["trainable_parameters"]
         if not count:
             axes.axhline(value, color=color, linestyle="dashed", label=label)
             continue
-        reach = error_bars([value], [report.comparison["intervals"][name]["rouge1"]])
+        reach = error_bars([value], [report.comparison["intervals"][name][main.name]])
         bar: Any = {"fmt": "o", "color": color, "ecolor": PAGE_INK, "elinewidth": 0.8, "capsize": 3}
         axes.errorbar(count, value, reach, label=label, **bar)
     axes.set_xscale("log")
@@ -349,7 +375,7 @@ def _scores_by_weights(report: Report, axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())  # its numbers would overlap
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel("weights trained")
-    axes.set_ylabel(ROUGE_LABELS["rouge1"])
+    axes.set_ylabel(main.label)
     _legend(axes, report)
 
 
@@ -359,7 +385,7 @@ def _curves(report: Report, key: str, axes: Axes) -> None:
         steps, values = zip(*curves[name], strict=True)
         axes.plot(steps, values, color=color_of(report.labels, name), label=report.labels[name])
     axes.set_xlabel("step")
-    axes.set_ylabel(CURVES[key].label)
+    axes.set_ylabel(curves_of(report.scoring)[key].label)
     _legend(axes, report)
 
 
@@ -386,19 +412,21 @@ def _lengths(report: Report, axes: Axes) -> None:
     _legend(axes, report)
 
 
-def _dialogues(report: Report, axes: Axes) -> None:
-    """One dot per dialogue in a band per variant, with the median; the height in the band means nothing."""
+def _examples(report: Report, axes: Axes) -> None:
+    """One dot per example in a band per variant, with the median; the height in the band means nothing."""
     for place, name in enumerate(report.labels):
-        values = report.rouge1[name]
+        values = report.by_example[name]
         heights = [place + ((i * 0.618034) % 1 - 0.5) * 0.7 for i in range(len(values))]  # spread evenly
         opacity, size = dots(len(values))
         axes.plot(values, heights, ".", color=color_of(report.labels, name), ms=size, alpha=opacity, mew=0)
         axes.plot([median(values)] * 2, [place - 0.4, place + 0.4], color=PAGE_INK, lw=1.8)
     axes.set_yticks(range(len(report.labels)), list(report.labels.values()))
     axes.invert_yaxis()
-    axes.set_xlim(-0.02, 1.02)
+    main = report.scoring.main
+    top = max(main.scale, *(max(values) for values in report.by_example.values()))
+    axes.set_xlim(-0.02 * top, 1.02 * top)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"{ROUGE_LABELS['rouge1']}; the line is the median")
+    axes.set_xlabel(f"{main.label}; the line is the median")
 
 
 def dots(n: int) -> tuple[float, float]:

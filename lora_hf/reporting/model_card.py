@@ -11,13 +11,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from lora_hf.hub.upload import TAG, with_checksum
 from lora_hf.reporting.card_facts import EMBEDDED, CardFacts
 from lora_hf.reporting.card_text import card_words
-from lora_hf.reporting.tables import ROUGE_LABELS
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "card" / "README.md.j2"
 
 
 def model_card(facts: CardFacts) -> str:
-    """Return README.md: metadata with every ROUGE score as `model-index`, and the text."""
+    """Return README.md: metadata with every score as `model-index`, and the text."""
     card = ModelCard.from_template(card_data(facts), template_path=str(TEMPLATE), **card_words(facts))
     return with_checksum(f"{card}\n")
 
@@ -34,37 +33,38 @@ def card_data(facts: CardFacts) -> ModelCardData:
         model_name=facts.name if results else None,
         library_name="peft" if facts.method == "lora" else TAG,
         license=facts.license,
-        metrics=["rouge"] if results else None,
-        pipeline_tag="summarization",
+        metrics=list(dict.fromkeys(name for name, _ in facts.scoring.by_metric)) if results else None,
+        pipeline_tag=facts.scoring.task.hub_task,
         tags=[TAG, facts.method],
     )
 
 
 def eval_results(facts: CardFacts) -> list[EvalResult]:
-    """Return every ROUGE score of the run, with its interval if it has one; empty without a run."""
+    """Return every score of the run, with its interval if it has one; empty without a run."""
     if facts.config is None:
         return []
-    best = {f"{name}_best": f"{label}, best reference" for name, label in ROUGE_LABELS.items()}
-    labels = {str(name): label for name, label in ROUGE_LABELS.items()} | best
     record = dict(facts.record)
-    return [
-        _result(facts, name, label, record[name], record.get(f"{name}_interval"))
-        for name, label in labels.items()
-        if name in record
-    ]
+    found = []
+    for end, note in (("", ""), ("_best", ", best reference")):
+        for metric, score in facts.scoring.by_metric:
+            if (name := f"{score.name}{end}") in record:
+                interval = record.get(f"{name}_interval")
+                found.append(_result(facts, metric, name, f"{score.label}{note}", record[name], interval))
+    return found
 
 
-def _result(facts: CardFacts, name: str, label: str, value: Any, interval: Any) -> EvalResult:
+def _result(facts: CardFacts, metric: str, name: str, label: str, value: Any, interval: Any) -> EvalResult:
     assert facts.config is not None
+    task = facts.scoring.task
     return EvalResult(
-        task_type="summarization",
-        task_name="Dialogue summarization",
+        task_type=task.hub_task,
+        task_name=task.title,
         dataset_type=facts.dataset or "local",
         dataset_name=facts.data_name,
         dataset_config=facts.config.data.dataset_config,
         dataset_split="test",
         dataset_revision=facts.config.data.dataset_revision,
-        metric_type="rouge",
+        metric_type=metric,
         metric_name=label,
         metric_config=name,
         metric_value=value,

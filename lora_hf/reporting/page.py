@@ -10,24 +10,31 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_hf.reporting.figures import Report, charts, missing_curves
 from lora_hf.reporting.highlight import marked
+from lora_hf.scores import Score
 
 TEMPLATES = Path(__file__).parents[1] / "assets" / "report"
-MAX_DIALOGUES = 2000
-"""Dialogues that a page lists: some 4 MB."""
+MAX_EXAMPLES = 2000
+"""Test examples that a page lists: some 4 MB."""
 MAX_PAIRED = 4
 """With more variants than these, gaps are listed only against one of them."""
 
 
 def report_page(report: Report) -> str:
     """Return the HTML of a report."""
-    listed = _dialogues(report)
+    listed = _examples(report)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    data = {"dialogues": listed, "orders": _orders(report.labels), "labels": report.labels}
+    task, main = report.scoring.task, report.scoring.main
+    data = {
+        "examples": listed,
+        "orders": _orders(report.labels, main),
+        "labels": report.labels,
+        "digits": 3 if main.scale == 1 else 1,
+    }
     return environment.get_template("page.html.j2").render(
         title=report.title,
         lead=report.lead,
@@ -38,37 +45,39 @@ def report_page(report: Report) -> str:
         configs=report.configs,
         charts=charts(report),
         undrawn=missing_curves(report.comparison),
-        dialogues=listed,
+        examples=listed,
+        task=task,
+        main=main,
         orders=data["orders"],
         left_out=len(next(iter(report.rows.values()))) - len(listed),
         data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),  # a text cannot end the script
     )
 
 
-def _orders(labels: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return the sort keys for dialogues: gaps, then each variant's score, then the order of the test set."""
+def _orders(labels: Mapping[str, str], main: Score) -> list[dict[str, str]]:
+    """Return the sort keys for examples: gaps, then each variant's score, then the order of the test set."""
     names = list(labels)
     pairs = [(of, less) for less, of in permutations(names, 2) if names.index(of) > names.index(less)]
     if len(names) > MAX_PAIRED:
         pairs = [(of, "lora" if "lora" in names else names[0]) for of in names]
     gaps = [{"label": f"{labels[a]} − {labels[b]}", "of": a, "less": b} for a, b in reversed(pairs) if a != b]
-    scores = [{"label": f"ROUGE-1 of {label}", "of": name} for name, label in labels.items()]
+    scores = [{"label": f"{main.label} of {label}", "of": name} for name, label in labels.items()]
     return [*gaps, *scores, {"label": "as in the test set"}]
 
 
-def _dialogues(report: Report) -> list[dict[str, Any]]:
-    """Return each test dialogue with every variant's summary and score."""
-    found = []
-    for place, row in enumerate(next(iter(report.rows.values()))[:MAX_DIALOGUES]):
+def _examples(report: Report) -> list[dict[str, Any]]:
+    """Return each test example with every variant's output and score."""
+    found, language = [], report.scoring.language
+    for place, row in enumerate(next(iter(report.rows.values()))[:MAX_EXAMPLES]):
         text = {name: rows[place]["prediction"] for name, rows in report.rows.items()}
         found.append(
             {
                 "id": str(row["id"]),
-                "dialogue": row["dialogue"],
+                "source": row["dialogue"],
                 "references": row["references"],
                 "text": text,
-                "html": {name: marked(words, row["references"]) for name, words in text.items()},
-                "rouge1": {name: round(values[place], 4) for name, values in report.rouge1.items()},
+                "html": {name: marked(words, row["references"], language) for name, words in text.items()},
+                "score": {name: round(values[place], 4) for name, values in report.by_example.items()},
             }
         )
     return found

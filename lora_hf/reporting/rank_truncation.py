@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from lora_hf.reporting.figures import COLORS, DPI, MORE_COLORS, error_bars
+from lora_hf.evaluation.metrics import Scoring
+from lora_hf.reporting.figures import COLORS, DPI, MORE_COLORS, axis_label, error_bars
 from lora_hf.reporting.tables import markdown_table, terminal_table
-from lora_hf.run_records import RankResult, TruncationRecord
+from lora_hf.run_records import RankResult, TruncationRecord, interval_of, score_of
+from lora_hf.scores import Score
 
-HEADER = ["rank", "ROUGE-1 [95 %]", "− whole", "p", "energy kept"]
 PANELS = {
     "EncDecAttention": "decoder, to the source",
     "encoder_attn": "decoder, to the source",
@@ -30,19 +31,20 @@ Spectra = Mapping[str, Sequence[float]]
 
 def truncation_lines(record: TruncationRecord) -> list[list[str]]:
     """Return a header, then one line per rank, the full adapter's last."""
+    main = Scoring.of_result(record).main
     return [
-        HEADER,
-        *(_line(rank, of) for rank, of in sorted(record["ranks"].items(), key=lambda x: int(x[0]))),
+        ["rank", f"{main.label} [95 %]", "− whole", "p", "energy kept"],
+        *(_line(rank, of, main) for rank, of in sorted(record["ranks"].items(), key=lambda x: int(x[0]))),
     ]
 
 
-def _line(rank: str, of: RankResult) -> list[str]:
-    low, high = of["rouge1_interval"]
+def _line(rank: str, of: RankResult, main: Score) -> list[str]:
+    low, high = map(main.text, interval_of(of, main.name))
     test = of.get("against_whole")
     return [
         rank,
-        f"{of['rouge1']:.4f} [{low:.4f}, {high:.4f}]",
-        f"{test['difference']:+.4f}" if test else "–",
+        f"{main.text(score_of(of, main.name))} [{low}, {high}]",
+        main.text(test["difference"], signed=True) if test else "–",
         f"{test['p_value']:.2g}" if test else "–",
         f"{of['energy']:.1%}",
     ]
@@ -50,12 +52,13 @@ def _line(rank: str, of: RankResult) -> list[str]:
 
 def truncation_notes(record: TruncationRecord) -> list[str]:
     """Return the notes below the table."""
-    n = next(iter(record["ranks"].values()))["n_examples"]
+    n, scoring = next(iter(record["ranks"].values()))["n_examples"], Scoring.of_result(record)
+    task = scoring.task
     return [
         f"Needed: rank {record['needed']} of {record['whole']} is the least that is not worse than the whole "
-        "(ROUGE-1 paired by dialogue, p < 0.05 for all ranks together).",
+        f"({scoring.main.label} paired by {task.source}, p < 0.05 for all ranks together).",
         "Energy: the kept share of the updates' squared singular values, over all layers.",
-        f"{n:,} test dialogues; 95 % intervals by bootstrap over dialogues.",
+        f"{n:,} test {task.sources}; 95 % intervals by bootstrap over {task.sources}.",
     ]
 
 
@@ -71,7 +74,7 @@ def truncation_terminal(record: TruncationRecord) -> Table:
 
 
 def draw_truncation(record: TruncationRecord, file: Path) -> None:
-    """Write a PNG, 1500 pixels wide: ROUGE-1 by rank with intervals, and one panel of spectra per stack."""
+    """Write a PNG, 1500 pixels wide: the score by rank with intervals, and one panel of spectra per stack."""
     stacks = by_stack(record["spectra"])
     with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -102,8 +105,9 @@ def by_stack(spectra: Spectra) -> dict[str, dict[str, list[Sequence[float]]]]:
 def _draw_scores(axes: Axes, record: TruncationRecord) -> None:
     ranks = sorted(map(int, record["ranks"]))
     of = [record["ranks"][str(rank)] for rank in ranks]
-    values = [x["rouge1"] for x in of]
-    ends = [x["rouge1_interval"] for x in of]
+    main = Scoring.of_result(record).main
+    values = [score_of(x, main.name) for x in of]
+    ends = [interval_of(x, main.name) for x in of]
     reach = error_bars(values, ends)
     axes.errorbar(
         ranks, values, reach, fmt="o-", color=COLORS["lora"], ecolor="#333333", elinewidth=0.8, capsize=3
@@ -114,7 +118,7 @@ def _draw_scores(axes: Axes, record: TruncationRecord) -> None:
     axes.set_xticks(ranks, list(map(str, ranks)))
     axes.minorticks_off()
     axes.set_xlabel("rank (ring: the least that is not worse)")
-    axes.set_ylabel("ROUGE-1, with its 95 % interval")
+    axes.set_ylabel(axis_label(main))
 
 
 def _draw_spectra(axes: Axes, of: Mapping[str, list[Sequence[float]]], colors: Mapping[str, str]) -> None:

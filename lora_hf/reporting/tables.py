@@ -4,14 +4,6 @@ from typing import Any
 
 from rich.table import Table
 
-from lora_hf.run_files import RougeName
-
-ROUGE_LABELS: dict[RougeName, str] = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-}
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -34,9 +26,9 @@ def terminal_table(lines: list[list[str]], notes: list[str], **options: Any) -> 
     return table
 
 
-def sample_markdown(dialogue: str, written: list[tuple[str, str]]) -> str:
-    """Return a quoted dialogue, and below it each summary with its author."""
-    quoted = "\n".join(f"> {line}  " for line in dialogue.split("\n"))  # two spaces: a line break
+def sample_markdown(source: str, written: list[tuple[str, str]]) -> str:
+    """Return a quoted source, and below it each output with its author."""
+    quoted = "\n".join(f"> {line}  " for line in source.split("\n"))  # two spaces: a line break
     items = "\n".join(f"- {who}: {' '.join(text.split())}" for who, text in written)
     return f"{quoted}\n\n{items}"
 

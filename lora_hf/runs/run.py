@@ -18,7 +18,7 @@ from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
 from lora_hf.distributed import all_gather, from_main, in_all_processes, is_sharded, world_size
 from lora_hf.evaluation.evaluate import score_model, write_predictions
-from lora_hf.evaluation.rouge import load_scorer
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer
@@ -69,7 +69,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     if layers := config.training.get("optim_target_modules"):
         with outline(config, settings_of(config.model), torch.float32, is_run=False) as model:
             check_optimizer_layers(layers, model)
-    load_scorer()
+    Scoring.of_config(config).check()
     tokenizer = load_tokenizer(config.model)
     check_lengths(config.model, config.data, config.generation)
     data = load_data(config, tokenizer)
@@ -114,7 +114,7 @@ def _train(run: Run) -> TrainingRecord:
 
 
 def score(run: Run) -> tuple[Scores, list[Prediction]]:
-    """Summarize and score the run's test split with its model."""
+    """Generate and score the outputs of the run's test split with its model."""
     config, data = run.config, run.data
     set_language(run.model, run.tokenizer, config.data)
     return score_model(
@@ -125,6 +125,7 @@ def score(run: Run) -> tuple[Scores, list[Prediction]]:
         data.test_sources,
         data.max_new_tokens,
         config.fast_paths,
+        Scoring.of_config(config),
     )
 
 

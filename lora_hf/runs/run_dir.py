@@ -25,7 +25,7 @@ from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
 from lora_hf.files import PARTIAL, json_text, write_json, write_text
 from lora_hf.hub.names import COMMIT
-from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS, ROUGE_NAMES
+from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS
 from lora_hf.run_records import RunResult, read_record, read_result
 
 IGNORED = (
@@ -143,7 +143,7 @@ def finished_result(config: RunConfig) -> RunResult | None:
         result = directory.results() if is_same else None
     except (UserError, OSError, ValueError):  # the run will report it
         return None
-    return result if result and result.keys() >= {*ROUGE_NAMES} else None
+    return result if result and result.keys() >= {*config.task.score_names} else None
 
 
 class RunDirectory:

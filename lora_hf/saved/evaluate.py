@@ -12,6 +12,7 @@ from lora_hf.data.prepare import encode_test, load_data
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.splits import load_split
 from lora_hf.evaluation.evaluate import score_model
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
@@ -31,6 +32,8 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     Raises:
         UserError: a mistake in the config, the data or the adapter.
     """
+    scoring = Scoring.of_config(config)
+    scoring.check()
     base = as_recorded(config.model, adapter) if adapter else config.model
     tokenizer = load_tokenizer(base)
     check_lengths(base, config.data, config.generation)
@@ -49,7 +52,7 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
         warnings = data.warnings
     set_language(model, tokenizer, config.data)
     scores, rows = score_model(
-        config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths
+        config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths, scoring
     )
     name = adapter.source if adapter else None
     return {

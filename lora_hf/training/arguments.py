@@ -16,10 +16,12 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from lora_hf.config import RunConfig
 from lora_hf.config.problems import shown
+from lora_hf.config.task import SUMMARIZATION
 from lora_hf.config.training import asks_to_compile
 from lora_hf.config.training_fields import RUN_DEFAULTS
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, did_you_mean, first_line
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.optimizer import check_optimizer
 from lora_hf.training.trackers import check_trackers
@@ -59,7 +61,7 @@ def training_arguments(
         "logging_steps": 50,
         "restore_callback_states_from_checkpoint": True,  # the counter of early stopping
     }
-    decided = {
+    decided = _best_checkpoint(config) | {
         "push_to_hub": False,  # a run is pushed whole, at its end (`saved.push`)
         "report_to": config.training.get("report_to") or "none",  # Transformers takes null for a name
     }
@@ -75,6 +77,24 @@ def training_arguments(
         raise UserError(f"training: {error}") from error
     except ImportError as error:
         raise UserError(f"training: a setting needs a package: {first_line(error)}") from error
+
+
+def _best_checkpoint(config: RunConfig) -> dict[str, Any]:
+    """Return by which score the best checkpoint is chosen, and which direction of it is better.
+
+    Summarization has Transformers' default, the loss; other tasks have their main score.
+    """
+    training, task = config.training, config.task
+    chosen = training.get("metric_for_best_model")
+    needs_one = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
+    found: dict[str, Any] = {}
+    if chosen is None and needs_one and task != SUMMARIZATION:
+        chosen = found["metric_for_best_model"] = task.main
+    name = str(chosen or "").removeprefix("eval_")
+    is_lower = any(score.name == name and not score.higher_is_better for score in Scoring(task).scores)
+    if is_lower and training.get("greater_is_better") is None:
+        found["greater_is_better"] = False
+    return found
 
 
 SHARDING = ("deepspeed", "fsdp", "fsdp_config")

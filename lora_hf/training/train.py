@@ -16,7 +16,8 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.collate import collator
 from lora_hf.data.prepare import RunData
 from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
-from lora_hf.evaluation.evaluate import ValidationRouge
+from lora_hf.evaluation.evaluate import ValidationScores
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.files import whole
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import set_language
@@ -112,7 +113,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
         eval_dataset=data.validation,
         processing_class=run.tokenizer,
         data_collator=collator(run.tokenizer, run.model),
-        compute_metrics=ValidationRouge(run.tokenizer),
+        compute_metrics=ValidationScores(run.tokenizer, Scoring.of_config(config)),
         callbacks=callbacks,
         loraplus_lr_ratio=config.loraplus_lr_ratio,
         fast_paths=config.fast_paths,

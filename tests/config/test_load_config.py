@@ -99,7 +99,7 @@ MISTAKES = [
     (
         "data: {prompt: sumarize}",
         "x.yaml:1: data.prompt='sumarize' is neither a shipped prompt ('summarize_dialogue', "
-        "'flan_brief', 'tldr', 'plain') nor a template that holds {dialogue}. Did you mean "
+        "'flan_brief', 'tldr', 'plain') nor a template that holds {dialogue} or {source}. Did you mean "
         "'summarize_dialogue'?",
     ),
     ("loraplus_lr_ratio: 0.5", "x.yaml:1: loraplus_lr_ratio=0.5 must be at least 1"),

@@ -77,7 +77,7 @@ def test_a_changed_weight_is_seen_by_its_hash_and_by_what_it_writes(run):
 
 def test_a_changed_score_is_seen(run):
     (run / "results.json").write_text(json.dumps(results(run) | {"rougeL": 0.99}))
-    assert "rougeL 0.99 ->" in faults(run)["rouge"] and "scoring" in faults(run)
+    assert "rougeL 0.99 ->" in faults(run)["scores"] and "scoring" in faults(run)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_changed_summary_is_seen(run):
 
 def test_missing_and_torn_files_are_faults(run, capsys):
     (run / "predictions.jsonl").unlink()
-    assert {"files", "rouge"} <= faults(run).keys()
+    assert {"files", "scores"} <= faults(run).keys()
     (run / "results.json").write_text("{")
     assert cli.run(["verify", str(run)], debug=False) == 1
     assert "not readable as JSON" in capsys.readouterr().out.replace("\n", " ")

@@ -124,6 +124,25 @@ def test_a_cell_may_be_longer_than_the_csv_modules_default_limit(tmp_path):
     assert score_file(write(tmp_path, rows), "made", "human")["rouge1"] == 1.0
 
 
+def test_other_metrics_take_the_rows_of_one_example_as_its_references(tmp_path):
+    rows = [
+        {"id": "a", "made": "Paris", "human": "in Paris"},
+        {"id": "a", "made": "Paris", "human": "Paris"},
+        {"id": "b", "made": "Rome", "human": "Oslo"},
+    ]
+    scores = score_file(write(tmp_path, rows), "made", "human", group="id", metrics=("squad", "accuracy"))
+    assert (scores["exact_match"], scores["f1"], scores["accuracy"], scores["n"]) == (50, 50, 0.5, 2)
+    table = render_table(scores, ("squad", "accuracy"))
+    assert "exact match 50.00 [" in table and "accuracy    0.5000 [" in table
+    assert score_file(write(tmp_path, rows), "made", "human", language="de")["rouge_tokenizer"].endswith(
+        "german stems"
+    )
+    with pytest.raises(UserError, match="have several predictions, such as 'Lima' and 'Paris'"):
+        score_file(
+            write(tmp_path, [*rows, rows[0] | {"made": "Lima"}]), "made", "human", "id", metrics=("squad",)
+        )
+
+
 def test_json_is_flat_and_complete(tmp_path):
     scores = score_file(write(tmp_path), "made", "human", group="id")
     data = json.loads(render_json(scores))

@@ -91,12 +91,12 @@ def test_p_is_uniform_where_nothing_differs_and_small_where_all_does():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: bootstrap_interval([]), "one value per dialogue"),
+        (lambda: bootstrap_interval([]), "one value per example"),
         (lambda: bootstrap_interval([[0.1], [0.2]]), r"shape is \(2, 1\)"),
         (lambda: bootstrap_interval([0.1, float("nan")]), r"values\[1\] is not a finite number"),
         (lambda: bootstrap_interval([0.1], confidence=95), "confidence=95"),
         (lambda: bootstrap_interval([0.1], resamples=0), "resamples=0"),
-        (lambda: paired_test([], []), "a must hold one value per dialogue"),
+        (lambda: paired_test([], []), "a must hold one value per example"),
         (lambda: paired_test([0.1], [0.1, 0.2]), "a has 1 values, b has 2"),
     ],
 )

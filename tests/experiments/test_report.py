@@ -12,6 +12,7 @@ from support.records import WRITTEN, write_run
 from lora_hf import cli
 from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import write_predictions
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.experiments.report import report, write_report
 from lora_hf.files import file_sha256, write_json, write_text
 from lora_hf.reporting.figures import Report, _scores_by_weights, dots, logged
@@ -70,8 +71,8 @@ def test_a_report_of_a_comparison_from_its_folders(drawn: Path) -> None:
     )
     page = files[2].read_text()
     data = data_of(page)
-    assert [row["id"] for row in data["dialogues"]] == ["t0", "t1", "t2"]
-    assert data["dialogues"][0]["rouge1"]["full"] == 1 > data["dialogues"][0]["rouge1"]["lora"] > 0
+    assert [row["id"] for row in data["examples"]] == ["t0", "t1", "t2"]
+    assert data["examples"][0]["score"]["full"] == 1 > data["examples"][0]["score"]["lora"] > 0
     assert [order["label"] for order in data["orders"]][:3] == ["LoRA − full", "LoRA − base", "full − base"]
     assert page.count("<svg") == 5 and "LoRA trains 1.40% of the weights" in page
     assert file_sha256(drawn / "lora/adapter/adapter_model.safetensors") in page
@@ -82,7 +83,7 @@ def test_a_report_of_a_comparison_from_its_folders(drawn: Path) -> None:
 def test_model_output_is_escaped_on_the_page(page: str) -> None:
     assert "alert(1)</script>" not in page and "<b>" not in page
     assert page.count("</script>") == 2  # the page's own
-    assert data_of(page)["dialogues"][2]["text"]["base"] == WRITTEN["base"][2]
+    assert data_of(page)["examples"][2]["text"]["base"] == WRITTEN["base"][2]
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(page: str) -> None:
@@ -140,7 +141,7 @@ def keep_rouge(run: Path, value: float, version: int) -> None:
 def test_a_report_uses_the_rouge_that_predictions_keep(compared: Path, version: int, expected: float) -> None:
     keep_rouge(compared / "full", 0.25, version)
     data = data_of(report(compared)[2].read_text())
-    assert data["dialogues"][0]["rouge1"]["full"] == expected
+    assert data["examples"][0]["score"]["full"] == expected
 
 
 def test_changed_predictions_are_scored_again(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -148,7 +149,7 @@ def test_changed_predictions_are_scored_again(compared: Path, caplog: pytest.Log
     record = json.loads((run / "results.json").read_text())
     write_json(run / "results.json", record | {"sha256": {"predictions.jsonl": "0"}})
     keep_rouge(run, 0.25, PREDICTIONS_VERSION)
-    assert data_of(report(run)[2].read_text())["dialogues"][0]["rouge1"]["full"] == 1
+    assert data_of(report(run)[2].read_text())["examples"][0]["score"]["full"] == 1
 
 
 def rewrite(run: Path, lines: list[str]) -> None:
@@ -164,7 +165,7 @@ def test_runs_are_joined_by_id_in_any_order_of_their_rows(compared: Path) -> Non
     rewrite(compared / "lora", lines_of(compared / "lora")[::-1])
     files = report(compared)
     assert json.loads(files[0].read_text()) | {"made_from": ""} == expected | {"made_from": ""}
-    assert data_of(files[2].read_text())["dialogues"][0]["text"]["lora"] == WRITTEN["lora"][0]
+    assert data_of(files[2].read_text())["examples"][0]["text"]["lora"] == WRITTEN["lora"][0]
 
 
 def test_a_seed_with_reordered_rows_is_joined_by_id(compared: Path) -> None:
@@ -205,7 +206,7 @@ DAMAGED_ROWS: dict[str, tuple[Any, str]] = {
     "no references": ({"references": None}, "references must be a list"),
     "empty references": ({"references": []}, "references must be a list"),
     "number as reference": ({"references": [3]}, "references must be a list"),
-    "version 3": ({"version": 3}, "unknown version 3"),
+    "version 4": ({"version": 4}, "unknown version 4"),
     "version as a string": ({"version": "2"}, "unknown version '2'"),
     "version without rouge": ({"version": 2}, "rouge must be a JSON object"),
     "rouge as a string": (SCORED | {"rouge": "rouge1"}, "rouge must be a JSON object"),
@@ -279,7 +280,7 @@ def test_many_groups_have_their_legend_below_and_one_step_gives_no_curve() -> No
     assert logged(comparison, "loss").keys() == set(names[1:])
     axes = Figure(layout="constrained").subplots()
     labels = dict(zip(names, names, strict=True))
-    shown = Report("", "", [], [], {}, {}, comparison, labels, {}, {})
+    shown = Report("", "", [], [], {}, {}, comparison, labels, {}, {}, Scoring())
     _scores_by_weights(shown, axes)
     assert axes.get_legend() is None and len(axes.figure.legends) == 1
     axes.figure.canvas.draw()

@@ -1,17 +1,21 @@
 """The figures of a comparison, against numbers computed by hand."""
 
+import numpy as np
 import pytest
 
-from lora_hf.evaluation.evaluate import score_rows
+from lora_hf.config.task import Task
+from lora_hf.evaluation.evaluate import measure_rows
+from lora_hf.evaluation.metrics import ScoreValues, Scoring
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.experiments.summary import (
-    dialogue_scores,
     gains,
     mean_result,
+    mean_scores,
     samples,
     summarize,
     trivial_scores,
 )
+from lora_hf.reporting.comparison_table import comparison_lines, comparison_notes
 
 
 def row(number, prediction, *references, dialogue="Tom: we meet at ten\nAnna: yes\nTom: good\nAnna: bye"):
@@ -30,7 +34,7 @@ def summary_of(kind, records):
 
 
 def scores_of(*runs):
-    return dialogue_scores([score_rows(rows) for rows in runs])
+    return mean_scores([measure_rows(rows, Scoring()) for rows in runs])
 
 
 def record(method, seed=42, **fields):
@@ -64,8 +68,9 @@ def test_intervals_hold_their_means_and_the_paired_test_is_lora_minus_full():
 
 
 def test_no_share_is_given_if_full_fine_tuning_gained_nothing():
-    flat = {"rouge1": [0.5, 0.5]}
-    assert gains({"base": flat, "full": flat, "lora": {"rouge1": [0.6, 0.8]}}) == {
+    flat = {"rouge1": ScoreValues(np.array([0.5, 0.5]))}
+    better = {"rouge1": ScoreValues(np.array([0.6, 0.8]))}
+    assert gains({"base": flat, "full": flat, "lora": better}, Scoring().main) == {
         "full": 0,
         "lora": pytest.approx(0.2),
         "lora_share_of_full": None,
@@ -76,8 +81,8 @@ def test_a_dialogues_score_is_the_mean_over_its_references_and_then_over_the_see
     two = [row(0, "a b", "a b", "a c")]  # 1 and 1/2
     other = [row(0, "a c", "a b", "a c")]
     third = [row(0, "x", "a b", "a c")]
-    assert scores_of(two)["rouge1"] == [pytest.approx(0.75)]
-    assert scores_of(two, other, third)["rouge1"] == [pytest.approx(0.5)]
+    assert scores_of(two)["rouge1"].by_example() == [pytest.approx(0.75)]
+    assert scores_of(two, other, third)["rouge1"].by_example() == [pytest.approx(0.5)]
 
 
 def test_one_run_is_its_own_record():
@@ -101,8 +106,10 @@ def test_several_seeds_give_means_and_the_spread_over_seeds():
 
 def test_trivial_summaries_are_the_dialogues_first_lines():
     rows = [row(0, "", "tom we meet at ten")]
-    assert trivial_scores(rows, 1)["rouge1"] == pytest.approx(1)
-    assert trivial_scores(rows, 3)["rouge1"] == pytest.approx(2 * 5 / (9 + 5))  # 9 words, 5 of them right
+    assert trivial_scores(rows)["first line"]["rouge1"] == pytest.approx(1)
+    assert trivial_scores(rows)["first three lines"]["rouge1"] == pytest.approx(
+        2 * 5 / (9 + 5)
+    )  # 9 words, 5 of them right
 
 
 def test_samples_put_the_arms_side_by_side():
@@ -130,3 +137,36 @@ def test_variants_are_compared_with_lora_in_score_and_with_the_base_in_time():
     assert against["base"]["difference"] == pytest.approx(1 / 3 - 5 / 6)
     low, high = summary["intervals"]["base"]["rouge1"]
     assert low <= 1 / 3 <= high
+
+
+def test_a_lower_score_is_better_where_the_metric_says_so_and_words_are_the_tasks(tmp_path):
+    file = tmp_path / "length.py"
+    file.write_text(
+        "label, higher_is_better = 'length', False\ndef per_example(p, r): return [len(x) for x in p]"
+    )
+    task = Task(source="ticket", target="reply", metrics=(str(file),), trivial="most frequent")
+    scoring = Scoring(task)
+    lengths = {"base": 9, "lora": 5, "full": 1}
+    runs = {name: [[row(i, "x" * n, "yy" if i else "y") for i in range(12)]] for name, n in lengths.items()}
+    scores = {name: mean_scores([measure_rows(of[0], scoring)]) for name, of in runs.items()}
+    records = {
+        name: [
+            record(name, task=task.written(), length=float(n), n_examples=12, trainable_parameters=n, log=[])
+        ]
+        for name, n in lengths.items()
+    }
+    summary = summarize("comparison", records, runs, scores, scoring=scoring)
+    assert summary["gains"] == {"full": 8, "lora": 4, "lora_share_of_full": 0.5}
+    assert summary["trivial"] == {"most frequent reply": {"length": 2}}
+    assert summary["paired_test"]["metric"] == "length" and summary["paired_test"]["difference"] == 4
+    points = {name: {"r": n} for name, n in lengths.items()}
+    swept = summarize("sweep", records, runs, scores, points, scoring)
+    assert swept["best"] == swept["cheapest"] == "full"
+    assert swept["series"][""]["plateau"] == swept["series"][""]["best"] == 1
+    lines = comparison_lines(swept)
+    assert lines[0][1] == "length [95 %]" and lines[1][1] == "9.000 [9.000, 9.000]"
+    about = {"base_model": "tiny", "dtype": "float32", "device": "cpu"}
+    variants = {name: of[0] | about for name, of in records.items()}
+    notes = " ".join(comparison_notes(swept | {"variants": variants}))
+    assert "lowest score" in notes and "length paired by ticket" in notes and "12 test tickets" in notes
+    assert "dialogue" not in notes and "ROUGE" not in notes

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.inputs import SMALL_COMPARISON
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten, RunFailed, UserError
+from lora_hf.evaluation.metrics import ScoreValues, Scoring
 from lora_hf.experiments import sweep as sweeping
 from lora_hf.experiments.search import search
 from lora_hf.experiments.summary import plateau, series_of
@@ -17,6 +19,7 @@ from lora_hf.files import write_json
 from lora_hf.reporting.comparison_table import comparison_lines, last_loss
 from lora_hf.run_files import TRAINED
 
+MAIN = Scoring().main
 EVAL = "eval_strategy: steps, eval_steps: 0.999, "
 
 
@@ -31,15 +34,15 @@ def config_file(tmp_path: Path) -> Path:
 def scores(**means: float) -> dict[str, Any]:
     """Forty dialogues, half above and half below each mean by the same."""
     return {
-        name: {"rouge1": [mean + (0.01 if i % 2 else -0.01) for i in range(40)]}
+        name: {"rouge1": ScoreValues(np.array([mean + (0.01 if i % 2 else -0.01) for i in range(40)]))}
         for name, mean in means.items()
     }
 
 
 def test_the_plateau_begins_at_the_first_value_that_no_later_one_improves() -> None:
-    assert plateau(["a", "b", "c"], scores(a=0.1, b=0.3, c=0.3)) == "b"
-    assert plateau(["a", "b", "c"], scores(a=0.1, b=0.2, c=0.3)) == "c"
-    assert plateau(["a", "b", "c"], scores(a=0.3, b=0.2, c=0.1)) == "a"
+    assert plateau(["a", "b", "c"], scores(a=0.1, b=0.3, c=0.3), MAIN) == "b"
+    assert plateau(["a", "b", "c"], scores(a=0.1, b=0.2, c=0.3), MAIN) == "c"
+    assert plateau(["a", "b", "c"], scores(a=0.3, b=0.2, c=0.1), MAIN) == "a"
 
 
 def test_lines_are_drawn_along_the_first_axis_in_the_order_of_values() -> None:

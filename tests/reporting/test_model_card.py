@@ -60,6 +60,27 @@ def metadata(card):
     return yaml.safe_load(card.split("---\n")[1])
 
 
+def test_a_card_of_another_task_has_its_words_metrics_and_task():
+    scores = {
+        "accuracy": 0.75,
+        "accuracy_interval": [0.7, 0.8],
+        "macro_f1": 0.5,
+        "macro_f1_interval": [0.4, 0.6],
+    }
+    record = {name: value for name, value in RECORD.items() if not name.startswith("rouge")}
+    card = model_card(facts(record=record | scores | {"task": "classification"}))
+    data = metadata(card)
+    assert data["pipeline_tag"] == "text-classification" and data["metrics"] == ["accuracy", "macro_f1"]
+    (result,) = data["model-index"][0]["results"]
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
+        "accuracy": 0.75,
+        "macro_f1": 0.5,
+    }
+    assert "for classifying texts" in card and "500 test texts" in card and "| accuracy | 0.7500 |" in card
+    assert "ROUGE" not in card and "ummar" not in card.split("# dialogues")[1].split("## Samples")[0]
+    assert not card_mistakes(card)
+
+
 def test_every_rouge_figure_is_in_the_model_index_with_its_data_and_interval():
     (result,) = metadata(model_card(facts()))["model-index"][0]["results"]
     assert result["dataset"] == {

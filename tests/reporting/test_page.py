@@ -73,7 +73,7 @@ def test_a_word_is_found_and_shared_words_are_marked(page: Any) -> None:
 
 
 def test_model_output_is_not_executed_and_the_page_has_no_errors(page: Any) -> None:
-    assert "alert(1)" in page.find_element("id", "dialogues").text
+    assert "alert(1)" in page.find_element("id", "examples").text
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
 

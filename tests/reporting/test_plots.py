@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from support.records import make_comparison
 
-from lora_hf.reporting.figures import BAR_SCORES, draw_picture
+from lora_hf.reporting.figures import draw_picture
+
+BARS = ("rouge1", "rouge2", "rougeL")
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_bars_are_as_high_as_the_scores_and_whiskers_reach_the_intervals(drawn):
     bars = [container for container in axes.containers if hasattr(container, "patches")]
     for method, container in zip(("base", "full", "lora"), bars, strict=True):
         arm = comparison["arms"][method]
-        assert [patch.get_height() for patch in container.patches] == [arm[name] for name in BAR_SCORES]
+        assert [patch.get_height() for patch in container.patches] == [arm[name] for name in BARS]
     whiskers = [c for c in axes.containers if not hasattr(c, "patches")]
     for method, whisker in zip(("base", "full", "lora"), whiskers, strict=True):
         segment = whisker.lines[2][0].get_segments()[0]
@@ -59,10 +61,10 @@ def test_the_legend_names_each_arm_once_and_says_how_much_lora_trains(drawn):
 def test_scores_at_the_ends_and_intervals_that_miss_them_by_rounding_are_drawn(drawn, score):
     comparison = make_comparison()
     for method in ("base", "full", "lora"):
-        comparison["arms"][method].update(dict.fromkeys(BAR_SCORES, score))
-        comparison["intervals"][method] = dict.fromkeys(BAR_SCORES, [score + 1e-17, score + 1e-17])
+        comparison["arms"][method].update(dict.fromkeys(BARS, score))
+        comparison["intervals"][method] = dict.fromkeys(BARS, [score + 1e-17, score + 1e-17])
         comparison["intervals"][method]["rouge2"] = [score + 1e-12, score - 1e-12]
-    comparison["trivial"]["first line"] = dict.fromkeys(BAR_SCORES, score)
+    comparison["trivial"]["first line"] = dict.fromkeys(BARS, score)
     figure, _ = drawn(comparison)
     bars = [patch for c in figure.axes[0].containers if hasattr(c, "patches") for patch in c.patches]
     assert len(bars) == 9 and {bar.get_height() for bar in bars} == {score}

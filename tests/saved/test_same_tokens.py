@@ -71,13 +71,13 @@ class Trained:
             "output_dir": str(self.run),
         }
         with pytest.MonkeyPatch.context() as patch:
-            scored = evaluation.rouge_per_pair
+            scored = evaluation.ValidationScores.score
 
-            def noted(predictions: list[str], references: list[str]) -> Any:
+            def noted(of: Any, predictions: list[str], references: list[str]) -> Any:
                 self.evaluated.append(sorted(text.strip() for text in predictions))  # rows in another order
-                return scored(predictions, references)
+                return scored(of, predictions, references)
 
-            patch.setattr(evaluation, "rouge_per_pair", noted)
+            patch.setattr(evaluation.ValidationScores, "score", noted)
             lora_hf.train(self.config)
         rows = read_predictions(self.run)
         self.dialogues, self.written = ([row[key] for row in rows] for key in ("dialogue", "prediction"))

@@ -113,7 +113,7 @@ def test_gradient_checkpointing_trains_a_frozen_base_with_the_same_losses(tmp_pa
 
 
 def test_generation_and_rouge_run_at_each_evaluation(tmp_path: Path, caplog: Any) -> None:
-    from lora_hf.evaluation.evaluate import ValidationRouge
+    from lora_hf.evaluation.evaluate import ValidationScores
 
     args = arguments(
         tmp_path,
@@ -124,7 +124,7 @@ def test_generation_and_rouge_run_at_each_evaluation(tmp_path: Path, caplog: Any
         generation_max_length=9,
     )
     trainer = make_trainer(
-        adapted(), args, eval_dataset=Rows(6), compute_metrics=ValidationRouge(tokenizer())
+        adapted(), args, eval_dataset=Rows(6), compute_metrics=ValidationScores(tokenizer())
     )
     with caplog.at_level("INFO", logger="lora_hf"):
         trainer.train()

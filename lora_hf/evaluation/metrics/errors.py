@@ -1,0 +1,46 @@
+"""Character and word error rate by jiwer: edits over the length of the references, lower is better.
+
+Of several references the one with the lowest rate counts for an example.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lora_hf.evaluation.metrics.packages import imported
+from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+
+PACKAGE = "jiwer"
+
+
+def of_jiwer(
+    name: str, function: str, predictions: list[str], references: list[list[str]], language: str | None
+) -> Measured:
+    """Score by a function of jiwer that counts edits."""
+    process = getattr(imported(PACKAGE), function)
+    rows = [
+        min((_edits(process(text, prediction)) for text in texts), key=lambda row: row[0] / row[1])
+        for prediction, texts in zip(predictions, references, strict=True)
+    ]
+    return Measured({name: ScoreValues(np.array(rows, dtype=np.float64), _rate)})
+
+
+def _edits(found: Any) -> tuple[int, int]:
+    """Return the edits, and the length of the reference."""
+    edits = found.substitutions + found.deletions + found.insertions
+    return edits, found.hits + found.substitutions + found.deletions
+
+
+def _rate(sums: np.ndarray) -> np.ndarray:
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+cer: Callable[..., Measured] = partial(of_jiwer, "cer", "process_characters")
+wer: Callable[..., Measured] = partial(of_jiwer, "wer", "process_words")
+
+
+def check() -> None:
+    """Raise a UserError if jiwer is missing."""
+    imported(PACKAGE)

@@ -1,0 +1,101 @@
+"""A metric of the user's own: a Python file on this machine that the config names.
+
+    label = "share of short outputs"        # optional; the name of the file otherwise
+    higher_is_better = True                 # optional
+    scale = 1                               # optional; 100 if it is given in percent
+
+    def per_example(predictions, references):
+        '''Return one value per example, whose mean is the score; or k statistics per example.'''
+        return [float(len(text) < 20) for text in predictions]
+
+    def aggregate(sums):                    # with k statistics: make the score of their sums, (k,)
+        ...
+
+`predictions` is a list of texts, `references` a list of lists of texts. The file is code that runs with your
+rights, so only one that lies on this machine is used, and none from the Hub's cache.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from lora_hf.errors import UserError, first_line
+from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+from lora_hf.scores import Score
+
+
+def own_score(path: str) -> Score:
+    """Return the score that a file gives."""
+    module = _module(path)
+    label, scale = getattr(module, "label", None), getattr(module, "scale", 1)
+    if scale not in (1, 100):
+        raise _fault(path, f"scale={scale!r} must be 1 or 100")
+    is_higher = bool(getattr(module, "higher_is_better", True))
+    return Score(Path(path).stem, str(label or Path(path).stem), is_higher, scale)
+
+
+def own_metric(path: str) -> Callable[[list[str], list[list[str]], str | None], Measured]:
+    """Return the function of a file as a metric."""
+    module, name = _module(path), Path(path).stem
+
+    def measure(predictions: list[str], references: list[list[str]], language: str | None) -> Measured:
+        try:
+            found: Any = module.per_example(predictions, references)
+            statistics = np.asarray(found, dtype=np.float64)
+        except Exception as error:
+            raise _fault(path, f"per_example failed: {type(error).__name__}: {first_line(error)}") from error
+        has_aggregate = hasattr(module, "aggregate")
+        is_right = len(statistics.shape) == 1 + has_aggregate and len(statistics) == len(predictions)
+        if not is_right:
+            form = "k statistics" if has_aggregate else "one number"
+            raise _fault(
+                path,
+                f"per_example must return {form} for each of the {len(predictions)} predictions; the shape "
+                f"of what it returned is {statistics.shape}",
+            )
+        if not np.isfinite(statistics).all():
+            raise _fault(path, "per_example returned a value that is not a finite number")
+        return Measured({name: ScoreValues(statistics, _aggregate_of(module) if has_aggregate else None)})
+
+    return measure
+
+
+def _aggregate_of(module: Any) -> Callable[[np.ndarray], np.ndarray]:
+    def aggregate(sums: np.ndarray) -> np.ndarray:
+        flat = sums.reshape(-1, sums.shape[-1])
+        return np.array([float(module.aggregate(row)) for row in flat]).reshape(sums.shape[:-1])
+
+    return aggregate
+
+
+@cache
+def _module(path: str) -> Any:
+    """Run the file, once.
+
+    Raises:
+        UserError: there is no such file, it is in the Hub's cache, or it is not a metric.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise _fault(path, "there is no such file; paths are relative to the folder of the command")
+    if file.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve()):
+        raise _fault(path, "code from the Hub is not run; read it, and copy it to a folder of yours")
+    spec = importlib.util.spec_from_file_location(f"metric_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _fault(path, f"{type(error).__name__}: {first_line(error)}") from error
+    if not callable(getattr(module, "per_example", None)):
+        raise _fault(path, "it has no function per_example(predictions, references)")
+    return module
+
+
+def _fault(path: str, reason: str) -> UserError:
+    return UserError(f"task.metrics: {path}: {reason}")

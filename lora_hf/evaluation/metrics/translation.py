@@ -1,0 +1,95 @@
+"""BLEU, chrF and TER by sacrebleu, from 0 to 100, over any number of references per example.
+
+    BLEU   Papineni et al. 2002; tokenizer 13a, for Chinese zh, and for Japanese and Korean MeCab where it is
+           installed, otherwise characters
+    chrF   Popović 2015
+    TER    Snover et al. 2006; lower is better
+
+sacrebleu gives statistics of each example that add up to the corpus's, and makes the score of their sums. Two
+methods of its common base class do this (`INTERNALS`), so its next major version is excluded.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import regex
+
+from lora_hf.errors import UserError
+from lora_hf.evaluation.metrics.packages import imported
+from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+
+INTERNALS = ("_extract_corpus_statistics", "_compute_score_from_stats")
+"""Private methods of `sacrebleu.metrics.base.Metric` in use."""
+PACKAGE = "sacrebleu"
+MECAB = {"ja": "ja-mecab", "ko": "ko-mecab"}
+_CODES = {"zh": "zh", "zho": "zh", "cmn": "zh", "yue": "zh", "ja": "ja", "jpn": "ja", "ko": "ko", "kor": "ko"}
+_KANA, _HAN, _LETTER = (
+    regex.compile(r"[\p{Hiragana}\p{Katakana}]"),
+    regex.compile(r"\p{Han}"),
+    regex.compile(r"\p{L}"),
+)
+
+
+def of_sacrebleu(
+    name: str, predictions: list[str], references: list[list[str]], language: str | None
+) -> Measured:
+    """Score by one metric of sacrebleu: `BLEU`, `CHRF` or `TER`."""
+    metric = _metric(name, references, language)
+    streams = [list(stream) for stream in zip_longest(*references)]  # None where an example has fewer
+    statistics = np.array(metric._extract_corpus_statistics(predictions, streams), dtype=np.float64)
+
+    def aggregate(sums: np.ndarray) -> np.ndarray:
+        flat = sums.reshape(-1, sums.shape[-1])
+        scores = [metric._compute_score_from_stats(row.tolist()).score for row in flat]
+        return np.array(scores).reshape(sums.shape[:-1])
+
+    key = name.lower()
+    signature = str(metric.get_signature())
+    return Measured({key: ScoreValues(statistics, aggregate)}, facts={f"{key}_signature": signature})
+
+
+bleu: Callable[..., Measured] = partial(of_sacrebleu, "BLEU")
+chrf: Callable[..., Measured] = partial(of_sacrebleu, "CHRF")
+ter: Callable[..., Measured] = partial(of_sacrebleu, "TER")
+
+
+def _metric(name: str, references: list[list[str]], language: str | None) -> Any:
+    metrics = imported(f"{PACKAGE}.metrics")
+    if name != "BLEU":
+        return getattr(metrics, name)()
+    return metrics.BLEU(tokenize=_bleu_tokenizer(metrics, references, language))
+
+
+def _bleu_tokenizer(metrics: Any, references: list[list[str]], language: str | None) -> str:
+    """Return the tokenizer for the language, which the script tells where it is not given."""
+    code = _CODES.get(regex.split(r"[_-]", language.strip("_").casefold())[0]) if language else None
+    if language is None:
+        code = _by_script("".join(text for texts in references for text in texts))
+    if code == "zh":
+        return "zh"
+    if code is None:
+        return "13a"
+    try:
+        metrics.BLEU(tokenize=MECAB[code])
+    except Exception:  # MeCab or its dictionary is missing, which sacrebleu reports in several ways
+        return "char"
+    return MECAB[code]
+
+
+def _by_script(text: str) -> str | None:
+    letters = len(_LETTER.findall(text))
+    if text.isascii() or not letters:
+        return None
+    if len(_KANA.findall(text)) > 0.1 * letters:
+        return "ja"
+    return "zh" if len(_HAN.findall(text)) > 0.5 * letters else None
+
+
+def check() -> None:
+    """Raise a UserError if sacrebleu is missing, or has no longer what is used here."""
+    base = imported(f"{PACKAGE}.metrics.base")
+    if missing := [name for name in INTERNALS if not hasattr(base.Metric, name)]:
+        raise UserError(f"this version of sacrebleu has no {missing[0]}: pip install 'lora_hf[metrics]'")

@@ -1,0 +1,196 @@
+"""The metrics of the registry: parity with independent references, numbers by hand, intervals and tests."""
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from lora_hf import score
+from lora_hf.config.task import TASKS
+from lora_hf.errors import UserError
+from lora_hf.evaluation.metrics import CHECKS, COMPUTED, Scoring, own, scoring_by
+from lora_hf.evaluation.metrics.values import mean_of
+from lora_hf.evaluation.rouge import score_dialogues
+from lora_hf.evaluation.significance import bootstrap_interval
+from lora_hf.scores import METRICS
+
+MADE = [
+    "the cat sat on the mat",
+    "a dog",
+    "he leaves on Monday, I think",
+    "no way",
+    "",
+    "Anna buys bread",
+] * 4
+TRUE = [
+    ["the cat sat on a mat", "a cat is sitting on the mat"],
+    ["the dog barks"],
+    ["He leaves on Monday."],
+    ["no way"],
+    ["nothing at all"],
+    ["Anna is buying bread", "Anna buys some bread", "she buys bread"],
+] * 4
+ONE = [texts[:1] for texts in TRUE]
+FIRST = [texts[0] for texts in TRUE]
+CLOSER = [*FIRST[:12], *MADE[12:]]
+"""Another system's outputs: half of them are the references."""
+
+
+def streams():
+    return [[texts[i] if i < len(texts) else None for texts in TRUE] for i in range(3)]
+
+
+def installed(name):
+    """Skip if the optional package of a metric is missing."""
+    package = {"bleu": "sacrebleu", "chrf": "sacrebleu", "ter": "sacrebleu", "cer": "jiwer", "wer": "jiwer"}
+    if name in package:
+        pytest.importorskip(package[name])
+    return name
+
+
+def test_every_metric_of_the_registry_has_its_function_and_every_score_its_own_name():
+    assert COMPUTED.keys() == METRICS.keys() and CHECKS.keys() <= METRICS.keys()
+    names = [one.name for scores in METRICS.values() for one in scores]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_gives_its_scores_best_for_the_references_and_intervals_around_them(name):
+    scoring = scoring_by([installed(name)])
+    perfect, made = scoring.measure(FIRST, ONE), scoring.measure(MADE, TRUE)
+    for one in METRICS[name]:
+        ideal = one.scale if one.higher_is_better else 0
+        assert perfect.scores[one.name].value == pytest.approx(ideal)
+        values = made.scores[one.name]
+        assert one.sign * values.value < one.sign * ideal
+        low, high = values.interval()
+        assert low <= values.value <= high and len(values.by_example()) == len(MADE)
+        better = scoring.measure(CLOSER, TRUE).scores[one.name].against(values)
+        assert one.sign * better.difference > 0 and better.p_value < 0.05
+        assert better.interval[0] < better.difference < better.interval[1]
+        assert values.against(values).p_value == 1 and values.against(values).difference == 0
+        assert mean_of([values, values]).value == pytest.approx(values.value)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bleu", "BLEU"), ("chrf", "CHRF"), ("ter", "TER")])
+def test_corpus_scores_and_signatures_are_those_of_sacrebleu(name, kind):
+    metrics = pytest.importorskip("sacrebleu.metrics")
+    for references, columns in ((ONE, [FIRST]), (TRUE, streams())):
+        theirs = getattr(metrics, kind)()
+        expected = theirs.corpus_score(MADE, columns).score
+        record = score(MADE, references, name)
+        assert record[name] == pytest.approx(expected, abs=1e-9)
+        assert record[f"{name}_signature"] == str(theirs.get_signature())
+
+
+def test_bleu_divides_chinese_as_sacrebleu_does_for_chinese():
+    pytest.importorskip("sacrebleu")
+    made, true = ["安娜明天去北京。"] * 3, [["安娜明天来北京。"]] * 3
+    by_script, by_code = score(made, true, "bleu"), score(made, true, "bleu", language="zho_Hans")
+    assert by_script == by_code and "tok:zh" in by_script["bleu_signature"]
+    assert by_script["bleu"] > 40
+
+
+@pytest.mark.parametrize("name", ["cer", "wer"])
+def test_error_rates_are_those_of_jiwer(name):
+    jiwer = pytest.importorskip("jiwer")
+    assert score(MADE, ONE, name)[name] == pytest.approx(getattr(jiwer, name)(FIRST, MADE))
+    # of two references the nearer one counts: 1 edit; the second has 3, of words and of characters
+    assert (
+        score(["ab cde x", "ab"], [["x y", "ab cde f"], ["a b c"]], name)[name]
+        == {
+            "wer": pytest.approx((1 + 3) / (3 + 3)),
+            "cer": pytest.approx((1 + 3) / (8 + 5)),
+        }[name]
+    )
+
+
+def test_answers_are_scored_as_by_the_official_script_of_squad():
+    evaluate = pytest.importorskip("evaluate")
+    assert evaluate is not None
+    record = score(
+        ["The Cat!", "in 1990", "dog", ""], [["a cat"], ["1990", "the year 1990"], ["cat"], ["x"]], "squad"
+    )
+    # F1 of "in 1990": 2/3 with "1990", and with "year 1990" 1/2
+    assert record["exact_match"] == 25 and record["f1"] == pytest.approx(100 * (1 + 2 / 3) / 4)
+
+
+def test_accuracy_and_macro_f1_are_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    true = ["pos", "neg", "neutral", "pos", "neg", "pos"]
+    made = ["pos", "neg ", "pos", "other", "pos", "pos"]
+    record = score(made, true, ["accuracy", "macro_f1"])
+    texts = [text.strip() for text in made]
+    assert record["accuracy"] == pytest.approx(metrics.accuracy_score(true, texts))
+    expected = metrics.f1_score(true, texts, labels=sorted({*true}), average="macro", zero_division=0)
+    assert record["macro_f1"] == pytest.approx(expected)
+    assert score(["b"], [["a", "b"]], "macro_f1")["macro_f1"] == 1  # one of several references is met
+
+
+def test_rouge_by_the_registry_is_rouge_to_the_bit():
+    measured, known = Scoring().measure(MADE, TRUE), score_dialogues(MADE, TRUE)
+    for name, values in known.mean.items():
+        assert measured.scores[name].value == float(np.mean(values))
+        assert measured.scores[name].interval() == list(bootstrap_interval(values))
+        assert measured.best[name].by_example() == known.best[name]
+
+
+def test_the_language_chooses_the_stemmer():
+    made, true = ["die Häuser"], [["das Haus"]]
+    assert score(made, true, language="de")["rouge_tokenizer"] == "unicode, german stems"
+
+
+def test_a_file_of_the_users_own_is_a_metric_with_a_mean_or_with_sums(tmp_path):
+    mean = tmp_path / "short.py"
+    mean.write_text(
+        "label = 'short'\nhigher_is_better = False\ndef per_example(p, r): return [len(x) for x in p]"
+    )
+    record = score(["a", "bbb"], [["x"], ["y"]], [str(mean), "accuracy"])
+    assert record["short"] == 2 and record["accuracy"] == 0 and record["short_interval"] == [1, 3]
+    scoring = scoring_by([str(mean)])
+    assert scoring.main.label == "short" and not scoring.main.higher_is_better
+    ratio = tmp_path / "ratio.py"
+    ratio.write_text(
+        "def per_example(p, r): return [(len(x), len(y[0])) for x, y in zip(p, r)]\n"
+        "def aggregate(sums): return sums[0] / sums[1]"
+    )
+    assert score(["a", "bbb"], [["xx"], ["yyyyyy"]], str(ratio))["ratio"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "no function per_example"),
+        ("import nothing_there", "ModuleNotFoundError"),
+        ("def per_example(p, r): return [1.0]", r"one number for each of the 2 predictions; .* \(1,\)"),
+        ("def per_example(p, r): return [float('nan')] * 2", "not a finite number"),
+        ("def per_example(p, r): raise KeyError('a')", "per_example failed: KeyError"),
+        ("scale = 7\ndef per_example(p, r): return [1, 2]", "scale=7 must be 1 or 100"),
+    ],
+)
+def test_a_file_that_is_no_metric_is_one_error(tmp_path, text, words):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=words):
+        score(["a", "b"], ["a", "b"], str(file))
+
+
+def test_code_from_the_hubs_cache_and_unknown_names_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "HF_HUB_CACHE", str(tmp_path))
+    file = tmp_path / "models--a--b" / "mine.py"
+    file.parent.mkdir()
+    file.write_text("raise SystemExit('was run')")
+    with pytest.raises(UserError, match="code from the Hub is not run"):
+        score(["a"], ["a"], str(file))
+    with pytest.raises(UserError, match="there is no such file"):
+        score(["a"], ["a"], "missing.py")
+    with pytest.raises(UserError, match="'blue' is neither .* Did you mean 'bleu'"):
+        score(["a"], ["a"], "blue")
+    assert constants.HF_HUB_CACHE
+
+
+def test_a_missing_package_is_one_error_with_the_command_that_installs_it(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(UserError, match=r"needs the package jiwer .*pip install 'lora_hf\[metrics\]'"):
+        Scoring(TASKS["text_to_text"].model_copy(update={"metrics": ("wer",)})).check()
