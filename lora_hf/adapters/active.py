@@ -1,7 +1,7 @@
 """Choose the active adapters of a model: permanently, for a block of code, or for each row of a batch."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -54,6 +54,11 @@ def set_adapter(model: nn.Module, names: Names) -> None:
 def _weights(model: nn.Module, names: Names) -> dict[str, float]:
     if isinstance(names, Mapping):
         weights = dict(names)
+    elif not isinstance(names, Iterable):
+        raise UserError(
+            f"names={names!r} is neither the name of an adapter, nor a list of names, nor a dict of names to "
+            "weights"
+        )
     else:
         weights = dict.fromkeys((names,) if isinstance(names, str) else names, 1.0)
     for name, weight in weights.items():

@@ -68,9 +68,16 @@ def inject_adapters(
         initialize: replaces `initialize_layer`, for adapters that are loaded.
 
     Raises:
-        UserError: a target that matches nothing or cannot take this adapter, or an adapter of this name
-            exists; the model is then unchanged.
+        UserError: an argument of another type, a target that matches nothing or cannot take this adapter, or
+            an adapter of this name exists; the model is then unchanged.
     """
+    for name, value, kind in (("model", model, nn.Module), ("config", config, LoraConfig)):
+        if not isinstance(value, kind):
+            given = f"{type(value).__module__}.{type(value).__name__}"
+            wanted = (
+                "torch.nn.Module" if name == "model" else "lora_hf.LoraConfig, whose fields have PEFT's names"
+            )
+            raise UserError(f"{name} is a {given}: give a {wanted}")
     check_adapter_name(adapter_name)
     if initialize is None:  # a loaded adapter may stay frozen
         refuse_synchronized(model)

@@ -246,7 +246,7 @@ def check_adapter_name(name: str) -> None:
     Raises:
         UserError: other characters than those listed, or a name that `nn.ModuleDict` reserves.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise UserError(f"adapter name {name!r}: write 1 to 64 ASCII letters, digits, '_' or '-'")
     if hasattr(nn.ModuleDict(), name):
         raise UserError(

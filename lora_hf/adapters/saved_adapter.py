@@ -34,6 +34,8 @@ class SavedAdapter:
     @classmethod
     def at(cls, directory: "str | Path | SavedAdapter") -> "SavedAdapter":
         """Return the adapter in a folder, or the argument itself where it is one already."""
+        if not isinstance(directory, str | Path | SavedAdapter):
+            raise UserError(f"directory={directory!r} is not a folder: pass a str or a Path")
         return directory if isinstance(directory, SavedAdapter) else cls(Path(directory), str(directory))
 
     @cached_property

@@ -255,3 +255,31 @@ def test_a_model_with_layers_of_peft_is_refused(t5: nn.Module, tmp_path: Path) -
             with pytest.raises(UserError, match=r"adapters of PEFT already .*merge_and_unload\(\)"):
                 add(model)
     inject_adapters(theirs.merge_and_unload(), CONFIG)
+
+
+WRONG_TYPES: dict[str, tuple[Callable[[], Any], str]] = {
+    "PEFT's config": (
+        lambda: inject_adapters(make_t5(), peft.LoraConfig(r=4)),  # type: ignore[arg-type]
+        r"config is a peft\..*LoraConfig: give a lora_hf.LoraConfig, whose fields have PEFT's names",
+    ),
+    "a dict": (lambda: inject_adapters(make_t5(), {"r": 4}), "config is a builtins.dict: give a lora_hf"),  # type: ignore[arg-type]
+    "no model": (
+        lambda: inject_adapters(None, CONFIG),
+        "model is a builtins.NoneType: give a torch.nn.Module",
+    ),  # type: ignore[type-var]
+    "a number for a name": (lambda: inject_adapters(make_t5(), CONFIG, 5), "adapter name 5: write 1 to 64"),  # type: ignore[arg-type]
+    "no names": (
+        lambda: set_adapter(inject_adapters(make_t5(), CONFIG), None),  # type: ignore[arg-type]
+        "names=None is neither the name of an adapter, nor a list of names, nor a dict of names to weights",
+    ),
+    "no folder": (
+        lambda: load_adapter(make_t5(), None),
+        "directory=None is not a folder: pass a str or a Path",
+    ),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize(("call", "says"), WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_an_argument_of_a_wrong_type_is_one_error_that_names_it(call: Callable[[], Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        call()
