@@ -64,7 +64,7 @@ def filled(text: str, characters: int) -> str:
 def train(folder: Path, limit: int, steps: int, streaming: bool) -> tuple[int, float, list[str]]:
     """Train in a process under a memory limit; return status, seconds to the first step, and output.
 
-    Arrow's own allocator reserves 1 GiB of addresses when it is imported, which the limit would count as used.
+    Arrow's own allocator reserves 1 GiB of addresses at its import, which the limit would count as used.
 
     Args:
         folder: folder of the splits; the run is written beside it.
