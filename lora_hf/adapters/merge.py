@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_hf.adapters.backends import Backend, backend_for, is_supported
+from lora_hf.adapters.backends import Backend, backend_for, is_supported, is_transposed
 from lora_hf.adapters.backends.bitsandbytes import keep_savable
 from lora_hf.adapters.inject import Model, base_weights_of
 from lora_hf.adapters.layer import LoraLayer
@@ -202,13 +202,21 @@ def _merged_weight(layer: LoraLayer, original: Tensor | None) -> Tensor:
     return W + sum(weight * method.delta(W) for weight, method in methods)
 
 
-def _dense(base: Backend, weight: Tensor, dtype: torch.dtype | None) -> nn.Linear:
-    bias = base.layer.bias
-    layer = nn.Linear(base.in_features, base.out_features, bias=bias is not None, device="meta")
+def _dense(base: Backend, weight: Tensor, dtype: torch.dtype | None) -> nn.Module:
+    """Return a dense layer of the class that a quantized one had, so that its tensors have their shapes."""
+    bias: Any = base.layer.bias
+    layer: Any
+    if is_transposed(base.layer):
+        with torch.device("meta"):
+            layer = base.layer.source_cls(base.out_features, base.in_features)
+        weight = weight.T.contiguous()
+    else:
+        layer = nn.Linear(base.in_features, base.out_features, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.to(base.device, dtype), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-    return layer
+    plain: nn.Module = layer
+    return plain
 
 
 def _forget_quantization(model: Any) -> None:

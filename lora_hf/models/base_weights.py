@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,19 +16,31 @@ class CheckpointWeights:
     Only names are kept in memory; each call reads one tensor from its file.
     """
 
-    def __init__(self, files: list[Path], prefix: str = "", transposed: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        files: list[Path],
+        prefix: str = "",
+        transposed: Collection[str] = (),
+        renamings: Collection[Any] = (),
+    ) -> None:
         """Read the tensor names of the files.
 
         Args:
             files: safetensors files.
             prefix: first part of a name that a checkpoint may omit or add, such as BART's `model`.
             transposed: layers whose weight the checkpoint stores as (in, out), as GPT-2's `Conv1D` does.
+            renamings: Transformers' changes of names when it loads the model, such as T5Gemma 2's.
         """
         self.prefix, self.transposed = prefix, frozenset(transposed)
-        self.files: dict[str, Path] = {}
+        self.places: dict[str, tuple[Path, str]] = {}
+        """Name in the model -> file, and name there."""
         for file in files:
             with safe_open(file, framework="pt") as tensors:
-                self.files |= dict.fromkeys(tensors.keys(), file)
+                for key in tensors.keys():
+                    name = key
+                    for renaming in renamings:
+                        name, _ = renaming.rename_source_key(name)
+                    self.places[name] = file, key
 
     def __call__(self, layer: str) -> Tensor:
         """Return the weight of a layer.
@@ -35,23 +48,23 @@ class CheckpointWeights:
         Raises:
             UserError: the tensor is not in the checkpoint or quantized there, or its file cannot be read.
         """
-        key = self._key(layer)
+        file, key = self._place(layer)
         try:
-            with safe_open(self.files[key], framework="pt") as tensors:
+            with safe_open(file, framework="pt") as tensors:
                 weight: Tensor = tensors.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {key!r} from {self.files[key]}: {error}") from error
+            raise UserError(f"cannot read {key!r} from {file}: {error}") from error
         if not weight.is_floating_point():
             raise UserError(
-                f"{key!r} in {self.files[key]} is quantized ({weight.dtype}): the weights before "
+                f"{key!r} in {file} is quantized ({weight.dtype}): the weights before "
                 "quantization are in another checkpoint; give that one as model.model_name_or_path"
             )
         return weight.T if layer in self.transposed else weight
 
-    def _key(self, layer: str) -> str:
+    def _place(self, layer: str) -> tuple[Path, str]:
         name, head = f"{layer}.weight", f"{self.prefix}."
         for key in (name, name.removeprefix(head), head + name):
-            if key in self.files:
-                return key
-        places = sorted({str(file) for file in self.files.values()})
-        raise UserError(f"the checkpoint {places} has no tensor {name!r}")
+            if key in self.places:
+                return self.places[key]
+        files = sorted({str(file) for file, _ in self.places.values()})
+        raise UserError(f"the checkpoint {files} has no tensor {name!r}")

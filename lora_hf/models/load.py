@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
-from transformers.pytorch_utils import Conv1D
+from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging as transformers_logging
 
+from lora_hf.adapters.backends import is_transposed
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.model_state import update_state
@@ -210,8 +211,10 @@ def load_model(
     model.config._commit_hash = commit
     update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
     if files and config.is_quantized and not stored_bits:
-        transposed = [n for n, x in model.named_modules() if getattr(x, "source_cls", None) is Conv1D]
-        base_weights = CheckpointWeights(files, model.base_model_prefix, transposed)
+        transposed = [name for name, module in model.named_modules() if is_transposed(module)]
+        conversions = getattr(model, "_weight_conversions", None) or ()
+        renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+        base_weights = CheckpointWeights(files, model.base_model_prefix, transposed, renamings)
         update_state(model, base_weights=base_weights)
     model.name_or_path = config.model_name_or_path
     return model.eval()

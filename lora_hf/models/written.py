@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.merge import evaluating
 from lora_hf.distributed import is_sharded, world_size
 from lora_hf.errors import WrittenModelDiffers
@@ -79,6 +80,7 @@ def _read_logits(folder: Path, device: torch.device) -> torch.Tensor:
                 read = AutoModelForSeq2SeqLM.from_pretrained(
                     folder, device_map={"": place}, use_safetensors=True, trust_remote_code=False
                 )
+            keep_differentiable(read)  # computes like the model; and small layers cannot be repacked
             return _logits(read)
         except torch.OutOfMemoryError:
             if place.type == "cpu":

@@ -1,5 +1,6 @@
 """Merge a saved adapter into its base, as a plain Transformers folder, and measure the error of merging."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from lora_hf.adapters import merge_and_unload, merge_errors
 from lora_hf.adapters.merge import CHOICES
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.config import DataConfig
 from lora_hf.data.collate import collator
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
@@ -16,6 +18,7 @@ from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, whole
 from lora_hf.models.languages import set_language
 from lora_hf.models.plain_folder import public_name, save_model
+from lora_hf.models.positions import positions_of
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.saved.find_adapter import base_config, find_adapter, load_with_base, settings_of
 from lora_hf.training.registry import saved_method
@@ -98,7 +101,8 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
 
 def sample_batch(model: Any, tokenizer: Any, saved: SavedAdapter) -> dict[str, torch.Tensor]:
     """Return a batch of dialogues from the embedded sample, in the adapter's prompt, with labels."""
-    config = settings_of(saved, max_test_samples=COMPARED_DIALOGUES).data
+    longest = min(DataConfig().max_target_length, positions_of(model.config)[1] or sys.maxsize)
+    config = settings_of(saved, max_test_samples=COMPARED_DIALOGUES, max_target_length=longest).data
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = collator(tokenizer, model)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

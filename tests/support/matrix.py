@@ -68,6 +68,18 @@ take the quick ones in `make test`. This page is made from what these tests requ
 `python scripts/tools/models_page.py`. A cell that says ok is required to pass.
 
 """
+WRITTEN = """
+## Written folders
+
+`merge` and full fine-tuning read the folder that they wrote by Transformers alone, and compare the logits of
+a few tokens with those of the model in memory. A folder that differs is renamed to `NAME.differs`, and the
+command ends with an error. Two kinds are not compared, which the log says:
+
+- Folders of 2 GB and more, because the second copy takes as much memory: `lora-hf merge --check` compares
+  them.
+- Full fine-tuning in several processes, each of which would wait for the others. Score the folder in one
+  process: `lora-hf evaluate --config CONFIG model.model_name_or_path=RUN/model` gives the scores of the run.
+"""
 SIGNS = {"ok": "ok", "refused": "refused", "impossible": "impossible", "not yet": "not yet"}
 
 
@@ -101,13 +113,14 @@ def page() -> str:
     text += "\n".join(f"- **{name}**: {_first_line(check.__doc__)}" for name, check in CHECKS.items()) + "\n"
     if names := not_tried():
         text += f"\nNot tried yet: {', '.join(names)}.\n"
+    text += WRITTEN
     others = [name for name in LISTED if not is_encoder_decoder(name)]
-    text += "\nThe list also has speech models without an encoder-decoder for text, which no command takes: "
-    return (
-        text
-        + f"{', '.join(others)}. For these, for Whisper, and for models of images or with a decoder alone "
-        "there is the Python API: [Speech, images and decoder-only models](other_models.md).\n"
+    text += (
+        "\n## Other models\n\nThe list also has speech models without an encoder-decoder for text, which no "
+        f"command takes: {', '.join(others)}. For these, for Whisper, and for models of images or with a decoder "
+        "alone there is the Python API: [Speech, images and decoder-only models](other_models.md).\n"
     )
+    return text
 
 
 def _first_line(doc: str | None) -> str:

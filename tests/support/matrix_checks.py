@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
 from lora_hf import LoraConfig, adapter_rows, inject_adapters, load_adapter, merge_and_unload, save_adapter
+from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
+from lora_hf.adapters.merge import CHOICES
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.baselines.bottleneck import Bottleneck, add_bottlenecks
 from lora_hf.baselines.checkpoint_io import save_extras
@@ -185,6 +187,23 @@ def four_bits(case: Case) -> None:
     assert any(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
+def four_bit_merge(case: Case) -> None:
+    """An adapter is merged into each of the weights that a 4-bit base offers, and read again."""
+    for onto in CHOICES:
+        model = adapted(case, load_in_4bit=True)
+        expected = case.logits(model)
+        merge_and_unload(model, onto)
+        merged = case.logits(model)
+        if onto == "dequantized":
+            same(merged, expected)
+        folder = case.folder / onto
+        folder.mkdir(exist_ok=True)
+        save_model(model, case.tokenizer, folder, PredictionSettings(case.data))
+        read = AutoModelForSeq2SeqLM.from_pretrained(folder)
+        keep_differentiable(read)  # bitsandbytes cannot repack layers as small as these
+        same(case.logits(read), merged)
+
+
 def _gradients(case: Case, model: Any) -> Tensor:
     model.zero_grad()
     model.train()(**case.batch).loss.backward()
@@ -278,6 +297,7 @@ CHECKS: dict[str, Check] = {
     "greedy": greedy,
     "beams": beams,
     "4 bits": four_bits,
+    "4-bit merge": four_bit_merge,
     "checkpointing": checkpointing,
     "prompt tuning": prompt_tuning,
     "bottleneck": bottleneck,

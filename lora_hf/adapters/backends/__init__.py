@@ -52,6 +52,15 @@ def is_linear(layer: nn.Module) -> bool:
     return backend is not None and backend.is_linear
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer stores its weight as (in, out), or did so before it was quantized.
+
+    Transformers records the class of a layer that it replaces by a quantized one as `source_cls`.
+    """
+    kind: type = getattr(layer, "source_cls", type(layer))  # type: ignore[assignment]
+    return BACKENDS.get(_full_name(kind)) is TransposedLinear
+
+
 def backend_for(layer: nn.Module) -> Backend:
     """Return the backend of a layer.
 
@@ -65,4 +74,4 @@ def backend_for(layer: nn.Module) -> Backend:
     return BACKENDS[type_name(layer)](layer)
 
 
-__all__ = ["BACKENDS", "Backend", "backend_for", "is_linear", "is_supported", "type_name"]
+__all__ = ["BACKENDS", "Backend", "backend_for", "is_linear", "is_supported", "is_transposed", "type_name"]
