@@ -117,8 +117,8 @@ def page() -> str:
     others = [name for name in LISTED if not is_encoder_decoder(name)]
     text += (
         "\n## Other models\n\nThe list also has speech models without an encoder-decoder for text, which no "
-        f"command takes: {', '.join(others)}. For these, for Whisper, and for models of images or with a decoder "
-        "alone there is the Python API: [Speech, images and decoder-only models](other_models.md).\n"
+        f"command takes: {', '.join(others)}. For these, for Whisper, and for models of images or with a "
+        "decoder alone there is the Python API: [Speech, images and decoder-only models](other_models.md).\n"
     )
     return text
 
