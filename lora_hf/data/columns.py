@@ -162,10 +162,14 @@ def _from_messages(messages: Any, template: str) -> Row:
     return {DIALOGUE: said, SUMMARY: last.get("content")}
 
 
+def _is_empty(value: Any) -> bool:
+    return value in (None, "", [])
+
+
 def head_of(rows: Iterator[Row], config: DataConfig) -> list[Row]:
     """Take the first row, and up to `HEAD` rows where it lacks a column that the config names."""
     head = list(islice(rows, 1))
-    if head and any(cell(head[0], name) in (None, "") for name in _configured(config)):
+    if head and any(_is_empty(cell(head[0], name)) for name in _configured(config)):
         head += islice(rows, HEAD - 1)
     return head
 
@@ -195,6 +199,8 @@ def find_columns(head: list[Row], config: DataConfig, source: str, needs_referen
     )
     missing = {name for name in references if name not in is_there}
     if dialogue in is_there and not missing:
+        if not needs_references and all(_is_empty(cell(row, name)) for row in head for name in references):
+            return Columns(dialogue, (), id_column, turn_template=turn)
         return Columns(dialogue, references, id_column, turn_template=turn)
     found = _known(head, present, config, needs_references)
     if found is not None:

@@ -145,13 +145,14 @@ def test_rows_without_text_are_left_out_on_request_and_listed(tmp_path, streamin
     assert "2 of 8 rows have an empty dialogue or summary" in caplog.text and "rows [4, 6]" in caplog.text
 
 
-def test_a_test_split_without_references_is_predicted_and_validation_is_scored(tmp_path, caplog):
+@pytest.mark.parametrize("more", [{}, {"summary": ""}, {"summary": None}, {"summary": []}])
+def test_a_test_split_without_references_is_predicted_and_validation_is_scored(tmp_path, caplog, more):
     with caplog.at_level(logging.INFO, "lora_hf"):
         _, [scored] = load(
             tmp_path,
             [{"dialogue": TALK, "summary": GIST}],
             "test",
-            test_rows=[{"id": "t", "dialogue": "B: Bye"}],
+            test_rows=[{"id": "t", "dialogue": "B: Bye"} | more],
         )
     assert scored.dialogue == TALK and "scores are those of the validation split" in caplog.text
     [predicted] = read_file(tmp_path / "test.jsonl", DataConfig())

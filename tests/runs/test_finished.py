@@ -49,6 +49,26 @@ def test_a_run_that_has_ended_with_these_inputs_is_known(config: RunConfig) -> N
     assert finished_result(config.model_copy(update={"overwrite": True})) == RECORD
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_files_in_subfolders_and_those_that_data_files_names_are_compared(
+    tmp_path: Path, by_name: bool
+) -> None:
+    folder = dialogues(tmp_path / "data")
+    (folder / "files").mkdir()
+    for file in folder.glob("*.jsonl"):
+        file.rename(folder / "files" / file.name)
+    data: dict[str, Any] = {"dataset_name": str(folder)}
+    if by_name:
+        data = {
+            "data_files": {"train": str(folder / "files/train.jsonl"), "test": f"{folder}/files/t*t.jsonl"}
+        }
+    config = RunConfig.model_validate({"data": data})
+    before = sources_of(config)
+    assert before is not None and before == sources_of(config)
+    touch(folder / "files/test.jsonl")
+    assert sources_of(config) != before
+
+
 def touch(file: Path) -> None:
     stat = file.stat()
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
