@@ -268,7 +268,9 @@ def _line_of(error: Exception) -> str:
 def _why(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return first_line(error)
 
 
 def _remedy(line: str) -> str:

@@ -3,7 +3,7 @@
 import gzip
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from lora_hf.data.columns import Row
 from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_dataset
 from lora_hf.data.hub_dataset import open_hub
 from lora_hf.data.opened import Form, endings
-from lora_hf.data.readers import READERS, iterate_numbered, iterate_rows
+from lora_hf.data.readers import BINARY, READERS, iterate_numbered, iterate_rows
 from lora_hf.data.remote import address_of, files_at, is_address
 from lora_hf.data.split_names import NAMES, SPLITS, Split
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
@@ -59,16 +59,17 @@ def open_part(config: DataConfig, split: Split) -> Part:
     Raises:
         UserError: no such source, or it has neither the split nor train.
     """
-    name, form = config.dataset_name, Form.of(config)
+    name = config.dataset_name
     if config.data_files is not None and not is_on_hub(config):
-        return _of_files(named_files(config), split, "data.data_files", form)
+        return _of_files(named_files(config), split, "data.data_files", config)
     if is_address(name):
         files = files_at(name, "data.dataset_name")
-        return _of_files({"train": files}, split, name, form, is_one_file=True)
+        return _of_files({"train": files}, split, name, config, is_one_file=True)
     path = Path(name).expanduser()
     if path.is_file() or is_saved_dataset(path):
-        return _of_files({"train": [path]}, split, name, form, is_one_file=True)
+        return _of_files({"train": [path]}, split, name, config, is_one_file=True)
     if name == EMBEDDED:
+        _check_effect(config, SPLITS, [])
         return Part(islice(_read_sample(split), limit_of(config, split)), f"{name} [{split}]")
     if path.is_dir():
         found = find_files(path, split)
@@ -78,14 +79,55 @@ def open_part(config: DataConfig, split: Split) -> Part:
             names = [file.relative_to(path).as_posix() for file in files]
             more = ", ..." if len(names) > 5 else ""
             logger.info("%s [%s]: %s", name, origin, ", ".join(names[:5]) + more)
-        return _of_files(found, split, name, form)
+        return _of_files(found, split, name, config)
     return _on_hub(config, split)
 
 
+READ_BY = {
+    "encoding": tuple(ending for ending in READERS if ending not in BINARY),
+    "delimiter": (".csv", ".tsv"),
+    "escapechar": (".csv", ".tsv"),
+    "json_field": (".json",),
+}
+"""Fields of the form of files, and the endings of those that are read by them."""
+
+
+def _check_effect(config: DataConfig, present: Iterable[Split], files: Sequence[Path] | None) -> None:
+    """Refuse fields that nothing reads: shares of splits that are there, forms of other files.
+
+    Raises:
+        UserError: such a field, with the remedy.
+    """
+    defaults = {name: DataConfig.model_fields[name].default for name in SHARES.values()}
+    for split, name in SHARES.items():
+        value = getattr(config, name)
+        is_read = split not in present if split in SPLITS else not {*SPLITS} <= {*present}
+        if value != defaults[name] and not is_read:
+            there = f"a {split} split" if split in SPLITS else "all splits"
+            raise UserError(f"data.{name}={value} has no effect: the data has {there} of its own; remove it")
+    for name, kinds in READ_BY.items():
+        value = getattr(config, name)
+        if files is None or value is None or any(endings(file)[0] in kinds for file in files):
+            continue
+        raise UserError(
+            f"data.{name}={value!r} has no effect: none of the files ends in {', '.join(kinds)}; remove it"
+        )
+
+
+SHARES = {"validation": "validation_share", "test": "test_share", "all": "split_seed"}
+"""Fields of the division of data, and the splits that they are for."""
+
+
 def _of_files(
-    found: Mapping[Split, Sequence[Path]], split: Split, name: str, form: Form, is_one_file: bool = False
+    found: Mapping[Split, Sequence[Path]],
+    split: Split,
+    name: str,
+    config: DataConfig,
+    is_one_file: bool = False,
 ) -> Part:
     """Return the part of a split in files by split; a missing split is a share of train."""
+    form = Form.of(config)
+    _check_effect(config, found, [file for files in found.values() for file in files])
     origin: Split = split if split in found else "train"
     files = tuple(found[origin])
     rows = chain.from_iterable(_read_source(file, form) for file in files)
@@ -119,6 +161,8 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
             "its files by split, {train: FILE, test: FILE}, or save its rows as files"
         )
     homes = homes_of(split, origin, frozenset(known)) if hub.names else frozenset()
+    if hub.names:
+        _check_effect(config, known, None)
     return Part(hub.rows(known.get(origin, origin)), f"{name} [{origin}]", homes)
 
 

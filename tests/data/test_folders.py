@@ -140,3 +140,27 @@ def test_the_files_of_each_split_are_those_that_datasets_finds(shape, tmp_path):
     there = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
     expected = {str(split): sorted(files) for split, files in there.items()}
     assert {split: list(map(str, files)) for split, files in find_files(folder, "train").items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "words"),
+    [
+        (
+            ["train.jsonl", "val.jsonl"],
+            {"validation_share": 0.2},
+            "the data has a validation split of its own",
+        ),
+        (["train.jsonl", "dev.jsonl", "test.jsonl"], {"split_seed": 3}, "the data has all splits of its own"),
+        (["train.jsonl"], {"delimiter": ";"}, "none of the files ends in .csv, .tsv; remove it"),
+        (["train.jsonl"], {"json_field": "rows"}, "none of the files ends in .json; remove it"),
+    ],
+)
+def test_a_field_that_nothing_reads_is_refused(tmp_path, names, fields, words):
+    with pytest.raises(UserError, match=f"^data.{next(iter(fields))}=.* has no effect: {words}"):
+        dialogues(write(tmp_path, *names), "train", **fields)
+
+
+def test_the_embedded_sample_has_no_form_and_no_shares():
+    for fields in ({"encoding": "cp1252"}, {"test_share": 0.3}):
+        with pytest.raises(UserError, match="has no effect"):
+            load_split(DataConfig.model_validate(fields), "train")
