@@ -33,8 +33,9 @@ def is_text_to_text(model_type: str) -> bool:
 
     The same list has speech models that are no encoder-decoders.
     """
-    listed = _tables()[TEXT_TO_TEXT]
-    return model_type in listed and bool(getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False))
+    config = CONFIG_MAPPING[model_type]
+    listed = modeling_auto.AutoModelForSeq2SeqLM._model_mapping  # with what a program has registered
+    return config in listed and bool(getattr(config, "is_encoder_decoder", False))
 
 
 def check_kind(settings: Mapping[str, Any], model: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.families import is_encoder_decoder
 from support.matrix_models import LISTED
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
 
 from lora_hf import cli
 from lora_hf.adapters.peft_format import CONFIG_NAME
@@ -74,6 +74,20 @@ def test_every_model_of_transformers_is_of_one_kind_or_the_other() -> None:
     for kind in {*CONFIG_MAPPING} - {*taken}:
         with pytest.raises(UserError, match="is not an encoder-decoder from text to text"):
             check_kind({"model_type": kind}, "--base='x'")
+
+
+def test_an_encoder_decoder_that_a_program_registers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnConfig(BartConfig):
+        model_type = "own_bart"
+
+    class OwnModel(BartForConditionalGeneration):
+        config_class = OwnConfig
+
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {"own_bart": OwnConfig})
+    with pytest.raises(UserError, match="'own_bart'"):
+        check_kind({"model_type": "own_bart"}, "--base='x'")
+    monkeypatch.setattr(AutoModelForSeq2SeqLM._model_mapping, "_extra_content", {OwnConfig: OwnModel})
+    check_kind({"model_type": "own_bart"}, "--base='x'")
 
 
 COMMANDS = {

@@ -57,7 +57,7 @@ def is_transposed(layer: nn.Module) -> bool:
 
     Transformers records the class of a layer that it replaces by a quantized one as `source_cls`.
     """
-    kind: type = getattr(layer, "source_cls", type(layer))  # type: ignore[assignment]
+    kind: type = getattr(layer, "source_cls", type(layer))
     return BACKENDS.get(_full_name(kind)) is TransposedLinear
 
 
