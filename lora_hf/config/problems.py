@@ -70,7 +70,29 @@ OTHER_NAMES = {
     "beams": "generation.num_beams",
     "max_length": "generation.max_new_tokens",
     "grad_accum": "training.gradient_accumulation_steps",
+    "gradient_clipping": "training.max_grad_norm",
+    "scheduler": "training.lr_scheduler_type",
+    "quantization_config": "model.load_in_4bit",
+    "source_prefix": "data.prompt",
+    "prompt_template": "data.prompt",
+    "text_column": "data.dialogue_column",
 }
+_BY_PEFT = "it is in PEFT's files and has no use in a config: remove it"
+_BY_TOKENIZER = "the tokenizer is read from the model's folder: remove it"
+_BY_COLLATOR = "a batch is padded to its longest row, and the loss leaves padding out: remove it"
+_BY_SEARCH = "nothing is sampled, so that a run can be repeated: remove it, or set generation.num_beams"
+NO_FIELDS: dict[str, str] = {
+    **dict.fromkeys(["bias", "task_type", "peft_type", "inference_mode", "fan_in_fan_out"], _BY_PEFT),
+    **dict.fromkeys(["tokenizer_name", "use_fast_tokenizer"], _BY_TOKENIZER),
+    **dict.fromkeys(["padding", "pad_to_max_length", "ignore_pad_token_for_loss"], _BY_COLLATOR),
+    **dict.fromkeys(["do_sample", "temperature", "top_p", "top_k"], _BY_SEARCH),
+    "device_map": "a model is loaded onto one device, which PyTorch chooses: remove it",
+    "trust_remote_code": "code of a repository is never run: remove it",
+    "token": f"it {ELSEWHERE['hub_token']}",
+    "cache_dir": "set the environment variable HF_HOME",
+    "shuffle": "training rows are shuffled by `seed`: remove it",
+}
+"""Fields of other tools that have no equivalent here, and the reason."""
 
 
 OTHER_METHODS = {
@@ -143,8 +165,9 @@ def near_choice(value: Any, choices: Sequence[str]) -> str:
     """Return `; did you mean 'lora'?`, or an empty text if no choice is near."""
     if not isinstance(value, str) or not value:
         return ""
-    longer = [choice for choice in choices if choice.startswith(value)]  # adam: adamw_torch
-    near = longer or get_close_matches(value, choices, n=1, cutoff=0.5)
+    lower = value.lower()
+    longer = [choice for choice in choices if choice.startswith(lower)]  # adam: adamw_torch
+    near = longer or get_close_matches(lower, choices, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -155,7 +178,7 @@ def unknown_key(path: KeyPath, value: Any) -> Mistake:
         section, _, leaf = path[-1].rpartition(".")
         nested = f"{section}: {{{leaf}: {shown_at(path, value)}}}"
         return Mistake(path, f"{text}; in a file, keys are nested: `{nested}`")
-    if reason := _reason_of_training(str(path[-1]), value):
+    if reason := NO_FIELDS.get(str(path[-1])) or _reason_of_training(str(path[-1]), value):
         return Mistake(path, f"{text}; {reason}")
     near = " or ".join(map(repr, _right_names(path)))
     return Mistake(path, f"{text}; did you mean {near}?" if near else text)
@@ -221,6 +244,8 @@ def _hint(path: KeyPath, value: Any, kind: str) -> str:
         kind == "string_type" and isinstance(value, dict) and [*value.values()] == [None]
     ):  # prompt: {dialogue}
         return f"; text in braces needs quotes: '{{{next(iter(value))}}}'"
+    if kind == "tuple_type" and isinstance(value, str | int) and "," not in str(value):
+        return f"; write [{value}]"
     if not isinstance(value, str) or "," not in value:
         return ""
     if kind == "tuple_type":

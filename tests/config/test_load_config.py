@@ -53,6 +53,44 @@ MISTAKES = [
         "x.yaml:1: unknown key 'model.fp16' (value true); training.fp16 overflows in T5 (its feed-forward "
         "output passes 65504, and the loss becomes NaN); use bf16: true on a GPU that has it, or float32",
     ),
+    (
+        "lora: {task_type: SEQ_2_SEQ_LM}",
+        "x.yaml:1: unknown key 'lora.task_type' (value 'SEQ_2_SEQ_LM'); it is in PEFT's files and has no use "
+        "in a config: remove it",
+    ),
+    (
+        "model: {token: hf_abcdefghijklmnopqrst}",
+        "x.yaml:1: unknown key 'model.token' (value '***'); it would be copied into the run directory: run "
+        "`hf auth login`, or set HF_TOKEN",
+    ),
+    (
+        "model: {device_map: auto}",
+        "x.yaml:1: unknown key 'model.device_map' (value 'auto'); a model is loaded onto one device, which "
+        "PyTorch chooses: remove it",
+    ),
+    (
+        "generation: {temperature: 0.7}",
+        "x.yaml:1: unknown key 'generation.temperature' (value 0.7); nothing is sampled, so that a run can "
+        "be repeated: remove it, or set generation.num_beams",
+    ),
+    (
+        "data: {shuffle: true}",
+        "x.yaml:1: unknown key 'data.shuffle' (value true); training rows are shuffled by `seed`: remove it",
+    ),
+    (
+        "data: {source_prefix: 'summarize: '}",
+        "x.yaml:1: unknown key 'data.source_prefix' (value 'summarize: '); did you mean 'data.prompt'?",
+    ),
+    (
+        "model: {quantization_config: {load_in_4bit: true}}",
+        "x.yaml:1: unknown key 'model.quantization_config' (value {load_in_4bit: true}); did you mean "
+        "'model.load_in_4bit'?",
+    ),
+    ("seeds: 3", "x.yaml:1: seeds=3 is not a list; write [3]"),
+    (
+        "lora: {modules_to_save: lm_head}",
+        "x.yaml:1: lora.modules_to_save='lm_head' is not a list; write [lm_head]",
+    ),
     ("zzz: null", "x.yaml:1: unknown key 'zzz' (value null)"),
     ("lora.r: 8", "x.yaml:1: unknown key 'lora.r' (value 8); in a file, keys are nested: `lora: {r: 8}`"),
     (
@@ -150,9 +188,14 @@ MISTAKES = [
     ),
     (
         "training:\n  save_strategy: epoch\n  load_best_model_at_end: true",
+        "x.yaml:3: training.load_best_model_at_end=true needs training.eval_strategy: evaluations decide "
+        "which checkpoint is the best",
+    ),
+    (
+        "training:\n  save_strategy: epoch\n  eval_strategy: steps\n  load_best_model_at_end: true",
         "x.yaml:2: training.save_strategy='epoch': load_best_model_at_end requires the save and "
         'eval strategy to match, except when save_strategy="best", but found - Evaluation '
-        "strategy: no - Save strategy: epoch",
+        "strategy: steps - Save strategy: epoch",
     ),
     (
         "arms:\n  full:\n    training:\n      weight_decay: a\n",

@@ -28,7 +28,7 @@ LATE: dict[str, tuple[list[str], str]] = {
     "neftune": (["neftune_noise_alpha=5"], "training.neftune_noise_alpha=5 would have no effect"),
     "best, no metric": (
         ["save_strategy=best", *EVALUATED],
-        "training.save_strategy='best' needs training.metric_for_best_model, such as loss or rouge1",
+        "training.save_strategy='best' needs training.metric_for_best_model, such as loss or the main",
     ),
     "best, no evaluation": (
         ["save_strategy=best", "metric_for_best_model=rouge1", "eval_strategy=no"],
@@ -301,6 +301,11 @@ def test_a_setting_of_beam_search_needs_beams(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"generation.{field}=\S+ has no effect with generation.num_beams=1"):
         load_config({"generation": {field: value}})
     assert load_config({"generation": {field: value, "num_beams": 2}}).generation.num_beams == 2
+
+
+def test_a_choice_in_capitals_is_recognized() -> None:
+    with pytest.raises(UserError, match="training.optim='AdamW' .*; did you mean 'adamw_torch'"):
+        load_config({"training": {"optim": "AdamW"}})
 
 
 # The fields that Transformers 4.20, 4.28, 4.36, 4.45, 4.57, 5.0 and 5.8 had, and 5.17 to 5.23 do not have.
