@@ -11,7 +11,7 @@ from support.models import randomize
 from support.other_models import OTHERS, Other
 from support.tiny_trainer import arguments, losses
 from torch import Tensor
-from transformers import default_data_collator
+from transformers import BitsAndBytesConfig, default_data_collator
 
 from lora_hf import (
     LoraConfig,
@@ -139,3 +139,35 @@ def test_batches_of_similar_length_need_a_length_where_rows_are_not_tokens(tmp_p
     order = list(sampler)
     pairs = [order[:2], order[2:4], order[4:]]
     assert sorted(order) == [*range(6)] and sum(a % 2 != b % 2 for a, b in pairs) == 1
+
+
+@pytest.mark.slow
+@each
+def test_a_resumed_training_ends_with_the_bits_of_one_that_was_not_interrupted(
+    other: Other, tmp_path: Path
+) -> None:
+    def trained(resume: Path | None) -> list[Tensor]:
+        model = inject_adapters(other.model(), LoraConfig(r=2, lora_alpha=3, lora_dropout=0.1))
+        args = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+        trainer = LoraTrainer(model, args, train_dataset=other.rows(), data_collator=default_data_collator)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        return [weight.detach() for weight in model.parameters() if weight.requires_grad]
+
+    torch.manual_seed(3)
+    whole = trained(None)
+    torch.manual_seed(3)
+    resumed = trained(tmp_path / "checkpoint-2")
+    assert all(torch.equal(*pair) for pair in zip(resumed, whole, strict=True))
+
+
+@pytest.mark.slow
+@each
+def test_adapters_train_on_a_base_that_transformers_loads_in_4_bits(other: Other, tmp_path: Path) -> None:
+    other.model().save_pretrained(tmp_path)
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = type(other.model()).from_pretrained(tmp_path, quantization_config=four_bits, device_map="cpu")
+    model = inject_adapters(base, LoraConfig(r=2, lora_alpha=3))
+    assert any(layer.base.is_quantized for layer in lora_layers(model).values())
+    model.train()(**other.batch()).loss.backward()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert trained and all(weight.grad is not None for weight in trained)
