@@ -32,15 +32,17 @@ class CheckpointWeights:
             renamings: Transformers' changes of names when it loads the model, such as T5Gemma 2's.
         """
         self.prefix, self.transposed = prefix, frozenset(transposed)
-        self.places: dict[str, tuple[Path, str]] = {}
-        """Name in the model -> file, and name there."""
+        stored: dict[str, tuple[Path, str]] = {}
+        renamed: dict[str, tuple[Path, str]] = {}
         for file in files:
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():
                     name = key
                     for renaming in renamings:
                         name, _ = renaming.rename_source_key(name)
-                    self.places[name] = file, key
+                    stored[key] = renamed[name] = file, key
+        self.places = stored | renamed
+        """Name in the model -> file, and name there. Transformers 5.17 renames too much, hence both names."""
 
     def __call__(self, layer: str) -> Tensor:
         """Return the weight of a layer.
