@@ -9,6 +9,7 @@ import os
 import sys
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import typer
 
@@ -61,9 +62,21 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(10_000, 20, 20)  # imports make a million objects that stay: a fifth of their time
     for name in HIDDEN:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    for stream in (sys.stdout, sys.stderr):
+        make_writable(stream)
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     processes.leave(run(words, debug=len(words) < len(given)))
+
+
+def make_writable(stream: Any) -> None:
+    """Let a stream take any text: UTF-8 in files and pipes, as in all files that are written.
+
+    A terminal keeps its encoding, and shows escapes for what that lacks.
+    """
+    if not hasattr(stream, "reconfigure"):
+        return
+    stream.reconfigure(errors="backslashreplace") if stream.isatty() else stream.reconfigure(encoding="utf-8")
 
 
 def run(words: list[str], debug: bool) -> int:

@@ -21,6 +21,8 @@ NEW_TOKENS = 128
 """Length of a summary where neither a run nor a manifest gives one."""
 PROMPT_FIELDS = ("prompt", "max_source_length", "source_language", "target_language")
 """Fields of `data` in the manifest; those that are null are left out."""
+RECORDED = {"prompt", "max_source_length", "max_new_tokens", "generation"}
+"""Entries that every manifest of the present version has."""
 BEAM_FIELDS = ("length_penalty", "early_stopping")
 """Fields of `generation` that mean something with several beams only."""
 AGAIN = "save or download the adapter again"

@@ -12,7 +12,7 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import Dtype
-from lora_hf.config.prediction import NEW_TOKENS, PROMPT_FIELDS, PredictionSettings
+from lora_hf.config.prediction import NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import fetch
 from lora_hf.models.load import load_model, load_tokenizer
@@ -201,7 +201,7 @@ def _settings_of_run(saved: SavedAdapter) -> dict[str, Any]:
     Older versions wrote fewer settings, and a checkpoint has none.
     """
     run = run_directory(saved)
-    if run is None or saved.manifest.keys() >= {*PROMPT_FIELDS, "max_new_tokens", "generation"}:
+    if run is None or saved.manifest.keys() >= RECORDED:
         return {}
     try:
         config = load_config(run / CONFIG, is_recorded=True)

@@ -1,6 +1,7 @@
 """The commands: what they print and write, and one message for each mistake."""
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -249,3 +250,13 @@ def test_mistakes_about_adapters_are_one_error_each(mistake, config, trained, tm
     (tmp_path / "talks.csv").write_text("talk\nA: Hi\n")
     error = mistake("predict", tmp_path / "talks.csv", "--adapter", trained / "adapter")
     assert error.startswith("error: --dialogue-column='dialogue': ") and "['talk']" in error
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_output_that_the_system_s_encoding_lacks_is_written(is_terminal: bool) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    stream.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    cli.make_writable(stream)
+    print("Café", file=stream, flush=True)
+    assert stream.buffer.getvalue().decode() == ("Caf\\xe9\n" if is_terminal else "Café\n")
+    cli.make_writable(io.StringIO())

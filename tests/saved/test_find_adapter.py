@@ -8,12 +8,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from support.models import randomize
+from support.models import make_t5, randomize
 
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import read_dtypes
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import ModelConfig
+from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.config.load import write_config
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_model
 from lora_hf.saved import find_adapter as finding
@@ -83,6 +85,17 @@ def test_a_command_asks_the_hub_for_an_adapter_once(
     monkeypatch.setattr(finding, "fetch", fetch)
     assert cli.run(command(name, "anna/talks@main", tmp_path), debug=False) == 0
     assert asked == ["anna/talks@main"]
+
+
+def test_an_adapter_of_a_run_records_all_of_its_settings_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_config(RunConfig(), tmp_path / "config.yaml")
+    settings = PredictionSettings.of_run(RunConfig(), 8).manifest()
+    save_adapter(inject_adapters(make_t5(), LoraConfig(r=2)), tmp_path / "adapter", extra=settings)
+    with caplog.at_level("INFO"):
+        settings_of(SavedAdapter.at(tmp_path / "adapter"))
+    assert "does not record" not in caplog.text
 
 
 def test_a_saved_adapter_says_where_it_came_from_and_what_it_holds(
