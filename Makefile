@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread for each process: two test processes on two cores would otherwise wait for each other's threads.
-PYTEST := -m pytest -n 2 --dist loadfile
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # tests/conftest.py orders the files
 
 LOWEST := .venv-lowest
 # Tests of what a version can change: the mathematics, training, resuming, generation, the config, each extra.

@@ -7,6 +7,7 @@ test, reads this file too.
 import gc
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +21,25 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 pytest_plugins = ["hub.fixtures", "support.launching"]  # hub, client, trained
+LONGEST = (
+    "runs/test_processes.py",
+    "distributed/test_zero.py",
+    "planning/test_plan.py",
+    "test_quickstart.py",
+    "test_notebook.py",
+    "matrix/test_first_families.py",
+    "distributed/test_torchrun.py",
+    "matrix/test_last_families.py",
+    "hub/test_main_job.py",
+    "data/test_streaming_memory.py",
+)
+"""Files that take longest, half a minute or more. They run first, so that no process begins one of them when
+the other has nothing left to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="module")

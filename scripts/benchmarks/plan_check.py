@@ -18,6 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from lora_hf.cli import HIDDEN
+
+sys.modules |= dict.fromkeys(HIDDEN)  # Transformers would import them, which takes seconds
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
