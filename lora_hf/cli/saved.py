@@ -68,7 +68,7 @@ def evaluate(
 
 def predict(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="Texts as csv, tsv, jsonl, json, parquet or arrow, one as .txt, or - for standard input."
         ),

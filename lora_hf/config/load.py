@@ -94,9 +94,7 @@ def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
     return dict(document.data.get("generation", {}))
 
 
-READING = (
-    "dialogue_column id_column encoding delimiter escapechar json_field turn_template on_bad_row".split()
-)
+READING = "dialogue_column id_column encoding delimiter escapechar column_names json_field turn_template on_bad_row".split()
 """Fields of `data` that say how a file is read."""
 
 

@@ -99,6 +99,8 @@ class DataConfig(Section):
     """Character between the cells of csv files. Null: the comma, tab, semicolon or bar of the header."""
     escapechar: Mark | None = None
     """Character before quotes inside the cells of csv files, such as a backslash. Null: they are doubled."""
+    column_names: Annotated[Items[Text], Field(min_length=1)] | None = None
+    """Names of the columns of csv files that have no header, in order. Null: the first line has them."""
     json_field: Text | None = None
     """Key of a json file that holds the list of rows; `a.b` is the key b inside a."""
     dialogue_column: Text = "dialogue"

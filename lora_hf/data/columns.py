@@ -49,6 +49,8 @@ HEAD = 100
 """Rows that are looked at for columns; a first row may lack one."""
 LONGEST_NAME = 80
 """Characters of the longest name of a column; longer ones are texts of a file without a header."""
+LIKE_TEXT = re.compile(r"\n|^\d+$|[.?!。？！]$")
+"""What is in a text and in no name of a column: a line break, digits alone, the end of a sentence."""
 logger = logging.getLogger(__name__)
 
 
@@ -253,11 +255,11 @@ def _has(head: list[Row], name: str) -> bool:
 
 def _missing(option: str, name: str, present: list[str], source: str, config: DataConfig) -> str:
     """Return the message on a missing column, with the existing ones and what to write."""
-    if any(len(column) > LONGEST_NAME or "\n" in column for column in present):
+    if any(len(column) > LONGEST_NAME or LIKE_TEXT.search(column) for column in present):
         first = min(present, key=len)
         return (
             f"{option}={name!r}: {source} has texts such as {first[:40]!r} where the names of columns should "
-            "be; is the header missing? Add a first line with the names, such as id,dialogue,summary"
+            "be; if the header is missing, set data.column_names, such as [id, dialogue, summary]"
         )
     shown = present if len(present) <= 12 else [*present[:12], f"... {len(present) - 12} more"]
     text = f"{option}={name!r}: {source} has the columns {shown}.{did_you_mean(name, present)}"

@@ -88,6 +88,7 @@ def _options(config: DataConfig) -> dict[str, Any]:
         "encoding": config.encoding,
         "delimiter": config.delimiter,
         "escapechar": config.escapechar,
+        "column_names": None if config.column_names is None else list(config.column_names),
         "field": config.json_field,
     }
     return {key: value for key, value in given.items() if value is not None}

@@ -12,28 +12,31 @@ from lora_hf.config import DataConfig
 from lora_hf.data.columns import DIALOGUE, PLAIN
 from lora_hf.data.examples import Example, check_rows, dialogues_of
 from lora_hf.data.opened import UTF_16, Form, endings
-from lora_hf.data.readers import TEXT, iterate_rows, read_lines, read_text
-from lora_hf.data.sources import Part
+from lora_hf.data.readers import TEXT, read_lines, read_text
+from lora_hf.data.remote import files_at, is_address
+from lora_hf.data.sources import Part, read_source
 from lora_hf.data.splits import read_part
 from lora_hf.errors import NOT_JSON, UserError
 
-STANDARD_INPUT = Path("-")
+STANDARD_INPUT = "-"
 
 
-def read_file(file: Path, config: DataConfig, is_lines: bool = False) -> list[Example]:
+def read_file(file: str | Path, config: DataConfig, is_lines: bool = False) -> list[Example]:
     """Read the dialogues of one file, one per row, without references.
 
     Args:
-        file: a file of rows, a `.txt` with one dialogue, or `-` for standard input: json, json lines or one
-            dialogue.
+        file: a file of rows or its address, a folder of `save_to_disk`, a `.txt` with one dialogue, or `-` for
+            standard input: json, json lines or one dialogue.
         config: how the file is read.
         is_lines: whether plain text has one dialogue per line.
 
     Raises:
         UserError: no such file or column, or a row without text.
     """
-    if file != STANDARD_INPUT:
-        return _read(file, config, is_lines)
+    if is_address(str(file)):
+        (file,) = files_at(str(file), "predict")[:1]
+    if str(file) != STANDARD_INPUT:
+        return _read(Path(file), config, is_lines)
     with _standard_input(is_lines) as copy:
         try:
             return _read(copy, config, is_lines)
@@ -48,7 +51,7 @@ def _read(file: Path, config: DataConfig, is_lines: bool) -> list[Example]:
         part = Part(iter([{DIALOGUE: text} for text in texts]), str(file))
         rows, columns = list(part.rows), PLAIN
     else:
-        part = Part(iterate_rows(file, form), str(file), files=(file,), form=form)
+        part = Part(read_source(file, form), str(file), files=(file,), form=form)
         try:
             found, columns = read_part(part, config, needs_references=False)
         except UserError as error:

@@ -34,11 +34,14 @@ class Form:
     delimiter: str | None = None
     escapechar: str | None = None
     json_field: str | None = None
+    column_names: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, config: DataConfig) -> "Form":
         """Return the fields of a config."""
-        return cls(config.encoding, config.delimiter, config.escapechar, config.json_field)
+        return cls(
+            config.encoding, config.delimiter, config.escapechar, config.json_field, config.column_names
+        )
 
 
 SEEN = Form()

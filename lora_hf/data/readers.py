@@ -122,7 +122,7 @@ def _read_csv(path: Path, form: Form) -> Numbered:
         reader = csv.reader(file, strict=True, delimiter=delimiter, escapechar=form.escapechar)
         line = 1
         try:
-            names = next(filter(None, reader), [])
+            names = list(form.column_names or next(filter(None, reader), []))
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise UserError(f"{path}: more than one column is named {repeated[0]!r}")

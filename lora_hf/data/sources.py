@@ -87,6 +87,7 @@ READ_BY = {
     "encoding": tuple(ending for ending in READERS if ending not in BINARY),
     "delimiter": (".csv", ".tsv"),
     "escapechar": (".csv", ".tsv"),
+    "column_names": (".csv", ".tsv"),
     "json_field": (".json",),
 }
 """Fields of the form of files, and the endings of those that are read by them."""
@@ -130,7 +131,7 @@ def _of_files(
     _check_effect(config, found, [file for files in found.values() for file in files])
     origin: Split = split if split in found else "train"
     files = tuple(found[origin])
-    rows = chain.from_iterable(_read_source(file, form) for file in files)
+    rows = chain.from_iterable(read_source(file, form) for file in files)
     homes = homes_of(split, origin, frozenset(found))
     return Part(rows, name if is_one_file else f"{name} [{origin}]", homes, is_one_file, files, form)
 
@@ -252,7 +253,12 @@ def limit_of(config: DataConfig, split: Split) -> int | None:
     }[split]
 
 
-def _read_source(path: Path, form: Form) -> Iterator[Row]:
+def read_source(path: Path, form: Form) -> Iterator[Row]:
+    """Yield the rows of a file, or of a folder of `save_to_disk`.
+
+    Raises:
+        UserError: as `iterate_rows`, or the folder is not whole.
+    """
     if not is_saved_dataset(path):
         try:
             yield from iterate_rows(path, form)

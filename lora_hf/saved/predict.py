@@ -19,7 +19,7 @@ BY_ENDING: dict[str, Format] = {".csv": "csv", ".txt": "text"}
 
 
 def predict(
-    file: Path,
+    file: str | Path,
     adapter: str,
     base: str | None,
     data: DataConfig | None = None,
@@ -29,8 +29,8 @@ def predict(
     """Summarize each dialogue of a file, with the prompt and the settings that the adapter was scored with.
 
     Args:
-        file: csv, tsv, jsonl, json, parquet or arrow, a .txt that holds one dialogue, or `-` for standard
-            input.
+        file: csv, tsv, jsonl, json, parquet or arrow, or the address of such a file; a .txt that holds one
+            dialogue; or `-` for standard input.
         adapter: a folder, or USER/NAME[@REVISION] on the Hub.
         base: the base model, or None for the one the adapter names.
         data: how the file is read: its columns, encoding and delimiter.

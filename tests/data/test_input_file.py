@@ -6,17 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.shapes import COLUMN_SHAPES, FILES
+from support.shapes import COLUMN_SHAPES, FILES, FOLDERS
 
 from lora_hf.config import DataConfig
 from lora_hf.config.load import reading_fields
 from lora_hf.data.input_file import STANDARD_INPUT, read_file
 from lora_hf.errors import UserError
 
+COLUMN_SHAPES = [shape for shape in COLUMN_SHAPES if not shape.name.endswith("/")]
+SAVED = [shape for shape in FOLDERS if shape.name == "saved_one/"]
+
 
 @pytest.mark.parametrize(
     "shape",
-    [shape for shape in FILES + COLUMN_SHAPES if shape.outcome == "read" and not shape.name.endswith("/")],
+    [shape for shape in FILES + COLUMN_SHAPES + SAVED if shape.outcome == "read"],
     ids=lambda shape: shape.name,
 )
 def test_every_file_that_trains_is_predicted_too_with_its_ids(shape, tmp_path):
