@@ -94,7 +94,10 @@ def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
     return dict(document.data.get("generation", {}))
 
 
-READING = "dialogue_column id_column encoding delimiter escapechar column_names json_field turn_template on_bad_row".split()
+READING = (
+    *("dialogue_column", "id_column", "turn_template", "on_bad_row"),
+    *("encoding", "delimiter", "escapechar", "column_names", "json_field"),
+)
 """Fields of `data` that say how a file is read."""
 
 

@@ -25,8 +25,8 @@ def read_file(file: str | Path, config: DataConfig, is_lines: bool = False) -> l
     """Read the dialogues of one file, one per row, without references.
 
     Args:
-        file: a file of rows or its address, a folder of `save_to_disk`, a `.txt` with one dialogue, or `-` for
-            standard input: json, json lines or one dialogue.
+        file: a file of rows or its address, a folder of `save_to_disk`, a `.txt` with one dialogue, or `-`
+            for standard input: json, json lines or one dialogue.
         config: how the file is read.
         is_lines: whether plain text has one dialogue per line.
 
