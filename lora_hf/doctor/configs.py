@@ -10,7 +10,7 @@ import torch
 
 from lora_hf.adapters.inits import SHAPE_ONLY, init_for
 from lora_hf.adapters.model_state import lora_layers
-from lora_hf.config import DataConfig, RunConfig
+from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data import overlap, unknown_tokens
@@ -110,7 +110,7 @@ def targets(fields: RunConfig) -> Findings:
     shares, doubtful = [], []
     for name, run in runs_of(fields).items():
         with named(name):
-            settings = settings_of(run.model)
+            settings = _settings_of(run.model, fields.model)
             check_stored_base(run, settings.to_dict())
             share, doubts = share_trained(run, settings)
         shares.append(f"{name}{share}")
@@ -118,6 +118,22 @@ def targets(fields: RunConfig) -> Findings:
     for doubt in doubtful:
         yield fault(doubt, "lora.target_modules: auto")
     yield ok("; ".join(shares) or "no run trains")
+
+
+def _settings_of(base: ModelConfig, checked: ModelConfig) -> Any:
+    """Return `settings_of` a run's base.
+
+    Raises:
+        CannotTell: it cannot be used, and is the folder about which `checkpoint` has reported that.
+        UserError: another base, of a variant or on the Hub, cannot be used.
+    """
+    try:
+        return settings_of(base)
+    except UserError as error:
+        name = base.model_name_or_path
+        if name == checked.model_name_or_path and Path(name).expanduser().is_dir():
+            raise CannotTell("the base cannot be used, see checkpoint") from error
+        raise
 
 
 def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
