@@ -91,6 +91,12 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
+def listed(names: Iterable[str], most: int = 12) -> list[str]:
+    """Return the first names for a message, long ones cut, and the number of further ones."""
+    names = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, names)]
+    return names if len(names) <= most else [*names[:most], f"... {len(names) - most} more"]
+
+
 def few(names: Iterable[str], most: int = 3) -> str:
     """Return the first names, and the number of further ones."""
     names = sorted(names)

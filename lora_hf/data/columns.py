@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_hf.config import DataConfig
 from lora_hf.config.task import TASKS
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import UserError, did_you_mean, listed
 
 Row = dict[str, Any]
 DIALOGUE, SUMMARY, ID = "dialogue", "summary", "id"
@@ -261,8 +261,7 @@ def _missing(option: str, name: str, present: list[str], source: str, config: Da
             f"{option}={name!r}: {source} has texts such as {first[:40]!r} where the names of columns should "
             "be; if the header is missing, set data.column_names, such as [id, dialogue, summary]"
         )
-    shown = present if len(present) <= 12 else [*present[:12], f"... {len(present) - 12} more"]
-    text = f"{option}={name!r}: {source} has the columns {shown}.{did_you_mean(name, present)}"
+    text = f"{option}={name!r}: {source} has the columns {listed(present)}.{did_you_mean(name, present)}"
     if len(present) == 1 and (mark := next((m for m in ",;|\t" if m in present[0]), None)):
         return f"{text} Set data.delimiter: {mark!r}"
     fits = [pair for pair in PAIRS if {*pair} <= {*present}]

@@ -24,7 +24,7 @@ from lora_hf.data.opened import (
     open_text,
     readable,
 )
-from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line, path_hint
+from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line, listed, path_hint
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -218,8 +218,8 @@ def _rows_in(data: Any, path: Path, form: Form) -> list[Any]:
     held = [key for key, value in data.items() if value and isinstance(value, list) and all_objects(value)]
     if len(held) > 1 and len(held) == sum(isinstance(value, list | dict) for value in data.values()):
         raise UserError(
-            f"{path} holds rows under {', '.join(map(repr, held[:5]))}: set data.json_field to one of them, "
-            f"such as data.json_field: {held[0]}"
+            f"{path} holds rows under {', '.join(map(repr, listed(held, 5)))}: set data.json_field to one of "
+            f"them, such as data.json_field: {held[0]}"
         )
     return [data]
 
@@ -239,7 +239,7 @@ def _field(data: Any, name: str, path: Path) -> Any:
         if key not in found:
             keys = [str(one) for one in found]
             raise UserError(
-                f"data.json_field={name!r}: {path} has the keys {keys[:12]}.{did_you_mean(key, keys)}"
+                f"data.json_field={name!r}: {path} has the keys {listed(keys)}.{did_you_mean(key, keys)}"
             )
         found, rest = found[key], later
     return found

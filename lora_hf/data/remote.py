@@ -123,7 +123,7 @@ def _from_server(address: str, what: str) -> Path:
         options = DownloadConfig(force_download=not has_tag, disable_tqdm=True)
         copy = Path(cached_path(address, download_config=options))
     except Exception as error:  # of fsspec, aiohttp, asyncio and datasets
-        status = next((one.status for one in causes(error) if getattr(one, "status", None)), None)
+        status = next((found for one in causes(error) if (found := getattr(one, "status", None))), None)
         if status:
             raise UserError(f"{what}: the server responded with {status}; check the address") from error
         reason = first_line(next((one for one in causes(error) if isinstance(one, OSError)), error))

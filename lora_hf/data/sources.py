@@ -99,13 +99,16 @@ def _check_effect(config: DataConfig, present: Iterable[Split], files: Sequence[
     Raises:
         UserError: such a field, with the remedy.
     """
-    defaults = {name: DataConfig.model_fields[name].default for name in SHARES.values()}
-    for split, name in SHARES.items():
+    there = frozenset(present)
+    unread = {
+        "validation_share": "a validation split" if "validation" in there else "",
+        "test_share": "a test split" if "test" in there else "",
+        "split_seed": "all splits" if there == {*SPLITS} else "",
+    }
+    for name, own in unread.items():
         value = getattr(config, name)
-        is_read = split not in present if split in SPLITS else not {*SPLITS} <= {*present}
-        if value != defaults[name] and not is_read:
-            there = f"a {split} split" if split in SPLITS else "all splits"
-            raise UserError(f"data.{name}={value} has no effect: the data has {there} of its own; remove it")
+        if own and value != DataConfig.model_fields[name].default:
+            raise UserError(f"data.{name}={value} has no effect: the data has {own} of its own; remove it")
     for name, kinds in READ_BY.items():
         value = getattr(config, name)
         if files is None or value is None or any(endings(file)[0] in kinds for file in files):
@@ -113,10 +116,6 @@ def _check_effect(config: DataConfig, present: Iterable[Split], files: Sequence[
         raise UserError(
             f"data.{name}={value!r} has no effect: none of the files ends in {', '.join(kinds)}; remove it"
         )
-
-
-SHARES = {"validation": "validation_share", "test": "test_share", "all": "split_seed"}
-"""Fields of the division of data, and the splits that they are for."""
 
 
 def _of_files(

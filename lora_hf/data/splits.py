@@ -22,7 +22,7 @@ from lora_hf.data.split_names import SPLITS, Split
 from lora_hf.errors import UserError, few
 
 logger = logging.getLogger(__name__)
-HALF_SHARES = (0.1, 0.1)
+DEFAULT_SHARES = (0.1, 0.1)
 """Default shares of validation and test, which earlier runs were divided by."""
 
 
@@ -133,12 +133,12 @@ def _home(dialogue: str, config: DataConfig, part: Part) -> Split:
     valid.
     """
     shares = _shares(config)
-    if part.is_one_file and config.split_seed == 0 and shares == HALF_SHARES:
+    if part.is_one_file and config.split_seed == 0 and shares == DEFAULT_SHARES:
         text = dialogue.encode()
     else:
         text = f"{config.split_seed}\n".encode() + plain_text(dialogue)
     digest = sha256(text).digest()
-    if shares == HALF_SHARES:
+    if shares == DEFAULT_SHARES:
         tenth = digest[0] % 10
         return "test" if tenth == 9 else "validation" if tenth == 8 else "train"
     place = int.from_bytes(digest[:8], "big") / 2**64

@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import TEXT, Row, read_lines, read_rows
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import UserError, did_you_mean, listed
 from lora_hf.evaluation.metrics import Measured, Scoring, scoring_by
 from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
 from lora_hf.evaluation.rouge import group_scores, rouge_per_pair
@@ -149,13 +149,15 @@ def _table(
         rows = read_rows(path, form)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if prediction is None and PREDICTION not in columns:
-        raise UserError(f"--prediction: {path} has no column {PREDICTION!r}; name the column: {columns}")
+        raise UserError(
+            f"--prediction: {path} has no column {PREDICTION!r}; name the column: {listed(columns)}"
+        )
     given = [reference] if isinstance(reference, str) else list(reference or ())
     given = given or [name for name in REFERENCES if name in columns][:1]
     if not given:
         raise UserError(
-            f"{path}: give --reference, one of the columns {columns}, or a text file with one reference per "
-            "line"
+            f"{path}: give --reference, one of the columns {listed(columns)}, or a text file with one "
+            "reference per line"
         )
     for name in given:
         if name not in columns and endings(Path(name))[0] == TEXT:
@@ -170,7 +172,7 @@ def _require_column(rows: Sequence[Row], name: str, where: str) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if name not in columns:
         raise UserError(
-            f"{where} has no such column; its columns are {columns}.{did_you_mean(name, columns)}"
+            f"{where} has no such column; its columns are {listed(columns)}.{did_you_mean(name, columns)}"
         )
 
 

@@ -145,6 +145,7 @@ def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trai
     assert cli.run([*words, "--adapter", str(trained / "adapter")], debug=False) == 0
     said = json.loads(capsys.readouterr().out)
     record = json.loads((trained / "results.json").read_text())
+    assert record["splits"] == {split: f"embedded [{split}]" for split in ("train", "validation", "test")}
     assert {name: said[name] for name in ROUGE_NAMES} == {name: record[name] for name in ROUGE_NAMES}
     written = [(folder / "predictions.jsonl").read_text() for folder in (trained, tmp_path / "out")]
     assert written[0] == written[1]

@@ -60,7 +60,9 @@ def is_read_or_refused(file: Path) -> None:
         try:
             found = read()
         except UserError as error:
-            assert str(file) in str(error)
+            message = str(error)
+            assert str(file) in message and len(message.splitlines()) == 1
+            assert len(message.replace(str(file), "")) <= 500
         else:
             assert found and all(example.dialogue.strip() for example in found)
 

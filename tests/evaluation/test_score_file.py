@@ -247,7 +247,7 @@ def test_several_columns_of_references_are_those_of_a_list(tmp_path):
         score_file(write(tmp_path, columns), reference="x")
 
 
-def test_the_form_of_a_file_is_told_as_in_a_config(tmp_path):
+def test_the_form_of_a_file_is_given_as_in_a_config(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_bytes("made^human\ncafé^café\n".encode("cp1252"))
     assert score_file(file, "made", "human", form=Form("cp1252", "^"))["rouge1"] == 1.0
