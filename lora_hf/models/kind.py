@@ -31,7 +31,7 @@ GENERAL = ("AutoModelForPreTraining", "AutoModelForTextEncoding", "AutoModel")
 def is_text_to_text(model_type: str) -> bool:
     """Return whether Transformers lists a `model_type` as an encoder-decoder from text to text.
 
-    The same list has speech models that are no encoder-decoders.
+    The same list has speech models that are not encoder-decoders.
     """
     config = CONFIG_MAPPING[model_type]
     listed = modeling_auto.AutoModelForSeq2SeqLM._model_mapping  # with what a program has registered
@@ -57,12 +57,13 @@ def check_kind(settings: Mapping[str, Any], model: str) -> None:
     classes = settings.get("architectures")
     built = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else ""
     auto = _auto_class(kind, built)
-    loaded = f", which Transformers loads by {auto}" if auto else ""
+    loaded = f", which Transformers loads with {auto}" if auto else ""
     raise UserError(
         f"{model} is not an encoder-decoder from text to text, the only kind that the commands work with "
         f"({TEXT_TO_TEXT}: T5, BART, NLLB and others). Its config.json says model_type {kind!r}"
-        f"{f' ({built})' if built else ''}{loaded}. Use it by the Python API, as {GUIDES.get(auto, GUIDE)} "
-        "shows: load it with Transformers, then call lora_hf.inject_adapters and train by lora_hf.LoraTrainer"
+        f"{f' ({built})' if built else ''}{loaded}. Use the Python API instead ({GUIDES.get(auto, GUIDE)}): "
+        "load the model with Transformers, add adapters with lora_hf.inject_adapters and train with "
+        "lora_hf.LoraTrainer"
     )
 
 

@@ -65,7 +65,7 @@ def test_another_kind_is_refused_by_its_class_its_loader_and_what_shows_its_use(
     assert text.startswith("--base='x' is not an encoder-decoder from text to text") and repr(kind) in text
     assert guide in text and "lora_hf.inject_adapters" in text
     assert (f"{kind!r} ({built}), which" in text) == has_class
-    assert not has_class or f"loads by {auto}." in text
+    assert not has_class or f"loads with {auto}." in text
 
 
 def test_every_model_of_transformers_is_of_one_kind_or_the_other() -> None:
