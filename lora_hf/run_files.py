@@ -15,6 +15,8 @@ CHECKPOINTS = "checkpoints"
 TRAINED = "training.json"
 """Seconds, steps, losses and the Trainer's log; written when training is complete."""
 PREDICTIONS = "predictions.jsonl"
+RETENTION = "retention.jsonl"
+"""Outputs on the tasks of `retention`, of the trained model and of its base."""
 RESULTS = "results.json"
 """Written last: a run with this file is finished."""
 
@@ -33,7 +35,7 @@ UNFINISHED = f"{PARTIAL}checkpoints"
 """Folder in which the next checkpoint is written, inside that of the checkpoints."""
 
 OWN = (
-    *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RESULTS),
+    *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RETENTION, RESULTS),
     *(REPORT + end for end in ENDS),
 )
 """Everything a run writes, in the order of writing."""

@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from lora_hf.errors import NOT_JSON, UserError, first_line
 from lora_hf.files import file_sha256, read_object
-from lora_hf.run_files import PREDICTIONS, RESULTS, ROUGE_NAMES, RougeName
+from lora_hf.run_files import PREDICTIONS, RESULTS, RETENTION, ROUGE_NAMES, RougeName
 
 MAX_RECORD_BYTES = 2**30
 """Room for the log of a long training."""
@@ -23,6 +23,36 @@ RougeByReference = dict[RougeName, list[float]]
 """One F1 value per reference of a dialogue."""
 Interval = list[float]
 """[low, high], 95 %."""
+
+
+class RetentionRow(TypedDict):
+    """One row of retention.jsonl: an example of a task that was not trained."""
+
+    task: str
+    """Its name in the section `retention`."""
+    id: str
+    source: str
+    references: list[str]
+    prediction: str
+    base: str
+    """What the base wrote."""
+
+
+class RetentionRecord(TypedDict, total=False):
+    """Main score of a model on a task that was not trained, beside the base's."""
+
+    metric: str
+    label: str
+    scale: int
+    n: int
+    value: float
+    interval: Interval
+    base: float
+    kept: float | None
+    """The score as a share of the base's; None where the base has 0."""
+    kept_interval: Interval
+    p_value: float
+    """Of the paired test against the base."""
 
 
 class Prediction(TypedDict):
@@ -100,6 +130,10 @@ class RunResult(Scores, TrainingRecord, total=False):
     processes: int
     task: str | dict[str, Any]
     """Name or fields of the task; missing for summarization."""
+    retention: dict[str, RetentionRecord]
+    """By task; missing if the config lists none."""
+    retention_tasks: dict[str, dict[str, Any]]
+    """How the tasks of `retention` are scored: `task` and `language`, as of the run itself."""
     language: str
     """Language of the references, if the config gives it."""
     versions: dict[str, str]
@@ -168,6 +202,11 @@ class Comparison(TypedDict, total=False):
     gains: Gains
     paired_test: PairedRecord
     """LoRA against full fine-tuning."""
+
+    retention: dict[str, dict[str, RetentionRecord]]
+    """By task of `retention` and variant: what each keeps of the base's score."""
+    retention_test: dict[str, PairedRecord]
+    """By task: LoRA against full fine-tuning."""
 
     against_lora: dict[str, PairedRecord]
     eval_ratio: dict[str, float]
@@ -278,6 +317,30 @@ def read_predictions(directory: Path, result: RunResult | None = None) -> list[P
         raise _damaged(directory, 1, "the file holds no rows")
     if result is not None and (expected := result.get("n_examples", len(rows))) != len(rows):
         raise _damaged(directory, last, f"the file ends with {len(rows)} rows; {RESULTS} has {expected}")
+    return rows
+
+
+def read_retention(directory: Path) -> list[RetentionRow]:
+    """Read a run's retention.jsonl; an empty list if it has none.
+
+    Raises:
+        UserError: the file does not hold what a run writes.
+    """
+    file = directory / RETENTION
+    if not file.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+            texts = [row[name] for name in ("task", "id", "source", "prediction", "base")]
+            if not all(isinstance(text, str) for text in (*texts, *row["references"])):
+                raise ValueError("a field is not text")
+        except (*NOT_JSON, KeyError, TypeError) as error:
+            raise UserError(f"{file}: line {number}: {first_line(error)}; {_remedy(directory)}") from None
+        rows.append(cast(RetentionRow, row))
     return rows
 
 

@@ -30,6 +30,10 @@ def test_the_quickstart_lifts_the_base_and_lora_keeps_nine_tenths_of_full_s_gain
     assert lora > max(scores["rouge1"] for scores in comparison["trivial"].values())
     assert arms["lora"]["trainable_parameters"] <= 0.05 * arms["lora"]["total_parameters"]
     assert max(arm["peak_memory_mib"] for arm in arms.values()) <= 2048
+    kept = comparison["retention"]
+    assert len(kept) == 4 and {of["base"]["kept"] for of in kept.values()} == {1.0}
+    assert {record["n"] for of in kept.values() for record in of.values()} == {100}
+    assert kept["place"]["base"]["value"] > 80
     assert (tmp_path / "q" / "comparison.md").is_file() and (tmp_path / "q" / "comparison.png").is_file()
     # Its five minutes are so many steps and summaries: a clock would measure what else the machine is doing.
     assert [arms[arm].get("steps", 0) for arm in ("base", "full", "lora")] == [0, 300, 300]

@@ -40,6 +40,7 @@ def test_the_wheel_runs_a_shipped_config_outside_the_clone(tmp_path: Path) -> No
         "data.max_train_samples=64",
         "data.max_test_samples=4",
         "data.max_eval_samples=8",
+        "retention={}",
     )
     printed = run(
         sys.executable, "-m", "lora_hf", "train", "--config", "quickstart", *small, cwd=elsewhere, path=site

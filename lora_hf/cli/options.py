@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_hf.run_records import Scores, interval_of, score_of
+from lora_hf.run_records import RunResult, interval_of, score_of
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 
@@ -89,7 +89,7 @@ Base = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def print_scores(scores: Scores) -> None:
+def print_scores(scores: RunResult) -> None:
     """Print the scores of one model, one line each."""
     from lora_hf.evaluation.metrics import Scoring
 
@@ -98,6 +98,10 @@ def print_scores(scores: Scores) -> None:
         low, high = map(score.text, interval_of(scores, score.name))
         print(f"{score.name:10} {score.text(score_of(scores, score.name))}  [{low}, {high}]")
     print(f"{scores['n_examples']:,} {scoring.task.sources}, {scores['mean_words']:.1f} words each")
+    for name, of in scores.get("retention", {}).items():
+        if (kept := of["kept"]) is not None:
+            interval = "[{:.0%}, {:.0%}]".format(*of["kept_interval"])
+            print(f"keeps {kept:.0%} {interval} of the base's score on {name}")
     if tokenizer := scores.get("rouge_tokenizer"):
         print(f"words of ROUGE: {tokenizer}")
 

@@ -16,7 +16,7 @@ from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.lora import LoraSection
 from lora_hf.config.model import DENSE, EMBEDDED, ModelConfig
 from lora_hf.config.sweep import SweepSection
-from lora_hf.config.task import SUMMARIZATION, Task, TaskName, read_task, with_task
+from lora_hf.config.task import SUMMARIZATION, TASKS, Task, TaskName, embedded_retention, read_task, with_task
 from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.split_names import NAMES
@@ -24,6 +24,11 @@ from lora_hf.data.split_names import NAMES
 Method = Literal["base", "full", "lora", "bottleneck", "prompt_tuning"]
 METHOD_CHOICES: tuple[Method, ...] = get_args(Method)
 SECTIONS = "model lora bottleneck prompt_tuning data training generation arms variants sweep".split()
+
+
+TaskField = Annotated[
+    Task, BeforeValidator(read_task, json_schema_input_type=TaskName | Task), PlainSerializer(Task.written)
+]
 
 
 def _check_columns(value: Any) -> Any:
@@ -217,6 +222,37 @@ class GenerationConfig(Section):
         return options | {name: value for name, value in own.items() if value != neutral[name]}
 
 
+class RetentionSection(Section):
+    """A further task on which a model is scored before and after training."""
+
+    task: TaskField = TASKS["text_to_text"]
+    """Name or fields of the task, as the top level's `task`: prompt, metrics, main score."""
+    data: DataConfig = DataConfig()
+    """Where its test split is, with the fields of the top level's `data`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_task(cls, data: Any) -> Any:
+        return with_task({"task": "text_to_text"} | data) if isinstance(data, dict) else data
+
+
+def _read_retention(value: Any) -> Any:
+    """Return the tasks of a name; leave anything else to the checks of the fields."""
+    if isinstance(value, str):
+        if value != EMBEDDED:
+            raise ValueError(f"is neither {EMBEDDED} nor a mapping of names to tasks")
+        return embedded_retention()
+    if isinstance(value, dict) and (wrong := [n for n in value if not re.fullmatch(r"[\w-]{1,64}", str(n))]):
+        raise ValueError(f"has the name {wrong[0]!r}; names consist of 1 to 64 letters, digits, '_' and '-'")
+    return {} if value is None else value
+
+
+def _written_retention(value: dict[str, RetentionSection]) -> str | dict[str, Any]:
+    """Return the tasks as a YAML has them: by the name of all, or each with its fields."""
+    known = {name: RetentionSection.model_validate(of) for name, of in embedded_retention().items()}
+    return EMBEDDED if value == known else {n: of.model_dump(mode="json") for n, of in value.items()}
+
+
 class ArmOverride(Section):
     """Fields of one run of a comparison that differ from the common ones."""
 
@@ -229,11 +265,7 @@ class ArmOverride(Section):
 class RunConfig(Section):
     """One run, or several with `seeds`, `arms`, `variants` or `sweep`."""
 
-    task: Annotated[
-        Task,
-        BeforeValidator(read_task, json_schema_input_type=TaskName | Task),
-        PlainSerializer(Task.written),
-    ] = SUMMARIZATION
+    task: TaskField = SUMMARIZATION
     """What is learned: summarization, translation, question_answering, classification, text_to_text, or a
     mapping of the fields of a task of your own (docs/tasks.md)."""
     method: Method = "lora"
@@ -246,6 +278,16 @@ class RunConfig(Section):
     training: dict[str, Any] = {}
     """Fields of `transformers.Seq2SeqTrainingArguments`, under their own names."""
     generation: GenerationConfig = GenerationConfig()
+    retention: Annotated[
+        dict[str, RetentionSection],
+        BeforeValidator(
+            _read_retention, json_schema_input_type=Literal["embedded"] | dict[str, RetentionSection]
+        ),
+        PlainSerializer(_written_retention),
+    ] = {}
+    """Further tasks on which the model is scored before and after training, to measure what it forgets, by
+    name: `task` and `data` each (docs/tasks.md). `embedded` takes those that the embedded model was made
+    with."""
     arms: dict[Method, ArmOverride] = {}
     """For a comparison: by method, the fields that differ from the common ones."""
     variants: dict[str, dict[str, Any]] = {}

@@ -221,6 +221,17 @@ def with_task(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"data": section.model_copy(update=missing)} if given or missing else data
 
 
+EMBEDDED_TASKS = ("who_said", "place", "repeat", "restore")
+"""Tasks that the embedded model was made with, and that `retention: embedded` scores."""
+
+
+def embedded_retention() -> dict[str, Any]:
+    """Return the section `retention` of the embedded model's tasks; each row has its whole prompt."""
+    fields = {"source": "request", "target": "answer", "source_column": "request", "target_column": "answer"}
+    task = fields | {"metrics": ["squad"], "main_metric": "f1", "trivial": "most frequent"}
+    return {name: {"task": task, "data": {"dataset_name": f"embedded/{name}"}} for name in EMBEDDED_TASKS}
+
+
 def task_of(result: Mapping[str, Any]) -> Task:
     """Return the task that a run's results name; older ones name none, which is summarization."""
     written = result.get("task", SUMMARIZATION)

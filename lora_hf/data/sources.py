@@ -166,6 +166,18 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
     return Part(hub.rows(known.get(origin, origin)), f"{name} [{origin}]", homes)
 
 
+def unpacked(data: DataConfig) -> DataConfig:
+    """Return the section `data` of a task, with the folder in the package in the place of `embedded/NAME`."""
+    prefix, slash, name = data.dataset_name.partition("/")
+    if prefix != EMBEDDED or not slash:
+        return data
+    folder = EMBEDDED_SAMPLE.with_name("retention") / name
+    if not folder.is_dir():
+        known = ", ".join(f"{EMBEDDED}/{path.name}" for path in sorted(folder.parent.iterdir()))
+        raise UserError(f"data.dataset_name={data.dataset_name!r} is not one of {known}")
+    return data.model_copy(update={"dataset_name": str(folder)})
+
+
 def is_on_hub(config: DataConfig) -> bool:
     """Return whether the data is a dataset on the Hub."""
     name = config.dataset_name

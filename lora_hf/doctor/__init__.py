@@ -36,6 +36,7 @@ CONFIG: dict[str, Check] = {
     "head": Check(base.head, "download the model again"),
     "targets": Check(configs.targets, "set lora.target_modules to layers of the model, or lower lora.r"),
     "tokens": Check(configs.tokens, "correct the section `data`"),
+    "retention": Check(configs.retention, "correct the section `retention`"),
     "batches": Check(configs.batches, CORRECT_CONFIG),
     "memory": Check(configs.memory, CORRECT_CONFIG),
 }

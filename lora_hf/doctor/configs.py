@@ -12,6 +12,7 @@ from lora_hf.adapters.inits import SHAPE_ONLY, init_for
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
+from lora_hf.config.model import EMBEDDED
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example
@@ -27,6 +28,7 @@ from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unkno
 from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import UserError
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.retention import load_retention
 from lora_hf.models.load import check_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
@@ -218,6 +220,18 @@ def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
         for line in str(error).splitlines():
             yield fault(line, "correct the section `data`")
     return None
+
+
+def retention(fields: RunConfig, tokenizer: Any) -> Findings:
+    """Check that the further tasks can be read and scored."""
+    for name, section in fields.retention.items():
+        if is_remote(section.data) and section.data.dataset_name.partition("/")[0] != EMBEDDED:
+            raise CannotTell(f"{section.data.dataset_name} (retention.{name}) is downloaded by a run first")
+    tasks = load_retention(fields, tokenizer)
+    if not tasks:
+        yield ok("no further tasks are scored")
+    for task in tasks:
+        yield ok(f"{task.name}: {len(task.test):,} {task.scoring.task.sources}, by {task.scoring.main.label}")
 
 
 def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:

@@ -14,10 +14,11 @@ from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unkno
 from lora_hf.errors import UserError, few, first_line
 from lora_hf.evaluation.evaluate import score_record
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.retention import retention_record, retention_scores, scorings_of
 from lora_hf.files import file_sha256, read_object
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import CONFIG, INPUTS, RESULTS, TRAINED
-from lora_hf.run_records import Prediction, RunResult, Scores, read_predictions
+from lora_hf.run_records import Prediction, RunResult, Scores, read_predictions, read_retention
 from lora_hf.runs.run import hashes, score
 from lora_hf.system import device_name, pick_device, versions
 from lora_hf.training.train import Run, load_trained
@@ -79,6 +80,15 @@ def scores(run: Path, record: RunResult) -> Findings:
         found = score_record(rows, scoring)
     except (ValueError, TypeError) as error:  # ROUGE's limits on the length of texts
         raise UserError(first_line(error)) from error
+    further = scorings_of(record)
+    if further:
+        kept = retention_scores(read_retention(run), further)
+        again = {name: retention_record(pair, further[name])["value"] for name, pair in kept.items()}
+        held = {name: of["value"] for name, of in record["retention"].items()}
+        if _is_near(list(again.values()), [held.get(name) for name in again]):
+            yield ok(f"the scores on {len(again)} tasks that were not trained equal the record")
+        else:
+            yield fault(f"the scores on tasks that were not trained differ: {held} -> {again}", AGAIN)
     yield from _compared(f"of the recorded {scoring.task.targets}", found, record)
     return rows
 

@@ -81,10 +81,7 @@ def score_model(
     """
     scoring = scoring or Scoring()
     start = time.perf_counter()
-    own = shares([len(ids) for ids in sources], world_size())[rank()]
-    written = summarize(config, model, tokenizer, [sources[i] for i in own], max_new_tokens, fast_paths)
-    found = {i: text for part in all_gather(dict(zip(own, written, strict=True))) for i, text in part.items()}
-    predictions = [found[i] for i in range(len(sources))]
+    predictions = generate_outputs(config, model, tokenizer, sources, max_new_tokens, fast_paths)
     seconds = time.perf_counter() - start
     references = [list(example.references) for example in test]
     measured = from_main(lambda: scoring.measure(predictions, references))
@@ -104,6 +101,21 @@ def score_model(
     scores["eval_seconds"] = round(seconds, 2)
     scores.update(scoring.fields())  # type: ignore[typeddict-item]
     return scores, rows
+
+
+def generate_outputs(
+    config: GenerationConfig,
+    model: Any,
+    tokenizer: Any,
+    sources: list[list[int]],
+    max_new_tokens: int,
+    fast_paths: bool = True,
+) -> list[str]:
+    """Generate an output for each source, divided among the run's processes; arguments of `score_model`."""
+    own = shares([len(ids) for ids in sources], world_size())[rank()]
+    written = summarize(config, model, tokenizer, [sources[i] for i in own], max_new_tokens, fast_paths)
+    found = {i: text for part in all_gather(dict(zip(own, written, strict=True))) for i, text in part.items()}
+    return [found[i] for i in range(len(sources))]
 
 
 def summarize(

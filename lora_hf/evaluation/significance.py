@@ -154,6 +154,51 @@ def _paired_corpus_test(
     return PairedTest(difference, (float(low), float(high)), (1 + int(as_far)) / (1 + resamples), n)
 
 
+def ratio_interval(
+    a: np.ndarray,
+    b: np.ndarray,
+    aggregate: Aggregate | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of score(a) / score(b), two systems on the same examples.
+
+    Resamples in which score(b) is 0 are left out.
+
+    Args:
+        a: as in `paired_test`.
+        b: as in `paired_test`.
+        aggregate: as in `bootstrap_interval`.
+        confidence: as in `bootstrap_interval`.
+        resamples: as in `bootstrap_interval`.
+        seed: random seed of the draws.
+
+    Raises:
+        ValueError: as in `paired_test`, or score(b) is 0 in every resample.
+    """
+    first, second = _checked("a", a, aggregate), _checked("b", b, aggregate)
+    if len(first) != len(second):
+        raise ValueError(f"a has {len(first)} values, b has {len(second)}: they must be the same examples")
+    both = np.concatenate([first.reshape(len(first), -1), second.reshape(len(second), -1)], axis=1)
+    k, n = both.shape[1] // 2, len(both)
+    rng = np.random.default_rng(seed)
+
+    def ratios(draws: int) -> np.ndarray:
+        sums = _draw_sums(rng, both, draws)
+        ours, theirs = (
+            part[:, 0] if aggregate is None else aggregate(part) for part in (sums[:, :k], sums[:, k:])
+        )
+        return np.divide(ours, theirs, out=np.full(len(ours), np.nan), where=theirs != 0)
+
+    found = _resample(ratios, n, resamples)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        raise ValueError("b has a score of 0 in every resample")
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 def _draw_sums(rng: np.random.Generator, statistics: Values, draws: int) -> np.ndarray:
     """Sum the statistics (n, k) of n examples drawn with replacement, `draws` times: (draws, k)."""
     n = len(statistics)

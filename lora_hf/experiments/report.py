@@ -26,6 +26,7 @@ from lora_hf.run_files import (
     PREDICTIONS,
     REPORT,
     RESULTS,
+    RETENTION,
     SWEEP,
     VARIANTS,
     run_above,
@@ -38,6 +39,7 @@ from lora_hf.run_records import (
     read_predictions,
     read_record,
     read_result,
+    read_retention,
     same_order,
     variants_of,
 )
@@ -137,7 +139,9 @@ def write_report(kind: str, root: Path, folders: Folders, known: Mapping[str, An
 def report_key(comparison: Comparison, folders: Folders, known: Mapping[str, Any]) -> str:
     """Return the hash of a report's figures and of the runs that they come from."""
     runs = {
-        f"{variant}/{run.name}": [file_sha256(run / name) for name in (RESULTS, PREDICTIONS)]
+        f"{variant}/{run.name}": [
+            file_sha256(run / name) for name in (RESULTS, PREDICTIONS, RETENTION) if (run / name).is_file()
+        ]
         for variant, paths in folders.items()
         for run in paths
     }
@@ -151,6 +155,7 @@ def _write(
     """Write the figures as JSON, the table as Markdown, the page, and a picture of several runs."""
     from lora_hf.evaluation.evaluate import kept_scores, measure_rows  # here: they take seconds to import
     from lora_hf.evaluation.metrics import Scoring
+    from lora_hf.evaluation.retention import mean_pair, retention_scores, scorings_of
     from lora_hf.experiments.summary import mean_scores, summarize
     from lora_hf.reporting.comparison_table import (
         comparison_lines,
@@ -183,7 +188,16 @@ def _write(
         measure = measure_rows if is_changed else kept_scores
         scores[name].append(measure(predictions, scoring))
     by_example = {name: mean_scores(of) for name, of in scores.items()}
-    comparison = summarize(kind, results, rows, by_example, known.get("points"), scoring)
+    further = scorings_of(results[next(iter(folders))][0])
+    kept = {
+        name: [retention_scores(read_retention(run), further) for run in runs]
+        for name, runs in folders.items()
+        if further
+    }
+    retention = {
+        name: {task: mean_pair([of[task] for of in runs]) for task in further} for name, runs in kept.items()
+    }
+    comparison = summarize(kind, results, rows, by_example, known.get("points"), scoring, retention, further)
     if "published" in known:
         comparison["published"] = known["published"]
     comparison["command"] = known["command"]
@@ -227,13 +241,21 @@ def lead(comparison: Comparison) -> str:
     if "gains" not in comparison:
         return ""
     from lora_hf.evaluation.metrics import Scoring
+    from lora_hf.reporting.comparison_table import kept_share
 
     lora, share = comparison["arms"]["lora"], comparison["gains"]["lora_share_of_full"]
     weights = f"LoRA trains {lora['trainable_parameters'] / lora['total_parameters']:.2%} of the weights"
     if share is None:
         return f"{weights}; full fine-tuning gains nothing over the base here."
     main = Scoring.of_result(lora).main.label
-    return f"{weights} and reaches {share:.0%} of full fine-tuning's gain in {main} over the base."
+    gain = f"{weights} and reaches {share:.0%} of full fine-tuning's gain in {main} over the base."
+    kept = {method: kept_share(comparison, method) for method in ("lora", "full")}
+    if None in kept.values():
+        return gain
+    n = len(comparison["retention"])
+    return f"{gain} On {n} task{'s' * (n > 1)} that {'were' if n > 1 else 'was'} not trained it keeps " + (
+        f"{kept['lora']:.0%} of the base's score, full fine-tuning {kept['full']:.0%}."
+    )
 
 
 def facts(variants: Mapping[str, RunResult], folders: Folders) -> dict[str, str]:

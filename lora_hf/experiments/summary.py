@@ -8,6 +8,7 @@ from typing import Any, cast
 from lora_hf.config.task import Task
 from lora_hf.evaluation.metrics import Measured, ScoreValues, Scoring
 from lora_hf.evaluation.metrics.values import mean_of
+from lora_hf.evaluation.retention import Pair, retention_record, retention_test
 from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL
 from lora_hf.run_files import COMPARISON, REPORT, SWEEP, VARIANTS
 from lora_hf.run_records import (
@@ -27,7 +28,7 @@ Scores = Mapping[str, ScoreValues]
 SAMPLES = 5
 CLOCK = 0.01
 """Seconds, to which `eval_seconds` is rounded: the least that a base is taken to need."""
-OF_ONE_RUN = ("log", "steps", "train_loss", "best_metric")
+OF_ONE_RUN = ("retention", "log", "steps", "train_loss", "best_metric")
 """Keys without a mean, beside the intervals; they stay with each run under `runs`."""
 MEANS = ("mean_words", "train_seconds", "eval_seconds", "peak_memory_mib")
 """Keys with a mean, beside the scores."""
@@ -40,6 +41,8 @@ def summarize(
     scores: Mapping[str, Scores],
     points: Mapping[str, Any] | None = None,
     scoring: Scoring | None = None,
+    retention: Mapping[str, Mapping[str, Pair]] | None = None,
+    retention_scorings: Mapping[str, Scoring] | None = None,
 ) -> Comparison:
     """Summarize the runs of several variants.
 
@@ -50,6 +53,8 @@ def summarize(
         scores: by variant, `mean_scores` of the rows.
         points: by variant of a sweep, its value on each axis; the base has none.
         scoring: of the runs; None is that of summaries.
+        retention: by variant and task of `retention`, the score of the model and of its base.
+        retention_scorings: by task, how it is scored.
 
     Returns:
         The content of the JSON file but its command. With several seeds a variant has means, `spread` and
@@ -60,6 +65,16 @@ def summarize(
     main = scoring.main
     variants = {name: mean_result(list(runs), scoring) for name, runs in results.items()}
     summary: Comparison = {"intervals": intervals(scores)}
+    if retention and retention_scorings:
+        summary["retention"] = {
+            name: {variant: retention_record(of[name], by) for variant, of in retention.items()}
+            for name, by in retention_scorings.items()
+        }
+        if {"full", "lora"} <= retention.keys():
+            summary["retention_test"] = {
+                name: retention_test(retention["lora"][name], retention["full"][name], by)
+                for name, by in retention_scorings.items()
+            }
     if kind in (COMPARISON, REPORT):
         first = {name: runs[0] for name, runs in rows.items()}
         of_one = next(iter(first.values()))

@@ -8,8 +8,10 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prompts import prompt_template
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Fields
+from lora_hf.reporting.comparison_table import kept_cell, spaced
 from lora_hf.reporting.tables import bytes_cell, markdown_table, sample_markdown, seconds_cell
 from lora_hf.run_records import Prediction, RunResult, best_of, interval_of, score_of
+from lora_hf.scores import Score
 
 HUB_IMPORT = "from transformers import AutoModelForSeq2SeqLM\n"
 EMBEDDED_IMPORT = "\nfrom lora_hf import ModelConfig, load_model\n"
@@ -23,6 +25,7 @@ def card_words(facts: CardFacts) -> Fields:
         "facts": facts,
         "task": facts.scoring.task,
         "about_scores": _about_scores(facts),
+        "kept": _kept(facts.record) if facts.config else "",
         "where": f"{facts.repo_id}@{facts.branch}" if facts.branch else facts.repo_id,
         "base_option": " --base PATH/TO/BASE" if is_unknown else "",
         "base_argument": ', base="PATH/TO/BASE"' if is_unknown else "",
@@ -122,6 +125,17 @@ def _scores(record: RunResult) -> str:
             lines.append([f"{score.label}, best reference", score.text(best), ""])
     heading = "F1" if scoring.task.metrics == ("rouge",) else "score"
     return markdown_table([["", heading, "95 % interval"], *lines])
+
+
+def _kept(record: RunResult) -> str:
+    """Return the table of the tasks that were not trained; empty without any."""
+    lines = []
+    for name, of in record.get("retention", {}).items():
+        score = Score(of["metric"], of["label"], scale=of["scale"])
+        values = [score.text(of["base"]), score.text(of["value"])]
+        lines.append([f"{spaced(name)}, {of['label']}", *values, kept_cell(of, ""), f"{of['p_value']:.2g}"])
+    heading = ["", "base", "this model", "kept, with its 95 % interval", "p"]
+    return markdown_table([heading, *lines]) if lines else ""
 
 
 def _about_scores(facts: CardFacts) -> str:

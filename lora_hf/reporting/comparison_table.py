@@ -19,11 +19,13 @@ from lora_hf.run_records import (
     Comparison,
     PairedRecord,
     Published,
+    RetentionRecord,
     RunResult,
     best_of,
     score_of,
     variants_of,
 )
+from lora_hf.scores import Score
 
 METHOD_LABELS = {"base": "base", "full": "full", "lora": "LoRA"}
 Cell = Callable[[Comparison, str], str]
@@ -35,6 +37,8 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
         return _lines_by_measure(comparison)
     columns = {f"{scoring_of(comparison).main.label} [95 %]": _main_score}
     columns |= SWEEP_COLUMNS if "series" in comparison else METHODS_COLUMNS
+    if "retention" in comparison:
+        columns |= {"keeps": _kept}
     rows = [
         [_row_label(comparison, name), *(cell(comparison, name) for cell in columns.values())]
         for name in comparison["order"]
@@ -123,6 +127,8 @@ def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
             lines.append(["deviation over seeds", *("–" if s is None else score.text(s) for s in spreads)])
     if "gains" in comparison:
         lines.append([f"gain in {scoring.main.label}", *(_gain(comparison, method) for method in labels)])
+    for task, of in comparison.get("retention", {}).items():
+        lines.append([f"keeps of {spaced(task)}", *(kept_cell(of[method], method) for method in labels)])
     references = f"words (people: {next(iter(arms.values()))['reference_words']:.1f})"
     return [
         *lines,
@@ -134,6 +140,62 @@ def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
         line("scoring", lambda run: seconds_cell(run["eval_seconds"])),
         line("peak memory", lambda run: f"{run['peak_memory_mib']:,.0f} MiB"),
     ]
+
+
+def spaced(name: str) -> str:
+    """Return the name of a task of `retention` as tables show it."""
+    return name.replace("_", " ")
+
+
+def kept_cell(record: RetentionRecord, variant: str) -> str:
+    """Return the share of the base's score with its interval; of the base itself, the score."""
+    if variant == "base":
+        score = Score(record["metric"], record["label"], scale=record["scale"])
+        return f"{record['label']} {score.text(record['value'])}"
+    if (kept := record["kept"]) is None:
+        return "–"
+    low, high = record["kept_interval"]
+    return f"{kept:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def kept_share(comparison: Comparison, variant: str) -> float | None:
+    """Return the share of the base's score that a variant keeps, the mean over the tasks of `retention`."""
+    shares = [of[variant]["kept"] for of in comparison.get("retention", {}).values()]
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _kept(comparison: Comparison, name: str) -> str:
+    share = kept_share(comparison, name)
+    return "–" if share is None else f"{share:.0%}"
+
+
+def retention_notes(comparison: Comparison) -> list[str]:
+    """Return the notes on what the variants keep of the base's score on tasks that were not trained."""
+    if not (kept := comparison.get("retention")):
+        return []
+    first = next(iter(next(iter(kept.values())).values()))
+    notes = [
+        "Keeps: the share of the base's score on a task that was not trained, with its 95 % interval by "
+        f"bootstrap; {first['n']} examples of {spaced(next(iter(kept)))}."
+    ]
+    tests = []
+    for task, test in comparison.get("retention_test", {}).items():
+        record = kept[task]["lora"]
+        score = Score(record["metric"], record["label"], scale=record["scale"])
+        difference = score.text(test["difference"], signed=True)
+        tests.append(f"{spaced(task)} {difference} (p = {test['p_value']:.2g})")
+    if tests:
+        notes.append(f"LoRA − full on them, paired by example: {', '.join(tests)}.")
+    against = [
+        f"{spaced(task)} {label} {of[name]['p_value']:.2g}"
+        for task, of in kept.items()
+        for name, label in variant_labels(of).items()
+        if name != "base" and "arms" in comparison
+    ]
+    if against:
+        notes.append(f"p of the paired test against the base: {', '.join(against)}.")
+    return notes
 
 
 def variant_labels(variants: Collection[str]) -> dict[str, str]:
@@ -205,6 +267,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
             f"Scoring: the time for writing {task.targets} over the base's {base['eval_seconds']:.1f} s; "
             f"longer {task.targets} take longer. scripts/benchmarks/generation_time.py compares equal work.",
         ]
+    notes += retention_notes(comparison)
     notes += [f"Data: {warning}." for warning in comparison.get("data_warnings", [])]
     return [*notes, f"{reference['base_model']} in {reference['dtype']} on {reference['device']}."]
 

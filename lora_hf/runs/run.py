@@ -5,6 +5,7 @@ or, once trained, at the scoring.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -19,12 +20,29 @@ from lora_hf.data.prepare import load_data
 from lora_hf.distributed import all_gather, from_main, in_all_processes, is_sharded, world_size
 from lora_hf.evaluation.evaluate import score_model, write_predictions
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.retention import (
+    load_retention,
+    retention_fingerprint,
+    retention_record,
+    retention_rows,
+    retention_scores,
+    write_outputs,
+    write_retention,
+)
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer
 from lora_hf.planning.fake_model import outline, settings_of
-from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, TRAINED
-from lora_hf.run_records import Prediction, RunResult, Scores, TrainingRecord, folder_bytes, read_record
+from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
+from lora_hf.run_records import (
+    Prediction,
+    RetentionRow,
+    RunResult,
+    Scores,
+    TrainingRecord,
+    folder_bytes,
+    read_record,
+)
 from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
@@ -50,6 +68,8 @@ def execute(config: RunConfig) -> RunResult:
     this = in_all_processes(lambda: _load(config, directory, device))
     with run_lock(directory.path):
         fingerprints = {"data": this.data.fingerprint, "model": model_state(this.model).base_fingerprint}
+        if this.retention:
+            fingerprints["retention"] = retention_fingerprint(this.retention)
         from_main(lambda: directory.prepare(fingerprints, sources))
         if (result := from_main(directory.results)) is not None:
             logger.info(UNCHANGED, directory.path)
@@ -74,14 +94,16 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_lengths(config.model, config.data, config.generation)
     data = load_data(config, tokenizer)
     check_full_batches(config, data.train)
+    retention = load_retention(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")
     if config.method in ADDED_WEIGHTS:
         ADDED_WEIGHTS[config.method].check(config, model)  # a typo must not clear the directory
-    return Run(config, directory.path, tokenizer, data, model)
+    return Run(config, directory.path, tokenizer, data, model, retention)
 
 
 def _make(run: Run) -> tuple[RunResult, list[Prediction]]:
     """Train, score and record, leaving out what is done already; return the result and the predictions."""
+    base_outputs = write_outputs(run.config, run.model, run.tokenizer, run.retention)
     set_seed(run.config.seed)
     if run.config.method == "base":
         total = count_parameters(run.model)[1]
@@ -93,8 +115,9 @@ def _make(run: Run) -> tuple[RunResult, list[Prediction]]:
     else:
         trained = _train(run)
     scores, rows = score(run)
+    kept = retain(run, base_outputs)
     scores["peak_memory_mib"] = max(all_gather(round(peak_memory_mib(run.model.device), 1)))
-    return from_main(lambda: _write(run, trained, scores, rows)), rows
+    return from_main(lambda: _write(run, trained, scores, rows, kept)), rows
 
 
 def _train(run: Run) -> TrainingRecord:
@@ -129,9 +152,26 @@ def score(run: Run) -> tuple[Scores, list[Prediction]]:
     )
 
 
-def _write(run: Run, trained: TrainingRecord, scores: Scores, rows: list[Prediction]) -> RunResult:
+def retain(run: Run, base_outputs: Mapping[str, list[str]]) -> list[RetentionRow]:
+    """Return the rows of retention.jsonl: outputs of the run's model on further tasks, beside the base's."""
+    if run.config.method == "base":
+        outputs = base_outputs
+    else:
+        outputs = write_outputs(run.config, run.model, run.tokenizer, run.retention)
+    return retention_rows(run.retention, outputs, base_outputs)
+
+
+def _write(
+    run: Run,
+    trained: TrainingRecord,
+    scores: Scores,
+    rows: list[Prediction],
+    kept: list[RetentionRow],
+) -> RunResult:
     config, data, folder = run.config, run.data, run.directory
     write_predictions(folder / PREDICTIONS, rows)
+    if kept:
+        write_retention(folder / RETENTION, kept)
     result: RunResult = {
         **trained,
         **scores,
@@ -152,6 +192,13 @@ def _write(run: Run, trained: TrainingRecord, scores: Scores, rows: list[Predict
         "versions": versions(),
         "sha256": hashes(folder),
     }
+    if kept:
+        scorings = {task.name: task.scoring for task in run.retention}
+        result["retention_tasks"] = {name: scoring.fields() for name, scoring in scorings.items()}
+        result["retention"] = {
+            name: retention_record(pair, scorings[name])
+            for name, pair in retention_scores(kept, scorings).items()
+        }
     write_json(folder / RESULTS, result)
     return result
 
@@ -159,4 +206,5 @@ def _write(run: Run, trained: TrainingRecord, scores: Scores, rows: list[Predict
 def hashes(run: Path) -> dict[str, str]:
     """Return the SHA-256 of the trained weights and the predictions, by path in the run's folder."""
     kept = {f"{part}/{name}": h for part in (ADAPTER, MODEL) for name, h in folder_sha256(run / part).items()}
-    return kept | {PREDICTIONS: file_sha256(run / PREDICTIONS)}
+    files = [name for name in (PREDICTIONS, RETENTION) if (run / name).is_file() or name == PREDICTIONS]
+    return kept | {name: file_sha256(run / name) for name in files}

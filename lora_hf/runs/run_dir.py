@@ -19,7 +19,7 @@ from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.config.load import changed_fields, resolved_yaml
 from lora_hf.config.model import ASSETS, EMBEDDED
 from lora_hf.config.yaml_reader import read_document
-from lora_hf.data.sources import is_on_hub, local_files
+from lora_hf.data.sources import is_on_hub, local_files, unpacked
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
@@ -108,6 +108,11 @@ def sources_of(config: RunConfig) -> str | None:
         if found is None:
             return None
         files = list(found)
+        for section in config.retention.values():
+            of_task = local_files(unpacked(section.data))
+            if of_task is None:
+                return None
+            files += of_task
         place = (
             ASSETS if model.model_name_or_path == EMBEDDED else Path(model.model_name_or_path).expanduser()
         )

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lora_hf.data.prepare import RunData
 from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
 from lora_hf.evaluation.evaluate import ValidationScores
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.retention import RetentionTask
 from lora_hf.files import whole
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import set_language
@@ -45,6 +46,8 @@ class Run:
     data: RunData
     model: Any
     """The base model at first; in the end the trained one, complete in every process."""
+    retention: list[RetentionTask] = field(default_factory=list)
+    """Further tasks that it is scored on before and after training."""
 
     @property
     def has_added_weights(self) -> bool:

@@ -18,6 +18,7 @@ SECTIONS = [
     "data",
     "training",
     "generation",
+    "retention",
     "arms",
     "variants",
     "sweep",

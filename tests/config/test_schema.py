@@ -20,7 +20,7 @@ def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:
 
 
 def test_every_section_is_frozen_and_forbids_unknown_keys() -> None:
-    assert len(sections()) == 11
+    assert len(sections()) == 12
     for model in sections():
         assert model.model_config["frozen"] and model.model_config["extra"] == "forbid"
 

@@ -13,7 +13,7 @@ from lora_hf.doctor import RUN, of_run
 
 SETTINGS = """data.max_train_samples=24 data.max_eval_samples=4 data.max_test_samples=6
 generation.max_new_tokens=12 training.max_steps=4 training.disable_tqdm=true training.eval_strategy=no
-training.save_strategy=no""".split()
+training.save_strategy=no retention={}""".split()
 
 
 def training(folder):

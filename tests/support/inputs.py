@@ -16,7 +16,8 @@ def shared_data(name: str) -> Path:
 
 
 FEW = """data.max_train_samples=40 data.max_eval_samples=3 data.max_test_samples=4 data.max_source_length=128
-generation.max_new_tokens=5 training.per_device_train_batch_size=4 training.disable_tqdm=true""".split()
+generation.max_new_tokens=5 training.per_device_train_batch_size=4 training.disable_tqdm=true
+retention={}""".split()
 """Overrides with which a run of the embedded model takes seconds."""
 SMALL_COMPARISON = """
 method: lora

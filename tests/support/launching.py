@@ -14,7 +14,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TRAIN = """train --config configs/quickstart.yaml data.max_train_samples=37 data.max_eval_samples=5
 data.max_test_samples=7 data.max_source_length=96 generation.max_new_tokens=6 training.logging_steps=1
 training.disable_tqdm=true training.save_steps=3 training.learning_rate=1e-3 training.max_steps=7
-training.eval_strategy=steps training.eval_steps=6""".split()
+training.eval_strategy=steps training.eval_steps=6 retention={}""".split()
 """7 steps: the last batch of an epoch has one row, and the second epoch begins."""
 ROWS = "training.per_device_train_batch_size"
 

@@ -54,7 +54,7 @@ def test_a_run_finishes_in_less_memory_than_its_batch_needs(tmp_path: Path) -> N
             "fast_paths=false",
         ]
         words += ["data.max_train_samples=128", "data.max_eval_samples=3", "data.max_test_samples=4"]
-        words += ["generation.max_new_tokens=5", f"output_dir={tmp_path / name}"]
+        words += ["retention={}", "generation.max_new_tokens=5", f"output_dir={tmp_path / name}"]
         words += [f"training.{field}={value}" for field, value in fields.items()]
         done = subprocess.run(words, capture_output=True, text=True)
         results = tmp_path / name / "results.json"

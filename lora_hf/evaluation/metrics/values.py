@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from lora_hf.evaluation.significance import Aggregate, PairedTest, bootstrap_interval, paired_test
+from lora_hf.evaluation.significance import (
+    Aggregate,
+    PairedTest,
+    bootstrap_interval,
+    paired_test,
+    ratio_interval,
+)
 from lora_hf.run_files import RougeName
 
 
@@ -47,6 +53,20 @@ class ScoreValues:
     def against(self, other: "ScoreValues") -> PairedTest:
         """Return the paired test of this score against another system's."""
         return paired_test(self.statistics, other.statistics, aggregate=self.aggregate)
+
+    def share_of(
+        self, other: "ScoreValues", higher_is_better: bool = True
+    ) -> tuple[float, list[float]] | None:
+        """Return this score as a share of another system's, and its 95 % interval.
+
+        Of a score that is better if it is lower, the share is the other's over this one's. None where the
+        score below the line is 0.
+        """
+        above, below = (self, other) if higher_is_better else (other, self)
+        if not below.value:
+            return None
+        interval = ratio_interval(above.statistics, below.statistics, self.aggregate)
+        return above.exact / below.exact, list(interval)
 
 
 def mean_of(runs: Sequence[ScoreValues]) -> ScoreValues:

@@ -1,0 +1,162 @@
+"""What a model keeps of its base: its score on tasks that were not trained, as a share of the base's.
+
+Fine-tuning may overwrite what the base could do (catastrophic forgetting; Luo et al., arXiv:2308.08747), and
+LoRA is reported to forget less than full fine-tuning (Biderman et al. 2024, arXiv:2405.09673). The section
+`retention` of a config lists the tasks. A run writes the outputs of its base before training and of the
+trained model, so that every comparison of them is paired by example.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_hf.config import RunConfig
+from lora_hf.config.schema import DataConfig
+from lora_hf.data.examples import Example, data_fingerprint
+from lora_hf.data.prepare import encode_test
+from lora_hf.data.sources import unpacked
+from lora_hf.data.splits import load_split
+from lora_hf.data.tokenize import TokenizedDialogues, generation_length
+from lora_hf.errors import UserError
+from lora_hf.evaluation.evaluate import generate_outputs
+from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.metrics.values import ScoreValues, mean_of
+from lora_hf.files import write_text
+from lora_hf.models.languages import set_language
+from lora_hf.run_records import PairedRecord, RetentionRecord, RetentionRow
+
+
+@dataclass(frozen=True)
+class RetentionTask:
+    """A further task with its test split, tokenized."""
+
+    name: str
+    data: DataConfig
+    scoring: Scoring
+    test: list[Example]
+    sources: list[list[int]]
+    max_new_tokens: int
+
+
+def load_retention(config: RunConfig, tokenizer: Any) -> list[RetentionTask]:
+    """Load and tokenize the test splits of the section `retention`.
+
+    Raises:
+        UserError: as `load_split`, or a metric needs a package that is missing; with the task's name.
+    """
+    found = []
+    for name, section in config.retention.items():
+        try:
+            scoring = Scoring(section.task, section.data.target_language)
+            scoring.check()
+            data = unpacked(section.data)
+            test = load_split(data, "test")
+            sources, _ = encode_test(test, tokenizer, data)
+            lengths = TokenizedDialogues(test, tokenizer, data, f"retention.{name}").target_lengths
+        except UserError as error:
+            raise UserError(f"retention.{name}: {error}") from error
+        length = generation_length(lengths, data.max_target_length)
+        found.append(RetentionTask(name, data, scoring, test, sources, length))
+    return found
+
+
+def retention_fingerprint(tasks: Sequence[RetentionTask]) -> str:
+    """Return a short hash of the texts of all tasks."""
+    return data_fingerprint(*(task.test for task in tasks))
+
+
+def write_outputs(
+    config: RunConfig, model: Any, tokenizer: Any, tasks: Sequence[RetentionTask]
+) -> dict[str, list[str]]:
+    """Return what the model writes for each task, by name; the run's processes share the work."""
+    outputs = {}
+    for task in tasks:
+        set_language(model, tokenizer, task.data)
+        outputs[task.name] = generate_outputs(
+            config.generation, model, tokenizer, task.sources, task.max_new_tokens, config.fast_paths
+        )
+    return outputs
+
+
+def retention_rows(
+    tasks: Sequence[RetentionTask], outputs: Mapping[str, list[str]], base: Mapping[str, list[str]]
+) -> list[RetentionRow]:
+    """Return the rows of retention.jsonl: for each example what the model and its base wrote."""
+    return [
+        {
+            "task": task.name,
+            "id": example.id,
+            "source": example.dialogue,
+            "references": list(example.references),
+            "prediction": outputs[task.name][i],
+            "base": base[task.name][i],
+        }
+        for task in tasks
+        for i, example in enumerate(task.test)
+    ]
+
+
+def write_retention(file: Path, rows: Sequence[RetentionRow]) -> None:
+    """Write retention.jsonl: one JSON object per line."""
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+Pair = tuple[ScoreValues, ScoreValues]
+"""Main score of the model, and of its base."""
+
+
+def retention_scores(rows: Sequence[RetentionRow], scorings: Mapping[str, Scoring]) -> dict[str, Pair]:
+    """Return the main score on each task, of the model and of its base."""
+    found = {}
+    for name, scoring in scorings.items():
+        own = [row for row in rows if row["task"] == name]
+        references = [row["references"] for row in own]
+        of_model = scoring.measure([row["prediction"] for row in own], references)
+        of_base = scoring.measure([row["base"] for row in own], references)
+        main = scoring.main.name
+        found[name] = (of_model.scores[main], of_base.scores[main])
+    return found
+
+
+def scorings_of(result: Mapping[str, Any]) -> dict[str, Scoring]:
+    """Return how the tasks of `retention` in a run's results are scored."""
+    return {name: Scoring.of_result(of) for name, of in result.get("retention_tasks", {}).items()}
+
+
+def mean_pair(runs: Sequence[Pair]) -> Pair:
+    """Return the mean scores of several seeds' runs."""
+    return mean_of([ours for ours, _ in runs]), mean_of([base for _, base in runs])
+
+
+def retention_record(pair: Pair, scoring: Scoring) -> RetentionRecord:
+    """Return the score on one task, and which share of the base's it is, with intervals and a paired test."""
+    ours, base = pair
+    main = scoring.main
+    record: RetentionRecord = {
+        "metric": main.name,
+        "label": main.label,
+        "scale": main.scale,
+        "n": len(ours.statistics),
+        "value": ours.exact,
+        "interval": ours.interval(),
+        "base": base.exact,
+        "p_value": ours.against(base).p_value,
+        "kept": None,
+    }
+    if (share := ours.share_of(base, main.higher_is_better)) is not None:
+        record["kept"], record["kept_interval"] = share
+    return record
+
+
+def retention_test(ours: Pair, theirs: Pair, scoring: Scoring) -> PairedRecord:
+    """Return the paired test of one variant's score against another's."""
+    test = ours[0].against(theirs[0])
+    return {
+        "metric": scoring.main.name,
+        "difference": test.difference,
+        "interval": list(test.interval),
+        "p_value": test.p_value,
+        "n": test.n,
+    }
