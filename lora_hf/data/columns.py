@@ -66,6 +66,8 @@ class Columns:
     """True if they were found by the names above."""
     turn_template: str = TURN
     """Template that makes a turn of a dialogue a line."""
+    is_numeric: bool = False
+    """True if the references are numbers, such as labels, which are read as text."""
 
     def __str__(self) -> str:
         return f"{self.dialogue!r} -> {', '.join(map(repr, self.references)) or 'no references'}"
@@ -85,6 +87,8 @@ class Columns:
         read = {DIALOGUE: dialogue, ID: cell(row, self.id)}
         if len(self.references) == 1:
             read[SUMMARY] = cell(row, self.references[0])
+            if self.is_numeric and _is_number(read[SUMMARY]):
+                read[SUMMARY] = str(read[SUMMARY]).lower()  # true and false, as json has them
         elif self.references:  # an annotator may have left one out, but not all
             found = [cell(row, name) for name in self.references]
             read[SUMMARY] = [text for text in found if text not in (None, "")]
@@ -95,7 +99,8 @@ PLAIN = Columns(DIALOGUE, (SUMMARY,), ID)
 
 
 def cell(row: Mapping[str, Any], name: str) -> Any:
-    """Return a cell; a name with dots that is not a column itself stands for nested objects.
+    """Return a cell; a name with dots that is not a column itself stands for nested objects, or for
+    a field of each object in a list.
 
     A name with braces is a template: the text with each column in its place, or None if one is missing.
     """
@@ -108,6 +113,8 @@ def cell(row: Mapping[str, Any], name: str) -> Any:
         return row.get(name)
     first, _, rest = name.partition(".")
     nested = row.get(first)
+    if isinstance(nested, list) and all(isinstance(one, Mapping) for one in nested):
+        return [cell(one, rest) for one in nested]
     return cell(nested, rest) if isinstance(nested, Mapping) else None
 
 
@@ -162,6 +169,15 @@ def _from_messages(messages: Any, template: str) -> Row:
         return {}
     said = before[0].get("content") if len(before) == 1 else joined(before, template)
     return {DIALOGUE: said, SUMMARY: last.get("content")}
+
+
+def holds_numbers(columns: Columns, row: Row) -> bool:
+    """Return whether the only column of references has a number in a row, such as a label."""
+    return len(columns.references) == 1 and _is_number(cell(row, columns.references[0]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value  # NaN is a missing cell
 
 
 def _is_empty(value: Any) -> bool:

@@ -37,7 +37,25 @@ class HubDataset:
             UserError: an interrupted download.
         """
         with hub_errors(self.what, REMEDY):
-            yield from self.read(split)
+            yield from with_label_names(self.read(split))
+
+
+def with_label_names(dataset: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset with the names of its labels in the place of their numbers.
+
+    -1, which stands for no label in test splits, becomes None.
+    """
+    from datasets import ClassLabel
+
+    features = getattr(dataset, "features", None) or {}
+    labels = {name: one for name, one in features.items() if isinstance(one, ClassLabel)}
+    for row in dataset:
+        named = {
+            name: label.int2str(row[name]) if row[name] >= 0 else None
+            for name, label in labels.items()
+            if isinstance(row.get(name), int)
+        }
+        yield row | named if named else row
 
 
 REMEDY = f" (give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"

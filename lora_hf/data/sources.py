@@ -13,7 +13,7 @@ from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.columns import Row
 from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_dataset
-from lora_hf.data.hub_dataset import open_hub
+from lora_hf.data.hub_dataset import open_hub, with_label_names
 from lora_hf.data.opened import Form, endings
 from lora_hf.data.readers import BINARY, READERS, iterate_numbered, iterate_rows
 from lora_hf.data.remote import address_of, files_at, is_address
@@ -281,7 +281,7 @@ def read_source(path: Path, form: Form) -> Iterator[Row]:
     from datasets import load_from_disk
 
     try:
-        yield from load_from_disk(str(path))
+        yield from with_label_names(load_from_disk(str(path)))
     except Exception as error:  # whatever pyarrow and datasets raise for a folder that is not whole
         raise UserError(f"{path} is not a whole folder of save_to_disk: {first_line(error)}") from error
 

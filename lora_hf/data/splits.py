@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, islice
 from typing import NamedTuple
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
-from lora_hf.data.columns import DIALOGUE, PLAIN, Columns, Row, find_columns, head_of
+from lora_hf.data.columns import DIALOGUE, PLAIN, Columns, Row, find_columns, head_of, holds_numbers
 from lora_hf.data.examples import (
     Example,
     check_each,
@@ -108,6 +109,11 @@ def read_part(part: Part, config: DataConfig, needs_references: bool = True) -> 
         logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
     elif columns.is_found and columns.dialogue != config.dialogue_column:
         logger.info("%s: the dialogues are in column %r (--dialogue-column)", part.name, columns.dialogue)
+    if holds_numbers(columns, head[0]):
+        columns = replace(columns, is_numeric=True)
+        if needs_references:
+            text = "%s: %r holds numbers, which are read as text"
+            logger.info(text, part.name, columns.references[0])
     return map(columns.read, chain(head, part.rows)), columns
 
 

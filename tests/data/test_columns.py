@@ -8,6 +8,7 @@ import pytest
 from lora_hf.config import DataConfig
 from lora_hf.config.load import load_config
 from lora_hf.data.columns import joined
+from lora_hf.data.hub_dataset import with_label_names
 from lora_hf.data.input_file import read_file
 from lora_hf.data.splits import iterate_split, load_split
 from lora_hf.errors import UserError
@@ -32,6 +33,8 @@ def load(tmp_path, rows, split="train", **fields):
          [GIST]),
         ({"a.b": TALK, "summary": GIST}, {"dialogue_column": "a.b"}, [GIST]),
         ({"dialogue": TALK, "x": GIST, "y": "Two."}, {"summary_column": ["x", "y"]}, [GIST, "Two."]),
+        ({"dialogue": TALK, "notes": [{"by": "x", "text": GIST}, {"by": "y", "text": "Two."}]},
+         {"summary_column": "notes.text"}, [GIST, "Two."]),
         ({"dialogue": TALK, "x": GIST, "y": ""}, {"summary_column": ["x", "y"]}, [GIST]),
         ({"dialogue": TALK, "summary2": "2.", "summary10": "10.", "summary1": "1."}, {}, ["1.", "2.", "10."]),
         ({"article": TALK, "highlights": GIST, "other": 3}, {}, [GIST]),
@@ -133,6 +136,34 @@ def test_the_template_of_turns_names_their_keys():
     assert joined(turns, "<{who}> {said}") == "<A> {x}\nB: Bye"
     assert joined(turns, "[{speaker}] {said}") == "[user] {x}\nB: Bye"
     assert joined(turns, "{who}: {text}") == turns  # refused: a turn has no text by any usual name
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [([1, 0], ["1", "0"]), ([True, "maybe"], ["true", "maybe"]), ([2.5, 3], ["2.5", "3"])],
+)
+def test_a_column_of_numbers_is_read_as_text(tmp_path, labels, texts, caplog):
+    rows = [{"dialogue": f"A: {i}", "summary": label} for i, label in enumerate(labels)]
+    with caplog.at_level(logging.INFO, "lora_hf"):
+        _, examples = load(tmp_path, rows)
+    assert [example.references[0] for example in examples] == texts
+    assert "'summary' holds numbers, which are read as text" in caplog.text
+    with pytest.raises(UserError, match="summary is 3, a number"):
+        load(tmp_path, [{"dialogue": "A: 1", "summary": "One."}, {"dialogue": "A: 3", "summary": 3}])
+
+
+def test_labels_of_a_dataset_are_read_by_their_names(tmp_path, monkeypatch):
+    import datasets
+
+    datasets.disable_progress_bars()
+    features = {"text": datasets.Value("string"), "target": datasets.ClassLabel(names=["no", "yes"])}
+    rows = {"text": [f"A: {i}" for i in range(40)], "target": [i % 2 for i in range(40)]}
+    made = datasets.Dataset.from_dict(rows, datasets.Features(features))
+    made.save_to_disk(str(tmp_path / "all"))
+    found = load_split(DataConfig(dataset_name=str(tmp_path / "all")), "train")
+    assert {(int(e.dialogue[3:]) % 2, e.references) for e in found} == {(0, ("no",)), (1, ("yes",))}
+    hidden = made.map(lambda row: {"target": -1})  # as in test splits that are scored by a server
+    assert list(with_label_names(hidden))[0] == {"text": "A: 0", "target": None}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
