@@ -5,6 +5,7 @@ machine, whichever revision it is of, with a warning. Here the commit is resolve
 fails at once, and rows of another commit are refused.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
-from lora_hf.errors import UserError
+from lora_hf.errors import NOT_JSON, UserError
 from lora_hf.hub.download import find_dataset
 from lora_hf.hub.errors import AGAIN, hub_errors
 
@@ -79,7 +80,8 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
     what = f"data.dataset_name={name!r}{at} [{split}] did not load"
     commit, unreachable = find_dataset(name, revision, what, REMEDY)
     if unreachable is not None:
-        builder = _prepared(config, commit)
+        # A copy that was prepared from other files or in another form would be other data.
+        builder = None if _options(config) else _prepared(config, commit)
         with hub_errors(what, REMEDY):
             if builder is None:
                 raise unreachable
@@ -123,6 +125,15 @@ def _split_names(builder: Any) -> tuple[str, ...]:
     return tuple(builder.info.splits or ())
 
 
+def _is_whole(path: Path) -> bool:
+    """Return whether `datasets` has prepared a configuration here as the repository has it, in full."""
+    try:
+        info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+    except (OSError, *NOT_JSON):
+        return False
+    return bool(info.get("config_name") == path.parts[-3])
+
+
 def _prepared(config: DataConfig, commit: str | None) -> Any:
     """Return what `datasets` has prepared of a commit before, or of the last one where it is not known."""
     from datasets.packaged_modules.cache.cache import Cache
@@ -132,7 +143,9 @@ def _prepared(config: DataConfig, commit: str | None) -> Any:
     config_name = config.dataset_config or "default"
     any_folder = Cache(**known, config_name=config_name, hash=commit or "any").cache_dir
     root = Path(any_folder).parents[2]  # of config/version/commit
-    found = [path for path in root.glob(f"{config.dataset_config or '*'}/*/{commit or '*'}") if path.is_dir()]
+    found = [
+        path for path in root.glob(f"{config.dataset_config or '*'}/*/{commit or '*'}") if _is_whole(path)
+    ]
     if not found:
         return None
     latest = max(found, key=lambda path: (path.parts[-3] == config_name, path.stat().st_mtime))

@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,10 @@ from hub.fixtures import TOKEN
 from support.inputs import FEW
 
 from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.data import hub_dataset
 from lora_hf.data.split_names import SPLITS
 from lora_hf.data.splits import load_split, load_split_and_origin
-from lora_hf.errors import NotWritten, UserError
+from lora_hf.errors import NotWritten, Unavailable, UserError
 from lora_hf.hub.errors import hub_errors
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 
@@ -152,6 +154,25 @@ def test_splits_of_the_hub_follow_the_rules_of_files(splits, sizes, streaming, m
             assert len(found[split]) == size or (split == "train" and None in sizes)
     if splits.get("test") is ASKED:
         assert parts["test"].origin.startswith("validation, because test has no references: acme/talks")
+
+
+def test_without_the_hub_a_copy_of_other_files_of_a_dataset_is_not_used(monkeypatch, tmp_path):
+    """`datasets` prepares each choice of files in a folder of its own, under the same commit."""
+    commit = "c" * 40
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    gone = Unavailable("the Hub does not respond")
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (commit, gone))
+    for name in ("default-3f2a", "default"):
+        with pytest.raises(Unavailable, match="does not respond"):
+            load_split(DataConfig(dataset_name="acme/talks"), "train")
+        folder = tmp_path / "acme___talks" / name / "0.0.0" / commit
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text(json.dumps({"config_name": "default"}))
+    named = DataConfig(dataset_name="acme/talks", data_files={"train": "train.csv"})
+    with pytest.raises(Unavailable, match="does not respond"):
+        load_split(named, "train")
+    found = hub_dataset._prepared(DataConfig(dataset_name="acme/talks"), commit)
+    assert Path(found.cache_dir) == folder
 
 
 @pytest.mark.slow
