@@ -80,7 +80,7 @@ class Columns:
         if self == PLAIN and isinstance(row.get(DIALOGUE), str):
             return row
         if self.dialogue == MESSAGES and self.is_found:
-            return row | _from_messages(row.get(MESSAGES), self.turn_template)
+            return row | {ID: cell(row, self.id)} | _from_messages(row.get(MESSAGES), self.turn_template)
         dialogue = joined(cell(row, self.dialogue), self.turn_template)
         if self.is_found and self.dialogue == "input" and isinstance(text := row.get(INSTRUCTION), str):
             dialogue = f"{text}\n\n{dialogue}" if dialogue else text
@@ -157,18 +157,16 @@ def _line(turn: Mapping[str, Any], template: str) -> str | None:
 
 
 def _from_messages(messages: Any, template: str) -> Row:
-    """Read a conversation whose last message is the assistant's answer to what is before it."""
-    if (
-        not isinstance(messages, list)
-        or len(messages) < 2
-        or not all(isinstance(m, Mapping) for m in messages)
-    ):
+    """Read a conversation whose last message is the assistant's answer to what is before it.
+
+    One that ends with another's message has no answer, and can only be predicted.
+    """
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         return {}
-    *before, last = messages
-    if last.get("role") != "assistant":
-        return {}
+    is_answered = len(messages) > 1 and messages[-1].get("role") == "assistant"
+    before = messages[:-1] if is_answered else messages
     said = before[0].get("content") if len(before) == 1 else joined(before, template)
-    return {DIALOGUE: said, SUMMARY: last.get("content")}
+    return {DIALOGUE: said, SUMMARY: messages[-1].get("content") if is_answered else None}
 
 
 def holds_numbers(columns: Columns, row: Row) -> bool:

@@ -12,7 +12,7 @@ from lora_hf.config import DataConfig
 from lora_hf.data.columns import DIALOGUE, PLAIN
 from lora_hf.data.examples import Example, check_rows, dialogues_of
 from lora_hf.data.opened import UTF_16, Form, endings
-from lora_hf.data.readers import TEXT, read_lines, read_text
+from lora_hf.data.readers import READERS, TEXT, read_lines, read_text
 from lora_hf.data.remote import files_at, is_address
 from lora_hf.data.sources import Part, read_source
 from lora_hf.data.splits import read_part
@@ -46,6 +46,8 @@ def read_file(file: str | Path, config: DataConfig, is_lines: bool = False) -> l
 
 def _read(file: Path, config: DataConfig, is_lines: bool) -> list[Example]:
     form = Form.of(config)
+    if is_lines and endings(file)[0] in READERS:
+        raise UserError(f"--lines is for plain text, and {file} is a file of rows: leave it out")
     if is_lines or (endings(file)[0] == TEXT and file.is_file()):
         texts = read_lines(file, form) if is_lines else [read_text(file, form).strip()]
         part = Part(iter([{DIALOGUE: text} for text in texts]), str(file))

@@ -11,6 +11,7 @@ from support.shapes import COLUMN_SHAPES, FILES, FOLDERS
 from lora_hf.config import DataConfig
 from lora_hf.config.load import reading_fields
 from lora_hf.data.input_file import STANDARD_INPUT, read_file
+from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
 
 COLUMN_SHAPES = [shape for shape in COLUMN_SHAPES if not shape.name.endswith("/")]
@@ -69,6 +70,31 @@ def test_only_fields_that_say_how_a_file_is_read_can_be_set():
     }.items():
         with pytest.raises(UserError, match=words):
             reading_fields([override])
+
+
+@pytest.mark.parametrize(
+    ("messages", "dialogue"),
+    [
+        ([("user", "Hi")], "Hi"),
+        ([("user", "Hi"), ("assistant", "Hello")], "Hi"),
+        ([("system", "Be kind."), ("user", "Hi")], "system: Be kind.\nuser: Hi"),
+    ],
+)
+def test_messages_without_an_answer_are_predicted_and_not_trained_on(tmp_path, messages, dialogue):
+    file = tmp_path / "rows.jsonl"
+    row = {"fname": "f", "messages": [{"role": role, "content": text} for role, text in messages]}
+    file.write_text(json.dumps(row) + "\n")
+    assert [(e.id, e.dialogue) for e in read_file(file, DataConfig())] == [("f", dialogue)]
+    if messages[-1][0] != "assistant":
+        with pytest.raises(UserError, match="messages is missing"):
+            load_split(DataConfig(dataset_name=str(file)), "train")
+
+
+def test_lines_are_for_plain_text(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("dialogue\nA: Hi\n")
+    with pytest.raises(UserError, match="--lines is for plain text, and .*rows.csv is a file of rows"):
+        read_file(file, DataConfig(), is_lines=True)
 
 
 def test_a_text_that_is_missing_is_named():
