@@ -88,7 +88,7 @@ def _check(parts: Mapping[str, Weighted], combination: str) -> None:
         ranks = {_rank(method) for _, method in methods}
         if combination == "linear" and len(ranks) > 1:
             raise UserError(
-                f"combination='linear' needs one rank, and {path} has {sorted(ranks)}: take 'cat' or 'svd'"
+                f"combination='linear' needs one rank, and {path} has {sorted(ranks)}: use 'cat' or 'svd'"
             )
 
 

@@ -1,4 +1,4 @@
-"""Undo a change of a model's structure that fails half-way, or that was only a trial."""
+"""Roll back a change of a model's structure that fails half-way, or that was only a trial."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import is_fake
 from lora_hf.adapters.backends import backend_for, is_linear
 from lora_hf.adapters.default_targets import FUSED, QUERIES, VALUES, not_language
 from lora_hf.adapters.wrappers import named_modules, set_submodule, unwrapped
-from lora_hf.baselines.checkpoint_io import Extra, claim
+from lora_hf.baselines.checkpoint_io import Extra, record_baseline
 from lora_hf.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -148,7 +148,7 @@ def add_bottlenecks(model: nn.Module, bottleneck_dim: int, non_linearity: str) -
         UserError: the model has no such sublayers, or already has adapters or a baseline.
     """
     sublayers = find_sublayers(model)
-    claim(model, "bottleneck", {"bottleneck_dim": bottleneck_dim, "non_linearity": non_linearity})
+    record_baseline(model, "bottleneck", {"bottleneck_dim": bottleneck_dim, "non_linearity": non_linearity})
     for name, layer in sublayers.items():
         base = backend_for(layer)
         adapter = Bottleneck(base.out_features, bottleneck_dim, non_linearity, base.device)

@@ -35,7 +35,7 @@ class Extra(NotPlain):
     """A module of new weights; everything else in the model is the frozen base."""
 
 
-def claim(model: nn.Module, method: str, settings: dict[str, Any]) -> None:
+def record_baseline(model: nn.Module, method: str, settings: dict[str, Any]) -> None:
     """Freeze the base and record the method whose weights the model is about to get.
 
     Raises:

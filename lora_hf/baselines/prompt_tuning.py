@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_hf.baselines.checkpoint_io import Extra, claim
+from lora_hf.baselines.checkpoint_io import Extra, record_baseline
 from lora_hf.errors import UserError
 
 COMMON_TOKENS = 5000
@@ -117,7 +117,7 @@ def add_prompt(model: Any, num_virtual_tokens: int, init: str, scaled: bool = Tr
     module = getattr(encoder, "get_input_embeddings", model.get_input_embeddings)()  # FSMT's has none
     embeddings, scale = module.weight, _scale(module) if scaled else 1.0
     settings: dict[str, Any] = {"num_virtual_tokens": num_virtual_tokens, "init": init}
-    claim(model, "prompt_tuning", settings | ({} if scale == 1 else {"scaled": True}))
+    record_baseline(model, "prompt_tuning", settings | ({} if scale == 1 else {"scaled": True}))
     values = embeddings.detach() if embeddings.is_meta else embeddings.detach().cpu()  # meta: only counted
     initial = INITIALIZATIONS[init](model, values.float(), num_virtual_tokens)
     special = _special(model) | {module.padding_idx}

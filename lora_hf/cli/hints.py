@@ -83,7 +83,7 @@ def _value_of(option: str, words: list[str]) -> str:
 
 
 def _instead_of(option: str, words: list[str]) -> str:
-    """Return where the value of a missing option stands on the command line, or what the option takes."""
+    """Return where the value of a missing option is on the command line, or what the option takes."""
     free = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
     if option == "--config":
         named = next((word for word in free if _is_config(word)), None)

@@ -295,7 +295,7 @@ def _check_combinations(config: RunConfig) -> list[Mistake]:
     if unread := unread_fields(config):
         return unread
     common = check_together(config.training) if config.training else []
-    own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): arm.training for n, arm in config.arms.items()}
+    own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): one.training for n, one in config.arms.items()}
     own |= {("variants", name): changes.get("training", {}) for name, changes in config.variants.items()}
     merged = {p: {**config.training, **own[p]} for p in own if own[p] and isinstance(own[p], dict)}
     found = [check_together(training, (*path, "training")) for path, training in merged.items()]

@@ -176,7 +176,7 @@ class DataConfig(Section):
 
 
 class GenerationConfig(Section):
-    """How summaries are generated: in evaluations, scoring, `predict`, serving and merged folders alike.
+    """How summaries are generated: in evaluations, scoring, `predict`, serving and merged folders.
 
     A checkpoint's own settings are not used, but for what its family needs to work (`models.generation`).
     """

@@ -1,4 +1,4 @@
-"""Count the dialogues that stand in more than one split, before a model trains on what it is scored on.
+"""Count the dialogues that are in more than one split, before a model trains on what it is scored on.
 
 Whitespace and case are ignored, and compatibility characters are equal (Unicode's NFKC): T5's tokenizer reads
 a line break as a space, and 47 of DialogSum's 500 validation dialogues repeat a training dialogue with other

@@ -51,7 +51,7 @@ def compiled(model: Any, backend: str | None = None, mode: str | None = None) ->
             yield
     except exc.TorchDynamoException as error:
         cause = first_line(getattr(error, "inner_exception", error))
-        raise UserError(f"training.torch_compile: {cause}; leave it out, or mend that") from error
+        raise UserError(f"training.torch_compile: {cause}; leave it out, or fix the cause") from error
     finally:
         for block, own in zip(blocks, before, strict=True):
             block._compiled_call_impl = own

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MOST_BYTES = 4 * 2**30
-"""Limit on the packed copies of weights, which are held beside the originals inside the block."""
+"""Limit on the packed copies of weights, which are held beside the weights themselves inside the block."""
 logger = logging.getLogger(__name__)
 
 

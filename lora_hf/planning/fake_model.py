@@ -148,7 +148,7 @@ def targets_of(model: Any) -> Targets:
 
 
 def repeated_blocks(settings: Any) -> int | None:
-    """Return the number of blocks of each stack, if all are alike and an outline can have fewer."""
+    """Return the number of blocks of each stack, if all are equal and an outline can have fewer."""
     row = family_of(settings)
     if not row.stacks or row.routers or any("." in field for field in row.stacks):
         return None

@@ -41,7 +41,7 @@ def run_config(
     config = in_all_processes(lambda: load_config(source, overrides, is_done=is_done))
     from_main(lambda: _report_other_runs(config))
     run = one(config)
-    result = from_main(lambda: finished_result(run))  # all processes must decide alike
+    result = from_main(lambda: finished_result(run))  # all processes must decide the same
     if result is not None:
         logger.info(UNCHANGED, run.output_dir)
     else:

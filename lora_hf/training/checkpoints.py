@@ -67,7 +67,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     for checkpoint in _newest_first(folder):
         if (reason := defect(checkpoint)) is None:
             return checkpoint
-        logger.warning("%s is not whole, skipping it: %s", checkpoint, reason)
+        logger.warning("%s is incomplete or damaged and is skipped: %s", checkpoint, reason)
     return None
 
 
@@ -88,7 +88,7 @@ def set_aside(folder: Path, resumed_from: Path | None) -> None:
         checkpoint.rename(aside)
     if (unfinished := folder / UNFINISHED).exists():
         names = sorted(path.name for path in unfinished.iterdir())
-        logger.warning("removed, half-written when the run was killed: %s", ", ".join(names))
+        logger.warning("removed what a killed run left half-written: %s", ", ".join(names))
         shutil.rmtree(unfinished)
 
 

@@ -170,7 +170,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning(
         set_aside(run, found)
     assert found == run / "checkpoint-8"
     (line,) = caplog.messages
-    assert "checkpoint-10" in line and "is not whole, skipping it" in line
+    assert "checkpoint-10" in line and "is incomplete or damaged and is skipped" in line
     assert {p.name for p in run.iterdir()} == {"checkpoint-4", "checkpoint-8", "broken-checkpoint-10"}
     assert_equal(resume(trainer_of(run), run), whole)
     assert last_checkpoint(run) == run / "checkpoint-10"
