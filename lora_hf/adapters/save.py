@@ -129,6 +129,13 @@ def save_adapter(
         manifest["base_formats"] = base_formats(model, adapter_name)
     write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
     _warn_of_places(model, adapter_name)
+    weights = [layer.active.get(adapter_name, 1.0) for layer in lora_layers(model).values()]
+    if (weight := next(iter(weights), 1.0)) != 1:
+        logger.warning(
+            "adapter %r is active with the weight %g, which is not saved: after loading, call set_adapter with "
+            "it again, or save the result of combine_adapters",
+            *(adapter_name, weight),
+        )
     return folder
 
 

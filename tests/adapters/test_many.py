@@ -285,3 +285,19 @@ def test_frozen_rows_give_the_same_gradients_as_others(crowd: nn.Module) -> None
             crowd(**batch).loss.backward()
         found.append([p.grad.clone() for p in crowd.parameters() if p.grad is not None])
     assert found[0] and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_saving_an_adapter_that_is_active_with_a_weight_says_that_the_weight_is_not_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = alone("lora")
+    save_adapter(model, tmp_path, "lora")
+    assert "weight" not in caplog.text
+    set_adapter(model, {"lora": 0.5})
+    save_adapter(model, tmp_path, "lora")
+    assert "adapter 'lora' is active with the weight 0.5, which is not saved: after loading" in caplog.text
+    combine_adapters(model, {"lora": 0.5}, "half", combination="cat")
+    set_adapter(model, "half")
+    caplog.clear()
+    save_adapter(model, tmp_path, "half")
+    assert "weight" not in caplog.text
