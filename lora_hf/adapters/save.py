@@ -132,8 +132,8 @@ def save_adapter(
     weights = [layer.active.get(adapter_name, 1.0) for layer in lora_layers(model).values()]
     if (weight := next(iter(weights), 1.0)) != 1:
         logger.warning(
-            "adapter %r is active with the weight %g, which is not saved: after loading, call set_adapter with "
-            "it again, or save the result of combine_adapters",
+            "adapter %r is active with the weight %g, which is not saved: after loading, call set_adapter "
+            "with it again, or save the result of combine_adapters",
             *(adapter_name, weight),
         )
     return folder

@@ -296,8 +296,8 @@ def test_saving_an_adapter_that_is_active_with_a_weight_says_that_the_weight_is_
     set_adapter(model, {"lora": 0.5})
     save_adapter(model, tmp_path, "lora")
     assert "adapter 'lora' is active with the weight 0.5, which is not saved: after loading" in caplog.text
-    combine_adapters(model, {"lora": 0.5}, "half", combination="cat")
-    set_adapter(model, "half")
+    combine_adapters(model, {"lora": 0.5}, "scaled", combination="cat")
+    set_adapter(model, "scaled")
     caplog.clear()
-    save_adapter(model, tmp_path, "half")
+    save_adapter(model, tmp_path, "scaled")
     assert "weight" not in caplog.text
