@@ -118,8 +118,9 @@ def render_table(scores: FileScores, metrics: Sequence[str] = ("rouge",)) -> str
         cells = (_cell(score, scores, kind) for kind in kinds if f"{score.name}{kind}" in scores)
         lines.append(f"{score.label:<{width}}" + "".join(f"{cell:<32}" for cell in cells).rstrip())
     n, n_rows = scores["n"], scores["n_rows"]
-    counted = f"{n} dialogues in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one dialogue"
-    lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over dialogues")
+    one = "dialogue" if tuple(metrics) == ("rouge",) else "example"
+    counted = f"{n} {one}s in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one {one}"
+    lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over {one}s")
     lines += [f"{name.replace('_', ' ')}: {scores[name]}" for name in scores if name.endswith("_signature")]
     if "rouge_tokenizer" in scores:
         lines.append(f"words of ROUGE: {scores['rouge_tokenizer']}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lora_hf.config import RunConfig
+from lora_hf.config.task import SUMMARIZATION
 from lora_hf.config.training import asks_to_compile
 from lora_hf.data.sources import is_remote
 from lora_hf.data.streaming import StreamedDialogues, load_train
@@ -103,6 +104,7 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     return {
         "model": config.model.model_name_or_path,
         "method": config.method,
+        **({} if config.task == SUMMARIZATION else {"task": config.task.written()}),
         "device": device.type,
         "store": storage,
         "batch": batch._asdict() | {"lengths": said},

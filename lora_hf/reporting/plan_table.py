@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lora_hf.config.task import task_of
 from lora_hf.reporting.tables import bytes_cell, terminal_table
 
 
@@ -36,7 +37,7 @@ def _targets(targets: list[str] | str) -> str:
 
 
 def _memory(record: dict[str, Any]) -> list[Table | str]:
-    held, batch = record["bytes"], record["batch"]
+    held, batch, task = record["bytes"], record["batch"], task_of(record)
     lines = [
         ["weights", bytes_cell(sum(held["weights"].values()))],
         ["gradients", bytes_cell(held["gradients"])],
@@ -45,8 +46,8 @@ def _memory(record: dict[str, Any]) -> list[Table | str]:
         ["most at once", _counted(record["peak_bytes"])],
     ]
     notes = [
-        f"A step on {record['device']}: {batch['dialogues']} dialogues of {batch['source']} tokens, "
-        f"summaries of {batch['target']}: {batch['lengths']}.",
+        f"A step on {record['device']}: {batch['dialogues']} {task.sources} of {batch['source']} tokens, "
+        f"{task.targets} of {batch['target']}: {batch['lengths']}.",
         _time(record),
     ]
     if "not_counted" in record:

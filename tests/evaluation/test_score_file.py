@@ -134,6 +134,7 @@ def test_other_metrics_take_the_rows_of_one_example_as_its_references(tmp_path):
     assert (scores["exact_match"], scores["f1"], scores["accuracy"], scores["n"]) == (50, 50, 0.5, 2)
     table = render_table(scores, ("squad", "accuracy"))
     assert "exact match 50.00 [" in table and "accuracy    0.5000 [" in table
+    assert "2 examples in 3 rows" in table and "dialogue" not in table
     assert score_file(write(tmp_path, rows), "made", "human", language="de")["rouge_tokenizer"].endswith(
         "german stems"
     )
