@@ -128,11 +128,10 @@ def merging(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findi
 
 def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:
     """Return the finding on the errors of merging: on a dense base, half of the digits must stay."""
-    reported = ", ".join(
-        f"{way} changes the logits by {error:.1e} of their size" for way, error in errors.items()
-    )
     if "merged" not in errors:
-        return ok(f"quantized base, choose by lora-hf merge --onto: {reported}")
+        each = ", ".join(f"{way} changes the logits by {error:.1e}" for way, error in errors.items())
+        return ok(f"the base is quantized: choose by lora-hf merge --onto; {each} of their size")
+    reported = f"merging changes the logits by {errors['merged']:.1e} of their size"
     if errors["merged"] <= torch.finfo(dtype).eps ** 0.5:
         return ok(reported)
     computed = str(dtype).removeprefix("torch.")
