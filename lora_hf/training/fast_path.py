@@ -98,6 +98,8 @@ def _why_reference_path(trainer: Any) -> str | None:
 
 
 def _why_all_logits(trainer: Any) -> str | None:
+    if trainer.compute_loss_func is not None:
+        return "a loss function was given, which reads them"
     if trainer.label_smoother is not None:
         return "label smoothing needs all logits"
     if has_plain_frozen_head(trainer.model):

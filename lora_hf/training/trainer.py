@@ -138,8 +138,26 @@ class LoraTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the batch's share of the mean loss over the step's `num_items_in_batch` label tokens."""
+        """Return the batch's share of the mean loss over the step's `num_items_in_batch` label tokens.
+
+        A `compute_loss_func` that was given to the trainer is called in the place of the model's own loss.
+
+        Raises:
+            UserError: the batch has no labels.
+        """
+        if inputs.get("labels") is None:
+            held = ", ".join(str(name) for name, value in inputs.items() if value is not None)
+            raise UserError(
+                f"a batch has no labels, only {held}: add the token ids of the target "
+                "texts to the rows of the dataset, as `labels`"
+            )
         inputs = with_decoder_inputs(self.model, inputs)
+        if self.compute_loss_func is not None:
+            outputs = model(**inputs)  # with the labels, of which the model makes the decoder's inputs
+            loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
+            if num_items_in_batch is not None:  # the function's mean is over the tokens of all processes
+                loss = loss * self.accelerator.num_processes
+            return (loss, outputs) if return_outputs else loss
         if self.has_fast_loss and model.training and not return_outputs:
             outputs, loss = None, self._loss_without_logits(model, inputs)
         else:

@@ -237,6 +237,33 @@ def test_weights_that_would_train_and_not_be_saved_are_one_error_before_the_firs
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_loss_function_that_is_given_is_the_one_that_trains(accumulated: int, tmp_path: Path) -> None:
+    def triple(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = outputs.logits.flatten(0, 1)
+        return 3 * nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum") / num_items_in_batch
+
+    args = {"max_steps": 1, "gradient_accumulation_steps": accumulated}
+    found = []
+    for given in ({}, {"compute_loss_func": triple}):
+        trainer = make_trainer(adapted(), arguments(tmp_path, **args), OursInOrder, **given)
+        trainer.train()
+        found += losses(trainer)
+    assert found[1] == pytest.approx(3 * found[0], rel=1e-5)
+
+
+def test_a_batch_without_labels_is_one_error(tmp_path: Path) -> None:
+    class WithoutLabels(Rows):
+        def __getitem__(self, i: int) -> dict[str, list[int]]:
+            return {name: ids for name, ids in super().__getitem__(i).items() if name != "labels"}
+
+    trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=1), train_dataset=WithoutLabels(8))
+    with pytest.raises(
+        UserError, match="a batch has no labels, only .*input_ids.*: add the token ids of the"
+    ):
+        trainer.train()
+
+
 def test_embeddings_that_are_saved_beside_an_adapter_may_train(tmp_path: Path) -> None:
     make_t5().save_pretrained(tmp_path / "base")
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
