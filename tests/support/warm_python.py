@@ -8,6 +8,7 @@ tests need an environment of their own. Linux only. Run as a script, this module
 """
 
 import gc
+import io
 import json
 import os
 import runpy
@@ -175,6 +176,13 @@ def _serve(connection: socket.socket) -> list[str]:
             for number, file in enumerate(files):
                 os.dup2(file, number)
                 os.close(file)
+            # made anew: a stream keeps whether its first file could be searched, which a pipe cannot
+            sys.stdout, sys.stderr = (
+                io.TextIOWrapper(
+                    open(number, "wb", 0, closefd=False), old.encoding, old.errors, write_through=True
+                )
+                for number, old in ((1, sys.stdout), (2, sys.stderr))
+            )
             os.environ.update(request["env"])
             os.chdir(request["cwd"])
             return request["start"]
