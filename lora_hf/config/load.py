@@ -4,6 +4,7 @@ All mistakes are reported in one error, one per line, with the file's line or `c
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -142,15 +143,21 @@ def resolved_yaml(config: RunConfig | Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any, path: KeyPath, holders: tuple[int, ...]) -> Any:
-    """Return a value of a dict config as YAML holds it: tuples become lists, paths and other objects text.
+    """Return a value of a dict config as YAML holds it: tuples and sets become lists, paths text.
 
     Raises:
         UserError: a key is not text, or a container contains itself.
     """
+    if isinstance(value, Enum):  # of Transformers
+        value = value.value
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
+    if callable(as_python := getattr(value, "tolist", None)):  # of NumPy or PyTorch
+        value = as_python()
     if isinstance(value, str | bool | int | float | NoneType):
-        return value
+        return str(value) if isinstance(value, str) else value
     if not isinstance(value, Mapping | list | tuple):
-        return str(value)
+        return str(value).removeprefix("torch.")  # a dtype
     if id(value) in holders or len(holders) > MAX_DEPTH:
         reason = "contains itself" if id(value) in holders else "is nested too deeply to be a config"
         raise UserError(f"config: {dotted(path[:3]) or 'the dict'} {reason}")

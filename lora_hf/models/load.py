@@ -182,6 +182,10 @@ def load_model(
         UserError: the model cannot be found or read, its layers do not fit the storage format, or `train_all`
             with quantized weights; a weight has values that are not finite, or a matrix is all zeros.
     """
+    if not isinstance(config, ModelConfig):
+        raise UserError(
+            f"config={config!r} is not a ModelConfig: pass lora_hf.ModelConfig(model_name_or_path=...)"
+        )
     if train_all and config.is_quantized:
         bits = 4 if config.load_in_4bit else 8
         raise UserError(

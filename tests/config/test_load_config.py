@@ -462,3 +462,19 @@ def test_spans_of_another_form_are_one_plain_message(value: str) -> None:
     message = str(mistake.value)
     assert f"lora.layer_replication={value} must be spans of blocks" in message
     assert "\n" not in message and "validator" not in message
+
+
+def test_values_of_other_libraries_in_a_dict_are_read_as_what_they_mean() -> None:
+    np, torch = pytest.importorskip("numpy"), pytest.importorskip("torch")
+    from transformers.trainer_utils import SaveStrategy
+
+    config = load_config(
+        {
+            "lora": {"r": np.int64(4), "lora_alpha": np.float32(6), "target_modules": {"v", "q"}},
+            "model": {"dtype": torch.bfloat16},
+            "training": {"save_strategy": SaveStrategy.EPOCH, "learning_rate": np.float64(1e-3)},
+        }
+    )
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.target_modules) == (4, 6, ("q", "v"))
+    assert config.model.dtype == "bfloat16"
+    assert config.training == {"save_strategy": "epoch", "learning_rate": 1e-3}

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -235,3 +236,11 @@ def test_an_adapter_folder_is_refused_as_a_base(file: str, has_model: bool, tmp_
     for load in (load_tokenizer, lambda config: load_model(config, CPU)):
         with pytest.raises(UserError, match=f"holds an adapter .{file}.*, 'google/flan-t5-base', and"):
             load(config)
+
+
+@pytest.mark.parametrize("given", ["google/flan-t5-small", None, {"model_name_or_path": "embedded"}])
+def test_a_name_in_the_place_of_the_settings_is_one_error(given: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"config=.* is not a ModelConfig: pass lora_hf.ModelConfig\(model_name_or_path="
+    ):
+        load_model(given)
