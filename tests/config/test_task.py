@@ -13,6 +13,7 @@ from lora_hf.config.load import load_config, resolved_yaml
 from lora_hf.config.task import SUMMARIZATION, TASKS, Task, plural, task_of
 from lora_hf.data.prompts import prompt_template
 from lora_hf.errors import UserError
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.experiments.report import report
 from lora_hf.run_records import read_predictions
 
@@ -33,7 +34,7 @@ SMALL = ["training.max_steps=1", "training.per_device_train_batch_size=2", "data
 
 def documented(heading: str) -> dict[str, Any]:
     """Return the YAML below a heading of the page."""
-    text = PAGE.split(f"## {heading}\n")[1].split("```yaml\n")[1].split("```")[0]
+    text = PAGE.split(f"# {heading}\n")[1].split("```yaml\n")[1].split("```")[0]
     return yaml.safe_load(text)
 
 
@@ -124,3 +125,16 @@ def test_the_examples_of_the_page_train_the_embedded_model(
     page = report(Path("run"))[2].read_text(encoding="utf-8")
     assert f"{task.source.capitalize()} by {task.source}" in page and f"of trivial {task.targets}" in page
     assert "ROUGE" not in page and "dialogue by" not in page
+
+
+def test_the_python_of_the_page_runs_and_its_own_metric_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call, own = (block.split("```")[0] for block in PAGE.split("```python\n")[1:])
+    exec(call, {})
+    assert float(capsys.readouterr().out) == pytest.approx(100 * 2 / 3)  # one of its two words
+    Path("brevity.py").write_text(own)
+    task = load_config(documented("A metric of your own")).task
+    assert [score.label for score in Scoring(task).scores][-1] == "short outputs"
+    assert lora_hf.score(["a", "b" * 90], ["a", "b"], task.metrics)["brevity"] == 0.5  # type: ignore
