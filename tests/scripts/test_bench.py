@@ -53,14 +53,14 @@ def test_the_ratio_is_that_of_the_sums_with_percentiles_over_pairs() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_path: Path) -> None:
-    record = bench(tmp_path / "bench.json", "--count", "--only", "train", "evaluate", "beams")
+    record = bench(tmp_path / "bench.json", "--count", "--only", "train", "beams")
     train = record["train"]
     assert train["losses_agree"] is True and train["losses_apart"] < 1e-4
     assert len(set(train["losses"]["ours"])) == 6
     assert all(train[key] > 0 for key in ("ratio_default", "ratio_best", "memory_ratio"))
     assert record["dora"]["ratio"] > 0
-    assert record["evaluate"]["same_tokens"] is True and record["evaluate"]["ratio"] > 0
-    assert record["evaluate_beams"]["same_tokens"] is True and record["evaluate_beams"]["beams"] == 4
+    beams = record["evaluate_beams"]  # the same comparison as `evaluate`, by another setting
+    assert beams["same_tokens"] is True and beams["ratio"] > 0 and beams["beams"] == 4
     assert all(0 < share < 1 for share in train["share_of_matrix_rate"].values())
     assert train["tokens_per_second"].keys() == train["share_of_matrix_rate"].keys()
     assert record["machine"]["device"] and record["versions"]["torch"]
