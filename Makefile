@@ -6,7 +6,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # tests/conftes
 
 LOWEST := .venv-lowest
 # Tests of what a version can change: the mathematics, training, resuming, generation, the config, each extra.
-TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_rouge.py fast saved/test_export.py \
+TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_metrics.py evaluation/test_rouge.py fast saved/test_export.py \
   experiments/test_sweep.py serving/test_server.py cli/test_cli.py models test_versions.py training
 
 .PHONY: quickstart test test-full test-lowest test-peft-versions soak audit lint format types methods notebooks bench costs docs reproduce clean
