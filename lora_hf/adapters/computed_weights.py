@@ -13,7 +13,7 @@ PERMANENT = {
     "_g": ("weight-normalized", "torch.nn.utils.remove_weight_norm(layer, {name!r})"),
     "_u": ("spectrally normalized", "torch.nn.utils.remove_spectral_norm(layer, {name!r})"),
 }
-"""End of the name of a tensor that stands beside the original -> what the layer is, and what ends that."""
+"""End of the name of a tensor that is beside the original -> what the layer is, and what ends that."""
 
 
 def refuse_computed_weight(field: str, name: str, module: nn.Module) -> None:

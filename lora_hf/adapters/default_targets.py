@@ -121,7 +121,7 @@ def with_names(model: nn.Module, config: LoraConfig) -> LoraConfig:
 
 
 def doubts(model: nn.Module, config: LoraConfig, found: Iterable[str]) -> list[str]:
-    """Return what is probably a mistake about targets that exist: a stack without, or a tower that is idle.
+    """Return doubts about targets that exist: a stack without adapters, or a tower that text does not reach.
 
     Args:
         model: any module.

@@ -89,7 +89,7 @@ def _by_script(text: str) -> str | None:
 
 
 def check() -> None:
-    """Raise a UserError if sacrebleu is missing, or has no longer what is used here."""
+    """Raise a UserError if sacrebleu is missing, or lacks what is used here."""
     base = imported(f"{PACKAGE}.metrics.base")
     if missing := [name for name in INTERNALS if not hasattr(base.Metric, name)]:
         raise UserError(f"this version of sacrebleu has no {missing[0]}: pip install 'lora_hf[metrics]'")
