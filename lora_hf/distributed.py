@@ -29,6 +29,20 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else 1
 
 
+def check_variables() -> None:
+    """Check that the variables of a launcher are whole; accelerate would wait for other processes in vain.
+
+    Raises:
+        UserError: WORLD_SIZE says that there are several processes, and RANK does not say which this is.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1" and "RANK" not in os.environ:
+        raise UserError(
+            f"the environment variable WORLD_SIZE={size} says that there are several processes, but RANK is "
+            "not set: unset WORLD_SIZE, or start the run by torchrun, which sets both"
+        )
+
+
 def rank() -> int:
     """Return the index of this process, from 0."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0

@@ -92,6 +92,7 @@ def _invoke(words: list[str]) -> None:
     if words == ["--version"]:
         print(f"lora_hf {version('lora_hf')}")
         return
+    processes.check_variables()
     if words and words[0] != running.train.__name__:
         remedy = "start each run by `torchrun ... -m lora_hf train`, and this command without it"
         processes.refuse_several(f"lora-hf {words[0]}", remedy)

@@ -59,6 +59,13 @@ def test_an_invalid_command_line_is_one_error(mistake, words):
     assert len(mistake(*words)) > len("error: ...")
 
 
+@pytest.mark.parametrize("words", [["train", "--config", "quickstart"], ["doctor"]])
+def test_a_number_of_processes_without_a_rank_is_not_waited_for(mistake, monkeypatch, words):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE=2 says that there are several processes, but RANK is not set" in mistake(*words)
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
