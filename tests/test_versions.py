@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 EVERY = [Requirement(text) for some in (PROJECT["dependencies"], *EXTRAS.values()) for text in some]
 BOUNDED = [one for one in EVERY if one.name != PROJECT["name"] and one.specifier]
-OTHERS = {*EXTRAS["deepspeed"], *EXTRAS["multilingual"], *EXTRAS["audit"]}
+OTHERS = {*EXTRAS["deepspeed"], *EXTRAS["audit"]}
 """Packages that the tests do not need."""
 
 
