@@ -146,7 +146,18 @@ FAMILIES: dict[str, Family] = {
     ),
     "pegasus": Family(_QV_PROJ, positions=_POSITIONS),
     "pegasus_x": Family(_QV_PROJ),
-    "bigbird_pegasus": Family(_SOURCE_QV, start=("bos",), positions=_POSITIONS),
+    "bigbird_pegasus": Family(
+        _SOURCE_QV,
+        start=("bos",),
+        positions=_POSITIONS,
+        impossible={
+            "summaries that do not depend on their batch": "with attention_type block_sparse, Transformers "
+            "chooses full or block-sparse attention, and the last block, by the longest source of a batch; "
+            "and in a process without lora_hf, a model that has seen a short batch keeps full attention: "
+            "call `model.get_encoder().set_attention_type` before each batch there, or set attention_type "
+            "original_full in config.json, where summaries depend on neither"
+        },
+    ),
     "blenderbot": Family(_QV_PROJ, start=("bos",), positions=_POSITIONS),
     "blenderbot-small": Family(_QV_PROJ, start=("bos",), positions=_POSITIONS),
     # others

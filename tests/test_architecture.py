@@ -39,7 +39,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ADAPTERS = [
     {"config", "functional", "inits", "wrappers"},
     {"weight_readers", "computed_weights"},
-    {"backends", "rollback"},
+    {"backends", "rollback", "attention_type"},
     {"methods"},
     {"initialize", "modules_to_save", "mixed_batch"},
     {"layer"},

@@ -13,6 +13,7 @@ from typing import TypeVar
 from torch import nn
 
 from lora_hf.adapters.active import set_adapter
+from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.default_targets import doubts, with_names
@@ -92,6 +93,7 @@ def inject_adapters(
     refuse_offloaded(model)
     with rolled_back_on_error(model):
         _inject(unwrapped(model), config, adapter_name, base_weights, initialize)
+    keep_attention_type(unwrapped(model))
     return model
 
 

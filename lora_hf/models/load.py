@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging as transformers_logging
 
+from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.backends import is_transposed
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
@@ -206,6 +207,7 @@ def load_model(
     if note := check_values(tensors, config.as_written, family_of(model).beside):
         logger.warning("%s", note)
     keep_differentiable(model)
+    keep_attention_type(model)
     guard_ties(model)
     if config.untie_head:
         untie_head(model)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.active import check_trainable
+from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
 from lora_hf.data.collate import with_decoder_inputs
@@ -107,6 +108,7 @@ class LoraTrainer(ResumableTrainer):
             )
         if has_flag:
             model._hf_peft_config_loaded = False
+        keep_attention_type(unwrapped(self.model))
         name_failed_starts(self.callback_handler.callbacks)
         self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch
 
