@@ -5,16 +5,23 @@ Depth up-scaling of SOLAR (Kim et al., arXiv:2312.15166) without its second set 
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+import torch
 from torch import nn
 
 from lora_hf.adapters.config import Spans
 from lora_hf.adapters.model_state import model_state, refuse_offloaded, update_state
 from lora_hf.adapters.wrappers import get_submodule, named_modules, set_submodule, unwrapped
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import UserError, did_you_mean, first_line
+from lora_hf.families import family_of
+
+SIDES = ("encoder", "decoder")
+BY_LAYER = ("layer_types", "mlp_layer_types", "attention_window")
+"""Fields of configs with one value for each block, such as full or sliding attention."""
 
 
 class LayerStack(NamedTuple):
@@ -38,19 +45,24 @@ def name_before_replication(model: nn.Module, name: str) -> str:
 
 
 def find_stacks(model: nn.Module) -> dict[str, LayerStack]:
-    """Return the outermost lists of blocks of one type, by side, or by path where a side has several."""
+    """Return the outermost lists of blocks of one type, by side, or by path where a side has several.
+
+    Those beside the language model, such as a tower for images, have their path.
+    """
     lists = [(path, m) for path, m in named_modules(model) if isinstance(m, nn.ModuleList) and path]
     outer = [(path, m) for path, m in lists if not any(path.startswith(other + ".") for other, _ in lists)]
     found = [
         LayerStack(path, _side(path, m), m) for path, m in outer if len({type(block) for block in m}) == 1
     ]
-    sides = [stack.side for stack in found]
-    return {stack.side if sides.count(stack.side) == 1 else stack.path: stack for stack in found}
+    beside = set(family_of(model).beside)
+    of_text = [stack for stack in found if beside.isdisjoint(stack.path.split("."))]
+    sides = Counter(stack.side for stack in of_text)
+    return {s.side if s in of_text and sides[s.side] == 1 else s.path: s for s in found}
 
 
 def _side(path: str, blocks: nn.ModuleList) -> str:
     """Return the side by name; else `decoder` if attention is causal or, where unknown, has a cache."""
-    named = next((part for part in path.split(".") if part in ("encoder", "decoder")), None)
+    named = next((part for part in path.split(".") if part in SIDES), None)
     causal = any(getattr(m, "is_causal", hasattr(m, "layer_idx")) for m in blocks.modules())
     return named or ("decoder" if causal else "encoder")
 
@@ -59,7 +71,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Written = Mapping[str, Sequence[Sequence[int]]] | Sequence[Sequence[int]]
 
 
-def replicate_layers(model: Model, spec: Written) -> Model:
+def replicate_layers(model: Model, spec: Written, is_saved: bool = False) -> Model:
     """Rebuild stacks from spans of their own blocks, in place, and return the model.
 
     Copies of a block are modules of their own with the same Parameters and buffers: each copy has its own
@@ -70,10 +82,13 @@ def replicate_layers(model: Model, spec: Written) -> Model:
         model: without adapters; its state records the spans by stack.
         spec: `{"encoder": [[0, 4], [2, 6]]}` makes 8 encoder blocks, 0 1 2 3 2 3 4 5; `decoder` likewise. A
             bare list where the model has one stack.
+        is_saved: the spans are those of a saved adapter, which may be used without merging it, so whether a
+            config can describe them is not checked.
 
     Raises:
         UserError: a stack or a span that the model does not have, a bare list where it has several
-            stacks, adapters or int8 layers in it, or another replication.
+            stacks, adapters or int8 layers in it, or another replication; or a model that could not be
+            loaded after merging, because no config of its family describes the layers in this order.
     """
     stacks = find_stacks(model)
     spans = _by_stack(model, spec, stacks)
@@ -93,9 +108,9 @@ def replicate_layers(model: Model, spec: Written) -> Model:
     for name in spans:
         _check_spans(spec, name, spans[name], len(stacks[name].blocks))
     _check_cache(model, spec, {name: len(stack.blocks) for name, stack in stacks.items()}, spans)
-    for name in spans:
-        _rebuild(model, stacks[name], [i for start, end in spans[name] for i in range(start, end)])
-    _size_decoder_cache(model)
+    if not is_saved:
+        _check_config(model, spec, spans)
+    _rebuild_stacks(model, stacks, spans)
     update_state(model, replication=spans)
     return model
 
@@ -133,11 +148,14 @@ def _by_stack(model: nn.Module, spec: Written, stacks: dict[str, LayerStack]) ->
                 spec, f"the model has the stacks {have}; name the one meant, {{{next(iter(stacks))}: ...}}"
             )
         spec = {name: spec for name in stacks}
+    by_path = {stack.path: name for name, stack in stacks.items()}
     for name in spec:
-        if name not in stacks:
-            _refuse(spec, f"the model has no stack {name!r}, it has {have}.{did_you_mean(str(name), stacks)}")
+        if name not in stacks and name not in by_path:
+            inside = [f" Did you mean {path!r}?" for path in stacks if str(name) in path.split(".")]
+            hint = "" if name in SIDES else did_you_mean(str(name), stacks)
+            _refuse(spec, f"the model has no stack {name!r}, it has {have}.{next(iter(inside), hint)}")
     try:
-        return {name: tuple((start, end) for start, end in spec[name]) for name in spec}
+        return {by_path.get(name, name): tuple((a, b) for a, b in spec[name]) for name in spec}
     except (TypeError, ValueError):
         _refuse(spec, f"write a list of pairs [start, end) for a stack; the model has {have}")
 
@@ -169,6 +187,61 @@ def _check_cache(model: nn.Module, spec: Written, depths: dict[str, int], spans:
         )
 
 
+def _check_config(model: nn.Module, spec: Written, spans: dict[str, Spans]) -> None:
+    """Refuse what the family's config cannot describe, such as Switch's experts in other blocks than it says.
+
+    A merged model is read from its config, which places some layers by a block's index. The model is built
+    twice without memory: once with its blocks replicated, once from the config that would be saved.
+    """
+    plain: Any = unwrapped(model)
+    build = getattr(type(plain), "_from_config", None)  # which models of Transformers have
+    if build is None:
+        return
+    with torch.device("meta"):
+        try:
+            ours: Any = build(copy.deepcopy(plain.config))
+        except Exception:  # a part of a model, or a class of the user's own, that no config alone describes
+            return
+        _rebuild_stacks(ours, find_stacks(ours), spans)
+        try:
+            saved = build(type(ours.config).from_dict(ours.config.to_dict()))
+        except (ValueError, IndexError, KeyError) as error:
+            _refuse(spec, _inexpressible(plain, first_line(error)))
+    for of in (_shapes, _settings):
+        expected, found = of(ours), of(saved)
+        names = [name for name in [*expected, *found] if expected.get(name) != found.get(name)]
+        if names:
+            _refuse(spec, _inexpressible(plain, f"{names[0]} would differ"))
+
+
+def _inexpressible(model: nn.Module, difference: str) -> str:
+    return (
+        f"the merged model would be another one: {type(model).__name__} decides by a layer's position what "
+        f"it is, and no config.json describes the layers in this order ({difference}). Choose spans in which "
+        "unlike layers alternate as before, such as the whole stack twice, or replicate another stack"
+    )
+
+
+def _shapes(model: nn.Module) -> dict[str, Any]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """Return the numbers, flags and words that the modules of a model keep as attributes."""
+    return {
+        f"{path}.{key}": value
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_") and isinstance(value, int | float | str)
+    }
+
+
+def _rebuild_stacks(model: nn.Module, stacks: dict[str, LayerStack], spans: dict[str, Spans]) -> None:
+    for name in spans:
+        _rebuild(model, stacks[name], [i for start, end in spans[name] for i in range(start, end)])
+    _size_decoder_cache(model)
+
+
 def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
     old, used = [unwrapped(block) for block in stack.blocks], set[int]()
     new = []
@@ -181,6 +254,8 @@ def _rebuild(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
             for index in ("layer_idx", "layer_id"):  # a block's place in the cache
                 if isinstance(getattr(module, index, None), int):
                     setattr(module, index, place)
+            if getattr(module, "seed", None) == order[place]:  # BigBird's random attention, also by place
+                module.seed = place  # type: ignore[assignment]
     set_submodule(model, stack.path, nn.ModuleList(new).train(stack.blocks.training))
     _write_depth(model, stack, order)
 
@@ -226,7 +301,7 @@ def _write_depth(model: nn.Module, stack: LayerStack, order: list[int]) -> None:
         both = config is root and getattr(config, "is_encoder_decoder", False)
         if stack.side == "encoder" or not both:
             written.append((config, "num_hidden_layers"))
-            for kinds in ("layer_types", "mlp_layer_types"):  # such as full or sliding attention, by layer
+            for kinds in BY_LAYER:
                 if len(getattr(config, kinds, None) or ()) == len(stack.blocks):
                     setattr(config, kinds, [getattr(config, kinds)[i] for i in order])
     for config, key in written:

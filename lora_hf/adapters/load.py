@@ -76,7 +76,7 @@ def load_adapter(
     check_base(model, saved)
     with rolled_back_on_error(model):
         if config.layer_replication:
-            replicate_layers(model, config.layer_replication)
+            replicate_layers(model, config.layer_replication, is_saved=True)
         config = _config_of_file(model, saved)
         tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, saved))
         tensors = {name: tensors[key] for key, name in _own_keys(model, tensors).items()}

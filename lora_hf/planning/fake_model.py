@@ -19,6 +19,7 @@ from lora_hf.adapters.default_targets import doubts, stacks
 from lora_hf.adapters.model_state import adapter_configs, lora_layers
 from lora_hf.adapters.wrappers import named_modules
 from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.errors import UserError
 from lora_hf.families import family_of, has_own_head
 from lora_hf.models.base_files import read_config
 from lora_hf.models.flan_t5 import COMMON, SIZES
@@ -32,6 +33,8 @@ FEWER = {"layers_to_transform": None, "layer_replication": None}
 """Fields of `lora` that name blocks, which a model with fewer blocks may not have."""
 KEPT = "kept"
 """Name of the linear layers that a storage format keeps dense unless `quantize_wo` is set: T5's `wo`."""
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
+"""Names of the field of `training` that computes activations again instead of keeping them."""
 PARTS = ("embeddings", "encoder", "decoder", "head", "added")
 Counts = tuple[dict[str, int], int, dict[str, Counter[str]]]
 
@@ -80,6 +83,9 @@ def outline(
         layers: number of blocks in each stack; None takes that of `settings`.
         is_run: whether the model will be called, which needs fake tensors. Meta tensors, which are enough for
             counting weights, are created faster.
+
+    Raises:
+        UserError: the method does not fit the model, or the model has no activation checkpointing.
     """
     settings = deepcopy(settings)
     if layers is not None:
@@ -95,9 +101,20 @@ def outline(
         if config.method in ADDED_WEIGHTS:
             with _without_warnings():
                 ADDED_WEIGHTS[config.method].add(with_plain_init(config, **(FEWER if layers else {})), model)
-        if config.training.get("gradient_checkpointing") or config.training.get("activation_checkpointing"):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        for field in filter(config.training.get, CHECKPOINTING):
+            _checkpoint(model, field)
         yield model.train().requires_grad_(True) if config.method == "full" else model.train()
+
+
+def _checkpoint(model: Any, field: str) -> None:
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"training.{field}=true: Transformers' {type(model).__name__} cannot compute activations again "
+            "instead of keeping them. Leave it out; a smaller training.per_device_train_batch_size with more "
+            "training.gradient_accumulation_steps saves memory too"
+        ) from error
 
 
 @contextmanager

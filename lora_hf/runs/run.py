@@ -32,7 +32,7 @@ from lora_hf.evaluation.retention import (
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer
-from lora_hf.planning.fake_model import outline, settings_of
+from lora_hf.planning.fake_model import CHECKPOINTING, outline, settings_of
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
 from lora_hf.run_records import (
     Prediction,
@@ -86,9 +86,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_push(config)
     check_training_settings(config)
     check_base_of(config)
-    if layers := config.training.get("optim_target_modules"):
-        with outline(config, settings_of(config.model), torch.float32, is_run=False) as model:
-            check_optimizer_layers(layers, model)
+    _check_outline(config)
     Scoring.of_config(config).check()
     tokenizer = load_tokenizer(config.model)
     check_lengths(config.model, config.data, config.generation)
@@ -99,6 +97,15 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     if config.method in ADDED_WEIGHTS:
         ADDED_WEIGHTS[config.method].check(config, model)  # a typo must not clear the directory
     return Run(config, directory.path, tokenizer, data, model, retention)
+
+
+def _check_outline(config: RunConfig) -> None:
+    """Check what the model's architecture has to support, where a config asks for it, without its weights."""
+    layers = config.training.get("optim_target_modules")
+    asks = [layers, config.lora.layer_replication, *map(config.training.get, CHECKPOINTING)]
+    if config.method != "base" and any(asks):
+        with outline(config, settings_of(config.model), torch.float32, is_run=False) as model:
+            check_optimizer_layers(layers, model)
 
 
 def _make(run: Run) -> tuple[RunResult, list[Prediction]]:

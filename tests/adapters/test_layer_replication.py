@@ -14,6 +14,8 @@ from support.deeper_models import (
     deeper,
     logits,
 )
+from support.families import make_family
+from support.matrix_models import randomized
 from support.models import TOKENS
 from torch import Tensor
 from transformers import (
@@ -25,7 +27,7 @@ from lora_hf import (
     LoraConfig,
     inject_adapters,
 )
-from lora_hf.adapters.layer_replication import find_stacks, replicate_layers
+from lora_hf.adapters.layer_replication import find_stacks, replicate_layers, unshare_layers
 from lora_hf.adapters.model_state import model_state
 from lora_hf.errors import UserError
 
@@ -80,6 +82,28 @@ def test_generation_with_and_without_the_cache_equals_the_reference(
         assert torch.equal(cached, reference.generate(ids, use_cache=False, **options))
     else:
         assert torch.equal(cached, reference.generate(ids, use_cache=True, **options))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("LED", {"attention_window": [4, 16]}),  # one value for each block
+        ("BigBirdPegasus", {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}),
+        ("T5Gemma2", {}),  # whose tower for images is not its encoder
+    ],
+)
+def test_a_replicated_model_is_the_one_that_its_config_describes(family: str, fields: dict) -> None:
+    model = randomized(make_family(family, **fields)).eval()
+    unshare_layers(replicate_layers(model, {"encoder": [[0, 1], [0, 2]]}))
+    again = type(model)(type(model.config).from_dict(model.config.to_dict())).eval()
+    again.load_state_dict(model.state_dict())
+    ids = torch.arange(48)[None] % 40 + 4
+    with torch.no_grad():
+        found, expected = (m(input_ids=ids, decoder_input_ids=ids[:, :5]).logits for m in (again, model))
+    assert torch.allclose(found, expected, atol=1e-5)
+    # of BigBird's random attention, which is by place too, and random in training alone
+    seeds, of_config = ([m.seed for m in x.modules() if hasattr(m, "seed")] for x in (model, again))
+    assert seeds == of_config
 
 
 def test_layer_types_are_replicated_with_their_layers(batch: dict) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 from support.deeper_models import build
+from support.families import make_family
 from torch import nn
 
 from lora_hf import (
@@ -57,6 +58,29 @@ def test_what_the_model_does_not_have_is_named_with_a_remedy_and_changes_nothing
     assert str(error.value).startswith(f"layer_replication={written}: ")
     assert words in str(error.value)
     assert list(model.named_modules()) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [
+        ("SwitchTransformers", "encoder.block.1.layer.1.mlp.wi.weight"),  # every second block has experts
+        ("NllbMoe", "model.encoder.layers.1.ffn.fc1.weight"),
+        ("PegasusX", "model.encoder.layers.1.stagger_blocks_this_layer"),
+    ],
+)
+def test_an_order_of_layers_that_no_config_describes_is_refused(family: str, named: str) -> None:
+    model = make_family(family)
+    before = list(model.named_modules())
+    with pytest.raises(UserError, match=f"would be another one: {family}For.*{named} would differ"):
+        replicate_layers(model, {"encoder": [[0, 1], [0, 2]]})
+    assert list(model.named_modules()) == before
+    replicate_layers(make_family(family), {"encoder": [[0, 1], [0, 2]]}, is_saved=True)
+    replicate_layers(model, {"encoder": [[0, 2], [0, 2]]})
+
+
+def test_a_side_is_not_mistaken_for_the_other_one() -> None:
+    with pytest.raises(UserError, match=r"it has decoder \(3 layers\)\.$"):
+        replicate_layers(build("llama", 3, 3), {"encoder": [[0, 1]]})
 
 
 def test_replicating_a_model_without_blocks_is_refused() -> None:

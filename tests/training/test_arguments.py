@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import family_settings
 from support.inputs import FEW
 from support.tiny_trainer import adapted, arguments, make_trainer
 
@@ -195,6 +196,27 @@ def test_layers_of_an_optimizer_are_checked_before_a_model_is_loaded(
     found = of_config(Path("quickstart"), overrides)
     finding = next(finding for finding in found if finding.check == "targets")  # later checks are not made
     assert (finding.state == "fault") == bool(says) and says in finding.title
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "says"),
+    [
+        ("FSMT", "training.gradient_checkpointing=true", "FSMTForConditionalGeneration cannot compute"),
+        ("FSMT", "training.activation_checkpointing=true", "FSMTForConditionalGeneration cannot compute"),
+        ("SwitchTransformers", "lora.layer_replication={encoder: [[0, 1], [0, 2]]}", "would be another one"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_refused_by_its_config_alone(
+    family: str, field: str, says: str, tmp_path: Path
+) -> None:
+    family_settings(family).save_pretrained(tmp_path / "base")  # without weights
+    overrides = [*FEW, field, f"model.model_name_or_path={tmp_path / 'base'}"]
+    with pytest.raises(UserError, match=says) as raised:
+        execute(load_config("quickstart", [*overrides, f"output_dir={tmp_path / 'run'}"]))
+    assert field.partition("=")[0] in str(raised.value) and not (tmp_path / "run").exists()
+    findings = of_config(Path("quickstart"), overrides)
+    finding = next(finding for finding in findings if finding.check == "targets")
+    assert finding.state == "fault" and finding.title == str(raised.value)
 
 
 @pytest.mark.parametrize(
