@@ -32,7 +32,7 @@ from lora_hf.models.base_files import building, check_files, check_tokenizer, re
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
 from lora_hf.models.generation import keep_needed
-from lora_hf.models.head import guard_ties, untie_head
+from lora_hf.models.head import KEEPS_HEAD, guard_ties, lost_head, untie_head
 from lora_hf.models.positions import check_positions
 from lora_hf.models.special_tokens import complete_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -206,6 +206,8 @@ def load_model(
     tensors = file_tensors(files) if is_quantized else sorted(model.named_parameters())
     if note := check_values(tensors, config.as_written, family_of(model).beside):
         logger.warning("%s", note)
+    if lost := lost_head(Path(folder)):
+        logger.warning("%s: %s; %s", config.as_written, lost, KEEPS_HEAD)
     keep_differentiable(model)
     keep_attention_type(model)
     guard_ties(model)

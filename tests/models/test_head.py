@@ -22,6 +22,7 @@ from lora_hf import (
     untie_head,
 )
 from lora_hf.config import ModelConfig
+from lora_hf.doctor.base import head
 from lora_hf.models.load import load_model
 
 IDS = torch.arange(4, 24).view(2, 10)
@@ -151,6 +152,15 @@ def test_a_head_of_its_own_is_left_as_it_is_and_the_fields_are_kept_with_the_ada
     assert ModelConfig().storage_fields() == ModelConfig(quantize_wo=True).storage_fields() == {}
     quantized = ModelConfig(untie_head=True, load_in_4bit=True)
     assert quantized.storage_fields() == {"untie_head": True, "load_in_4bit": True}
+
+
+def test_loading_says_what_the_doctor_says_of_a_head_that_was_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_family("MT5").save_pretrained(tmp_path)  # built from a config, it is tied
+    load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+    (finding,) = head(tmp_path)
+    assert finding.state == "fault" and finding.title in caplog.text and finding.remedy in caplog.text
 
 
 def test_a_model_without_a_head_is_refused() -> None:
