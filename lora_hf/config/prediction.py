@@ -62,7 +62,10 @@ class PredictionSettings:
         try:
             if not isinstance(own, dict):
                 raise UserError(f"{file}: generation={shown(own)} is not an object; {AGAIN}")
-            generation = GenerationConfig(**(own | {"max_new_tokens": length}))
+            # null says that nobody set the length: it may be lowered to what a model can take
+            generation = GenerationConfig(
+                **(own | {"max_new_tokens": manifest.get("max_new_tokens") or None})
+            )
             return cls(DataConfig(**prompt, **data), length, generation, _task_in(manifest, file))
         except ValidationError as error:
             raise UserError(f"{file}: {'; '.join(map(_wrong_field, error.errors()))}; {AGAIN}") from None

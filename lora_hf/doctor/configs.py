@@ -1,7 +1,7 @@
 """Checks of a config on this machine, with its model and data; no weights are read."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.machine import free_memory
-from lora_hf.errors import UserError
+from lora_hf.errors import Unavailable, UserError
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.retention import load_retention
-from lora_hf.models.load import check_lengths
+from lora_hf.models.load import check_run_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Rows, plan_step
@@ -212,7 +212,9 @@ def judge_memory(needed: int, free: int) -> Finding:
 def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
     """Check that the data is valid and few rows are truncated; return the token ids of the training split."""
     try:
-        check_lengths(fields.model, fields.data, fields.generation)
+        for name, run in (runs_of(fields) or {"": fields}).items():
+            with named(name), suppress(Unavailable):  # a variant's own base, which is reported by `targets`
+                check_run_lengths(run)
         return (yield from tokens_cut(fields.data, tokenizer))
     except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")

@@ -25,6 +25,7 @@ from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.metrics.values import ScoreValues, mean_of
 from lora_hf.files import write_text
 from lora_hf.models.languages import set_language
+from lora_hf.models.load import check_run_lengths
 from lora_hf.run_records import PairedRecord, RetentionRecord, RetentionRow
 
 
@@ -44,7 +45,8 @@ def load_retention(config: RunConfig, tokenizer: Any) -> list[RetentionTask]:
     """Load and tokenize the test splits of the section `retention`.
 
     Raises:
-        UserError: as `load_split`, or a metric needs a package that is missing; with the task's name.
+        UserError: as `load_split`, a metric needs a package that is missing, or as
+            `check_run_lengths` for the longest text; with the task's name.
     """
     found = []
     for name, section in config.retention.items():
@@ -55,9 +57,11 @@ def load_retention(config: RunConfig, tokenizer: Any) -> list[RetentionTask]:
             test = load_split(data, "test")
             sources, _ = encode_test(test, tokenizer, data)
             lengths = TokenizedDialogues(test, tokenizer, data, f"retention.{name}").target_lengths
+            length = generation_length(lengths, data.max_target_length)
+            used = {"max_source_length": max(map(len, sources)), "max_target_length": length}
+            check_run_lengths(config.model_copy(update={"data": data.model_copy(update=used)}))
         except UserError as error:
             raise UserError(f"retention.{name}: {error}") from error
-        length = generation_length(lengths, data.max_target_length)
         found.append(RetentionTask(name, data, scoring, test, sources, length))
     return found
 

@@ -21,7 +21,7 @@ from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
-from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
+from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
@@ -151,14 +151,29 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def check_lengths(config: ModelConfig, data: DataConfig, generation: GenerationConfig) -> None:
+def check_lengths(
+    config: ModelConfig,
+    data: DataConfig,
+    generation: GenerationConfig,
+    virtual_tokens: int = 0,
+    has_labels: bool = True,
+) -> None:
     """Check a config's lengths against the model's positions, before its weights are loaded.
+
+    The arguments are those of `check_positions`, with the model's section in place of its configuration.
 
     Raises:
         UserError: as `check_positions`.
     """
     folder, _ = find_base(config, "tokenizer")
-    check_positions(read_config(folder, config.as_written), data, generation, config.as_written)
+    settings = read_config(folder, config.as_written)
+    check_positions(settings, data, generation, config.as_written, virtual_tokens, has_labels)
+
+
+def check_run_lengths(run: RunConfig) -> None:
+    """Check a run's lengths as `check_lengths` does, with the virtual tokens of its method."""
+    virtual_tokens = run.prompt_tuning.num_virtual_tokens if run.method == "prompt_tuning" else 0
+    check_lengths(run.model, run.data, run.generation, virtual_tokens)
 
 
 def load_model(

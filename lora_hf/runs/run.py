@@ -31,7 +31,7 @@ from lora_hf.evaluation.retention import (
 )
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
-from lora_hf.models.load import check_lengths, load_model, load_tokenizer
+from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer
 from lora_hf.planning.fake_model import CHECKPOINTING, outline, settings_of
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
 from lora_hf.run_records import (
@@ -89,7 +89,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     _check_outline(config)
     Scoring.of_config(config).check()
     tokenizer = load_tokenizer(config.model)
-    check_lengths(config.model, config.data, config.generation)
+    check_run_lengths(config)
     data = load_data(config, tokenizer)
     check_full_batches(config, data.train)
     retention = load_retention(config, tokenizer)

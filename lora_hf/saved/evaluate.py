@@ -16,7 +16,7 @@ from lora_hf.evaluation.metrics import Scoring
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
-from lora_hf.saved.find_adapter import as_recorded
+from lora_hf.saved.find_adapter import as_recorded, virtual_tokens_of
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
@@ -36,14 +36,18 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     scoring.check()
     base = as_recorded(config.model, adapter) if adapter else config.model
     tokenizer = load_tokenizer(base)
-    check_lengths(base, config.data, config.generation)
+    trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
+    max_new_tokens = config.generation.max_new_tokens or trained_with
+    check_lengths(
+        *(base, config.data, config.generation, virtual_tokens_of(adapter) if adapter else 0),
+        has_labels=not max_new_tokens,
+    )
     model = load_model(base, pick_device())
     if adapter:
         _report_other_revision(base, adapter, model.config._commit_hash)
         load_saved(model, adapter)
         report_other_settings(config, adapter)
-    trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
-    if max_new_tokens := config.generation.max_new_tokens or trained_with:
+    if max_new_tokens:
         test = load_split(config.data, "test")
         sources, warnings = encode_test(test, tokenizer, config.data)
     else:  # the length follows from the references of training and validation

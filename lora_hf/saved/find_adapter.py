@@ -1,6 +1,7 @@
 """Find a saved adapter: in a folder, in a run directory or on the Hub; and load it with its base model."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from lora_hf.config.model import Dtype
 from lora_hf.config.prediction import NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import fetch
-from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.models.base_files import read_config
+from lora_hf.models.load import find_base, load_model, load_tokenizer
+from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED
 from lora_hf.run_records import read_record, read_result
 from lora_hf.system import pick_device
@@ -193,6 +196,37 @@ def settings_of(saved: SavedAdapter, **data: Any) -> PredictionSettings:
     if not any(name in recorded for name in PROMPT_FIELDS):
         logger.info("%s does not say its prompt: 'summarize_dialogue' is used", saved.folder)
     return PredictionSettings.read(recorded, saved.folder / MANIFEST_NAME, **data)
+
+
+def settings_on_base(
+    saved: SavedAdapter, base: ModelConfig, where: str, changes: Mapping[str, Any]
+) -> PredictionSettings:
+    """Return the settings that an adapter is used with on a base, checked before the base is loaded.
+
+    Args:
+        saved: the adapter.
+        base: its base model; lengths that the adapter does not record are at most its positions.
+        where: who asks, for errors, such as `generate`.
+        changes: fields of `generation` that replace the adapter's.
+
+    Raises:
+        UserError: as `settings_of`, `PredictionSettings.changed` and `check_positions`.
+    """
+    folder, _ = find_base(base, "tokenizer")
+    model = read_config(folder, base.as_written)
+    settings = within_positions(settings_of(saved), model, base.model_name_or_path).changed(where, changes)
+    virtual_tokens = virtual_tokens_of(saved)
+    check_positions(
+        model, settings.data, settings.generation, base.as_written, virtual_tokens, has_labels=False
+    )
+    return settings
+
+
+def virtual_tokens_of(saved: SavedAdapter) -> int:
+    """Return the number of positions that an adapter of prompt tuning takes before each source, or 0."""
+    settings = saved.manifest.get("settings") if saved.method == "prompt_tuning" else None
+    number = settings.get("num_virtual_tokens") if isinstance(settings, dict) else None
+    return number if isinstance(number, int) else 0
 
 
 def _settings_of_run(saved: SavedAdapter) -> dict[str, Any]:

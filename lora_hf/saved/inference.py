@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.model_state import model_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.arguments import check_place, check_text, check_texts
@@ -25,7 +26,7 @@ from lora_hf.evaluation.evaluate import summarize
 from lora_hf.hub.names import split_name
 from lora_hf.models.languages import language_start
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.models.positions import check_positions
+from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
 from lora_hf.saved.find_adapter import base_config, find_adapter, settings_of
@@ -62,7 +63,8 @@ class InferenceModel:
         base_settings = base_settings or _settings_beside(Path(base.model_name_or_path).expanduser())
         self.model = load_model(base, pick_device(), report_generation=base_settings is None)
         self.tokenizer = load_tokenizer(base)
-        self.adapters: dict[str | None, PredictionSettings] = {None: base_settings or PredictionSettings()}
+        settings = within_positions(base_settings or PredictionSettings(), self.model.config, self.name)
+        self.adapters: dict[str | None, PredictionSettings] = {None: settings}
         self._first: str | None = None
         self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
 
@@ -71,12 +73,18 @@ class InferenceModel:
         """The names of the adapters, sorted."""
         return sorted(name for name in self.adapters if name is not None)
 
-    def add_adapter(self, adapter: str | Path | SavedAdapter, name: str = "default") -> None:
+    def add_adapter(
+        self,
+        adapter: str | Path | SavedAdapter,
+        name: str = "default",
+        settings: PredictionSettings | None = None,
+    ) -> None:
         """Load one more adapter of the same base.
 
         Args:
             adapter: a folder, a run directory, or USER/NAME[@REVISION] on the Hub.
             name: what `generate` calls it; `base` is reserved for the base model.
+            settings: prompt, lengths and generation settings; None takes those that the adapter records.
 
         Raises:
             UserError: no such adapter, it does not fit the base, it cannot share the base with others, or its
@@ -92,7 +100,8 @@ class InferenceModel:
         problem = not_shareable(saved)
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
-        settings, recorded = settings_of(saved), base_config(saved, self.name).dtype
+        settings = within_positions(settings or settings_of(saved), self.model.config, self.name)
+        recorded = base_config(saved, self.name).dtype
         self._inject(saved, name)
         here = str(self.model.dtype).removeprefix("torch.")
         if recorded not in ("auto", here):
@@ -148,7 +157,10 @@ class InferenceModel:
         data = settings.data if prompt is None else self._with_prompt(settings.data, prompt)
         if not texts:
             return []
-        check_positions(self.model.config, data, settings.generation, self.name)
+        check_positions(
+            *(self.model.config, data, settings.generation, self.name, self._virtual_tokens),
+            has_labels=False,
+        )
         sources = encode_sources(texts, self.tokenizer, data)
         start: dict[str, Any] = language_start(self.model, self.tokenizer, data)
         if sources.cut:
@@ -165,6 +177,11 @@ class InferenceModel:
                 settings.max_new_tokens,
                 **start,
             )
+
+    @property
+    def _virtual_tokens(self) -> int:
+        baseline = model_state(self.model).baseline
+        return baseline.settings.get("num_virtual_tokens", 0) if baseline else 0
 
     def summarize(self, dialogue: str, adapter: str | None = None, **options: Any) -> str:
         """Summarize one dialogue; the arguments are those of `generate`."""

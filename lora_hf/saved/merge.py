@@ -18,9 +18,15 @@ from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, whole
 from lora_hf.models.languages import set_language
 from lora_hf.models.plain_folder import public_name, save_model
-from lora_hf.models.positions import positions_of
+from lora_hf.models.positions import positions_of, within_positions
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.saved.find_adapter import base_config, find_adapter, load_with_base, settings_of
+from lora_hf.saved.find_adapter import (
+    base_config,
+    find_adapter,
+    load_with_base,
+    settings_of,
+    settings_on_base,
+)
 from lora_hf.training.registry import saved_method
 
 COMPARED_DIALOGUES = 8
@@ -51,7 +57,7 @@ def merge(
 
     Raises:
         UserError: `output` exists and is not an empty folder; not a LoRA adapter; or a quantized base without
-            a choice: the message lists the error of each.
+            a choice: the message lists the error of each; or lengths beyond the base's positions.
         WrittenModelDiffers: the folder gives other logits than the model in memory.
     """
     check_new(output)
@@ -61,9 +67,9 @@ def merge(
             f"--adapter {adapter!r} holds a {method}, which does not change weights and cannot be merged; "
             "use it unmerged with `lora-hf predict`"
         )
-    settings = settings_of(saved).changed("generation", generation or {})
     if onto not in (None, *CHOICES):
         raise UserError(f"--onto {onto!r} must be one of {list(CHOICES)}.{did_you_mean(onto, CHOICES)}")
+    settings = settings_on_base(saved, base_config(saved, base), "generation", generation or {})
     # of the merged weights: the dtype that the base was frozen in would round them
     model, tokenizer = load_with_base(saved, base, dtype="auto")
     set_language(model, tokenizer, settings.data)
@@ -102,7 +108,8 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
 def sample_batch(model: Any, tokenizer: Any, saved: SavedAdapter) -> dict[str, torch.Tensor]:
     """Return a batch of dialogues from the embedded sample, in the adapter's prompt, with labels."""
     longest = min(DataConfig().max_target_length, positions_of(model.config)[1] or sys.maxsize)
-    config = settings_of(saved, max_test_samples=COMPARED_DIALOGUES, max_target_length=longest).data
+    settings = settings_of(saved, max_test_samples=COMPARED_DIALOGUES, max_target_length=longest)
+    config = within_positions(settings, model.config, str(model.name_or_path)).data
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = collator(tokenizer, model)(rows)
     return {key: value.to(model.device) for key, value in batch.items()}

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from lora_hf.config import DataConfig
 from lora_hf.data.input_file import read_file
-from lora_hf.saved.find_adapter import base_config, find_adapter
+from lora_hf.saved.find_adapter import base_config, find_adapter, settings_on_base
 from lora_hf.saved.inference import InferenceModel
 
 Format = Literal["jsonl", "csv", "text"]
@@ -39,11 +39,16 @@ def predict(
 
     Returns:
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
+
+    Raises:
+        UserError: a mistake in the file, the adapter or `generation`, or lengths beyond the base's positions.
     """
     examples = read_file(file, data or DataConfig(), is_lines)
     saved = find_adapter(adapter)
-    model = InferenceModel(base_config(saved, base))
-    model.add_adapter(saved)
+    config = base_config(saved, base)
+    settings = settings_on_base(saved, config, "generate", generation or {})
+    model = InferenceModel(config)
+    model.add_adapter(saved, settings=settings)
     predictions = model.generate([example.dialogue for example in examples], **(generation or {}))
     return [
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}

@@ -60,14 +60,19 @@ class Engine(InferenceModel):
         for settings in self.adapters.values():
             self._options(settings)
 
-    def add_adapter(self, adapter: str | Path | SavedAdapter, name: str = "default") -> None:
+    def add_adapter(
+        self,
+        adapter: str | Path | SavedAdapter,
+        name: str = "default",
+        settings: PredictionSettings | None = None,
+    ) -> None:
         """Load one more adapter.
 
         Raises:
             UserError: as `InferenceModel.add_adapter`, or it cannot be mixed with others in a batch.
         """
         with self._reference_path():
-            super().add_adapter(adapter, name)
+            super().add_adapter(adapter, name, settings)
         self._options(self.adapters[name])
 
     def remove_adapter(self, name: str) -> None:
