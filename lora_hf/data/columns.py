@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_hf.config import DataConfig
 from lora_hf.config.task import TASKS
+from lora_hf.data.translation import TRANSLATION, direction, languages_in
 from lora_hf.errors import UserError, did_you_mean, listed
 
 Row = dict[str, Any]
@@ -190,7 +191,13 @@ def head_of(rows: Iterator[Row], config: DataConfig) -> list[Row]:
     return head
 
 
-def find_columns(head: list[Row], config: DataConfig, source: str, needs_references: bool = True) -> Columns:
+def find_columns(
+    head: list[Row],
+    config: DataConfig,
+    source: str,
+    needs_references: bool = True,
+    order: tuple[str, ...] = (),
+) -> Columns:
     """Return the columns of a source, by the config or, where its default names are missing, by known names.
 
     Args:
@@ -198,6 +205,7 @@ def find_columns(head: list[Row], config: DataConfig, source: str, needs_referen
         config: the names.
         source: what messages call the rows.
         needs_references: whether a source without references is refused.
+        order: the languages of `translation`, source first; empty where their order means nothing.
 
     Raises:
         UserError: a column is missing; the message lists the existing ones.
@@ -218,7 +226,7 @@ def find_columns(head: list[Row], config: DataConfig, source: str, needs_referen
         if not needs_references and all(_is_empty(cell(row, name)) for row in head for name in references):
             return Columns(dialogue, (), id_column, turn_template=turn)
         return Columns(dialogue, references, id_column, turn_template=turn)
-    found = _known(head, present, config, needs_references)
+    found = _known(head, present, config, source, needs_references, order)
     if found is not None:
         return Columns(*found, id_column, is_found=True, turn_template=turn)
     if dialogue in is_there and len(missing) == len(references) and not needs_references:
@@ -234,7 +242,12 @@ def _configured(config: DataConfig) -> Iterable[str]:
 
 
 def _known(
-    head: list[Row], present: list[str], config: DataConfig, needs_references: bool
+    head: list[Row],
+    present: list[str],
+    config: DataConfig,
+    source_name: str,
+    needs_references: bool,
+    order: tuple[str, ...],
 ) -> tuple[str, tuple[str, ...]] | None:
     """Return the dialogue's column and the references' by known names, or None where not exactly one fits."""
     if (config.dialogue_column, config.summary_column) not in DEFAULTS:
@@ -246,9 +259,9 @@ def _known(
     fits = [(source, (target,)) for source, target in pairs if _has(head, source) and _has(head, target)]
     if any(source == WITH_CONTEXT for source, _ in fits):
         fits = [(source, target) for source, target in fits if source != QUESTION]
-    languages = list(head[0].get("translation") or ()) if isinstance(head[0].get("translation"), dict) else []
-    if len(languages) == 2:
-        fits.append((f"translation.{languages[0]}", (f"translation.{languages[1]}",)))
+    if not fits and len(found := languages_in(head)) > 1:
+        first, second = direction(found, config, source_name, order)
+        fits.append((f"{TRANSLATION}.{first}", (f"{TRANSLATION}.{second}",)))
     if MESSAGES in present and DIALOGUE not in present:
         fits.append((MESSAGES, (MESSAGES,)))
     if len(fits) == 1:

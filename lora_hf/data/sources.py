@@ -38,6 +38,13 @@ class Part:
     files: tuple[Path, ...] = ()
     """The files of the rows, where they have any."""
     form: Form = Form()
+    origin: Split | None = None
+    """The split of the source that the rows are; None if they are a whole source."""
+
+    @property
+    def keeps_order(self) -> bool:
+        """Return whether the keys of an object are in the order in which someone wrote them."""
+        return bool(self.files) and all(endings(file)[0] in WRITTEN for file in self.files)
 
     def place(self, number: int) -> str:
         """Return the file and line of a row by its number from 1: `a.csv, line 3`. Empty if there is none."""
@@ -83,6 +90,8 @@ def open_part(config: DataConfig, split: Split) -> Part:
     return _on_hub(config, split)
 
 
+WRITTEN = (".json", ".jsonl", ".ndjson")
+"""Formats that keep the order of an object's keys."""
 READ_BY = {
     "encoding": tuple(ending for ending in READERS if ending not in BINARY),
     "delimiter": (".csv", ".tsv"),
@@ -132,7 +141,8 @@ def _of_files(
     files = tuple(found[origin])
     rows = chain.from_iterable(read_source(file, form) for file in files)
     homes = homes_of(split, origin, frozenset(found))
-    return Part(rows, name if is_one_file else f"{name} [{origin}]", homes, is_one_file, files, form)
+    shown = name if is_one_file else f"{name} [{origin}]"
+    return Part(rows, shown, homes, is_one_file, files, form, None if is_one_file else origin)
 
 
 def homes_of(split: Split, origin: Split, present: frozenset[Split]) -> frozenset[Split]:
@@ -163,7 +173,7 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
     homes = homes_of(split, origin, frozenset(known)) if hub.names else frozenset()
     if hub.names:
         _check_effect(config, known, None)
-    return Part(hub.rows(known.get(origin, origin)), f"{name} [{origin}]", homes)
+    return Part(hub.rows(known.get(origin, origin)), f"{name} [{origin}]", homes, origin=origin)
 
 
 def unpacked(data: DataConfig) -> DataConfig:

@@ -20,6 +20,7 @@ from lora_hf.data.examples import (
 from lora_hf.data.overlap import plain_text
 from lora_hf.data.sources import Part, limit_of, open_part
 from lora_hf.data.split_names import SPLITS, Split
+from lora_hf.data.translation import common_order
 from lora_hf.errors import UserError, few
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def scored_split(config: DataConfig, split: Split) -> Split:
     if part.homes:  # a share of rows that have references
         return split
     head = head_of(part.rows, config)
-    if not head or find_columns(head, config, part.name, needs_references=False).references:
+    if not head or _columns_of(head, part, config, needs_references=False).references:
         return split
     return "validation"
 
@@ -104,7 +105,7 @@ def read_part(part: Part, config: DataConfig, needs_references: bool = True) -> 
     head = head_of(part.rows, config)
     if not head:
         return iter(()), PLAIN
-    columns = find_columns(head, config, part.name, needs_references)
+    columns = _columns_of(head, part, config, needs_references)
     if columns.is_found and needs_references:
         logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
     elif columns.is_found and columns.dialogue != config.dialogue_column:
@@ -115,6 +116,15 @@ def read_part(part: Part, config: DataConfig, needs_references: bool = True) -> 
             text = "%s: %r holds numbers, which are read as text"
             logger.info(text, part.name, columns.references[0])
     return map(columns.read, chain(head, part.rows)), columns
+
+
+def _columns_of(head: list[Row], part: Part, config: DataConfig, needs_references: bool) -> Columns:
+    """Return the columns of a part; the order of a translation's languages is that of train."""
+    order, keeps_order = common_order(head), part.keeps_order
+    if order and part.origin not in (None, "train"):
+        train = open_part(config, "train")
+        order, keeps_order = common_order(head_of(train.rows, config)), train.keeps_order
+    return find_columns(head, config, part.name, needs_references, order if keeps_order else ())
 
 
 def _until(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:

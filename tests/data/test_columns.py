@@ -192,3 +192,63 @@ def test_a_test_split_without_references_is_predicted_and_validation_is_scored(t
         json.dumps({"fname": "f", "article": [{"speaker": "A", "text": "Hi"}]})
     )
     assert [(e.id, e.dialogue) for e in read_file(tmp_path / "talks.jsonl", DataConfig())] == [("f", TALK)]
+
+
+def german(i, languages="de en", **more):
+    return {"translation": {language: f"{language} {i}" for language in languages.split()}} | more
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("languages", "codes", "pair"),
+    [
+        ("de en", {}, "de en"),
+        ("en de", {}, "en de"),
+        ("de en", {"source_language": "eng_Latn", "target_language": "deu_Latn"}, "en de"),
+        ("de en", {"target_language": "de_DE"}, "en de"),
+        ("deu eng", {"source_language": "en"}, "eng deu"),
+        ("de en fr", {"source_language": "fr_XX", "target_language": "en_XX"}, "fr en"),
+        ("zho_Hans zho_Hant", {"source_language": "zho_Hant"}, "zho_Hant zho_Hans"),
+    ],
+)
+def test_a_translation_goes_by_the_codes_of_the_languages_or_by_the_order_in_train(
+    tmp_path, languages, codes, pair, streaming
+):
+    first, second = pair.split()
+    reverse = " ".join(reversed(languages.split()))
+    for split in ("train", "test"):
+        rows = [german(1, languages)]
+        _, [found] = load(tmp_path, rows, split, test_rows=[german(1, reverse)], streaming=streaming, **codes)
+        assert (found.dialogue, found.references) == (f"{first} 1", (f"{second} 1",))
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "words"),
+    [
+        ([german(0), german(1, "en de")], {}, "nothing says which is the source"),
+        ([german(0, "de en fr")], {}, "'de', 'en', 'fr'.* nothing says"),
+        ([german(0)], {"source_language": "fra_Latn"}, "data.source_language='fra_Latn' does not say"),
+        ([german(0)], {"source_language": "en", "target_language": "eng"}, "does not say"),
+        ([german(0, "de_AT de_DE")], {"target_language": "deu_Latn"}, "does not say"),
+    ],
+)
+def test_the_direction_of_a_translation_is_asked_for_where_nothing_says_it(tmp_path, rows, fields, words):
+    with pytest.raises(UserError, match=words) as error:
+        load(tmp_path, rows, **fields)
+    assert "set data.dialogue_column: translation." in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_formats_that_sort_the_languages_do_not_say_the_direction(tmp_path, is_saved):
+    import datasets
+
+    datasets.disable_progress_bars()
+    features = datasets.Features({"translation": datasets.Translation(("en", "de"))})
+    made = datasets.Dataset.from_list([german(i) for i in range(40)], features)
+    place = tmp_path / ("saved" if is_saved else "rows.parquet")
+    made.save_to_disk(str(place)) if is_saved else made.to_parquet(str(place))
+    with pytest.raises(UserError) as error:
+        load_split(DataConfig(dataset_name=str(place)), "test")
+    assert "data.dialogue_column: translation.en and data.summary_column: translation.de" in str(error.value)
+    config = DataConfig(dataset_name=str(place), target_language="deu_Latn")
+    assert load_split(config, "test")[0].dialogue.startswith("en ")
