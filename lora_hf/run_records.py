@@ -89,6 +89,8 @@ class Scores(TypedDict, total=False):
     reference_words: float
     rouge_tokenizer: str
     """Rule that divided texts into words; missing in older results, which knew English alone."""
+    rouge_unicode_examples: int
+    """Examples beside English references that were compared by Unicode's words; missing if there are none."""
     eval_seconds: float
     peak_memory_mib: float
 

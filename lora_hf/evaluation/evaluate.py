@@ -16,8 +16,9 @@ from lora_hf.data.examples import Example
 from lora_hf.distributed import all_gather, from_main, is_main, rank, shares, world_size
 from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.metrics import Measured, Scoring
-from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
+from lora_hf.evaluation.metrics.rouge import from_dialogue_scores, rows_by_unicode
 from lora_hf.evaluation.rouge import DialogueScores
+from lora_hf.evaluation.words import choose_tokenizer
 from lora_hf.files import write_text
 from lora_hf.models.generation import check_tokens
 from lora_hf.models.languages import decode
@@ -180,15 +181,21 @@ def measure_rows(rows: list[Prediction], scoring: Scoring) -> Measured:
 
 
 def kept_scores(rows: list[Prediction], scoring: Scoring) -> Measured:
-    """Return the scores of predictions.jsonl, with the ROUGE that it holds; an older version wrote none."""
+    """Return the scores of predictions.jsonl, with the ROUGE that it holds.
+
+    An older version wrote none, or took all texts beside English references as English.
+    """
+    references, predictions = [row["references"] for row in rows], [row["prediction"] for row in rows]
     if "rouge" not in scoring.task.metrics or any(
         row.get("version", 1) == 1 or "rouge" not in row for row in rows
     ):
         return measure_rows(rows, scoring)
+    tokenizer = choose_tokenizer([text for texts in references for text in texts], scoring.language)
+    if rows_by_unicode(predictions, references, tokenizer):
+        return measure_rows(rows, scoring)
     held = DialogueScores({name: [row["rouge"][name] for row in rows] for name in ROUGE_NAMES})
-    references = [row["references"] for row in rows]
-    known = {"rouge": from_dialogue_scores(held, references, scoring.language)}
-    return scoring.measure([row["prediction"] for row in rows], references, known)
+    known = {"rouge": from_dialogue_scores(held, predictions, references, scoring.language)}
+    return scoring.measure(predictions, references, known)
 
 
 def write_predictions(file: Path, rows: list[Prediction]) -> None:

@@ -17,7 +17,7 @@ three models differs by at most 0.0002 (untrained: 0.0018).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -61,7 +61,8 @@ def rouge_per_pair(
     Args:
         predictions: n summaries.
         references: n summaries, `references[i]` for `predictions[i]`.
-        tokenizer: words and sentences; None chooses by the references, as `choose_tokenizer` does.
+        tokenizer: words and sentences, but where its `for_pair` gives another; None chooses by the
+            references, as `choose_tokenizer` does.
 
     Returns:
         For each of `ROUGE_NAMES` n F1 values from 0 to 1. An empty text scores 0.
@@ -77,10 +78,10 @@ def rouge_per_pair(
     _require_strings("references", references)
     tokenizer = tokenizer or choose_tokenizer(references)
     _check_lengths(predictions, references, tokenizer)
-    scorer = _scorer(tokenizer)
     scores: dict[RougeName, list[float]] = {name: [] for name in ROUGE_NAMES}
     for prediction, reference in zip(predictions, references, strict=True):
-        row = scorer.score(tokenizer.split_sentences(reference), tokenizer.split_sentences(prediction))
+        own = tokenizer.for_pair(prediction, reference)
+        row = _scorer(own).score(own.split_sentences(reference), own.split_sentences(prediction))
         for name in ROUGE_NAMES:
             scores[name].append(float(row[name].fmeasure))
     return scores
@@ -127,14 +128,15 @@ def group_scores(
 
 def _check_lengths(predictions: Sequence[str], references: Sequence[str], tokenizer: RougeTokenizer) -> None:
     # an English word and its space take two characters; in other scripts each character may be a word
-    per_word = 2 if tokenizer.name == ENGLISH else 1
     for number, pair in enumerate(zip(predictions, references, strict=True), start=1):
+        own = tokenizer.for_pair(*pair)
+        per_word = 2 if own.name == ENGLISH else 1
         if (
             max(map(len, pair)) <= MAX_CHARACTERS
             and len(pair[0]) * len(pair[1]) <= per_word**2 * MAX_WORD_PAIRS
         ):
             continue  # there are few enough words
-        words = [tokenizer.count_words(text) for text in pair]
+        words = [own.count_words(text) for text in pair]
         if max(map(len, pair)) > MAX_CHARACTERS or words[0] * words[1] > MAX_WORD_PAIRS:
             raise UserError(
                 f"prediction and reference {number} are too long for ROUGE-L: {words[0]:,} and {words[1]:,} "
@@ -154,6 +156,7 @@ def load_scorer() -> None:
     _scorer(RougeTokenizer(ENGLISH)).score("", "")
 
 
+@cache
 def _scorer(tokenizer: RougeTokenizer) -> "RougeScorer":
     from rouge_score.rouge_scorer import RougeScorer
 

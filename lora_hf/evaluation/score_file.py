@@ -89,7 +89,10 @@ def _measured(
         tokenizer = choose_tokenizer((text for _, text in pairs), scoring.language)
         predictions, texts = (tuple(pair[side] for pair in pairs) for side in (0, 1))
         per_pair = rouge_per_pair(predictions, texts, tokenizer)
-        known["rouge"] = from_dialogue_scores(group_scores(per_pair, groups), of_each, scoring.language)
+        first = [pairs[members[0]][0] for members in groups]
+        known["rouge"] = from_dialogue_scores(
+            group_scores(per_pair, groups), first, of_each, scoring.language
+        )
     if scoring.task.metrics != ("rouge",):
         for members in groups:
             written = {pairs[i][0] for i in members}

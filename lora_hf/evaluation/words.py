@@ -2,16 +2,17 @@
 
 `rouge_score` takes runs of a-z and 0-9 as words, which drops every letter of other alphabets: two equal
 Russian texts score 0, and two Korean ones that share a number score 1. Published English scores are made
-that way, so English texts keep it to the bit (`ENGLISH`). Other texts are normalized (NFKC, case folding)
-and divided at the word boundaries of Unicode (UAX #29, by the package `regex`), which fall between all
-characters in scripts that are written without spaces, such as Chinese, Japanese and Thai (`UNICODE`).
+that way, so English texts keep it to the bit (`ENGLISH`), but for a pair of texts of which it would drop a
+tenth of the letters. Other texts are normalized (NFKC, case folding) and divided at the word boundaries of
+Unicode (UAX #29, by the package `regex`), which fall between all characters in scripts that are written
+without spaces, such as Chinese, Japanese and Thai (`UNICODE`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 from unicodedata import normalize
 
 import regex
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 TokenizerName = Literal["english", "unicode"]
 ENGLISH: TokenizerName = "english"
 UNICODE: TokenizerName = "unicode"
+PORTER = "Porter"
 OTHER_LETTERS = 0.01
 """Share of letters outside a-z from which references are not taken as English. DialogSum's 14,460 references
 have none; an English text may hold a name with an accent."""
+LOST_LETTERS = 0.1
+"""Share of a text's letters outside a-z from which English words do not stand for it."""
 
 _LETTER = regex.compile(r"\p{L}")
-_OTHER_LETTER = regex.compile(r"[\p{L}--[a-zA-Z]]", regex.V1)
+_OTHER_LETTER = regex.compile(r"[\p{L}\p{Nd}--[a-zA-Z0-9]]", regex.V1)
 _BOUNDARY = regex.compile(r"(?w)\b", regex.V1)
 _ENGLISH_BOUNDARY = regex.compile("(?<=[a-zA-Z0-9])(?![a-zA-Z0-9])|(?<![a-zA-Z0-9])(?=[a-zA-Z0-9])", regex.V1)
 _WORD = regex.compile(r"[\p{L}\p{N}]")
@@ -70,13 +74,26 @@ class RougeTokenizer:
 
     name: TokenizerName
     stemmer: str | None = None
-    """The Snowball stemmer of `UNICODE`; `ENGLISH` has Porter's."""
+    """The stemmer of `UNICODE`: one of Snowball's, or Porter's; `ENGLISH` has Porter's."""
+
+    def for_pair(self, prediction: str, reference: str) -> "RougeTokenizer":
+        """Return the tokenizer for two texts that are compared.
+
+        It is this one, unless English words would leave out `LOST_LETTERS` or more of a text's letters: then
+        the words of both are Unicode's, with Porter's stems. The rule sees this pair alone, so that the
+        outputs of one model do not change how those of another are scored.
+        """
+        if self.name != ENGLISH or (prediction.isascii() and reference.isascii()):
+            return self
+        counts = map(_count_letters, (prediction, reference))
+        is_lost = any(others and others >= LOST_LETTERS * letters for letters, others in counts)
+        return RougeTokenizer(UNICODE, PORTER) if is_lost else self
 
     def tokenize(self, text: str) -> list[str]:
         """Return the stems of a text's words."""
         if self.name == ENGLISH:
             return _english(text, _porter())
-        stem = _snowball(self.stemmer) if self.stemmer else str
+        stem = _stem_of(self.stemmer)
         return [stem(word) if len(word) > 3 else word for word in unicode_words(text)]
 
     def parts(self, text: str) -> Iterator[tuple[str, str]]:
@@ -117,14 +134,22 @@ def choose_tokenizer(references: Iterable[str], language: str | None = None) -> 
         return RougeTokenizer(UNICODE, _CODES.get(code))
     letters = others = 0
     for text in references:
-        if not text.isascii():
-            others += len(_OTHER_LETTER.findall(text))
-            letters += len(_LETTER.findall(text))
-        else:
-            letters += sum(map(str.isalpha, text))
+        of_text = _count_letters(text)
+        letters, others = letters + of_text[0], others + of_text[1]
     if others and others >= OTHER_LETTERS * letters:
         return RougeTokenizer(UNICODE)
     return RougeTokenizer(ENGLISH)
+
+
+def _count_letters(text: str) -> tuple[int, int]:
+    """Return the numbers of letters, and of letters and digits that no English word has.
+
+    A letter and its mark are one letter.
+    """
+    if text.isascii():
+        return sum(map(str.isalpha, text)), 0
+    text = normalize("NFC", text)
+    return len(_LETTER.findall(text)), len(_OTHER_LETTER.findall(text))
 
 
 def unicode_words(text: str) -> list[str]:
@@ -136,7 +161,7 @@ def unicode_words(text: str) -> list[str]:
 def _english(text: str, stemmer: SimpleNamespace | None) -> list[str]:
     from rouge_score.tokenize import tokenize
 
-    words: list[str] = tokenize(text, stemmer)
+    words: list[str] = tokenize(normalize("NFC", text), stemmer)
     return words
 
 
@@ -146,6 +171,12 @@ def _porter() -> SimpleNamespace:
     from nltk.stem.porter import PorterStemmer
 
     return SimpleNamespace(stem=cache(PorterStemmer().stem))
+
+
+def _stem_of(stemmer: str | None) -> Callable[[str], str]:
+    if stemmer == PORTER:
+        return cast(Callable[[str], str], _porter().stem)
+    return _snowball(stemmer) if stemmer else str
 
 
 @cache

@@ -134,6 +134,12 @@ def test_rouge_by_the_registry_is_rouge_to_the_bit():
         assert measured.best[name].by_example() == known.best[name]
 
 
+def test_english_words_are_no_measure_of_an_output_in_another_script():
+    record = score(["hello я не знаю", "he walks", "Zoë left"], ["hello", "he is walking", "Zoë was leaving"])
+    assert record["rouge_tokenizer"].startswith("english") and record["rouge_unicode_examples"] == 1
+    assert "rouge_unicode_examples" not in score(["hello"], ["hello"])
+
+
 def test_the_language_chooses_the_stemmer():
     made, true = ["die Häuser"], [["das Haus"]]
     assert score(made, true, language="de")["rouge_tokenizer"] == "unicode, german stems"

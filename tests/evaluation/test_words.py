@@ -1,5 +1,7 @@
 """Words in any script: equal texts score 1, texts without a common word 0, and English scores stay."""
 
+import unicodedata
+
 import pytest
 
 from lora_hf.evaluation.rouge import rouge_per_pair, score_dialogues
@@ -82,6 +84,31 @@ def test_letters_with_marks_are_not_other_letters() -> None:
     assert rouge_per_pair(["ÉL ESTÁ"], ["él está"])["rouge1"] == [1.0]  # decomposed, and case
     assert rouge_per_pair(["Ｔｏｋｙｏ 東京"], ["tokyo 東京"])["rouge1"] == [1.0]
     assert rouge_per_pair(["die STRASSE führt"], ["die Straße führt"])["rouge1"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("made", "true", "f1"),
+    [
+        ("él está aquí", "l est aqu", 0.0),
+        ("hello я не знаю что это такое", "hello", 0.25),
+        ("José walks", "José is walking", 0.8),  # both texts by Unicode's words, with Porter's stems
+        ("He sang in Łódź", "He sang in d", 0.75),
+        ("١٢ ٣", "١٢ ٣", 1.0),
+        ("café", "cafe\u0301", 1.0),  # composed and decomposed
+        ("Ọjọ́ àìkú wá", unicodedata.normalize("NFD", "Ọjọ́ àìkú wá"), 1.0),
+        (
+            "She met Zoe\u0308 at the station today after lunch",
+            "She met Zoë at the station today after lunch",
+            1.0,
+        ),
+    ],
+)
+def test_letters_of_an_output_that_english_words_lack_are_counted(made: str, true: str, f1: float) -> None:
+    english = ["They talk about lunch and leave for the station together. " * 9]
+    scores = score_dialogues([made, *english], [[true], *([text] for text in english)])
+    assert scores.by_reference["rouge1"] == [pytest.approx([f1]), [1.0]]
+    if true.isascii() or "\u0301" in true:  # among English references and alone
+        assert score_dialogues([made], [[true]]).by_reference["rouge1"][0] == pytest.approx([f1])
 
 
 def test_a_number_in_common_is_one_word_of_many() -> None:

@@ -15,7 +15,7 @@ from lora_hf.config.task import SUFFIX, SUMMARIZATION, TASKS, Task, task_of
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.metrics import answers, errors, translation
 from lora_hf.evaluation.metrics.own import own_metric, own_score
-from lora_hf.evaluation.metrics.rouge import is_english, rouge
+from lora_hf.evaluation.metrics.rouge import BY_UNICODE, is_english, rouge
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
 from lora_hf.evaluation.rouge import load_scorer
 from lora_hf.scores import METRICS, Score
@@ -140,6 +140,13 @@ class Scoring:
                 record[f"{score.name}_best"] = measured.best[score.name].value
         if not is_english(dict(measured.facts)):
             logger.info("ROUGE: the references are not English; their words are counted by Unicode's rules")
+        if by_unicode := measured.facts.get(BY_UNICODE):
+            logger.warning(
+                "ROUGE: the references are English, but in %s of %s examples a tenth or more of a text's "
+                "letters are outside a-z; the words of these are counted by Unicode's rules",
+                f"{by_unicode:,}",
+                f"{len(next(iter(measured.scores.values())).statistics):,}",
+            )
         return record | dict(measured.facts)
 
 

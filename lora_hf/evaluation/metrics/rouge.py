@@ -4,25 +4,38 @@ import numpy as np
 
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
 from lora_hf.evaluation.rouge import DialogueScores, score_dialogues
-from lora_hf.evaluation.words import ENGLISH, choose_tokenizer
+from lora_hf.evaluation.words import ENGLISH, RougeTokenizer, choose_tokenizer
+
+BY_UNICODE = "rouge_unicode_examples"
+"""Key in results.json: how many examples of an English test set are compared by Unicode's words."""
 
 
 def rouge(predictions: list[str], references: list[list[str]], language: str | None) -> Measured:
     """Score each prediction against each of its references."""
-    return from_dialogue_scores(score_dialogues(predictions, references, language), references, language)
+    scores = score_dialogues(predictions, references, language)
+    return from_dialogue_scores(scores, predictions, references, language)
 
 
 def from_dialogue_scores(
-    scores: DialogueScores, references: list[list[str]], language: str | None
+    scores: DialogueScores, predictions: list[str], references: list[list[str]], language: str | None
 ) -> Measured:
     """Return known ROUGE as the metric's scores."""
     tokenizer = choose_tokenizer([text for texts in references for text in texts], language)
+    by_unicode = rows_by_unicode(predictions, references, tokenizer)
     has_several = sum(map(len, references)) > len(references)
     return Measured(
         scores={name: ScoreValues(np.array(values)) for name, values in scores.mean.items()},
         best={name: ScoreValues(np.array(v)) for name, v in scores.best.items()} if has_several else {},
         by_reference=dict(scores.by_reference),
-        facts={"rouge_tokenizer": str(tokenizer)},
+        facts={"rouge_tokenizer": str(tokenizer)} | ({BY_UNICODE: by_unicode} if by_unicode else {}),
+    )
+
+
+def rows_by_unicode(predictions: list[str], references: list[list[str]], tokenizer: RougeTokenizer) -> int:
+    """Return the number of examples with a pair whose words the tokenizer leaves to Unicode's rules."""
+    return sum(
+        any(tokenizer.for_pair(prediction, text) != tokenizer for text in texts)
+        for prediction, texts in zip(predictions, references, strict=True)
     )
 
 
