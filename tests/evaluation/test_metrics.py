@@ -135,7 +135,7 @@ def test_rouge_by_the_registry_is_rouge_to_the_bit():
 
 
 def test_english_words_are_no_measure_of_an_output_in_another_script():
-    record = score(["hello я не знаю", "he walks", "Zoë left"], ["hello", "he is walking", "Zoë was leaving"])
+    record = score(["hello я не знаю", "he walks", "they sing"], ["hello", "he is walking", "all sing"])
     assert record["rouge_tokenizer"].startswith("english") and record["rouge_unicode_examples"] == 1
     assert "rouge_unicode_examples" not in score(["hello"], ["hello"])
 
