@@ -57,7 +57,8 @@ class ModelConfig(Section):
     untie_head: Flag = False
     """Give the output head its own copy of the embeddings, so that either can train without the other."""
     quantize_wo: Flag = False
-    """Quantize T5's `wo` too, which Transformers leaves dense: less memory, a slightly larger error."""
+    """Quantize the layers `wo` of T5, mT5 and UMT5 too, which Transformers leaves dense: less memory, a
+    slightly larger error. Other models have no such layers, and the field is refused with them."""
 
     _name_field: str = NAME_FIELD
 

@@ -5,6 +5,7 @@ its name. If a check fails, those that need its value are reported as not checke
 """
 
 import inspect
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,9 @@ from typing import Any, Literal, NamedTuple
 from lora_hf.errors import Unavailable, UserError, first_line
 
 State = Literal["ok", "fault", "unknown"]
+
+INSTALL = re.compile(r":? \(?(pip install '[^']+')\)?$")
+"""End of an error about a missing package, which is its remedy whatever was checked."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def _one(name: str, check: Check, values: dict[str, Any]) -> Iterator[Finding]:
         yield unknown(f"not checked: {reason}")
     except UserError as error:
         for line in str(error).splitlines():
-            yield fault(line, check.remedy)
+            installed = INSTALL.search(line)
+            yield fault(line[: installed.start()], installed[1]) if installed else fault(line, check.remedy)
     except Exception as error:  # a defect of the check itself: report it, and run the others
         yield unknown(f"not checked: the check failed with {type(error).__name__}: {first_line(error)}")

@@ -57,10 +57,26 @@ def names(prefix: str, layers: int) -> list[str]:
     return [f"{prefix}_{layer}_{part}" for layer in range(layers) for part in ("keys", "values")]
 
 
-def _check(model: Any) -> None:
-    kind = getattr(model.config, "model_type", type(model).__name__)
+def check_exported(kind: str | None, model: str) -> None:
+    """Check that there are graphs for a family.
+
+    Args:
+        kind: its `model_type`.
+        model: the model as errors name it.
+
+    Raises:
+        UserError: there are none.
+    """
     if kind not in KINDS:
-        raise UserError(f"a {kind} model cannot be exported; supported are {', '.join(KINDS)}")
+        raise UserError(
+            f"{model} is of type {kind}, and ONNX graphs are written for {' and '.join(KINDS)} only. Use the "
+            "model's folder with Transformers (AutoModelForSeq2SeqLM.from_pretrained); `lora-hf merge` makes "
+            "such a folder from an adapter"
+        )
+
+
+def _check(model: Any) -> None:
+    check_exported(getattr(model.config, "model_type", None), f"a {type(model).__name__}")
     if any(not p.is_floating_point() for p in model.parameters()):
         raise UserError(
             "a quantized model cannot be exported: merge with --onto checkpoint, and export that folder"

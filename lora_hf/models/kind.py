@@ -24,6 +24,8 @@ GUIDES = {
 first one here is named."""
 GUIDE = "docs/other_models.md"
 """The same for models of all other classes."""
+HALVES = {"AutoModelForTextEncoding": "an encoder", "AutoModelForCausalLM": "a decoder"}
+"""Auto classes that load one half of an encoder-decoder -> the half."""
 GENERAL = ("AutoModelForPreTraining", "AutoModelForTextEncoding", "AutoModel")
 """Auto classes that say the least about a model: named where no other lists it."""
 
@@ -48,14 +50,17 @@ def check_kind(settings: Mapping[str, Any], model: str) -> None:
         model: the model as errors name it.
 
     Raises:
-        UserError: it is another model of Transformers. The message says which, and where the Python API is
-            shown with it.
+        UserError: it is another model of Transformers, or one half of an encoder-decoder. The message says
+            which, and where the Python API is shown with it.
     """
     kind = settings.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING or is_text_to_text(kind):
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return
     classes = settings.get("architectures")
     built = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else ""
+    if is_text_to_text(kind):
+        _check_whole(kind, built, model)
+        return
     auto = _auto_class(kind, built)
     loaded = f", which Transformers loads with {auto}" if auto else ""
     raise UserError(
@@ -65,6 +70,18 @@ def check_kind(settings: Mapping[str, Any], model: str) -> None:
         "load the model with Transformers, add adapters with lora_hf.inject_adapters and train with "
         "lora_hf.LoraTrainer"
     )
+
+
+def _check_whole(kind: str, built: str, model: str) -> None:
+    """Refuse one half of an encoder-decoder, such as T5EncoderModel, whose other half would be random."""
+    tables = _tables()
+    half = next((h for auto, h in HALVES.items() if built and built == tables.get(auto, {}).get(kind)), None)
+    if half:
+        raise UserError(
+            f"{model} is {half} alone (architectures: [{built!r}] in its config.json), and the commands work "
+            f"with whole encoder-decoders: give a checkpoint of {tables[TEXT_TO_TEXT][kind]}, or train this "
+            f"one with the Python API ({GUIDE})"
+        )
 
 
 def _auto_class(kind: str, built: str) -> str:

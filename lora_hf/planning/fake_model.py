@@ -26,6 +26,7 @@ from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.head import untie_head
 from lora_hf.models.load import find_base
 from lora_hf.models.storage import STORAGE_FORMATS
+from lora_hf.models.storage.base import check_quantize_wo
 from lora_hf.planning.memory_tracker import NoValues
 from lora_hf.training.registry import ADDED_WEIGHTS
 
@@ -85,7 +86,8 @@ def outline(
             counting weights, are created faster.
 
     Raises:
-        UserError: the method does not fit the model, or the model has no activation checkpointing.
+        UserError: the method does not fit the model, the model has no activation checkpointing, or nothing
+            that `model.quantize_wo` is for.
     """
     settings = deepcopy(settings)
     if layers is not None:
@@ -94,6 +96,7 @@ def outline(
     with FakeTensorMode() if is_run else torch.device("meta"), NoValues() if is_run else nullcontext():
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         model.name_or_path = config.model.model_name_or_path
+        check_quantize_wo(model, config.model)
         if has_own_head(settings):
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         if config.model.untie_head:

@@ -102,7 +102,8 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
 def _check_outline(config: RunConfig) -> None:
     """Check what the model's architecture has to support, where a config asks for it, without its weights."""
     layers = config.training.get("optim_target_modules")
-    asks = [layers, config.lora.layer_replication, *map(config.training.get, CHECKPOINTING)]
+    asks = [layers, config.lora.layer_replication, config.model.quantize_wo]
+    asks += map(config.training.get, CHECKPOINTING)
     if config.method != "base" and any(asks):
         with outline(config, settings_of(config.model), torch.float32, is_run=False) as model:
             check_optimizer_layers(layers, model)

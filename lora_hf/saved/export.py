@@ -14,9 +14,9 @@ from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import padded
-from lora_hf.exporting.onnx import OnnxT5, write_graphs
+from lora_hf.exporting.onnx import OnnxT5, check_exported, write_graphs
 from lora_hf.files import check_new, whole
-from lora_hf.models.load import load_model, load_tokenizer
+from lora_hf.models.load import load_model, load_tokenizer, model_type
 from lora_hf.run_files import ADAPTER, MODEL
 
 COMPARED_DIALOGUES = 8
@@ -46,6 +46,8 @@ def export(model: str, output: Path) -> int:
             f"{model} is an adapter: merge it into its base with `lora-hf merge`, and export the result"
         )
     config = ModelConfig(model_name_or_path=model, dtype="float32").with_name_field("MODEL")
+    if (kind := model_type(config)) is not None:
+        check_exported(kind, config.as_written)
     loaded = load_model(config, torch.device("cpu"), report_generation=False)
     tokenizer = load_tokenizer(config)
     with whole(output) as folder:

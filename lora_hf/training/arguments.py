@@ -46,7 +46,7 @@ def training_arguments(
         compute_dtype: dtype of the base model; bfloat16 turns on autocast, with the loss in float32.
 
     Raises:
-        UserError: float16, in which T5 overflows, or a setting that this machine does not support.
+        UserError: float16, or a setting that this machine does not support.
     """
     check_dtype(compute_dtype)
     defaults: dict[str, Any] = RUN_DEFAULTS | {
@@ -250,6 +250,6 @@ def check_dtype(dtype: torch.dtype) -> None:
     """
     if dtype == torch.float16:
         raise UserError(
-            "model.dtype='float16' cannot train T5: its activations overflow and the loss becomes NaN; "
-            "use bfloat16, or float32"
+            "model.dtype='float16' has too small a range for training: activations or gradients leave it, "
+            "and the loss becomes NaN or nothing is learned; use bfloat16, or float32"
         )

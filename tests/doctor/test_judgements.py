@@ -9,8 +9,10 @@ from lora_hf.data.tokenize import Truncation
 from lora_hf.doctor.adapter_files import judge_zeros
 from lora_hf.doctor.adapter_on_base import judge_activations, judge_effect, judge_merging
 from lora_hf.doctor.base import head
+from lora_hf.doctor.check import Check, examine
 from lora_hf.doctor.configs import judge_cut, judge_memory
 from lora_hf.doctor.machine import version_of
+from lora_hf.errors import UserError
 from lora_hf.models.head import head_fault
 
 ONE, TWO = torch.ones(2, 3), torch.full((2, 3), 2.0)
@@ -104,6 +106,19 @@ def test_a_package_that_is_absent_or_too_old_is_a_fault_with_pip_s_line(
     findings = list(version_of(Requirement(line)))
     assert bool(findings) == bool(expected)
     assert not expected or (expected in findings[0].title and findings[0].remedy == f"pip install '{line}'")
+
+
+@pytest.mark.parametrize("ending", [": pip install 'lora_hf[x]'", " (pip install 'lora_hf[x]')"])
+def test_the_remedy_of_a_missing_package_is_to_install_it(ending) -> None:
+    def check():
+        raise UserError(f"its tokenizer needs the package x{ending}")
+        yield
+
+    (finding,) = examine({"tokenizer": Check(check, "add the tokenizer's files")}, {})
+    assert (finding.title, finding.remedy) == (
+        "its tokenizer needs the package x",
+        "pip install 'lora_hf[x]'",
+    )
 
 
 def test_a_longt5_that_transformers_has_tied_is_green(tmp_path) -> None:

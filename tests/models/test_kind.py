@@ -1,6 +1,7 @@
 """Models of other kinds than the commands work with: one error that says which, and how to use them."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ def test_another_kind_is_refused_by_its_class_its_loader_and_what_shows_its_use(
     assert guide in text and "lora_hf.inject_adapters" in text
     assert (f"{kind!r} ({built}), which" in text) == has_class
     assert not has_class or f"loads with {auto}." in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "built", "half"),
+    [
+        ("t5", "T5EncoderModel", "an encoder alone"),
+        ("bart", "BartForCausalLM", "a decoder alone"),
+        ("bart", "BartModel", None),  # as facebook/bart-base has it, whose head is its embeddings
+        ("t5", None, None),
+    ],
+)
+def test_half_of_an_encoder_decoder_is_refused_by_name(
+    kind: str, built: str | None, half: str | None
+) -> None:
+    settings = {"model_type": kind, "architectures": [built] if built else None}
+    with pytest.raises(UserError, match=rf"^--base='x' is {half} \(") if half else nullcontext():
+        check_kind(settings, "--base='x'")
 
 
 def test_every_model_of_transformers_is_of_one_kind_or_the_other() -> None:

@@ -64,8 +64,11 @@ def test_the_graphs_write_the_models_greedy_tokens(
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="a bart model cannot be exported"):
+    with pytest.raises(UserError, match="a BartForConditionalGeneration is of type bart, and ONNX graphs"):
         write_graphs(make_bart(), tmp_path / "x")
+    make_bart().config.save_pretrained(tmp_path / "base")  # without weights
+    with pytest.raises(UserError, match="^MODEL='.*base' is of type bart.*only. Use the model's folder with"):
+        export(str(tmp_path / "base"), tmp_path / "y")
     with pytest.raises(UserError, match="has no encoder.onnx"):
         OnnxT5(tmp_path)
     (tmp_path / "adapter").mkdir()

@@ -203,6 +203,8 @@ def test_layers_of_an_optimizer_are_checked_before_a_model_is_loaded(
     [
         ("FSMT", "training.gradient_checkpointing=true", "FSMTForConditionalGeneration cannot compute"),
         ("FSMT", "training.activation_checkpointing=true", "FSMTForConditionalGeneration cannot compute"),
+        ("Bart", "model.quantize_wo=true", "has no effect on a BartForConditionalGeneration"),
+        ("LongT5", "model.quantize_wo=true", "has no effect on a LongT5ForConditionalGeneration"),
         ("SwitchTransformers", "lora.layer_replication={encoder: [[0, 1], [0, 2]]}", "would be another one"),
     ],
 )
@@ -211,6 +213,7 @@ def test_what_an_architecture_cannot_do_is_refused_by_its_config_alone(
 ) -> None:
     family_settings(family).save_pretrained(tmp_path / "base")  # without weights
     overrides = [*FEW, field, f"model.model_name_or_path={tmp_path / 'base'}"]
+    overrides += ["model.load_in_8bit=true"] * field.startswith("model.")
     with pytest.raises(UserError, match=says) as raised:
         execute(load_config("quickstart", [*overrides, f"output_dir={tmp_path / 'run'}"]))
     assert field.partition("=")[0] in str(raised.value) and not (tmp_path / "run").exists()

@@ -99,6 +99,25 @@ class LayerwiseFormat(StorageFormat):
         return model.to(device)
 
 
+def check_quantize_wo(model: Any, config: ModelConfig) -> None:
+    """Check that `quantize_wo` has something to quantize.
+
+    Args:
+        model: dense; one without memory is enough.
+        config: the settings of the format.
+
+    Raises:
+        UserError: it is set, and Transformers keeps no linear layer of this model dense.
+    """
+    if config.quantize_wo and config.is_quantized:
+        without = config.model_copy(update={"quantize_wo": False})
+        if quantized_layers(model, config).keys() == quantized_layers(model, without).keys():
+            raise UserError(
+                f"model.quantize_wo=true has no effect on a {type(model).__name__}: it is for the layers wo "
+                "of T5, mT5 and UMT5, which Transformers leaves dense. Remove it"
+            )
+
+
 def quantized_layers(model: Any, config: ModelConfig) -> dict[str, nn.Linear]:
     """Return the linear layers to quantize by name: not the head, nor what the model keeps in float32."""
     kept = set() if config.quantize_wo else set(model._keep_in_fp32_modules or ())
