@@ -21,6 +21,8 @@ NEW_TOKENS = 128
 """Length of a summary where neither a run nor a manifest gives one."""
 PROMPT_FIELDS = ("prompt", "max_source_length", "source_language", "target_language")
 """Fields of `data` in the manifest; those that are null are left out."""
+COLUMN_FIELDS = ("dialogue_column", "id_column", "turn_template")
+"""Fields of `data` by which texts are read; the manifest has those that are not the default."""
 RECORDED = {"prompt", "max_source_length", "max_new_tokens", "generation"}
 """Entries that every manifest of the present version has."""
 BEAM_FIELDS = ("length_penalty", "early_stopping")
@@ -57,7 +59,7 @@ class PredictionSettings:
         Raises:
             UserError: a value is not valid.
         """
-        prompt = {name: manifest[name] for name in PROMPT_FIELDS if name in manifest}
+        prompt = {name: manifest[name] for name in PROMPT_FIELDS + COLUMN_FIELDS if name in manifest}
         length, own = manifest.get("max_new_tokens") or NEW_TOKENS, manifest.get("generation") or {}
         try:
             if not isinstance(own, dict):
@@ -66,7 +68,7 @@ class PredictionSettings:
             generation = GenerationConfig(
                 **(own | {"max_new_tokens": manifest.get("max_new_tokens") or None})
             )
-            return cls(DataConfig(**prompt, **data), length, generation, _task_in(manifest, file))
+            return cls(DataConfig(**(prompt | data)), length, generation, _task_in(manifest, file))
         except ValidationError as error:
             raise UserError(f"{file}: {'; '.join(map(_wrong_field, error.errors()))}; {AGAIN}") from None
 
@@ -74,8 +76,9 @@ class PredictionSettings:
         """Return the entries of `lora_hf.json`."""
         shaping = self.generation.model_dump(mode="json", exclude={*SPEED_FIELDS, "max_new_tokens"})
         prompt = self.data.model_dump(include={*PROMPT_FIELDS}, exclude_none=True)
+        columns = self.data.model_dump(include={*COLUMN_FIELDS}, exclude_defaults=True)
         task = {} if self.task == SUMMARIZATION else {"task": self.task.written()}
-        return task | prompt | {"max_new_tokens": self.max_new_tokens, "generation": shaping}
+        return task | prompt | columns | {"max_new_tokens": self.max_new_tokens, "generation": shaping}
 
     def changed(self, where: str, changes: Mapping[str, Any]) -> Self:
         """Return the settings with other fields of `generation`.

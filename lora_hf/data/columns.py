@@ -256,7 +256,11 @@ def _known(
     if DIALOGUE in present and numbered and SUMMARY not in present:
         return DIALOGUE, tuple(numbered)
     pairs = PAIRS + QUESTIONS
-    fits = [(source, (target,)) for source, target in pairs if _has(head, source) and _has(head, target)]
+    fits = [
+        (source, (target,))
+        for source, target in pairs
+        if has_column(head, source) and has_column(head, target)
+    ]
     if any(source == WITH_CONTEXT for source, _ in fits):
         fits = [(source, target) for source, target in fits if source != QUESTION]
     if not fits and len(found := languages_in(head)) > 1:
@@ -266,17 +270,17 @@ def _known(
         fits.append((MESSAGES, (MESSAGES,)))
     if len(fits) == 1:
         return fits[0]
-    sources = {source for source, _ in pairs if _has(head, source)}
+    sources = {source for source, _ in pairs if has_column(head, source)}
     sources -= {QUESTION} if WITH_CONTEXT in sources else set()
     if not needs_references and not fits and len(sources) == 1:
         return sources.pop(), ()
     return None
 
 
-def _has(head: list[Row], name: str) -> bool:
+def has_column(head: list[Row], name: str) -> bool:
     """Return whether a row has the column, the nested field, or all columns of a template."""
     if inner := BRACES.findall(name):
-        return all(_has(head, column) for column in inner)
+        return all(has_column(head, column) for column in inner)
     return any(name in row or cell(row, name) is not None for row in head)
 
 

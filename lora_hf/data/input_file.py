@@ -1,15 +1,18 @@
 """Dialogues that are only summarized: a file, plain text, or standard input. They need no references."""
 
 import json
+import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from lora_hf.config import DataConfig
-from lora_hf.data.columns import DIALOGUE, PLAIN
+from lora_hf.data.columns import DIALOGUE, HEAD, PLAIN, Row, find_columns, has_column
 from lora_hf.data.examples import Example, check_rows, dialogues_of
 from lora_hf.data.opened import UTF_16, Form, endings
 from lora_hf.data.readers import READERS, TEXT, read_lines, read_text
@@ -18,10 +21,16 @@ from lora_hf.data.sources import Part, read_source
 from lora_hf.data.splits import read_part
 from lora_hf.errors import NOT_JSON, UserError
 
+logger = logging.getLogger(__name__)
 STANDARD_INPUT = "-"
 
 
-def read_file(file: str | Path, config: DataConfig, is_lines: bool = False) -> list[Example]:
+def read_file(
+    file: str | Path,
+    config: DataConfig,
+    is_lines: bool = False,
+    trained_by: Mapping[str, Any] | None = None,
+) -> list[Example]:
     """Read the dialogues of one file, one per row, without references.
 
     Args:
@@ -29,6 +38,8 @@ def read_file(file: str | Path, config: DataConfig, is_lines: bool = False) -> l
             for standard input: json, json lines or one dialogue.
         config: how the file is read.
         is_lines: whether plain text has one dialogue per line.
+        trained_by: fields of `data` that the model's training was read by; they are taken where the config
+            does not set them and the file has the columns.
 
     Raises:
         UserError: no such file or column, or a row without text.
@@ -36,15 +47,15 @@ def read_file(file: str | Path, config: DataConfig, is_lines: bool = False) -> l
     if is_address(str(file)):
         (file,) = files_at(str(file), "predict")[:1]
     if str(file) != STANDARD_INPUT:
-        return _read(Path(file), config, is_lines)
+        return _read(Path(file), config, is_lines, trained_by or {})
     with _standard_input(is_lines) as copy:
         try:
-            return _read(copy, config, is_lines)
+            return _read(copy, config, is_lines, trained_by or {})
         except UserError as error:
             raise UserError(str(error).replace(str(copy), "standard input")) from error
 
 
-def _read(file: Path, config: DataConfig, is_lines: bool) -> list[Example]:
+def _read(file: Path, config: DataConfig, is_lines: bool, trained_by: Mapping[str, Any]) -> list[Example]:
     form = Form.of(config)
     if is_lines and endings(file)[0] in READERS:
         raise UserError(f"--lines is for plain text, and {file} is a file of rows: leave it out")
@@ -54,6 +65,9 @@ def _read(file: Path, config: DataConfig, is_lines: bool) -> list[Example]:
         rows, columns = list(part.rows), PLAIN
     else:
         part = Part(read_source(file, form), str(file), files=(file,), form=form)
+        head = list(islice(part.rows, HEAD))
+        part = replace(part, rows=chain(head, part.rows))
+        config = _as_trained(head, config, trained_by, part.name)
         try:
             found, columns = read_part(part, config, needs_references=False)
         except UserError as error:
@@ -61,6 +75,25 @@ def _read(file: Path, config: DataConfig, is_lines: bool) -> list[Example]:
         rows = list(found)
     columns = replace(columns, references=())
     return dialogues_of(check_rows(rows, columns, config, part))
+
+
+def _as_trained(head: list[Row], config: DataConfig, trained_by: Mapping[str, Any], name: str) -> DataConfig:
+    """Return the config with the columns of training where the file has them, or has no others."""
+    taken = {field: value for field, value in trained_by.items() if field not in config.model_fields_set}
+    if "id_column" in taken and not has_column(head, taken["id_column"]):
+        del taken["id_column"]
+    column = taken.get("dialogue_column")
+    if column is not None and head and not has_column(head, column):
+        try:
+            find_columns(head, config, name, needs_references=False)
+            del taken["dialogue_column"]
+        except UserError:
+            pass  # the error names the column of training
+        else:
+            logger.info("%s has no column %r, by which the model was trained", name, column)
+    elif column is not None:
+        logger.info("%s: the texts are read by %r, as in training (--dialogue-column)", name, column)
+    return config.model_copy(update=taken)
 
 
 @contextmanager

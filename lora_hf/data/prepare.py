@@ -12,6 +12,7 @@ from lora_hf.data.overlap import SharedDialogues
 from lora_hf.data.splits import load_split_and_origin, scored_split
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
+from lora_hf.data.translation import TRANSLATION
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens
 from lora_hf.errors import UserError
 
@@ -36,6 +37,8 @@ class RunData:
     """Faults of the data, without the remedies."""
     splits: dict[str, str] = field(default_factory=dict)
     """Origin of each split: files, or a share of them."""
+    translated_column: str | None = None
+    """Column of the sources where they are a language of `translation` that no field names."""
 
 
 def load_data(config: RunConfig, tokenizer: Any) -> RunData:
@@ -51,8 +54,8 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     train_rows = train.rows
     if isinstance(train_rows, StreamedDialogues):
         check_steps(train_rows.source, config.data, config.training.get("max_steps", -1))
-    validation, validation_origin = load_split_and_origin(config.data, "validation")
-    test, test_origin = load_split_and_origin(config.data, "test")
+    validation, validation_origin, columns = load_split_and_origin(config.data, "validation")
+    test, test_origin, _ = load_split_and_origin(config.data, "test")
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
     for line in (train_rows.truncation, validation_rows.truncation):
         logger.info("%s", line)
@@ -79,8 +82,17 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
     fingerprint = data_fingerprint(train.examples, validation, test)
     splits = {"train": train.origin, "validation": validation_origin, "test": test_origin}
+    is_directed = columns.is_found and columns.dialogue.startswith(f"{TRANSLATION}.")
     return RunData(
-        train_rows, validation_rows, test, test_sources, max_new_tokens, fingerprint, warnings, splits
+        train_rows,
+        validation_rows,
+        test,
+        test_sources,
+        max_new_tokens,
+        fingerprint,
+        warnings,
+        splits,
+        columns.dialogue if is_directed else None,
     )
 
 

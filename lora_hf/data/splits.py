@@ -33,6 +33,7 @@ class LoadedSplit(NamedTuple):
 
     examples: list[Example]
     origin: str
+    columns: Columns = PLAIN
 
 
 def load_split(config: DataConfig, split: Split) -> list[Example]:
@@ -54,13 +55,14 @@ def load_split_and_origin(config: DataConfig, split: Split) -> LoadedSplit:
     origin = origin_of(part, config, scored)
     if scored != split:
         origin = f"validation, because test has no references: {origin}"
-    if config.streaming:
-        return LoadedSplit(group_rows(list(_until(_rows_of(part, config, scored), limit))), origin)
     rows, columns = read_part(part, config)
+    if config.streaming:
+        found = list(_until(_rows_of(rows, columns, part, config, scored), limit))
+        return LoadedSplit(group_rows(found), origin, columns)
     checked = check_rows(list(rows), columns, config, part)
     if part.homes:
         checked = _slice(checked, config, scored, part)
-    return LoadedSplit(group_rows(checked)[:limit], origin)
+    return LoadedSplit(group_rows(checked)[:limit], origin, columns)
 
 
 def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
@@ -72,11 +74,13 @@ def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
         UserError: as `load_split`, when the faulty row is reached.
     """
     scored = scored_split(config, split)
-    yield from _rows_of(open_part(config, scored), config, scored)
+    part = open_part(config, scored)
+    yield from _rows_of(*read_part(part, config), part, config, scored)
 
 
-def _rows_of(part: Part, config: DataConfig, split: Split) -> Iterator[Row]:
-    rows, columns = read_part(part, config)
+def _rows_of(
+    rows: Iterator[Row], columns: Columns, part: Part, config: DataConfig, split: Split
+) -> Iterator[Row]:
     rows = check_each(rows, columns, config, part)
     if part.homes:
         rows = filter(lambda row: _home(row[DIALOGUE], config, part) in part.homes, rows)

@@ -170,7 +170,7 @@ def load_train(config: DataConfig, tokenizer: Any) -> TrainingSplit:
         examples = [Example("", source.fingerprint, ())]
         return TrainingSplit(StreamedDialogues(source, tokenizer, config), examples, source.origin)
     try:
-        examples, origin = load_split_and_origin(config, "train")
+        examples, origin, _ = load_split_and_origin(config, "train")
         return TrainingSplit(TokenizedDialogues(examples, tokenizer, config, "train"), examples, origin)
     except MemoryError as error:
         remedy = f"data.streaming: true holds {WINDOW:,} rows at a time"

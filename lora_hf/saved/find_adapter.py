@@ -13,7 +13,7 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import Dtype
-from lora_hf.config.prediction import NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
+from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import fetch
 from lora_hf.models.base_files import read_config
@@ -227,6 +227,26 @@ def virtual_tokens_of(saved: SavedAdapter) -> int:
     settings = saved.manifest.get("settings") if saved.method == "prompt_tuning" else None
     number = settings.get("num_virtual_tokens") if isinstance(settings, dict) else None
     return number if isinstance(number, int) else 0
+
+
+def columns_of(saved: SavedAdapter) -> dict[str, Any]:
+    """Return the fields of `data` by which the texts of an adapter's training were read.
+
+    Those that it does not record are taken from the run that it is in; defaults are left out.
+
+    Raises:
+        UserError: the adapter records values that are not valid.
+    """
+    recorded = {name: saved.manifest[name] for name in COLUMN_FIELDS if name in saved.manifest}
+    run = run_directory(saved)
+    if recorded or run is None:
+        data = PredictionSettings.read(recorded, saved.folder / MANIFEST_NAME).data
+        return data.model_dump(include=set(recorded))
+    try:
+        config = load_config(run / CONFIG, is_recorded=True)
+    except UserError:  # `settings_of` logs it
+        return {}
+    return config.data.model_dump(include={*COLUMN_FIELDS}, exclude_defaults=True)
 
 
 def _settings_of_run(saved: SavedAdapter) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from lora_hf.config import DataConfig
 from lora_hf.data.input_file import read_file
-from lora_hf.saved.find_adapter import base_config, find_adapter, settings_on_base
+from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter, settings_on_base
 from lora_hf.saved.inference import InferenceModel
 
 Format = Literal["jsonl", "csv", "text"]
@@ -33,7 +33,8 @@ def predict(
             dialogue; or `-` for standard input.
         adapter: a folder, or USER/NAME[@REVISION] on the Hub.
         base: the base model, or None for the one the adapter names.
-        data: how the file is read: its columns, encoding and delimiter.
+        data: how the file is read: its columns, encoding and delimiter. Columns that it does not set are
+            those of the adapter's training, if the file has them.
         generation: fields of `generation` that replace the adapter's.
         is_lines: whether a text has one dialogue per line.
 
@@ -43,8 +44,8 @@ def predict(
     Raises:
         UserError: a mistake in the file, the adapter or `generation`, or lengths beyond the base's positions.
     """
-    examples = read_file(file, data or DataConfig(), is_lines)
     saved = find_adapter(adapter)
+    examples = read_file(file, data or DataConfig(), is_lines, columns_of(saved))
     config = base_config(saved, base)
     settings = settings_on_base(saved, config, "generate", generation or {})
     model = InferenceModel(config)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,8 @@ def save_trained(run: Run) -> None:
     """Save the added weights with the values that `predict` needs, or the whole model with its tokenizer."""
     config = run.config
     settings = PredictionSettings.of_run(config, run.data.max_new_tokens)
+    if column := run.data.translated_column:
+        settings = replace(settings, data=config.data.model_copy(update={"dialogue_column": column}))
     if run.has_added_weights:
         for_prediction = settings.manifest() | {"base_store": config.model.storage_fields()}
         with whole(run.directory / ADAPTER) as folder:

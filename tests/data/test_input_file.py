@@ -100,3 +100,39 @@ def test_lines_are_for_plain_text(tmp_path):
 def test_a_text_that_is_missing_is_named():
     with pytest.raises(UserError, match="none.txt: no such file"):
         read_file(Path("none.txt"), DataConfig(), is_lines=True)
+
+
+QUESTION = {"question": "Who?", "passage": "Ann.", "nr": 7}
+
+
+@pytest.mark.parametrize(
+    ("row", "trained_by", "given", "found"),
+    [
+        (QUESTION, {"dialogue_column": "Q: {question} P: {passage}"}, {}, ("0", "Q: Who? P: Ann.")),
+        (QUESTION, {"dialogue_column": "passage", "id_column": "nr"}, {}, ("7", "Ann.")),
+        (QUESTION, {"dialogue_column": "passage"}, {"dialogue_column": "question"}, ("0", "Who?")),
+        (
+            {"translation": {"en": "Hi", "de": "Hallo"}},
+            {"dialogue_column": "translation.de"},
+            {},
+            ("0", "Hallo"),
+        ),
+        ({"article": "A: Hi"}, {"dialogue_column": "passage", "id_column": "nr"}, {}, ("0", "A: Hi")),
+        ({"t": [{"who": "A", "said": "Hi"}]}, {"dialogue_column": "t", "turn_template": "{who}> {said}"}, {},
+         ("0", "A> Hi")),
+    ],
+)  # fmt: skip
+def test_texts_are_read_by_the_columns_of_the_training(tmp_path, row, trained_by, given, found):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    [example] = read_file(file, DataConfig(**given), trained_by=trained_by)
+    assert (example.id, example.dialogue) == found
+
+
+def test_a_file_without_the_columns_of_the_training_is_asked_for_them(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"passage": "Ann."}))
+    with pytest.raises(
+        UserError, match=r"^--dialogue-column='\{question\}': .* has the columns \['passage'\]"
+    ):
+        read_file(file, DataConfig(), trained_by={"dialogue_column": "{question}"})

@@ -13,7 +13,7 @@ from support.models import make_t5, randomize
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import read_dtypes
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import write_config
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import UserError
@@ -22,6 +22,7 @@ from lora_hf.saved import find_adapter as finding
 from lora_hf.saved.find_adapter import (
     as_recorded,
     base_config,
+    columns_of,
     config_of_run,
     find_adapter,
     load_with_base,
@@ -198,6 +199,19 @@ def test_settings_that_an_adapter_does_not_record_are_those_of_its_run(
     settings = settings_of(SavedAdapter.at(saved.folder))
     assert (settings.data.prompt, settings.data.max_source_length) == ("tldr", 64)
     assert (settings.generation.num_beams, settings.max_new_tokens) == (3, 9)
+
+
+def test_columns_are_those_that_the_adapter_records_or_its_run(folder: Path, tmp_path: Path) -> None:
+    write_yaml(tmp_path / "config.yaml", {"data": {"dialogue_column": "a", "summary_column": "b"}})
+    shutil.copytree(folder, tmp_path / "adapter")
+    saved = SavedAdapter.at(tmp_path / "adapter")
+    assert columns_of(saved) == {"dialogue_column": "a"} and columns_of(SavedAdapter.at(folder)) == {}
+    data = DataConfig(dialogue_column="translation.de", turn_template="{who}")
+    own = PredictionSettings(data).manifest()
+    write_yaml(saved.folder / "lora_hf.json", saved.manifest | own)
+    found = {"dialogue_column": "translation.de", "turn_template": "{who}"}
+    assert columns_of(SavedAdapter.at(saved.folder)) == found
+    assert settings_of(SavedAdapter.at(saved.folder)).data.dialogue_column == "translation.de"
 
 
 def test_a_config_beside_an_adapter_that_is_no_run_s_is_not_used(
