@@ -85,6 +85,11 @@ class Task(Section):
         return tuple(name for metric in self.metrics for name in _names_of(metric))
 
     @property
+    def metric_files(self) -> tuple[str, ...]:
+        """Return the metrics that are Python files."""
+        return tuple(name for name in self.metrics if name not in METRICS)
+
+    @property
     def main(self) -> str:
         """Return the name of the score that decides."""
         return self.main_metric or self.score_names[0]

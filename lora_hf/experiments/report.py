@@ -43,6 +43,7 @@ from lora_hf.run_records import (
     same_order,
     variants_of,
 )
+from lora_hf.runs.run_dir import changed_metrics
 
 Folders = Mapping[str, Sequence[Path]]
 """The run folders of each variant, one per seed, the first seed's first."""
@@ -174,6 +175,11 @@ def _write(
     for name, run in ((name, run) for name, runs in folders.items() for run in runs):
         result = read_result(run) or {}
         predictions = read_predictions(run, result)
+        if changed := changed_metrics(run, scoring.task.metric_files):
+            raise UserError(
+                f"{run} was scored by another content of a metric ({'; '.join(changed)}); put the file back, "
+                "or add overwrite=true to the command that made the run"
+            )
         first = first or predictions
         predictions = same_order(run, predictions, first)
         is_changed = PREDICTIONS in result.get("sha256", {}) and not has_recorded_predictions(run, result)

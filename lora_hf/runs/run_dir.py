@@ -9,6 +9,7 @@ only if path, size, inode or times of their files have changed, as git does it (
 
 import logging
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +24,7 @@ from lora_hf.data.sources import is_on_hub, local_files, unpacked
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
-from lora_hf.files import PARTIAL, json_text, write_json, write_text
+from lora_hf.files import PARTIAL, file_sha256, json_text, write_json, write_text
 from lora_hf.hub.names import COMMIT
 from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS
 from lora_hf.run_records import RunResult, read_record, read_result
@@ -45,6 +46,8 @@ PROCESSES = "processes"
 """Key in inputs.json: the number of processes that trained the run, if there were several."""
 SOURCES = "sources"
 """Key in inputs.json: `sources_of` the config."""
+METRICS = "metrics"
+"""Key in inputs.json: `metric_hashes` of the config's own metrics, if it names any."""
 UNCHANGED = "%s: already finished with the same inputs; unchanged"
 logger = logging.getLogger(__name__)
 
@@ -95,8 +98,27 @@ def _with_auto(
     return old, new
 
 
+def metric_files(config: RunConfig) -> list[str]:
+    """Return the Python files that the config names as metrics; scores depend on what is in them."""
+    tasks = [config.task, *(section.task for section in config.retention.values())]
+    return [name for task in tasks for name in task.metric_files]
+
+
+def metric_hashes(names: Sequence[str]) -> dict[str, str]:
+    """Return a hash of each of the files that is there; scoring reports what is missing."""
+    files = {name: Path(name).expanduser() for name in names}
+    return {name: file_sha256(file)[:16] for name, file in files.items() if file.is_file()}
+
+
+def changed_metrics(run: Path, names: Sequence[str]) -> list[str]:
+    """Return the metrics whose file is another one than a run recorded; older runs recorded none."""
+    known, files = (read_record(run / INPUTS) or {}).get(METRICS) or {}, metric_hashes(names)
+    both = [{METRICS: {name: of[name] for name in files if name in known}} for of in (known, files)]
+    return changed_fields(*both)
+
+
 def sources_of(config: RunConfig) -> str | None:
-    """Return a hash of path, size, inode and times of the files that data and base model come from.
+    """Return a hash of path, size, inode and times of the files of the data, base model and own metrics.
 
     Returns:
         16 hexadecimal digits, or None if files cannot tell: a branch on the Hub may move.
@@ -113,6 +135,7 @@ def sources_of(config: RunConfig) -> str | None:
             if of_task is None:
                 return None
             files += of_task
+        files += [Path(name).expanduser() for name in metric_files(config)]
         place = (
             ASSETS if model.model_name_or_path == EMBEDDED else Path(model.model_name_or_path).expanduser()
         )
@@ -197,10 +220,11 @@ class RunDirectory:
             if self.results() is None:
                 write_text(self / CONFIG, self.recorded_config())
                 several = {PROCESSES: world_size()} if world_size() > 1 else {}
-                write_json(self / INPUTS, fingerprints | several | ({SOURCES: sources} if sources else {}))
+                known = fingerprints | several | self._metrics()
+                write_json(self / INPUTS, known | ({SOURCES: sources} if sources else {}))
             elif sources and (known := read_record(self / INPUTS) or {}).get(SOURCES) != sources:
                 with suppress(OSError):  # a finished run may be where nothing can be written
-                    write_json(self / INPUTS, known | {SOURCES: sources})
+                    write_json(self / INPUTS, self._metrics() | known | {SOURCES: sources})
         except OSError as error:
             raise UserError(f"output_dir={str(self.path)!r} cannot be written: {error.strerror}") from error
 
@@ -231,12 +255,15 @@ class RunDirectory:
         except (ValueError, TypeError) as error:
             return [first_line(error)]
         known = _with_auto(inputs_of(old, before), inputs_of(self.config, world_size()), self.config)
-        changed = changed_fields(*known)
+        changed = changed_fields(*known) + changed_metrics(self.path, metric_files(self.config))
         several = max(before, world_size()) > 1
         return [
             line.replace(f"{BATCH_SIZE}:", f"{BATCH_SIZE} x processes:") if several else line
             for line in changed
         ]
+
+    def _metrics(self) -> dict[str, Any]:
+        return {METRICS: hashes} if (hashes := metric_hashes(metric_files(self.config))) else {}
 
     def _changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[str]:
         try:
@@ -245,7 +272,8 @@ class RunDirectory:
             return []
         if old is None:
             return []
-        return changed_fields({k: old[k] for k in old if k not in (PROCESSES, SOURCES)}, fingerprints)
+        others = (PROCESSES, SOURCES, METRICS)
+        return changed_fields({k: old[k] for k in old if k not in others}, fingerprints)
 
     def _refuse_other_files(self, held: list[str]) -> None:
         """Refuse files that are not a run's: `overwrite` allows writing beside them, not replacing them."""

@@ -170,6 +170,18 @@ def test_a_file_of_the_users_own_is_a_metric_with_a_mean_or_with_sums(tmp_path):
         ("def per_example(p, r): return [1.0]", r"one number for each of the 2 predictions; .* \(1,\)"),
         ("def per_example(p, r): return [float('nan')] * 2", "not a finite number"),
         ("def per_example(p, r): raise KeyError('a')", "per_example failed: KeyError"),
+        (
+            "def per_example(p, r): return [[1, 0]] * 2\ndef aggregate(s): return s[0] / s[1]",
+            "aggregate of the sums of all examples returned inf, which is not a finite number",
+        ),
+        (
+            "def per_example(p, r): return [[1, 0], [1, 2]]\ndef aggregate(s): return int(s[0]) / int(s[1])",
+            "aggregate of one example's statistics failed: ZeroDivisionError",
+        ),
+        (
+            "def per_example(p, r): return [[1], [2]]\ndef aggregate(s): return 'x'",
+            "aggregate of the sums of all examples failed: ValueError",
+        ),
         ("scale = 7\ndef per_example(p, r): return [1, 2]", "scale=7 must be 1 or 100"),
     ],
 )
@@ -178,6 +190,16 @@ def test_a_file_that_is_no_metric_is_one_error(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(UserError, match=words):
         score(["a", "b"], ["a", "b"], str(file))
+
+
+def test_a_metric_of_the_users_own_cannot_change_the_texts_and_is_read_again_when_it_changes(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def per_example(p, r):\n    p.sort()\n    r[0].clear()\n    return [1] * 2")
+    made, true = ["b", "a"], [["b"], ["a"]]
+    record = score(made, true, [str(file), "accuracy"])
+    assert record["accuracy"] == record["mine"] == 1 and (made, true) == (["b", "a"], [["b"], ["a"]])
+    file.write_text("def per_example(p, r):\n    p.sort()\n    r[0].clear()\n    return [2] * 2")
+    assert score(made, true, [str(file)])["mine"] == 2
 
 
 def test_code_from_the_hubs_cache_and_unknown_names_are_refused(tmp_path, monkeypatch):

@@ -13,13 +13,21 @@ from support.inputs import SMALL_COMPARISON
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
-from lora_hf.errors import NotWritten
+from lora_hf.errors import NotWritten, UserError
 from lora_hf.experiments import compare as comparing
 from lora_hf.experiments.report import report_key
 from lora_hf.experiments.runner import folders_of
 from lora_hf.run_files import INPUTS, RESULTS, ROUGE_NAMES
 from lora_hf.run_records import read_record
-from lora_hf.runs.run_dir import SOURCES, RunDirectory, finished_result, sources_of
+from lora_hf.runs.run_dir import (
+    METRICS,
+    SOURCES,
+    RunDirectory,
+    changed_metrics,
+    finished_result,
+    metric_hashes,
+    sources_of,
+)
 
 HASHES = {"data": "d1", "model": "m1"}
 RECORD = dict.fromkeys(ROUGE_NAMES, 0.5)
@@ -67,6 +75,33 @@ def test_files_in_subfolders_and_those_that_data_files_names_are_compared(
     assert before is not None and before == sources_of(config)
     touch(folder / "files/test.jsonl")
     assert sources_of(config) != before
+
+
+@pytest.mark.parametrize("section", ["task", "retention"])
+def test_a_changed_file_of_a_metric_is_another_run(tmp_path: Path, section: str) -> None:
+    metric = tmp_path / "mine.py"
+    metric.write_text("def per_example(p, r): return [1] * len(p)")
+    data = {"dataset_name": str(dialogues(tmp_path / "data"))}
+    task: dict[str, Any] = {"metrics": ["rouge", str(metric)]}
+    further = {"more": {"task": task, "data": data}}
+    fields: dict[str, Any] = {"task": task} if section == "task" else {"retention": further}
+    config = RunConfig.model_validate({"output_dir": str(tmp_path / "run"), "data": data, **fields})
+    run = RunDirectory(config)
+    run.prepare(HASHES, sources_of(config))
+    (run / RESULTS).write_text(json.dumps(RECORD | {"mine": 1.0}))
+    assert finished_result(config) is not None
+    run.check()
+    metric.write_text("def per_example(p, r): return [2] * len(p)")
+    assert finished_result(config) is None
+    with pytest.raises(UserError, match=r"other inputs \(metrics\..*mine.py: '\w{16}' -> '\w{16}'\)"):
+        run.check()  # before anything is loaded
+    assert changed_metrics(run.path, [str(metric)]) and not changed_metrics(run.path, ["missing.py"])
+    (run / INPUTS).write_text(json.dumps(HASHES))  # a run of an earlier version, which recorded none
+    run.prepare(HASHES, sources_of(config))
+    assert read_record(run / INPUTS) == HASHES | {
+        METRICS: metric_hashes([str(metric)]),
+        SOURCES: sources_of(config),
+    }
 
 
 def touch(file: Path) -> None:

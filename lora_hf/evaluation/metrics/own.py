@@ -9,16 +9,16 @@
         return [float(len(text) < 20) for text in predictions]
 
     def aggregate(sums):                    # with k statistics: make the score of their sums, (k,)
-        ...
+        ...                                 # a finite number, also where the sums are those of one example
 
 `predictions` is a list of texts, `references` a list of lists of texts. The file is code that runs with your
 rights, so only one that lies on this machine is used, and none from the Hub's cache.
 """
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ def own_metric(path: str) -> Callable[[list[str], list[list[str]], str | None], 
 
     def measure(predictions: list[str], references: list[list[str]], language: str | None) -> Measured:
         try:
-            found: Any = module.per_example(predictions, references)
+            # copies: other metrics score the same texts
+            found: Any = module.per_example(list(predictions), [list(texts) for texts in references])
             statistics = np.asarray(found, dtype=np.float64)
         except Exception as error:
             raise _fault(path, f"per_example failed: {type(error).__name__}: {first_line(error)}") from error
@@ -60,22 +61,37 @@ def own_metric(path: str) -> Callable[[list[str], list[list[str]], str | None], 
             )
         if not np.isfinite(statistics).all():
             raise _fault(path, "per_example returned a value that is not a finite number")
-        return Measured({name: ScoreValues(statistics, _aggregate_of(module) if has_aggregate else None)})
+        if not has_aggregate:
+            return Measured({name: ScoreValues(statistics)})
+        aggregate = _aggregate_of(module, path)
+        aggregate(statistics.sum(axis=0), "of the sums of all examples")
+        aggregate(statistics, "of one example's statistics")  # the least that a resample may draw
+        return Measured({name: ScoreValues(statistics, aggregate)})
 
     return measure
 
 
-def _aggregate_of(module: Any) -> Callable[[np.ndarray], np.ndarray]:
-    def aggregate(sums: np.ndarray) -> np.ndarray:
+def _aggregate_of(module: Any, path: str) -> Callable[..., np.ndarray]:
+    """Return the file's `aggregate` for sums (..., k), with its faults as errors."""
+
+    def aggregate(sums: np.ndarray, what: str = "of the sums of a resample") -> np.ndarray:
         flat = sums.reshape(-1, sums.shape[-1])
-        return np.array([float(module.aggregate(row)) for row in flat]).reshape(sums.shape[:-1])
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is an error below
+                scores = np.array([float(module.aggregate(row.copy())) for row in flat])
+        except Exception as error:
+            reason = f"aggregate {what} failed: {type(error).__name__}: {first_line(error)}"
+            raise _fault(path, reason) from error
+        if not (is_finite := np.isfinite(scores)).all():
+            wrong = scores[int(np.argmin(is_finite))]
+            raise _fault(path, f"aggregate {what} returned {wrong}, which is not a finite number")
+        return scores.reshape(sums.shape[:-1])
 
     return aggregate
 
 
-@cache
 def _module(path: str) -> Any:
-    """Run the file, once.
+    """Run the file, once for each content.
 
     Raises:
         UserError: there is no such file, it is in the Hub's cache, or it is not a metric.
@@ -85,11 +101,17 @@ def _module(path: str) -> Any:
         raise _fault(path, "there is no such file; paths are relative to the folder of the command")
     if file.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve()):
         raise _fault(path, "code from the Hub is not run; read it, and copy it to a folder of yours")
-    spec = importlib.util.spec_from_file_location(f"metric_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    return _run(path, file.read_bytes())
+
+
+@cache
+def _run(path: str, source: bytes) -> Any:
+    """Run a file's content as a module; not by `importlib`, which may take an older one from its cache."""
+    file = Path(path).expanduser()
+    module = ModuleType(f"metric_{file.stem}")
+    module.__file__ = str(file)
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, str(file), "exec"), module.__dict__)
     except Exception as error:
         raise _fault(path, f"{type(error).__name__}: {first_line(error)}") from error
     if not callable(getattr(module, "per_example", None)):
