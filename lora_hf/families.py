@@ -125,9 +125,10 @@ FAMILIES: dict[str, Family] = {
         _QV_PROJ,
         routers=("router",),
         impossible={
-            "summaries that do not depend on their batch": "with moe_eval_capacity_token_fraction below 1, "
+            "the same summary in every batch": "with moe_eval_capacity_token_fraction below 1, "
             "Transformers shares the experts' capacity among all rows of a batch",
-            "capacity from the first batch": "Transformers refuses expert_capacity: null in a config.json",
+            "a capacity of the experts that the first batch sets": "Transformers refuses "
+            "expert_capacity: null in a config.json",
         },
         **_CODE_FIRST,
     ),
@@ -141,7 +142,7 @@ FAMILIES: dict[str, Family] = {
             "training": "Transformers' FSMT replaces -100 in labels by padding when it shifts them, so the "
             "loss of its trainer counts padding; that of a run does not",
             "mixed rows": _LENGTH_FIRST,
-            "checkpointing": "Transformers has none for FSMT",
+            "checkpointing": "Transformers' FSMT has no gradient checkpointing",
         },
     ),
     "pegasus": Family(_QV_PROJ, positions=_POSITIONS),
@@ -151,7 +152,7 @@ FAMILIES: dict[str, Family] = {
         start=("bos",),
         positions=_POSITIONS,
         impossible={
-            "summaries that do not depend on their batch": "with attention_type block_sparse, Transformers "
+            "the same summary in every batch": "with attention_type block_sparse, Transformers "
             "chooses full or block-sparse attention, and the last block, by the longest source of a batch; "
             "and in a process without lora_hf, a model that has seen a short batch keeps full attention: "
             "call `model.get_encoder().set_attention_type` before each batch there, or set attention_type "

@@ -73,7 +73,7 @@ WRITTEN = """
 
 `merge` and full fine-tuning read the folder that they wrote by Transformers alone, and compare the logits of
 a few tokens with those of the model in memory. A folder that differs is renamed to `NAME.differs`, and the
-command ends with an error. Two kinds are not compared, which the log says:
+command ends with an error. Folders of two kinds are not compared; the log then says so:
 
 - Folders of 2 GB and more, because the second copy takes as much memory: `lora-hf merge --check` compares
   them.
@@ -102,13 +102,13 @@ def page() -> str:
         text += "\n" + "\n".join(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)) + "\n"
     kinds = {model_type(row): row for row in ROWS}
     limits = [
-        f"- **{kinds[kind]}**: no {what}: {why}\n"
+        f"| {kinds[kind]} | {what} | {why} |\n"
         for kind in sorted(kinds)
         for what, why in family_of(kind).impossible.items()
         if what not in CHECKS
     ]
     if limits:
-        text += "\n## Limits\n\n" + "".join(limits)
+        text += "\n## Limits\n\n| family | what is not possible | why |\n|---|---|---|\n" + "".join(limits)
     text += "\n## What is checked\n\n"
     text += "\n".join(f"- **{name}**: {_first_line(check.__doc__)}" for name, check in CHECKS.items()) + "\n"
     if names := not_tried():
@@ -117,8 +117,8 @@ def page() -> str:
     others = [name for name in LISTED if not is_encoder_decoder(name)]
     text += (
         "\n## Other models\n\nThe list also has speech models without an encoder-decoder for text, which no "
-        f"command takes: {', '.join(others)}. For these, for Whisper, and for models of images or with a "
-        "decoder alone there is the Python API: [Speech, images and decoder-only models](other_models.md).\n"
+        f"command takes: {', '.join(others)}. These, Whisper, models that read images and models with a "
+        "decoder alone can be trained from Python: see [Speech, images and decoder-only models](other_models.md).\n"
     )
     return text
 

@@ -173,7 +173,7 @@ def greedy(case: Case) -> None:
 
 
 def beams(case: Case) -> None:
-    """The same with three beams."""
+    """Summaries of a search with three beams are those of `generate`, one dialogue at a time."""
     _searched(case, 3)
 
 
@@ -236,7 +236,7 @@ def _baseline(case: Case, method: str, add: Callable[[Any], None]) -> Any:
 
 
 def prompt_tuning(case: Case) -> None:
-    """A prompt made of tokens' embeddings is those tokens before the input."""
+    """A prompt of the embeddings of some tokens gives the logits of these tokens before the text."""
     model = _baseline(case, "prompt_tuning", lambda model: add_prompt(model, 3, "vocab"))
     ids = torch.tensor([9, 12, 7])
     (prompt,) = [module for module in model.modules() if isinstance(module, Prompt)]
@@ -251,7 +251,7 @@ def prompt_tuning(case: Case) -> None:
 
 
 def bottleneck(case: Case) -> None:
-    """There is one after every attention and feed-forward, and all train."""
+    """A bottleneck layer follows every attention and feed-forward layer, and all of them train."""
     model = _baseline(case, "bottleneck", lambda model: add_bottlenecks(model, 2, "relu"))
     assert sum(isinstance(module, Bottleneck) for module in model.modules()) >= 5
 
