@@ -34,7 +34,7 @@ CONFIG: dict[str, Check] = {
     "checkpoint": Check(base.checkpoint, "correct model.model_name_or_path, or download the model again"),
     "tokenizer": Check(base.tokenizer, "add the tokenizer's files to the model's folder"),
     "head": Check(base.head, "download the model again"),
-    "targets": Check(configs.targets, "set lora.target_modules to layers of the model, or lower lora.r"),
+    "targets": Check(configs.targets, "correct that field; lora.target_modules: auto fits every family"),
     "tokens": Check(configs.tokens, "correct the section `data`"),
     "retention": Check(configs.retention, "correct the section `retention`"),
     "batches": Check(configs.batches, CORRECT_CONFIG),

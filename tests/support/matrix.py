@@ -118,7 +118,8 @@ def page() -> str:
     text += (
         "\n## Other models\n\nThe list also has speech models without an encoder-decoder for text, which no "
         f"command takes: {', '.join(others)}. These, Whisper, models that read images and models with a "
-        "decoder alone can be trained from Python: see [Speech, images and decoder-only models](other_models.md).\n"
+        "decoder alone can be trained from Python: see "
+        "[Speech, images and decoder-only models](other_models.md).\n"
     )
     return text
 

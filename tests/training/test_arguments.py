@@ -220,6 +220,7 @@ def test_what_an_architecture_cannot_do_is_refused_by_its_config_alone(
     findings = of_config(Path("quickstart"), overrides)
     finding = next(finding for finding in findings if finding.check == "targets")
     assert finding.state == "fault" and finding.title == str(raised.value)
+    assert finding.remedy.startswith("correct that field")  # whichever it is
 
 
 @pytest.mark.parametrize(
