@@ -80,8 +80,12 @@ def test_generation_with_and_without_the_cache_equals_the_reference(
     if writes_alike(kind, ids, options):  # UMT5 of Transformers 5.17 and ProphetNet do not
         assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
         assert torch.equal(cached, reference.generate(ids, use_cache=False, **options))
-    else:
-        assert torch.equal(cached, reference.generate(ids, use_cache=True, **options))
+        return
+    try:
+        expected = reference.generate(ids, use_cache=True, **options)
+    except IndexError:
+        pytest.skip(f"this Transformers' own {kind} of other depths cannot use its cache (UMT5 in 5.17)")
+    assert torch.equal(cached, expected)
 
 
 @pytest.mark.parametrize(
