@@ -103,18 +103,24 @@ def check_positions(
     raise UserError(f"{given}: {', and '.join(reasons)}; {remedy}")
 
 
-def within_positions(settings: PredictionSettings, model: Any, name: str) -> PredictionSettings:
+def within_positions(
+    settings: PredictionSettings, model: Any, name: str, virtual_tokens: int = 0, report: bool = True
+) -> PredictionSettings:
     """Return settings whose lengths, where nobody set them, are at most what the model can take.
 
-    An adapter that PEFT wrote, and a model by itself, record no lengths. The log says once what was lowered.
+    An adapter that PEFT wrote, and a model by itself, record no lengths.
 
     Args:
         settings: prompt, lengths and generation settings.
         model: the model's Transformers configuration.
         name: the model as the log names it.
+        virtual_tokens: number of positions before each source that prompt tuning takes.
+        report: log once what was lowered.
     """
     encoder, decoder = positions_of(model)
     lowered = []
+    if encoder and virtual_tokens:
+        encoder = max(1, encoder - virtual_tokens)
     if encoder and encoder < settings.data.max_source_length:
         if "max_source_length" not in settings.data.model_fields_set:
             settings = replace(settings, data=settings.data.model_copy(update={"max_source_length": encoder}))
@@ -122,7 +128,7 @@ def within_positions(settings: PredictionSettings, model: Any, name: str) -> Pre
     if decoder and decoder < settings.max_new_tokens and settings.generation.max_new_tokens is None:
         settings = replace(settings, max_new_tokens=decoder)
         lowered.append(f"at most {decoder} tokens are written")
-    if lowered:
+    if lowered and report:
         _report(name, " and ".join(lowered))
     return settings
 

@@ -214,8 +214,9 @@ def settings_on_base(
     """
     folder, _ = find_base(base, "tokenizer")
     model = read_config(folder, base.as_written)
-    settings = within_positions(settings_of(saved), model, base.model_name_or_path).changed(where, changes)
     virtual_tokens = virtual_tokens_of(saved)
+    settings = within_positions(settings_of(saved), model, base.model_name_or_path, virtual_tokens)
+    settings = settings.changed(where, changes)
     check_positions(
         model, settings.data, settings.generation, base.as_written, virtual_tokens, has_labels=False
     )

@@ -48,13 +48,19 @@ class InferenceModel:
         adapters: the settings of each adapter by name, and of the base model under None.
     """
 
-    def __init__(self, base: ModelConfig, base_settings: PredictionSettings | None = None) -> None:
+    def __init__(
+        self,
+        base: ModelConfig,
+        base_settings: PredictionSettings | None = None,
+        report_lengths: bool = False,
+    ) -> None:
         """Load the base model.
 
         Args:
             base: which model, and in which storage format.
             base_settings: prompt, lengths and generation settings for the base model itself; None takes those
                 beside a merged model, or the defaults.
+            report_lengths: log which of the defaults are beyond the model's positions and lowered to them.
 
         Raises:
             UserError: the model cannot be loaded.
@@ -63,7 +69,8 @@ class InferenceModel:
         base_settings = base_settings or _settings_beside(Path(base.model_name_or_path).expanduser())
         self.model = load_model(base, pick_device(), report_generation=base_settings is None)
         self.tokenizer = load_tokenizer(base)
-        settings = within_positions(base_settings or PredictionSettings(), self.model.config, self.name)
+        settings = base_settings or PredictionSettings()
+        settings = within_positions(settings, self.model.config, self.name, report=report_lengths)
         self.adapters: dict[str | None, PredictionSettings] = {None: settings}
         self._first: str | None = None
         self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
@@ -100,9 +107,9 @@ class InferenceModel:
         problem = not_shareable(saved)
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
-        settings = within_positions(settings or settings_of(saved), self.model.config, self.name)
-        recorded = base_config(saved, self.name).dtype
+        settings, recorded = settings or settings_of(saved), base_config(saved, self.name).dtype
         self._inject(saved, name)
+        settings = within_positions(settings, self.model.config, self.name, self._virtual_tokens)
         here = str(self.model.dtype).removeprefix("torch.")
         if recorded not in ("auto", here):
             logger.warning(
@@ -261,7 +268,7 @@ def load(source: str | Path, base: str | None = None) -> InferenceModel:
             raise UserError(not_adapter)
         repo_id, revision = (name, None) if folder.exists() else split_name(name)
         model = ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field("model")
-        return InferenceModel(model, _settings_beside(saved.folder) if saved else None)
+        return InferenceModel(model, _settings_beside(saved.folder) if saved else None, report_lengths=True)
     loaded = InferenceModel(base_config(saved, base))
     loaded.add_adapter(saved)
     return loaded

@@ -12,6 +12,7 @@ from lora_hf.adapters.layer import check_adapter_name
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import UserError, did_you_mean
+from lora_hf.models.positions import positions_of
 from lora_hf.serving.batching import Batcher, BatcherClosed, QueueFull
 from lora_hf.serving.engine import Engine, Job
 from lora_hf.serving.limits import Limits
@@ -89,6 +90,9 @@ class Service:
         for name, most in (("num_beams", limits.max_beams), ("max_new_tokens", limits.max_new_tokens)):
             if (value := getattr(request, name)) and value > most:
                 raise RequestError(422, f"{name}={value} is more than this server's limit of {most}")
+        _, positions = positions_of(self.engine.model.config)
+        if positions and (value := request.max_new_tokens) and value > positions:
+            raise RequestError(422, f"max_new_tokens={value} is more than the model's {positions} positions")
         if request.adapter not in self.engine.adapters:
             raise self._unknown(str(request.adapter))
         settings = self.engine.adapters[request.adapter]

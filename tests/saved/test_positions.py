@@ -82,6 +82,7 @@ def test_lengths_that_nobody_set_are_lowered_to_the_model_s_positions(
         merge(str(adapter), tmp_path / "merged", None, None)
     assert caplog.text.count(says) == 1
     assert load(adapter).generate([TALK]) == [row["prediction"]] == load(tmp_path / "merged").generate([TALK])
+    assert caplog.text.count(str(base) + " has no embeddings") == 1  # of its adapter, not of the base too
     assert load(base).generate([TALK])
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
     assert plain.generation_config.max_new_tokens == 64

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from starlette.testclient import TestClient
+from support.families import make_family
+from support.letters import letters
 from support.server_process import DIALOGUES, EXTRA, FIELDS, Server, save_adapters, serving
 from support.warm_python import WarmPython
 
@@ -278,6 +280,18 @@ def test_a_full_queue_is_503_and_sigterm_answers_waiting_requests_first(
         assert server.process.wait() == 0
         server.reading.join()
         assert "all waiting requests are finished" in "".join(server.said)
+
+
+def test_a_request_beyond_the_model_s_positions_is_422(tmp_path: Path) -> None:
+    make_family("Bart").save_pretrained(tmp_path)
+    letters().save_pretrained(tmp_path)
+    service = Service(Engine(ModelConfig(model_name_or_path=str(tmp_path)), {}), Limits(max_wait=0))
+    with closing(service), TestClient(create_app(service)) as client:
+        asked = {"dialogue": "A: Hi", "max_new_tokens": 65}
+        response = client.post("/summarize", json=asked)
+        detail = "max_new_tokens=65 is more than the model's 64 positions"
+        assert (response.status_code, response.json()) == (422, {"detail": detail})
+        assert client.post("/summarize", json=asked | {"max_new_tokens": 64}).status_code == 200
 
 
 def test_a_late_answer_is_504() -> None:
