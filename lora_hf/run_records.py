@@ -355,6 +355,8 @@ def has_recorded_predictions(directory: Path, result: RunResult) -> bool:
 def same_order(directory: Path, rows: list[Prediction], first: list[Prediction]) -> list[Prediction]:
     """Return a run's rows in the order of another run's, matched by id; equal ids match in turn.
 
+    Rows whose ids differ, as older versions counted rows without ids otherwise, are matched by dialogue.
+
     Args:
         directory: the run's.
         rows: its predictions.
@@ -363,6 +365,11 @@ def same_order(directory: Path, rows: list[Prediction], first: list[Prediction])
     Raises:
         UserError: the ids differ.
     """
+    dialogues = {row["dialogue"]: row for row in rows}
+    others = {row["id"] for row in rows} ^ {row["id"] for row in first}
+    if others and all(name.isdecimal() for name in others) and len(dialogues) == len(rows) == len(first):
+        if dialogues.keys() == {row["dialogue"] for row in first}:
+            return [dialogues[row["dialogue"]] for row in first]
     remaining: dict[str, list[Prediction]] = {}
     for row in reversed(rows):
         remaining.setdefault(row["id"], []).append(row)

@@ -82,7 +82,7 @@ class Columns:
             return row
         if self.dialogue == MESSAGES and self.is_found:
             return row | {ID: cell(row, self.id)} | _from_messages(row.get(MESSAGES), self.turn_template)
-        dialogue = joined(cell(row, self.dialogue), self.turn_template)
+        dialogue = joined(cell(row, self.dialogue, self.turn_template), self.turn_template)
         if self.is_found and self.dialogue == "input" and isinstance(text := row.get(INSTRUCTION), str):
             dialogue = f"{text}\n\n{dialogue}" if dialogue else text
         read = {DIALOGUE: dialogue, ID: cell(row, self.id)}
@@ -95,20 +95,28 @@ class Columns:
             read[SUMMARY] = [text for text in found if text not in (None, "")]
         return row | read
 
+    def bad_column(self, row: Row) -> str:
+        """Return the column of the dialogue, or the one of a template's that has no text in a row."""
+        inner = () if self.dialogue in row else BRACES.findall(self.dialogue)
+        inner = () if DIALOGUE in inner else inner  # the row has the whole text under this key
+        found = {name: joined(cell(row, name), self.turn_template) for name in inner}
+        return bad_part(found) or self.dialogue.replace("\n", "\\n")
+
 
 PLAIN = Columns(DIALOGUE, (SUMMARY,), ID)
 
 
-def cell(row: Mapping[str, Any], name: str) -> Any:
+def cell(row: Mapping[str, Any], name: str, turn_template: str = TURN) -> Any:
     """Return a cell; a name with dots that is not a column itself stands for nested objects, or for
     a field of each object in a list.
 
-    A name with braces is a template: the text with each column in its place, or None if one is missing.
+    A name with braces is a template: the text with each column in its place, turns as lines. If one of them
+    is missing, empty, or neither text nor a number, it stands for the whole.
     """
     if name not in row and (inner := BRACES.findall(name)):
-        found = {column: cell(row, column) for column in inner}
-        if any(value is None for value in found.values()):
-            return None
+        found = {column: joined(cell(row, column), turn_template) for column in inner}
+        if (bad := bad_part(found)) is not None:
+            return found[bad]
         return BRACES.sub(lambda match: str(found[match[1]]), name)
     if name in row or "." not in name:
         return row.get(name)
@@ -117,6 +125,14 @@ def cell(row: Mapping[str, Any], name: str) -> Any:
     if isinstance(nested, list) and all(isinstance(one, Mapping) for one in nested):
         return [cell(one, rest) for one in nested]
     return cell(nested, rest) if isinstance(nested, Mapping) else None
+
+
+def bad_part(found: Mapping[str, Any]) -> str | None:
+    """Return the first column of a template that is missing, empty, or neither text nor a number."""
+    for column, value in found.items():
+        if not (value.strip() if isinstance(value, str) else _is_number(value)):
+            return column
+    return None
 
 
 def joined(turns: Any, template: str = TURN) -> Any:
@@ -186,7 +202,8 @@ def _is_empty(value: Any) -> bool:
 def head_of(rows: Iterator[Row], config: DataConfig) -> list[Row]:
     """Take the first row, and up to `HEAD` rows where it lacks a column that the config names."""
     head = list(islice(rows, 1))
-    if head and any(_is_empty(cell(head[0], name)) for name in _configured(config)):
+    named = (*_configured(config), *(() if config.id_column == ID else (config.id_column,)))
+    if head and any(_is_empty(cell(head[0], name)) for name in named):
         head += islice(rows, HEAD - 1)
     return head
 
@@ -215,6 +232,8 @@ def find_columns(
         name for name in _configured(config) if any(cell(row, name) is not None for row in head)
     }
     id_column = config.id_column
+    if id_column != ID and not has_column(head, id_column):
+        raise UserError(_missing("data.id_column", id_column, sorted(present), source, config))
     if id_column == ID and ID not in present:
         id_column = next((name for name in OTHER_IDS if name in present), ID)
     dialogue, turn = config.dialogue_column, config.turn_template

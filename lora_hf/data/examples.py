@@ -52,6 +52,8 @@ def check_rows(rows: list[Row], columns: Columns, config: DataConfig, part: Part
     """
     if not rows:
         raise UserError(f"{part.name} has no rows")
+    for number, row in enumerate(rows):
+        _number(row, number)
     bad = [number for number, row in enumerate(rows, start=1) if fault_of(row, columns)]
     if not bad:
         return rows
@@ -60,8 +62,7 @@ def check_rows(rows: list[Row], columns: Columns, config: DataConfig, part: Part
         raise UserError(f"{text}{SKIP if len(bad) < len(rows) else '. Correct them'}")
     logger.warning("%s; left out (data.on_bad_row: skip)", text)
     left_out = set(bad)
-    kept = ((number, row) for number, row in enumerate(rows) if number + 1 not in left_out)
-    return [row if row.get(ID) not in (None, "") else row | {ID: number} for number, row in kept]
+    return [row for number, row in enumerate(rows, start=1) if number not in left_out]
 
 
 def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, part: Part) -> Iterator[Row]:
@@ -73,7 +74,7 @@ def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, part: 
     bad, number, first = [], 0, ""
     for number, row in enumerate(rows, start=1):
         if not (fault := fault_of(row, columns)):
-            yield row
+            yield _number(row, number - 1)
         elif config.on_bad_row == "error":
             at = f"{part.name}, row {number:,}"
             raise UserError(f"{_bad_rows([number], 1, columns, part, fault, at)}{SKIP}")
@@ -85,11 +86,22 @@ def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, part: 
         logger.warning("%s; left out (data.on_bad_row: skip)", text)
 
 
+class RowNumber(int):
+    """The number of a row in its source, from 0: the id of a row that has none."""
+
+
+def _number(row: Row, number: int) -> Row:
+    """Give a row without an id its number."""
+    if row.get(ID) in (None, ""):
+        row[ID] = RowNumber(number)
+    return row
+
+
 SKIP = ". Correct them, or set data.on_bad_row: skip to leave them out"
 
 
 def _bad_rows(bad: list[int], n: int, columns: Columns, part: Part, fault: str, at: str = "") -> str:
-    names = " or ".join(dict.fromkeys((columns.dialogue, *columns.references)))
+    names = " or ".join(dict.fromkeys((columns.dialogue, *columns.references))).replace("\n", "\\n")
     place = part.place(bad[0])
     first = f" ({place}: {fault})" if place else f" ({fault})"
     listed = "" if at else f"; the first are rows {bad[:5]}"
@@ -115,26 +127,34 @@ def one_per_reference(rows: Iterable[Row]) -> Iterator[Row]:
 def group_rows(rows: list[Row]) -> list[Example]:
     """Group the references of equal dialogues, in the order of their first rows."""
     found: dict[str, tuple[str, list[str]]] = {}
-    for number, row in enumerate(rows):
-        _, references = found.setdefault(row[DIALOGUE], (_name(row, number), []))
+    for row, name in zip(rows, _names(rows), strict=True):
+        _, references = found.setdefault(row[DIALOGUE], (name, []))
         references += references_of(row)
     return [Example(name, dialogue, tuple(refs)) for dialogue, (name, refs) in found.items()]
 
 
 def dialogues_of(rows: list[Row]) -> list[Example]:
     """Return one example per row, even for equal dialogues, so that n rows give n summaries."""
-    return [Example(_name(row, number), row[DIALOGUE], ()) for number, row in enumerate(rows)]
+    return [Example(name, row[DIALOGUE], ()) for row, name in zip(rows, _names(rows), strict=True)]
 
 
-def _name(row: Row, number: int) -> str:
-    given = row.get(ID)
-    return str(number if given is None or given == "" else given)  # 0 is a valid id
+def _names(rows: list[Row]) -> list[str]:
+    """Return the ids of checked rows; the number of a row without one gives way to an equal id of another."""
+    given = {str(row[ID]) for row in rows if not isinstance(row[ID], RowNumber)}
+
+    def name(row: Row) -> str:
+        found = str(row[ID])
+        while isinstance(row[ID], RowNumber) and found in given:
+            found = f"row {found}"
+        return found
+
+    return [name(row) for row in rows]
 
 
 def fault_of(row: Row, columns: Columns) -> str:
     """Return what is wrong with a row that was read by its columns; an empty text if nothing is."""
     if fault := _not_text(row.get(DIALOGUE)):
-        return f"{columns.dialogue} {fault}"
+        return f"{columns.bad_column(row)} {fault}"
     if not columns.references:
         return ""
     found = row.get(SUMMARY)

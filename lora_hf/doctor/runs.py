@@ -142,8 +142,8 @@ def scoring(
     _, rows = score(Run(config, run, load_tokenizer(config.model), data, trained))
     scoring = Scoring.of_result(record)
     targets = scoring.task.targets
-    before = {row["id"]: row["prediction"] for row in scores}
-    other = [str(row["id"]) for row in rows if before.get(row["id"]) != row["prediction"]]
+    before = {row["dialogue"]: row["prediction"] for row in scores}  # older versions counted ids otherwise
+    other = [str(row["id"]) for row in rows if before.get(row["dialogue"]) != row["prediction"]]
     if other:
         yield fault(
             f"{len(other)} of {len(rows)} {targets} differ from the recorded ones: {few(other)}", AGAIN

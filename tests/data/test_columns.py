@@ -252,3 +252,55 @@ def test_formats_that_sort_the_languages_do_not_say_the_direction(tmp_path, is_s
     assert "data.dialogue_column: translation.en and data.summary_column: translation.de" in str(error.value)
     config = DataConfig(dataset_name=str(place), target_language="deu_Latn")
     assert load_split(config, "test")[0].dialogue.startswith("en ")
+
+
+TEMPLATE = {"dialogue_column": "{query}\n\n{turns}"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_turns_in_a_template_become_lines(tmp_path, streaming):
+    turns = [{"who": "A", "text": "Hi"}, {"who": "B", "text": "Yo"}]
+    row = {"query": 7, "turns": turns, "summary": GIST}
+    _, [example] = load(tmp_path, [row], streaming=streaming, turn_template="{who}> {text}", **TEMPLATE)
+    assert example.dialogue == "7\n\nA> Hi\nB> Yo"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("query", "fault"),
+    [
+        ("", "query is empty"),
+        (" \n", "query is empty"),
+        (None, "query is missing"),
+        ([1, 2], "query is .1, 2., a list"),
+        ({"a": 1}, "query is {'a': 1}, an object"),
+        ([], "query is an empty list"),
+    ],
+)
+def test_an_empty_column_in_a_template_is_a_row_without_text(tmp_path, query, fault, streaming):
+    rows = [{"query": one, "turns": TALK, "summary": GIST} for one in ("Who?", query)]
+    with pytest.raises(UserError, match=fault):
+        load(tmp_path, rows, streaming=streaming, **TEMPLATE)
+    _, [kept] = load(tmp_path, rows, streaming=streaming, on_bad_row="skip", **TEMPLATE)
+    assert kept.dialogue == f"Who?\n\n{TALK}"
+
+
+def test_another_id_column_than_the_rows_have_is_an_error(tmp_path):
+    rows = [{"dialogue": TALK, "summary": GIST, "meta": {"nr": 5}}]
+    assert load(tmp_path, rows, id_column="meta.nr")[1][0].id == "5"
+    assert load(tmp_path, [{"dialogue": "A", "summary": GIST}, *rows], id_column="meta.nr")[1][1].id == "5"
+    with pytest.raises(UserError, match="data.id_column='mata': .* Did you mean 'meta'?"):
+        load(tmp_path, rows, id_column="mata")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_an_id_have_their_number_as_one_and_no_two_rows_the_same(tmp_path, streaming):
+    file = tmp_path / "all.jsonl"
+    rows = [{"dialogue": f"A: {i}", "summary": "" if i == 2 else GIST} for i in range(60)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = DataConfig(dataset_name=str(file), on_bad_row="skip", streaming=streaming)
+    found = load_split(one, "test")
+    assert 2 < len(found) < 20 and all(f"A: {example.id}" == example.dialogue for example in found)
+    some = [{"dialogue": f"A: {i}", "summary": GIST} | ({"id": i - 1} if i % 2 else {}) for i in range(6)]
+    _, examples = load(tmp_path, some, "test", streaming=streaming)
+    assert [example.id for example in examples] == ["row 0", "0", "row 2", "2", "row 4", "4"]

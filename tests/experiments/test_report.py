@@ -18,7 +18,7 @@ from lora_hf.files import file_sha256, write_json, write_text
 from lora_hf.reporting.figures import Report, _scores_by_weights, dots, logged
 from lora_hf.reporting.highlight import marked
 from lora_hf.run_files import ROUGE_NAMES
-from lora_hf.run_records import PREDICTIONS_VERSION, read_predictions
+from lora_hf.run_records import PREDICTIONS_VERSION, read_predictions, same_order
 
 
 @pytest.fixture
@@ -345,3 +345,13 @@ def test_shared_words_are_those_that_rouge_counts() -> None:
     assert marked("the cat sat", ["The cat"]) == "<mark>the cat</mark> sat"
     assert marked("我去上海。", ["我去北京。"]) == "<mark>我去</mark>上海。"
     assert marked("", ["x"]) == ""
+
+
+def test_runs_that_count_rows_without_ids_otherwise_are_matched_by_dialogue(tmp_path):
+    def rows(*ids):
+        return [{"id": name, "dialogue": f"A: {at}"} for name, at in zip(ids, "123"[: len(ids)], strict=True)]
+
+    first, other = rows("0", "1", "2"), rows("4", "1", "9")
+    assert same_order(tmp_path, other[::-1], first) == other
+    with pytest.raises(UserError, match="lacks id '0'"):
+        same_order(tmp_path, [*rows("4", "1"), {"id": "9", "dialogue": "B"}], first)
