@@ -1,7 +1,7 @@
 """Load the splits of a dataset: rows in the source's order, checked, by dialogue."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, islice
@@ -14,11 +14,12 @@ from lora_hf.data.examples import (
     Example,
     check_each,
     check_rows,
+    fault_of,
     group_rows,
     one_per_reference,
 )
-from lora_hf.data.overlap import plain_text
-from lora_hf.data.sources import Part, limit_of, open_part
+from lora_hf.data.overlap import dialogue_key, home_of_byte, homes_of_copies, plain_text
+from lora_hf.data.sources import Part, limit_of, open_part, read_source
 from lora_hf.data.split_names import SPLITS, Split
 from lora_hf.data.translation import common_order
 from lora_hf.errors import UserError, few
@@ -61,7 +62,8 @@ def load_split_and_origin(config: DataConfig, split: Split) -> LoadedSplit:
         return LoadedSplit(group_rows(found), origin, columns)
     checked = check_rows(list(rows), columns, config, part)
     if part.homes:
-        checked = _slice(checked, config, scored, part)
+        moved = homes_of_copies(row[DIALOGUE] for row in checked) if _is_to_the_letter(config, part) else {}
+        checked = _slice(checked, config, scored, part, moved)
     return LoadedSplit(group_rows(checked)[:limit], origin, columns)
 
 
@@ -83,7 +85,8 @@ def _rows_of(
 ) -> Iterator[Row]:
     rows = check_each(rows, columns, config, part)
     if part.homes:
-        rows = filter(lambda row: _home(row[DIALOGUE], config, part) in part.homes, rows)
+        moved = _moved_in_files(config, part, columns) if _is_to_the_letter(config, part) else {}
+        rows = filter(lambda row: _home(row[DIALOGUE], config, part, moved) in part.homes, rows)
     rows = one_per_reference(rows)
     first = next(rows, None)
     if first is None:
@@ -145,22 +148,44 @@ def _shares(config: DataConfig) -> tuple[float, float]:
     return config.validation_share, config.test_share
 
 
-def _home(dialogue: str, config: DataConfig, part: Part) -> Split:
+def _is_to_the_letter(config: DataConfig, part: Part) -> bool:
+    """Return whether dialogues are divided by the hash of their exact text, as all once were."""
+    return part.is_one_file and config.split_seed == 0 and _shares(config) == DEFAULT_SHARES
+
+
+def _moved_in_files(config: DataConfig, part: Part, columns: Columns) -> dict[int, Split]:
+    """Return `homes_of_copies` of the part's files, which are read once for each state that they are in."""
+    state = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in part.files]
+    key = repr((state, columns, part.form))
+    if key not in _MOVED:
+        rows = (columns.read(row) for file in part.files for row in read_source(file, part.form))
+        texts = (row[DIALOGUE] for row in rows if not fault_of(row, columns))
+        _MOVED.clear()
+        _MOVED[key] = homes_of_copies(texts)
+    return _MOVED[key]
+
+
+_MOVED: dict[str, dict[int, Split]] = {}
+"""The result for the last files, which a streamed split needs in each epoch."""
+
+
+def _home(dialogue: str, config: DataConfig, part: Part, moved: Mapping[int, Split]) -> Split:
     """Return the split of a dialogue in data without that split, by its hash.
 
     Copies of a dialogue with other spaces or in another case have the same home. One file with the default
     seed and shares is divided as it always was, by its dialogues to the letter, so that earlier runs stay
-    valid.
+    valid; there, `moved` has the home of those that have such copies.
     """
     shares = _shares(config)
-    if part.is_one_file and config.split_seed == 0 and shares == DEFAULT_SHARES:
+    if _is_to_the_letter(config, part):
+        if moved and (home := moved.get(dialogue_key(dialogue))):
+            return home
         text = dialogue.encode()
     else:
         text = f"{config.split_seed}\n".encode() + plain_text(dialogue)
     digest = sha256(text).digest()
     if shares == DEFAULT_SHARES:
-        tenth = digest[0] % 10
-        return "test" if tenth == 9 else "validation" if tenth == 8 else "train"
+        return home_of_byte(digest[0])
     place = int.from_bytes(digest[:8], "big") / 2**64
     validation, test = shares
     return "test" if place < test else "validation" if place < test + validation else "train"
@@ -180,8 +205,10 @@ def origin_of(part: Part, config: DataConfig, split: Split) -> str:
     return f"{percent} of {source}, by a hash of the dialogue (data.split_seed={config.split_seed})"
 
 
-def _slice(rows: list[Row], config: DataConfig, split: Split, part: Part) -> list[Row]:
-    chosen = [row for row in rows if _home(row[DIALOGUE], config, part) in part.homes]
+def _slice(
+    rows: list[Row], config: DataConfig, split: Split, part: Part, moved: Mapping[int, Split]
+) -> list[Row]:
+    chosen = [row for row in rows if _home(row[DIALOGUE], config, part, moved) in part.homes]
     count = f"{len(chosen):,} of {len(rows):,} rows"
     if part.is_one_file:
         text = "%s [%s]: %s, by a hash of the dialogue (data.split_seed=%d)"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from hashlib import sha256
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ from support.inputs import shared_data
 from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.input_file import read_file
-from lora_hf.data.splits import load_split
+from lora_hf.data.overlap import plain_text
+from lora_hf.data.splits import iterate_split, load_split
 from lora_hf.errors import UserError
 
 ROWS = [
@@ -102,6 +104,30 @@ def test_a_single_file_is_split_in_three_by_its_dialogues_and_no_dialogue_is_in_
     assert len({example.dialogue for examples in splits.values() for example in examples}) == 400
     more = load_split(config(write(tmp_path / "more.jsonl", numbered(500))), "train")
     assert {e.dialogue for e in splits["train"]} < {e.dialogue for e in more}  # by dialogue, not by place
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"split_seed": 3}, {"test_share": 0.2}])
+def test_copies_with_other_spaces_case_or_accents_are_in_one_split(tmp_path, fields, streaming):
+    forms = ("A: Café {}?", "a:  CAFÉ {}?", "A: Cafe\u0301\n{}?")
+    rows = [{"dialogue": form.format(i), "summary": "B."} for i in range(60) for form in forms[: 1 + i % 3]]
+    written = config(write(tmp_path / "all.jsonl", rows), streaming=streaming, **fields)
+    homes = {split: [e.dialogue for e in load_split(written, split)] for split in ("validation", "test")}
+    homes["train"] = [row["dialogue"] for row in iterate_split(written, "train")]
+    assert sum(map(len, homes.values())) == len(rows) and all(homes.values())
+    keys = [{plain_text(dialogue) for dialogue in dialogues} for dialogues in homes.values()]
+    assert sum(map(len, keys)) == 60 == len(set.union(*keys))
+
+
+def test_a_file_without_such_copies_is_divided_as_it_always_was(tmp_path):
+    written = config(write(tmp_path / "all.jsonl", numbered(60)))
+    for split, tenths in {"test": {9}, "validation": {8}}.items():
+        old = [
+            row["dialogue"]
+            for row in numbered(60)
+            if sha256(row["dialogue"].encode()).digest()[0] % 10 in tenths
+        ]
+        assert [example.dialogue for example in load_split(written, split)] == old
 
 
 def test_a_single_file_is_checked_completely_before_it_is_split(tmp_path):
