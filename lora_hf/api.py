@@ -95,8 +95,8 @@ def score(
         references: one text per example, or several: ROUGE is the mean over them, and docs/tasks.md says what
             the other metrics do.
         metrics: names of metrics, or paths of Python files (docs/tasks.md).
-        language: language of the references, a code such as `de`, if it is known: it chooses the stemmer of
-            ROUGE and the tokenizer of BLEU.
+        language: language of the references, if it is known: a code such as `de`, or a name such as `german`.
+            It chooses the stemmer of ROUGE and the tokenizer of BLEU.
 
     Returns:
         Each score, such as `rouge1`, `rouge2`, `rougeL` and `rougeLsum` from 0 to 1, `<name>_interval` of

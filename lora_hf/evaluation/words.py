@@ -17,6 +17,8 @@ from unicodedata import normalize
 
 import regex
 
+from lora_hf.language_codes import SNOWBALL, primary_code
+
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
 
@@ -47,25 +49,7 @@ _ABBREVIATIONS = (
 _SENTENCE_STARTERS = (
     "he she it they we you i the this that there but and then so"  # "at 5 p.m. He", "the U.S. The"
 )
-SNOWBALL = {
-    "arabic": ("ar", "ara", "arb"),
-    "danish": ("da", "dan"),
-    "dutch": ("nl", "nld"),
-    "finnish": ("fi", "fin"),
-    "french": ("fr", "fra"),
-    "german": ("de", "deu"),
-    "hungarian": ("hu", "hun"),
-    "italian": ("it", "ita"),
-    "norwegian": ("nb", "nn", "no", "nob", "nno", "nor"),
-    "portuguese": ("pt", "por"),
-    "romanian": ("ro", "ron"),
-    "russian": ("ru", "rus"),
-    "spanish": ("es", "spa"),
-    "swedish": ("sv", "swe"),
-}
-"""The languages for which NLTK has a Snowball stemmer, and their codes of ISO 639."""
-_CODES = {code: name for name, codes in SNOWBALL.items() for code in codes}
-_ENGLISH_CODES = ("en", "eng")
+_CODES = {codes[0]: name for name, codes in SNOWBALL.items()}
 
 
 @dataclass(frozen=True)
@@ -125,19 +109,19 @@ def choose_tokenizer(references: Iterable[str], language: str | None = None) -> 
 
     Args:
         references: the texts to compare with.
-        language: their language, if it is known: a code such as "de", "de_DE", "deu_Latn" or "__de__". It
-            chooses the stemmer, and any but English chooses `UNICODE`. Without it, texts in which less than
-            `OTHER_LETTERS` of the letters are outside a-z are taken as English.
+        language: their language, if it is known: a code such as "de", "de_DE", "deu_Latn" or "__de__", or a
+            name such as "german". It chooses the stemmer, and any but English chooses `UNICODE`. Without it,
+            texts in which less than `OTHER_LETTERS` of the letters are outside a-z are taken as English.
     """
-    code = regex.split(r"[_-]", language.strip("_").casefold())[0] if language else None
-    if code and code not in _ENGLISH_CODES:
+    code = primary_code(language)
+    if code and code != "en":
         return RougeTokenizer(UNICODE, _CODES.get(code))
     letters = others = 0
     for text in references:
         of_text = _count_letters(text)
         letters, others = letters + of_text[0], others + of_text[1]
     if others and others >= OTHER_LETTERS * letters:
-        return RougeTokenizer(UNICODE)
+        return RougeTokenizer(UNICODE, PORTER if code else None)
     return RougeTokenizer(ENGLISH)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from lora_hf.config import DataConfig
 from lora_hf.errors import UserError, did_you_mean, few
+from lora_hf.language_codes import primary_code
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that have a name of their own and so are no language."""
@@ -76,7 +77,9 @@ def check_languages(tokenizer: Any, data: DataConfig) -> None:
             continue
         wrong = f"data.{field}={code!r}: the model's tokenizer"
         if known:
-            near = did_you_mean(code, known) or f" Known are {few(map(repr, known))}."
+            of_language = [mark for mark in known if primary_code(mark) == primary_code(code)]
+            suggested = f" Did you mean {few(map(repr, of_language))}?" if of_language else ""
+            near = suggested or did_you_mean(code, known) or f" Known are {few(map(repr, known))}."
             raise UserError(f"{wrong} does not know this language.{near}")
         own = next((value for name in names if (value := getattr(tokenizer, name, None))), None)
         if marks := getattr(tokenizer, "supported_language_codes", None):

@@ -104,6 +104,15 @@ def test_error_rates_are_those_of_jiwer(name):
     )
 
 
+@pytest.mark.parametrize("name", ["cer", "wer"])
+def test_an_empty_reference_adds_its_edits_and_only_empty_ones_have_no_rate(name):
+    pytest.importorskip("jiwer")
+    record = score(["a", "b c", ""], [[""], ["b c"], ["", "x"]], name)
+    assert record[name] == pytest.approx({"cer": 1 / 3, "wer": 1 / 2}[name])
+    with pytest.raises(UserError, match=f"{name}: all references are empty"):
+        score(["a", ""], [[""], [""]], name)
+
+
 def test_answers_are_scored_as_by_the_official_script_of_squad():
     evaluate = pytest.importorskip("evaluate")
     assert evaluate is not None
@@ -143,6 +152,12 @@ def test_english_words_are_no_measure_of_an_output_in_another_script():
 def test_the_language_chooses_the_stemmer():
     made, true = ["die Häuser"], [["das Haus"]]
     assert score(made, true, language="de")["rouge_tokenizer"] == "unicode, german stems"
+    assert score(made, true, language="german") == score(made, true, language="de")
+    english = ["he walks"], ["he walked"]
+    assert score(*english, language="English") == score(*english, language="en") == score(*english)
+    for wrong, near in (("klingon", ""), ("xq", ""), ("germn", "Did you mean 'german'")):
+        with pytest.raises(UserError, match=f"language='{wrong}' is neither .*{near}"):
+            score(made, true, language=wrong)
 
 
 def test_a_file_of_the_users_own_is_a_metric_with_a_mean_or_with_sums(tmp_path):

@@ -7,12 +7,12 @@ import pytest
 from lora_hf.evaluation.rouge import rouge_per_pair, score_dialogues
 from lora_hf.evaluation.words import (
     ENGLISH,
-    SNOWBALL,
     UNICODE,
     RougeTokenizer,
     choose_tokenizer,
     unicode_words,
 )
+from lora_hf.language_codes import SNOWBALL
 
 # Two sentences in each language that have no word, or where words are characters no character, in common.
 SENTENCES = {
@@ -120,9 +120,14 @@ def test_references_choose_the_tokenizer_and_a_language_chooses_the_stemmer() ->
     assert choose_tokenizer(["He met José at noon. " + "They talked about lunch. " * 9]).name == ENGLISH
     assert choose_tokenizer(["Über die Brücke gehen"]) == RougeTokenizer(UNICODE)
     assert choose_tokenizer([]).name == choose_tokenizer(["123"]).name == ENGLISH
-    for code in ("de", "de_DE", "deu_Latn", "__deu__", "DE"):
+    for code in ("de", "de_DE", "deu_Latn", "__deu__", "DE", "German", "ger"):
         assert choose_tokenizer(["plain letters"], code) == RougeTokenizer(UNICODE, "german")
     assert choose_tokenizer(["x"], "en_XX") == choose_tokenizer(["x"], "eng_Latn") == RougeTokenizer(ENGLISH)
+    for code in (None, "en", "eng_Latn", "en-US", "English"):
+        assert choose_tokenizer(["plain letters"], code) == RougeTokenizer(ENGLISH)
+    assert choose_tokenizer(["él está aquí"], "en") == RougeTokenizer(
+        UNICODE, "Porter"
+    )  # still English stems
     assert choose_tokenizer(["x"], "id_ID") == RougeTokenizer(UNICODE)
     words = RougeTokenizer(UNICODE, "german").tokenize("Die Häuser stehen. Das Haus steht.")
     assert words[1] == words[4] == "haus"

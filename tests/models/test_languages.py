@@ -109,6 +109,7 @@ def marian() -> Any:
     ("make", "code", "message"),
     [
         (nllb, "deu_Latin", "does not know this language. Did you mean 'deu_Latn'?"),
+        (nllb, "german", "does not know this language. Did you mean 'deu_Latn'?"),
         (mbart, "klingon", "does not know this language. Known are 'ar_AR', "),
         (letters, "de", "has no languages: leave out the field, and name it in data.prompt"),
         (fixed_pair, "fr", "is for 'de' alone: leave out the field"),

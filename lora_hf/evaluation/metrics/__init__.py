@@ -18,6 +18,7 @@ from lora_hf.evaluation.metrics.own import own_metric, own_score
 from lora_hf.evaluation.metrics.rouge import BY_UNICODE, is_english, rouge
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
 from lora_hf.evaluation.rouge import load_scorer
+from lora_hf.language_codes import check_language
 from lora_hf.scores import METRICS, Score
 
 Compute = Callable[[list[str], list[list[str]], str | None], Measured]
@@ -154,7 +155,7 @@ def scoring_by(metrics: Sequence[str], language: str | None = None) -> Scoring:
     """Return the scoring by metrics alone, without a task; what they need is imported.
 
     Raises:
-        UserError: an unknown metric, or one that needs a package that is missing.
+        UserError: an unknown metric or language, or a metric that needs a package that is missing.
     """
     names = tuple(metrics)
     task = SUMMARIZATION if names == SUMMARIZATION.metrics else None
@@ -166,7 +167,9 @@ def scoring_by(metrics: Sequence[str], language: str | None = None) -> Scoring:
             )
     if not names:
         raise UserError(f"name at least one metric: {', '.join(METRICS)}, or a Python file")
-    scoring = Scoring(task or TASKS["text_to_text"].model_copy(update={"metrics": names}), language)
+    scoring = Scoring(
+        task or TASKS["text_to_text"].model_copy(update={"metrics": names}), check_language(language)
+    )
     scoring.check()
     return scoring
 

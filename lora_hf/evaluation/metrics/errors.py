@@ -1,6 +1,7 @@
 """Character and word error rate by jiwer: edits over the length of the references, lower is better.
 
-Of several references the one with the lowest rate counts for an example.
+Of several references the one with the lowest rate counts for an example. An empty reference adds its edits,
+and no length.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_hf.errors import UserError
 from lora_hf.evaluation.metrics.packages import imported
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
 
@@ -21,9 +23,11 @@ def of_jiwer(
     """Score by a function of jiwer that counts edits."""
     process = getattr(imported(PACKAGE), function)
     rows = [
-        min((_edits(process(text, prediction)) for text in texts), key=lambda row: row[0] / row[1])
+        min((_edits(process(text, prediction)) for text in texts), key=lambda row: row[0] / max(row[1], 1))
         for prediction, texts in zip(predictions, references, strict=True)
     ]
+    if not any(length for _, length in rows):
+        raise UserError(f"{name}: all references are empty, so there is no length to divide the edits by")
     return Measured({name: ScoreValues(np.array(rows, dtype=np.float64), _rate)})
 
 
@@ -34,7 +38,8 @@ def _edits(found: Any) -> tuple[int, int]:
 
 
 def _rate(sums: np.ndarray) -> np.ndarray:
-    return np.asarray(sums[..., 0] / sums[..., 1])
+    # one example, and so a resample, may have empty references alone
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
 
 
 cer: Callable[..., Measured] = partial(of_jiwer, "cer", "process_characters")

@@ -20,12 +20,13 @@ import regex
 from lora_hf.errors import UserError
 from lora_hf.evaluation.metrics.packages import imported
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+from lora_hf.language_codes import primary_code
 
 INTERNALS = ("_extract_corpus_statistics", "_compute_score_from_stats")
 """Private methods of `sacrebleu.metrics.base.Metric` in use."""
 PACKAGE = "sacrebleu"
 MECAB = {"ja": "ja-mecab", "ko": "ko-mecab"}
-_CODES = {"zh": "zh", "zho": "zh", "cmn": "zh", "yue": "zh", "ja": "ja", "jpn": "ja", "ko": "ko", "kor": "ko"}
+_CODES = {"zh": "zh", "yue": "zh", "ja": "ja", "ko": "ko"}
 _KANA, _HAN, _LETTER = (
     regex.compile(r"[\p{Hiragana}\p{Katakana}]"),
     regex.compile(r"\p{Han}"),
@@ -65,9 +66,8 @@ def _metric(name: str, references: list[list[str]], language: str | None) -> Any
 
 def _bleu_tokenizer(metrics: Any, references: list[list[str]], language: str | None) -> str:
     """Return the tokenizer for the language, which the script tells where it is not given."""
-    code = _CODES.get(regex.split(r"[_-]", language.strip("_").casefold())[0]) if language else None
-    if language is None:
-        code = _by_script("".join(text for texts in references for text in texts))
+    code = _CODES.get(primary_code(language) or "")
+    code = code or _by_script("".join(text for texts in references for text in texts))
     if code == "zh":
         return "zh"
     if code is None:
