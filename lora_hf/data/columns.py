@@ -5,6 +5,7 @@ default names are missing, columns are found by the names below, if exactly one 
 guessed between two. A name with braces joins columns: `{context}\n\n{question}`.
 """
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from lora_hf.config import DataConfig
 from lora_hf.config.task import TASKS
 from lora_hf.data.translation import TRANSLATION, direction, languages_in
-from lora_hf.errors import UserError, did_you_mean, listed
+from lora_hf.errors import NOT_JSON, UserError, did_you_mean, listed
 
 Row = dict[str, Any]
 DIALOGUE, SUMMARY, ID = "dialogue", "summary", "id"
@@ -69,6 +70,8 @@ class Columns:
     """Template that makes a turn of a dialogue a line."""
     is_numeric: bool = False
     """True if the references are numbers, such as labels, which are read as text."""
+    is_csv: bool = False
+    """True if lists, of references or turns, can only be written as JSON in a text."""
 
     def __str__(self) -> str:
         return f"{self.dialogue!r} -> {', '.join(map(repr, self.references)) or 'no references'}"
@@ -78,22 +81,28 @@ class Columns:
 
         A cell of another type than expected is left as it is, and is refused by the check that follows.
         """
-        if self == PLAIN and isinstance(row.get(DIALOGUE), str):
+        if self == PLAIN and isinstance(row.get(DIALOGUE), str) and not isinstance(row.get(SUMMARY), list):
             return row
         if self.dialogue == MESSAGES and self.is_found:
             return row | {ID: cell(row, self.id)} | _from_messages(row.get(MESSAGES), self.turn_template)
-        dialogue = joined(cell(row, self.dialogue, self.turn_template), self.turn_template)
+        dialogue = joined(self._cell(row, self.dialogue), self.turn_template)
         if self.is_found and self.dialogue == "input" and isinstance(text := row.get(INSTRUCTION), str):
             dialogue = f"{text}\n\n{dialogue}" if dialogue else text
         read = {DIALOGUE: dialogue, ID: cell(row, self.id)}
         if len(self.references) == 1:
-            read[SUMMARY] = cell(row, self.references[0])
+            read[SUMMARY] = self._cell(row, self.references[0])
+            if isinstance(read[SUMMARY], list):
+                read[SUMMARY] = [text for text in read[SUMMARY] if not _is_blank(text)]
             if self.is_numeric and _is_number(read[SUMMARY]):
                 read[SUMMARY] = str(read[SUMMARY]).lower()  # true and false, as json has them
         elif self.references:  # an annotator may have left one out, but not all
             found = [cell(row, name) for name in self.references]
-            read[SUMMARY] = [text for text in found if text not in (None, "")]
+            read[SUMMARY] = [text for text in found if not _is_blank(text)]
         return row | read
+
+    def _cell(self, row: Row, name: str) -> Any:
+        found = cell(row, name, self.turn_template)
+        return _list_in(found) if self.is_csv and isinstance(found, str) else found
 
     def bad_column(self, row: Row) -> str:
         """Return the column of the dialogue, or the one of a template's that has no text in a row."""
@@ -184,6 +193,23 @@ def _from_messages(messages: Any, template: str) -> Row:
     before = messages[:-1] if is_answered else messages
     said = before[0].get("content") if len(before) == 1 else joined(before, template)
     return {DIALOGUE: said, SUMMARY: messages[-1].get("content") if is_answered else None}
+
+
+def _list_in(text: str) -> Any:
+    """Return the list of texts or objects that a cell of csv is as JSON; else the cell itself."""
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        found = json.loads(text)
+    except NOT_JSON:
+        return text
+    texts = [one for one in found if one is not None]
+    kinds = {str if isinstance(one, str) else dict if isinstance(one, dict) else None for one in texts}
+    return found if kinds in ({str}, {dict}) else text
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def holds_numbers(columns: Columns, row: Row) -> bool:

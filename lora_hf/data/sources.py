@@ -46,6 +46,11 @@ class Part:
         """Return whether the keys of an object are in the order in which someone wrote them."""
         return bool(self.files) and all(endings(file)[0] in WRITTEN for file in self.files)
 
+    @property
+    def is_csv(self) -> bool:
+        """Return whether each cell is a text."""
+        return bool(self.files) and all(endings(file)[0] in CSV for file in self.files)
+
     def place(self, number: int) -> str:
         """Return the file and line of a row by its number from 1: `a.csv, line 3`. Empty if there is none."""
         at = 0
@@ -90,13 +95,14 @@ def open_part(config: DataConfig, split: Split) -> Part:
     return _on_hub(config, split)
 
 
+CSV = (".csv", ".tsv")
 WRITTEN = (".json", ".jsonl", ".ndjson")
 """Formats that keep the order of an object's keys."""
 READ_BY = {
     "encoding": tuple(ending for ending in READERS if ending not in BINARY),
-    "delimiter": (".csv", ".tsv"),
-    "escapechar": (".csv", ".tsv"),
-    "column_names": (".csv", ".tsv"),
+    "delimiter": CSV,
+    "escapechar": CSV,
+    "column_names": CSV,
     "json_field": (".json",),
 }
 """Fields of the form of files, and the endings of those that are read by them."""

@@ -117,6 +117,7 @@ def read_part(part: Part, config: DataConfig, needs_references: bool = True) -> 
         logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
     elif columns.is_found and columns.dialogue != config.dialogue_column:
         logger.info("%s: the dialogues are in column %r (--dialogue-column)", part.name, columns.dialogue)
+    columns = replace(columns, is_csv=part.is_csv)
     if holds_numbers(columns, head[0]):
         columns = replace(columns, is_numeric=True)
         if needs_references:

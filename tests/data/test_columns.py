@@ -1,5 +1,6 @@
 """Columns by the config, or found by their names; turns, several references, ids, and rows without text."""
 
+import csv
 import json
 import logging
 
@@ -304,3 +305,32 @@ def test_rows_without_an_id_have_their_number_as_one_and_no_two_rows_the_same(tm
     some = [{"dialogue": f"A: {i}", "summary": GIST} | ({"id": i - 1} if i % 2 else {}) for i in range(6)]
     _, examples = load(tmp_path, some, "test", streaming=streaming)
     assert [example.id for example in examples] == ["row 0", "0", "row 2", "2", "row 4", "4"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("dialogue", "summary", "read"),
+    [
+        (TALK, '["a", "b"]', (TALK, ["a", "b"])),
+        (TALK, ' ["a", null, ""]', (TALK, ["a"])),
+        ('[{"speaker": "A", "text": "Hi"}, {"text": "Yo"}]', GIST, ("A: Hi\nYo", [GIST])),
+        ('["A: Hi", "B: Yo"]', GIST, ("A: Hi\nB: Yo", [GIST])),
+        ("[Ann] Hi", "[1, 2]", ("[Ann] Hi", ["[1, 2]"])),  # texts, as before
+        ("[]", '["a"', ("[]", ['["a"'])),
+        ('"A"', '["a", 1]', ('"A"', ['["a", 1]'])),
+    ],
+)
+def test_a_list_in_a_cell_of_csv_is_one_if_it_is_json(tmp_path, dialogue, summary, read, streaming):
+    for split in ("train", "validation", "test"):
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("dialogue", "summary"), (dialogue, summary)])
+    rows = list(iterate_split(DataConfig(dataset_name=str(tmp_path), streaming=streaming), "train"))
+    assert [(row["dialogue"], row["summary"]) for row in rows] == [(read[0], one) for one in read[1]]
+
+
+def test_a_text_of_json_lines_that_looks_like_a_list_stays_a_text_and_empty_references_are_left_out(tmp_path):
+    assert load(tmp_path, [{"dialogue": '["a"]', "summary": GIST}])[1][0].dialogue == '["a"]'
+    rows = [{"dialogue": TALK, "summary": ["x", None, " ", "y"]}]
+    assert load(tmp_path, rows)[1][0].references == ("x", "y")
+    with pytest.raises(UserError, match="summary is an empty list"):
+        load(tmp_path, [{"dialogue": TALK, "summary": [None, ""]}])
