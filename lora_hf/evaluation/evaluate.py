@@ -18,7 +18,7 @@ from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.metrics import Measured, Scoring
 from lora_hf.evaluation.metrics.rouge import from_dialogue_scores, rows_by_unicode
 from lora_hf.evaluation.rouge import DialogueScores
-from lora_hf.evaluation.words import choose_tokenizer
+from lora_hf.evaluation.words import choose_tokenizer, spaced_words
 from lora_hf.files import write_text
 from lora_hf.models.generation import check_tokens
 from lora_hf.models.languages import decode
@@ -42,7 +42,7 @@ class ValidationScores:
         )
         for written, reference in list(zip(predictions, references, strict=True))[:LOGGED_SUMMARIES]:
             logger.info("reference: %s\ngenerated: %s", reference, written)
-        words = [len(text.split()) for text in predictions]
+        words = [len(spaced_words(text)) for text in predictions]
         return from_main(lambda: self.score(predictions, references)) | {"words": float(np.mean(words))}
 
     def score(self, predictions: list[str], references: list[str]) -> dict[str, float]:
@@ -170,8 +170,8 @@ def score_record(
     measured = measured or measure_rows(rows, scoring)
     references = [reference for row in rows for reference in row["references"]]
     scores: dict[str, Any] = {"n_examples": len(rows)} | scoring.record(measured)
-    scores["mean_words"] = float(np.mean([len(row["prediction"].split()) for row in rows]))
-    scores["reference_words"] = float(np.mean([len(reference.split()) for reference in references]))
+    scores["mean_words"] = float(np.mean([len(spaced_words(row["prediction"])) for row in rows]))
+    scores["reference_words"] = float(np.mean([len(spaced_words(reference)) for reference in references]))
     return cast(Scores, scores)
 
 

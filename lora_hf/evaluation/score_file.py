@@ -125,6 +125,8 @@ def render_table(scores: FileScores, metrics: Sequence[str] = ("rouge",)) -> str
     counted = f"{n} {one}s in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one {one}"
     lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over {one}s")
     lines += [f"{name.replace('_', ' ')}: {scores[name]}" for name in scores if name.endswith("_signature")]
+    notes = [name for name in scores if name.endswith("_note")]
+    lines += [f"{name.removesuffix('_note').upper()}: {scores[name]}" for name in notes]
     if "rouge_tokenizer" in scores:
         lines.append(f"words of ROUGE: {scores['rouge_tokenizer']}")
     return "\n".join(lines)

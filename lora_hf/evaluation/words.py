@@ -142,6 +142,26 @@ def unicode_words(text: str) -> list[str]:
     return [part for part in parts if _WORD.search(part)]
 
 
+_SPACELESS_LETTER = regex.compile(
+    r"(?=\p{L})[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]", regex.V1
+)
+LONGEST_WORDS = 6
+"""Mean letters of a word beyond which such texts are not divided by spaces; words of Chinese have two."""
+
+
+def is_spaceless(texts: Iterable[str]) -> bool:
+    """Return whether most letters are of scripts without spaces, and words are not divided by spaces."""
+    text = " ".join(texts)
+    letters = 0 if text.isascii() else len(_LETTER.findall(text))
+    few_spaces = letters > LONGEST_WORDS * len(text.split())
+    return few_spaces and len(_SPACELESS_LETTER.findall(text)) > 0.5 * letters
+
+
+def spaced_words(text: str) -> list[str]:
+    """Return the words between spaces; of a text in a script without spaces those of `unicode_words`."""
+    return unicode_words(text) if not text.isascii() and _SPACELESS_LETTER.search(text) else text.split()
+
+
 def _english(text: str, stemmer: SimpleNamespace | None) -> list[str]:
     from rouge_score.tokenize import tokenize
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.words import spaced_words
 from lora_hf.reporting.comparison_table import last_loss, scoring_of, variant_labels
 from lora_hf.run_records import Comparison, Interval, Prediction, Series, score_of, variants_of
 from lora_hf.scores import Score
@@ -391,8 +392,12 @@ def _curves(report: Report, key: str, axes: Axes) -> None:
 
 def _lengths(report: Report, axes: Axes) -> None:
     """Histograms as lines, with the references filled; the longest 1 % count as the longest bin."""
-    references = [len(text.split()) for row in next(iter(report.rows.values())) for text in row["references"]]
-    words = {name: [len(row["prediction"].split()) for row in rows] for name, rows in report.rows.items()}
+    references = [
+        len(spaced_words(text)) for row in next(iter(report.rows.values())) for text in row["references"]
+    ]
+    words = {
+        name: [len(spaced_words(row["prediction"])) for row in rows] for name, rows in report.rows.items()
+    }
     end = (
         max(1, *(sorted(counts)[int(0.99 * (len(counts) - 1))] for counts in [references, *words.values()]))
         + 1

@@ -90,6 +90,48 @@ def test_bleu_divides_chinese_as_sacrebleu_does_for_chinese():
     assert by_script["bleu"] > 40
 
 
+SPACELESS = {
+    "th": ("ฉันชอบอ่านหนังสือทุกวัน", "ฉันชอบอ่านหนังสือทุกคืน"),
+    "lo": ("ຂ້ອຍຮັກເຈົ້າຫຼາຍ", "ຂ້ອຍຮັກເຈົ້າແທ້"),
+    "km": ("ខ្ញុំស្រលាញ់អ្នកណាស់", "ខ្ញុំស្រលាញ់អ្នកមែន"),
+    "my": ("ကျွန်တော်စာဖတ်သည်", "ကျွန်တော်စာရေးသည်"),
+    "zh": ("我喜欢每天晚上看书。", "我喜欢每天早上看书。"),
+    "ja": ("私は本を読むのが好きです。", "私は本を書くのが好きです。"),
+}
+
+
+@pytest.mark.parametrize("code", SPACELESS)
+def test_scripts_without_spaces_are_not_scored_as_one_word(code):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("jiwer")
+    made, true = SPACELESS[code]
+    by_script = score([made], [[true]], ["bleu", "ter", "wer", "squad"])
+    assert by_script["bleu"] > 40 and by_script["mean_words"] > 5 and by_script["f1"] > 50
+    assert "wer_note" in by_script and "use cer" in by_script["wer_note"]
+    assert score([made], [[true]], "bleu", language=code)["bleu"] == by_script["bleu"]
+    if code in ("zh", "ja"):
+        assert by_script["ter"] < 30 and "asian:yes" in by_script["ter_signature"]
+    else:
+        assert "use cer" in by_script["ter_note"]
+    english = score(["he met 李明"], [["he met 李明 today"]], ["wer", "ter"])
+    assert not [name for name in english if name.endswith("_note")]
+
+
+@pytest.mark.parametrize(
+    ("made", "true", "exact"),
+    [
+        ("北京。", "北京", 100),
+        ("«Москва»", "Москва", 100),
+        ("¿Madrid?", "Madrid", 100),
+        ("caf\u00e9", "cafe\u0301", 100),
+    ]
+    + [("“Paris”", "Paris", 0), ("Łódź — “tak”", "Łódź tak", 100)],
+)
+def test_punctuation_of_all_scripts_is_no_part_of_an_answer(made, true, exact):
+    # of English texts the official script keeps curly quotes
+    assert score([made], [[true]], "squad")["exact_match"] == exact
+
+
 @pytest.mark.parametrize("name", ["cer", "wer"])
 def test_error_rates_are_those_of_jiwer(name):
     jiwer = pytest.importorskip("jiwer")

@@ -148,6 +148,9 @@ class Scoring:
                 f"{by_unicode:,}",
                 f"{len(next(iter(measured.scores.values())).statistics):,}",
             )
+        for name, note in measured.facts.items():
+            if name.endswith("_note"):
+                logger.warning("%s: %s", name.removesuffix("_note").upper(), note)
         return record | dict(measured.facts)
 
 

@@ -2,7 +2,8 @@
 
 exact match, F1   as the official script of SQuAD 1.1 takes them (Rajpurkar et al. 2016), from 0 to 100:
                   texts in lower case, without punctuation, articles and extra spaces; F1 over words; of
-                  several references the best one counts
+                  several references the best one counts. Punctuation of other scripts is taken out too, and
+                  words of scripts without spaces are Unicode's
 accuracy          share of outputs that equal a reference, white space at the ends apart
 macro F1          mean over the labels of the references of each label's F1; an output that is none of
                   them is a miss of the label that it should be
@@ -11,27 +12,36 @@ macro F1          mean over the labels of the references of each label's F1; an 
 import re
 import string
 from collections import Counter
+from unicodedata import normalize
 
 import numpy as np
+import regex
 
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+from lora_hf.evaluation.words import ENGLISH, choose_tokenizer, spaced_words
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ALL_MARKS, _MARKS = regex.compile(r"\p{P}"), regex.compile(r"[\p{P}--[‐-―‘’“”…]]", regex.V1)
+"""Punctuation that is not ASCII's, and such that no English text has; the official script leaves it."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def squad(predictions: list[str], references: list[list[str]], language: str | None) -> Measured:
     """Score by SQuAD's exact match and F1."""
     exact, f1 = [], []
+    tokenizer = choose_tokenizer((text for texts in references for text in texts), language)
+    marks = _MARKS if tokenizer.name == ENGLISH else _ALL_MARKS
     for prediction, texts in zip(predictions, references, strict=True):
-        answer, known = normalized(prediction), [normalized(text) for text in texts]
+        answer, known = normalized(prediction, marks), [normalized(text, marks) for text in texts]
         exact.append(100.0 * (answer in known))
-        f1.append(100.0 * max(_word_f1(answer.split(), text.split()) for text in known))
+        f1.append(100.0 * max(_word_f1(spaced_words(answer), spaced_words(text)) for text in known))
     return Measured({"exact_match": ScoreValues(np.array(exact)), "f1": ScoreValues(np.array(f1))})
 
 
-def normalized(text: str) -> str:
-    """Return a text as SQuAD's script compares it."""
+def normalized(text: str, marks: "regex.Pattern[str] | None" = None) -> str:
+    """Return a text as SQuAD's script compares it, without the further punctuation `marks`."""
+    if not text.isascii():
+        text = normalize("NFC", text if marks is None else marks.sub("", text))
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 

@@ -13,8 +13,11 @@ import numpy as np
 from lora_hf.errors import UserError
 from lora_hf.evaluation.metrics.packages import imported
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+from lora_hf.evaluation.words import is_spaceless
 
 PACKAGE = "jiwer"
+SPACELESS_NOTE = "the references have no spaces between words, so a whole phrase counts as one word; use cer"
+"""Fact of a score by words between spaces, of texts that have none."""
 
 
 def of_jiwer(
@@ -28,7 +31,11 @@ def of_jiwer(
     ]
     if not any(length for _, length in rows):
         raise UserError(f"{name}: all references are empty, so there is no length to divide the edits by")
-    return Measured({name: ScoreValues(np.array(rows, dtype=np.float64), _rate)})
+    is_note = name == "wer" and is_spaceless(text for texts in references for text in texts)
+    return Measured(
+        {name: ScoreValues(np.array(rows, dtype=np.float64), _rate)},
+        facts={f"{name}_note": SPACELESS_NOTE} if is_note else {},
+    )
 
 
 def _edits(found: Any) -> tuple[int, int]:

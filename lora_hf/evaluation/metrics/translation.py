@@ -1,9 +1,9 @@
 """BLEU, chrF and TER by sacrebleu, from 0 to 100, over any number of references per example.
 
     BLEU   Papineni et al. 2002; tokenizer 13a, for Chinese zh, and for Japanese and Korean MeCab where it is
-           installed, otherwise characters
+           installed, otherwise characters; characters of Thai, Lao, Khmer and Burmese
     chrF   Popović 2015
-    TER    Snover et al. 2006; lower is better
+    TER    Snover et al. 2006; lower is better; over characters of Chinese and Japanese
 
 sacrebleu gives statistics of each example that add up to the corpus's, and makes the score of their sums. Two
 methods of its common base class do this (`INTERNALS`), so its next major version is excluded.
@@ -18,27 +18,36 @@ import numpy as np
 import regex
 
 from lora_hf.errors import UserError
+from lora_hf.evaluation.metrics.errors import SPACELESS_NOTE
 from lora_hf.evaluation.metrics.packages import imported
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+from lora_hf.evaluation.words import is_spaceless
 from lora_hf.language_codes import primary_code
 
 INTERNALS = ("_extract_corpus_statistics", "_compute_score_from_stats")
 """Private methods of `sacrebleu.metrics.base.Metric` in use."""
 PACKAGE = "sacrebleu"
 MECAB = {"ja": "ja-mecab", "ko": "ko-mecab"}
-_CODES = {"zh": "zh", "yue": "zh", "ja": "ja", "ko": "ko"}
+_CODES = {"zh": "zh", "yue": "zh", "ja": "ja", "ko": "ko", "th": "th", "lo": "lo", "km": "km", "my": "my"}
+ASIAN = ("zh", "ja")
 _KANA, _HAN, _LETTER = (
     regex.compile(r"[\p{Hiragana}\p{Katakana}]"),
     regex.compile(r"\p{Han}"),
     regex.compile(r"\p{L}"),
 )
+_SCRIPTS = {
+    code: regex.compile(rf"\p{{{name}}}")
+    for code, name in {"th": "Thai", "lo": "Lao", "km": "Khmer", "my": "Myanmar"}.items()
+}
+"""Scripts without spaces that sacrebleu has no tokenizer for."""
 
 
 def of_sacrebleu(
     name: str, predictions: list[str], references: list[list[str]], language: str | None
 ) -> Measured:
     """Score by one metric of sacrebleu: `BLEU`, `CHRF` or `TER`."""
-    metric = _metric(name, references, language)
+    code = _code(references, language)
+    metric = _metric(name, code)
     streams = [list(stream) for stream in zip_longest(*references)]  # None where an example has fewer
     statistics = np.array(metric._extract_corpus_statistics(predictions, streams), dtype=np.float64)
 
@@ -49,7 +58,10 @@ def of_sacrebleu(
 
     key = name.lower()
     signature = str(metric.get_signature())
-    return Measured({key: ScoreValues(statistics, aggregate)}, facts={f"{key}_signature": signature})
+    facts = {f"{key}_signature": signature}
+    if name == "TER" and code not in ASIAN and is_spaceless(t for texts in references for t in texts):
+        facts[f"{key}_note"] = SPACELESS_NOTE
+    return Measured({key: ScoreValues(statistics, aggregate)}, facts=facts)
 
 
 bleu: Callable[..., Measured] = partial(of_sacrebleu, "BLEU")
@@ -57,21 +69,26 @@ chrf: Callable[..., Measured] = partial(of_sacrebleu, "CHRF")
 ter: Callable[..., Measured] = partial(of_sacrebleu, "TER")
 
 
-def _metric(name: str, references: list[list[str]], language: str | None) -> Any:
+def _metric(name: str, code: str | None) -> Any:
     metrics = imported(f"{PACKAGE}.metrics")
-    if name != "BLEU":
-        return getattr(metrics, name)()
-    return metrics.BLEU(tokenize=_bleu_tokenizer(metrics, references, language))
+    if name == "BLEU":
+        return metrics.BLEU(tokenize=_bleu_tokenizer(metrics, code))
+    if name == "TER" and code in ASIAN:  # sacrebleu divides these characters in normalized texts alone
+        return metrics.TER(normalized=True, asian_support=True)
+    return getattr(metrics, name)()
 
 
-def _bleu_tokenizer(metrics: Any, references: list[list[str]], language: str | None) -> str:
-    """Return the tokenizer for the language, which the script tells where it is not given."""
+def _code(references: list[list[str]], language: str | None) -> str | None:
+    """Return the language if it is one of `_CODES`, else by the script of the references."""
     code = _CODES.get(primary_code(language) or "")
-    code = code or _by_script("".join(text for texts in references for text in texts))
-    if code == "zh":
-        return "zh"
+    return code or _by_script("".join(text for texts in references for text in texts))
+
+
+def _bleu_tokenizer(metrics: Any, code: str | None) -> str:
     if code is None:
         return "13a"
+    if code not in MECAB:
+        return "zh" if code == "zh" else "char"
     try:
         metrics.BLEU(tokenize=MECAB[code])
     except Exception:  # MeCab or its dictionary is missing, which sacrebleu reports in several ways
@@ -85,7 +102,9 @@ def _by_script(text: str) -> str | None:
         return None
     if len(_KANA.findall(text)) > 0.1 * letters:
         return "ja"
-    return "zh" if len(_HAN.findall(text)) > 0.5 * letters else None
+    if len(_HAN.findall(text)) > 0.5 * letters:
+        return "zh"
+    return next((code for code, one in _SCRIPTS.items() if len(one.findall(text)) > 0.5 * letters), None)
 
 
 def check() -> None:
