@@ -42,7 +42,7 @@ TEXTS = ("text", "content", "utterance", "value", "message")
 TURN = "{speaker}: {text}"
 """Default of `data.turn_template`."""
 INSTRUCTION = "instruction"
-MESSAGES = "messages"
+MESSAGES, CONVERSATIONS = "messages", "conversations"
 PLACES = re.compile(r"\{(\w+)\}")
 """The places of a turn's template."""
 BRACES = re.compile(r"\{([^{}]+)\}")
@@ -263,6 +263,8 @@ def find_columns(
     if id_column == ID and ID not in present:
         id_column = next((name for name in OTHER_IDS if name in present), ID)
     dialogue, turn = config.dialogue_column, config.turn_template
+    if needs_references and dialogue == config.summary_column:
+        raise UserError(f"data.summary_column={dialogue!r} is data.dialogue_column too: set one to another")
     references = (
         (config.summary_column,) if isinstance(config.summary_column, str) else tuple(config.summary_column)
     )
@@ -345,4 +347,14 @@ def _missing(option: str, name: str, present: list[str], source: str, config: Da
         pairs = " or ".join(" and ".join(pair) for pair in fits)
         text += f" Several pairs of columns fit: {pairs}. Choose: "
         text += f"data: {{dialogue_column: {fits[0][0]}, summary_column: {fits[0][1]}}}"
+    elif CONVERSATIONS in present and option != "data.id_column":
+        text += (
+            f" Rename the column to {MESSAGES}, with objects {{role, content}} that end with the assistant's"
+        )
+    elif len(present) == 2 and option != "data.id_column" and not text.endswith("?"):
+        if not all(map(str.isidentifier, present)):
+            return text
+        first, second = sorted(present, key=lambda column: column not in (INSTRUCTION, "input"))
+        text += f" If they are the source and the target, set data.dialogue_column: {first} and "
+        text += f"data.summary_column: {second}, or the other way round"
     return text

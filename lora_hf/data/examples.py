@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_hf.arguments import HALVES
 from lora_hf.config import DataConfig
-from lora_hf.data.columns import DIALOGUE, ID, SUMMARY, Columns, Row
+from lora_hf.data.columns import DIALOGUE, ID, MESSAGES, SUMMARY, Columns, Row
 from lora_hf.data.sources import Part
 from lora_hf.errors import UserError
 
@@ -158,6 +158,8 @@ def fault_of(row: Row, columns: Columns) -> str:
     if not columns.references:
         return ""
     found = row.get(SUMMARY)
+    if found is None and columns.is_found and columns.dialogue == MESSAGES:
+        return f"{MESSAGES} does not end with a message whose role is assistant"
     faults = list(map(_not_text, found)) if isinstance(found, list) and found else [_not_text(found)]
     return next((f"{', '.join(columns.references[:3])} {fault}" for fault in faults if fault), "")
 

@@ -50,21 +50,24 @@ def read_file(
         return _read(Path(file), config, is_lines, trained_by or {})
     with _standard_input(is_lines) as copy:
         try:
-            return _read(copy, config, is_lines, trained_by or {})
+            return _read(copy, config, is_lines, trained_by or {}, "standard input")
         except UserError as error:
             raise UserError(str(error).replace(str(copy), "standard input")) from error
 
 
-def _read(file: Path, config: DataConfig, is_lines: bool, trained_by: Mapping[str, Any]) -> list[Example]:
+def _read(
+    file: Path, config: DataConfig, is_lines: bool, trained_by: Mapping[str, Any], name: str = ""
+) -> list[Example]:
+    name = name or str(file)
     form = Form.of(config)
     if is_lines and endings(file)[0] in READERS:
         raise UserError(f"--lines is for plain text, and {file} is a file of rows: leave it out")
     if is_lines or (endings(file)[0] == TEXT and file.is_file()):
         texts = read_lines(file, form) if is_lines else [read_text(file, form).strip()]
-        part = Part(iter([{DIALOGUE: text} for text in texts]), str(file))
+        part = Part(iter([{DIALOGUE: text} for text in texts]), name)
         rows, columns = list(part.rows), PLAIN
     else:
-        part = Part(read_source(file, form), str(file), files=(file,), form=form)
+        part = Part(read_source(file, form), name, files=(file,), form=form)
         head = list(islice(part.rows, HEAD))
         part = replace(part, rows=chain(head, part.rows))
         config = _as_trained(head, config, trained_by, part.name)

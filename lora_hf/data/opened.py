@@ -87,7 +87,11 @@ def encoding_of(path: Path, form: Form = SEEN) -> str:
     if form.encoding is not None:
         return codecs.lookup(form.encoding).name
     with open_bytes(path) as stream:
-        return "utf-16" if stream.read(2) in UTF_16 else "utf-8"
+        begin = stream.read(64)
+    for encoding, at in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if len(begin) > 7 and not any(begin[at::2]) and all(begin[1 - at :: 2]):
+            raise UserError(f"{path} is UTF-16 text without its mark: set data.encoding: {encoding}")
+    return "utf-16" if begin[:2] in UTF_16 else "utf-8"
 
 
 def delimiter_of(path: Path, form: Form = SEEN) -> str:
@@ -107,7 +111,7 @@ def readable(path: Path, form: Form = SEEN) -> Iterator[None]:
     try:
         if path.is_file():
             refuse_git_lfs_pointer(path)
-            _refuse_page(path)
+            _refuse_other_content(path)
         yield
     except UnicodeDecodeError as error:
         raise UserError(_not_text(path, form, error)) from error
@@ -129,9 +133,28 @@ def readable(path: Path, form: Form = SEEN) -> Iterator[None]:
 CHOOSE = "set data.encoding to the encoding of the file, or save it as UTF-8"
 
 
-def _refuse_page(path: Path) -> None:
+CONTENTS = {
+    b"\x1f\x8b": "gzip data: add .gz to its name",
+    b"BZh": "bzip2 data: add .bz2 to its name",
+    b"\xfd7zXZ\x00": "xz data: add .xz to its name",
+    b"\x28\xb5\x2f\xfd": "Zstandard data: add .zst to its name",
+    b"PK\x03\x04": "a zip archive or an Excel sheet: unpack it, or save the sheet as csv (UTF-8)",
+    b"\xd0\xcf\x11\xe0": "an Excel sheet: save it as csv (UTF-8)",
+    b"PAR1": "a parquet file: rename it to .parquet",
+}
+"""What a file of text is instead, by its first bytes."""
+TEXT_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
+
+
+def _refuse_other_content(path: Path) -> None:
     with path.open("rb") as stream:
-        begin = stream.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        raw = stream.read(512)
+    ending, compression = endings(path)
+    if ending in TEXT_ENDINGS and not compression:
+        for mark, content in CONTENTS.items():
+            if raw.startswith(mark):
+                raise UserError(f"{path} is {content}")
+    begin = raw.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if begin.startswith(PAGE):
         raise UserError(
             f"{path} is a web page (HTML), not data: the download returned a page, often an error or a "

@@ -131,19 +131,28 @@ def _read_csv(path: Path, form: Form) -> Numbered:
                 if cells and len(cells) != len(names):
                     count = "more" if len(cells) > len(names) else "fewer"
                     mark = DELIMITERS.get(delimiter, repr(delimiter))
+                    remedy = "put cells that contain one in quotes"
+                    if form.column_names:
+                        remedy = f"data.column_names must name each column of the file, or {remedy}"
                     raise UserError(
                         f"{path}, line {line}: {count} cells than the {len(names)} columns ({len(cells)}, "
-                        f"separated by {mark}); put cells that contain one in quotes"
+                        f"separated by {mark}); {remedy}"
                     )
                 if cells:  # a blank line has none
                     yield line, dict(zip(names, cells, strict=True))
                 line = reader.line_num + 1
         except csv.Error as error:
-            remedy = BACKSLASHES if form.escapechar is None and _has_backslash_quotes(path) else ""
+            has_backslashes = form.escapechar is None and _has_backslash_quotes(path)
+            remedy = BACKSLASHES if has_backslashes else NOT_CLOSED
             raise UserError(f"{path}, line {line}: not csv: {error}{remedy}") from error
 
 
 BACKSLASHES = "; quotes inside cells are written \\\" there: set data.escapechar: '\\'"
+
+
+NOT_CLOSED = (
+    "; a cell that begins with a quote must end with one: close it there, and double the quotes inside cells"
+)
 
 
 def _has_backslash_quotes(path: Path) -> bool:
@@ -158,7 +167,7 @@ def _read_jsonl(path: Path, form: Form) -> Numbered:
                 row = json.loads(line)
             except NOT_JSON as error:
                 raise UserError(f"{path}, line {number}: not json: {_why(error)}{_remedy(line)}") from error
-            _require_object(row, f"{path}, line {number}")
+            _require_object(row, f"{path}, line {number}", ONE_LIST if isinstance(row, list) else "")
             yield number, row
 
 
@@ -191,7 +200,8 @@ def _read_json(path: Path, form: Form) -> Numbered:
         if getattr(error, "msg", "") == "Extra data":
             yield from _read_jsonl(path, form)
             return
-        raise UserError(f"{path}{_line_of(error)}: not json: {_why(error)}") from error
+        remedy = _comma_before(error)
+        raise UserError(f"{path}{_line_of(error)}: not json: {_why(error)}{remedy}") from error
     for number, row in enumerate(_rows_in(data, path, form), start=1):
         _require_object(row, f"{path}, item {number}")
         yield None, row
@@ -273,9 +283,22 @@ def _why(error: Exception) -> str:
     return first_line(error)
 
 
+ONE_LIST = "; if the file is one JSON list, rename it to .json"
+
+
+def _comma_before(error: Exception) -> str:
+    """Return what to change where a comma stands before the end of a list or an object."""
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    before, after = error.doc[: error.pos + 1].rstrip("]} \t\r\n"), error.doc[error.pos :].lstrip(", \t\r\n")
+    return "; remove the comma before it" if before.endswith(",") and after[:1] in ("]", "}") else ""
+
+
 def _remedy(line: str) -> str:
     """Return what to change in a line that is nearly JSON."""
     line = line.strip()
+    if line in ("[", "{"):
+        return "; if the file is one JSON list or object over several lines, rename it to .json"
     if line.startswith("{'"):
         return "; the line is a Python dict, not JSON: write each row with json.dumps"
     if line.startswith("{") and line.endswith("},"):
@@ -287,9 +310,10 @@ def _kind(value: object) -> str:
     return "an object" if isinstance(value, dict) else JSON_TYPES.get(type(value), "a number")
 
 
-def _require_object(row: object, where: str) -> None:
+def _require_object(row: object, where: str, remedy: str = "") -> None:
     if not isinstance(row, dict):
-        raise UserError(f"{where}: must be an object such as {{column: text, ...}}, and is {_kind(row)}")
+        text = f"{where}: must be an object such as {{column: text, ...}}, and is {_kind(row)}"
+        raise UserError(f"{text}{remedy}")
 
 
 def _read_parquet(path: Path, form: Form) -> Numbered:

@@ -243,6 +243,7 @@ def is_remote(config: DataConfig) -> bool:
     texts = [text for one in lists for text in ([one] if isinstance(one, str) else one)]
     name = config.dataset_name
     is_name = is_on_hub(config) and name.count("/") <= 1 and not name.startswith((".", "~", "/"))
+    is_name = is_name and endings(Path(name))[0] not in READERS
     return is_name or is_address(name) or any(map(is_address, texts))
 
 

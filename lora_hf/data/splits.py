@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, islice
+from pathlib import Path
 from typing import NamedTuple
 
 from lora_hf.config import DataConfig
@@ -51,7 +52,8 @@ def load_split_and_origin(config: DataConfig, split: Split) -> LoadedSplit:
     limit = limit_of(config, split)
     if (scored := scored_split(config, split)) != split:
         text = "%s: the test split has no references; scores are those of the validation split"
-        logger.info(f"{text} (`lora-hf predict` summarizes the test dialogues)", config.dataset_name)
+        name = str(Path(config.dataset_name).expanduser().absolute().name) or config.dataset_name
+        logger.info(f"{text} (`lora-hf predict` summarizes the test dialogues)", name)
     part = open_part(config, scored)
     origin = origin_of(part, config, scored)
     if scored != split:
@@ -224,7 +226,7 @@ def _slice(
         train = f"{100 * (1 - sum(_shares(config))):.3g}"
         raise UserError(
             f"data.dataset_name={config.dataset_name!r} is {what}, split {train}/{validation}/{test} by a "
-            f"hash of the dialogue, and none of its {len(rows)} rows belongs to {split}; give more rows, or "
-            f"a folder with a file for each of {', '.join(SPLITS)}"
+            f"hash of the dialogue, and none of its {len(rows)} rows belongs to {split}; give more rows, "
+            f"another data.split_seed, or a folder with a file for each of {', '.join(SPLITS)}"
         )
     return chosen

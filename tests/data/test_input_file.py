@@ -86,7 +86,7 @@ def test_messages_without_an_answer_are_predicted_and_not_trained_on(tmp_path, m
     file.write_text(json.dumps(row) + "\n")
     assert [(e.id, e.dialogue) for e in read_file(file, DataConfig())] == [("f", dialogue)]
     if messages[-1][0] != "assistant":
-        with pytest.raises(UserError, match="messages is missing"):
+        with pytest.raises(UserError, match="does not end with a message whose role is assistant"):
             load_split(DataConfig(dataset_name=str(file)), "train")
 
 

@@ -1,6 +1,7 @@
 """Dialogues from the package, files, folders and the Hub: the same examples, and each mistake named."""
 
 import csv
+import gzip
 import json
 from hashlib import sha256
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from lora_hf.config import DataConfig
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.input_file import read_file
 from lora_hf.data.overlap import plain_text
+from lora_hf.data.sources import is_remote
 from lora_hf.data.splits import iterate_split, load_split
 from lora_hf.errors import UserError
 
@@ -255,3 +257,44 @@ def test_dialogsum_has_500_test_dialogues_of_three_references_each():
     test = load_split(config(shared_data("dialogsum")), "test")
     assert len(test) == 500
     assert {len(example.references) for example in test} == {3}
+
+
+CSV = "dialogue,summary\n" + "".join(f"A: {i},B {i}\n" for i in range(9))
+ONE = {"dialogue": "A", "summary": "B"}
+SAID = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "words"),
+    [
+        ("u.csv", CSV.encode("utf-16-le"), {}, "set data.encoding: utf-16-le"),
+        ("u.jsonl", json.dumps(ONE).encode("utf-16-be"), {}, "set data.encoding: utf-16-be"),
+        ("z.csv", gzip.compress(CSV.encode()), {}, "is gzip data: add .gz to its name"),
+        ("x.csv", b"PK\x03\x04" + bytes(range(256)), {}, "an Excel sheet: unpack it, or save"),
+        ("p.jsonl", b"PAR1\x00", {}, "is a parquet file: rename it to .parquet"),
+        ("a.jsonl", json.dumps([ONE]), {}, "and is a list; if the file is one JSON list, rename it to .json"),
+        ("b.jsonl", json.dumps([ONE], indent=1), {}, "over several lines, rename it to .json"),
+        ("c.json", '[{"dialogue": "A"},\n]', {}, "remove the comma before it"),
+        ("d.json", '[{"dialogue": "A", }]', {}, "remove the comma before it"),
+        ("q.csv", 'dialogue,summary\n"A,B\n', {}, "a cell that begins with a quote must end with one"),
+        ("de.csv", "de,en\na,b\n", {}, "set data.dialogue_column: de and data.summary_column: en"),
+        ("i.csv", "output,instruction\na,b\n", {}, "dialogue_column: instruction and data."),
+        ("v.jsonl", json.dumps({"conversations": SAID}), {}, "Rename the column to messages"),
+        ("m.jsonl", json.dumps({"messages": SAID}), {}, "message whose role is assistant"),
+        ("n.csv", "A,B\n", {"column_names": ["id", "dialogue", "summary"]}, "data.column_names must"),
+        ("s.jsonl", json.dumps(ONE), {}, "another data.split_seed"),
+        ("e.csv", CSV, {"dialogue_column": "summary"}, "'summary' is data.dialogue_column too"),
+        ("t.jsonl", json.dumps({"context": "A", "question": "", "answer": "B"}),
+         {"dialogue_column": "{context}\n\n{question}", "summary_column": "answer"}, "question is empty"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_used_is_one_line_with_the_remedy(tmp_path, name, content, fields, words):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        [load_split(config(tmp_path / name, **fields), split) for split in ("train", "validation", "test")]
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) - len(str(tmp_path)) < 500
+
+
+def test_a_missing_file_is_not_taken_for_a_dataset_of_the_hub():
+    assert not is_remote(config("questions.jsonl")) and is_remote(config("questions"))
