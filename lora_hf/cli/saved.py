@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -90,7 +90,6 @@ def predict(
 
     [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
     """
-    from lora_hf.errors import UserError
     from lora_hf.files import check_new, write_text
 
     if output:
@@ -101,11 +100,9 @@ def predict(
     data, generation = reading_fields([*column, *(settings or [])])
     from lora_hf.saved import predict as saved
 
-    if form is not None and form not in saved.FORMATS:
-        raise UserError(f"--format {form} is not one of {', '.join(saved.FORMATS)}")
-    known = saved.BY_ENDING.get(output.suffix.lower() if output else "", "jsonl")
+    known = saved.format_of(output, form)
     rows = saved.predict(file, adapter, base, data, generation, lines)
-    text = saved.rendered(rows, cast(saved.Format, form or known))
+    text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
 
 

@@ -316,13 +316,34 @@ def _require_object(row: object, where: str, remedy: str = "") -> None:
         raise UserError(f"{text}{remedy}")
 
 
+def _label_names(schema: Any) -> dict[str, list[str]]:
+    """Return the names of the labels of each column, as `datasets` writes them into a file's schema."""
+    try:
+        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = written.get("info", {}).get("features", {})
+        labels = {name: one for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        return {name: list(one["names"]) for name, one in labels.items() if one.get("names")}
+    except (*NOT_JSON, AttributeError, TypeError):
+        return {}
+
+
+def _named(row: Row, labels: dict[str, list[str]]) -> Row:
+    """Return a row with the names of its labels; -1, which stands for no label, becomes None."""
+    for name, names in labels.items():
+        if isinstance(at := row.get(name), int) and at < len(names):
+            row[name] = names[at] if at >= 0 else None
+    return row
+
+
 def _read_parquet(path: Path, form: Form) -> Numbered:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(PARQUET_ROWS):
-            yield from ((None, row) for row in batch.to_pylist())
+        file = parquet.ParquetFile(path)
+        labels = _label_names(file.schema_arrow)
+        for batch in file.iter_batches(PARQUET_ROWS):
+            yield from ((None, _named(row, labels)) for row in batch.to_pylist())
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {first_line(error)}") from error
 

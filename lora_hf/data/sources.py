@@ -18,7 +18,7 @@ from lora_hf.data.opened import Form, endings
 from lora_hf.data.readers import BINARY, READERS, iterate_numbered, iterate_rows
 from lora_hf.data.remote import address_of, files_at, is_address
 from lora_hf.data.split_names import NAMES, SPLITS, Split
-from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
+from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.names import refuse_address
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,13 @@ def open_part(config: DataConfig, split: Split) -> Part:
         found = find_files(path, split)
         origin: Split = split if split in found else "train"
         files = found[origin]
+        if split == "train":
+            used = {file for one in found.values() for file in one}
+            if unused := [
+                file.relative_to(path).as_posix() for file in data_files_in(path) if file not in used
+            ]:
+                text = "%s: not used, because their names say no split: %s (data.data_files)"
+                logger.info(text, name, few(sorted(unused), most=5))
         if any(file.parent != path or file.name.partition(".")[0] != origin for file in files):
             names = [file.relative_to(path).as_posix() for file in files]
             more = ", ..." if len(names) > 5 else ""

@@ -233,7 +233,9 @@ def retention(fields: RunConfig, tokenizer: Any) -> Findings:
     if not tasks:
         yield ok("no further tasks are scored")
     for task in tasks:
-        yield ok(f"{task.name}: {len(task.test):,} {task.scoring.task.sources}, by {task.scoring.main.label}")
+        words = task.scoring.task
+        what = words.source if len(task.test) == 1 else words.sources
+        yield ok(f"{task.name}: {len(task.test):,} {what}, by {task.scoring.main.label}")
 
 
 def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:

@@ -5,17 +5,19 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from lora_hf.config import DataConfig
 from lora_hf.data.input_file import read_file
+from lora_hf.errors import UserError
 from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter, settings_on_base
 from lora_hf.saved.inference import InferenceModel
 
 Format = Literal["jsonl", "csv", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 BY_ENDING: dict[str, Format] = {".csv": "csv", ".txt": "text"}
-"""The format of an output file by its ending; of others, jsonl."""
+BY_ENDING |= dict.fromkeys(("", ".jsonl", ".ndjson", ".json"), "jsonl")
+"""The format of an output file by its ending."""
 
 
 def predict(
@@ -55,6 +57,23 @@ def predict(
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}
         for example, prediction in zip(examples, predictions, strict=True)
     ]
+
+
+def format_of(output: Path | None, given: str | None) -> Format:
+    """Return the format of the output: the given one, or else by the file's ending.
+
+    Raises:
+        UserError: an unknown format or ending.
+    """
+    if given is not None:
+        if given not in FORMATS:
+            raise UserError(f"--format {given} is not one of {', '.join(FORMATS)}")
+        return cast(Format, given)
+    ending = output.suffix.lower() if output else ""
+    if ending not in BY_ENDING:
+        known = ", ".join(filter(None, BY_ENDING))
+        raise UserError(f"--output {output}: cannot write {ending!r}; give a file with {known}, or --format")
+    return BY_ENDING[ending]
 
 
 def rendered(rows: list[dict[str, str]], form: Format = "jsonl") -> str:

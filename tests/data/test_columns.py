@@ -153,15 +153,17 @@ def test_a_column_of_numbers_is_read_as_text(tmp_path, labels, texts, caplog):
         load(tmp_path, [{"dialogue": "A: 1", "summary": "One."}, {"dialogue": "A: 3", "summary": 3}])
 
 
-def test_labels_of_a_dataset_are_read_by_their_names(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_labels_of_a_dataset_are_read_by_their_names(tmp_path, is_saved):
     import datasets
 
     datasets.disable_progress_bars()
     features = {"text": datasets.Value("string"), "target": datasets.ClassLabel(names=["no", "yes"])}
     rows = {"text": [f"A: {i}" for i in range(40)], "target": [i % 2 for i in range(40)]}
     made = datasets.Dataset.from_dict(rows, datasets.Features(features))
-    made.save_to_disk(str(tmp_path / "all"))
-    found = load_split(DataConfig(dataset_name=str(tmp_path / "all")), "train")
+    place = str(tmp_path / ("all" if is_saved else "all.parquet"))
+    made.save_to_disk(place) if is_saved else made.to_parquet(place)
+    found = load_split(DataConfig(dataset_name=place), "train")
     assert {(int(e.dialogue[3:]) % 2, e.references) for e in found} == {(0, ("no",)), (1, ("yes",))}
     hidden = made.map(lambda row: {"target": -1})  # as in test splits that are scored by a server
     assert list(with_label_names(hidden))[0] == {"text": "A: 0", "target": None}

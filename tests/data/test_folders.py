@@ -164,3 +164,11 @@ def test_the_embedded_sample_has_no_form_and_no_shares():
     for fields in ({"encoding": "cp1252"}, {"test_share": 0.3}):
         with pytest.raises(UserError, match="has no effect"):
             load_split(DataConfig.model_validate(fields), "train")
+
+
+def test_a_file_that_is_not_used_is_named(tmp_path, caplog):
+    for name in ("train.csv", "test.csv", "notes.csv"):
+        (tmp_path / name).write_text("dialogue,summary\n" + "".join(f"A: {i},B\n" for i in range(40)))
+    with caplog.at_level("INFO", "lora_hf"):
+        load_split(DataConfig(dataset_name=str(tmp_path)), "train")
+    assert "not used, because their names say no split: notes.csv (data.data_files)" in caplog.text

@@ -13,6 +13,7 @@ from lora_hf.config.load import reading_fields
 from lora_hf.data.input_file import STANDARD_INPUT, read_file
 from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
+from lora_hf.saved.predict import format_of
 
 COLUMN_SHAPES = [shape for shape in COLUMN_SHAPES if not shape.name.endswith("/")]
 SAVED = [shape for shape in FOLDERS if shape.name == "saved_one/"]
@@ -136,3 +137,10 @@ def test_a_file_without_the_columns_of_the_training_is_asked_for_them(tmp_path):
         UserError, match=r"^--dialogue-column='\{question\}': .* has the columns \['passage'\]"
     ):
         read_file(file, DataConfig(), trained_by={"dialogue_column": "{question}"})
+
+
+def test_an_output_of_another_format_is_refused():
+    assert format_of(Path("a.CSV"), None) == "csv" and format_of(None, None) == "jsonl"
+    assert format_of(Path("a.xlsx"), "csv") == "csv" and format_of(Path("a.json"), None) == "jsonl"
+    with pytest.raises(UserError, match="cannot write '.xlsx'; give a file with .csv, .txt, .jsonl"):
+        format_of(Path("a.xlsx"), None)
