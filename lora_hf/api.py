@@ -94,7 +94,7 @@ def score(
         predictions: one text per example.
         references: one text per example, or several: ROUGE is the mean over them, and docs/tasks.md says what
             the other metrics do.
-        metrics: names of metrics, or paths of Python files (docs/tasks.md).
+        metrics: names of metrics, or paths of Python files (docs/tasks.md); in one text by commas.
         language: language of the references, if it is known: a code such as `de`, or a name such as `german`.
             It chooses the stemmer of ROUGE and the tokenizer of BLEU.
 
@@ -110,7 +110,9 @@ def score(
     from lora_hf.evaluation.evaluate import score_record
     from lora_hf.evaluation.metrics import scoring_by
 
-    scoring = scoring_by([metrics] if isinstance(metrics, str) else check_texts("metrics", metrics), language)
+    if isinstance(metrics, str):  # as the command takes them
+        metrics = [name.strip() for name in metrics.split(",") if name.strip()]
+    scoring = scoring_by(check_texts("metrics", metrics), language)
     predictions = check_texts("predictions", predictions)
     texts = [
         check_texts(f"references[{i}]", [own] if isinstance(own, str) else own)

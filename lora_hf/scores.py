@@ -19,6 +19,11 @@ class Score:
     """The value of a perfect or an entirely wrong set of texts: 1, or 100 as some metrics are published."""
 
     @property
+    def titled(self) -> str:
+        """Return the label for a table's row, which says where lower values are better."""
+        return self.label if self.higher_is_better else f"{self.label} (lower is better)"
+
+    @property
     def sign(self) -> int:
         """Return 1 if higher values are better, otherwise -1."""
         return 1 if self.higher_is_better else -1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_hf.config import DataConfig, RunConfig
+from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.overlap import SharedDialogues
@@ -57,10 +58,11 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     validation, validation_origin, columns = load_split_and_origin(config.data, "validation")
     test, test_origin, _ = load_split_and_origin(config.data, "test")
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
-    for line in (train_rows.truncation, validation_rows.truncation):
-        logger.info("%s", line)
+    for rows in (train_rows, validation_rows):
+        rows.truncation = rows.truncation.in_words_of(config.task)
+        logger.info("%s", rows.truncation)
     warnings = _log_unknown(train_rows.unknown, validation_rows.unknown)
-    test_sources, found = encode_test(test, tokenizer, config.data)
+    test_sources, found = encode_test(test, tokenizer, config.data, config.task)
     warnings += found
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows.with_special:
@@ -76,10 +78,11 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     max_new_tokens = config.generation.max_new_tokens or chosen
     if (least := config.generation.min_new_tokens) > max_new_tokens:
         raise UserError(
-            f"generation.min_new_tokens={least} is more than the {max_new_tokens} tokens that a summary may "
-            "have, by its references; lower it, or set generation.max_new_tokens"
+            f"generation.min_new_tokens={least} is more than the {max_new_tokens} tokens that this task's "
+            f"{config.task.targets} may have, by its references; lower it, or set generation.max_new_tokens"
         )
-    logger.info("summaries may have %d tokens; the longest reference has %d", max_new_tokens, max(lengths))
+    text = "%s may have %d tokens; the longest reference has %d"
+    logger.info(text, config.task.targets, max_new_tokens, max(lengths))
     fingerprint = data_fingerprint(train.examples, validation, test)
     splits = {"train": train.origin, "validation": validation_origin, "test": test_origin}
     is_directed = columns.is_found and columns.dialogue.startswith(f"{TRANSLATION}.")
@@ -96,7 +99,9 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     )
 
 
-def encode_test(test: list[Example], tokenizer: Any, config: DataConfig) -> tuple[list[list[int]], list[str]]:
+def encode_test(
+    test: list[Example], tokenizer: Any, config: DataConfig, task: Task = SUMMARIZATION
+) -> tuple[list[list[int]], list[str]]:
     """Tokenize the dialogues of the test split, and log what is truncated or unknown.
 
     Returns:
@@ -107,7 +112,8 @@ def encode_test(test: list[Example], tokenizer: Any, config: DataConfig) -> tupl
     """
     sources = encode_sources([example.dialogue for example in test], tokenizer, config)
     limit = config.max_source_length
-    logger.info("%s", Truncation("test", len(test), sources.cut, sources.long, limit))
+    cut = Truncation("test", len(test), sources.cut, sources.long, limit)
+    logger.info("%s", cut.in_words_of(task))
     warnings = _log_unknown(UnknownTokens("test", sources.unknown))
     if sources.in_prompt.unknown:
         warnings.append(prompt_problem(config, sources.in_prompt))

@@ -123,7 +123,7 @@ def read_part(part: Part, config: DataConfig, needs_references: bool = True) -> 
     if holds_numbers(columns, head[0]):
         columns = replace(columns, is_numeric=True)
         if needs_references:
-            text = "%s: %r holds numbers, which are read as text"
+            text = "%s: %r holds numbers or true/false, which are read as text"
             logger.info(text, part.name, columns.references[0])
     return map(columns.read, chain(head, part.rows)), columns
 
@@ -195,7 +195,7 @@ def _home(dialogue: str, config: DataConfig, part: Part, moved: Mapping[int, Spl
 
 
 def origin_of(part: Part, config: DataConfig, split: Split) -> str:
-    """Return how a split was made, such as `10 % of all.jsonl by a hash of the dialogue, ...`.
+    """Return how a split was made, such as `10 % of all.jsonl by a hash of the text, ...`.
 
     Files are named without their folder, because results are published.
     """
@@ -205,7 +205,7 @@ def origin_of(part: Part, config: DataConfig, split: Split) -> str:
     validation, test = _shares(config)
     share = {"validation": validation, "test": test, "train": 1 - validation - test}
     percent = f"{100 * sum(share[home] for home in part.homes):.3g} %"
-    return f"{percent} of {source}, by a hash of the dialogue (data.split_seed={config.split_seed})"
+    return f"{percent} of {source}, by a hash of the text (data.split_seed={config.split_seed})"
 
 
 def _slice(
@@ -214,7 +214,7 @@ def _slice(
     chosen = [row for row in rows if _home(row[DIALOGUE], config, part, moved) in part.homes]
     count = f"{len(chosen):,} of {len(rows):,} rows"
     if part.is_one_file:
-        text = "%s [%s]: %s, by a hash of the dialogue (data.split_seed=%d)"
+        text = "%s [%s]: %s, by a hash of the text (data.split_seed=%d)"
         logger.info(text, config.dataset_name, split, count, config.split_seed)
     else:
         held = [name for name in SPLITS if (name in part.homes) == (split != "train")]
@@ -226,7 +226,7 @@ def _slice(
         train = f"{100 * (1 - sum(_shares(config))):.3g}"
         raise UserError(
             f"data.dataset_name={config.dataset_name!r} is {what}, split {train}/{validation}/{test} by a "
-            f"hash of the dialogue, and none of its {len(rows)} rows belongs to {split}; give more rows, "
+            f"hash of the text, and none of its {len(rows)} rows belongs to {split}; give more rows, "
             f"another data.split_seed, or a folder with a file for each of {', '.join(SPLITS)}"
         )
     return chosen

@@ -6,12 +6,13 @@ like one inside a text (`</s>` in HTML) is text: it would end a summary where it
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
 from lora_hf.config import DataConfig
+from lora_hf.config.task import Task
 from lora_hf.data.examples import Example
 from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens, count_unknown
@@ -68,15 +69,21 @@ class Truncation:
     max_source_length: int
     cut_targets: int | None = None
     max_target_length: int | None = None
+    sources: str = "dialogues"
+    targets: str = "summaries"
+
+    def in_words_of(self, task: Task) -> "Truncation":
+        """Return the same with the task's words for the texts."""
+        return replace(self, sources=task.sources, targets=task.targets)
 
     def __str__(self) -> str:
-        text = f"{self.split}: {self.cut_sources:,} of {self.n:,} dialogues are cut at "
+        text = f"{self.split}: {self.cut_sources:,} of {self.n:,} {self.sources} are cut at "
         text += f"{self.max_source_length} tokens"
         if self.long_dialogues < self.cut_sources:
             text += f", prompt included ({self.long_dialogues:,} of {self.n:,} without it)"
         if self.cut_targets is None:
             return text
-        return f"{text}, {self.cut_targets:,} summaries at {self.max_target_length}"
+        return f"{text}, {self.cut_targets:,} {self.targets} at {self.max_target_length}"
 
 
 class TokenizedDialogues(Dataset):

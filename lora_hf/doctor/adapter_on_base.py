@@ -143,7 +143,7 @@ def tokens(adapter: SavedAdapter, storage: ModelConfig, tokenizer: Any) -> Findi
     """Check that few dialogues are truncated, of the run's own data or of the embedded sample."""
     if run := run_of(adapter):
         try:
-            yield from tokens_cut(run.data, tokenizer)
+            yield from tokens_cut(run.data, tokenizer, task=run.task)
         except UserError as error:  # the data was removed: not a fault of the adapter
             raise CannotTell(f"the run's data cannot be read: {error}") from error
         return

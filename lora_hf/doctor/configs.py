@@ -13,6 +13,7 @@ from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import EMBEDDED
+from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example
@@ -215,7 +216,7 @@ def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
         for name, run in (runs_of(fields) or {"": fields}).items():
             with named(name), suppress(Unavailable):  # a variant's own base, which is reported by `targets`
                 check_run_lengths(run)
-        return (yield from tokens_cut(fields.data, tokenizer))
+        return (yield from tokens_cut(fields.data, tokenizer, task=fields.task))
     except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")
     except UserError as error:
@@ -238,7 +239,9 @@ def retention(fields: RunConfig, tokenizer: Any) -> Findings:
         yield ok(f"{task.name}: {len(task.test):,} {what}, by {task.scoring.main.label}")
 
 
-def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS) -> Findings:
+def tokens_cut(
+    data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS, task: Task = SUMMARIZATION
+) -> Findings:
     """Yield findings on truncated rows, unknown tokens and shared dialogues; return the training token ids.
 
     Raises:
@@ -256,7 +259,7 @@ def tokens_cut(data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPL
             held_out[split] = load_split(data, split)
             rows = held_rows(held_out[split], data, split, tokenizer)
         longest = max(len(row["input_ids"]) for row in rows.rows)
-        yield judge_cut(rows.truncation, longest)
+        yield judge_cut(rows.truncation.in_words_of(task), longest)
         if rows.with_special:
             yield ok(WITH_SPECIAL % (split, f"{rows.with_special:,}", tokenizer.eos_token))
         if rows.unknown:

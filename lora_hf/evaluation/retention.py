@@ -55,7 +55,7 @@ def load_retention(config: RunConfig, tokenizer: Any) -> list[RetentionTask]:
             scoring.check()
             data = unpacked(section.data)
             test = load_split(data, "test")
-            sources, _ = encode_test(test, tokenizer, data)
+            sources, _ = encode_test(test, tokenizer, data, section.task)
             lengths = TokenizedDialogues(test, tokenizer, data, f"retention.{name}").target_lengths
             length = generation_length(lengths, data.max_target_length)
             used = {"max_source_length": max(map(len, sources)), "max_target_length": length}

@@ -70,7 +70,7 @@ def truncate(
     smaller = _checked(ranks, whole)
     test = load_split(config.data, "test")
     report_other_settings(config, adapter)
-    sources, _ = encode_test(test, tokenizer, config.data)
+    sources, _ = encode_test(test, tokenizer, config.data, config.task)
     set_language(model, tokenizer, config.data)
     length = config.generation.max_new_tokens or manifest.get("max_new_tokens", NEW_TOKENS)
 

@@ -11,7 +11,7 @@ from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Fields
 from lora_hf.reporting.comparison_table import kept_cell, spaced
 from lora_hf.reporting.tables import bytes_cell, markdown_table, sample_markdown, seconds_cell
 from lora_hf.run_records import Prediction, RunResult, best_of, interval_of, score_of
-from lora_hf.scores import Score
+from lora_hf.scores import METRICS, Score
 
 HUB_IMPORT = "from transformers import AutoModelForSeq2SeqLM\n"
 EMBEDDED_IMPORT = "\nfrom lora_hf import ModelConfig, load_model\n"
@@ -119,8 +119,7 @@ def _scores(record: RunResult) -> str:
     lines, scoring = [], Scoring.of_result(record)
     for score in scoring.scores:
         low, high = map(score.text, interval_of(record, score.name))
-        note = "" if score.higher_is_better else " (lower is better)"
-        lines.append([f"{score.label}{note}", score.text(score_of(record, score.name)), f"{low}–{high}"])
+        lines.append([score.titled, score.text(score_of(record, score.name)), f"{low}–{high}"])
         if (best := best_of(record, score.name)) is not None:
             lines.append([f"{score.label}, best reference", score.text(best), ""])
     heading = "F1" if scoring.task.metrics == ("rouge",) else "score"
@@ -147,10 +146,19 @@ def _about_scores(facts: CardFacts) -> str:
             f"F1 from 0 to 1 {on}, with stemming; ROUGE-Lsum splits into sentences. For a "
             f"{scoring.task.source} with several\nreferences it is the mean over them."
         )
-    scales = [f"{score.label} from 0 to {score.scale}" for score in scoring.scores]
+    scales = [_scale(score) for score in scoring.scores]
     signatures = [f"`{value}`" for name, value in facts.record.items() if name.endswith("_signature")]
     by = f" By sacrebleu: {', '.join(signatures)}." if signatures else ""
     return f"{', '.join(scales)}, {on}.{by}"
+
+
+def _scale(score: Score) -> str:
+    """Return the range of a score; error rates have no upper bound, and own metrics none known."""
+    if score not in (known for metric in METRICS.values() for known in metric):
+        return score.titled
+    return (
+        f"{score.label} from 0 to {score.scale}" if score.higher_is_better else f"{score.titled}, from 0 up"
+    )
 
 
 def _sample(row: Prediction) -> str:

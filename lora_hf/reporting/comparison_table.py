@@ -35,7 +35,7 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
     """Return a header, then one line per measure or per variant."""
     if "arms" in comparison:
         return _lines_by_measure(comparison)
-    columns = {f"{scoring_of(comparison).main.label} [95 %]": _main_score}
+    columns = {f"{scoring_of(comparison).main.titled} [95 %]": _main_score}
     columns |= SWEEP_COLUMNS if "series" in comparison else METHODS_COLUMNS
     if "retention" in comparison:
         columns |= {"keeps": _kept}
@@ -118,7 +118,7 @@ def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
     for score in scoring.scores:
         intervals = [comparison["intervals"][method][score.name] for method in labels]
         best = [best_of(arms[method], score.name) for method in labels]
-        lines.append([score.label, *(score.text(score_of(arms[method], score.name)) for method in labels)])
+        lines.append([score.titled, *(score.text(score_of(arms[method], score.name)) for method in labels)])
         lines.append(["95 % interval", *(f"{score.text(low)}–{score.text(high)}" for low, high in intervals)])
         if None not in best:
             lines.append(["best reference", *(score.text(value) for value in best if value is not None)])

@@ -49,7 +49,7 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
         report_other_settings(config, adapter)
     if max_new_tokens:
         test = load_split(config.data, "test")
-        sources, warnings = encode_test(test, tokenizer, config.data)
+        sources, warnings = encode_test(test, tokenizer, config.data, config.task)
     else:  # the length follows from the references of training and validation
         data = load_data(config, tokenizer)
         test, sources, max_new_tokens = data.test, data.test_sources, data.max_new_tokens

@@ -148,7 +148,7 @@ def test_a_column_of_numbers_is_read_as_text(tmp_path, labels, texts, caplog):
     with caplog.at_level(logging.INFO, "lora_hf"):
         _, examples = load(tmp_path, rows)
     assert [example.references[0] for example in examples] == texts
-    assert "'summary' holds numbers, which are read as text" in caplog.text
+    assert "'summary' holds numbers or true/false, which are read as text" in caplog.text
     with pytest.raises(UserError, match="summary is 3, a number"):
         load(tmp_path, [{"dialogue": "A: 1", "summary": "One."}, {"dialogue": "A: 3", "summary": 3}])
 

@@ -7,6 +7,7 @@ from support.selection import slow_except
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from lora_hf.config import DataConfig, RunConfig
+from lora_hf.config.task import TASKS
 from lora_hf.data.examples import Example
 from lora_hf.data.prepare import load_data
 from lora_hf.data.prompts import PROMPTS
@@ -158,4 +159,10 @@ def test_loading_reports_truncation_and_chooses_the_length_from_the_references(t
     asked = config.model_copy(
         update={"generation": config.generation.model_copy(update={"max_new_tokens": 7})}
     )
-    assert load_data(asked, tokenizer).max_new_tokens == 7
+    caplog.clear()
+    with caplog.at_level("INFO", logger="lora_hf"):
+        loaded = load_data(asked.model_copy(update={"task": TASKS["translation"]}), tokenizer)
+    assert loaded.max_new_tokens == 7 and "translations may have 7 tokens" in caplog.text
+    assert caplog.messages[2].startswith("test: 2 of 2 sentences are cut at 40 tokens")
+    assert "6 of 6 sentences are cut" in str(loaded.train.truncation)  # as results.json has it
+    assert "translations at 128" in str(loaded.train.truncation)

@@ -191,6 +191,10 @@ def test_english_words_are_no_measure_of_an_output_in_another_script():
     assert "rouge_unicode_examples" not in score(["hello"], ["hello"])
 
 
+def test_names_of_metrics_may_be_one_text_by_commas():
+    assert score(["a"], ["a"], "accuracy, squad") == score(["a"], ["a"], ["accuracy", "squad"])
+
+
 def test_the_language_chooses_the_stemmer():
     made, true = ["die Häuser"], [["das Haus"]]
     assert score(made, true, language="de")["rouge_tokenizer"] == "unicode, german stems"

@@ -164,7 +164,7 @@ def test_a_lower_score_is_better_where_the_metric_says_so_and_words_are_the_task
     assert swept["best"] == swept["cheapest"] == "full"
     assert swept["series"][""]["plateau"] == swept["series"][""]["best"] == 1
     lines = comparison_lines(swept)
-    assert lines[0][1] == "length [95 %]" and lines[1][1] == "9.000 [9.000, 9.000]"
+    assert lines[0][1] == "length (lower is better) [95 %]" and lines[1][1] == "9.000 [9.000, 9.000]"
     about = {"base_model": "tiny", "dtype": "float32", "device": "cpu"}
     variants = {name: of[0] | about for name, of in records.items()}
     notes = " ".join(comparison_notes(swept | {"variants": variants}))

@@ -79,6 +79,10 @@ def test_a_card_of_another_task_has_its_words_metrics_and_task():
     assert "for classifying texts" in card and "500 test texts" in card and "| accuracy | 0.7500 |" in card
     assert "ROUGE" not in card and "ummar" not in card.split("# dialogues")[1].split("## Samples")[0]
     assert not card_mistakes(card)
+    scores = {"ter": 134.8, "ter_interval": [120.0, 150.0]}
+    task = {"metrics": ["ter"], "source": "sentence"}
+    card = model_card(facts(record=record | scores | {"task": task}))
+    assert "TER (lower is better), from 0 up, on 500 test sentences" in card and "0 to 100" not in card
 
 
 def test_every_rouge_figure_is_in_the_model_index_with_its_data_and_interval():
