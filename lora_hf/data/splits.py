@@ -226,7 +226,7 @@ def _slice(
         train = f"{100 * (1 - sum(_shares(config))):.3g}"
         raise UserError(
             f"data.dataset_name={config.dataset_name!r} is {what}, split {train}/{validation}/{test} by a "
-            f"hash of the text, and none of its {len(rows)} rows belongs to {split}; give more rows, "
+            f"hash of the text, and none of its rows ({len(rows)}) belongs to {split}; give more rows, "
             f"another data.split_seed, or a folder with a file for each of {', '.join(SPLITS)}"
         )
     return chosen
