@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.config.prediction import PredictionSettings
-from lora_hf.data.prompts import prompt_template
+from lora_hf.data.prompts import PLACE, prompt_template
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.reporting.card_facts import EMBEDDED, Base, CardFacts, Fields
 from lora_hf.reporting.comparison_table import kept_cell, spaced
@@ -21,6 +21,7 @@ def card_words(facts: CardFacts) -> Fields:
     """Return the values by their names in the template."""
     base, manifest = facts.base, facts.manifest
     prompt, is_unknown = manifest.get("prompt"), base.name is None
+    place = f"{{{facts.scoring.task.source}}}"
     return {
         "facts": facts,
         "task": facts.scoring.task,
@@ -34,7 +35,7 @@ def card_words(facts: CardFacts) -> Fields:
         "peft_note": _peft_note(manifest),
         "peft_import": EMBEDDED_IMPORT if base.name == EMBEDDED else HUB_IMPORT,
         "peft_base": _peft_base(base),
-        "prompt": prompt_template(prompt) if prompt else "",
+        "prompt": prompt_template(prompt).replace(PLACE, place) if prompt else "",
         "generate_options": _generate_options(manifest),
         "max_source_length": manifest.get("max_source_length"),
         "data_warnings": facts.record.get("data_warnings", []),

@@ -82,6 +82,7 @@ def test_a_card_of_another_task_has_its_words_metrics_and_task():
     scores = {"ter": 134.8, "ter_interval": [120.0, 150.0]}
     task = {"metrics": ["ter"], "source": "sentence"}
     card = model_card(facts(record=record | scores | {"task": task}))
+    assert "{sentence}\n\nTL;DR" in card and "{dialogue}" not in card
     assert "TER (lower is better), from 0 up, on 500 test sentences" in card and "0 to 100" not in card
 
 
