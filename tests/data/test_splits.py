@@ -269,7 +269,7 @@ SAID = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
     [
         ("u.csv", CSV.encode("utf-16-le"), {}, "set data.encoding: utf-16-le"),
         ("u.jsonl", json.dumps(ONE).encode("utf-16-be"), {}, "set data.encoding: utf-16-be"),
-        ("z.csv", gzip.compress(CSV.encode()), {}, "is gzip data: add .gz to its name"),
+        ("z.csv", gzip.compress(CSV.encode(), mtime=0), {}, "is gzip data: add .gz to its name"),
         ("x.csv", b"PK\x03\x04" + bytes(range(256)), {}, "an Excel sheet: unpack it, or save"),
         ("p.jsonl", b"PAR1\x00", {}, "is a parquet file: rename it to .parquet"),
         ("a.jsonl", json.dumps([ONE]), {}, "and is a list; if the file is one JSON list, rename it to .json"),
