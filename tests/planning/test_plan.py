@@ -1,5 +1,6 @@
 """A plan's weights, bytes in memory and bytes on disk equal those of a run."""
 
+import gc
 import json
 import socket
 import subprocess
@@ -222,6 +223,13 @@ def test_a_quantized_base_is_timed_as_it_is_stored(monkeypatch: pytest.MonkeyPat
     )
     assert measure.step_seconds(run, {"batch": {"dialogues": 2, "source": 9, "target": 5}}) > 0
     assert "Linear4bit" in timed[0]
+
+
+def test_garbage_is_collected_after_a_trace_and_not_within() -> None:
+    """PyTorch may crash when a collection begins while it copies a fake tensor."""
+    with outline(config(), flan_t5("small"), torch.float32, layers=1):
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_plan_for_nothing_is_refused() -> None:
