@@ -174,10 +174,15 @@ def retention_notes(comparison: Comparison) -> list[str]:
     """Return the notes on what the variants keep of the base's score on tasks that were not trained."""
     if not (kept := comparison.get("retention")):
         return []
-    first = next(iter(next(iter(kept.values())).values()))
+    counts = {task: next(iter(of_task.values()))["n"] for task, of_task in kept.items()}
+    examples = (
+        f"{counts.popitem()[1]} examples of each task"
+        if len(set(counts.values())) == 1
+        else "examples: " + ", ".join(f"{n} of {spaced(task)}" for task, n in counts.items())
+    )
     notes = [
         "Keeps: the share of the base's score on a task that was not trained, with its 95 % interval by "
-        f"bootstrap; {first['n']} examples of {spaced(next(iter(kept)))}."
+        f"bootstrap; {examples}."
     ]
     tests = []
     for task, test in comparison.get("retention_test", {}).items():
