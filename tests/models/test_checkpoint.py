@@ -1,7 +1,5 @@
 """Weights of a base that are broken or do not fit its config.json: one error before they are loaded."""
 
-import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from support.broken_bases import (
     LAST_SHARD,
     POINTER,
     WEIGHTS,
+    assert_refused,
     change_settings,
     change_tensors,
     cut,
@@ -98,12 +97,7 @@ BROKEN = {
 def test_a_broken_base_is_one_error_with_the_remedy(
     change: Callable[[Path], None], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = saved(tmp_path)
-    change(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        message = error_of(config)
-    assert re.search(words, message)
-    assert "LOAD REPORT" not in caplog.text
+    assert_refused(saved(tmp_path), tmp_path, change, words, caplog)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

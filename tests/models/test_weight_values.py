@@ -1,13 +1,12 @@
 """Damaged values of a base: NaN, infinity, zeros, integers; and zeros that are meant."""
 
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from support.broken_bases import as_integers, error_of, spoil, zero_second_half, zeros
+from support.broken_bases import as_integers, assert_refused, error_of, spoil, zero_second_half, zeros
 from support.families import FAMILIES, make_family
 from support.models import CPU, saved
 
@@ -46,12 +45,7 @@ BROKEN = {
 def test_damaged_values_are_one_error_with_the_first_such_weight(
     change: Callable[[Path], None], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = saved(tmp_path)
-    change(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        message = error_of(config)
-    assert re.search(words, message)
-    assert "LOAD REPORT" not in caplog.text
+    assert_refused(saved(tmp_path), tmp_path, change, words, caplog)
 
 
 def test_zeros_in_the_outputs_of_added_blocks_are_a_warning_that_names_them(

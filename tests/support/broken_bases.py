@@ -1,6 +1,8 @@
 """Ways to break the folder of a base, and the one error that loading and the doctor give of it."""
 
 import json
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +142,18 @@ def change_tokenizer(**fields: Any) -> Callable[[Path], None]:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings | fields))
 
     return change
+
+
+def assert_refused(
+    config: ModelConfig,
+    folder: Path,
+    change: Callable[[Path], None],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Check that a changed base is one error with these words, without Transformers' own report."""
+    change(folder)
+    with caplog.at_level(logging.WARNING):
+        message = error_of(config)
+    assert re.search(words, message)
+    assert "LOAD REPORT" not in caplog.text
