@@ -198,12 +198,14 @@ class Comparison(TypedDict, total=False):
     trivial: dict[str, dict[str, float]]
     samples: list[dict[str, str]]
     published: Published
+    """In a comparison by `reproduce`."""
     data_warnings: list[str]
     """Faults of the data, by the runs; absent if there are none."""
-    """In a comparison by `reproduce`."""
     gains: Gains
     paired_test: PairedRecord
     """LoRA against full fine-tuning."""
+    against_base: dict[str, PairedRecord]
+    """LoRA and full fine-tuning, each against the base; missing in older files."""
 
     retention: dict[str, dict[str, RetentionRecord]]
     """By task of `retention` and variant: what each keeps of the base's score."""

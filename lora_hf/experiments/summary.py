@@ -84,6 +84,9 @@ def summarize(
         if {"base", "full", "lora"} <= scores.keys():
             summary["gains"] = gains(scores, main)
             summary["paired_test"] = paired_record(scores["lora"], scores["full"], main)
+            summary["against_base"] = {
+                name: paired_record(scores[name], scores["base"], main) for name in ("lora", "full")
+            }
         return summary
     summary["variants"] = variants
     summary["order"] = list(variants)  # JSON's keys are sorted

@@ -51,7 +51,10 @@ def test_gains_and_the_share_of_fulls_gain_by_hand():
         "lora": pytest.approx(5 / 6 - 1 / 3),
         "lora_share_of_full": pytest.approx(0.75),
     }
-    assert set(summary) == {"arms", "trivial", "gains", "intervals", "paired_test", "samples"}
+    keys = {"arms", "trivial", "gains", "intervals", "paired_test", "against_base", "samples"}
+    assert set(summary) == keys
+    differences = {name: test["difference"] for name, test in summary["against_base"].items()}
+    assert differences == {"full": pytest.approx(1 - 1 / 3), "lora": pytest.approx(5 / 6 - 1 / 3)}
     assert list(summary["arms"]) == ["base", "full", "lora"]
 
 
