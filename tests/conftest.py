@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import T5ForConditionalGeneration
 
-pytest_plugins = ["hub.fixtures", "support.launching"]  # hub, client, trained
+pytest_plugins = ["hub.fixtures", "support.launching", "support.browser"]  # hub, client, trained, browser
 LONGEST = (
     "runs/test_processes.py",
     "distributed/test_zero.py",

@@ -30,7 +30,7 @@ from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
 from lora_hf.saved.find_adapter import base_config, find_adapter, settings_of
-from lora_hf.system import pick_device
+from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved, saved_method
 
 BASE = "base"
@@ -74,6 +74,12 @@ class InferenceModel:
         self.adapters: dict[str | None, PredictionSettings] = {None: settings}
         self._first: str | None = None
         self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
+
+    @property
+    def description(self) -> str:
+        """The base model with its dtype and device, for the log."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"{self.name} in {dtype} on {device_name(self.model.device)}"
 
     @property
     def names(self) -> list[str]:

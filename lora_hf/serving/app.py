@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -28,6 +28,8 @@ from lora_hf.serving.schemas import (
 from lora_hf.serving.service import RequestError, Service
 
 STATIC = "/docs/static"
+OPENAPI = "3.0.3"
+"""The latest version that the packaged Swagger UI reads; FastAPI writes 3.1."""
 NO_OBJECT = (
     'body: not a JSON object; send one with "Content-Type: application/json", such as {"dialogue": "..."}'
 )
@@ -38,6 +40,9 @@ MOST_DRAINED = 2**26
 def create_app(service: Service) -> FastAPI:
     """Create the ASGI application of a service."""
     app = FastAPI(title="lora-hf serve", version=__version__, docs_url=None, redoc_url=None)
+    app.openapi_version = OPENAPI
+    with_null = app.openapi
+    app.openapi = lambda: with_nullable(with_null())  # type: ignore[method-assign]
     app.state.service = service
     limits = service.limits
     app.add_middleware(BodyLimit, most=limits.max_bytes, seconds=limits.timeout, count=service.count_refused)
@@ -52,36 +57,40 @@ def create_app(service: Service) -> FastAPI:
 def _add_routes(app: FastAPI, service: Service) -> None:
     engine = service.engine
 
-    @app.post("/summarize", responses=_errors(404, 411, 413, 422, 503, 504))
+    @app.post("/summarize", tags=["summaries"], responses=_errors(404, 411, 413, 422, 503, 504))
     async def summarize(request: SummarizeRequest) -> SummarizeResponse:
         """Summarize one dialogue with an adapter or the base."""
         return await service.summarize(request)
 
-    @app.get("/adapters")
+    @app.get("/adapters", tags=["adapters"])
     async def adapters() -> list[AdapterInfo]:
         """List the loaded adapters."""
         return [_info(name) for name in engine.names]
 
-    @app.post("/adapters", status_code=201, responses=_errors(403, 409, 422))
+    @app.post("/adapters", tags=["adapters"], status_code=201, responses=_errors(403, 409, 422))
     async def load(request: LoadRequest) -> AdapterInfo:
         """Load an adapter from a folder below the server's folder of adapters."""
         await service.load(request.name, request.path)
         return _info(request.name)
 
-    @app.delete("/adapters/{name}", status_code=204, responses=_errors(404))
+    @app.delete("/adapters/{name}", tags=["adapters"], status_code=204, responses=_errors(404))
     async def unload(name: str) -> None:
         """Unload an adapter after the requests that wait for it."""
         await service.unload(name)
 
-    @app.get("/health")
+    @app.get("/health", tags=["server"])
     async def health() -> HealthResponse:
         """Return the server's state."""
         return HealthResponse(base=engine.name, adapters=engine.names, waiting=service.batcher.waiting)
 
-    @app.get("/metrics")
+    @app.get("/metrics", tags=["server"])
     async def metrics() -> Response:
         """Return the metrics for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -101,6 +110,23 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             max_source_length=settings.data.max_source_length,
             max_new_tokens=settings.max_new_tokens,
         )
+
+
+def with_nullable(schema: Any) -> Any:
+    """Return a schema of OpenAPI 3.1 with its optional types as 3.0 writes them.
+
+    A type or null, `anyOf: [{"type": "string"}, {"type": "null"}]`, becomes the type with `nullable: true`.
+    """
+    if isinstance(schema, list):
+        return [with_nullable(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    fields = {key: with_nullable(value) for key, value in schema.items()}
+    match fields.get("anyOf"):
+        case [{**kind}, {"type": "null"}]:
+            del fields["anyOf"]
+            return kind | fields | {"nullable": True}
+    return fields
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

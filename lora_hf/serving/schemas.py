@@ -30,6 +30,10 @@ class Message(BaseModel):
 class SummarizeRequest(Message):
     """A dialogue to summarize."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"dialogue": "Anna: Lunch at noon?\nBen: Yes.", "adapter": None}}
+    )
+
     dialogue: Text
     """One turn per line, such as `Anna: Lunch at noon?`."""
     adapter: Text | None = None

@@ -42,10 +42,16 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
         raise UserError(f"--adapters-dir {str(limits.adapters_dir)!r}: no such folder")
     found = {name: find_adapter(where) for name, where in named(adapters).items()}
     config = base_for(list(found.values()), base)
-    with listening(host, port) as listener, closing(Service(Engine(config, found), limits)) as service:
-        app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
-        most = limits.max_queue + limits.max_batch + OTHERS
-        run(app, listener, "serving on %s (API page: /docs)", grace, service.batcher.drain, most)
+    listed = ", ".join(f"{name} from {saved.source}" for name, saved in found.items())
+    of = f" and {len(found)} adapter{'s' * (len(found) > 1)}: {listed}" if found else ", without adapters"
+    with listening(host, port) as listener:
+        logger.info("loading %s%s", config.model_name_or_path, of)
+        with closing(Service(Engine(config, found), limits)) as service:
+            logger.info("loaded %s", service.engine.description)
+            app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
+            most = limits.max_queue + limits.max_batch + OTHERS
+            message = "serving on %s (API page: /docs; stop with Ctrl-C)"
+            run(app, listener, message, grace, service.batcher.drain, most)
     logger.info("all waiting requests are finished")
 
 

@@ -1,34 +1,13 @@
 """The page in a real browser: it sorts, it finds, it fits a phone, it is dark where the screen is."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import errors_of, set_scheme, set_width
 from support.records import WRITTEN, write_run
 
 from lora_hf.experiments.report import report
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
---disable-background-networking --disable-component-update --window-size=1100,900""".split()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium.webdriver")
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no browser: Debian's packages chromium and chromium-driver are not installed")
-    options = selenium.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = selenium.ChromeService(DRIVER)
-    driver = selenium.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +53,21 @@ def test_a_word_is_found_and_shared_words_are_marked(page: Any) -> None:
 
 def test_model_output_is_not_executed_and_the_page_has_no_errors(page: Any) -> None:
     assert "alert(1)" in page.find_element("id", "examples").text
-    assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert errors_of(page) == []
     assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
 @pytest.mark.parametrize("width", [320, 390, 1100])
 def test_the_page_fits_the_screen(page: Any, width: int) -> None:
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_width(page, width)
     wide = page.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width
-    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    set_width(page, 0)
 
 
 def test_the_page_follows_the_reader_s_dark_mode(page: Any) -> None:
     def lightness(scheme: str) -> tuple[int, int]:
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        set_scheme(page, scheme)
         script = "return getComputedStyle({})[{!r}].match(/\\d+/g).slice(0, 3).map(Number)"
         paper = page.execute_script(script.format("document.body", "backgroundColor"))
         ink = page.execute_script(script.format("document.querySelector('svg text')", "fill"))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from starlette.testclient import TestClient
+from support.browser import LOADED, errors_of
 from support.families import make_family
 from support.letters import letters
 from support.server_process import DIALOGUES, EXTRA, FIELDS, Server, save_adapters, serving
@@ -233,16 +234,55 @@ def test_an_adapter_of_another_base_is_not_loaded(server: Server, adapters: Path
     }  # fmt: skip
 
 
-def test_the_api_page_needs_no_other_server(server: Server) -> None:
-    status, page, _ = server.request("GET", "/docs")
-    assert status == 200 and not re.search(r'(?:src|href)="(?:https?:)?//', page)
-    for path in re.findall(r'(?:src|href)="([^"]+)"', page):
-        assert server.request("GET", path)[0] == 200
-    paths = server.request("GET", "/openapi.json")[1]["paths"]
+def test_the_schema_is_one_that_the_api_page_can_read(server: Server) -> None:
+    """The packaged Swagger UI reads OpenAPI 3.0, where null is a property of a type and no type."""
+    schema = server.request("GET", "/openapi.json")[1]
+    assert schema["openapi"].startswith("3.0.") and '"null"' not in json.dumps(schema)
+    fields = schema["components"]["schemas"]["SummarizeRequest"]["properties"]
+    assert fields["num_beams"]["nullable"] and fields["num_beams"]["minimum"] == 1
+    assert fields["adapter"]["type"] == "string" and fields["adapter"]["description"].startswith("The adapt")
+    paths = schema["paths"]
     assert {(path, method) for path in paths for method in paths[path]} == {
         ("/summarize", "post"), ("/adapters", "get"), ("/adapters", "post"), ("/adapters/{name}", "delete"),
         ("/health", "get"), ("/metrics", "get"),
     }  # fmt: skip
+
+
+def test_the_start_says_what_is_loaded_where(server: Server, adapters: Path) -> None:
+    said = "".join(server.said)
+    assert f"loading embedded and 2 adapters: a from {adapters / 'a'}, b from {adapters / 'b'}\n" in said
+    assert re.search(
+        r"loaded embedded in float32 on (cpu|cuda).*\n.*serving on http://127.0.0.1:\d+ \(API", said
+    )
+
+
+def test_the_address_leads_to_the_api_page(server: Server) -> None:
+    status, _, headers = server.request("GET", "/")
+    assert (status, headers["Location"]) == (307, "/docs")
+
+
+def test_the_api_page_lists_the_operations_and_tries_them_out(server: Server, browser: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def found(selector: str) -> list[Any]:
+        return WebDriverWait(browser, 60).until(
+            lambda _: browser.find_elements("css selector", selector), f"no {selector} on the page"
+        )
+
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    listed = {block.get_attribute("id") for block in found(".opblock")}
+    assert len(listed) == 6 and "operations-server-health_health_get" in listed
+    block = "#operations-summaries-summarize_summarize_post"
+    found(f"{block} .opblock-summary-control")[0].click()
+    found(f"{block} .try-out__btn")[0].click()
+    body = found(f"{block} textarea")[0]
+    assert json.loads(body.get_attribute("value"))["dialogue"].startswith("Anna: ")
+    found(f"{block} .execute")[0].click()
+    answer = found(f"{block} .live-responses-table .highlight-code")[0].text
+    assert '"summary"' in answer and '"seconds"' in answer
+    assert errors_of(browser) == []
+    address = f"http://127.0.0.1:{server.port}/"
+    assert all(name.startswith((address, "data:")) for name in browser.execute_script(LOADED))
 
 
 def test_requests_are_counted_by_adapter_and_status(server: Server) -> None:
