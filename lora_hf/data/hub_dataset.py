@@ -7,7 +7,9 @@ fails at once, and rows of another commit are refused.
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.errors import NOT_JSON, UserError
 from lora_hf.hub.download import find_dataset
-from lora_hf.hub.errors import AGAIN, hub_errors
+from lora_hf.hub.errors import AGAIN, causes, hub_errors
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class HubDataset:
     names: tuple[str, ...]
     """Its splits; empty where `datasets` does not say."""
     read: Callable[[str], Iterable[dict[str, Any]]]
+    is_csv: bool = False
+    """True if the rows of each split are read from csv, one by one."""
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         """Yield the rows of one of its splits; with `streaming`, they are downloaded as they are read.
@@ -38,7 +42,13 @@ class HubDataset:
             UserError: an interrupted download.
         """
         with hub_errors(self.what, REMEDY):
-            yield from with_label_names(self.read(split))
+            rows = with_label_names(self.read(split))
+            while True:
+                with no_lost_cells(self.what) if self.is_csv else nullcontext():
+                    row = next(rows, None)
+                if row is None:
+                    return
+                yield row
 
 
 def with_label_names(dataset: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -57,6 +67,36 @@ def with_label_names(dataset: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
             if isinstance(row.get(name), int)
         }
         yield row | named if named else row
+
+
+CSV_AS_TEXT: dict[str, Any] = {
+    "converters": dict.fromkeys(range(1000), str),
+    "na_filter": False,
+    "index_col": False,
+}
+"""Options by which `datasets` leaves the cells of csv as they are: `NA`, `007` and `1e5` are texts.
+
+By default it reads a missing value and numbers, and shifts all rows if the first has one cell too many."""
+
+
+@contextmanager
+def no_lost_cells(what: str) -> Iterator[None]:
+    """Refuse a csv whose rows have more cells than columns: pandas drops the last ones with a warning.
+
+    Raises:
+        UserError: there is such a row.
+    """
+    from pandas.errors import ParserWarning
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=ParserWarning)
+        try:
+            yield
+        except Exception as error:
+            if any(isinstance(one, ParserWarning) for one in causes(error)):
+                remedy = "put cells that contain a comma in quotes, or set data.delimiter"
+                raise UserError(f"{what}: rows of its csv have more cells than columns; {remedy}") from error
+            raise
 
 
 REMEDY = f" (give a folder or a file, a dataset on the Hub that can be reached, or {EMBEDDED!r})"
@@ -88,7 +128,11 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
             logger.info("the Hub cannot be reached: %s is read from its local copy", name)
             return HubDataset(what, _split_names(builder), builder.as_dataset)
     with hub_errors(what, REMEDY):
-        builder = load_dataset_builder(name, config.dataset_config, revision=revision, **_options(config))
+        options = _options(config)
+        builder = load_dataset_builder(name, config.dataset_config, revision=revision, **options)
+        if is_csv := hasattr(getattr(builder, "config", None), "converters"):
+            options |= CSV_AS_TEXT
+            builder = load_dataset_builder(name, config.dataset_config, revision=revision, **options)
         if builder.hash != commit:
             raise UserError(
                 f"{what}: its files could not be downloaded, and the local copy is of another commit, "
@@ -96,8 +140,9 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
             )
         if config.streaming:
             splits = builder.as_streaming_dataset()
-            return HubDataset(what, tuple(splits), lambda split: splits[split])
-        builder.download_and_prepare()
+            return HubDataset(what, tuple(splits), lambda split: splits[split], is_csv)
+        with no_lost_cells(what) if is_csv else nullcontext():
+            builder.download_and_prepare()
         return HubDataset(what, _split_names(builder), builder.as_dataset)
 
 
@@ -125,13 +170,17 @@ def _split_names(builder: Any) -> tuple[str, ...]:
     return tuple(builder.info.splits or ())
 
 
-def _is_whole(path: Path) -> bool:
-    """Return whether `datasets` has prepared a configuration here as the repository has it, in full."""
+def _configuration_of(path: Path) -> str | None:
+    """Return the configuration that `datasets` has prepared in a folder as `open_hub` does; else None."""
+    from datasets import BuilderConfig
+
     try:
         info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
     except (OSError, *NOT_JSON):
-        return False
-    return bool(info.get("config_name") == path.parts[-3])
+        return None
+    name, options = info.get("config_name"), CSV_AS_TEXT if info.get("builder_name") == "csv" else {}
+    is_own = name is not None and path.parts[-3] == BuilderConfig(name).create_config_id(options)
+    return str(name) if is_own else None
 
 
 def _prepared(config: DataConfig, commit: str | None) -> Any:
@@ -143,10 +192,10 @@ def _prepared(config: DataConfig, commit: str | None) -> Any:
     config_name = config.dataset_config or "default"
     any_folder = Cache(**known, config_name=config_name, hash=commit or "any").cache_dir
     root = Path(any_folder).parents[2]  # of config/version/commit
-    found = [
-        path for path in root.glob(f"{config.dataset_config or '*'}/*/{commit or '*'}") if _is_whole(path)
-    ]
+    names = {path: _configuration_of(path) for path in root.glob(f"*/*/{commit or '*'}")}
+    wanted = config.dataset_config
+    found = [path for path, own in names.items() if own is not None and wanted in (None, own)]
     if not found:
         return None
-    latest = max(found, key=lambda path: (path.parts[-3] == config_name, path.stat().st_mtime))
+    latest = max(found, key=lambda path: (names[path] == config_name, path.stat().st_mtime))
     return Cache(**known, config_name=latest.parts[-3], version=latest.parts[-2], hash=latest.name)

@@ -1,8 +1,8 @@
 """Read a file of dialogues or of saved predictions into rows.
 
-The readers are those of the standard library and, for parquet and arrow, of pyarrow. pandas and datasets read
-the same formats, but guess types ("NA" becomes missing, "007" a number), silently fill short csv rows, and do
-not say which json line is broken; datasets also copies every file into its cache. Here, csv cells stay text.
+The readers are those of the standard library and, for parquet and arrow, of pyarrow. pandas and `datasets`
+read csv and json too, but change texts in silence, which no option prevents in all cases (docs/data.md lists
+them), and do not say which line is broken. Here, csv cells stay text.
 """
 
 import csv

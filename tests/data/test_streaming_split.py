@@ -3,6 +3,7 @@
 import csv
 import json
 from functools import partial
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -189,3 +190,24 @@ def test_a_stream_that_ends_early_is_an_error(monkeypatch):
     config = DataConfig(dataset_name="somebody/talks", streaming=True)
     with pytest.raises(UserError, match="somebody/talks.*did not load: the other side has gone"):
         load_split(config, "test")
+
+
+def test_the_librarys_own_state_loses_rows_of_a_shuffled_stream_and_ours_none(tmp_path, tokenizer):
+    """Why a streamed split keeps its own position: `datasets` refills its shuffle buffer after a resume."""
+    from datasets import load_dataset
+
+    folder = write(tmp_path / "data", "jsonl")
+
+    def stream_of_library():
+        rows = load_dataset("json", data_files=str(folder / "train.jsonl"), split="train", streaming=True)
+        return rows.shuffle(seed=1, buffer_size=16)
+
+    whole = [row["summary"] for row in stream_of_library()]
+    first = stream_of_library()
+    begun = [row["summary"] for row in islice(first, 24)]
+    rest = stream_of_library()
+    rest.load_state_dict(first.state_dict())
+    resumed = [row["summary"] for row in rest]
+    assert begun == whole[:24] and len(whole) == len(ROWS) > len({*begun, *resumed})
+    ours = list(map(repr, streamed(folder, tokenizer)))
+    assert list(map(repr, islice(streamed(folder, tokenizer), 24, None))) == ours[24:]

@@ -156,6 +156,32 @@ def test_splits_of_the_hub_follow_the_rules_of_files(splits, sizes, streaming, m
         assert parts["test"].origin.startswith("validation, because test has no references: acme/talks")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_csv_of_the_hub_keeps_its_texts_and_one_with_too_many_cells_is_refused(
+    streaming, monkeypatch, tmp_path
+):
+    import datasets
+
+    real, commit = datasets.load_dataset_builder, "c" * 40
+
+    def of_folder(name, config, revision=None, **options):
+        builder = real(str(tmp_path / "talks"), config, cache_dir=str(tmp_path / "acme"), **options)
+        builder.hash = commit
+        return builder
+
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (commit, None))
+    monkeypatch.setattr(datasets, "load_dataset_builder", of_folder)
+    config = DataConfig(dataset_name="acme/talks", streaming=streaming)
+    (tmp_path / "talks").mkdir()
+    file = tmp_path / "talks/test.csv"
+    file.write_text("id,dialogue,summary\n007,NA,null\n1.0,1e5,true\n")
+    found = [(row.id, row.dialogue, *row.references) for row in load_split(config, "test")]
+    assert found == [("007", "NA", "null"), ("1.0", "1e5", "true")]
+    file.write_text("id,dialogue,summary\na,A: Yes, me,It is.\nb,B: Yes, you,It is.\n")
+    with pytest.raises(UserError, match="'acme/talks' .*csv have more cells than columns; put cells that"):
+        load_split(config, "test")
+
+
 def test_without_the_hub_a_copy_of_other_files_of_a_dataset_is_not_used(monkeypatch, tmp_path):
     """`datasets` prepares each choice of files in a folder of its own, under the same commit."""
     commit = "c" * 40
