@@ -9,36 +9,24 @@ import os
 import sys
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from platform import python_version
+from typing import Annotated, Any
 
 import typer
 
 from lora_hf import distributed as processes
-from lora_hf.cli import checking, hub, running, saved, serving
+from lora_hf.cli import checking, hub, running, saved, serving, starting
 from lora_hf.cli.exit_status import exit_status, invoke
 
-VERBS = (
-    running.train,
-    running.compare,
-    running.methods,
-    running.sweep,
-    running.reproduce,
-    running.plan,
-    checking.doctor,
-    saved.report,
-    saved.evaluate,
-    saved.predict,
-    saved.merge,
-    saved.export,
-    saved.truncate,
-    saved.score,
-    checking.verify,
-    serving.serve,
-    serving.demo,
-    hub.push,
-    checking.schema,
-)
-"""The commands, in the order of `--help`; each is named after its function."""
+PANELS = {
+    "Train": (starting.init, running.train, running.compare, running.reproduce),
+    "Use": (saved.predict, saved.evaluate, saved.score, serving.serve, serving.demo),
+    "Look": (running.plan, checking.doctor, checking.verify, saved.report, checking.schema),
+    "Share": (saved.merge, saved.export, hub.push),
+    "Study": (running.methods, running.sweep, saved.truncate),
+}
+"""The commands in the order of `--help`, by what a person wants to do; each is named after its function."""
+VERBS = tuple(verb for verbs in PANELS.values() for verb in verbs)
 COMPLETING = "_LORA_HF_COMPLETE"
 """Set by the scripts that Typer writes for completion in the shell."""
 HIDDEN = ("peft", "hqq", "torchao", "sklearn")
@@ -49,10 +37,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Fine-tune encoder-decoder models with LoRA, and compare the base model, full fine-tuning and LoRA "
-    "by ROUGE.\n\nAdd --debug to any command to see the traceback of an error, or use --version alone.",
+    "by ROUGE.\n\nFirst comparison: [dim]lora-hf compare --config quickstart[/dim]"
+    "\n\nYour own data: [dim]lora-hf init[/dim]",
 )
-for verb in VERBS:
-    app.command()(verb)
+for panel, verbs in PANELS.items():
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
+
+
+def print_versions(wanted: bool) -> None:
+    """Print the versions that a bug report needs, from the packages' metadata, and exit."""
+    if not wanted:
+        return
+    packages = ("torch", "transformers", "datasets", "accelerate")
+    print(f"lora_hf {version('lora_hf')}")
+    print(", ".join([f"Python {python_version()}", *(f"{name} {version(name)}" for name in packages)]))
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the versions and exit.", callback=print_versions, is_eager=True),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Works after any command too.")
+    ] = False,
+) -> None:
+    """Take the options of all commands. `main` has taken `--debug` from the command line already."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -89,11 +102,8 @@ def run(words: list[str], debug: bool) -> int:
 
 
 def _invoke(words: list[str]) -> None:
-    if words == ["--version"]:
-        print(f"lora_hf {version('lora_hf')}")
-        return
     processes.check_variables()
-    if words and words[0] != running.train.__name__:
+    if words and not words[0].startswith("-") and words[0] != running.train.__name__:
         remedy = "start each run by `torchrun ... -m lora_hf train`, and this command without it"
         processes.refuse_several(f"lora-hf {words[0]}", remedy)
     invoke(typer.main.get_command(app), words)

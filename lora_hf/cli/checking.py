@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_hf.cli.hints import check_not_config
+from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import Base, Json, complete_config, complete_override
 from lora_hf.errors import FaultFound, UserError
 
@@ -38,11 +40,19 @@ def doctor(
 ) -> None:
     """Check an adapter or a config, and this machine. Exit with status 1 if a check fails.
 
-    [dim]lora-hf doctor runs/quickstart/lora/adapter[/dim]
+    This machine alone: [dim]lora-hf doctor[/dim]
 
-    [dim]lora-hf doctor --config configs/quickstart.yaml lora.r=8[/dim]
+    An adapter: [dim]lora-hf doctor runs/quickstart/lora[/dim]
+
+    A config: [dim]lora-hf doctor --config configs/quickstart.yaml lora.r=8[/dim]
     """
     _report(_findings(words or [], config, base), as_json)
+    show_next(
+        "doctor",
+        as_json,
+        source=shlex.join(["--config", str(config), *(words or [])]) if config else None,
+        adapter=shlex.quote(words[0]) if words and not config else None,
+    )
 
 
 def verify(
@@ -53,11 +63,14 @@ def verify(
 ) -> None:
     """Repeat the scoring of a finished run. Exit with status 1 if anything differs from its record.
 
-    [dim]lora-hf verify runs/quickstart/lora[/dim]
+    One run: [dim]lora-hf verify runs/quickstart/lora[/dim]
+
+    All runs of a comparison: [dim]lora-hf verify runs/quickstart[/dim]
     """
     from lora_hf import doctor as checks
 
     _report(checks.of_run(run), as_json)
+    show_next("verify", as_json, run=run)
 
 
 def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
@@ -136,7 +149,7 @@ def _print_finding(finding: "Finding") -> "Finding":
 def schema() -> None:
     """Print the JSON schema of a config. Editors use it to complete and check YAML files.
 
-    [dim]lora-hf schema > schema.json[/dim]
+    Into a file: [dim]lora-hf schema > schema.json[/dim]
     """
     from lora_hf.config.json_schema import config_schema
 

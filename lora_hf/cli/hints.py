@@ -24,6 +24,8 @@ def explain(error: Any, words: list[str]) -> str:
     missing = [name for name in getattr(getattr(error, "param", None), "opts", ()) if name.startswith("--")]
     if missing and message.startswith("Missing option"):
         return f"{message.removesuffix('.')}{_instead_of(missing[0], words)}"
+    if option == "--config" and "requires an argument" in message:
+        return f"{message.removesuffix('.')}; {CONFIG_EXAMPLE}. {shipped()}"
     if message.startswith("No such command") and words:
         if words[0] == "help":
             return f"{message} Write `lora-hf --help`, or `lora-hf COMMAND --help`."
@@ -87,8 +89,25 @@ def _instead_of(option: str, words: list[str]) -> str:
     free = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
     if option == "--config":
         named = next((word for word in free if _is_config(word)), None)
-        return f": write `lora-hf {words[0]} --config {named}`" if named else f"; {CONFIG_EXAMPLE}"
+        if named:
+            return f": write `lora-hf {words[0]} --config {named}`"
+        return f"; {CONFIG_EXAMPLE}. {shipped()}"
     if option == "--adapter":
         named = next((word for word in free if Path(word).expanduser().is_dir()), None)
         return f": write --adapter {named}" if named else "; give the folder of an adapter or of its run"
     return "."
+
+
+def config_or_texts(command: str, named: list[str]) -> str:
+    """Return what a command without `--config` needs, for arguments that are not a model and data."""
+    if config := next((word for word in named if _is_config(word)), None):
+        return f"Missing option '--config': write `lora-hf {command} --config {config}`"
+    either = f"give a config (`--config quickstart`), or a model and data (`lora-hf {command} MODEL DATA`)"
+    return f"lora-hf {command} {' '.join(named)}".strip() + f": {either}. {shipped()}"
+
+
+def shipped() -> str:
+    """Return a sentence that names the shipped configs."""
+    from lora_hf.config.yaml_reader import shipped_configs
+
+    return f"Shipped configs: {', '.join(shipped_configs())}"

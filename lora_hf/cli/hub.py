@@ -1,9 +1,12 @@
 """The command `push`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lora_hf.cli.next_steps import show_next
 
 
 def push(
@@ -38,7 +41,7 @@ def push(
 
     The token comes from HF_TOKEN or from `hf auth login`.
 
-    [dim]lora-hf push --adapter runs/quickstart/lora/adapter --repo-id USER/NAME --dry-run[/dim]
+    See it first: [dim]lora-hf push --adapter runs/quickstart/lora --repo-id USER/NAME --dry-run[/dim]
     """
     from lora_hf.hub.upload import CARD, Destination
     from lora_hf.saved import push as pushing
@@ -47,6 +50,7 @@ def push(
     options = pushing.CardOptions(base_model, license, samples)
     if not dry_run:
         print(f"pushed: {pushing.push(adapter, destination, options)}")
+        show_next("push", repository=repo_id)
         return
     files = pushing.prepare_push(adapter, destination, options).files
     for name, content in files.items():
@@ -55,3 +59,4 @@ def push(
             print(f"{size:>12,} {name}")
     card = files[CARD]
     print(f"\n{card.decode()}" if isinstance(card, bytes) else "", end="")
+    show_next("preview", adapter=shlex.quote(adapter), repository=repo_id)

@@ -13,9 +13,13 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 def complete_config(incomplete: str) -> list[str]:
-    """Return the shipped configs whose names begin so; without one, the shell completes file names."""
+    """Return the shipped configs, and the YAML files of this folder, whose names begin so.
+
+    Without one, the shell completes file names.
+    """
     names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-    return [name for name in names if incomplete and name.startswith(incomplete)]
+    here = sorted(str(file) for file in Path().glob("*.y*ml"))
+    return [name for name in [*names, *here] if name.startswith(incomplete)]
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -40,13 +44,37 @@ def _keys(schema: Mapping[str, Any], part: Mapping[str, Any], prefix: str = "") 
 Config = Annotated[
     Path,
     typer.Option(
-        "--config", help="YAML file, or the name of a shipped config.", autocompletion=complete_config
+        "--config",
+        help="YAML file, or the name of a shipped config, such as quickstart.",
+        autocompletion=complete_config,
     ),
+]
+MaybeConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file, or the name of a shipped config, such as quickstart.",
+        autocompletion=complete_config,
+        show_default=False,
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL DATA | KEY.SUB=VALUE",
+        help="Without --config: a base model (a folder, a name on the Hub, or embedded) and your texts (a "
+        "file, a folder, or a name on the Hub). Fields that replace those of the config, such as lora.r=8.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
+OutputDir = Annotated[
+    str | None, typer.Option("--output", "-o", help="Run directory; the same as output_dir=DIR.")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY.SUB=VALUE]...",
+        metavar="KEY.SUB=VALUE",
         help="Fields that replace those of the config, such as lora.r=8.",
         show_default=False,
         autocompletion=complete_override,
@@ -55,7 +83,7 @@ Overrides = Annotated[
 GenerationOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[generation.KEY=VALUE]...",
+        metavar="generation.KEY=VALUE",
         help="Settings that replace those the adapter was scored with, such as generation.num_beams=4.",
         show_default=False,
         autocompletion=complete_override,
@@ -64,7 +92,7 @@ GenerationOverrides = Annotated[
 PredictOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SECTION.KEY=VALUE]...",
+        metavar="SECTION.KEY=VALUE",
         help="How the file is read, such as data.encoding=cp1252, and settings that replace those the "
         "adapter was scored with, such as generation.num_beams=4.",
         show_default=False,
@@ -74,7 +102,7 @@ PredictOverrides = Annotated[
 ReadingOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[data.KEY=VALUE]...",
+        metavar="data.KEY=VALUE",
         help="How the file is read, such as data.encoding=cp1252.",
         show_default=False,
         autocompletion=complete_override,

@@ -1,67 +1,102 @@
-"""Commands that train, or plan a training, from a config."""
+"""Commands that train, or plan a training, from a config or from a model and data."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lora_hf import distributed as processes
-from lora_hf.cli.options import Config, Json, Overrides, print_report, print_scores
-from lora_hf.run_files import COMPARISON, SWEEP, VARIANTS
+from lora_hf.cli.next_steps import show_next
+from lora_hf.cli.options import (
+    Config,
+    Json,
+    MaybeConfig,
+    OutputDir,
+    Overrides,
+    Words,
+    print_report,
+    print_scores,
+)
+from lora_hf.cli.starting import source_of
+from lora_hf.run_files import ADAPTER, COMPARISON, PAGE, SWEEP, VARIANTS
+from lora_hf.run_files import CONFIG as CONFIG_FILE
 
 if TYPE_CHECKING:
+    from lora_hf.config import RunConfig
     from lora_hf.run_records import Comparison
 
 
-def train(config: Config, overrides: Overrides = None) -> None:
-    """Train and score one model.
+def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = None) -> None:
+    """Train one model and score it.
 
-    Start it by torchrun or `accelerate launch` to use several processes.
+    The run directory holds the adapter, scores and predictions. Its config.yaml has every field of the run.
 
-    [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
+    To use several processes, start it by torchrun or `accelerate launch`.
+
+    From a config: [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
+
+    Without one: [dim]lora-hf train google/flan-t5-small talks.csv -o runs/talks[/dim]
     """
     from lora_hf.runs.start import run_config
 
-    run, record = run_config(config, overrides or [])
+    source = source_of("train", config, words, output)
+    run, record = run_config(source.config, source.overrides)
     processes.stop()
     if processes.is_main():
         print_scores(record)
-        print(f"results: {Path(run.output_dir) / 'results.json'}")
+        folder = Path(run.output_dir)
+        print(f"results: {folder / 'results.json'}")
+        has_adapter = (folder / ADAPTER).is_dir()
+        show_next(
+            "train",
+            adapter=folder if has_adapter else None,
+            mergeable=folder if has_adapter and run.method == "lora" else None,
+            merged=Path(f"{folder}-merged"),
+            config=folder / CONFIG_FILE,
+            other=shlex.quote(f"output_dir={folder}-compared"),
+        )
 
 
-def compare(config: Config, overrides: Overrides = None) -> None:
+def compare(config: MaybeConfig = None, words: Words = None, output: OutputDir = None) -> None:
     """Score the base model, full fine-tuning and LoRA on the same data, and compare them.
 
-    [dim]lora-hf compare --config configs/quickstart.yaml seeds=[1,2,3][/dim]
+    With several seeds: [dim]lora-hf compare --config configs/quickstart.yaml "seeds=[1,2,3]"[/dim]
+
+    Without a config: [dim]lora-hf compare google/flan-t5-small talks.csv -o runs/talks[/dim]
     """
     from lora_hf.experiments.compare import compare as run
 
-    _print_comparison(run(config, overrides or []), COMPARISON, config, overrides)
+    source = source_of("compare", config, words, output)
+    source.write()
+    _print_comparison(
+        "compare", run(source.file, source.overrides), COMPARISON, source.file, source.overrides
+    )
 
 
 def methods(config: Config, overrides: Overrides = None) -> None:
     """Train every variant in a config on the same data, and compare them.
 
-    [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
+    In short: [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
     """
     from lora_hf.experiments.compare import compare_methods
 
-    _print_comparison(compare_methods(config, overrides or []), VARIANTS, config, overrides)
+    _print_comparison("methods", compare_methods(config, overrides or []), VARIANTS, config, overrides)
 
 
 def sweep(config: Config, overrides: Overrides = None) -> None:
     """Train with several values of some fields, and find the best.
 
-    [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
+    In short: [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
     """
     from lora_hf.experiments.sweep import sweep as run
 
-    _print_comparison(run(config, overrides or []), SWEEP, config, overrides)
+    _print_comparison("sweep", run(config, overrides or []), SWEEP, config, overrides)
 
 
 def _print_comparison(
-    comparison: "Comparison", kind: str, config_file: Path, overrides: list[str] | None
+    command: str, comparison: "Comparison", kind: str, config_file: Path, overrides: list[str] | None
 ) -> None:
     from rich.console import Console
 
@@ -71,22 +106,36 @@ def _print_comparison(
     Console().print(comparison_terminal(comparison))
     config = load_config(config_file, overrides or [], is_done=lambda run: True)
     print_report(Path(config.output_dir), kind)
+    _show_after(command, config, kind)
+
+
+def _show_after(command: str, config: "RunConfig", kind: str) -> None:
+    """Name the next commands of a comparison: its page, and the LoRA run in it."""
+    folder = Path(config.output_dir)
+    adapter = folder / "lora"
+    is_toy = config.data.dataset_name == "embedded"
+    show_next(
+        command,
+        page=folder / f"{kind}{PAGE}",
+        adapter=adapter if (adapter / ADAPTER).is_dir() else None,
+        file="FILE" if is_toy else None,
+    )
 
 
 def reproduce(overrides: Overrides = None) -> None:
     """Repeat the published comparison: FLAN-T5-base on DialogSum, from the Hub.
 
-    [dim]lora-hf reproduce training.per_device_train_batch_size=32[/dim]
+    With larger batches: [dim]lora-hf reproduce training.per_device_train_batch_size=32[/dim]
     """
     from lora_hf.experiments.reproduce import CONFIG
     from lora_hf.experiments.reproduce import reproduce as run_published
 
-    _print_comparison(run_published(overrides or []), COMPARISON, Path(CONFIG), overrides)
+    _print_comparison("reproduce", run_published(overrides or []), COMPARISON, Path(CONFIG), overrides)
 
 
 def plan(
-    config: Config,
-    overrides: Overrides = None,
+    config: MaybeConfig = None,
+    words: Words = None,
     measure: Annotated[
         bool, typer.Option(help="Time three training steps on random weights of the same shape.")
     ] = False,
@@ -94,11 +143,14 @@ def plan(
 ) -> None:
     """Estimate the memory, disk space and steps of a run without training.
 
-    [dim]lora-hf plan --config configs/flan_t5_base_dialogsum_lora.yaml lora.r=16[/dim]
+    From a config: [dim]lora-hf plan --config configs/flan_t5_base_dialogsum_lora.yaml lora.r=16[/dim]
+
+    Without one: [dim]lora-hf plan google/flan-t5-small talks.csv[/dim]
     """
     from lora_hf.config.load import load_config
 
-    run = load_config(config, overrides or [])
+    source = source_of("plan", config, words)
+    run = load_config(source.config, source.overrides)
     from lora_hf.planning.plan import plan as plan_run
 
     record = plan_run(run)
@@ -114,3 +166,5 @@ def plan(
     from lora_hf.reporting.plan_table import plan_terminal
 
     Console().print(*plan_terminal(record), sep="\n")
+    shown = source.words if source.text is None else shlex.join(words or [])
+    show_next("plan", as_json, source=shown)

@@ -1,11 +1,15 @@
 """Commands for trained adapters and saved predictions."""
 
 import json
+import shlex
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import (
     Adapter,
     Base,
@@ -17,6 +21,10 @@ from lora_hf.cli.options import (
     ReadingOverrides,
     print_scores,
 )
+from lora_hf.run_files import ADAPTER, PAGE
+
+PEFT_CONFIG = "adapter_config.json"
+"""The file of a LoRA adapter's fields; other methods that train an adapter have none."""
 
 
 def report(
@@ -26,11 +34,15 @@ def report(
 ) -> None:
     """Write the report of finished runs: an HTML page, a table and figures.
 
-    [dim]lora-hf report runs/quickstart[/dim]
+    Of a comparison: [dim]lora-hf report runs/quickstart[/dim]
+
+    Of one run: [dim]lora-hf report runs/quickstart/lora[/dim]
     """
     from lora_hf.experiments.report import report as write
 
-    print("report:", ", ".join(map(str, write(run))))
+    files = write(run)
+    print("report:", ", ".join(map(str, files)))
+    show_next("report", page=next((file for file in files if file.suffix == PAGE), None))
 
 
 def evaluate(
@@ -40,13 +52,15 @@ def evaluate(
         str | None, typer.Option(help="Folder, or USER/NAME@REVISION on the Hub. Default: the base model.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="New folder for predictions.jsonl and results.json.")
+        Path | None, typer.Option("--output", "-o", help="New folder for predictions.jsonl and results.json.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a saved adapter or the base model on the test split.
 
-    [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora/adapter[/dim]
+    An adapter: [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora[/dim]
+
+    The base model: [dim]lora-hf evaluate --config configs/quickstart.yaml[/dim]
     """
     from lora_hf.config.load import load_config
     from lora_hf.evaluation.evaluate import write_predictions
@@ -64,6 +78,7 @@ def evaluate(
         write_predictions(output / PREDICTIONS, rows)
         write_json(output / RESULTS, scores)
     print(json.dumps(scores)) if as_json else print_scores(scores)
+    show_next("evaluate", as_json, adapter=shlex.quote(adapter) if adapter else None)
 
 
 def predict(
@@ -76,7 +91,11 @@ def predict(
     adapter: Adapter,
     output: Annotated[
         Path | None,
-        typer.Option(help="New file: .csv, .txt (one line each), else jsonl. Default: standard output."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="New file: .csv, .txt (one line each), else jsonl. Default: standard output.",
+        ),
     ] = None,
     base: Base = None,
     dialogue_column: Annotated[str | None, typer.Option(help="Column of the dialogues.")] = None,
@@ -88,7 +107,9 @@ def predict(
 ) -> None:
     """Write a summary, or what else the adapter was trained to write, for each text in a file.
 
-    [dim]lora-hf predict dialogues.jsonl --adapter runs/quickstart/lora/adapter --output summaries.jsonl[/dim]
+    Every row of a file: [dim]lora-hf predict talks.csv --adapter runs/quickstart/lora -o summaries.csv[/dim]
+
+    Text from a pipe: [dim]lora-hf predict - --adapter runs/quickstart/lora --format text[/dim]
     """
     from lora_hf.files import check_new, write_text
 
@@ -104,11 +125,15 @@ def predict(
     rows = saved.predict(file, adapter, base, data, generation, lines)
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
+    if output:
+        print(f"{output}: {len(rows):,} predictions", file=sys.stderr)
+    is_lora = any((Path(adapter) / name).is_file() for name in (f"{ADAPTER}/{PEFT_CONFIG}", PEFT_CONFIG))
+    show_next("predict", mergeable=shlex.quote(adapter) if output and is_lora else None, merged="merged")
 
 
 def merge(
     adapter: Adapter,
-    output: Annotated[Path, typer.Option(help="New folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
     base: Base = None,
     onto: Annotated[
         str | None,
@@ -129,7 +154,7 @@ def merge(
 
     The folder's generation_config.json has the settings that the adapter was scored with.
 
-    [dim]lora-hf merge --adapter runs/quickstart/lora/adapter --output merged[/dim]
+    From a run: [dim]lora-hf merge --adapter runs/quickstart/lora --output merged[/dim]
     """
     from lora_hf.config.load import generation_fields
     from lora_hf.saved.merge import merge as merge_adapter
@@ -139,15 +164,17 @@ def merge(
         where = "" if way == "merged" else f" onto the {way} weights"
         print(f"merging{where} changes the logits of a sample by {error:.1e} of their size")
     print(f"{output}: the model with the adapter merged{f' onto the {onto} weights' if onto else ''}")
+    has_onnx = find_spec("onnx") is not None
+    show_next("merge", merged=output, onnx=output.with_name(f"{output.name}-onnx") if has_onnx else None)
 
 
 def export(
     model: Annotated[str, typer.Argument(help="Folder written by merge, or a name on the Hub.")],
-    output: Annotated[Path, typer.Option(help="New folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
 ) -> None:
     """Export a model to ONNX and check the result with onnxruntime.
 
-    [dim]lora-hf export merged --output onnx[/dim]
+    After a merge: [dim]lora-hf export merged --output onnx[/dim]
     """
     from lora_hf.saved.export import export as write
 
@@ -157,7 +184,9 @@ def export(
 
 def truncate(
     adapter: Adapter,
-    output: Annotated[Path, typer.Option(help="New folder for the truncated adapters and the figures.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="New folder for the truncated adapters and the figures.")
+    ],
     config: Annotated[
         Path | None, typer.Option(help="Config of the test split. Default: the config of the adapter's run.")
     ] = None,
@@ -169,7 +198,7 @@ def truncate(
 ) -> None:
     """Truncate a trained adapter to smaller ranks and score each.
 
-    [dim]lora-hf truncate --adapter runs/quickstart/lora/adapter --output cut[/dim]
+    To the powers of two: [dim]lora-hf truncate --adapter runs/quickstart/lora --output cut[/dim]
     """
     from lora_hf.errors import UserError
 
@@ -188,6 +217,8 @@ def truncate(
     numbers = None if wanted is None else [int(word) for word in wanted]
     Console().print(truncation_terminal(truncation.truncate(saved, output, run, numbers, base)))
     print("report:", ", ".join(str(output / name) for name in truncation.REPORT))
+    smallest = min(output.glob("r*"), key=lambda folder: int(folder.name[1:]), default=None)
+    show_next("truncate", adapter=smallest)
 
 
 def score(
@@ -222,7 +253,9 @@ def score(
 ) -> None:
     """Compute ROUGE or other scores of saved predictions, with 95 % intervals over dialogues.
 
-    [dim]lora-hf score saved.csv --prediction summary --reference human --group-size 3[/dim]
+    Two columns of a file: [dim]lora-hf score saved.csv --prediction summary --reference human[/dim]
+
+    Two text files: [dim]lora-hf score predictions.txt --reference references.txt --metrics bleu,chrf[/dim]
     """
     from lora_hf.config.load import reading_fields
     from lora_hf.data.opened import Form

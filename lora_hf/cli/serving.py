@@ -55,7 +55,9 @@ def serve(
 
     Requests for different adapters share a batch.
 
-    [dim]lora-hf serve --base google/flan-t5-base --adapter brief=runs/brief --adapter long=runs/long[/dim]
+    One adapter: [dim]lora-hf serve --adapter brief=runs/quickstart/lora[/dim]
+
+    Several: [dim]lora-hf serve --base google/flan-t5-base --adapter brief=runs/a --adapter long=runs/b[/dim]
     """
     limits = Limits(
         max_chars=max_chars,
@@ -81,7 +83,7 @@ def demo(
 ) -> None:
     """Show the summaries of the base model and of trained models side by side, on a web page.
 
-    [dim]lora-hf demo runs/quickstart[/dim]
+    Of a comparison: [dim]lora-hf demo runs/quickstart[/dim]
     """
     with needing("demo"):
         from lora_hf.demo.page import demo as show

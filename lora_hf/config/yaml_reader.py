@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lora_hf.config.problems import KeyPath, Mistake, dotted, shown
-from lora_hf.errors import UserError, is_windows_path, path_hint
+from lora_hf.errors import UserError, few, is_windows_path, path_hint
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 """The configs of the package."""
@@ -42,6 +42,11 @@ _RESOLVERS = {
 
 
 _TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
+
+
+def shipped_configs() -> list[str]:
+    """Return the names of the package's configs."""
+    return sorted(file.stem for file in SHIPPED.glob("*.yaml"))
 
 
 class Loader(yaml.SafeLoader):
@@ -174,6 +179,12 @@ def write_value(data: Any) -> str:
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def write_inline(value: Any) -> str:
+    """Return a value as YAML in one line, as it stands behind its key."""
+    text = yaml.dump([value], Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.strip()[1:-1]
+
+
 def _explained(error: yaml.MarkedYAMLError) -> str:
     """Return what is wrong, with a remedy for the mistakes that beginners make."""
     problem = " ".join((error.problem or error.context or "").split())
@@ -212,18 +223,21 @@ def _files_of(folder: Path) -> str:
 
 
 def _nearest(path: Path) -> str:
-    """Suggest the nearest file of the same folder or of configs/, or the nearest shipped config."""
+    """Suggest the nearest file of the same folder or of configs/, and list the shipped configs for a name."""
     if is_windows_path(str(path)):
         return f".{path_hint(str(path))}"
+    names = shipped_configs()
+    listed = f"hipped configs: {', '.join(names)}" if path.parent == Path() else ""
     for folder in dict.fromkeys((path.parent, Path("configs"))):
         if near := get_close_matches(path.name, _configs_in(folder), n=1, cutoff=0.5):
-            return f"; did you mean {str(folder / near[0])!r}?"
+            return f"; did you mean {str(folder / near[0])!r}?" + (f" S{listed}" if listed else "")
     if path.parent in (Path(), Path("configs")):
-        shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-        if near := get_close_matches(path.stem, shipped, n=1, cutoff=0.5):
-            return f"; did you mean {near[0]!r}?"
-        if path.parent == Path() and not _configs_in(Path()):
-            return f"; give a YAML file, or one of the shipped configs: {', '.join(shipped)}"
+        if near := get_close_matches(path.stem, names, n=1, cutoff=0.5):
+            return f"; did you mean {near[0]!r}?" + (f" S{listed}" if listed else "")
+        if listed:
+            here = _configs_in(Path())
+            held = f", such as {few(here)} in this folder" if here else ""
+            return f"; give a YAML file{held}, or one of the s{listed}"
     if hint := path_hint(str(path)):
         return f".{hint}"
     if not path.parent.is_dir():

@@ -7,6 +7,7 @@ are measured per run. A run that is finished with the same inputs is skipped.
 import ctypes
 import json
 import logging
+import os
 import shlex
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from lora_hf.runs.run_dir import RunDirectory, finished_result
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
+PART_OF_SEVERAL = "LORA_HF_PART_OF_SEVERAL"
+"""Environment variable in a run's process, which then does not name the next command."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,8 @@ def run_process(command: list[str]) -> None:
         if hasattr(libc, "prctl"):
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    child = subprocess.Popen(command, process_group=0, preexec_fn=stop_with_parent)
+    environment = os.environ | {PART_OF_SEVERAL: "1"}
+    child = subprocess.Popen(command, process_group=0, preexec_fn=stop_with_parent, env=environment)
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)

@@ -44,7 +44,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("predict talk.txt --adaptor x", "--adapter"),
         ("train quickstart", "write `lora-hf train --config quickstart`"),
         ("compare my.yaml lora.r=8", "write `lora-hf compare --config my.yaml`"),
-        ("train lora.r=8", "such as --config quickstart"),
+        ("train lora.r=8", "(`--config quickstart`)"),
         ("merge run", "write --adapter run"),
         ("quickstart", "`lora-hf train --config quickstart`"),
         ("help", "`lora-hf --help`"),
@@ -55,6 +55,15 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("train --config quickstrat", "did you mean 'quickstart'?"),
         ("train --config configs/quickstrat.yaml", "did you mean 'quickstart'?"),
         ("train --config zzzz", "the shipped configs: flan_t5_base_dialogsum_base, "),
+        ("train --config quickstrat", "Shipped configs: flan_t5_base_dialogsum_base, "),
+        ("train --config", "Shipped configs: flan_t5_base_dialogsum_base, "),
+        ("sweep", "Shipped configs: flan_t5_base_dialogsum_base, "),
+        ("compare", "or a model and data (`lora-hf compare MODEL DATA`). Shipped configs: flan_t5_base_"),
+        ("train embedded ./none.csv", "'./none.csv': no such file"),
+        ("init", "--data is missing: give a file"),
+        ("init --data embedded --columns text", "does not name two columns, such as text,title"),
+        ("init --data embedded --task sumarization", "Did you mean 'summarization'?"),
+        ("init --data embedded --method qlora", "--method 'qlora' is not one of lora, full"),
         (r"train --config C:\me\x.yaml", "'/mnt/c/me/x.yaml'"),
         ("train --config quickstart lora.r 8", "write lora.r=8 without spaces"),
         ("train --config quickstart lora.r = 8", "write lora.r=8 without spaces"),
@@ -118,7 +127,8 @@ def test_the_folder_of_a_run_s_adapter_leads_the_demo_to_the_run() -> None:
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"], debug=False) == 0
-    assert capsys.readouterr().out.startswith("lora_hf ")
+    out = capsys.readouterr().out
+    assert out.startswith("lora_hf ") and "torch " in out and "transformers " in out and "Python 3." in out
 
 
 def test_a_prompt_in_braces_is_told_to_be_quoted() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from rich.text import Text
 from support.warm_python import WarmPython
 
 from lora_hf import cli
@@ -23,9 +23,16 @@ VERBS = {verb.__name__: verb for verb in cli.VERBS}
 
 def examples(verb: str) -> list[str]:
     """The command lines in a verb's help."""
-    text = str(VERBS[verb].__doc__)
-    lines = [Text.from_markup(line.strip()).plain for line in text.splitlines() if "[dim]" in line]
-    return [line for line in lines if line.startswith(f"lora-hf {verb}")]
+    return re.findall(
+        r"^    [A-Z][^.\n]*: \[dim\](lora-hf .+)\[/dim\]$", str(VERBS[verb].__doc__), re.MULTILINE
+    )
+
+
+def expanded(line: str) -> str:
+    """Return the first unquoted character of a command line that zsh, or bash, replaces by file names."""
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+    found = re.search(r"[][*?]", bare)
+    return found[0] if found else ""
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -34,7 +41,9 @@ def test_the_example_in_a_command_s_help_is_valid(verb: str, capsys: pytest.Capt
     assert cli.run([verb, "--help"], debug=False) == 0
     said = capsys.readouterr().out
     assert examples(verb) and all(example in said for example in examples(verb))
+    assert str(VERBS[verb].__doc__).count("[dim]") == len(examples(verb))  # each has a label
     for example in examples(verb):
+        assert not expanded(example)
         words = shlex.split(example.partition(" >")[0])[2:]
         command = typer.main.get_command(cli.app).commands[verb]
         with command.make_context(verb, list(words)) as context:  # raises where it takes an option not so
@@ -103,13 +112,14 @@ def test_completion_is_installed_where_bash_reads_it(bash, tmp_path: Path) -> No
     assert str(script) in (tmp_path / ".bashrc").read_text()
 
 
-def test_keys_and_configs_are_completed_by_what_is_shipped() -> None:
+def test_keys_and_configs_are_completed_by_what_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     assert complete_override("training.per_device_") == [
         "training.per_device_train_batch_size=",
         "training.per_device_eval_batch_size=",
     ]
     assert complete_override("see") == ["seed=", "seeds="] and complete_override("") == []
-    assert complete_config("meth") == ["methods"] and complete_config("") == []
+    assert complete_config("meth") == ["methods"] and {"quickstart", "mkdocs.yml"} <= {*complete_config("")}
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""What to type after a command has ended, with the paths of that run.
+
+These lines go to standard error, as everything but results does. They are left out with `--json`, in the runs
+that a comparison starts, and where only warnings are logged.
+"""
+
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+TRY = (
+    "Try it on a text of your own",
+    "echo 'Anna: Lunch at noon? Ben: Yes.' | lora-hf predict - --adapter {adapter}",
+)
+PAGE = ("Open the report in a browser", "{page}")
+MERGE = (
+    "Write a folder that Transformers loads without lora_hf",
+    "lora-hf merge --adapter {mergeable} --output {merged}",
+)
+TRAIN = ("Train", "lora-hf train {source}")
+NEXT: dict[str, tuple[tuple[str, str], ...]] = {
+    "init": (("Check the data and the settings", "lora-hf doctor {source}"), TRAIN),
+    "plan": (TRAIN,),
+    "doctor": (TRAIN, TRY),
+    "train": (
+        TRY,
+        MERGE,
+        ("Compare it with the base model and full fine-tuning", "lora-hf compare --config {config} {other}"),
+    ),
+    "compare": (PAGE, TRY, ("Train on your own texts", "lora-hf init --data {file}")),
+    "methods": (PAGE,),
+    "sweep": (PAGE,),
+    "reproduce": (PAGE, TRY),
+    "report": (PAGE,),
+    "verify": (("Write its report", "lora-hf report {run}"),),
+    "evaluate": (TRY,),
+    "predict": (MERGE,),
+    "merge": (("Export it to ONNX", "lora-hf export {merged} --output {onnx}"),),
+    "export": (),
+    "truncate": (("Try the smallest adapter on a text of your own", TRY[1]),),
+    "push": (("Use it on any machine", "lora-hf predict FILE --adapter {repository}"),),
+    "preview": (("Push it", "lora-hf push --adapter {adapter} --repo-id {repository}"),),
+}
+"""By command, what can be done next. A step whose path in braces is not known is left out."""
+logger = logging.getLogger(__name__)
+
+
+def show_next(command: str, as_json: bool = False, **paths: str | Path | None) -> None:
+    """Print the next commands on standard error.
+
+    Args:
+        command: a key of `NEXT`.
+        as_json: whether the command printed JSON, after which nothing is printed.
+        paths: what replaces the words in braces; options and overrides are words already quoted.
+    """
+    from lora_hf.experiments.runner import PART_OF_SEVERAL  # here: it imports the config's fields
+
+    if as_json or PART_OF_SEVERAL in os.environ or not logger.isEnabledFor(logging.INFO):
+        return
+    program = program_name()
+    lines = []
+    for label, template in NEXT[command]:
+        if any(paths.get(name) is None for name in re.findall(r"{(\w+)}", template)):
+            continue
+        text = re.sub(r"\blora-hf\b", lambda match: program, template)
+        lines += [
+            f"  {label}:",
+            f"    {text.format(**{name: _quoted(path) for name, path in paths.items()})}",
+        ]
+    if not lines:
+        return
+    if program != "lora-hf" and (activate := Path(sys.executable).with_name("activate")).is_file():
+        lines += ["  To write lora-hf alone, once per terminal:", f"    source {_near(activate)}"]
+    print("", "Next:", *lines, sep="\n", file=sys.stderr)
+
+
+def program_name() -> str:
+    """Return how this installation's command is called: `lora-hf`, or its path where the shell lacks it."""
+    if shutil.which("lora-hf"):
+        return "lora-hf"
+    script = Path(sys.executable).with_name("lora-hf")
+    return _near(script) if script.is_file() else f"{_near(Path(sys.executable))} -m lora_hf"
+
+
+def _near(path: Path) -> str:
+    """Return a path as a shell takes it, relative to the working directory if it is below that."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def _quoted(path: str | Path | None) -> str:
+    return shlex.quote(str(path)) if isinstance(path, Path) else str(path)

@@ -1,0 +1,265 @@
+"""The command `init`, and what runs without a YAML: `lora-hf train MODEL DATA -o DIR`."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_hf.cli.hints import config_or_texts
+from lora_hf.cli.next_steps import show_next
+from lora_hf.errors import UserError, did_you_mean
+from lora_hf.files import check_new, write_text
+
+if TYPE_CHECKING:
+    from lora_hf.config.task import Task
+
+METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
+"""Values of `method` that train."""
+logger = logging.getLogger(__name__)
+
+
+def init(
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="New YAML file. Default: the name of the data, with .yaml."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="File (csv, jsonl, parquet, ...), folder, or name on the Hub with your texts."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder, name on the Hub, or embedded. Default: google/flan-t5-small."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What is learned: summarization (the default), translation, question_answering, "
+            "classification or text_to_text."
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Column to read and column to write, such as text,title. Default: found by name."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How it is trained: lora (the default), full, bottleneck or prompt_tuning."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of each missing option.")
+    ] = False,
+) -> None:
+    """Write a config for your own data, with a comment beside each field.
+
+    In a terminal, it asks for what the options do not say. It reads the data, to find its columns.
+
+    Answer a few questions: [dim]lora-hf init[/dim]
+
+    Without questions: [dim]lora-hf init --data talks.csv --model google/flan-t5-base --yes[/dim]
+    """
+    from lora_hf.config.load import load_config
+    from lora_hf.config.starter import MODEL, default_output, starter_config
+    from lora_hf.config.task import TASKS
+    from lora_hf.config.yaml_reader import read_value, write_inline
+
+    asks = sys.stdin.isatty() and not yes
+    if file:
+        check_new(file)
+    if data is None and not asks:
+        raise UserError("--data is missing: give a file, a folder or a name on the Hub that holds your texts")
+    names = [name.strip() for name in (columns or "").split(",") if name.strip()]
+    if columns is not None and len(names) < 2:
+        raise UserError(f"--columns {columns!r} does not name two columns, such as text,title")
+    if task is None and asks:
+        task = _ask(f"Task ({', '.join(TASKS)})", "summarization")
+    task = _choice("--task", task or "summarization", tuple(TASKS))
+    while True:
+        place = data or _ask("Your texts (a file, a folder, or a name on the Hub)")
+        target = file or Path(f"{Path(default_output(place)).name}.yaml")
+        check_new(target)
+        fields = [f"task={task}"]
+        if names:
+            fields.append(f"data.dialogue_column={names[0]}")
+            fields.append(f"data.summary_column={write_inline(names[1:] if len(names) > 2 else names[1])}")
+        try:
+            found = look(place, fields)
+            break
+        except UserError as error:
+            if not asks or (data and "_column=" not in str(error)):
+                raise
+            typer.echo(str(error), err=True)
+            if "_column=" in str(error):
+                data = place
+                names = [_ask("Column to read"), _ask("Column to learn to write")]
+    model = model or (_ask("Base model", MODEL) if asks else MODEL)
+    if method is None and asks:
+        method = _ask(f"Method ({', '.join(METHODS)})", "lora")
+    method = _choice("--method", method or "lora", METHODS)
+    text = starter_config(
+        place,
+        model,
+        task,
+        names,
+        method,
+        file=str(target),
+        rows=found.rows,
+        notes=found.notes,  # type: ignore[arg-type]
+    )
+    load_config(read_value(text))  # a mistake in a value is an error here, not in the next command
+    write_text(target, text)
+    for note in found.notes:
+        logger.info(note)
+    print(target)
+    show_next("init", source=f"--config {shlex.quote(str(target))}")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen in the data."""
+
+    task: "Task"
+    rows: int | None = None
+    """Training texts; None if the data would have to be downloaded."""
+    notes: tuple[str, ...] = ()
+    """The columns and the size of each split, one line each."""
+
+
+def look(data: str, overrides: Sequence[str] = ()) -> Look:
+    """Read the data as training would, and say what it holds. Data at an address or on the Hub is not read.
+
+    Args:
+        data: `data.dataset_name`.
+        overrides: `key.sub=value`; those of `task` and `data` matter.
+
+    Raises:
+        UserError: no such data, no such columns, rows without text, or a wrong override.
+    """
+    from lora_hf.config.load import load_config
+    from lora_hf.data.sources import is_remote
+    from lora_hf.data.split_names import SPLITS
+    from lora_hf.data.splits import load_split_and_origin
+
+    config = load_config({"data": {"dataset_name": data}}, overrides, is_done=lambda run: True)
+    if is_remote(config.data):
+        return Look(config.task)
+    with _quiet("lora_hf.data"):
+        splits = {split: load_split_and_origin(config.data, split) for split in SPLITS}
+    train = splits["train"]
+    sizes = (
+        f"{split}: {len(of.examples):,} {config.task.sources} ({of.origin})" for split, of in splits.items()
+    )
+    return Look(config.task, len(train.examples), (f"columns: {train.columns}", *sizes))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a command runs: a config, and the fields that replace its own."""
+
+    file: Path
+    overrides: list[str]
+    text: str | None = None
+    """The config itself, where the command line names a model and data; the file is then not written yet."""
+
+    @property
+    def config(self) -> Any:
+        """The config as `load_config` takes it."""
+        from lora_hf.config.yaml_reader import read_value
+
+        return self.file if self.text is None else read_value(self.text)
+
+    @property
+    def words(self) -> str:
+        """The source as a command line has it."""
+        return shlex.join(["--config", str(self.file), *self.overrides])
+
+    def write(self) -> None:
+        """Write the config, unless it is a file already.
+
+        Raises:
+            UserError: a file of this name holds another config.
+        """
+        if self.text is None:
+            return
+        if self.file.exists() and self.file.read_text(encoding="utf-8") != self.text:
+            raise UserError(
+                f"{self.file} exists and holds another config: pass it by --config, or choose another -o"
+            )
+        write_text(self.file, self.text)
+        logger.info("config: %s", self.file)
+
+
+def source_of(
+    command: str, config: Path | None, words: Sequence[str] | None, output: str | None = None
+) -> Source:
+    """Return the config that a command line means: that of `--config`, or one for MODEL and DATA.
+
+    Args:
+        command: the command, for errors.
+        config: the value of `--config`.
+        words: the arguments: overrides, and without a config the model and the data before them.
+        output: the value of `--output`, which replaces `output_dir`.
+
+    Raises:
+        UserError: neither a config nor a model and data, or a mistake in the data.
+    """
+    words = words or []
+    if config is not None:
+        return Source(config, [*words, *([f"output_dir={output}"] if output else [])])
+    named = [word for word in words if "=" not in word]
+    if len(named) != 2:
+        raise UserError(config_or_texts(command, named))
+    from lora_hf.config.starter import default_output, starter_config
+
+    model, data = named
+    overrides = [word for word in words if "=" in word]
+    folder = output or default_output(data)
+    found = look(data, overrides)
+    text = starter_config(
+        data,
+        model,
+        found.task.name or "text_to_text",
+        output_dir=folder,
+        file=f"{folder}.yaml",
+        rows=found.rows,
+        main=found.task.main,
+    )
+    return Source(Path(f"{folder}.yaml"), overrides, text)
+
+
+def _choice(option: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UserError(
+            f"{option} {value!r} is not one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+        )
+    return value
+
+
+def _ask(question: str, default: str | None = None) -> str:
+    """Ask in the terminal.
+
+    Raises:
+        KeyboardInterrupt: the input has ended.
+    """
+    try:
+        return str(typer.prompt(question, default=default, err=True)).strip()
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep the notices of a module back: training repeats them."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,162 @@
+"""`init`, `train MODEL DATA`, and the commands that a command names at its end."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_hf import cli
+from lora_hf.cli import next_steps
+from lora_hf.cli.starting import source_of
+from lora_hf.config import RunConfig
+from lora_hf.config.load import load_config
+from lora_hf.config.starter import starter_config
+from lora_hf.config.task import TASKS
+from lora_hf.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a csv of 40 rows."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{n},Ann: Is it {n}? Bob: Yes.,It is {n}." for n in range(40)]
+    (tmp_path / "talks.csv").write_text("\n".join(["id,text,gist", *rows]))
+    (tmp_path / "pairs.csv").write_text("\n".join(["id,source,target", *rows]))
+    return tmp_path
+
+
+def ran(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    assert cli.run(list(words), debug=False) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", ["lora", "full", "bottleneck", "prompt_tuning"])
+def test_a_starter_config_is_valid_and_short_and_each_section_has_a_comment(task: str, method) -> None:
+    text = starter_config("my data.csv", task=task, method=method, columns=("a: b", "c", "d"))
+    Path("x.yaml").write_text(text)
+    run = load_config("x.yaml")
+    assert (run.method, run.task.name, run.data.summary_column) == (method, task, ("c", "d"))
+    assert len(text.splitlines()) <= 45 and max(map(len, text.splitlines())) <= 110
+    assert "max_steps" not in run.training and run.output_dir == "runs/my data"
+
+
+def test_init_writes_a_config_and_says_how_the_data_is_split(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = ran(capsys, "init", "--data", "talks.csv", "--columns", "text,gist", "--yes")
+    assert out == "talks.yaml\n"
+    run = load_config("talks.yaml")
+    assert (run.data.dialogue_column, run.data.summary_column) == ("text", "gist")
+    assert run.training["num_train_epochs"] == 10  # 40 rows are few
+    text = Path("talks.yaml").read_text()
+    splits = [line for line in err.splitlines() if line.startswith(("train: ", "validation: ", "test: "))]
+    assert len(splits) == 3 and all(f"# {line}" in text for line in splits)
+    assert "lora-hf doctor --config talks.yaml" in err and "lora-hf train --config talks.yaml" in err
+    assert cli.run(["init", "--data", "talks.csv", "--columns", "text,gist"], debug=False) == 2
+    assert "'talks.yaml' is a file; nothing is overwritten" in capsys.readouterr().err
+
+
+def test_init_asks_for_what_the_options_do_not_say(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(["classification", "nowhere.csv", "talks.csv", "text", "gist", "embedded", "lora"])
+    asked: list[str] = []
+
+    def prompt(question: str, default: str | None = None, err: bool = False) -> str:
+        asked.append(question)
+        return next(answers)
+
+    monkeypatch.setattr("typer.prompt", prompt)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    out, err = ran(capsys, "init", "-o", "mine.yaml")
+    run = load_config("mine.yaml")
+    assert (run.task.name, run.model.model_name_or_path) == ("classification", "embedded")
+    assert (run.data.dialogue_column, run.data.summary_column) == ("text", "gist")
+    assert "no such file" in err and "talks.csv has the columns ['gist', 'id', 'text']" in err
+    assert next(answers, None) is None and out == "mine.yaml\n"
+
+
+def test_a_model_and_data_are_a_config(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the run writes is tested in `test_docs.py`, on the page docs/from_zero.md."""
+
+    def run_config(source: Any, overrides: list[str]) -> tuple[RunConfig, dict[str, Any]]:
+        run = load_config(source, overrides)
+        (Path(run.output_dir) / "adapter").mkdir(parents=True)
+        return run, {}
+
+    monkeypatch.setattr("lora_hf.runs.start.run_config", run_config)
+    monkeypatch.setattr("lora_hf.cli.running.print_scores", lambda record: None)
+    out, err = ran(capsys, "train", "embedded", "pairs.csv", "-o", "runs/x", "lora.r=4")
+    assert "predict - --adapter runs/x" in err and "merge --adapter runs/x --output runs/x-merged" in err
+    assert "Next:" not in out
+    source = source_of("train", None, ["embedded", "pairs.csv", "lora.r=4"], "runs/x")
+    run = load_config(source.config, source.overrides)
+    assert (run.output_dir, run.lora.r, run.training["learning_rate"]) == ("runs/x", 4, 1e-2)
+    assert run.training["num_train_epochs"] == 10 and "max_steps" not in run.training
+    source = source_of("compare", None, ["embedded", "pairs.csv"])
+    source.write()
+    assert load_config("runs/pairs.yaml").output_dir == "runs/pairs"
+    source.write()  # the same again
+    Path("runs/pairs.yaml").write_text("seed: 3\n")
+    with pytest.raises(UserError, match="holds another config"):
+        source.write()
+
+
+@pytest.mark.parametrize("command", next_steps.NEXT)
+def test_the_next_commands_are_commands_and_are_left_out_of_json(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.main import get_command
+
+    monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
+    names = ("page", "adapter", "mergeable", "merged", "config", "run", "onnx")
+    paths = {name: Path(f"a b/{name}") for name in names} | {"source": "--config quickstart"}
+    paths |= {"repository": "USER/NAME", "file": "FILE", "other": "output_dir=x"}
+    next_steps.logger.setLevel("INFO")
+    next_steps.show_next(command, **paths)
+    err = capsys.readouterr().err
+    lines = [line.partition("|")[2] or line for line in err.splitlines() if line.startswith("    ")]
+    assert len(lines) == len(next_steps.NEXT[command])
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] != "lora-hf":
+            assert words == ["a b/page"]
+            continue
+        get_command(cli.app).commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
+    next_steps.show_next(command, as_json=True, **paths)
+    next_steps.show_next(command)
+    monkeypatch.setenv(next_steps_variable(), "1")
+    next_steps.show_next(command, **paths)
+    assert capsys.readouterr().err == ""
+
+
+def next_steps_variable() -> str:
+    from lora_hf.experiments.runner import PART_OF_SEVERAL
+
+    return PART_OF_SEVERAL
+
+
+def test_a_command_that_the_shell_lacks_is_named_by_its_path(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make quickstart` installs into .venv, and does not activate it."""
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name in ("lora-hf", "activate", "python"):
+        (folder / ".venv/bin" / name).touch()
+    monkeypatch.setattr("sys.executable", str(folder / ".venv/bin/python"))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    next_steps.logger.setLevel("INFO")
+    next_steps.show_next("verify", run=Path("runs/x"))
+    err = capsys.readouterr().err
+    assert "    .venv/bin/lora-hf report runs/x\n" in err and "    source .venv/bin/activate\n" in err
+    (folder / ".venv/bin/lora-hf").unlink()
+    assert next_steps.program_name() == ".venv/bin/python -m lora_hf"
+
+
+def test_json_has_no_next_command(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = ran(capsys, "doctor", "--json")
+    assert json.loads(out)["fault"] == 0 and err == ""
