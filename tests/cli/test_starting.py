@@ -1,6 +1,5 @@
 """`init`, `train MODEL DATA`, and the commands that a command names at its end."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -155,8 +154,3 @@ def test_a_command_that_the_shell_lacks_is_named_by_its_path(
     assert "    .venv/bin/lora-hf report runs/x\n" in err and "    source .venv/bin/activate\n" in err
     (folder / ".venv/bin/lora-hf").unlink()
     assert next_steps.program_name() == ".venv/bin/python -m lora_hf"
-
-
-def test_json_has_no_next_command(capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = ran(capsys, "doctor", "--json")
-    assert json.loads(out)["fault"] == 0 and err == ""
