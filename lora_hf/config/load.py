@@ -97,7 +97,7 @@ def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
 
 READING = (
     *("dialogue_column", "id_column", "turn_template", "on_bad_row"),
-    *("encoding", "delimiter", "escapechar", "column_names", "json_field"),
+    *("encoding", "delimiter", "escapechar", "column_names", "json_field", "explode"),
 )
 """Fields of `data` that say how a file is read."""
 

@@ -108,6 +108,12 @@ class DataConfig(Section):
     """Names of the columns of csv files that have no header, in order. Null: the first line has them."""
     json_field: Text | None = None
     """Key of a json file that holds the list of rows; `a.b` is the key b inside a."""
+    explode: Text | None = None
+    """Column with a list of objects, each of which becomes a row beside the other columns: for the questions
+    about a meeting, `queries.answer` is then one's answer. `a.b` is the list b in the objects of a."""
+    parallel_files: Annotated[Items[Text], Field(min_length=2)] | None = None
+    """Endings of text files, source first: with `[de, en]`, line n of `train.en` is the target of line n of
+    `train.de`. The columns are `source` and `target`."""
     dialogue_column: Text = "dialogue"
     """Column of the dialogues: text, or a list of turns; `a.b` is the field b of the objects in a. Where the
     columns of the default names are missing, known pairs of names are taken (docs/data.md)."""
@@ -167,6 +173,14 @@ class DataConfig(Section):
             remedy = f"and data.test_share={self.test_share} leave nothing for training: lower one of them"
             raise PydanticCustomError("together", remedy, {"path": ("data", "validation_share")})
         return self
+
+    @field_validator("parallel_files")
+    @classmethod
+    def _check_endings(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        endings = tuple(ending.removeprefix(".").lower() for ending in value or ())
+        if len({*endings}) < len(endings):
+            raise ValueError("names an ending twice")
+        return endings or None
 
     @field_validator("prompt")
     @classmethod

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_hf.data.opened import endings
+from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import READERS
 from lora_hf.data.split_names import SPLITS, Split, split_named
 from lora_hf.errors import UserError
@@ -28,7 +28,7 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / SAVED_STATE).is_file()
 
 
-def find_files(folder: Path, split: Split) -> dict[Split, list[Path]]:
+def find_files(folder: Path, split: Split, form: Form = SEEN) -> dict[Split, list[Path]]:
     """Return the files of each split that a folder has; those of the split, or else of train, are checked.
 
     Several files are shards, in their order. A folder with one file that names no split holds train.
@@ -36,7 +36,7 @@ def find_files(folder: Path, split: Split) -> dict[Split, list[Path]]:
     Raises:
         UserError: neither the split nor train, several files that are not shards, or missing shards.
     """
-    files = sorted(data_files_in(folder), key=in_order)
+    files = sorted(data_files_in(folder, form), key=in_order)
     found: dict[Split, list[Path]] = {}
     for name in SPLITS:
         exact = [file for file in files if file.parent == folder and _stem(file) == name]
@@ -48,27 +48,32 @@ def find_files(folder: Path, split: Split) -> dict[Split, list[Path]]:
     origin: Split = split if split in found else "train"
     chosen = found.get(origin, [])
     if not chosen or (len(chosen) > 1 and not _are_shards(chosen, folder)):
-        raise UserError(_must_hold(folder, origin if chosen else split, chosen or files, files))
+        raise UserError(_must_hold(folder, origin if chosen else split, chosen or files, files, form))
     _check_complete(chosen, folder, origin)
     return found
 
 
-def _must_hold(folder: Path, split: Split, candidates: list[Path], files: list[Path]) -> str:
+def _must_hold(folder: Path, split: Split, candidates: list[Path], files: list[Path], form: Form) -> str:
     names = [file.relative_to(folder).as_posix() for file in files]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     remedy = ""
     if candidates:
         chosen = candidates[0].relative_to(folder).as_posix()
         remedy = f". Rename them, or write data.data_files: {{{split}: {chosen}}}"
+    kinds = (
+        f"{split}.csv, {split}.jsonl, {split}.parquet, ..., or shards such as {split}-00000-of-00002.jsonl"
+    )
+    kinds = f"{split}{form.parallel[0]}" if form.parallel else kinds
     return (
-        f"data.dataset_name={str(folder)!r} must hold one {split} file ({split}.csv, {split}.jsonl, "
-        f"{split}.parquet, ..., or shards such as {split}-00000-of-00002.jsonl); it holds {names[:5]}{more}"
+        f"data.dataset_name={str(folder)!r} must hold one {split} file ({kinds}); it holds {names[:5]}{more}"
         f"{remedy}"
     )
 
 
-def data_files_in(folder: Path) -> Iterator[Path]:
+def data_files_in(folder: Path, form: Form = SEEN) -> Iterator[Path]:
     """Yield the files that can be read, and the folders of `save_to_disk`, in a folder and below it.
+
+    Of parallel files, these are the sources.
 
     Raises:
         UserError: a folder cannot be read.
@@ -77,6 +82,7 @@ def data_files_in(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}")
 
+    read = form.parallel[:1] or READERS
     for place, folders, names in os.walk(folder, onerror=refuse):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)
@@ -87,7 +93,7 @@ def data_files_in(folder: Path) -> Iterator[Path]:
             if depth < DEEPEST and name[0] not in "._" and not is_saved_dataset(here / name)
         ]
         for name in names:
-            if name[0] not in "._" and name not in NOT_ROWS and endings(Path(name))[0] in READERS:
+            if name[0] not in "._" and name not in NOT_ROWS and endings(Path(name))[0] in read:
                 yield here / name
 
 

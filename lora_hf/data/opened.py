@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,20 +28,25 @@ LONGEST_HEADER = 2**20
 
 @dataclass(frozen=True)
 class Form:
-    """Form of text files as a config gives it; None stands for the form that the file itself shows."""
+    """Form of files as a config gives it; None stands for the form that the file itself shows."""
 
     encoding: str | None = None
     delimiter: str | None = None
     escapechar: str | None = None
     json_field: str | None = None
     column_names: tuple[str, ...] | None = None
+    explode: str | None = None
+    parallel_files: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, config: DataConfig) -> "Form":
         """Return the fields of a config."""
-        return cls(
-            config.encoding, config.delimiter, config.escapechar, config.json_field, config.column_names
-        )
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+    @property
+    def parallel(self) -> tuple[str, ...]:
+        """Return the endings of parallel files with their dots, source first."""
+        return tuple(f".{ending}" for ending in self.parallel_files or ())
 
 
 SEEN = Form()

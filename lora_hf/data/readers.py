@@ -9,9 +9,12 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from lora_hf.data.explode import Row, exploded
 from lora_hf.data.opened import (
     COMPRESSIONS,
     DELIMITERS,
@@ -24,10 +27,10 @@ from lora_hf.data.opened import (
     open_text,
     readable,
 )
+from lora_hf.data.split_names import split_named
 from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line, listed, path_hint
 
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]
 Numbered = Iterator[tuple[int | None, Row]]
 """Rows with the line that each begins in."""
 PARQUET_ROWS = 1024
@@ -73,6 +76,8 @@ def iterate_numbered(path: Path, form: Form = SEEN) -> Iterator[tuple[int | None
     """
     ending, compression = endings(path)
     reader = None if compression and ending in BINARY else READERS.get(ending)
+    if ending and ending in form.parallel:
+        reader = _read_parallel
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file ({', '.join(READERS)})")
     if not path.exists():
@@ -87,7 +92,8 @@ def iterate_numbered(path: Path, form: Form = SEEN) -> Iterator[tuple[int | None
             f"{', '.join(READERS)}, and texts with {', '.join(COMPRESSIONS)} after it{remedy}"
         )
     with readable(path, form):
-        yield from reader(path, form)
+        rows = reader(path, form)
+        yield from exploded(rows, form.explode, str(path)) if form.explode else rows
 
 
 def read_text(path: Path, form: Form = SEEN) -> str:
@@ -314,6 +320,46 @@ def _require_object(row: object, where: str, remedy: str = "") -> None:
     if not isinstance(row, dict):
         text = f"{where}: must be an object such as {{column: text, ...}}, and is {_kind(row)}"
         raise UserError(f"{text}{remedy}")
+
+
+SOURCE, TARGET = "source", "target"
+"""Columns of parallel files."""
+
+
+def parallel_to(path: Path, form: Form) -> list[Path]:
+    """Return the file itself and those that are parallel to it, in the order of `data.parallel_files`.
+
+    Raises:
+        UserError: one is missing; a test split alone may lack its targets.
+    """
+    ending, compression = endings(path)
+    stem = path.name.removesuffix(compression)[: -len(ending)]
+    found = []
+    for other in form.parallel:
+        beside = [path.with_name(f"{stem}{other}{packed}") for packed in ("", *COMPRESSIONS)]
+        found += [file for file in beside if file.is_file()][:1]
+    missing = [o for o in form.parallel if not any(endings(file)[0] == o for file in found)]
+    if missing and (form.parallel[0] in missing or split_named(stem.lower()) != "test"):
+        given = list(form.parallel_files or ())
+        raise UserError(f"data.parallel_files={given}: {path} has no {stem}{missing[0]} beside it")
+    return found
+
+
+def _read_parallel(path: Path, form: Form) -> Numbered:
+    """Yield the lines of files with one text per line; only line feeds end them, as in `wc -l`."""
+    files = parallel_to(path, form)
+    with ExitStack() as stack:
+        streams = []
+        for file in files:
+            stack.enter_context(readable(file, form))
+            streams.append(stack.enter_context(closing(_lines(file, form))))
+        for number, lines in enumerate(zip_longest(*streams), start=1):
+            if None in lines:
+                counts = ", ".join(f"{sum(1 for _ in _lines(file, form)):,} in {file}" for file in files)
+                raise UserError(f"data.parallel_files: the files differ in their number of lines: {counts}")
+            texts = [line.rstrip("\r\n") for line in lines]
+            targets = {} if len(texts) == 1 else {TARGET: texts[1] if len(texts) == 2 else texts[1:]}
+            yield number, {SOURCE: texts[0], **targets}
 
 
 def _label_names(schema: Any) -> dict[str, list[str]]:

@@ -5,17 +5,18 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.columns import Row
+from lora_hf.data.explode import exploded
 from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_dataset
 from lora_hf.data.hub_dataset import open_hub, with_label_names
 from lora_hf.data.opened import Form, endings
-from lora_hf.data.readers import BINARY, READERS, iterate_numbered, iterate_rows
+from lora_hf.data.readers import BINARY, READERS, iterate_numbered, iterate_rows, parallel_to
 from lora_hf.data.remote import address_of, files_at, is_address
 from lora_hf.data.split_names import NAMES, SPLITS, Split
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
@@ -82,15 +83,17 @@ def open_part(config: DataConfig, split: Split) -> Part:
         return _of_files({"train": [path]}, split, name, config, is_one_file=True)
     if name == EMBEDDED:
         _check_effect(config, SPLITS, [])
-        return Part(islice(_read_sample(split), limit_of(config, split)), f"{name} [{split}]")
+        rows = islice(_read_sample(split), limit_of(config, split))
+        return Part(with_explode(rows, config.explode, name), f"{name} [{split}]")
     if path.is_dir():
-        found = find_files(path, split)
+        form = Form.of(config)
+        found = find_files(path, split, form)
         origin: Split = split if split in found else "train"
         files = found[origin]
         if split == "train":
             used = {file for one in found.values() for file in one}
             if unused := [
-                file.relative_to(path).as_posix() for file in data_files_in(path) if file not in used
+                file.relative_to(path).as_posix() for file in data_files_in(path, form) if file not in used
             ]:
                 text = "%s: not used, because their names say no split: %s (data.data_files)"
                 logger.info(text, name, few(sorted(unused), most=5))
@@ -111,6 +114,7 @@ READ_BY = {
     "escapechar": CSV,
     "column_names": CSV,
     "json_field": (".json",),
+    "parallel_files": (),
 }
 """Fields of the form of files, and the endings of those that are read by them."""
 
@@ -131,8 +135,10 @@ def _check_effect(config: DataConfig, present: Iterable[Split], files: Sequence[
         value = getattr(config, name)
         if own and value != DataConfig.model_fields[name].default:
             raise UserError(f"data.{name}={value} has no effect: the data has {own} of its own; remove it")
+    parallel = Form.of(config).parallel
     for name, kinds in READ_BY.items():
         value = getattr(config, name)
+        kinds = parallel if parallel and name in ("encoding", "parallel_files") else kinds
         if files is None or value is None or any(endings(file)[0] in kinds for file in files):
             continue
         raise UserError(
@@ -170,7 +176,12 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
     name = config.dataset_name
     refuse_address(name, "data.dataset_name", "data.dataset_revision")
     path = Path(name).expanduser()
-    is_path = path.is_absolute() or name.startswith((".", "~")) or is_windows_path(name)
+    is_path = (
+        path.is_absolute()
+        or bool(config.parallel_files)
+        or name.startswith((".", "~"))
+        or is_windows_path(name)
+    )
     if is_path or endings(path)[0] in READERS or len(path.parts) > 2:
         text = f"data.dataset_name={name!r}: no such file or folder."
         raise UserError(f"{text}{path_hint(name)}".removesuffix("."))
@@ -186,7 +197,8 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
     homes = homes_of(split, origin, frozenset(known)) if hub.names else frozenset()
     if hub.names:
         _check_effect(config, known, None)
-    return Part(hub.rows(known.get(origin, origin)), f"{name} [{origin}]", homes, origin=origin)
+    rows = with_explode(hub.rows(known.get(origin, origin)), config.explode, name)
+    return Part(rows, f"{name} [{origin}]", homes, origin=origin)
 
 
 def unpacked(data: DataConfig) -> DataConfig:
@@ -266,16 +278,19 @@ def local_files(config: DataConfig) -> list[Path] | None:
         return None
     if config.data_files is not None:
         named = [file for files in named_files(config).values() for file in files]
-        return sorted(file for one in named for file in _within(one))
+        return sorted(file for one in named for file in _within(one, config))
     if name == EMBEDDED:
-        return _within(EMBEDDED_SAMPLE)
+        return _within(EMBEDDED_SAMPLE, config)
     path = Path(name).expanduser()
     if path.is_dir() and not is_saved_dataset(path):
-        return sorted(file for one in data_files_in(path) for file in _within(one))
-    return _within(path) if path.exists() else None
+        found = data_files_in(path, Form.of(config))
+        return sorted(file for one in found for file in _within(one, config))
+    return _within(path, config) if path.exists() else None
 
 
-def _within(path: Path) -> list[Path]:
+def _within(path: Path, config: DataConfig) -> list[Path]:
+    if path.is_file() and endings(path)[0] in Form.of(config).parallel:
+        return parallel_to(path, Form.of(config))
     return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
@@ -305,9 +320,16 @@ def read_source(path: Path, form: Form) -> Iterator[Row]:
     from datasets import load_from_disk
 
     try:
-        yield from with_label_names(load_from_disk(str(path)))
+        yield from with_explode(with_label_names(load_from_disk(str(path))), form.explode, str(path))
+    except UserError:
+        raise
     except Exception as error:  # whatever pyarrow and datasets raise for a folder that is not whole
         raise UserError(f"{path} is not a whole folder of save_to_disk: {first_line(error)}") from error
+
+
+def with_explode(rows: Iterator[Row], column: str | None, source: str) -> Iterator[Row]:
+    """Return the rows by `data.explode`, where it is set."""
+    return rows if column is None else (row for _, row in exploded(zip(repeat(None), rows), column, source))
 
 
 def _read_sample(split: Split) -> Iterator[Row]:

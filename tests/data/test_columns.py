@@ -8,7 +8,8 @@ import pytest
 
 from lora_hf.config import DataConfig
 from lora_hf.config.load import load_config
-from lora_hf.data.columns import joined
+from lora_hf.data.columns import cell, joined
+from lora_hf.data.explode import exploded
 from lora_hf.data.hub_dataset import with_label_names
 from lora_hf.data.input_file import read_file
 from lora_hf.data.splits import iterate_split, load_split
@@ -336,3 +337,29 @@ def test_a_text_of_json_lines_that_looks_like_a_list_stays_a_text_and_empty_refe
     assert load(tmp_path, rows)[1][0].references == ("x", "y")
     with pytest.raises(UserError, match="summary is an empty list"):
         load(tmp_path, [{"dialogue": TALK, "summary": [None, ""]}])
+
+
+@pytest.mark.parametrize(
+    ("rows", "column", "found"),
+    [
+        ([{"q": [{"a": 1}, {"a": 2}], "t": 3}, {"t": 4, "q": None}, {"t": 5}], "q", [1, 2]),
+        ([{"q": {"a": [1, 2]}}], "q", [1, 2]),  # as `datasets` stores a list of objects
+        ([{"q": '[{"a": 1}, {"a": 2}]'}], "q", [1, 2]),  # a cell of csv
+        ([{"p": [{"q": [{"a": 1}]}, {"q": [{"a": 2}]}]}], "p.q", [1, 2]),
+        ([{"p": {"q": [{"a": 1}, {"a": 2}]}}], "p.q", [1, 2]),
+        ([{"p": {"q": [[{"a": 1}], [{"a": 2}]]}}], "p.q", [1, 2]),
+        ([{"queries": []}], "querys", "x, has the columns|'x.jsonl' has|Did you mean 'queries'"),
+        ([{"q": "text"}], "q", "x.jsonl, line 7: 'q' is not a list of objects: 'text'"),
+        ([{"p": [{"q": []}, {"r": []}]}], "p.q", "an item of 'p' has no 'q': keys .'r'."),
+        ([{"q": {"a": [1], "b": [1, 2]}}], "q", "not a list of objects"),
+    ],
+)
+def test_a_list_in_a_row_becomes_rows(rows, column, found):
+    numbered = ((7, row) for row in rows)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            list(exploded(numbered, column, "x.jsonl"))
+        return
+    read = [row for _, row in exploded(numbered, column, "x.jsonl")]
+    assert [cell(row, f"{column}.a") for row in read] == found
+    assert all(row.get("t", 3) == 3 for row in read)

@@ -4,10 +4,11 @@ import json
 import logging
 
 import pytest
-from support.shapes import FOLDERS
+from support.shapes import COLUMN_SHAPES, FOLDERS, PARALLEL
 
 from lora_hf.config import DataConfig
 from lora_hf.data.folders import find_files
+from lora_hf.data.sources import local_files
 from lora_hf.data.splits import SPLITS, load_split, load_split_and_origin
 from lora_hf.data.streaming import train_source
 from lora_hf.errors import UserError
@@ -172,3 +173,24 @@ def test_a_file_that_is_not_used_is_named(tmp_path, caplog):
     with caplog.at_level("INFO", "lora_hf"):
         load_split(DataConfig(dataset_name=str(tmp_path)), "train")
     assert "not used, because their names say no split: notes.csv (data.data_files)" in caplog.text
+
+
+def test_parallel_files_are_read_line_by_line_and_both_belong_to_the_data(tmp_path):
+    shape = next(shape for shape in COLUMN_SHAPES if shape.name == "parallel/")
+    folder = shape.write(tmp_path)
+    config = DataConfig(dataset_name=str(folder), **PARALLEL)
+    first, second = load_split(config, "validation")[:2]
+    assert (second.dialogue, second.references) == ("Ann: Number 1\u2028?", ("Nummer 1\u2028?",))
+    assert len(local_files(config)) == 6
+    assert (len(train_source(config).keys), first.id) == (40, "0")
+    (folder / "test.de").unlink()  # a test split without references is only predicted
+    assert load_split_and_origin(config, "test").origin.startswith("validation, because test has no")
+    with (folder / "train.de").open("a") as file:
+        file.write("one more\n")
+    with pytest.raises(UserError, match="number of lines: 40 in .*train.en, 41 in .*train.de"):
+        load_split(config, "train")
+    (folder / "train.de").unlink()
+    with pytest.raises(UserError, match=r"parallel_files=.'en', 'de'.: .*train.en has no train.de beside"):
+        load_split(config, "train")
+    with pytest.raises(UserError, match="must hold one train file .train.nl.; it holds"):
+        load_split(DataConfig(dataset_name=str(folder), parallel_files=["nl", "en"]), "train")

@@ -373,6 +373,30 @@ def pair(source: str, target: str) -> Callable[[Row], Row]:
     return lambda row: {source: row["dialogue"], target: row["summary"]}
 
 
+def questions(row: Row) -> list[Row]:
+    return [{"query": f"Ann: {word}?", "answer": f"{word}, {row['summary']}"} for word in ("What", "When")]
+
+
+def squad(row: Row) -> Row:
+    asked = [
+        {"id": f"{row['id']}-{i}", "question": one["query"], "answers": [{"text": one["answer"]}] * 2}
+        for i, one in enumerate(questions(row))
+    ]
+    return {"title": row["id"], "paragraphs": [{"context": row["dialogue"], "qas": asked}]}
+
+
+PARALLEL = {"parallel_files": ["en", "de"]}
+
+
+def parallel(path: Path, names: Iterable[str] = ("train", "val", "test")) -> None:
+    """Write text files of which line n of one belongs to line n of the other."""
+    folder = path if path.is_dir() else path.parent
+    for name in names:
+        for language, texts in {"en": "Ann: Number {}?\n", "de": "Nummer {}?\r\n"}.items():
+            lines = "".join(texts.format(f"{i}\u2028") for i in range(40))
+            (folder / f"{name}.{language}").write_bytes(lines.encode())
+
+
 THREE = ("summary1", "summary2", "summary3")
 NO_HEADER = as_csv(ROWS).partition("\r\n")[2]
 WITHOUT = [{"id": row["id"], "dialogue": row["dialogue"]} for row in PARTS["test"]]
@@ -429,6 +453,31 @@ COLUMN_SHAPES = [
         "`translation` of two languages, the source first",
         lambda row: {"translation": {"en": row["dialogue"], "de": row["summary"]}},
     ),
+    lines_of(
+        "queries.jsonl",
+        "several questions about a meeting in a row, as QMSum has them, with `explode`",
+        lambda row: {"meeting": turns(row), "queries": questions(row)},
+        fields={
+            "explode": "queries",
+            "dialogue_column": "{queries.query}\n\n{meeting}",
+            "summary_column": "queries.answer",
+        },
+    ),
+    Shape(
+        "squad.json",
+        "SQuAD as its authors publish it, with `explode: paragraphs.qas`",
+        lambda p: json.dumps({"version": "1.1", "data": [squad(row) for row in ROWS]}),
+        "read",
+        {
+            "explode": "paragraphs.qas",
+            "dialogue_column": "{paragraphs.context}\n\n{paragraphs.qas.question}",
+            "summary_column": "paragraphs.qas.answers.text",
+        },
+    ),
+    Shape(
+        "parallel/", "`train.en` and `train.de`, with `parallel_files: [en, de]`", parallel, "read", PARALLEL
+    ),
+    Shape("moses.en", "one of two such files", lambda p: parallel(p, ["moses"]), "read", PARALLEL),
     lines_of(
         "list.jsonl", "several references in a cell", lambda row: row | {"summary": [row["summary"]] * 2}
     ),
