@@ -1,5 +1,7 @@
 """The exit status of a command, and the one message on standard error that explains it.
 
+A second line names the section of the documentation on such errors (`help: docs/troubleshooting.md#data`).
+
 0: done. 2: the user's mistake, with a message that begins `error: `. 130: interrupted. 1: anything else.
 """
 
@@ -17,6 +19,7 @@ from typing import Any
 import typer
 
 from lora_hf import distributed as processes
+from lora_hf.cli.help_page import help_line
 from lora_hf.cli.hints import explain
 from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError, WrittenModelDiffers
 
@@ -66,6 +69,8 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
         is_agreed = isinstance(error, processes.AgreedError)
         if processes.is_main() or not is_agreed:
             print(f"error: {_message(error)}", file=sys.stderr)
+            if line := help_line(error):
+                print(line, file=sys.stderr)
         if is_agreed:
             processes.stop()  # a launcher ends all processes once one exits: print first
         return 2

@@ -1,0 +1,52 @@
+"""The section of docs/troubleshooting.md on an error, chosen by the part of the package that raised it."""
+
+from types import TracebackType
+
+PAGE = "docs/troubleshooting.md"
+SECTIONS = {
+    "cli": "command-line",
+    "config": "configuration",
+    "api": "configuration",
+    "data": "data",
+    "language_codes": "data",
+    "models": "base-model",
+    "families": "base-model",
+    "exporting": "base-model",
+    "planning": "base-model",
+    "adapters": "adapters",
+    "baselines": "adapters",
+    "saved": "adapters",
+    "doctor": "adapters",
+    "training": "training",
+    "fast": "training",
+    "runs": "runs-and-folders",
+    "run_records": "runs-and-folders",
+    "experiments": "runs-and-folders",
+    "hub": "the-hub",
+    "evaluation": "scores",
+    "serving": "serving",
+    "demo": "serving",
+    "distributed": "several-processes",
+}
+"""Part of the package -> anchor. An error of another part, such as `arguments`, belongs to its caller."""
+
+
+def help_line(error: BaseException) -> str | None:
+    """Return the line that names the section on an error; None if no part with a section raised it."""
+    section = section_of(error.__traceback__)
+    return f"help: {PAGE}#{section}" if section else None
+
+
+def section_of(trace: TracebackType | None) -> str | None:
+    """Return the anchor of the innermost part of the package in a traceback that has a section.
+
+    Frames of `cli` only pass on errors of other parts, so they count only where no other part is involved.
+    """
+    found: list[str] = []
+    while trace is not None:
+        package, _, rest = trace.tb_frame.f_globals.get("__name__", "").partition(".")
+        if package == "lora_hf" and (section := SECTIONS.get(rest.partition(".")[0])):
+            found.append(section)
+        trace = trace.tb_next
+    others = [section for section in found if section != SECTIONS["cli"]]
+    return (others or found or [None])[-1]
