@@ -53,7 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return the page with its pictures in both schemes and its commands as shell blocks."""
     markdown = PICTURE.sub(r"![\2](\3#only-light)![\2](\1#only-dark)", markdown)
-    return SHELL.sub(lambda block: fenced("bash", _dedent(block[0])), markdown)
+    return SHELL.sub(lambda block: fenced("bash", _dedent(block[0])) + "\n", markdown)
 
 
 def fenced(language: str, text: str) -> str:
@@ -151,8 +151,20 @@ def _parameter(parameter: Any, context: Any) -> str:
     if record is None:
         help_text = (getattr(parameter, "help", None) or "").strip()
         record = (parameter.make_metavar(context), help_text)
-    names, meaning = (" ".join(part.split()).replace("|", "\\|").replace("<", "&lt;") for part in record)
-    return f"| `{names}` | {meaning} |" if "\\|" not in names else f"| {names} | {meaning} |"
+    names, meaning = (" ".join(part.split()) for part in record)
+    names = re.sub(r"(\S+) <([^>]+)>", _kind, names)
+    meaning = meaning.replace("|", "\\|").replace("<", "&lt;").replace("[required]", "**Required.**")
+    return f"| <code>{names.replace('|', '&#124;')}</code> | {meaning} |"
+
+
+def _kind(metavar: re.Match[str]) -> str:
+    """Return what follows an option's name, in capitals: nothing for a switch or a list of `KEY=VALUE`."""
+    option, kind = metavar.groups()
+    is_option = option.startswith("-")
+    if kind == "boolean" or (kind.startswith("list") and not is_option):
+        return option
+    words = {"path": "PATH", "int": "N", "int range": "N", "float range": "N", "float": "N"}
+    return f"{option} {words.get(kind, 'TEXT')}" if is_option else option.upper()
 
 
 __all__ = ["on_files", "on_page_markdown"]
