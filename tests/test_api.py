@@ -16,6 +16,7 @@ from support.models import randomize
 import lora_hf
 from lora_hf import UserError
 from lora_hf.config.load import load_config
+from lora_hf.models.load import ASSETS
 
 ROOT = Path(__file__).parents[1]
 DIALOGUES = ["A: Hi\nB: Shall we go at noon? I am hungry.", "A: Bye", "A: Late again?\nB: The bus, sorry."]
@@ -285,10 +286,12 @@ def test_a_comparison_of_a_dict_can_be_repeated_by_its_file(tmp_path: Path) -> N
 
 def test_the_python_of_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    example, script = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
-    exec(compile(code, "docs/api.md", "exec"), names)
+    exec(compile(example, "docs/api.md", "exec"), names)
     assert len(names["summaries"]) == 2  # type: ignore[arg-type]
+    exec(compile(script.replace("google/flan-t5-base", str(ASSETS)), "docs/api.md", "exec"), {})
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_notebooks_and_the_card_import_from_the_top_alone() -> None:

@@ -37,6 +37,10 @@ PAGES = (
     "performance",
     "reliability",
     "security",
+    "choosing",
+    "faq",
+    "support",
+    "troubleshooting",
 )
 FAR = ("USER/NAME", "google/", "flan_t5")
 """Words of commands that need the Hub, a GPU or hours."""
@@ -174,10 +178,33 @@ def test_the_config_page_equals_the_generated_one() -> None:
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr == ""
 
 
+def test_the_examples_of_the_config_page_are_valid(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", text_of("config"), re.DOTALL)
+    assert len(examples) == len(re.findall(r"^## ", text_of("config"), re.MULTILINE))
+    for number, example in enumerate(examples):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(example)
+        load_config(file, is_study="sweep:" in example)
+
+
+def test_the_figures_beside_the_choice_of_a_method_are_those_of_the_study() -> None:
+    rows = re.findall(
+        r"^\| `(\S+)` \| (\d[^|]+) \| ([^|]+) \| ([\d,]+) \|$", text_of("choosing"), re.MULTILINE
+    )
+    study = text_of("methods")
+    assert len(rows) == 14
+    for name, score, difference, weights in rows:
+        (row,) = re.findall(rf"^\| {re.escape(name)} \| \d\.\d+ \[.*$", study, re.MULTILINE)
+        assert row.startswith(f"| {name} | {score} | {difference} |") and f"| {weights} |" in row
+
+
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     api = (tmp_path / "api/index.html").read_text(encoding="utf-8")
     assert "inject_adapters" in api and "At initialization the model" in api
+    assert "methods-dark.svg#only-dark" in (tmp_path / "methods/index.html").read_text(encoding="utf-8")
+    assert "<code>--config PATH</code>" in (tmp_path / "commands/index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "notebooks/lora/index.html").is_file()
     pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
     assert not any("fonts.googleapis.com" in page for page in pages)

@@ -1,13 +1,14 @@
-"""The README's Python is run, and its commands and files exist."""
+"""The README's Python is run, its commands exist, and its figures are those of the documentation."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
-import yaml
+from support.inputs import FEW
+from typer.main import get_command
 
-from lora_hf.config.load import load_config
-from lora_hf.models.load import ASSETS
+from lora_hf import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,23 +18,48 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_runs_and_leaves_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_python_ends_in_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
-    exec(compile(code.replace("google/flan-t5-base", str(ASSETS)), "README.md", "exec"), {})
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert len([line for line in code.splitlines() if line]) <= 6
+    words = ["output_dir=runs/first", *FEW, "training.max_steps=2"]
+    few = code.replace('["output_dir=runs/first"]', repr(words))
+    exec(compile(few, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+    assert (tmp_path / "runs/first/adapter/adapter_model.safetensors").is_file()
 
 
-def test_each_yaml_is_a_valid_config(tmp_path: Path) -> None:
-    for number, text in enumerate(blocks("yaml")):
-        file = tmp_path / f"{number}.yaml"
-        file.write_text(text)
-        assert load_config(file).lora.r == yaml.safe_load(text)["lora"]["r"]
-
-
-def test_scripts_and_files_named_in_it_exist() -> None:
-    named = set(re.findall(r"(?:scripts|docs|notebooks)/\w+\.\w+", README)) | {"CONTRIBUTING.md", "Makefile"}
-    assert all((ROOT / name).is_file() for name in named), named
-    targets = set(re.findall(r"^    make ([\w-]+)", README, re.MULTILINE))
+def test_it_is_short_and_what_it_names_exists() -> None:
+    assert len(README.splitlines()) <= 120
+    named = re.findall(r"\]\(([^)#]+)", README) + re.findall(r'(?:src|srcset)="([^"]+)"', README)
+    assert len(named) > 15 and all((ROOT / name).is_file() for name in named), named
+    targets = set(re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.MULTILINE))
     rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert targets == {"quickstart", "test", "bench", "reproduce"} and targets <= rules
+    assert targets == {"quickstart", "test"} and targets <= rules
+
+
+def test_its_commands_take_these_options() -> None:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("lora-hf ")]
+    assert len(lines) >= 4
+    for line in lines:
+        _, verb, *words = shlex.split(line, comments=True)
+        get_command(cli.app).commands[verb].make_context(verb, words)  # type: ignore[attr-defined]
+
+
+def test_its_figures_are_those_of_the_pages_that_hold_them() -> None:
+    (printed,) = blocks("text")
+    quickstart = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    assert not [
+        word for word in re.findall(r"[\d.,]+[\d%)]*", printed) if word.rstrip(",.") not in quickstart
+    ]
+    performance = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    for figure in ("| 3.34 [", "1,369 of 4,131 MiB", "| 4.82 ["):
+        assert figure in performance
+    assert "3.3 times" in README and "1,369 of 4,131 MiB" in README and "4.8 times" in README
+    assert "134 of 134" in README and "134 of 134" in (ROOT / "docs/reliability.md").read_text()
+    families = re.findall(
+        r"^\| [^|]+ \|(?: (?:ok|refused|impossible)[^|]*\|){19}$", (ROOT / "docs/models.md").read_text(), re.M
+    )
+    assert f"**{len(families)} encoder-decoder families**" in README

@@ -1,12 +1,13 @@
-"""Write docs/config.md: every field of the YAML with its default and meaning, from the code.
+"""Write docs/config.md: every field of the YAML with its type, default and meaning, from the code.
 
 python scripts/tools/config_reference.py            write docs/config.md
 python scripts/tools/config_reference.py --check    fail if the page is out of date
 """
 
 import sys
+import types
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -28,8 +29,59 @@ conflicting fields are errors that name the line of the file and the nearest val
 `training` takes the fields of `transformers.Seq2SeqTrainingArguments` under their own names. The end of this
 page lists those that are set elsewhere, have one possible value, or do not affect the results.
 """
+EXAMPLES = {
+    "Top level": """method: lora
+output_dir: runs/talks
+seed: 1
+seeds: [1, 2, 3]                # a comparison repeats every run with each
+arms: {full: {training: {learning_rate: 1.0e-4}}}
+""",
+    "task": """task:
+  source: ticket
+  target: reply
+  prompt: "Answer this ticket. {source} Reply: "
+  metrics: [rouge]
+""",
+    "model": """model:
+  model_name_or_path: google/flan-t5-xl
+  load_in_4bit: true            # QLoRA
+  quantize_wo: true             # T5's wo in 4 bits too
+""",
+    "lora": """lora:
+  r: 16
+  lora_alpha: 32
+  lora_dropout: 0.05
+  target_modules: all-linear
+""",
+    "bottleneck": """method: bottleneck
+bottleneck: {bottleneck_dim: 64}
+""",
+    "prompt_tuning": """method: prompt_tuning
+prompt_tuning: {num_virtual_tokens: 20}
+""",
+    "data": """data:
+  dataset_name: talks.csv       # divided into train, validation and test
+  dialogue_column: text
+  summary_column: title
+  max_source_length: 512
+""",
+    "generation": """generation: {num_beams: 4, max_new_tokens: 60}
+""",
+    "sweep": """sweep:
+  space: {lora: {r: [4, 8, 16]}, training: {learning_rate: [1.0e-3, 3.0e-3]}}
+""",
+    "training": """training:
+  learning_rate: 1.0e-3
+  num_train_epochs: 3
+  per_device_train_batch_size: 16
+  gradient_accumulation_steps: 2
+  eval_strategy: epoch
+""",
+}
+"""A YAML for each section; tests load them."""
 TRAINING = """## `training`
 
+{example}
 Fields that a config cannot set, or to one value only. A setting that would have no effect is an error.
 
 | field | value | reason |
@@ -61,7 +113,8 @@ def _training() -> str:
     rows += [(name, f"`{shown(value)}`", reason) for name, (value, reason) in FIXED.items()]
     refused = [f"| `{name}` | {value} | {_cell(reason)} |" for name, value, reason in sorted(rows)]
     no_effect = [f"| `{name}` | {_cell(effect)} |" for name, effect in sorted(NO_EFFECT.items())]
-    return TRAINING.format(refused="\n".join(refused), no_effect="\n".join(no_effect))
+    example = _example("training")
+    return TRAINING.format(example=example, refused="\n".join(refused), no_effect="\n".join(no_effect))
 
 
 def _is_section(kind: Any) -> bool:
@@ -78,13 +131,41 @@ def _table(title: str, doc: str, fields: dict[str, Any], prefix: str = "") -> st
         f"## {title}",
         "",
         *([doc, ""] if doc else []),
-        "| field | default | meaning |",
-        "| --- | --- | --- |",
+        _example(title.strip("`")),
+        "| field | type | default | meaning |",
+        "| --- | --- | --- | --- |",
     ]
     lines += [
-        f"| `{prefix}{n}` | {_default(field)} | {_cell(field.description)} |" for n, field in fields.items()
+        f"| `{prefix}{n}` | {_type(field.annotation)} | {_default(field)} | {_cell(field.description)} |"
+        for n, field in fields.items()
     ]
     return "\n".join([*lines, ""])
+
+
+def _example(section: str) -> str:
+    return f"```yaml\n{EXAMPLES[section]}```\n"
+
+
+def _type(kind: Any) -> str:
+    """Return the type of a field in words; the values of a choice."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{shown(value).strip(chr(39))}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        parts = dict.fromkeys(_type(part) for part in arguments if part is not type(None))
+        return " or ".join(parts) + (" or `null`" if type(None) in arguments else "")
+    if origin in (tuple, list):
+        return f"list of {_plural(_type(arguments[0]))}"
+    if origin is dict:
+        return "mapping"
+    return {bool: "true or false", int: "integer", float: "number", str: "text"}.get(kind, "mapping")
+
+
+def _plural(words: str) -> str:
+    plurals = {"text": "texts", "integer": "integers", "number": "numbers", "mapping": "mappings"}
+    return plurals.get(words, f"({words})" if " or " in words or " of " in words else words)
 
 
 def _default(field: Any) -> str:
