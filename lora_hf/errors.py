@@ -49,6 +49,10 @@ class Unavailable(UserError):
     """Something that is needed is on the Hub and cannot be read now: the input may well be right."""
 
 
+class OutOfMemory(UserError):
+    """The device or the machine has too little memory for what was asked."""
+
+
 class NotWritten(OSError):
     """The disk is full, or a place is not writable; existing files are unchanged."""
 

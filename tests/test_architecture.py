@@ -18,7 +18,7 @@ ORDER = [
     {"errors"},
     {"arguments", "families", "files", "hub", "distributed"},
     {"run_files", "scores", "language_codes", "adapters", "data.prompts", "data.split_names"},
-    {"run_records", "system", "baselines", "fast"},
+    {"run_records", "system", "memory", "baselines", "fast"},
     {"config"},
     {"models"},
     {"data"},

@@ -33,7 +33,7 @@ from lora_hf.adapters.model_state import (
 from lora_hf.adapters.module_names import block_index, identity, layers_in_stacks, own_modules
 from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
-from lora_hf.adapters.save import INITIALIZATION_NAME, adapted, adapter_state
+from lora_hf.adapters.save import INITIALIZATION_NAME, adapted, adapter_state, codes_sha256
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.adapters.wrappers import plain_keys, refuse_synchronized, unwrapped
@@ -89,12 +89,24 @@ def load_adapter(
         with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: keep the random state
             inject_adapters(model, config, adapter_name, initialize=initialize)
         _put(model, tensors, adapter_name)
+    _compare_codes(model, adapter_name, saved)
     for _, _, method in adapted(model, adapter_name):
         method.set_trainable(trainable)
     for module in saved_modules(model).values():
         if adapter_name in module.copies:
             module.copies[adapter_name].requires_grad_(trainable)
     return whole
+
+
+def _compare_codes(model: nn.Module, adapter_name: str, saved: SavedAdapter) -> None:
+    """Warn if the adapted layers were quantized to other integers than those the adapter was trained on."""
+    trained_on = saved.manifest.get("base_codes_sha256")
+    if trained_on and trained_on != codes_sha256(model, adapter_name):
+        logger.warning(
+            "%s was trained on a base that was quantized to other values than this one, by another version "
+            "or on another device: it can write other texts; `lora-hf verify RUN` shows how many",
+            saved.folder,
+        )
 
 
 def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, saved: SavedAdapter) -> None:

@@ -81,9 +81,7 @@ def merged_where_exact(model: nn.Module) -> Iterator[None]:
     Quantized and replicated layers are left out, as are those whose adapters are merged, disabled or chosen
     by row.
     """
-    layers = [] if model_state(model).replication else list(lora_layers(model).values())
-    free = [layer for layer in layers if layer.enabled and not layer.merged and layer.mixed_batch is None]
-    dense = [layer for layer in free if not layer.base.is_quantized]
+    dense = _merged_exactly(model)
     try:
         for layer in dense:
             layer.merge(layer.active)
@@ -91,6 +89,17 @@ def merged_where_exact(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in dense:
             layer.unmerge()
+
+
+def merging_bytes(model: nn.Module) -> int:
+    """Return the bytes that `merged_where_exact` takes: of the merged weights beside the original ones."""
+    return sum(layer.base.nbytes for layer in _merged_exactly(model))
+
+
+def _merged_exactly(model: nn.Module) -> list[LoraLayer]:
+    layers = [] if model_state(model).replication else list(lora_layers(model).values())
+    free = [layer for layer in layers if layer.enabled and not layer.merged and layer.mixed_batch is None]
+    return [layer for layer in free if not layer.base.is_quantized and layer.methods(layer.active)]
 
 
 def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWeights | None = None) -> Model:

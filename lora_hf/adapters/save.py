@@ -12,9 +12,11 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend
@@ -127,6 +129,8 @@ def save_adapter(
         manifest["modules_to_save"] = list(config.modules_to_save)
     if config.init_lora_weights == "loftq" or initial:
         manifest["base_formats"] = base_formats(model, adapter_name)
+    if codes := codes_sha256(model, adapter_name):
+        manifest["base_codes_sha256"] = codes
     write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
     _warn_of_places(model, adapter_name)
     weights = [layer.active.get(adapter_name, 1.0) for layer in lora_layers(model).values()]
@@ -174,6 +178,17 @@ def initial_factors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 def base_formats(model: nn.Module, adapter_name: str) -> list[str]:
     """Return the storage formats of the adapted layers."""
     return sorted({base.format for _, base, _ in adapted(model, adapter_name)})
+
+
+def codes_sha256(model: nn.Module, adapter_name: str) -> str | None:
+    """Return the SHA-256 of the integers that store the adapted layers' weights; None without any."""
+    digest, has_codes = sha256(), False
+    for _, base, _ in adapted(model, adapter_name):
+        codes = base.codes
+        if codes is not None and not hasattr(codes, "full_tensor"):  # a sharded one is not here whole
+            digest.update(codes.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            has_codes = True
+    return digest.hexdigest() if has_codes else None
 
 
 def written_config(model: nn.Module, adapter_name: str) -> LoraConfig:

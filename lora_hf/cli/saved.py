@@ -148,6 +148,13 @@ def merge(
             help="Read the written model again and compare it, also if it has 2 GB or more.",
         ),
     ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Data type of the written weights: float32, bfloat16 or float16. "
+            "Default: that of the base's checkpoint."
+        ),
+    ] = None,
     settings: GenerationOverrides = None,
 ) -> None:
     """Merge an adapter into its base model and write a plain Transformers folder.
@@ -159,7 +166,7 @@ def merge(
     from lora_hf.config.load import generation_fields
     from lora_hf.saved.merge import merge as merge_adapter
 
-    errors = merge_adapter(adapter, output, base, onto, generation_fields(settings or []), check)
+    errors = merge_adapter(adapter, output, base, onto, generation_fields(settings or []), check, dtype)
     for way, error in errors.items():
         where = "" if way == "merged" else f" onto the {way} weights"
         print(f"merging{where} changes the logits of a sample by {error:.1e} of their size")

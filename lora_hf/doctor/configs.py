@@ -26,10 +26,10 @@ from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
-from lora_hf.doctor.machine import free_memory
 from lora_hf.errors import Unavailable, UserError
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.retention import load_retention
+from lora_hf.memory import free_memory
 from lora_hf.models.load import check_run_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of

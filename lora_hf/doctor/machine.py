@@ -2,12 +2,12 @@
 
 import shutil
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
 
 from lora_hf.doctor.check import Findings, fault, ok, unknown
+from lora_hf.memory import free_memory
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import device_name, pick_device, resolve_dtype
 
@@ -58,14 +58,3 @@ def device() -> Findings:
     memory = "" if free is None else f", {bytes_cell(free)} free"
     dtype = str(resolve_dtype("auto", here)).removeprefix("torch.")
     yield ok(f"{device_name(here)}{memory}; dtype: auto is {dtype}")
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Return the free memory of the device in bytes, or None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    table = Path("/proc/meminfo")
-    if device.type != "cpu" or not table.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 2**10 if "MemAvailable" in lines else None

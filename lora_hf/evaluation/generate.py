@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput
 
 from lora_hf.adapters.active import adapter_rows, shrinking_batch
-from lora_hf.adapters.merge import merged_where_exact
+from lora_hf.adapters.merge import merged_where_exact, merging_bytes
 from lora_hf.evaluation.decoding import decoding_for, effective_config
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
+from lora_hf.memory import SMALLER_GENERATION, free_memory, out_of_memory_reported
 from lora_hf.models.languages import decode
 
 ENCODER_TOKENS = 2048
@@ -56,6 +57,9 @@ def generate_summaries(
 
     Returns:
         One text per source, in the order of `sources`.
+
+    Raises:
+        UserError: memory runs out.
     """
     model.eval()
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
@@ -65,7 +69,8 @@ def generate_summaries(
     searched["max_length"] = None  # Transformers warns if a checkpoint's own stands beside max_new_tokens
     fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
     texts = [""] * len(sources)
-    with numbers_kept(model), fast, torch.inference_mode():
+    reported = out_of_memory_reported(lambda: f"writing {len(sources)} texts", SMALLER_GENERATION)
+    with reported, numbers_kept(model), fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
             inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
             chosen = adapter_rows(model, [adapters[i] for i in rows], frozen=True) if adapters else None
@@ -111,18 +116,30 @@ def numbers_kept(model: nn.Module) -> Iterator[None]:
 def fast_generation(model: Any, merged: bool = True) -> Iterator[None]:
     """Inside the block, modules use their fast path and, if `merged`, adapters on dense layers are merged.
 
+    They stay unmerged where the merged weights, beside the original ones, would take more than half of the
+    free memory: the other half is for the keys, values and activations.
+
     Blocks may be nested; the outer one then does most of the work.
     """
     reason = why_not(model)
     if reason:
         logger.info("generation without fast paths for norm and activation: %s", reason)
     with ExitStack() as stack:
-        if merged:
+        if merged and _merging_fits(model):
             stack.enter_context(merged_where_exact(model))
         if not reason:
             stack.enter_context(faster(model))
         stack.enter_context(packed(model))
         yield
+
+
+def _merging_fits(model: Any) -> bool:
+    needed, free = merging_bytes(model), free_memory(model.device)
+    if free is None or 2 * needed <= free:
+        return True
+    sizes = needed / 2**30, free / 2**30
+    logger.info("adapters stay unmerged: merged weights would take %.1f of %.1f GiB that are free", *sizes)
+    return False
 
 
 def padded(sources: list[list[int]], pad: int, device: torch.device) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def packed(model: nn.Module) -> Iterator[None]:
 
 
 def _can(layer: Any) -> bool:
+    if hasattr(layer, "_hf_hook"):  # accelerate's forward, which takes the place of the class's
+        return False
     if layer.weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     if layer.weight.dtype == torch.bfloat16:

@@ -63,6 +63,8 @@ def why_not(model: Any) -> str | None:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in MODELS:
         return f"they are written for {', '.join(MODELS)}, and this is {kind}"
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return "accelerate has spread the model over devices (device_map), by forwards of its own"
     return None
 
 

@@ -5,8 +5,10 @@ overflows in it (66,246 > 65,504 was measured) and the loss becomes NaN, so trai
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,17 @@ from transformers.utils import logging as transformers_logging
 from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.backends import is_transposed
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
-from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, read_dtypes, read_shapes
 from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
-from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD
+from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD, Dtype
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import SETTINGS, Part, fetch_model
 from lora_hf.hub.names import refuse_address
+from lora_hf.memory import SMALLER_MODEL, out_of_memory_reported
 from lora_hf.models.base_files import building, check_files, check_tokenizer, read_config, reading_tokenizer
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
@@ -44,6 +47,8 @@ from lora_hf.system import pick_device, resolve_dtype
 logger = logging.getLogger(__name__)
 NO_CODE = {"trust_remote_code": False}
 """Without this, Transformers asks on the terminal whether the code of a repository may run."""
+STORED_DTYPES: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Names of safetensors -> names of `model.dtype`."""
 PACKAGES = {"sacremoses": ("sacremoses",), "sentencepiece": ("sentencepiece", "tiktoken", "protobuf")}
 """Packages of tokenizers -> words of Transformers' errors where they are missing."""
 RECORDED = "base_model_name_or_path"
@@ -196,7 +201,8 @@ def load_model(
 
     Raises:
         UserError: the model cannot be found or read, its layers do not fit the storage format, or `train_all`
-            with quantized weights; a weight has values that are not finite, or a matrix is all zeros.
+            with quantized weights; a weight has values that are not finite, or a matrix is all zeros; memory
+            runs out.
     """
     if not isinstance(config, ModelConfig):
         raise UserError(
@@ -213,7 +219,8 @@ def load_model(
     stored_bits = check_base(config, folder)
     if train_all:
         check_trainable(config, stored_bits)
-    with _as_user_error(config), quiet():
+    loading = out_of_memory_reported(lambda: f"loading {config.as_written}", SMALLER_MODEL)
+    with _as_user_error(config), quiet(), loading:
         model = STORAGE_FORMATS[config.storage].load(folder, config, device, {"dtype": dtype})
     files = checkpoint_files(Path(folder))
     # Quantized layers hide what they were made from, so the files are read once more.
@@ -241,6 +248,22 @@ def load_model(
         update_state(model, base_weights=base_weights)
     model.name_or_path = config.model_name_or_path
     return model.eval()
+
+
+def stored_dtype(config: ModelConfig) -> Dtype:
+    """Return the data type in which most numbers of the base's checkpoint are stored.
+
+    `auto` for weights that are stored quantized.
+
+    Raises:
+        UserError: the model cannot be found or read.
+    """
+    sizes: Counter[str] = Counter()
+    for file in checkpoint_files(Path(find_base(config, "weights")[0])):
+        shapes = read_shapes(file)
+        for name, dtype in read_dtypes(file).items():
+            sizes[dtype] += prod(shapes[name])
+    return STORED_DTYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "auto")
 
 
 def check_base(config: ModelConfig, folder: str) -> int | None:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -11,12 +11,15 @@ from lora_hf.adapters import merge_and_unload, merge_errors
 from lora_hf.adapters.merge import CHOICES
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import DataConfig
+from lora_hf.config.model import Dtype
 from lora_hf.data.collate import collator
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, whole
+from lora_hf.memory import out_of_memory_reported
 from lora_hf.models.languages import set_language
+from lora_hf.models.load import stored_dtype
 from lora_hf.models.plain_folder import public_name, save_model
 from lora_hf.models.positions import positions_of, within_positions
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -27,8 +30,13 @@ from lora_hf.saved.find_adapter import (
     settings_of,
     settings_on_base,
 )
+from lora_hf.system import DTYPES
 from lora_hf.training.registry import saved_method
 
+SMALLER_MERGE = (
+    "--dtype bfloat16 takes half the memory of float32, and CUDA_VISIBLE_DEVICES= before the command merges "
+    "in the machine's own memory"
+)
 COMPARED_DIALOGUES = 8
 """Dialogues of the package's test split on which merged and unmerged logits are compared."""
 
@@ -40,6 +48,7 @@ def merge(
     onto: str | None,
     generation: Mapping[str, Any] | None = None,
     check: bool = False,
+    dtype: str | None = None,
 ) -> dict[str, float]:
     """Write the merged model as a plain Transformers folder, with its tokenizer.
 
@@ -51,6 +60,7 @@ def merge(
             `requantized`.
         generation: fields of `generation` that replace the adapter's.
         check: read the written model again and compare its logits, however large it is.
+        dtype: data type of the written weights; None takes that of the base's checkpoint, on any machine.
 
     Returns:
         For each choice of `onto` (or `merged`) the relative error of the logits on a sample.
@@ -69,15 +79,20 @@ def merge(
         )
     if onto not in (None, *CHOICES):
         raise UserError(f"--onto {onto!r} must be one of {list(CHOICES)}.{did_you_mean(onto, CHOICES)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype!r} must be one of {list(DTYPES)}.{did_you_mean(dtype, DTYPES)}")
     settings = settings_on_base(saved, base_config(saved, base), "generation", generation or {})
-    # of the merged weights: the dtype that the base was frozen in would round them
-    model, tokenizer = load_with_base(saved, base, dtype="auto")
+    # The dtype that the base was frozen in while training, bfloat16 on a GPU, would round the merged weights.
+    written = cast(Dtype, dtype) if dtype else stored_dtype(base_config(saved, base))
+    model, tokenizer = load_with_base(saved, base, written)
     set_language(model, tokenizer, settings.data)
-    errors = merge_errors(model, sample_batch(model, tokenizer, saved))
+    with out_of_memory_reported(lambda: f"merging {adapter}", SMALLER_MERGE):
+        errors = merge_errors(model, sample_batch(model, tokenizer, saved))
     if not STORAGE_FORMATS[base_config(saved, base).storage].is_plain:
         errors.pop("requantized", None)
     check_choice(adapter, onto, errors)
-    merge_and_unload(model, onto)
+    with out_of_memory_reported(lambda: f"merging {adapter}", SMALLER_MERGE):
+        merge_and_unload(model, onto)
     with whole(output) as folder:
         origin = f"{public_name(str(model.name_or_path))} with a trained adapter merged into its weights."
         save_model(model, tokenizer, folder, settings, origin, check)

@@ -153,8 +153,10 @@ def _complete(entries: list[_Entry], run: Callable[[list[Any]], list[Any]]) -> N
         if len(entries) == 1:
             entries[0].future.set_exception(error)
             return
+        results = None
+    if results is None:  # outside `except`: the error's traceback held the tensors of the failed batch
         for entry in entries:
             _complete([entry], run)
-    else:
-        for entry, result in zip(entries, results, strict=True):
-            entry.future.set_result(result)
+        return
+    for entry, result in zip(entries, results, strict=True):
+        entry.future.set_result(result)

@@ -11,7 +11,7 @@ from typing import Any
 from lora_hf.adapters.layer import check_adapter_name
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config.prediction import PredictionSettings
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import OutOfMemory, UserError, did_you_mean
 from lora_hf.models.positions import positions_of
 from lora_hf.serving.batching import Batcher, BatcherClosed, QueueFull
 from lora_hf.serving.engine import Engine, Job
@@ -65,6 +65,10 @@ class Service:
             job, truncated = self._job(request)
             summary: str = await self._within(self._submit(job))
             status = 200
+        except OutOfMemory as error:  # of this job alone
+            status = 503
+            logger.warning("a request failed: %s", error)
+            raise RequestError(503, "out of memory: send a shorter text or ask for fewer beams") from None
         except RequestError as error:
             status = error.status
             raise

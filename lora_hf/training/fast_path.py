@@ -88,7 +88,7 @@ def _why_compiled_whole(trainer: Any) -> str | None:
         return "the weights are sharded"
     if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
         return "recomputed activations break the graph of a block"
-    return "DataParallel copies it" if args.n_gpu > 1 else None
+    return None
 
 
 def _why_reference_path(trainer: Any) -> str | None:

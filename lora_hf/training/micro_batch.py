@@ -8,16 +8,16 @@ batch), and restarts the schedule on weights that are already trained.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from lora_hf.distributed import AgreedError
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError
+from lora_hf.memory import is_out_of_memory
 
 LOG_KEY = "train_micro_batch_size"
 """Key of the entry in the Trainer's log; a resumed run reads the size from it."""
@@ -135,23 +135,3 @@ def set_random_states(device: torch.device, states: tuple[Tensor, Tensor | None]
     torch.set_rng_state(states[0])
     if states[1] is not None:
         torch.get_device_module(device).set_rng_state(states[1])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or its cause, means that a device or the machine ran out of memory."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return any(
-        isinstance(e, kinds) or (isinstance(e, Exception) and should_reduce_batch_size(e))
-        for e in (error, error.__cause__)
-    )
-
-
-@contextmanager
-def out_of_memory_reported(when: Callable[[], str], remedy: str) -> Iterator[None]:
-    """Inside the block, turn an out-of-memory error into a `UserError` with the time and a remedy."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"{when()}: out of memory ({first_line(error)}); {remedy}") from error

@@ -15,7 +15,7 @@ from lora_hf.config import RunConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.collate import collator
 from lora_hf.data.prepare import RunData
-from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main
+from lora_hf.distributed import from_main, full_weights, in_all_processes, is_main, is_sharded
 from lora_hf.evaluation.evaluate import ValidationScores
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.retention import RetentionTask
@@ -81,6 +81,8 @@ def train(run: Run) -> TrainingRecord:
     with full_weights(run.model, only_trained=run.has_added_weights):
         if is_main():
             save_trained(run)
+    if not is_sharded(run.model):
+        _release(trainer)
     trainable, total = count_parameters(run.model)
     return {
         "train_seconds": round(output.metrics["train_runtime"], 2),
@@ -135,6 +137,13 @@ def _run_trainer(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | Non
     if stop.received is not None:
         raise Interrupted(_saved(trainer))
     return output
+
+
+def _release(trainer: LoraTrainer) -> None:
+    """Free the optimizer's states, which the Trainer's reference cycles would keep through all of scoring."""
+    handler = trainer.callback_handler
+    trainer.optimizer = trainer.lr_scheduler = handler.optimizer = handler.lr_scheduler = None
+    trainer.accelerator.free_memory()
 
 
 @contextmanager

@@ -24,14 +24,15 @@ from lora_hf.evaluation.decoding import decoding_for
 from lora_hf.evaluation.generate import fast_generation, numbers_kept
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
+from lora_hf.memory import out_of_memory_reported
 from lora_hf.training.checkpoints import last_checkpoint
+from lora_hf.training.devices import use_one_gpu, without_autocast
 from lora_hf.training.fast_path import fast_training, shards_weights, uncompiled, without_cache
 from lora_hf.training.loraplus import split_groups
 from lora_hf.training.micro_batch import (
     MICRO_BATCH,
     SMALLER_EVALUATION,
     MicroBatching,
-    out_of_memory_reported,
 )
 from lora_hf.training.nan_guard import (
     NanGuard,
@@ -96,6 +97,8 @@ class LoraTrainer(ResumableTrainer):
             model._hf_peft_config_loaded = True
         self.loraplus_lr_ratio = loraplus_lr_ratio
         self.fast_paths, self.has_fast_loss = fast_paths, False
+        self._has_autocast_outside = False
+        use_one_gpu(args[0] if args else kwargs.get("args"))
         inner = unwrapped(model)  # the Trainer reads names of columns from it, and wraps it as it needs
         super().__init__(inner, *args, **kwargs)
         if hasattr(model, "_orig_mod"):
@@ -242,7 +245,8 @@ class LoraTrainer(ResumableTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, count each row once, and generate on the fast path.
 
-        Random states and the modules' own numbers are left unchanged.
+        Random states and the modules' own numbers are left unchanged. Texts are generated without autocast,
+        as the trained model will write them; the loss is computed as in training.
         """
         is_encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         generates = getattr(self.args, "predict_with_generate", False) and is_encoder_decoder
@@ -256,8 +260,19 @@ class LoraTrainer(ResumableTrainer):
             numbers_kept(self.model),
             uncompiled(self),
             fast_generation(self.model) if fast else nullcontext(),
+            without_autocast(self.model) if generates else nullcontext(False) as self._has_autocast_outside,
         ):
-            return super().evaluation_loop(*args, **kwargs)
+            try:
+                return super().evaluation_loop(*args, **kwargs)
+            finally:
+                self._has_autocast_outside = False
+
+    def compute_loss_context_manager(self) -> Any:
+        """Return the context of an evaluation's loss: the training's autocast, if the forward lacks it."""
+        inner = super().compute_loss_context_manager()
+        if self._has_autocast_outside:
+            inner.enter_context(self.accelerator.autocast())
+        return inner
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the added weights, gathered in one process; a model without them as the Trainer does."""

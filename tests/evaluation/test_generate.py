@@ -12,7 +12,8 @@ from support.selection import slow_except
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
-from lora_hf import LoraConfig, disable_adapters, inject_adapters, merge_adapters, set_adapter
+from lora_hf import LoraConfig, UserError, disable_adapters, inject_adapters, merge_adapters, set_adapter
+from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.merge import merged_where_exact
 from lora_hf.baselines.prompt_tuning import add_prompt
 from lora_hf.evaluation import generate as module
@@ -313,3 +314,34 @@ def test_each_row_may_have_its_own_maximum_length() -> None:
     apart = {limit: generate_summaries(model, Tokenizer(), sources(), limit) for limit in set(limits)}
     assert cut == [apart[limit][i] for i, limit in enumerate(limits)]
     assert any(len(text.split()) == 3 for text in cut)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_adapters_are_merged_only_where_the_merged_weights_fit(
+    fits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(r=4))
+    needed = sum(layer.base.nbytes for layer in model.modules() if isinstance(layer, LoraLayer))
+    monkeypatch.setattr(module, "free_memory", lambda device: 2 * needed - (not fits))
+    with caplog.at_level("INFO"), fast_generation(model):
+        merged = [layer.merged for layer in model.modules() if isinstance(layer, LoraLayer)]
+    assert all(map(bool, merged)) if fits else not any(merged)
+    assert ("adapters stay unmerged" in caplog.text) != fits
+
+
+def test_memory_that_runs_out_is_one_error_and_the_model_is_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(r=4))
+    before = [layer.base_layer.weight for layer in model.modules() if isinstance(layer, LoraLayer)]
+
+    def no_room(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "generate", no_room)
+    with pytest.raises(
+        UserError, match=r"writing 4 texts: out of memory \(CUDA.*; choose a smaller generation"
+    ):
+        generate_summaries(model, Tokenizer(), sources(4), NEW)
+    after = [layer.base_layer.weight for layer in model.modules() if isinstance(layer, LoraLayer)]
+    assert all(a is b for a, b in zip(after, before, strict=True))

@@ -23,6 +23,7 @@ from lora_hf.adapters.model_state import lora_layers, model_state
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
+from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.system import resolve_dtype
 
 
@@ -244,3 +245,13 @@ def test_a_name_in_the_place_of_the_settings_is_one_error(given: Any) -> None:
         UserError, match=r"config=.* is not a ModelConfig: pass lora_hf.ModelConfig\(model_name_or_path="
     ):
         load_model(given)
+
+
+def test_memory_that_runs_out_while_loading_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(STORAGE_FORMATS["dense"], "load", no_room)
+    says = "loading model.model_name_or_path='embedded': out of memory .*model.load_in_4bit: true"
+    with pytest.raises(UserError, match=says):
+        load_model(ModelConfig(), torch.device("cpu"))

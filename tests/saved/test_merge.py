@@ -14,6 +14,7 @@ from support.selection import slow_except
 from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from lora_hf import LoraConfig, inject_adapters, save_adapter
+from lora_hf.adapters.checkpoint_io import read_dtypes
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.models.load import ASSETS, load_model
@@ -135,3 +136,48 @@ def test_qalora_takes_its_groups_from_the_store_and_comes_back(tmp_path: Path) -
     assert json.loads((adapter / "adapter_config.json").read_text())["qalora_group_size"] == 64
     errors = merge(str(adapter), tmp_path / "merged", None, "dequantized")
     assert errors["dequantized"] < 1e-5 < errors["checkpoint"]
+
+
+def test_the_merged_weights_have_the_dtype_of_the_checkpoint_or_the_one_asked_for(tmp_path: Path) -> None:
+    base = AutoModelForSeq2SeqLM.from_pretrained(ASSETS, dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    for file in ASSETS.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "base")
+    adapter = str(trained_on(ModelConfig(model_name_or_path=str(tmp_path / "base")), tmp_path / "adapter"))
+    for asked, written in ((None, "BF16"), ("float32", "F32")):
+        folder = tmp_path / written
+        merge(adapter, folder, None, None, dtype=asked)
+        assert set(read_dtypes(folder / "model.safetensors").values()) == {written}
+    with pytest.raises(
+        UserError, match=r"--dtype 'bf16' must be one of \['float32', 'bfloat16', 'float16'\]"
+    ):
+        merge(adapter, tmp_path / "other", None, None, dtype="bf16")
+
+
+def test_memory_that_runs_out_while_merging_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*args: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("lora_hf.saved.merge.merge_and_unload", out_of_memory)
+    adapter = trained_on(ModelConfig(), tmp_path / "adapter")
+    with pytest.raises(
+        UserError, match=r"merging .*adapter: out of memory \(no room\); --dtype bfloat16 takes"
+    ):
+        merge(str(adapter), tmp_path / "merged", None, None)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("store", ["affine4", "nf4"])
+def test_a_base_that_is_quantized_to_other_values_is_noticed(
+    store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = trained_on(store, tmp_path / "adapter")
+    file = adapter / "lora_hf.json"
+    manifest = json.loads(file.read_text())
+    load_with_base(find_adapter(str(adapter)))
+    assert "quantized to other values" not in caplog.text
+    file.write_text(json.dumps(manifest | {"base_codes_sha256": "0" * 64}))
+    load_with_base(find_adapter(str(adapter)))
+    assert "was trained on a base that was quantized to other values than this one" in caplog.text

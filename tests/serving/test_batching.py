@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, wait
 from typing import Any
 
@@ -79,6 +80,26 @@ def test_a_job_that_fails_fails_alone() -> None:
         results[1].result(10)
     work.let(9)
     assert work.batcher.submit(5).result(10) == 10  # and the thread lives
+
+
+def test_a_batch_that_failed_is_freed_before_its_jobs_run_again() -> None:
+    class Tensor:
+        pass
+
+    failed, kept = [], []
+
+    def run(jobs: list[int]) -> list[int]:
+        kept.extend(tensor() for tensor in failed)
+        tensor = Tensor()
+        failed.append(weakref.ref(tensor))
+        if len(jobs) > 1:
+            raise RuntimeError("out of memory")
+        return jobs
+
+    batcher = Batcher(run, lambda job: None, max_batch=2, max_wait=60, max_queue=9)
+    results = [batcher.submit(job) for job in (1, 2)]
+    assert [result.result(10) for result in results] == [1, 2] and kept == [None, None, None]
+    batcher.close()
 
 
 def test_a_task_runs_after_earlier_jobs_and_before_later_ones() -> None:

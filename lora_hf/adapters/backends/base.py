@@ -60,6 +60,11 @@ class Backend:
         return size
 
     @property
+    def codes(self) -> Tensor | None:
+        """The integers in which the weight is stored; None for a weight of floating-point numbers."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Device of the weight."""
         device: torch.device = self.layer.weight.device

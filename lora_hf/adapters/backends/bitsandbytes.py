@@ -72,6 +72,11 @@ class Linear4bit(Backend):
         parts += [outer.absmax, outer.code] if outer is not None else []
         return sum(part.nbytes for part in parts if part is not None)
 
+    @property
+    def codes(self) -> Tensor:
+        packed: Tensor = self.layer.weight.data
+        return packed
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -115,6 +120,12 @@ class Linear8bit(Backend):
     def nbytes(self) -> int:
         stored: Any = self._get()
         return int(stored.CB.nbytes + stored.SCB.nbytes)
+
+    @property
+    def codes(self) -> Tensor:
+        stored: Any = self._get()
+        codes: Tensor = stored.CB
+        return codes
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         stored: Any = self._get()

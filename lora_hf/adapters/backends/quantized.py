@@ -138,6 +138,10 @@ class Quantized(Backend):
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._get().tensors())
 
+    @property
+    def codes(self) -> Tensor:
+        return self._get().codes
+
     def _get(self) -> QuantizedWeight:
         quantized: QuantizedWeight = self.layer.quantized
         return quantized

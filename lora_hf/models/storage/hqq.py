@@ -30,18 +30,23 @@ class AffineWeight(QuantizedWeight):
 
     @classmethod
     def quantize(cls, weight: Tensor, group_size: int) -> Self:
-        """Choose codes, scales and offsets of W (out, in) on its own device."""
+        """Choose codes, scales and offsets of W (out, in), which stay on its device.
+
+        They are computed on the CPU: HQQ's solver works in float16 on CUDA and in float32 elsewhere, and an
+        adapter would run on other weights than those it was trained on.
+        """
         from hqq.core.quantize import Quantizer
 
         options = {"nbits": 4, "group_size": group_size, "axis": 1, "round_zero": False, "bitpack": False}
         codes, meta = Quantizer.quantize(
-            weight.detach().float(), **options, device=weight.device, compute_dtype=torch.float32
+            weight.detach().float().cpu(), **options, device="cpu", compute_dtype=torch.float32
         )
         rows = len(weight)
         scale, zero = (meta[name].float().view(rows, -1) for name in ("scale", "zero"))
         pairs = codes.to(torch.uint8).view(rows, -1, 2)
         packed = pairs[..., 0] | (pairs[..., 1] << 4)
-        return cls(packed.view(torch.int8), scale, -zero * scale)  # (code - zero) * scale
+        own = cls(packed.view(torch.int8), scale, -zero * scale)  # (code - zero) * scale
+        return own.to(weight.device)
 
     @property
     def shape(self) -> tuple[int, int]:
