@@ -23,6 +23,12 @@ _DRAWS_AT_ONCE = 1_000_000  # bounds the memory: some 25 MB, whatever the number
 SIGNIFICANCE_LEVEL = 0.05
 """Family-wise error rate; each of k tests is made at level 0.05 / k (Bonferroni)."""
 
+
+def is_significant(p_value: float, tests: int = 1) -> bool:
+    """Return whether one of `tests` tests finds a difference at `SIGNIFICANCE_LEVEL` for all of them."""
+    return p_value < SIGNIFICANCE_LEVEL / tests
+
+
 Values = np.ndarray  # (n,) float64, or (n, k) with an aggregate
 Aggregate = Callable[[np.ndarray], np.ndarray]
 """Sums of statistics over examples, (..., k) -> scores (...)."""

@@ -10,11 +10,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
 from lora_hf import __version__
+from lora_hf.config import DataConfig
+from lora_hf.config.task import task_of
+from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
 from lora_hf.files import file_sha256, json_text, whole, write_json, write_text
 from lora_hf.run_files import (
@@ -159,6 +163,7 @@ def _write(
     from lora_hf.evaluation.retention import mean_pair, retention_scores, scorings_of
     from lora_hf.experiments.summary import mean_scores, summarize
     from lora_hf.reporting.comparison_table import (
+        best_places,
         comparison_lines,
         comparison_markdown,
         comparison_notes,
@@ -166,6 +171,7 @@ def _write(
     )
     from lora_hf.reporting.figures import Report, draw_picture
     from lora_hf.reporting.page import report_page
+    from lora_hf.reporting.verdict import verdict
 
     results: dict[str, list[RunResult]] = {name: [] for name in folders}
     rows: dict[str, list[Any]] = {name: [] for name in folders}
@@ -215,11 +221,14 @@ def _write(
     variants = variants_of(comparison)
     labels = variant_labels(variants) if "arms" in comparison else {n: n for n in comparison["order"]}
     title = KINDS[kind].title
+    found, rests_on = verdict(comparison), basis(comparison, folders, root)
     page = report_page(
         Report(
             title=f"{title}: {next(iter(variants.values()))['base_model']}",
-            lead=lead(comparison),
+            verdict=found,
+            basis=rests_on,
             lines=comparison_lines(comparison),
+            best=best_places(comparison),
             notes=comparison_notes(comparison),
             facts=facts(variants, folders),
             configs={name: (folders[name][0] / CONFIG).read_text(encoding="utf-8") for name in labels},
@@ -233,7 +242,8 @@ def _write(
     files = [root / f"{kind}{end}" for end in (".json", ".md", PAGE)]
     write_json(files[0], comparison)
     heading = f"Sweep over {comparison['axis']}" if kind == SWEEP else title
-    write_text(files[1], comparison_markdown(comparison, heading))
+    opening = [*found, *(f"{name}: {value}" for name, value in rests_on.items() if name != "command")]
+    write_text(files[1], comparison_markdown(comparison, heading, opening))
     write_text(files[2], page)
     if kind != REPORT:
         files.append(root / f"{kind}.png")
@@ -242,26 +252,24 @@ def _write(
     return comparison, files
 
 
-def lead(comparison: Comparison) -> str:
-    """Return the comparison in one sentence; empty if there is nothing to compare."""
-    if "gains" not in comparison:
-        return ""
-    from lora_hf.evaluation.metrics import Scoring
-    from lora_hf.reporting.comparison_table import kept_share
-
-    lora, share = comparison["arms"]["lora"], comparison["gains"]["lora_share_of_full"]
-    weights = f"LoRA trains {lora['trainable_parameters'] / lora['total_parameters']:.2%} of the weights"
-    if share is None:
-        return f"{weights}; full fine-tuning gains nothing over the base here."
-    main = Scoring.of_result(lora).main.label
-    gain = f"{weights} and reaches {share:.0%} of full fine-tuning's gain in {main} over the base."
-    kept = {method: kept_share(comparison, method) for method in ("lora", "full")}
-    if None in kept.values():
-        return gain
-    n = len(comparison["retention"])
-    return f"{gain} On {n} task{'s' * (n > 1)} that {'were' if n > 1 else 'was'} not trained it keeps " + (
-        f"{kept['lora']:.0%} of the base's score, full fine-tuning {kept['full']:.0%}."
-    )
+def basis(comparison: Comparison, folders: Folders, root: Path) -> dict[str, str]:
+    """Return what a verdict rests on: data, model, seeds, date, folder and command."""
+    first = next(iter(variants_of(comparison).values()))
+    task = task_of(first)
+    runs = [run for of in folders.values() for run in of]
+    config = read_document(runs[0] / CONFIG).data
+    dataset = (config.get("data") or {}).get("dataset_name") or DataConfig().dataset_name
+    test = first.get("splits", {}).get("test")
+    seeds = next((result["seeds"] for result in variants_of(comparison).values() if "seeds" in result), None)
+    last = max((run / RESULTS).stat().st_mtime for run in runs)
+    return {
+        "data": f"{dataset}, {first['n_examples']:,} test {task.sources}" + (f" ({test})" if test else ""),
+        "model": f"{first['base_model']} in {first['dtype']} on {first['device']}",
+        "seeds" if seeds else "seed": ", ".join(map(str, seeds or [first["seed"]])),
+        "finished": datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d"),
+        "folder": str(root),
+        "command": comparison["command"],
+    }
 
 
 def facts(variants: Mapping[str, RunResult], folders: Folders) -> dict[str, str]:

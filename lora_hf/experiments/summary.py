@@ -9,7 +9,7 @@ from lora_hf.config.task import Task
 from lora_hf.evaluation.metrics import Measured, ScoreValues, Scoring
 from lora_hf.evaluation.metrics.values import mean_of
 from lora_hf.evaluation.retention import Pair, retention_record, retention_test
-from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL
+from lora_hf.evaluation.significance import is_significant
 from lora_hf.run_files import COMPARISON, REPORT, SWEEP, VARIANTS
 from lora_hf.run_records import (
     Comparison,
@@ -224,8 +224,6 @@ def plateau(names: Sequence[str], scores: Mapping[str, Scores], main: Score) -> 
     for i, name in enumerate(names):
         later = names[i + 1 :]
         tests = [scores[other][main.name].against(scores[name][main.name]) for other in later]
-        if not any(
-            main.sign * t.difference > 0 and t.p_value < SIGNIFICANCE_LEVEL / len(later) for t in tests
-        ):
+        if not any(main.sign * t.difference > 0 and is_significant(t.p_value, len(later)) for t in tests):
             return name
     raise AssertionError("the last one has no later one")

@@ -3,21 +3,24 @@
 Few variants with many measures have a column per variant (`arms`); studies and sweeps have a row per variant.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from rich.table import Table
 
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, is_significant
 from lora_hf.reporting.tables import (
+    DIGITS,
+    Place,
     bytes_cell,
     markdown_table,
     sample_markdown,
     seconds_cell,
     terminal_table,
+    with_interval,
 )
 from lora_hf.run_records import (
     Comparison,
-    PairedRecord,
     Published,
     RetentionRecord,
     RunResult,
@@ -57,8 +60,31 @@ def scoring_of(comparison: Comparison) -> Scoring:
 
 def _main_score(comparison: Comparison, name: str) -> str:
     main = scoring_of(comparison).main
-    low, high = (main.text(end, 3) for end in comparison["intervals"][name][main.name])
-    return f"{main.text(score_of(_result(comparison, name), main.name), 3)} [{low}, {high}]"
+    return scored(comparison, name, main)
+
+
+def scored(comparison: Comparison, name: str, score: Score) -> str:
+    """Return a variant's score with its interval."""
+    value = score_of(variants_of(comparison)[name], score.name)
+    return with_interval(score, value, comparison["intervals"][name][score.name])
+
+
+def best_places(comparison: Comparison) -> set[Place]:
+    """Return the cells of `comparison_lines` that hold the best value of a score, of several variants."""
+    variants, lines = variants_of(comparison), comparison_lines(comparison)
+    if len(variants) < 2:
+        return set()
+
+    def best_of_all(names: list[str], score: Score) -> list[int]:
+        values = [score.sign * score_of(variants[name], score.name) for name in names]
+        return [place for place, value in enumerate(values, start=1) if value == max(values)]
+
+    scoring = scoring_of(comparison)
+    if "arms" not in comparison:
+        return {(row, 1) for row in best_of_all(comparison["order"], scoring.main)}
+    rows = {line[0]: row for row, line in enumerate(lines)}
+    names = list(variant_labels(variants))
+    return {(rows[score.titled], column) for score in scoring.scores for column in best_of_all(names, score)}
 
 
 def _difference(comparison: Comparison, name: str) -> str:
@@ -116,23 +142,24 @@ def _lines_by_measure(comparison: Comparison) -> list[list[str]]:
     if published := comparison.get("published"):
         lines.append(["published ROUGE-1", *(_published(published, method) for method in labels)])
     for score in scoring.scores:
-        intervals = [comparison["intervals"][method][score.name] for method in labels]
         best = [best_of(arms[method], score.name) for method in labels]
-        lines.append([score.titled, *(score.text(score_of(arms[method], score.name)) for method in labels)])
-        lines.append(["95 % interval", *(f"{score.text(low)}–{score.text(high)}" for low, high in intervals)])
+        lines.append([score.titled, *(scored(comparison, method, score) for method in labels)])
         if None not in best:
-            lines.append(["best reference", *(score.text(value) for value in best if value is not None)])
+            lines.append(
+                ["best reference", *(score.text(value, DIGITS) for value in best if value is not None)]
+            )
         if any("spread" in arms[method] for method in labels):
             spreads = [arms[method].get("spread", {}).get(score.name) for method in labels]
-            lines.append(["deviation over seeds", *("–" if s is None else score.text(s) for s in spreads)])
+            lines.append(
+                ["deviation over seeds", *("–" if s is None else score.text(s, DIGITS) for s in spreads)]
+            )
     if "gains" in comparison:
         lines.append([f"gain in {scoring.main.label}", *(_gain(comparison, method) for method in labels)])
     for task, of in comparison.get("retention", {}).items():
         lines.append([f"keeps of {spaced(task)}", *(kept_cell(of[method], method) for method in labels)])
-    references = f"words (people: {next(iter(arms.values()))['reference_words']:.1f})"
     return [
         *lines,
-        line(references, lambda run: f"{run['mean_words']:.1f}"),
+        line("words", lambda run: f"{run['mean_words']:.1f}"),
         line("weights trained", _trained_weights),
         line("on disk", lambda run: bytes_cell(run["bytes_on_disk"])),
         line("learning rate", lambda run: f"{run['learning_rate']:g}" if "learning_rate" in run else "–"),
@@ -215,9 +242,10 @@ def _gain(comparison: Comparison, method: str) -> str:
         return "–"
     gains = comparison["gains"]
     share = gains["lora_share_of_full"]
-    of_full = f" ({share:.0%} of full fine-tuning's)" if method == "lora" and share is not None else ""
+    has_share = method == "lora" and is_significant(comparison["paired_test"]["p_value"])
+    of_full = f" ({share * 100:.0f} %)" if share is not None and has_share else ""
     gain = gains["full" if method == "full" else "lora"]
-    return f"{scoring_of(comparison).main.text(gain, signed=True)}{of_full}"
+    return f"{scoring_of(comparison).main.text(gain, DIGITS, signed=True)}{of_full}"
 
 
 def _published(published: Published, method: str) -> str:
@@ -246,7 +274,7 @@ def _trained_weights(run: RunResult) -> str:
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    """Return the notes below the table: tests, what is best, how it was measured."""
+    """Return the notes below the table: how it was measured, and what is known beside the verdict."""
     variants, scoring = variants_of(comparison), scoring_of(comparison)
     task, main = scoring.task, scoring.main
     reference = variants.get("lora") or next(iter(variants.values()))
@@ -257,13 +285,20 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     sample = f"{n}{seeds}; 95 % intervals by bootstrap over {task.sources}."
     notes = [sample]
     if "arms" in comparison:
-        of_trivial = {name: main.text(scores[main.name]) for name, scores in comparison["trivial"].items()}
+        of_trivial = {
+            name: main.text(scores[main.name], DIGITS) for name, scores in comparison["trivial"].items()
+        }
         trivial = ", ".join(f"{name} {value}" for name, value in of_trivial.items())
-        paired = [_paired(comparison["paired_test"], scoring)] if "paired_test" in comparison else []
         published = [published_note(comparison)] if "published" in comparison else []
-        notes = [*published, f"{main.label} of trivial {task.targets}: {trivial}.", *paired, sample]
+        words = f"Words: the mean per {task.target}; references have {reference['reference_words']:.1f}."
+        notes = [*published, f"{main.label} of trivial {task.targets}: {trivial}.", words, sample]
     elif "series" in comparison:
-        notes = _sweep_notes(comparison, sample, scoring)
+        notes = [
+            f"Better: {main.label} paired by {task.source}, p < {SIGNIFICANCE_LEVEL} for all the larger "
+            "values together.",
+            sample,
+            "Loss: the last on the validation split, or of training if the run has no evaluation.",
+        ]
     else:
         base = variants["base"]
         notes += [
@@ -277,40 +312,18 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     return [*notes, f"{reference['base_model']} in {reference['dtype']} on {reference['device']}."]
 
 
-def _sweep_notes(comparison: Comparison, sample: str, scoring: Scoring) -> list[str]:
-    main, source = scoring.main, scoring.task.source
-    extreme = "highest" if main.higher_is_better else "lowest"
-    axis, variants = comparison["axis"], comparison["variants"]
-    best, cheapest = comparison["best"], comparison["cheapest"]
-    share = variants[cheapest]["trainable_parameters"] / max(1, variants[best]["trainable_parameters"])
-    return [
-        *(
-            f"{label or 'all runs'}: no value above {axis} = {series['plateau']} is better; the {extreme} "
-            f"score is at {series['best']}."
-            for label, series in comparison["series"].items()
-        ),
-        f"Better: {main.label} paired by {source}, p < 0.05 for all the larger values together.",
-        f"Cheapest within the best one's interval: {cheapest}, with {share:.0%} of {best}'s weights.",
-        sample,
-        "Loss: the last on the validation split, or of training if the run has no evaluation.",
-    ]
+def comparison_markdown(comparison: Comparison, title: str, opening: Sequence[str] = ()) -> str:
+    """Return the table, the notes and the samples as Markdown.
 
-
-def _paired(test: PairedRecord, scoring: Scoring) -> str:
-    main = scoring.main
-    difference, low, high = (
-        main.text(value, signed=True) for value in (test["difference"], *test["interval"])
-    )
-    return (
-        f"LoRA − full in {main.label}: {difference} [{low}, {high}], "
-        f"p = {test['p_value']:.2g}, paired by {scoring.task.source}."
-    )
-
-
-def comparison_markdown(comparison: Comparison, title: str) -> str:
-    """Return the table, the notes and the samples as Markdown."""
+    Args:
+        comparison: what is reported.
+        title: the heading.
+        opening: lines above the table, such as the verdict.
+    """
     notes = "\n".join(f"- {note}" for note in comparison_notes(comparison))
-    text = f"# {title}\n\n{markdown_table(comparison_lines(comparison))}\n\n{notes}\n"
+    first = "".join(f"- {line}\n" for line in opening) + "\n" * bool(opening)
+    table = markdown_table(comparison_lines(comparison), best_places(comparison))
+    text = f"# {title}\n\n{first}{table}\n\n{notes}\n"
     if "samples" not in comparison:
         return text
     return f"{text}\n## Samples\n\n" + "\n\n".join(map(_sample, comparison["samples"])) + "\n"
@@ -324,8 +337,6 @@ def _sample(sample: dict[str, str]) -> str:
 
 
 def comparison_terminal(comparison: Comparison) -> Table:
-    """Return the table for a terminal, its notes as the caption; rows of variants fit 80 columns."""
-    lines, notes = comparison_lines(comparison), comparison_notes(comparison)
-    if "arms" in comparison:
-        return terminal_table(lines, notes)
-    return terminal_table(lines, notes, box=None, padding=(0, 1, 0, 0))
+    """Return the table for a terminal, its notes as the caption; it fits 80 columns."""
+    lines, notes, best = comparison_lines(comparison), comparison_notes(comparison), best_places(comparison)
+    return terminal_table(lines, notes, best, box=None, padding=(0, 1, 0, 0))

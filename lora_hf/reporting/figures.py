@@ -22,11 +22,13 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.words import spaced_words
 from lora_hf.reporting.comparison_table import last_loss, scoring_of, variant_labels
+from lora_hf.reporting.tables import Place
 from lora_hf.run_records import Comparison, Interval, Prediction, Series, score_of, variants_of
 from lora_hf.scores import Score
 
-COLORS = {"base": "#9aa5b1", "full": "#33658a", "lora": "#e07a3f"}
-MORE_COLORS = ("#4c9f70", "#b565a7", "#c9a227", "#3aa6a6", "#d1495b", "#7d6bb0", "#8a9a5b", "#a9746e")
+COLORS = {"base": "#7d8894", "full": "#3a7ca5", "lora": "#d9692f"}
+MORE_COLORS = ("#3f8f63", "#b565a7", "#a8851a", "#2b9191", "#d1495b", "#7d6bb0", "#768650", "#a06d66")
+"""Every color has a contrast of 3 at least on the page's light and on its dark background."""
 OTHER_VARIANT = "#6d8a96"
 SERIES_COLORS = (COLORS["full"], COLORS["lora"], *MORE_COLORS[:4])
 EDGE = "#333333"
@@ -64,9 +66,14 @@ class Report:
     """Everything that a page shows; mappings are by variant, in the order of the table."""
 
     title: str
-    lead: str
+    verdict: list[str]
+    """Findings in words, the main one first."""
+    basis: dict[str, str]
+    """What the verdict rests on: data, model, seeds and so on."""
     lines: list[list[str]]
     """The table with its header."""
+    best: set[Place]
+    """Cells with the best value of a score."""
     notes: list[str]
     facts: dict[str, str]
     configs: dict[str, str]
@@ -165,30 +172,35 @@ class Curve:
 
     title: str
     label: str
-    field: str
-    """The config field that makes the Trainer log it."""
+    remedy: str
+    """How to get it, if it is missing."""
 
 
 def curves_of(scoring: Scoring) -> dict[str, Curve]:
     """Return the charts of the loss and of the main score, by key in the Trainer's log."""
     main = scoring.main
-    of_main = Curve(f"{main.label} on the validation split over steps", main.label, "training.eval_strategy")
+    of_main = Curve(
+        f"{main.label} on the validation split over steps",
+        main.label,
+        "set training.eval_strategy to steps or epoch, so that models are evaluated during training",
+    )
     return {
-        "loss": Curve("Training loss over steps", "loss", "training.logging_steps"),
+        "loss": Curve(
+            "Training loss over steps",
+            "loss",
+            "set training.logging_steps to at most half of the number of steps",
+        ),
         f"eval_{main.name}": of_main,
     }
 
 
 def missing_curves(comparison: Comparison) -> str:
-    """Return which curves are not among the charts, and why; empty if all are there."""
+    """Return which curves are not among the charts, and how to get them; empty if all are there."""
     curves = curves_of(scoring_of(comparison))
     if missing := [curve for key, curve in curves.items() if not logged(comparison, key)]:
         if not any(result["trainable_parameters"] for result in variants_of(comparison).values()):
             return "Nothing was trained, so there are no curves over steps."
-        return (
-            "; ".join(f"{curve.title}: fewer than two values logged ({curve.field})" for curve in missing)
-            + "."
-        )
+        return " ".join(f"Not drawn: {curve.title}. To draw it, {curve.remedy}." for curve in missing)
     return ""
 
 

@@ -37,10 +37,11 @@ def report_page(report: Report) -> str:
     }
     return environment.get_template("page.html.j2").render(
         title=report.title,
-        lead=report.lead,
+        verdict=report.verdict,
+        basis=report.basis,
         lines=report.lines,
+        best=report.best,
         notes=report.notes,
-        command=report.comparison["command"],
         facts=report.facts,
         configs=report.configs,
         charts=charts(report),
@@ -55,14 +56,18 @@ def report_page(report: Report) -> str:
 
 
 def _orders(labels: Mapping[str, str], main: Score) -> list[dict[str, str]]:
-    """Return the sort keys for examples: gaps, then each variant's score, then the order of the test set."""
+    """Return the sort keys for examples: the test set's order, the sizes of gaps, the scores."""
     names = list(labels)
     pairs = [(of, less) for less, of in permutations(names, 2) if names.index(of) > names.index(less)]
     if len(names) > MAX_PAIRED:
         pairs = [(of, "lora" if "lora" in names else names[0]) for of in names]
-    gaps = [{"label": f"{labels[a]} − {labels[b]}", "of": a, "less": b} for a, b in reversed(pairs) if a != b]
+    gaps = [
+        {"label": f"largest gap: |{labels[a]} − {labels[b]}|", "of": a, "less": b}
+        for a, b in reversed(pairs)
+        if a != b
+    ]
     scores = [{"label": f"{main.label} of {label}", "of": name} for name, label in labels.items()]
-    return [*gaps, *scores, {"label": "as in the test set"}]
+    return [{"label": "as in the test set"}, *gaps, *scores]
 
 
 def _examples(report: Report) -> list[dict[str, Any]]:

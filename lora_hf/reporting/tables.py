@@ -1,28 +1,70 @@
 """Parts of every table: Markdown, terminal, cells with units."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from lora_hf.scores import Score
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def markdown_table(lines: list[list[str]]) -> str:
-    """Return a Markdown table from a header and lines: names on the left, figures on the right."""
-    header, *rest = lines
+Place = tuple[int, int]
+"""Line and column of a cell, counted from the header's first."""
+DIGITS = 3
+"""Decimals of a score on a scale of 1, beside its interval."""
+
+
+def with_interval(score: Score, value: float, interval: Sequence[float]) -> str:
+    """Return a value and its 95 % interval: `0.776 [0.744, 0.807]`."""
+    low, high = (score.text(end, DIGITS) for end in interval)
+    return f"{score.text(value, DIGITS)} [{low}, {high}]"
+
+
+def markdown_table(lines: list[list[str]], strong: Collection[Place] = ()) -> str:
+    """Return a Markdown table from a header and lines: names on the left, figures on the right.
+
+    Args:
+        lines: the header first.
+        strong: cells in bold.
+    """
+    header, *rest = (
+        [f"**{cell}**" if (row, column) in strong else cell for column, cell in enumerate(line)]
+        for row, line in enumerate(lines)
+    )
     rows = [header, ["---"] + ["---:"] * (len(header) - 1), *rest]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def terminal_table(lines: list[list[str]], notes: list[str], **options: Any) -> Table:
-    """Return a table for the terminal, with notes as its caption; options are those of Rich's `Table`."""
+def terminal_table(
+    lines: list[list[str]], notes: list[str], strong: Collection[Place] = (), **options: Any
+) -> Table:
+    """Return a table for the terminal, with notes as its caption.
+
+    Args:
+        lines: the header first.
+        notes: one line each, wrapped.
+        strong: cells in bold.
+        options: those of Rich's `Table`.
+    """
     header, *rest = lines
-    caption = "\n".join(notes)
-    table = Table(caption=caption, caption_justify="left", caption_style="", header_style="bold", **options)
+    table = Table(
+        caption=Text("\n".join(notes)),
+        caption_justify="left",
+        caption_style="",
+        header_style="bold",
+        **options,
+    )
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
-    for line in rest:
-        table.add_row(*line)
+        if number:
+            table.add_column(name, justify="right", no_wrap=True, overflow="fold")
+        else:
+            table.add_column(name)
+    for row, line in enumerate(rest, start=1):
+        cells = enumerate(line)
+        table.add_row(*(Text(cell, "bold" if (row, column) in strong else "") for column, cell in cells))
     return table
 
 

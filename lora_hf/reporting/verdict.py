@@ -6,13 +6,12 @@ tests where several variants are compared with one.
 
 from collections.abc import Sequence
 
-from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL
-from lora_hf.reporting.comparison_table import kept_share, scoring_of, variant_labels
-from lora_hf.run_records import Comparison, Interval, PairedRecord, Series, score_of, variants_of
+from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, is_significant
+from lora_hf.reporting.comparison_table import kept_share, scored, scoring_of, variant_labels
+from lora_hf.reporting.tables import DIGITS
+from lora_hf.run_records import Comparison, PairedRecord, Series, score_of, variants_of
 from lora_hf.scores import Score
 
-DIGITS = 3
-"""Decimals of a score on a scale of 1."""
 REFERENCE = "lora"
 """The variant that `methods` compares the others with."""
 
@@ -24,17 +23,6 @@ def verdict(comparison: Comparison) -> list[str]:
     if "against_lora" in comparison:
         return _of_methods(comparison)
     return _of_comparison(comparison) if "paired_test" in comparison else _of_run(comparison)
-
-
-def with_interval(score: Score, value: float, interval: Interval) -> str:
-    """Return a value and its 95 % interval: `0.776 [0.744, 0.807]`."""
-    low, high = (score.text(end, DIGITS) for end in interval)
-    return f"{score.text(value, DIGITS)} [{low}, {high}]"
-
-
-def is_significant(test: PairedRecord, tests: int = 1) -> bool:
-    """Return whether a paired test, one of `tests`, finds a difference."""
-    return test["p_value"] < SIGNIFICANCE_LEVEL / tests
 
 
 def difference_words(ours: str, theirs: str, test: PairedRecord, score: Score, tests: int = 1) -> str:
@@ -57,21 +45,13 @@ def difference_words(ours: str, theirs: str, test: PairedRecord, score: Score, t
     found = (
         f"{ours} vs {theirs}: {difference} {score.label}, 95 % CI {low} to {high}, p = {test['p_value']:.2g}"
     )
-    if is_significant(test, tests):
+    if is_significant(test["p_value"], tests):
         which = "better" if score.sign * test["difference"] > 0 else "worse"
         return f"{found}: {ours} is significantly {which}"
     if 2 / 2 ** test["n"] >= SIGNIFICANCE_LEVEL / tests:  # the least p value that n signs can have
         examples = f"{test['n']} examples are" if test["n"] > 1 else "one example is"
         return f"{found}: {examples} too few to find a significant difference"
     return f"{found}: no significant difference"
-
-
-def _scored(comparison: Comparison, name: str, score: Score) -> str:
-    return with_interval(
-        score,
-        score_of(variants_of(comparison)[name], score.name),
-        comparison["intervals"][name][score.name],
-    )
 
 
 def _of_comparison(comparison: Comparison) -> list[str]:
@@ -86,7 +66,7 @@ def _of_comparison(comparison: Comparison) -> list[str]:
     trained = _trained_share(comparison, "lora")
     if share is None:
         trained += "; full fine-tuning gains nothing over the base here"
-    elif is_significant(test):  # a share of a gain that does not differ is noise
+    elif is_significant(test["p_value"]):  # a share of a gain that does not differ is noise
         trained += f" and reaches {share * 100:.0f} % of full fine-tuning's gain over the base"
     kept = {name: kept_share(comparison, name) for name in ("lora", "full")}
     if None in kept.values():
@@ -112,7 +92,7 @@ def _of_run(comparison: Comparison) -> list[str]:
     trivial = {what: scores[main.name] for what, scores in comparison["trivial"].items()}
     best = max(trivial, key=lambda what: main.sign * trivial[what])
     lines = [
-        f"{variant_labels([name])[name]}: {main.label} {_scored(comparison, name, main)} on {n}",
+        f"{variant_labels([name])[name]}: {main.label} {scored(comparison, name, main)} on {n}",
         f"The best trivial {task.target} ({best}) scores {main.text(trivial[best], DIGITS)}",
     ]
     return [*lines, _trained_share(comparison, name)] if result["trainable_parameters"] else lines
@@ -122,10 +102,10 @@ def _best_line(comparison: Comparison, best: str, other: str) -> str:
     """Return the best score beside that of another variant."""
     main, variants = scoring_of(comparison).main, variants_of(comparison)
     extreme = "Highest" if main.higher_is_better else "Lowest"
-    line = f"{extreme} {main.label}: {best}, {_scored(comparison, best, main)}"
+    line = f"{extreme} {main.label}: {best}, {scored(comparison, best, main)}"
     if other == best or other not in variants:
         return line
-    return f"{line}; {other} has {_scored(comparison, other, main)}"
+    return f"{line}; {other} has {scored(comparison, other, main)}"
 
 
 def _of_methods(comparison: Comparison) -> list[str]:
@@ -135,7 +115,7 @@ def _of_methods(comparison: Comparison) -> list[str]:
     for name in (name for name in comparison["order"] if name in against):
         sign = main.sign * against[name]["difference"]
         which = "better" if sign > 0 else "worse"
-        groups[which if is_significant(against[name], tests) else "same"].append(name)
+        groups[which if is_significant(against[name]["p_value"], tests) else "same"].append(name)
     heads = {
         "better": f"significantly better than {REFERENCE}",
         "worse": f"significantly worse than {REFERENCE}",

@@ -73,8 +73,15 @@ def test_a_report_of_a_comparison_from_its_folders(drawn: Path) -> None:
     data = data_of(page)
     assert [row["id"] for row in data["examples"]] == ["t0", "t1", "t2"]
     assert data["examples"][0]["score"]["full"] == 1 > data["examples"][0]["score"]["lora"] > 0
-    assert [order["label"] for order in data["orders"]][:3] == ["LoRA − full", "LoRA − base", "full − base"]
-    assert page.count("<svg") == 5 and "LoRA trains 1.40% of the weights" in page
+    gaps = [f"largest gap: |{of}|" for of in ("LoRA − full", "LoRA − base", "full − base")]
+    assert [order["label"] for order in data["orders"]][:4] == ["as in the test set", *gaps]
+    assert page.count("<svg") == 5 and "LoRA trains 1.40 % of the weights" in page
+    verdict = "LoRA vs full: -0.083 ROUGE-1, 95 % CI -0.250 to +0.000, p = 1: 3 examples are too few to find"
+    for text in (page, files[1].read_text()):
+        assert verdict in text and text.index(verdict) < text.index("ROUGE-2")
+    basis = ("embedded, 3 test dialogues", "tiny in float32 on cpu", str(drawn))
+    assert all(f"<dd>{value}</dd>" in page for value in basis) and "<dt>seed</dt><dd>42</dd>" in page
+    assert re.search(r"<dt>finished</dt><dd>\d{4}-\d\d-\d\d</dd>", page)
     assert file_sha256(drawn / "lora/adapter/adapter_model.safetensors") in page
     assert all(word in page for word in ("ab12", "cd34", "9.9", "method: lora"))
     assert report(drawn) and files[2].read_text() == page  # equal runs, equal bytes
@@ -111,7 +118,7 @@ def test_a_report_of_one_run(drawn: Path, capsys: pytest.CaptureFixture[str]) ->
     page = (run / "report.html").read_text()
     assert f"lora-hf train --config {run}/config.yaml" in page
     assert data_of(page)["labels"] == {"lora": "LoRA"} and page.count("<svg") == 5
-    assert "| ROUGE-1 | 0.4000 |" in (run / "report.md").read_text()
+    assert "| ROUGE-1 | 0.400 [" in (run / "report.md").read_text()
 
 
 def test_changed_summaries_are_reported(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -280,7 +287,7 @@ def test_many_groups_have_their_legend_below_and_one_step_gives_no_curve() -> No
     assert logged(comparison, "loss").keys() == set(names[1:])
     axes = Figure(layout="constrained").subplots()
     labels = dict(zip(names, names, strict=True))
-    shown = Report("", "", [], [], {}, {}, comparison, labels, {}, {}, Scoring())
+    shown = Report("", [], {}, [], set(), [], {}, {}, comparison, labels, {}, {}, Scoring())
     _scores_by_weights(shown, axes)
     assert axes.get_legend() is None and len(axes.figure.legends) == 1
     axes.figure.canvas.draw()
@@ -302,7 +309,10 @@ def test_a_study_keeps_its_order_and_its_kind(compared: Path) -> None:
     assert files[0].name == "methods.json"
     page = files[2].read_text()
     assert list(data_of(page)["labels"]) == ["base", "lora", "full", "dora"]
-    assert {order["label"] for order in data_of(page)["orders"]} >= {"dora − lora", "full − lora"}
+    assert {order["label"] for order in data_of(page)["orders"]} >= {
+        "largest gap: |dora − lora|",
+        "largest gap: |full − lora|",
+    }
 
 
 @pytest.mark.parametrize("missing", ["base", "lora"])
@@ -319,7 +329,8 @@ def test_a_missing_loss_curve_is_stated_on_the_page(compared: Path) -> None:
         kept = [{key: value for key, value in entry.items() if key != "loss"} for entry in record["log"]]
         write_json(file, record | {"log": kept})
     page = report(compared)[2].read_text()
-    assert ">Training loss over steps: fewer than two values logged (training.logging_steps).</p>" in page
+    remedy = "To draw it, set training.logging_steps to at most half of the number of steps.</p>"
+    assert f"Not drawn: Training loss over steps. {remedy}" in page
     assert "<figcaption>ROUGE-1 on the validation split over steps<" in page
     assert ">Nothing was trained, so there are no curves over steps.</p>" in (
         report(compared / "base")[2].read_text()

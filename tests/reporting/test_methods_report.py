@@ -41,7 +41,11 @@ def test_every_figure_stands_in_its_column():
 def test_markdown_and_the_terminal_say_the_same():
     study = make_study(prompt_tuning=(0.36, 4_000), full=(0.4, 1_234_567))
     text = comparison_markdown(study, "Methods side by side")
-    assert "| prompt_tuning | 0.360 [0.330, 0.380] |" in text and "1,500 test dialogues" in text
+    assert (
+        "| prompt_tuning | 0.360 [0.330, 0.380] |" in text
+        and "| full | **0.400 [0.370, 0.420]** |" in text
+        and "1,500 test dialogues" in text
+    )
     out = io.StringIO()
     Console(file=out, width=80).print(comparison_terminal(study))
     for line in comparison_lines(study)[1:]:

@@ -8,6 +8,7 @@ from support.browser import errors_of, set_scheme, set_width
 from support.records import WRITTEN, write_run
 
 from lora_hf.experiments.report import report
+from lora_hf.reporting.figures import COLORS, MORE_COLORS, OTHER_VARIANT
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +30,43 @@ def choose(page: Any, label: str) -> None:
             option.click()
 
 
-def test_dialogues_are_sorted_by_the_chosen_gap(page: Any) -> None:
-    assert sorted(ids(page)) == ["t0", "t1", "t2"]
-    choose(page, "full − base")
-    assert ids(page)[0] == "t1"  # 0.7 = (1 + 0.4) / 2 against nothing; elsewhere 2/3
-    choose(page, "as in the test set")
+def test_dialogues_are_in_the_test_s_order_until_another_is_chosen(page: Any) -> None:
     assert ids(page) == ["t0", "t1", "t2"]
+    choose(page, "largest gap: |full − base|")
+    assert ids(page)[0] == "t1"  # 0.7 = (1 + 0.4) / 2 against nothing; elsewhere 2/3
+    choose(page, "largest gap: |LoRA − full|")
+    assert ids(page)[0] == "t0"  # the only one in which they differ, and LoRA is the worse
+    choose(page, "ROUGE-1 of full")
+    assert ids(page)[0] == "t0"
     page.find_element("id", "reverse").click()
+    assert ids(page)[-1] == "t0"
+    choose(page, "as in the test set")
     assert ids(page) == ["t2", "t1", "t0"]
     page.find_element("id", "reverse").click()
+
+
+def test_the_page_opens_with_the_verdict_and_marks_the_best(page: Any) -> None:
+    first = page.find_element("css selector", "h1 + *").text.splitlines()
+    assert first[0].startswith("LoRA vs full: ") and first[1].startswith("LoRA vs base: ")
+    names = [node.text for node in page.find_elements("css selector", ".basis dt")]
+    assert names == ["data", "model", "seed", "finished", "folder", "command"]
+    rows = page.find_elements("css selector", "#scores tbody tr")
+    bold = [len(row.find_elements("css selector", "strong")) for row in rows]
+    assert bold[:5] == [3, 3, 3, 3, 0]  # all three have the same scores in their results
 
 
 def test_a_word_is_found_and_shared_words_are_marked(page: Any) -> None:
     find = page.find_element("id", "find")
     find.send_keys("agrees")
     assert ids(page) == ["t1"]
-    assert page.find_element("id", "count").text == "1 of 1"
+    assert page.find_element("id", "count").text == "1 of 3 found"
     assert "Anna says yes" in [mark.text for mark in page.find_elements("css selector", "article mark")]
     find.clear()
-    find.send_keys(" ")
-    find.clear()
+    find.send_keys("zebra")
+    none = page.find_element("id", "none")
+    assert ids(page) == [] and none.text == "No dialogue with “zebra”. Show all"
+    page.find_element("id", "clear").click()
+    assert len(ids(page)) == 3 and not none.is_displayed()
 
 
 def test_model_output_is_not_executed_and_the_page_has_no_errors(page: Any) -> None:
@@ -63,6 +81,55 @@ def test_the_page_fits_the_screen(page: Any, width: int) -> None:
     wide = page.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width
     set_width(page, 0)
+
+
+CONTRASTS = """
+const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const paint = (text) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data]; };
+const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+  .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const behind = (node) => { for (let n = node; n; n = n.parentElement) {
+  const rgb = paint(getComputedStyle(n).backgroundColor);
+  if (rgb[3] === 255) return rgb; } return [255, 255, 255]; };
+const found = [];
+const add = (node, color, paper) => {
+  const [a, b] = [light(paint(color)), light(paper)].sort((x, y) => y - x);
+  const text = (node.textContent || node.placeholder).trim().slice(0, 30);
+  found.push([(a + 0.05) / (b + 0.05), `${node.tagName} ${color} on ${paper}: ${text}`]); };
+for (const node of document.querySelectorAll("main *")) {
+  const style = getComputedStyle(node);
+  const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  if (own && (node.tagName === "text" || !node.closest("svg")))
+    add(node, node.closest("svg") ? style.fill : style.color, behind(node));
+  if (node.placeholder) add(node, getComputedStyle(node, "::placeholder").color, behind(node));
+}
+return found;
+"""
+"""Contrast of each text on the page with what is behind it (WCAG 2, 1.4.3)."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_what_is_behind_it(page: Any, scheme: str) -> None:
+    set_scheme(page, scheme)
+    found = page.execute_script(CONTRASTS)
+    assert len(found) > 100
+    assert [what for ratio, what in found if ratio < 4.5] == []
+    script = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    paper = page.execute_script(script)
+    assert all(contrast(color, paper) >= 3 for color in (*COLORS.values(), *MORE_COLORS, OTHER_VARIANT))
+
+
+def contrast(color: str, paper: list[int]) -> float:
+    """Return the contrast of a chart's color (WCAG 2, 1.4.11 asks for 3)."""
+
+    def light(rgb: list[int]) -> float:
+        parts = [v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in rgb]
+        return sum(part * share for part, share in zip(parts, (0.2126, 0.7152, 0.0722), strict=True))
+
+    dark, bright = sorted((light([*bytes.fromhex(color[1:])]), light(paper[:3])))
+    return (bright + 0.05) / (dark + 0.05)
 
 
 def test_the_page_follows_the_reader_s_dark_mode(page: Any) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from support.records import make_comparison
 
-from lora_hf.reporting.verdict import difference_words, verdict, with_interval
+from lora_hf.reporting.tables import with_interval
+from lora_hf.reporting.verdict import difference_words, verdict
 from lora_hf.run_records import PairedRecord
 from lora_hf.scores import METRICS, Score
 

@@ -154,11 +154,11 @@ def test_a_comparison_shows_what_each_variant_keeps(tmp_path: Path) -> None:
     markdown, page = (file.read_text(encoding="utf-8") for file in files[1:3])
     for text in (markdown, page):
         assert "keeps of who said" in text and "exact match 100.00" in text
-        assert "75% [25%, 100%]" in text and "LoRA − full on them, paired by example: who said +50.00" in text
+        assert "[25%, 100%]" in text and "LoRA − full on them, paired by example: who said +50.00" in text
     study = comparison | {"variants": comparison.pop("arms"), "order": [*right], "series": {}}
     lines = comparison_lines(cast(Comparison, study))
     assert [line[-1] for line in lines] == ["keeps", "100%", "25%", "75%"]
-    assert "On 1 tasks" not in page and "it keeps 75% of the base" in page
+    assert "On 1 tasks" not in page and "LoRA keeps 75 % of the base" in page
 
 
 def test_the_interval_of_a_share_is_that_of_paired_resamples() -> None:
