@@ -78,11 +78,11 @@ def against_peft(panels: list[Axes], scheme: Scheme) -> None:
         ("time for 24 summaries", (1, summaries), ("1×", f"{summaries:.1f}×"), "Transformers"),
     )
     for axes, (title, values, texts, other) in zip(panels, shown, strict=True):
-        bars = axes.barh((1, 0), values, color=(scheme.lora, scheme.base), height=0.62)
+        bars = axes.barh((1, 0), values, color=(scheme.lora, scheme.base), height=0.7)
         axes.bar_label(bars, texts, padding=4, fontweight="bold")
         axes.set_yticks((1, 0), ("lora_hf", other))
         axes.set_title(title, loc="left", fontsize=10.5)
-        axes.set_xlim(0, max(values) * 1.2)
+        axes.set_xlim(0, max(values) * 1.4)
         axes.tick_params(axis="both", length=0)
         axes.set_xticks([])
         axes.spines[:].set_visible(False)
@@ -215,7 +215,7 @@ def _ranks(axes: Axes, ranks: list[int]) -> None:
 
 
 CHARTED: dict[str, tuple[Draw, int, tuple[float, float]]] = {
-    "against_peft": (against_peft, 3, (9.2, 1.7)),
+    "against_peft": (against_peft, 3, (9.2, 1.5)),
     "quickstart": (comparison, 1, (7, 2.1)),
     "bench": (benchmark, 1, (8, 3.2)),
     "methods": (methods, 2, (8.4, 4.8)),

@@ -4,6 +4,7 @@ python scripts/tools/config_reference.py            write docs/config.md
 python scripts/tools/config_reference.py --check    fail if the page is out of date
 """
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -175,7 +176,9 @@ def _default(field: Any) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
+    """Return a description as a table's cell; pages that it names are links."""
+    words = " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"\(docs/(\w+)\.md\)", r"([more](\1.md))", words)
 
 
 if __name__ == "__main__":
