@@ -108,6 +108,10 @@ LATE: dict[str, tuple[list[str], str]] = {
         ["dataloader_drop_last=true", "per_device_train_batch_size=64"],
         "training.dataloader_drop_last=true: 40 rows fill no batch of 64",
     ),
+    "compiled 4-bit wo": (
+        ["torch_compile=true", "model.load_in_4bit=true", "model.quantize_wo=true"],
+        "model.quantize_wo=true stores 4-bit weights as int8, which bitsandbytes does not let PyTorch compile",
+    ),
 }
 
 
@@ -116,7 +120,8 @@ def test_the_run_and_the_doctor_refuse_a_setting_before_a_model_is_loaded(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, says = LATE[kind]
-    overrides = [*FEW, *(f"training.{setting}" for setting in settings), f"output_dir={tmp_path / 'run'}"]
+    named = [one if one.startswith("model.") else f"training.{one}" for one in settings]
+    overrides = [*FEW, *named, f"output_dir={tmp_path / 'run'}"]
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model is loaded")
