@@ -135,8 +135,8 @@ def check_training_settings(config: RunConfig) -> Seq2SeqTrainingArguments | Non
         check_compiler(training.get("torch_compile_backend"))
         if config.model.quantize_wo and config.model.storage in ("nf4", "fp4"):
             raise UserError(
-                "model.quantize_wo=true stores 4-bit weights as int8, which bitsandbytes does not let PyTorch "
-                "compile: remove it, or training.torch_compile"
+                "model.quantize_wo=true stores 4-bit weights as int8, which bitsandbytes does not let "
+                "PyTorch compile: remove it, or training.torch_compile"
             )
     if config.data.streaming:
         check_streaming(

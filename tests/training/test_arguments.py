@@ -110,7 +110,7 @@ LATE: dict[str, tuple[list[str], str]] = {
     ),
     "compiled 4-bit wo": (
         ["torch_compile=true", "model.load_in_4bit=true", "model.quantize_wo=true"],
-        "model.quantize_wo=true stores 4-bit weights as int8, which bitsandbytes does not let PyTorch compile",
+        "model.quantize_wo=true stores 4-bit weights as int8, which bitsandbytes does not let PyTorch",
     ),
 }
 
