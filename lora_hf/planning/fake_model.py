@@ -59,6 +59,11 @@ def flan_t5(size: str) -> T5Config:
     return T5Config(**COMMON, **SIZES[size])
 
 
+def is_published(settings: Any) -> bool:
+    """Return whether a FLAN-T5 has the shape of one of the published sizes."""
+    return any(all(getattr(settings, k, None) == v for k, v in shape.items()) for shape in SIZES.values())
+
+
 def is_flan_t5(settings: Any) -> bool:
     """Return whether a model is a FLAN-T5 of any size, by its config: gated, with T5's 32,128 tokens."""
     shape = {

@@ -25,11 +25,12 @@ from lora_hf.planning.fake_model import (
     count_weights,
     flan_t5,
     is_flan_t5,
+    is_published,
     outline,
     settings_of,
     targets_of,
 )
-from lora_hf.system import DTYPES, pick_device, resolve_dtype
+from lora_hf.system import DTYPES, free_memory, pick_device, resolve_dtype
 
 FLOAT = 4
 MOMENTS = 2
@@ -38,20 +39,30 @@ CARDS = (8, 16, 24, 40, 80)
 """Memory sizes of GPUs in GB."""
 RESERVED = 2**30
 """Bytes reserved for a GPU's driver, libraries and the allocator's gaps; an assumption, not a measurement."""
+FEWER = 4
+"""Factor by which the batch is smaller in the plan that needs less memory."""
 STORAGE_SHOWN = ("float32", "bfloat16", "nf4")
 Plan = dict[str, Any]
 Rows = TokenizedDialogues | StreamedDialogues
 
 
 def plan(config: RunConfig) -> Plan:
-    """Return the record of `plan_step`, and for a FLAN-T5, under `sizes`, the memory of the run on each.
+    """Return the record of `plan_step`, with the run on GPUs, and what would make it fit a smaller one.
 
-    `sizes` is empty for other models, and lacks the sizes whose layers the targets do not fit.
+    Its further fields:
+
+    - `free_bytes`: memory that is free on this machine's device, or None if that is unknown.
+    - `ways`: the run on a GPU as it is configured, and if that needs more than the smallest of `CARDS`, with
+      changes that need less memory. Each has its `overrides`, `peak_bytes` and `fits_gb`.
+    - `sizes`: for a published FLAN-T5, the memory of the run on each size, without those whose layers the
+      targets do not fit. Empty for other models.
     """
     own = plan_step(config)
-    if not is_flan_t5(settings_of(config.model)):
-        return own | {"sizes": {}}
+    settings = settings_of(config.model)
     batch = Batch(*(own["batch"][field] for field in Batch._fields))
+    own |= {"free_bytes": free_memory(pick_device()), "ways": _ways(config, own, settings, batch)}
+    if not (is_flan_t5(settings) and is_published(settings)):
+        return own | {"sizes": {}}
     names = STORAGE_SHOWN[:2] if config.method == "full" else STORAGE_SHOWN
     held = {dtype: flan_t5_bytes(config, dtype, batch) for dtype in {_computed(name) for name in names}}
     sizes: Plan = {}
@@ -63,6 +74,49 @@ def plan(config: RunConfig) -> Plan:
                 name: _fit(_memory(config, counted, name, of_shape[_computed(name)])) for name in names
             }
     return own | {"sizes": sizes}
+
+
+def _ways(config: RunConfig, own: Plan, settings: Any, batch: Batch) -> list[Plan]:
+    """Return the run on a GPU, as it is configured and with changes that need less memory."""
+    if own["peak_bytes"] is None:
+        return []
+    dtype = "bfloat16" if config.model.dtype == "auto" or config.method == "full" else config.model.dtype
+    storage = config.model.storage if config.model.is_quantized else dtype
+    counted = _count(config, settings)
+
+    def held(**training: Any) -> int:
+        changed = config.model_copy(update={"training": config.training | training})
+        return activation_bytes(changed, settings, _computed(storage), batch, fast=False)
+
+    def way(storage: str, activations: int, *overrides: str) -> Plan:
+        return {
+            "store": storage,
+            "overrides": list(overrides),
+            **_fit(_memory(config, counted, storage, activations)),
+        }
+
+    plain = held()
+    ways = [way(storage, plain)]
+    if ways[0]["fits_gb"] == CARDS[0]:
+        return ways
+    smaller, quarter = plain, ()
+    if batch.dialogues >= FEWER:
+        passes = FEWER * int(config.training.get("gradient_accumulation_steps", 1))
+        quarter = (
+            f"training.per_device_train_batch_size={batch.dialogues // FEWER}",
+            f"training.gradient_accumulation_steps={passes}",
+        )
+        smaller = plain * (batch.dialogues // FEWER) // batch.dialogues  # they grow with the batch
+        ways.append(way(storage, smaller, *quarter))
+    few, all_of = smaller, [*quarter]
+    if not config.training.get("gradient_checkpointing"):
+        few, again = held(gradient_checkpointing=True), "training.gradient_checkpointing=true"
+        ways.append(way(storage, few, again))
+        few, all_of = few * smaller // plain, [*all_of, again]
+    if config.method != "full" and not config.model.is_quantized:
+        ways.append(way("nf4", plain, "model.load_in_4bit=true"))
+        storage, all_of = "nf4", [*all_of, "model.load_in_4bit=true"]
+    return [*ways, way(storage, few, *all_of)] if len(ways) > 2 else ways
 
 
 def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) -> Plan:

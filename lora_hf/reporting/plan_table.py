@@ -1,7 +1,8 @@
-"""A plan for the terminal: weights and memory of one run, and of a FLAN-T5 the GPUs that each size fits."""
+"""A plan for the terminal: the memory of a step here and on GPUs, and what would make it fit smaller ones."""
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from lora_hf.config.task import task_of
@@ -9,23 +10,28 @@ from lora_hf.reporting.tables import bytes_cell, terminal_table
 
 
 def plan_terminal(record: dict[str, Any]) -> list[Table | str]:
-    """Return tables with their notes: weights, memory of a step, and of a FLAN-T5's, that of all sizes."""
-    return [*_weights(record), *_memory(record), *(_sizes(record) if record["sizes"] else [])]
-
-
-def _weights(record: dict[str, Any]) -> list[Table | str]:
-    counts, weights = record["parameters"], record["bytes"]["weights"]
-    total = sum(counts.values())
-    lines = [[part, f"{n:,}", bytes_cell(weights[part])] for part, n in counts.items() if n]
-    share = record["trainable"] / total
-    notes = [f"{record['trainable']:,} of {total:,} train ({share:.2%}){_targets(record['targets'])}."]
-    notes += [f"Warning: {warning}." for warning in record["warnings"]]
-    notes.append(
-        f"On disk: the base {bytes_cell(record['disk']['base'])} as float32, the trained weights "
-        f"{bytes_cell(record['disk']['saved'])}, a checkpoint {bytes_cell(record['disk']['a_checkpoint'])}."
+    """Return the run, a table of the memory that it needs, and notes: about 15 lines of 80 columns."""
+    total, train = sum(record["parameters"].values()), record["trainable"]
+    batch, task, disk = record["batch"], task_of(record), record["disk"]
+    lines: list[Table | str] = [
+        f"{record['model']}, {record['method']}: {train:,} of {total:,} train "
+        f"({train / total:.2%}){_targets(record['targets'])}."
+    ]
+    lines += [f"Warning: {warning}." for warning in record["warnings"]]
+    lines.append(_table(record))
+    if "not_counted" in record:
+        lines.append(f"{record['not_counted']}.".capitalize())
+    lines += _sizes(record)
+    lines.append(
+        f"A step has {batch['dialogues']} {task.sources} of at most {batch['source']} tokens, "
+        f"{task.targets} of {batch['target']}: {batch['lengths'].partition(';')[0]}."
     )
-    title = f"{record['model']}, {record['method']}, {record['store']}"
-    return [title, _table([["weights", "number", "bytes"], *lines]), *notes, ""]
+    lines.append(_time(record))
+    lines.append(
+        f"Disk: base {bytes_cell(disk['base'])}, trained weights {bytes_cell(disk['saved'])}, "
+        f"each checkpoint {bytes_cell(disk['a_checkpoint'])}."
+    )
+    return lines
 
 
 def _targets(targets: list[str] | str) -> str:
@@ -36,27 +42,34 @@ def _targets(targets: list[str] | str) -> str:
     return f", on {', '.join(ends)}" if ends else ""
 
 
-def _memory(record: dict[str, Any]) -> list[Table | str]:
-    held, batch, task = record["bytes"], record["batch"], task_of(record)
-    lines = [
-        ["weights", bytes_cell(sum(held["weights"].values()))],
-        ["gradients", bytes_cell(held["gradients"])],
-        ["optimizer (AdamW)", bytes_cell(held["optimizer"])],
-        ["activations", _counted(held["activations"])],
-        ["most at once", _counted(record["peak_bytes"])],
-    ]
-    notes = [
-        f"A step on {record['device']}: {batch['dialogues']} {task.sources} of {batch['source']} tokens, "
-        f"{task.targets} of {batch['target']}: {batch['lengths']}.",
-        _time(record),
-    ]
-    if "not_counted" in record:
-        notes.insert(0, f"{record['not_counted']}.".capitalize())
-    return [_table([["a training step", "bytes"], *lines]), *notes, ""]
+def _table(record: dict[str, Any]) -> Table:
+    lines = [["memory of a training step", "needs", "fits"]]
+    lines.append([f"on this machine: {record['device']}, {record['store']}", *_here(record)])
+    for number, way in enumerate(record.get("ways", ())):
+        label = "\n".join(f"  {override}" for override in way["overrides"])
+        if number and len(way["overrides"]) > 2:
+            label = "  all of these"
+        fits = f"{way['fits_gb']} GB GPU" if way["fits_gb"] else "no GPU of 80 GB"
+        lines.append([label or f"on a GPU: {way['store']}", bytes_cell(way["peak_bytes"]), fits])
+    return terminal_table(lines, [], box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
-def _counted(size: int | None) -> str:
-    return "not counted" if size is None else bytes_cell(size)
+def _here(record: dict[str, Any]) -> list[str]:
+    needed, free = record["peak_bytes"], record.get("free_bytes")
+    if needed is None:
+        return ["not counted", "unknown"]
+    if free is None:
+        return [bytes_cell(needed), "unknown"]
+    return [bytes_cell(needed), f"{'yes' if needed <= free else 'no'}, {bytes_cell(free)} free"]
+
+
+def _sizes(record: dict[str, Any]) -> list[str]:
+    """Return the GPU that each size of FLAN-T5 fits, as it is configured, in one line."""
+    fits: dict[int | None, list[str]] = {}
+    for size, of in record.get("sizes", {}).items():
+        fits.setdefault(of["bfloat16"]["fits_gb"], []).append(size)
+    parts = [f"{', '.join(names)} {f'{gb} GB' if gb else 'none'}" for gb, names in fits.items()]
+    return [f"FLAN-T5 in bfloat16: {'; '.join(parts)}."] if parts else []
 
 
 def _time(record: dict[str, Any]) -> str:
@@ -69,23 +82,3 @@ def _time(record: dict[str, Any]) -> str:
         )
     minutes = seconds * steps / 60
     return f"{steps:,} steps of {seconds:.2f} s: {minutes:,.0f} minutes, without evaluations."
-
-
-def _sizes(record: dict[str, Any]) -> list[Table | str]:
-    stores = list(next(iter(record["sizes"].values())))
-    lines = [
-        [f"flan-t5-{size}", *(_cell(of[store]) for store in stores)] for size, of in record["sizes"].items()
-    ]
-    header = ["the same run on a GPU", *stores]
-    note = "In parentheses: the smallest GPU of 8, 16, 24, 40 and 80 GB that it fits, with 1 GiB to spare. "
-    note += "An upper bound: fused kernels of a GPU hold less than the reference kernels counted here."
-    return [_table([header, *lines]), note]
-
-
-def _table(lines: list[list[str]]) -> Table:
-    return terminal_table(lines, [])
-
-
-def _cell(of: dict[str, Any]) -> str:
-    fits = f"{of['fits_gb']} GB" if of["fits_gb"] else "none"
-    return f"{bytes_cell(of['peak_bytes'])} ({fits})"

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -265,6 +266,46 @@ def test_the_command_needs_no_network_for_a_flan_t5(
     shown = capsys.readouterr().out
     assert "247,577,856" not in shown and "3,538,944 of 251,116,800 train (1.41%)" in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_names_what_makes_a_run_fit_a_smaller_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def held(run: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool) -> int:
+        return batch.dialogues * (10 if run.training.get("gradient_checkpointing") else 100) * 2**27
+
+    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", held)
+    monkeypatch.setattr("lora_hf.planning.plan.free_memory", lambda device: 2**33)
+    monkeypatch.setattr(
+        "lora_hf.planning.plan.flan_t5_bytes", lambda *of: lambda shape: shape["d_model"] * 2**24
+    )
+    sizes = {name: SIZES[name] for name in ("small", "base")}
+    monkeypatch.setattr("lora_hf.planning.plan.SIZES", sizes)
+    words = ["data.dataset_name=nobody/nothing", "training.gradient_accumulation_steps=2"]
+    words += ["model.model_name_or_path=google/flan-t5-base", "training.per_device_train_batch_size=8"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.run(["plan", "--config", "flan_t5_base_dialogsum_lora", *words], debug=False) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert len(lines) <= 15 and max(map(len, lines)) <= 80
+    assert re.search(r"on this machine: \w+, float32 .* 10\d.\d GiB +no, 8.0 GiB free", shown)
+    fits = {line.split()[0]: line.split()[-3:] for line in lines if line.startswith("  ")}
+    assert fits["training.per_device_train_batch_size=2"] == ["40", "GB", "GPU"]
+    assert fits["training.gradient_checkpointing=true"] == ["16", "GB", "GPU"]
+    assert fits["model.load_in_4bit=true"] == ["of", "80", "GB"]  # a GPU that does not exist
+    assert fits["all"] == ["8", "GB", "GPU"] and "training.gradient_accumulation_steps=8" in shown
+    assert "FLAN-T5 in bfloat16: small, base 16 GB." in shown
+
+
+def test_a_toy_has_no_rows_of_flan_t5_and_no_changes_that_it_does_not_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", lambda *of, **options: 2**20)
+    T5Config(**COMMON, d_model=8, d_ff=16, num_layers=1, num_heads=1).save_pretrained(tmp_path)
+    toy = [f"model.model_name_or_path={tmp_path}", "data.dataset_name=nobody/nothing"]
+    assert cli.run(["plan", "--config", "quickstart", *toy], debug=False) == 0
+    shown = capsys.readouterr().out
+    assert "FLAN-T5" not in shown and "on a GPU: bfloat16" in shown and "gradient_checkpointing" not in shown
 
 
 def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
