@@ -57,7 +57,7 @@ def show_next(command: str, as_json: bool = False, **paths: str | Path | None) -
         as_json: whether the command printed JSON, after which nothing is printed.
         paths: what replaces the words in braces; options and overrides are words already quoted.
     """
-    from lora_hf.experiments.runner import PART_OF_SEVERAL  # here: it imports the config's fields
+    from lora_hf.runs.start import PART_OF_SEVERAL  # here: it imports the config's fields
 
     if as_json or PART_OF_SEVERAL in os.environ or not logger.isEnabledFor(logging.INFO):
         return

@@ -9,20 +9,24 @@ training is not held in memory.
 import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
 
+from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.data.examples import Example
 from lora_hf.data.split_names import Split
 from lora_hf.errors import few
 
 MOST_SHARED = 0.01
 """Share of a split's dialogues from which on its scores no longer measure unseen dialogues."""
-REMEDY = "remove these dialogues from one of the splits: scores on text that was trained on are too high"
+REMEDY = "remove them from one of the splits: scores on text that was trained on are too high"
 SPACES = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
 """The whitespace of ASCII as Python defines it; NFKC makes spaces of the others."""
+
+
+NONE_SHARED = "no %s is in more than one split"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class SharedDialogues:
     """The earlier split, or the part of it that was compared."""
     ids: tuple[str, ...]
     """Ids of the shared dialogues, in the order of the split."""
+    sources: str = SUMMARIZATION.sources
+    """What messages call them."""
+
+    def in_words_of(self, task: Task) -> "SharedDialogues":
+        """Return the same with the task's word for the texts."""
+        return replace(self, sources=task.sources)
 
     @property
     def is_fault(self) -> bool:
@@ -43,7 +53,7 @@ class SharedDialogues:
         return len(self.ids) >= MOST_SHARED * self.n
 
     def __str__(self) -> str:
-        share = f"{len(self.ids):,} of {self.n:,} {self.split} dialogues ({len(self.ids) / self.n:.1%})"
+        share = f"{len(self.ids):,} of {self.n:,} {self.split} {self.sources} ({len(self.ids) / self.n:.1%})"
         return f"{share} are also in {self.earlier}, whitespace and case ignored: {few(self.ids)}"
 
 

@@ -17,10 +17,8 @@ from lora_hf.data.translation import TRANSLATION
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens
 from lora_hf.errors import UserError
 
-ADDED_END = "the tokenizer adds no end token; %s is added to each summary, so that the model learns to stop"
-WITH_SPECIAL = (
-    "%s: %s dialogues and summaries contain a special token of the tokenizer, such as %s: it is read as text"
-)
+ADDED_END = "the tokenizer adds no end token; %s is added to each %s, so that the model learns to stop"
+WITH_SPECIAL = "%s: %s %s and %s contain a special token of the tokenizer, such as %s: it is read as text"
 logger = logging.getLogger(__name__)
 
 
@@ -55,24 +53,26 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     train_rows = train.rows
     if isinstance(train_rows, StreamedDialogues):
         check_steps(train_rows.source, config.data, config.training.get("max_steps", -1))
-    validation, validation_origin, columns = load_split_and_origin(config.data, "validation")
-    test, test_origin, _ = load_split_and_origin(config.data, "test")
+    validation, validation_origin, columns = load_split_and_origin(config.data, "validation", train.columns)
+    test, test_origin, _ = load_split_and_origin(config.data, "test", train.columns)
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
     for rows in (train_rows, validation_rows):
         rows.truncation = rows.truncation.in_words_of(config.task)
         logger.info("%s", rows.truncation)
-    warnings = _log_unknown(train_rows.unknown, validation_rows.unknown)
+    task = config.task
+    warnings = _log_unknown(task, train_rows.unknown, validation_rows.unknown)
     test_sources, found = encode_test(test, tokenizer, config.data, config.task)
     warnings += found
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows.with_special:
-            logger.info(WITH_SPECIAL, name, f"{rows.with_special:,}", tokenizer.eos_token)
+            counted = f"{rows.with_special:,}", task.sources, task.targets
+            logger.info(WITH_SPECIAL, name, *counted, tokenizer.eos_token)
     if train_rows.added_end is not None:
-        logger.info(ADDED_END, train_rows.added_end)
+        logger.info(ADDED_END, train_rows.added_end, task.target)
     held_out: dict[str, Sequence[Example]] = {"validation": validation, "test": test}
     if scored_split(config.data, "test") == "validation":
         del held_out["test"]  # the same dialogues
-    warnings += _log_shared(train.shared_with(held_out))
+    warnings += _log_shared(task, train.shared_with(held_out))
     lengths = train_rows.target_lengths + validation_rows.target_lengths
     chosen = generation_length(lengths, config.data.max_target_length)
     max_new_tokens = config.generation.max_new_tokens or chosen
@@ -114,7 +114,7 @@ def encode_test(
     limit = config.max_source_length
     cut = Truncation("test", len(test), sources.cut, sources.long, limit)
     logger.info("%s", cut.in_words_of(task))
-    warnings = _log_unknown(UnknownTokens("test", sources.unknown))
+    warnings = _log_unknown(task, UnknownTokens("test", sources.unknown))
     if sources.in_prompt.unknown:
         warnings.append(prompt_problem(config, sources.in_prompt))
         logger.warning("%s", warnings[-1])
@@ -127,21 +127,23 @@ def prompt_problem(config: DataConfig, in_prompt: Unknown) -> str:
     return f"data.prompt={config.prompt!r}: the tokenizer does not know {shown}; write it in other characters"
 
 
-def _log_unknown(*splits: UnknownTokens) -> list[str]:
-    for split in splits:
+def _log_unknown(task: Task, *splits: UnknownTokens) -> list[str]:
+    found = [split.in_words_of(task) for split in splits]
+    for split in found:
         if split.is_fault:
             logger.warning("%s. Remedy: %s", split, unknown_tokens.REMEDY)
         elif split:
             logger.info("%s", split)
-    return [str(split) for split in splits if split.is_fault]
+    return [str(split) for split in found if split.is_fault]
 
 
-def _log_shared(found: list[SharedDialogues]) -> list[str]:
+def _log_shared(task: Task, splits: list[SharedDialogues]) -> list[str]:
+    found = [shared.in_words_of(task) for shared in splits]
     for shared in found:
         if shared.is_fault:
             logger.warning("%s. Remedy: %s", shared, overlap.REMEDY)
         else:
             logger.info("%s", shared)
     if not found:
-        logger.info("no dialogue is in more than one split")
+        logger.info(overlap.NONE_SHARED, task.source)
     return [str(shared) for shared in found if shared.is_fault]

@@ -4,7 +4,7 @@ import gzip
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,13 @@ class Part:
     form: Form = Form()
     origin: Split | None = None
     """The split of the source that the rows are; None if they are a whole source."""
+    notes: tuple[str, ...] = ()
+    """How its files were found."""
+
+    def log_notes(self) -> None:
+        """Log how the files were found."""
+        for note in self.notes:
+            logger.info("%s", note)
 
     @property
     def keeps_order(self) -> bool:
@@ -89,19 +96,19 @@ def open_part(config: DataConfig, split: Split) -> Part:
         form = Form.of(config)
         found = find_files(path, split, form)
         origin: Split = split if split in found else "train"
-        files = found[origin]
+        files, notes = found[origin], []
         if split == "train":
             used = {file for one in found.values() for file in one}
             if unused := [
                 file.relative_to(path).as_posix() for file in data_files_in(path, form) if file not in used
             ]:
-                text = "%s: not used, because their names say no split: %s (data.data_files)"
-                logger.info(text, name, few(sorted(unused), most=5))
+                text = "not used, because their names say no split"
+                notes.append(f"{name}: {text}: {few(sorted(unused), most=5)} (data.data_files)")
         if any(file.parent != path or file.name.partition(".")[0] != origin for file in files):
             names = [file.relative_to(path).as_posix() for file in files]
             more = ", ..." if len(names) > 5 else ""
-            logger.info("%s [%s]: %s", name, origin, ", ".join(names[:5]) + more)
-        return _of_files(found, split, name, config)
+            notes.append(f"{name} [{origin}]: {', '.join(names[:5])}{more}")
+        return replace(_of_files(found, split, name, config), notes=tuple(notes))
     return _on_hub(config, split)
 
 

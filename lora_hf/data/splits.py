@@ -47,18 +47,22 @@ def load_split(config: DataConfig, split: Split) -> list[Example]:
     return load_split_and_origin(config, split).examples
 
 
-def load_split_and_origin(config: DataConfig, split: Split) -> LoadedSplit:
-    """Load a split as `load_split`, and say how it was made, as a run records it."""
+def load_split_and_origin(config: DataConfig, split: Split, reported: Columns | None = None) -> LoadedSplit:
+    """Load a split as `load_split`, and say how it was made, as a run records it.
+
+    Columns that were found are logged, unless they are those of `reported`, an earlier split.
+    """
     limit = limit_of(config, split)
     if (scored := scored_split(config, split)) != split:
         text = "%s: the test split has no references; scores are those of the validation split"
         name = str(Path(config.dataset_name).expanduser().absolute().name) or config.dataset_name
-        logger.info(f"{text} (`lora-hf predict` summarizes the test dialogues)", name)
+        logger.info(f"{text} (`lora-hf predict` writes what the model makes of it)", name)
     part = open_part(config, scored)
     origin = origin_of(part, config, scored)
     if scored != split:
         origin = f"validation, because test has no references: {origin}"
-    rows, columns = read_part(part, config)
+    part.log_notes()
+    rows, columns = read_part(part, config, reported=reported)
     if config.streaming:
         found = list(_until(_rows_of(rows, columns, part, config, scored), limit))
         return LoadedSplit(group_rows(found), origin, columns)
@@ -69,17 +73,18 @@ def load_split_and_origin(config: DataConfig, split: Split) -> LoadedSplit:
     return LoadedSplit(group_rows(checked)[:limit], origin, columns)
 
 
-def iterate_split(config: DataConfig, split: Split) -> Iterator[Row]:
+def iterate_split(config: DataConfig, split: Split, reported: Columns | None = None) -> Iterator[Row]:
     """Yield the checked rows of a split, one per reference; at most `max_train_samples` of train.
 
-    Each row has its texts under `dialogue` and `summary`, beside the columns of its source.
+    Each row has its texts under `dialogue` and `summary`, beside the columns of its source. Columns that were
+    found are logged, unless they are those of `reported`.
 
     Raises:
         UserError: as `load_split`, when the faulty row is reached.
     """
     scored = scored_split(config, split)
     part = open_part(config, scored)
-    yield from _rows_of(*read_part(part, config), part, config, scored)
+    yield from _rows_of(*read_part(part, config, reported=reported), part, config, scored)
 
 
 def _rows_of(
@@ -109,20 +114,25 @@ def scored_split(config: DataConfig, split: Split) -> Split:
     return "validation"
 
 
-def read_part(part: Part, config: DataConfig, needs_references: bool = True) -> tuple[Iterator[Row], Columns]:
-    """Return the rows with their texts under the keys of `columns`, and the columns."""
+def read_part(
+    part: Part, config: DataConfig, needs_references: bool = True, reported: Columns | None = None
+) -> tuple[Iterator[Row], Columns]:
+    """Return the rows with their texts under the keys of `columns`, and the columns.
+
+    Columns that were found are logged, unless they are those of `reported`.
+    """
     head = head_of(part.rows, config)
     if not head:
         return iter(()), PLAIN
-    columns = _columns_of(head, part, config, needs_references)
-    if columns.is_found and needs_references:
-        logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
-    elif columns.is_found and columns.dialogue != config.dialogue_column:
-        logger.info("%s: the dialogues are in column %r (--dialogue-column)", part.name, columns.dialogue)
-    columns = replace(columns, is_csv=part.is_csv)
+    columns = replace(_columns_of(head, part, config, needs_references), is_csv=part.is_csv)
     if holds_numbers(columns, head[0]):
         columns = replace(columns, is_numeric=True)
-        if needs_references:
+    if columns.is_found and not needs_references and columns.dialogue != config.dialogue_column:
+        logger.info("%s: the texts are in column %r (--dialogue-column)", part.name, columns.dialogue)
+    if needs_references and columns != reported:
+        if columns.is_found:
+            logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
+        if columns.is_numeric:
             text = "%s: %r holds numbers or true/false, which are read as text"
             logger.info(text, part.name, columns.references[0])
     return map(columns.read, chain(head, part.rows)), columns

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from torch.utils.data import IterableDataset
 
 from lora_hf.config import DataConfig
-from lora_hf.data.columns import DIALOGUE, SUMMARY, Row
+from lora_hf.data.columns import DIALOGUE, PLAIN, SUMMARY, Columns, Row
 from lora_hf.data.examples import Example
 from lora_hf.data.overlap import SharedDialogues, dialogue_key, dialogue_keys, shared_dialogues
 from lora_hf.data.sampler import EpochSampler
 from lora_hf.data.sources import is_on_hub, open_part
-from lora_hf.data.splits import iterate_split, load_split_and_origin, origin_of
+from lora_hf.data.splits import iterate_split, load_split_and_origin, origin_of, read_part
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.hub.download import public_info
@@ -40,6 +40,7 @@ class Source:
     """`dialogue_keys` of all rows; None for data on the Hub, which is not read beforehand."""
     origin: str = ""
     """Origin of the split."""
+    columns: Columns = PLAIN
 
 
 def train_source(config: DataConfig) -> Source:
@@ -49,19 +50,24 @@ def train_source(config: DataConfig) -> Source:
         UserError: no such source, split or column, an empty split, or a row without text.
     """
 
-    def rows() -> Iterator[Row]:
-        return iterate_split(config, "train")
+    part = open_part(config, "train")
+    part.log_notes()
+    origin = origin_of(part, config, "train")
+    columns = read_part(part, config)[1]
 
-    origin = origin_of(open_part(config, "train"), config, "train")
+    def rows() -> Iterator[Row]:
+        return iterate_split(config, "train", reported=columns)
+
     if is_on_hub(config):
         next(rows(), None)
         known = public_info(config.dataset_name, "dataset", config.dataset_revision)
-        return Source(rows, None, str(getattr(known, "sha", None) or config.dataset_revision), None, origin)
+        commit = str(getattr(known, "sha", None) or config.dataset_revision)
+        return Source(rows, None, commit, None, origin, columns)
     keys, digest = array("q"), sha256()
     for row in rows():
         digest.update(repr((row[DIALOGUE], row[SUMMARY])).encode())
         keys.append(dialogue_key(row[DIALOGUE]))
-    return Source(rows, len(keys), digest.hexdigest()[:16], keys, origin)
+    return Source(rows, len(keys), digest.hexdigest()[:16], keys, origin, columns)
 
 
 class StreamedDialogues(IterableDataset):
@@ -149,6 +155,7 @@ class TrainingSplit(NamedTuple):
     """Its texts; for a streamed split, one example that holds the hash of its texts."""
     origin: str
     """Its origin."""
+    columns: Columns = PLAIN
 
     def shared_with(self, held_out: dict[str, Sequence[Example]]) -> list[SharedDialogues]:
         """Return the dialogues that stand in several splits, of which `held_out` are the others by name."""
@@ -168,10 +175,13 @@ def load_train(config: DataConfig, tokenizer: Any) -> TrainingSplit:
     if config.streaming:
         source = train_source(config)
         examples = [Example("", source.fingerprint, ())]
-        return TrainingSplit(StreamedDialogues(source, tokenizer, config), examples, source.origin)
+        return TrainingSplit(
+            StreamedDialogues(source, tokenizer, config), examples, source.origin, source.columns
+        )
     try:
-        examples, origin, _ = load_split_and_origin(config, "train")
-        return TrainingSplit(TokenizedDialogues(examples, tokenizer, config, "train"), examples, origin)
+        examples, origin, columns = load_split_and_origin(config, "train")
+        rows = TokenizedDialogues(examples, tokenizer, config, "train")
+        return TrainingSplit(rows, examples, origin, columns)
     except MemoryError as error:
         remedy = f"data.streaming: true holds {WINDOW:,} rows at a time"
         raise UserError(

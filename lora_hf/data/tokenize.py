@@ -132,7 +132,7 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
         prompt_length = len(_encode([fill_prompt(template, "")], tokenizer)[0])
         if prompt_length >= limit:
             raise UserError(
-                f"data.max_source_length={limit} leaves no room for a dialogue: the prompt alone has "
+                f"data.max_source_length={limit} leaves no room for text: the prompt alone has "
                 f"{prompt_length} tokens"
             )
         dialogues = [_beginning(dialogue, limit, tokenizer) for dialogue in dialogues]

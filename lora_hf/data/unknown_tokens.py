@@ -6,8 +6,10 @@ unknown token and says nothing.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from lora_hf.config.task import SUMMARIZATION, Task
 
 MOST_TOKENS = 0.01
 """Share of unknown tokens in the dialogues from which on the model does not read what people said."""
@@ -52,6 +54,12 @@ class UnknownTokens:
     dialogues: Unknown
     summaries: Unknown = field(default_factory=Unknown)
     """Empty where only dialogues were tokenized."""
+    words: tuple[str, str] = (SUMMARIZATION.sources, SUMMARIZATION.targets)
+    """What messages call the two kinds of texts."""
+
+    def in_words_of(self, task: Task) -> "UnknownTokens":
+        """Return the same with the task's words for the texts."""
+        return replace(self, words=(task.sources, task.targets))
 
     def __bool__(self) -> bool:
         return bool(self.dialogues.unknown or self.summaries.unknown)
@@ -66,7 +74,7 @@ class UnknownTokens:
         )
 
     def __str__(self) -> str:
-        parts = {"dialogues": self.dialogues, "summaries": self.summaries}
+        parts = dict(zip(self.words, (self.dialogues, self.summaries), strict=True))
         counted = " and ".join(f"{part} {what}" for what, part in parts.items() if part.unknown)
         examples = dict.fromkeys(self.summaries.examples + self.dialogues.examples)
         shown = ", ".join(map(repr, list(examples)[:EXAMPLES]))

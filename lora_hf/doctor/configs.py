@@ -261,19 +261,20 @@ def tokens_cut(
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation.in_words_of(task), longest)
         if rows.with_special:
-            yield ok(WITH_SPECIAL % (split, f"{rows.with_special:,}", tokenizer.eos_token))
+            counted = f"{rows.with_special:,}", task.sources, task.targets
+            yield ok(WITH_SPECIAL % (split, *counted, tokenizer.eos_token))
         if rows.unknown:
-            yield judge_unknown(rows.unknown)
+            yield judge_unknown(rows.unknown.in_words_of(task))
     if rows.unknown_in_prompt.unknown:
         yield fault(prompt_problem(data, rows.unknown_in_prompt), "change data.prompt")
     if rows.added_end is not None:
-        yield ok(ADDED_END % rows.added_end)
+        yield ok(ADDED_END % (rows.added_end, task.target))
     if train is None:
         return None
     if "test" in held_out and scored_split(data, "test") == "validation":
         yield ok("test has no references: scores are those of validation")
         del held_out["test"]
-    yield from judge_shared(train.shared_with(held_out))
+    yield from judge_shared(train.shared_with(held_out), task)
     return train.rows
 
 
@@ -282,12 +283,12 @@ def judge_unknown(unknown: UnknownTokens) -> Finding:
     return fault(str(unknown), unknown_tokens.REMEDY) if unknown.is_fault else ok(str(unknown))
 
 
-def judge_shared(found: list[SharedDialogues]) -> Iterator[Finding]:
+def judge_shared(found: list[SharedDialogues], task: Task = SUMMARIZATION) -> Iterator[Finding]:
     """Yield the findings on dialogues that stand in several splits."""
-    for shared in found:
+    for shared in (one.in_words_of(task) for one in found):
         yield fault(str(shared), overlap.REMEDY) if shared.is_fault else ok(str(shared))
     if not found:
-        yield ok("no dialogue is in more than one split")
+        yield ok(overlap.NONE_SHARED % task.source)
 
 
 def held_rows(

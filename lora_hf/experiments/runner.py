@@ -23,11 +23,10 @@ from lora_hf.errors import RunFailed, UserError
 from lora_hf.files import PARTIAL
 from lora_hf.run_files import ENDS, STORE
 from lora_hf.runs.run_dir import RunDirectory, finished_result
+from lora_hf.runs.start import PART_OF_SEVERAL
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
-PART_OF_SEVERAL = "LORA_HF_PART_OF_SEVERAL"
-"""Environment variable in a run's process, which then does not name the next command."""
 
 
 @dataclass(frozen=True)

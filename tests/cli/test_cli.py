@@ -77,7 +77,7 @@ def test_a_number_of_processes_without_a_rank_is_not_waited_for(mistake, monkeyp
         ("lora.target_modules=[query]", "'query'] matched no"),
         ("data.dialogue_column=talk", "data.dialogue_column='talk': embedded [train] has the columns"),
         ("data.dataset_name=./rows.csv", "data.dataset_name='./rows.csv': no such file or folder"),
-        ("data.max_source_length=5", "data.max_source_length=5 leaves no room for a dialogue"),
+        ("data.max_source_length=5", "data.max_source_length=5 leaves no room for text"),
         ("output_dir=configs/quickstart.yaml", "output_dir='configs/quickstart.yaml' is a file"),
         ("output_dir=docs", "output_dir='docs' holds ["),
     ],

@@ -134,7 +134,7 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
 
 
 def next_steps_variable() -> str:
-    from lora_hf.experiments.runner import PART_OF_SEVERAL
+    from lora_hf.runs.start import PART_OF_SEVERAL
 
     return PART_OF_SEVERAL
 

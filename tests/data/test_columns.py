@@ -6,14 +6,16 @@ import logging
 
 import pytest
 
-from lora_hf.config import DataConfig
+from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.data.columns import cell, joined
 from lora_hf.data.explode import exploded
 from lora_hf.data.hub_dataset import with_label_names
 from lora_hf.data.input_file import read_file
+from lora_hf.data.prepare import load_data
 from lora_hf.data.splits import iterate_split, load_split
 from lora_hf.errors import UserError
+from lora_hf.models.load import load_tokenizer
 
 TALK, GIST = "A: Hi", "They greet."
 
@@ -363,3 +365,19 @@ def test_a_list_in_a_row_becomes_rows(rows, column, found):
     read = [row for _, row in exploded(numbered, column, "x.jsonl")]
     assert [cell(row, f"{column}.a") for row in read] == found
     assert all(row.get("t", 3) == 3 for row in read)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_and_files_that_were_found_are_logged_once_per_run(tmp_path, caplog, streaming):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [{"article": f"{split} A: {i}?", "highlights": i} for i in range(3)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"data/{split}.jsonl").write_text(text)
+    data = {"dataset_name": str(tmp_path), "streaming": streaming}
+    with caplog.at_level(logging.INFO, logger="lora_hf"):
+        run = load_data(RunConfig.model_validate({"data": data}), load_tokenizer(ModelConfig()))
+        assert len(list(run.train)) == 3
+    lines = [record.getMessage() for record in caplog.records]
+    for part in ("columns 'article'", "'highlights' holds numbers", "[train]: data/train.jsonl"):
+        assert sum(part in line for line in lines) == 1, lines

@@ -35,8 +35,9 @@ def said(folder: Path, caplog: pytest.LogCaptureFixture, **fields: Any) -> list[
     """Level and text of what a run says of the splits."""
     caplog.clear()
     data = {"dataset_name": str(folder), **fields}
+    task = data.pop("task", "summarization")
     with caplog.at_level("INFO", logger="lora_hf"):
-        load_data(RunConfig.model_validate({"data": data}), load_tokenizer(ModelConfig()))
+        load_data(RunConfig.model_validate({"task": task, "data": data}), load_tokenizer(ModelConfig()))
     records = [r for r in caplog.records if " also in " in r.getMessage() or r.getMessage() == NONE]
     return [(record.levelname, record.getMessage().split(". Remedy")[0]) for record in records]
 
@@ -64,6 +65,8 @@ def test_a_few_are_said_and_none_too(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert first[0] == "INFO" and first[1].startswith("1 of 101 test dialogues (1.0%) are also in train")
     write(folder, test=[train[0], *test[1:100]])  # one of a hundred
     assert [level for level, _ in said(folder, caplog)] == ["WARNING"]
+    told = said(folder, caplog, task="question_answering")[0]
+    assert told[1].startswith("1 of 100 test questions (1.0%) are also in train")
     write(folder, test=[validation[0], *test[1:]])
     assert "also in validation" in said(folder, caplog)[0][1]
 

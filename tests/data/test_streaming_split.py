@@ -153,7 +153,7 @@ def test_a_hub_dataset_is_streamed_and_needs_max_steps(tmp_path, tokenizer, monk
     class Splits(dict):
         def __getitem__(self, split):
             asked.append(split)
-            return iter(json.loads(line) for line in (folder / f"{split}.jsonl").open())
+            return map(json.loads, (folder / f"{split}.jsonl").read_text().splitlines())
 
     def as_streaming_dataset():
         return Splits.fromkeys(("train", "validation", "test"))

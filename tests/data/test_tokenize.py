@@ -109,7 +109,7 @@ def test_a_limit_that_the_prompt_alone_fills_is_a_mistake(tokenizer):
     with pytest.raises(UserError) as error:
         encode_sources(["A: Hi."], tokenizer, DataConfig(prompt="tldr", max_source_length=alone))
     assert str(error.value) == (
-        f"data.max_source_length={alone} leaves no room for a dialogue: the prompt alone has {alone} tokens"
+        f"data.max_source_length={alone} leaves no room for text: the prompt alone has {alone} tokens"
     )
     encode_sources(["A: Hi."], tokenizer, DataConfig(prompt="tldr", max_source_length=alone + 1))
 

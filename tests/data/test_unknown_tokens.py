@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
+from lora_hf.config.task import TASKS
 from lora_hf.data.examples import Example
 from lora_hf.data.prepare import load_data, prompt_problem
 from lora_hf.data.tokenize import TokenizedDialogues, encode_sources
@@ -36,6 +37,7 @@ def test_every_lost_character_of_the_summaries_is_counted_and_named() -> None:
     # `<`, `{` and `}` of each of 8 summaries
     assert (unknown.summaries.texts, unknown.summaries.n, unknown.summaries.unknown) == (8, 8, 24)
     assert set(unknown.summaries.examples) == {"<", "{", "}"}
+    assert "in 8 of 8 answers" in str(unknown.in_words_of(TASKS["question_answering"]))
     assert "summaries" in str(unknown) and "'<'" in str(unknown) and "dialogues" not in str(unknown)
 
 

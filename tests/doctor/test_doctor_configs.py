@@ -180,7 +180,7 @@ def test_equal_rows_in_two_splits_are_red(tmp_path: Path) -> None:
         rows = [{"id": i, "dialogue": f"Ann: {same} {i}? Bob: yes.", "summary": f"{i}."} for i in range(40)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     finding = found(f"data.dataset_name={tmp_path}")["tokens"][-1]
-    assert finding.state == "fault" and "remove these dialogues" in finding.remedy
+    assert finding.state == "fault" and "remove them from one of the splits" in finding.remedy
     assert finding.title.startswith("4 of 4 test dialogues (100.0%) are also in train")
 
 
