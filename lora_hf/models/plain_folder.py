@@ -1,13 +1,16 @@
 """A plain Transformers folder of a trained model, which writes as it was scored without this package.
 
 Beside weights, config and tokenizer it holds the generation settings, where `generate` finds them, the
-manifest, where `lora_hf.load` finds the prompt, and a README for everybody else.
+manifest, where `lora_hf.load` finds the prompt, and a README for everybody else. A folder of ONNX graphs has a
+README too.
 """
 
 from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.config import GenerationConfig
+from lora_hf.config.model import EMBEDDED
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prompts import PLACE, prompt_template
 from lora_hf.files import write_json, write_text
@@ -21,30 +24,61 @@ TEXT = """# {title}
 
 {origin}
 
-Its input is a dialogue in this prompt, at most {length} tokens in all:
+Its input is a {source} in this prompt, at most {length} tokens in all:
 
 ```
 {prompt}
 ```
 
-`generation_config.json` holds the settings that it was scored with, so `generate` needs none:
+In this folder, with Transformers alone; `generation_config.json` holds the settings that it was scored with:
 
 ```python
-from pathlib import Path
-
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-folder = Path(".")  # this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSeq2SeqLM.from_pretrained(folder)
-prompt = {quoted}
-text = prompt.replace("{place}", "Anna: Lunch at noon?\\nBen: Yes, see you there.")
-inputs = tokenizer(text, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
+text = {quoted}.replace("{place}", {example!r})
+tokens = model.generate(**tokenizer(text, return_tensors="pt"))
+print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 ```
 
-`lora_hf.load(folder)` does the same and cuts long dialogues before the end of the prompt.
+`lora_hf.load(".")` does the same and cuts a {source} that is too long at its end, not the end of the prompt.
 """
+GRAPHS = """# {title}, as ONNX
+
+`encoder.onnx` and `decoder.onnx` compute the model, and `tokenizer.json` divides its texts.
+
+Its input is a {source} in this prompt, at most {length} tokens in all:
+
+```
+{prompt}
+```
+
+In this folder, with onnxruntime and the tokenizer of Transformers, by greedy search:
+
+```python
+import numpy, onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+encoder, decoder = (onnxruntime.InferenceSession(f"{{name}}.onnx") for name in ("encoder", "decoder"))
+text = {quoted}.replace("{place}", {example!r})
+ids = numpy.array([tokenizer(text).input_ids])
+source = {{"input_ids": ids, "attention_mask": numpy.ones_like(ids)}}
+states = dict(zip([state.name for state in encoder.get_outputs()], encoder.run(None, source)))
+empty = [state for state in decoder.get_inputs() if state.name.startswith("past_")]
+past = {{state.name: numpy.zeros((1, state.shape[1], 0, state.shape[3]), "float32") for state in empty}}
+written = [{start}]
+while written[-1] != {end} and len(written) <= {new_tokens}:
+    step = {{"input_ids": numpy.array([written[-1:]]), "attention_mask": source["attention_mask"]}}
+    logits, *present = decoder.run(None, step | past | states)
+    past = dict(zip(past, present))
+    written.append(int(logits.argmax()))
+print(tokenizer.decode(written, skip_special_tokens=True))
+```
+
+{scored}
+"""
+EXAMPLE = "Anna: Lunch at noon?\nBen: Yes, see you there."
+"""The text in the code of a README."""
 
 
 def save_model(
@@ -83,14 +117,50 @@ def save_model(
 
 def public_name(model: str) -> str:
     """Return a model's name without the local path that it may be: a README is published with its folder."""
+    if model == EMBEDDED:
+        return "The tiny T5 that comes with lora_hf"
     return Path(model).name if Path(model).expanduser().is_dir() else model
+
+
+def write_graphs_readme(folder: Path, settings: PredictionSettings, model: Any) -> None:
+    """Write the README of a folder with ONNX graphs.
+
+    Args:
+        folder: that of the graphs.
+        settings: those that the model was scored with.
+        model: what the graphs were made from; the numbers of its first and last token are named.
+    """
+    options = settings.generation.options()
+    scored = "The model was scored by greedy search too."
+    if options != GenerationConfig().options():
+        listed = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        scored = f"The model was scored with other settings ({listed}), so this code can write other texts."
+    text = GRAPHS.format(
+        **_words(settings),
+        start=model.config.decoder_start_token_id,
+        end=model.config.eos_token_id,
+        new_tokens=settings.max_new_tokens,
+        scored=scored,
+    )
+    write_text(folder / README, text)
+
+
+def _words(settings: PredictionSettings) -> dict[str, Any]:
+    """Return what both READMEs say of a model, by the names in their templates."""
+    prompt = prompt_template(settings.data.prompt)
+    return {
+        "title": f"A model for {settings.task.purpose}",
+        "source": settings.task.source,
+        "length": settings.data.max_source_length,
+        "prompt": prompt,
+        "quoted": repr(prompt),
+        "place": PLACE,
+        "example": EXAMPLE,
+    }
 
 
 def write_prompt(folder: Path, settings: PredictionSettings, origin: str = "") -> None:
     """Write the manifest with prompt, lengths and generation settings, and the README."""
     write_json(folder / MANIFEST_NAME, settings.manifest())
-    prompt = prompt_template(settings.data.prompt)
-    fields = {"prompt": prompt, "quoted": repr(prompt), "place": PLACE, "origin": origin}
-    length, title = settings.data.max_source_length, f"A model for {settings.task.purpose}"
-    text = TEXT.format(title=title, length=length, **fields)
+    text = TEXT.format(**_words(settings), origin=origin)
     write_text(folder / README, text.replace("\n\n\n", "\n\n"))

@@ -10,13 +10,15 @@ from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.model_state import model_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import padded
 from lora_hf.exporting.onnx import OnnxT5, check_exported, write_graphs
-from lora_hf.files import check_new, whole
+from lora_hf.files import check_new, read_object, whole
 from lora_hf.models.load import load_model, load_tokenizer, model_type
+from lora_hf.models.plain_folder import write_graphs_readme
 from lora_hf.run_files import ADAPTER, MODEL
 
 COMPARED_DIALOGUES = 8
@@ -56,8 +58,11 @@ def export(model: str, output: Path) -> int:
         # the checkpoint's own, not validated: published ones combine settings that Transformers warns of
         model_state(loaded).checkpoint_generation.to_json_file(folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
+        settings = PredictionSettings()
         if (manifest := Path(model) / MANIFEST_NAME).is_file():  # with the prompt, of a folder of `merge`
             shutil.copy(manifest, folder / MANIFEST_NAME)
+            settings = PredictionSettings.read(read_object(manifest), manifest)
+        write_graphs_readme(folder, settings, loaded)
         return check_same(loaded, tokenizer, OnnxT5(folder))
 
 

@@ -7,7 +7,8 @@ package.
 
 import json
 import shutil
-from contextlib import closing
+from contextlib import chdir, closing, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lora_hf.data.splits import load_split
 from lora_hf.demo.models import DemoModels
 from lora_hf.errors import UserError
 from lora_hf.evaluation import evaluate as evaluation
+from lora_hf.models.plain_folder import EXAMPLE
 from lora_hf.run_records import read_predictions
 from lora_hf.saved.find_adapter import base_config, find_adapter
 from lora_hf.saved.inference import load
@@ -174,6 +176,16 @@ def test_a_merged_folder_writes_the_same_with_and_without_this_package(
     assert [answer["summary"] for answer in answers] == trained.written
 
 
+def written_by_the_readme(folder: Path, dialogue: str) -> str:
+    """Return what the code in a folder's README prints in a process that is in this folder."""
+    readme = (folder / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    assert repr(EXAMPLE) in code
+    with redirect_stdout(StringIO()) as out, chdir(folder):
+        exec(compile(code.replace(repr(EXAMPLE), repr(dialogue)), "README.md", "exec"), {})
+    return out.getvalue().strip()
+
+
 def test_a_merged_folder_says_how_it_is_used(trained: Trained, merged: Path) -> None:
     settings = json.loads((merged / "generation_config.json").read_text())
     expected = trained.generation | {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -181,8 +193,9 @@ def test_a_merged_folder_says_how_it_is_used(trained: Trained, merged: Path) -> 
     assert kept == {"do_sample": False, "num_beams": 1} | expected
     readme = (merged / "README.md").read_text()
     assert PROMPT in readme and "summarizer with a trained adapter" in readme
-    code = readme.split("```python\n")[1].split("```")[0].replace('Path(".")', f"Path({str(merged)!r})")
-    exec(compile(code, "README.md", "exec"), {})
+    assert len(readme.split("```python\n")[1].split("```")[0].splitlines()) == 5
+    dialogues = trained.dialogues[:2]
+    assert [written_by_the_readme(merged, one) for one in dialogues] == trained.written[:2]
     assert str(merged.parent) not in readme
 
 
@@ -205,7 +218,9 @@ def test_a_model_that_was_trained_whole_writes_the_same(base: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_an_export_of_a_merged_folder_keeps_its_settings_and_its_prompt(merged: Path, tmp_path: Path) -> None:
+def test_an_export_of_a_merged_folder_keeps_its_settings_and_its_prompt(
+    trained: Trained, merged: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
     from lora_hf.saved.export import export
 
@@ -213,6 +228,11 @@ def test_an_export_of_a_merged_folder_keeps_its_settings_and_its_prompt(merged: 
     for name in ("generation_config.json", "lora_hf.json"):
         found, expected = (json.loads((folder / name).read_text()) for folder in (tmp_path / "onnx", merged))
         assert found == expected
+    beams = json.loads((merged / "generation_config.json").read_text())["num_beams"]
+    assert ("scored with other settings" in (tmp_path / "onnx/README.md").read_text()) == (beams > 1)
+    if beams == 1:
+        dialogues = trained.dialogues[:2]
+        assert [written_by_the_readme(tmp_path / "onnx", one) for one in dialogues] == trained.written[:2]
 
 
 def test_the_settings_of_a_base_that_are_not_used_are_logged_once(
