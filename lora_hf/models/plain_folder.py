@@ -1,8 +1,8 @@
 """A plain Transformers folder of a trained model, which writes as it was scored without this package.
 
 Beside weights, config and tokenizer it holds the generation settings, where `generate` finds them, the
-manifest, where `lora_hf.load` finds the prompt, and a README for everybody else. A folder of ONNX graphs has a
-README too.
+manifest, where `lora_hf.load` finds the prompt, and a README for everybody else. A folder of ONNX graphs has
+a README too.
 """
 
 from pathlib import Path
