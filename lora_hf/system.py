@@ -55,17 +55,6 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Return the free memory of the device in bytes, or None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    table = Path("/proc/meminfo")
-    if device.type != "cpu" or not table.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 2**10 if "MemAvailable" in lines else None
-
-
 def peak_memory_mib(device: torch.device) -> float:
     """Return the peak memory of this process in MiB: the CUDA allocator's on a GPU, else resident memory.
 

@@ -35,7 +35,7 @@ from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Rows, plan_step
 from lora_hf.reporting.tables import bytes_cell
-from lora_hf.system import free_memory, pick_device, resolve_dtype
+from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import check_dtype, check_full_batches, check_training_settings
 from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.stored_base import check_stored_base

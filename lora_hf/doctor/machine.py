@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from lora_hf.doctor.check import Findings, fault, ok, unknown
 from lora_hf.memory import free_memory
 from lora_hf.reporting.tables import bytes_cell
-from lora_hf.system import device_name, free_memory, pick_device, resolve_dtype
+from lora_hf.system import device_name, pick_device, resolve_dtype
 
 REPORTED = ("torch", "transformers", "accelerate", "bitsandbytes")
 """Packages whose versions are reported; all are checked."""

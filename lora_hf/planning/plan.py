@@ -15,6 +15,7 @@ from lora_hf.data.sources import is_remote
 from lora_hf.data.streaming import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
+from lora_hf.memory import free_memory
 from lora_hf.models.flan_t5 import SIZES
 from lora_hf.models.load import EMBEDDED, load_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -30,7 +31,7 @@ from lora_hf.planning.fake_model import (
     settings_of,
     targets_of,
 )
-from lora_hf.system import DTYPES, free_memory, pick_device, resolve_dtype
+from lora_hf.system import DTYPES, pick_device, resolve_dtype
 
 FLOAT = 4
 MOMENTS = 2
