@@ -173,6 +173,17 @@ def test_the_recipe_for_whisper_runs_on_a_tiny_one(tmp_path: Path, monkeypatch: 
     assert torch.equal(merged.generate(names["features"]([names["sound"]])), names["tokens"])
 
 
+def test_the_code_of_the_pages_fits_its_column_of_the_site() -> None:
+    pages = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")}
+    code = [
+        (name, line)
+        for name, text in pages.items()
+        for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert len(code) > 100 and not [(name, line) for name, line in code if len(line) > 86]
+
+
 def test_the_config_page_equals_the_generated_one() -> None:
     command = [sys.executable, "scripts/tools/config_reference.py", "--check"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr == ""

@@ -132,15 +132,12 @@ def _command(name: str, command: Any) -> str:
 
 
 def _prose(block: str) -> str:
-    """Return a paragraph of a command's help; an example is a shell block."""
-    plain = re.sub(r"\[/?[a-z ]*\]", "", block)
-    lines = [line.strip() for line in plain.strip().splitlines()]
-    if any(line.startswith("lora-hf ") for line in lines):
-        first = next(at for at, line in enumerate(lines) if line.startswith("lora-hf "))
-        return "\n\n".join(
-            part for part in (" ".join(lines[:first]), fenced("bash", "\n".join(lines[first:]))) if part
-        )
-    return " ".join(lines).replace("<", "&lt;")
+    """Return a paragraph of a command's help; an example, which the help dims, is a shell block."""
+    text = " ".join(block.split()).replace("<", "&lt;")
+    label, dim, example = text.partition("[dim]")
+    if not dim:
+        return text
+    return f"{label.strip()}\n\n{fenced('bash', example.replace('[/dim]', '').replace('&lt;', '<'))}"
 
 
 def _parameter(parameter: Any, context: Any) -> str:
