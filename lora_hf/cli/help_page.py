@@ -19,6 +19,7 @@ SECTIONS = {
     "doctor": "adapters",
     "training": "training",
     "fast": "training",
+    "memory": "training",
     "runs": "runs-and-folders",
     "run_records": "runs-and-folders",
     "experiments": "runs-and-folders",
