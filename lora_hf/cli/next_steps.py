@@ -14,7 +14,7 @@ from pathlib import Path
 
 TRY = (
     "Try it on a text of your own",
-    "echo 'Anna: Lunch at noon? Ben: Yes.' | lora-hf predict - --adapter {adapter}",
+    "echo 'Anna: Lunch at noon? Ben: Yes.' | lora-hf predict - --adapter {adapter} --format text",
 )
 PAGE = ("Open the report in a browser", "{page}")
 MERGE = (
