@@ -63,3 +63,19 @@ def test_its_figures_are_those_of_the_pages_that_hold_them() -> None:
         r"^\| [^|]+ \|(?: (?:ok|refused|impossible)[^|]*\|){19}$", (ROOT / "docs/models.md").read_text(), re.M
     )
     assert f"**{len(families)} encoder-decoder families**" in README
+
+
+@pytest.mark.parametrize(
+    ("chart", "figures"),
+    [
+        ("against_peft", ["3.3×", "4.8×", "1,369", "4,131"]),
+        ("quickstart", ["{base:.2f}", "{full:.2f}", "{lora:.2f}"]),
+    ],
+)
+def test_the_charts_have_the_figures_of_the_tables(chart: str, figures: list[str]) -> None:
+    quickstart = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    scores = re.findall(r"(\d\.\d+) \[", quickstart.split("| ROUGE-1 |")[1].split("\n")[0])
+    values = dict(zip(("base", "full", "lora"), map(float, scores), strict=True))
+    for scheme in ("light", "dark"):
+        drawn = (ROOT / f"docs/charts/{chart}-{scheme}.svg").read_text(encoding="utf-8")
+        assert all(f">{figure.format(**values)}<" in drawn for figure in figures)

@@ -90,14 +90,12 @@ def against_peft(panels: list[Axes], scheme: Scheme) -> None:
 
 def comparison(panels: list[Axes], scheme: Scheme) -> None:
     """ROUGE-1 of base, full fine-tuning and LoRA with intervals."""
-    rows = table("quickstart", "|  | base | full | LoRA |")
-    at = next(i for i, cells in enumerate(rows) if cells[0] == "ROUGE-1")
-    values, intervals = rows[at][1:], rows[at + 1][1:]
+    values = row(table("quickstart", "|  | base | full | LoRA |"), "ROUGE-1")[1:]
     _bars(
         panels[0],
         scheme,
         ["base model", "full fine-tuning", "LoRA"],
-        [[float(value), *numbers(interval)] for value, interval in zip(values, intervals, strict=True)],
+        [numbers(value) for value in values],
         [scheme.base, scheme.full, scheme.lora],
         2,
     )
