@@ -21,7 +21,7 @@ NEW_TOKENS = 128
 """Length of a summary where neither a run nor a manifest gives one."""
 PROMPT_FIELDS = ("prompt", "max_source_length", "source_language", "target_language")
 """Fields of `data` in the manifest; those that are null are left out."""
-COLUMN_FIELDS = ("dialogue_column", "id_column", "turn_template", "explode")
+COLUMN_FIELDS = ("dialogue_column", "summary_column", "id_column", "turn_template", "explode")
 """Fields of `data` by which texts are read; the manifest has those that are not the default."""
 RECORDED = {"prompt", "max_source_length", "max_new_tokens", "generation"}
 """Entries that every manifest of the present version has."""

@@ -101,13 +101,19 @@ class Columns:
         return row | read
 
     def _cell(self, row: Row, name: str) -> Any:
-        found = cell(row, name, self.turn_template)
-        return _list_in(found) if self.is_csv and isinstance(found, str) else found
+        return cell(self._with_lists(row, name), name, self.turn_template)
+
+    def _with_lists(self, row: Row, name: str) -> Row:
+        """Return a row of csv with the lists that the cells of a column, or of a template's, are as JSON."""
+        names = (name,) if name in row or not self.is_csv else (BRACES.findall(name) or (name,))
+        lists = {one: list_in(row[one]) for one in names if isinstance(row.get(one), str)}
+        return row | lists if self.is_csv else row
 
     def bad_column(self, row: Row) -> str:
         """Return the column of the dialogue, or the one of a template's that has no text in a row."""
         inner = () if self.dialogue in row else BRACES.findall(self.dialogue)
         inner = () if DIALOGUE in inner else inner  # the row has the whole text under this key
+        row = self._with_lists(row, self.dialogue)
         found = {name: joined(cell(row, name), self.turn_template) for name in inner}
         return bad_part(found) or self.dialogue.replace("\n", "\\n")
 
@@ -195,7 +201,7 @@ def _from_messages(messages: Any, template: str) -> Row:
     return {DIALOGUE: said, SUMMARY: messages[-1].get("content") if is_answered else None}
 
 
-def _list_in(text: str) -> Any:
+def list_in(text: str) -> Any:
     """Return the list of texts or objects that a cell of csv is as JSON; else the cell itself."""
     if not text.lstrip().startswith("["):
         return text

@@ -85,6 +85,7 @@ def _as_trained(head: list[Row], config: DataConfig, trained_by: Mapping[str, An
     taken = {field: value for field, value in trained_by.items() if field not in config.model_fields_set}
     if "id_column" in taken and not has_column(head, taken["id_column"]):
         del taken["id_column"]
+    taken.pop("summary_column", None)  # references are not read here
     column = taken.get("dialogue_column")
     if column is not None and head and not has_column(head, column):
         try:

@@ -406,11 +406,13 @@ def _read_arrow(path: Path, form: Form) -> Numbered:
                 batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
             except pyarrow.ArrowInvalid:
                 file.seek(0)
-                batches = iter(ipc.open_stream(file))
+                reader = ipc.open_stream(file)
+                batches = iter(reader)
+            labels = _label_names(reader.schema)
             for batch in batches:
                 for at in range(0, batch.num_rows, PARQUET_ROWS):
                     rows = batch.slice(at, PARQUET_ROWS).to_pylist()
-                    yield from ((None, row) for row in rows)
+                    yield from ((None, _named(row, labels)) for row in rows)
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{path} is not an arrow file: {first_line(error)}") from error
 

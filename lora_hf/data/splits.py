@@ -6,11 +6,21 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
-from lora_hf.data.columns import DIALOGUE, PLAIN, Columns, Row, find_columns, head_of, holds_numbers
+from lora_hf.config.task import Task
+from lora_hf.data.columns import (
+    DIALOGUE,
+    PLAIN,
+    Columns,
+    Row,
+    find_columns,
+    has_column,
+    head_of,
+    holds_numbers,
+)
 from lora_hf.data.examples import (
     Example,
     check_each,
@@ -112,6 +122,30 @@ def scored_split(config: DataConfig, split: Split) -> Split:
     if not head or _columns_of(head, part, config, needs_references=False).references:
         return split
     return "validation"
+
+
+def with_columns_of_training(config: DataConfig, task: Task, trained_by: Mapping[str, Any]) -> DataConfig:
+    """Return a config with the columns of a model's training, where its test split has them.
+
+    Args:
+        config: its own columns, those that are not the task's default, are kept.
+        task: the config's.
+        trained_by: fields of `data` that the model's training was read by.
+    """
+    own = {name: field.default for name, field in DataConfig.model_fields.items()} | task.data_defaults({})
+    taken = {name: value for name, value in trained_by.items() if getattr(config, name) == own[name]}
+    changed = config.model_copy(update=taken)
+    names = changed.summary_column
+    columns = (changed.dialogue_column, *([names] if isinstance(names, str) else names))
+    try:
+        head = head_of(open_part(changed, "test").rows, changed)
+    except UserError:  # of the config's own fields, it is reported by what reads the data
+        return config
+    if not taken or not all(has_column(head, name) for name in columns):
+        return config
+    read = ", ".join(f"data.{name}={value!r}" for name, value in taken.items())
+    logger.info("the texts are read by %s, as in training", read)
+    return changed
 
 
 def read_part(

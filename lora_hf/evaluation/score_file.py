@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_hf.data.columns import cell, list_in
 from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import TEXT, Row, read_lines, read_rows
+from lora_hf.data.sources import CSV
 from lora_hf.errors import UserError, did_you_mean, listed
 from lora_hf.evaluation.metrics import Measured, Scoring, scoring_by
 from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
@@ -41,8 +43,9 @@ def score_file(
     Args:
         path: the file; a text file has one prediction per line.
         prediction: column with the texts to score; an empty one scores 0. None is `prediction`.
-        reference: column with references, a text or a list of texts, or several such columns; or a text file
-            with one reference per line. None is `references` or `reference`.
+        reference: column with references, a text or a list of texts (in csv as JSON), or several such
+            columns; `a.b` is the field b of the objects in a; or a text file with one reference per line.
+            None is `references` or `reference`.
         group: column that has the same value in all rows of an example; the rows need not be adjacent.
         group_size: number of adjacent rows per example. Without it or `group`, each row is one.
         form: encoding and delimiter, where the files do not show them.
@@ -171,7 +174,14 @@ def _table(
             if len(lines) != len(rows):
                 raise UserError(f"--reference {name} has {len(lines):,} lines, and {path} {len(rows):,} rows")
             rows = [row | {name: line} for row, line in zip(rows, lines, strict=True)]
-    return rows, prediction or PREDICTION, given
+    prediction = prediction or PREDICTION
+    for name in {prediction, *given} - {*columns}:
+        if any(cell(row, name) is not None for row in rows):  # `answers.text`: a field of objects
+            rows = [row | {name: cell(row, name)} for row in rows]
+    if endings(path)[0] in CSV:
+        lists = [{n: list_in(row[n]) for n in given if isinstance(row.get(n), str)} for row in rows]
+        rows = [row | own for row, own in zip(rows, lists, strict=True)]
+    return rows, prediction, given
 
 
 def _require_column(rows: Sequence[Row], name: str, where: str) -> None:

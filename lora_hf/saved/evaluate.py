@@ -10,13 +10,13 @@ from lora_hf.config.load import changed_fields
 from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
 from lora_hf.data.prepare import encode_test, load_data
 from lora_hf.data.prompts import prompt_template
-from lora_hf.data.splits import load_split
+from lora_hf.data.splits import load_split, with_columns_of_training
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer
 from lora_hf.run_records import Prediction, RunResult
-from lora_hf.saved.find_adapter import as_recorded, virtual_tokens_of
+from lora_hf.saved.find_adapter import as_recorded, columns_of, virtual_tokens_of
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
@@ -26,12 +26,17 @@ logger = logging.getLogger(__name__)
 def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult, list[Prediction]]:
     """Score an adapter, or the base model where none is given, on the config's test split.
 
+    Columns that the config does not set are those of the adapter's training, if the data has them.
+
     Returns:
         The scores and the rows of predictions.jsonl.
 
     Raises:
         UserError: a mistake in the config, the data or the adapter.
     """
+    if adapter:
+        data = with_columns_of_training(config.data, config.task, columns_of(adapter))
+        config = config.model_copy(update={"data": data})
     scoring = Scoring.of_config(config)
     scoring.check()
     base = as_recorded(config.model, adapter) if adapter else config.model

@@ -156,16 +156,19 @@ def test_a_column_of_numbers_is_read_as_text(tmp_path, labels, texts, caplog):
         load(tmp_path, [{"dialogue": "A: 1", "summary": "One."}, {"dialogue": "A: 3", "summary": 3}])
 
 
-@pytest.mark.parametrize("is_saved", [True, False])
-def test_labels_of_a_dataset_are_read_by_their_names(tmp_path, is_saved):
+@pytest.mark.parametrize("name", ["all", "all.parquet", "all.arrow"])
+def test_labels_of_a_dataset_are_read_by_their_names(tmp_path, name):
     import datasets
 
     datasets.disable_progress_bars()
     features = {"text": datasets.Value("string"), "target": datasets.ClassLabel(names=["no", "yes"])}
     rows = {"text": [f"A: {i}" for i in range(40)], "target": [i % 2 for i in range(40)]}
     made = datasets.Dataset.from_dict(rows, datasets.Features(features))
-    place = str(tmp_path / ("all" if is_saved else "all.parquet"))
-    made.save_to_disk(place) if is_saved else made.to_parquet(place)
+    place = str(tmp_path / name)
+    made.to_parquet(place) if name.endswith("parquet") else made.save_to_disk(tmp_path / "all")
+    if name.endswith("arrow"):
+        (file,) = (tmp_path / "all").glob("*.arrow")
+        file.rename(place)
     found = load_split(DataConfig(dataset_name=place), "train")
     assert {(int(e.dialogue[3:]) % 2, e.references) for e in found} == {(0, ("no",)), (1, ("yes",))}
     hidden = made.map(lambda row: {"target": -1})  # as in test splits that are scored by a server
@@ -381,3 +384,14 @@ def test_columns_and_files_that_were_found_are_logged_once_per_run(tmp_path, cap
     lines = [record.getMessage() for record in caplog.records]
     for part in ("columns 'article'", "'highlights' holds numbers", "[train]: data/train.jsonl"):
         assert sum(part in line for line in lines) == 1, lines
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_turns_as_json_in_a_cell_of_csv_are_lines_inside_a_template_too(tmp_path, streaming):
+    turns = json.dumps([{"speaker": "A", "text": "Hi"}, {"speaker": "B", "text": "Ho"}])
+    for split in ("train", "validation", "test"):
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("topic", "talk", "gist"), ("greeting", turns, GIST)])
+    columns = {"dialogue_column": "{topic}: {talk}", "summary_column": "gist"}
+    config = DataConfig(dataset_name=str(tmp_path), streaming=streaming, **columns)
+    assert load_split(config, "train")[0].dialogue == "greeting: A: Hi\nB: Ho"

@@ -165,3 +165,26 @@ def test_an_adapter_that_does_not_record_its_settings_has_no_others(
 ) -> None:
     lora_hf.evaluate(SCORED, on_hub)
     assert "not the adapter's" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "texts"),
+    [
+        ({"q": "A: Q?", "a": "Q.", "dialogue": "A: D?", "summary": "D."}, {}, ("A: Q?", "Q.")),
+        ({"q": "A: Q?", "a": "Q.", "b": "B."}, {"summary_column": "b"}, ("A: Q?", "B.")),
+        ({"dialogue": "A: D?", "summary": "D."}, {}, ("A: D?", "D.")),
+    ],
+)
+def test_an_adapter_is_scored_by_the_columns_of_its_training_where_the_data_has_them(
+    rows: dict[str, str], given: dict[str, str], texts: tuple[str, str], adapter: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    manifest = json.loads((folder / "lora_hf.json").read_text())
+    changed = manifest | {"dialogue_column": "q", "summary_column": "a"}
+    (folder / "lora_hf.json").write_text(json.dumps(changed))
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(rows) + "\n")
+    data = {"dataset_name": str(tmp_path), **given}
+    run = RunConfig.model_validate({**SCORED, "data": data})
+    _, (row,) = evaluating.evaluate(run, find_adapter(str(folder)))
+    assert (row["dialogue"], *row["references"]) == texts

@@ -205,7 +205,8 @@ def test_columns_are_those_that_the_adapter_records_or_its_run(folder: Path, tmp
     write_yaml(tmp_path / "config.yaml", {"data": {"dialogue_column": "a", "summary_column": "b"}})
     shutil.copytree(folder, tmp_path / "adapter")
     saved = SavedAdapter.at(tmp_path / "adapter")
-    assert columns_of(saved) == {"dialogue_column": "a"} and columns_of(SavedAdapter.at(folder)) == {}
+    assert columns_of(saved) == {"dialogue_column": "a", "summary_column": "b"}
+    assert columns_of(SavedAdapter.at(folder)) == {}
     data = DataConfig(dialogue_column="translation.de", turn_template="{who}")
     own = PredictionSettings(data).manifest()
     write_yaml(saved.folder / "lora_hf.json", saved.manifest | own)
