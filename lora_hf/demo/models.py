@@ -36,6 +36,7 @@ class DemoModels:
         names: the models' names, the base first; an adapter has the name of its run.
         adapters: the names of those that are adapters on the base.
         samples: dialogues of the test split, as rows of predictions.jsonl.
+        description: the base with its dtype and device, and the other models, in one sentence.
     """
 
     def __init__(self, root: Path) -> None:
@@ -67,6 +68,10 @@ class DemoModels:
         self.adapters = list(adapters)
         self._lock = threading.Lock()
         self.names = list(self._engines)
+        kinds = [f"adapter{'s' * (len(adapters) > 1)}: {', '.join(adapters)}"] if adapters else []
+        whole = [name for name in self.names if name != BASE and name not in adapters]
+        kinds += [f"fully fine-tuned: {', '.join(whole)}"] if whole else []
+        self.description = f"Base: {shared.description}" + (f"; {'; '.join(kinds)}." if kinds else ".")
 
     def summarize(self, name: str, dialogue: str) -> Output:
         """Summarize a dialogue with one model."""

@@ -1,20 +1,32 @@
-"""The demo's page: a dialogue and each model's summary. It loads nothing from other servers."""
+"""The demo's page: a dialogue and the summaries of the chosen models. It loads nothing from other servers."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from html import escape
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 
-from lora_hf.demo.models import BASE, DemoModels
+from lora_hf.demo.models import DemoModels
+from lora_hf.reporting.highlight import marked
 from lora_hf.serving.limits import Limits
 from lora_hf.serving.server import listening, run
 
+logger = logging.getLogger(__name__)
 GRACE = 10
 """Seconds that an open request has at shutdown."""
+STYLE = """
+.note { margin: 0 0 .5rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: .8rem; }
+.cards section { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .6rem .9rem; }
+.cards h3 { margin: 0 0 .3rem; font-size: 1rem; }
+.cards small { font-weight: 400; color: var(--body-text-color); }
+.cards mark { background: #fde68a; color: #1c2329; border-radius: 3px; padding: 0 .15em; }
+"""
+"""Of the summaries; the rest is Gradio's theme, light or dark as the reader's system."""
 
 
 def demo(root: Path, host: str, port: int) -> None:
@@ -23,47 +35,80 @@ def demo(root: Path, host: str, port: int) -> None:
     Raises:
         UserError: there is no run with a model, or the address is not available.
     """
-    with listening(host, port) as listener, closing(DemoModels(root)) as models:
-        run(
-            create_app(models, root.resolve().name), listener, "the page is on %s", GRACE, at_end=lambda: None
-        )
+    with listening(host, port) as listener:
+        logger.info("loading the models of %s", root)
+        with closing(DemoModels(root)) as models:
+            logger.info("loaded: %s", models.description)
+            app = create_app(models, root.resolve().name)
+            run(app, listener, "the page is on %s (stop with Ctrl-C)", GRACE, at_end=lambda: None)
 
 
 def create_app(models: DemoModels, title: str) -> FastAPI:
     """Create the page's ASGI application, with the fonts of the visitor's machine and without telemetry."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    dark_enough = "*primary_700"  # for white text (WCAG 2: a contrast of 4.5)
+    theme.set(button_primary_background_fill=dark_enough, button_primary_background_fill_dark=dark_enough)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     return gr.mount_gradio_app(
-        app, page(models, title), path="", theme=theme, footer_links=[], ssr_mode=False, show_error=True
+        app,
+        page(models, title),
+        path="",
+        theme=theme,
+        css=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        show_error=True,
     )
 
 
 def page(models: DemoModels, title: str) -> gr.Blocks:
-    """Build the page: a dialogue, all models' summaries side by side, and a switch of adapters."""
+    """Build the page: a dialogue, and below it the summary of each chosen model.
+
+    A dialogue of the test split is chosen and answered when the page opens. Old summaries disappear as soon
+    as the dialogue changes.
+    """
+    first = 0 if models.samples else None
     with gr.Blocks(title=f"lora-hf demo: {title}", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# {title}")
+        gr.Markdown(f"# {title}\n\n{models.description}")
         sample = gr.Dropdown(
-            _choices(models), value=None, label="Dialogue of the test split", elem_id="sample"
+            _choices(models), value=first, label="Dialogue of the test split", elem_id="sample"
         )
-        dialogue = gr.Textbox(label="Dialogue", lines=8, max_length=Limits.max_chars, elem_id="dialogue")
+        given, known = _sample(models, first)
+        dialogue = gr.Textbox(
+            given,
+            label="Dialogue (choose one above, or write your own)",
+            lines=8,
+            max_length=Limits.max_chars,
+            elem_id="dialogue",
+        )
         reference = gr.Textbox(
-            label="Reference (written by a person)", interactive=False, elem_id="reference"
+            known, label="Reference (written by a person)", interactive=False, elem_id="reference"
         )
-        button = gr.Button("Summarize with all models", variant="primary", elem_id="all")
-        with gr.Row():
-            outputs = [_output_box(name, f"answer-{name}") for name in models.names]
-        live = gr.Radio([BASE, *models.adapters], label="Switch adapters on the one base", elem_id="live")
-        live_output = _output_box(BASE, "live-answer")
-        sample.change(lambda number: _sample(models, number), sample, [dialogue, reference])
-        dialogue.input(lambda: "", None, reference)  # the reference belongs to another dialogue
-        button.click(lambda text: (yield from _summarize_all(models, text)), dialogue, outputs)
-        live.change(lambda name, text: _summarize(models, name, text), [live, dialogue], live_output)
+        chosen = gr.CheckboxGroup(models.names, value=models.names, label="Models", elem_id="models")
+        button = gr.Button("Summarize", variant="primary", elem_id="summarize")
+        answers = gr.HTML(_note("Loading the page ..."), elem_id="answers")
+        inputs = [dialogue, reference, chosen]
+
+        def summarize(text: str, reference: str, names: list[str]) -> Iterator[str]:
+            yield from _summarize(models, text, reference, names)
+
+        asked = [
+            blocks.load(summarize, inputs, answers, show_progress="hidden"),
+            button.click(summarize, inputs, answers, show_progress="hidden"),
+            chosen.input(summarize, inputs, answers, show_progress="hidden"),
+            sample.input(
+                lambda number: _sample(models, number), sample, [dialogue, reference], show_progress="hidden"
+            ).then(summarize, inputs, answers, show_progress="hidden"),
+        ]
+        dialogue.input(
+            lambda: (None, "", _note("The dialogue has changed: press Summarize.")),
+            None,
+            [sample, reference, answers],  # the reference belongs to another dialogue
+            show_progress="hidden",
+            cancels=asked,
+        )
     return blocks
-
-
-def _output_box(name: str, elem_id: str) -> gr.Textbox:
-    return gr.Textbox(label=name, lines=3, interactive=False, elem_id=elem_id)
 
 
 def _choices(models: DemoModels) -> list[tuple[str, int]]:
@@ -78,18 +123,32 @@ def _sample(models: DemoModels, number: int | None) -> tuple[str, str]:
     return row["dialogue"], row["references"][0]
 
 
-def _summarize_all(models: DemoModels, dialogue: str) -> Iterator[list[Any]]:
-    """Yield each model's summary as soon as it is there."""
-    updates: list[Any] = [gr.skip()] * len(models.names)
-    for number, name in enumerate(models.names):
-        updates[number] = _summarize(models, name, dialogue)
-        yield updates
-
-
-def _summarize(models: DemoModels, name: str, dialogue: str) -> Any:
-    """Return the summary, with its time beside the model's name."""
+def _summarize(models: DemoModels, dialogue: str, reference: str, names: list[str]) -> Iterator[str]:
+    """Yield the summaries as HTML, again with each that is finished."""
     if not dialogue.strip():
-        raise gr.Error("Write a dialogue, or choose one of the test split.", print_exception=False)
-    output = models.summarize(name, dialogue)
-    cut = ", dialogue cut to fit" if output.is_cut else ""
-    return gr.update(value=output.summary, label=f"{name} \u00b7 {output.seconds:.2f} s{cut}")
+        yield _note("There is no dialogue yet. Write one above, or choose one of the test split.")
+        return
+    if not names:
+        yield _note("No model is chosen. Choose at least one above.")
+        return
+    cards = {name: _card(name, "writing ...", "") for name in models.names if name in names}
+    legend = '<p class="note">Marked: words that are not in the reference.</p>' if reference else ""
+    for name in cards:
+        yield f'{legend}<div class="cards">{"".join(cards.values())}</div>'
+        output = models.summarize(name, dialogue)
+        about = f"{output.seconds:.2f} s" + (", dialogue cut to fit" if output.is_cut else "")
+        text = marked(output.summary, [reference], differences=True) if reference else escape(output.summary)
+        cards[name] = _card(name, about, text or "<em>(an empty summary)</em>")
+    yield f'{legend}<div class="cards">{"".join(cards.values())}</div>'
+
+
+def _card(name: str, about: str, html: str) -> str:
+    name = escape(name)
+    return (
+        f'<section id="answer-{name}"><h3>{name} <small>{about}</small></h3>'
+        f'<p class="summary">{html}</p></section>'
+    )
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>'

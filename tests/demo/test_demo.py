@@ -1,16 +1,16 @@
 """The demo's page in a real browser: what it writes, and that it asks no other server for anything."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import LOADED, errors_of, set_width
 from support.inputs import FEW
 
 from lora_hf import cli
@@ -18,10 +18,9 @@ from lora_hf.demo.models import DemoModels, find_runs
 from lora_hf.errors import UserError
 from lora_hf.run_records import read_predictions
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
---disable-background-networking --disable-component-update --disable-sync""".split()
-ALL_LOADED = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+CARDS = """return [...document.querySelectorAll("#answers section")]
+  .map((card) => [card.id, card.querySelector(".summary").innerText])"""
+"""Summaries on the page by the ids of their cards, read at one moment."""
 
 
 @pytest.fixture(scope="module")
@@ -80,69 +79,65 @@ def address(comparison: Path) -> Iterator[str]:
     assert process.wait(30) == 0
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    if not CHROMIUM.exists() or not DRIVER.exists():
-        pytest.skip("no browser at hand: Debian's packages chromium and chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1600"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
-
-
 @pytest.mark.slow
 def test_the_page_in_a_browser(browser: Any, address: str, comparison: Path) -> None:
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     wait = WebDriverWait(browser, 60)
     expected = {name: read_predictions(folder) for name, (folder, _) in find_runs(comparison).items()}
 
-    def value(elem_id: str) -> str:
-        return browser.find_element(By.CSS_SELECTOR, f"#{elem_id} textarea").get_attribute("value")
+    def first(selector: str) -> Any:
+        return wait.until(lambda _: browser.find_elements("css selector", selector), f"no {selector}")[0]
 
-    def label(elem_id: str) -> str:
-        return browser.find_element(By.CSS_SELECTOR, f"#{elem_id} label").text
+    def value(elem_id: str, field: str = "textarea") -> str:
+        return first(f"#{elem_id} {field}").get_attribute("value")
 
-    def click(selector: str) -> None:
-        wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, selector))[0].click()
+    def wait_for(texts: dict[str, str]) -> None:
+        """Wait until the page shows these summaries, and no others."""
 
-    def all_until(condition: Callable[[], bool]) -> None:
-        def pressed(_: Any) -> bool:
-            click("#all")  # again: a click is lost while the page still works, or moves the button
-            return condition()
+        def shown(_: Any) -> bool:
+            return dict(browser.execute_script(CARDS)) == {f"answer-{n}": text for n, text in texts.items()}
 
-        wait.until(pressed)
+        wait.until(shown, f"not shown: {texts}")
 
+    def wait_for_note(text: str) -> None:
+        read = "return document.getElementById('answers').innerText"
+        wait.until(lambda _: text in browser.execute_script(read), f"not shown: {text}")
+
+    errors_of(browser)
     browser.get(address)
-    click("#sample input")
-    click("[role=option]:nth-of-type(2)")
-    row = expected["lora"][1]
-    wait.until(lambda _: value("dialogue") == row["dialogue"])
-    wait.until(lambda _: value("reference") == row["references"][0])
-    for name, rows in expected.items():
-        all_until(lambda name=name, text=rows[1]["prediction"]: value(f"answer-{name}") == text)
-        assert re.match(rf"{name} · \d+\.\d\d s", label(f"answer-{name}"))
-    for name in ("lora", "base"):  # on one base, live
-        click(f"#live input[value='{name}']")
-        wait.until(lambda _, name=name: label("live-answer").startswith(f"{name} · "))
-        assert value("live-answer") == expected[name][1]["prediction"]
-    box = browser.find_element(By.CSS_SELECTOR, "#dialogue textarea")
-    pasted = expected["lora"][0]["dialogue"][:40]
-    with closing(DemoModels(comparison / "lora")) as alone:
-        summary = alone.summarize("lora", pasted).summary
-    assert summary != row["prediction"]
+    row = expected["lora"][0]  # chosen and answered when the page opens
+    wait_for({name: rows[0]["prediction"] for name, rows in expected.items()})
+    assert (value("dialogue"), value("reference")) == (row["dialogue"], row["references"][0])
+    assert re.match(r"lora \d+\.\d\d s", first("#answer-lora h3").text)
+    marks = [mark.text for mark in browser.find_elements("css selector", "#answer-lora mark")]
+    text, words = first("#answer-lora .summary").text, row["references"][0]
+    assert marks and all(mark in text and mark not in words for mark in marks)
+    first("#models input[name='full']").click()  # other models in the same place
+    wait_for({name: expected[name][0]["prediction"] for name in ("base", "lora")})
+    first("#sample input").click()
+    first("[role=option]:nth-of-type(2)").click()
+    wait_for({name: expected[name][1]["prediction"] for name in ("base", "lora")})
+    assert value("dialogue") == expected["lora"][1]["dialogue"]
+    box, pasted = first("#dialogue textarea"), row["dialogue"][:40]
     box.clear()
     box.send_keys(pasted)
-    all_until(lambda: value("answer-lora") == summary)
+    wait_for_note("The dialogue has changed")
+    assert not browser.find_elements("css selector", "#answers section")
+    wait.until(lambda _: value("reference") == value("sample", "input") == "")
+    with closing(DemoModels(comparison / "lora")) as alone:
+        summaries = {name: alone.summarize(name, pasted).summary for name in ("base", "lora")}
+    first("#summarize").click()
+    wait_for(summaries)
+    assert not browser.find_elements("css selector", "#answers mark")  # nothing to compare with
     box.clear()
     box.send_keys(" ")
-    all_until(lambda: "Write a dialogue, or choose one" in browser.find_element(By.TAG_NAME, "body").text)
-    loaded = browser.execute_script(ALL_LOADED)
+    wait_for_note("The dialogue has changed")
+    first("#summarize").click()
+    wait_for_note("There is no dialogue yet. Write one above")
+    loaded = browser.execute_script(LOADED)
     assert loaded and all(name.startswith((address, "data:", "blob:")) for name in loaded), loaded
-    if where := os.environ.get("LORA_HF_SCREENSHOT"):
-        browser.save_screenshot(where)
+    for width in (390, 0):
+        set_width(browser, width)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= (width or 1280)
+    assert errors_of(browser) == []

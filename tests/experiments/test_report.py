@@ -356,6 +356,8 @@ def test_shared_words_are_those_that_rouge_counts() -> None:
     assert marked("the cat sat", ["The cat"]) == "<mark>the cat</mark> sat"
     assert marked("我去上海。", ["我去北京。"]) == "<mark>我去</mark>上海。"
     assert marked("", ["x"]) == ""
+    other = marked("Anna, the dog!", ["Anna met the cat."], differences=True)
+    assert other == "Anna, the <mark>dog</mark>!"
 
 
 def test_runs_that_count_rows_without_ids_otherwise_are_matched_by_dialogue(tmp_path):
