@@ -1,5 +1,6 @@
 """The Trainer with checkpoints that a kill cannot damage, and from which a run resumes bit for bit."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints
 
+from lora_hf.errors import UserError, first_line
 from lora_hf.training.checkpoints import (
     STATE,
     checkpoint_in,
@@ -17,6 +19,8 @@ from lora_hf.training.checkpoints import (
     whole_checkpoint,
 )
 from lora_hf.training.dataloading import OrderedTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(OrderedTrainer):
@@ -34,6 +38,39 @@ class ResumableTrainer(OrderedTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._resumed_from = kwargs.get("resume_from_checkpoint")
         return super()._inner_training_loop(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the optimizer's state; one of another optimizer is refused before the first step.
+
+        Raises:
+            UserError: the checkpoint's optimizer has other settings, or other groups of weights.
+        """
+        optimizer: Any = self.optimizer
+        if checkpoint is None or not hasattr(optimizer, "param_groups"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        own = [set(group) for group in optimizer.param_groups]
+        reason = ""
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (KeyError, ValueError) as error:
+            reason = first_line(error)
+        groups = optimizer.param_groups
+        missing = {name for names, group in zip(own, groups, strict=False) for name in names - set(group)}
+        if missing and not reason:
+            reason = f"its state has no {', '.join(sorted(missing))}"
+        if reason:
+            optim = str(getattr(self.args.optim, "value", self.args.optim))
+            raise UserError(
+                f"{checkpoint} was saved with another optimizer than {optim=} ({reason}); "
+                "resume with the same optim and optimizer settings, or train from the beginning",
+                "optim",
+            )
+        for name, key in (("learning_rate", "initial_lr"), ("weight_decay", "weight_decay")):
+            given, kept = getattr(self.args, name), {group.get(key) for group in groups} - {None, 0.0}
+            if kept and given and given not in kept and self.optimizer_cls_and_kwargs is None:
+                text = "%s=%s is not used: the optimizer of %s continues with %s"
+                logger.warning(text, name, given, checkpoint, ", ".join(map(str, sorted(kept))))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run an epoch, unless the resumed run had ended, or ends by the evaluation that is repeated."""

@@ -37,6 +37,10 @@ OVERRIDDEN: dict[str, Internal] = {
         "An interrupted evaluation after the last step is repeated here: no epoch follows.",
         ("trial", "num_train_samples", "start_time"),
     ),
+    "_load_optimizer_and_scheduler": Internal(
+        "The state of another optimizer is refused here; the Trainer would fail in the first step, or go on.",
+        ("checkpoint",),
+    ),
     "_get_grad_norm": Internal(
         "The one place between a step's gradients and the optimizer that knows their norm; callbacks do not.",
         ("model", "grad_norm"),

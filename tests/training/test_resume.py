@@ -13,11 +13,11 @@ import torch
 from support.families import make_family
 from support.resuming import KillAt, Killed, assert_equal, resume, trainer_of
 from support.selection import slow_except
-from support.tiny_trainer import Rows, arguments, losses, make_trainer
+from support.tiny_trainer import Rows, arguments, dropping, losses, make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_hf import LoraConfig, inject_adapters
-from lora_hf.errors import NotWritten
+from lora_hf.errors import NotWritten, UserError
 from lora_hf.files import PARTIAL
 from lora_hf.training import LoraTrainer
 from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, set_aside
@@ -232,3 +232,36 @@ def test_a_second_signal_stops_at_once_and_a_repeated_delivery_does_not(monkeypa
     now[0] += 1
     with pytest.raises(Interrupted, match="second signal"):
         stop._handle(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"optim": "sgd"}, "optim='sgd' .its state has no dampening, momentum"),
+        ({"optim": "adafactor"}, "its state has no beta1"),
+        ({"loraplus_lr_ratio": 4.0}, "different number of parameter groups"),
+    ],
+)
+def test_a_checkpoint_of_another_optimizer_is_refused_before_a_step(
+    fields: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        trainer_of(tmp_path, KillAt(4)).train()
+    own = {name: fields[name] for name in fields if name == "loraplus_lr_ratio"}
+    args = arguments(tmp_path, seed=3, **{k: v for k, v in fields.items() if k not in own})
+    trainer = make_trainer(dropping(), args, **own)
+    with pytest.raises(UserError, match=f"checkpoint-4 was saved with another .*{words}"):
+        resume(trainer, tmp_path)
+    assert trainer.state.global_step in (0, 4)
+
+
+def test_a_learning_rate_that_resuming_does_not_take_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Killed):
+        trainer_of(tmp_path, KillAt(8)).train()
+    resume(trainer_of(tmp_path), tmp_path)
+    assert "is not used" not in caplog.text
+    resume(trainer_of(tmp_path, learning_rate=1.0), tmp_path)
+    assert "learning_rate=1.0 is not used: the optimizer of" in caplog.text
+    assert "continues with 0.005" in caplog.text
