@@ -217,5 +217,6 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert "methods-dark.svg#only-dark" in (tmp_path / "methods/index.html").read_text(encoding="utf-8")
     assert "<code>--config PATH</code>" in (tmp_path / "commands/index.html").read_text(encoding="utf-8")
     assert (tmp_path / "notebooks/lora/index.html").is_file()
+    assert (tmp_path / "reports/index.html").read_text(encoding="utf-8").count("Outcome:") > 100
     pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
     assert not any("fonts.googleapis.com" in page for page in pages)
