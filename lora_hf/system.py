@@ -52,7 +52,8 @@ def device_name(device: torch.device) -> str:
     """Return the GPU's name, or the processor's architecture and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type} {platform.machine()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     {"errors"},
     {"arguments", "families", "files", "hub", "distributed"},
-    {"run_files", "scores", "language_codes", "adapters", "data.prompts", "data.split_names"},
+    {"run_files", "scores", "language_codes", "terminal", "adapters", "data.prompts", "data.split_names"},
     {"run_records", "system", "memory", "baselines", "fast"},
     {"config"},
     {"models"},

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from lora_hf import distributed as processes
+from lora_hf import terminal
 from lora_hf.cli import checking, hub, running, saved, serving, starting
 from lora_hf.cli.exit_status import exit_status, invoke
 
@@ -64,8 +65,15 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error. Works after any command too.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show results and errors only. Works after any command too.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Show samples and details too. Works after any command too."),
+    ] = False,
 ) -> None:
-    """Take the options of all commands. `main` has taken `--debug` from the command line already."""
+    """Take the options of all commands, which `main` and `run` have taken from the command line already."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,6 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
         make_writable(stream)
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
+    if terminal.split_verbosity(words)[1] != "verbose":
+        terminal.silence_packages()
     processes.leave(run(words, debug=len(words) < len(given)))
 
 
@@ -93,12 +103,13 @@ def make_writable(stream: Any) -> None:
 
 
 def run(words: list[str], debug: bool) -> int:
-    """Run a command line and return its exit status.
+    """Run a command line, which may hold -q or -v, and return its exit status.
 
     Raises:
         Exception: an error that is not the user's; Python prints its traceback and exits with status 1.
     """
-    return exit_status(partial(_invoke, words), debug)
+    words, verbosity = terminal.split_verbosity(words)
+    return exit_status(partial(_invoke, words), debug, verbosity)
 
 
 def _invoke(words: list[str]) -> None:

@@ -6,7 +6,6 @@ A second line names the section of the documentation on such errors (`help: docs
 """
 
 import errno
-import logging
 import os
 import signal
 import sys
@@ -17,8 +16,10 @@ from types import FrameType
 from typing import Any
 
 import typer
+from rich.text import Text
 
 from lora_hf import distributed as processes
+from lora_hf import terminal
 from lora_hf.cli.help_page import help_line
 from lora_hf.cli.hints import explain
 from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError, WrittenModelDiffers
@@ -26,20 +27,26 @@ from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError, Written
 LOST_PROCESS = "another process of this run has ended; rerun the command to resume from the last checkpoint"
 
 
-def exit_status(task: Callable[[], object], debug: bool = False) -> int:
+def exit_status(task: Callable[[], object], debug: bool = False, verbosity: str = "normal") -> int:
     """Run a task and return the exit status; a mistake of the user becomes one message on standard error.
+
+    Args:
+        task: what the command does.
+        debug: show the traceback of a mistake too.
+        verbosity: a key of `terminal.LEVELS`.
 
     Raises:
         Exception: an error that is not the user's; Python prints its traceback and exits with status 1.
     """
-    _set_up_logging()
+    terminal.set_up(verbosity)
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # short-lived ones
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         task()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         if processes.is_main():
-            print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
+            terminal.write(Text(f"interrupted: {interrupt}" if interrupt.args else "interrupted"))
         return 130
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,16 +58,16 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
     except NotWritten as error:
         if debug:
             traceback.print_exception(error)
-        print(f"error: {_not_written(error)}", file=sys.stderr)
+        _print_error(_not_written(error))
         return 1
     except WrittenModelDiffers as error:
         if debug:
             traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return 1
     except Exception as error:
         if processes.is_lost_peer(error) and not debug:
-            print(LOST_PROCESS, file=sys.stderr)
+            terminal.write(Text(LOST_PROCESS))
             return 1
         if not _is_the_users(error):
             raise
@@ -68,9 +75,9 @@ def exit_status(task: Callable[[], object], debug: bool = False) -> int:
             traceback.print_exception(error)
         is_agreed = isinstance(error, processes.AgreedError)
         if processes.is_main() or not is_agreed:
-            print(f"error: {_message(error)}", file=sys.stderr)
+            _print_error(_message(error))
             if line := help_line(error):
-                print(line, file=sys.stderr)
+                terminal.write(Text(line))
         if is_agreed:
             processes.stop()  # a launcher ends all processes once one exits: print first
         return 2
@@ -96,18 +103,12 @@ def _status_of(failure: RunFailed) -> int:
         return failure.status
     name = signal.Signals(-failure.status).name
     cause = "; often memory ran out: try a smaller per_device_train_batch_size" if name == "SIGKILL" else ""
-    print(f"the run's process was ended by {name}{cause}", file=sys.stderr)
+    terminal.write(Text(f"the run's process was ended by {name}{cause}"))
     return 1
 
 
-def _set_up_logging() -> None:
-    """Log our lines and the libraries' warnings to standard error, without short-lived progress bars."""
-    ours = logging.getLogger("lora_hf")
-    ours.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
-    ours.propagate = False
-    ours.handlers = [logging.StreamHandler(sys.stderr)]
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # asks for a package that fetches code
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+def _print_error(message: str) -> None:
+    terminal.write(terminal.labelled("error", "bold red", message))
 
 
 def _not_written(error: NotWritten) -> str:

@@ -1,16 +1,17 @@
 """What to type after a command has ended, with the paths of that run.
 
 These lines go to standard error, as everything but results does. They are left out with `--json`, in the runs
-that a comparison starts, and where only warnings are logged.
+that a comparison starts, and with -q.
 """
 
 import logging
-import os
 import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
+
+from lora_hf import terminal
 
 TRY = (
     "Try it on a text of your own",
@@ -46,7 +47,6 @@ NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "preview": (("Push it", "lora-hf push --adapter {adapter} --repo-id {repository}"),),
 }
 """By command, what can be done next. A step whose path in braces is not known is left out."""
-logger = logging.getLogger(__name__)
 
 
 def show_next(command: str, as_json: bool = False, **paths: str | Path | None) -> None:
@@ -57,9 +57,7 @@ def show_next(command: str, as_json: bool = False, **paths: str | Path | None) -
         as_json: whether the command printed JSON, after which nothing is printed.
         paths: what replaces the words in braces; options and overrides are words already quoted.
     """
-    from lora_hf.runs.start import PART_OF_SEVERAL  # here: it imports the config's fields
-
-    if as_json or PART_OF_SEVERAL in os.environ or not logger.isEnabledFor(logging.INFO):
+    if as_json or terminal.is_part() or not terminal.is_shown(logging.INFO):
         return
     program = program_name()
     lines = []

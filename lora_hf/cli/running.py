@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_hf import distributed as processes
+from lora_hf import terminal
 from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import (
     Config,
@@ -44,7 +45,7 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
     source = source_of("train", config, words, output)
     run, record = run_config(source.config, source.overrides)
     processes.stop()
-    if processes.is_main():
+    if processes.is_main() and not terminal.is_part():
         print_scores(record)
         folder = Path(run.output_dir)
         print(f"results: {folder / 'results.json'}")
@@ -99,11 +100,16 @@ def _print_comparison(
     command: str, comparison: "Comparison", kind: str, config_file: Path, overrides: list[str] | None
 ) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     from lora_hf.config.load import load_config
     from lora_hf.reporting.comparison_table import comparison_terminal
+    from lora_hf.reporting.verdict import verdict
 
-    Console().print(comparison_terminal(comparison))
+    console = Console()
+    console.print(comparison_terminal(comparison))
+    for number, finding in enumerate(verdict(comparison)):
+        console.print(Text(finding, "bold" if number == 0 else ""), soft_wrap=not console.is_terminal)
     config = load_config(config_file, overrides or [], is_done=lambda run: True)
     print_report(Path(config.output_dir), kind)
     _show_after(command, config, kind)

@@ -1,7 +1,7 @@
 """Load and tokenize the data of a run. All runs of a comparison get the same data."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.overlap import SharedDialogues
-from lora_hf.data.splits import load_split_and_origin, scored_split
+from lora_hf.data.splits import BY_HASH, load_split_and_origin, scored_split
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 from lora_hf.data.translation import TRANSLATION
@@ -55,10 +55,13 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
         check_steps(train_rows.source, config.data, config.training.get("max_steps", -1))
     validation, validation_origin, columns = load_split_and_origin(config.data, "validation", train.columns)
     test, test_origin, _ = load_split_and_origin(config.data, "test", train.columns)
+    origins = {"train": train.origin, "validation": validation_origin, "test": test_origin}
+    counts = {"train": train.n, "validation": len(validation), "test": len(test)}
+    logger.info("%s", data_line(config, counts, origins))
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
     for rows in (train_rows, validation_rows):
         rows.truncation = rows.truncation.in_words_of(config.task)
-        logger.info("%s", rows.truncation)
+        logger.log(_level(rows.truncation), "%s", rows.truncation)
     task = config.task
     warnings = _log_unknown(task, train_rows.unknown, validation_rows.unknown)
     test_sources, found = encode_test(test, tokenizer, config.data, config.task)
@@ -82,9 +85,8 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
             f"{config.task.targets} may have, by its references; lower it, or set generation.max_new_tokens"
         )
     text = "%s may have %d tokens; the longest reference has %d"
-    logger.info(text, config.task.targets, max_new_tokens, max(lengths))
+    logger.debug(text, config.task.targets, max_new_tokens, max(lengths))
     fingerprint = data_fingerprint(train.examples, validation, test)
-    splits = {"train": train.origin, "validation": validation_origin, "test": test_origin}
     is_directed = columns.is_found and columns.dialogue.startswith(f"{TRANSLATION}.")
     return RunData(
         train_rows,
@@ -94,7 +96,7 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
         max_new_tokens,
         fingerprint,
         warnings,
-        splits,
+        origins,
         columns.dialogue if is_directed else None,
     )
 
@@ -113,7 +115,7 @@ def encode_test(
     sources = encode_sources([example.dialogue for example in test], tokenizer, config)
     limit = config.max_source_length
     cut = Truncation("test", len(test), sources.cut, sources.long, limit)
-    logger.info("%s", cut.in_words_of(task))
+    logger.log(_level(cut), "%s", cut.in_words_of(task))
     warnings = _log_unknown(task, UnknownTokens("test", sources.unknown))
     if sources.in_prompt.unknown:
         warnings.append(prompt_problem(config, sources.in_prompt))
@@ -125,6 +127,19 @@ def prompt_problem(config: DataConfig, in_prompt: Unknown) -> str:
     """Return the message on a prompt that the tokenizer does not know as a whole."""
     shown = ", ".join(map(repr, in_prompt.examples))
     return f"data.prompt={config.prompt!r}: the tokenizer does not know {shown}; write it in other characters"
+
+
+def data_line(config: RunConfig, counts: Mapping[str, int | None], origins: Mapping[str, str]) -> str:
+    """Return what a run reads: `data: talks.csv, 80 train, 10 validation, 10 test dialogues`."""
+    name = config.data.dataset_name
+    sizes = ", ".join("streamed train" if n is None else f"{n:,} {split}" for split, n in counts.items())
+    seed = f", split {BY_HASH}" if any(BY_HASH in origin for origin in origins.values()) else ""
+    return f"data: {name}, {sizes} {config.task.sources}{seed}"
+
+
+def _level(cut: Truncation) -> int:
+    """Return the level at which a split's truncation is logged: without any, only with -v."""
+    return logging.INFO if cut.cut_sources or cut.cut_targets else logging.DEBUG
 
 
 def _log_unknown(task: Task, *splits: UnknownTokens) -> list[str]:
@@ -145,5 +160,5 @@ def _log_shared(task: Task, splits: list[SharedDialogues]) -> list[str]:
         else:
             logger.info("%s", shared)
     if not found:
-        logger.info(overlap.NONE_SHARED, task.source)
+        logger.debug(overlap.NONE_SHARED, task.source)
     return [str(shared) for shared in found if shared.is_fault]

@@ -38,6 +38,8 @@ from lora_hf.errors import UserError, few
 logger = logging.getLogger(__name__)
 DEFAULT_SHARES = (0.1, 0.1)
 """Default shares of validation and test, which earlier runs were divided by."""
+BY_HASH = "by a hash of the text"
+"""How rows are divided among splits that share a file, as the origin of a split says it."""
 
 
 class LoadedSplit(NamedTuple):
@@ -249,7 +251,7 @@ def origin_of(part: Part, config: DataConfig, split: Split) -> str:
     validation, test = _shares(config)
     share = {"validation": validation, "test": test, "train": 1 - validation - test}
     percent = f"{100 * sum(share[home] for home in part.homes):.3g} %"
-    return f"{percent} of {source}, by a hash of the text (data.split_seed={config.split_seed})"
+    return f"{percent} of {source}, {BY_HASH} (data.split_seed={config.split_seed})"
 
 
 def _slice(
@@ -259,11 +261,11 @@ def _slice(
     count = f"{len(chosen):,} of {len(rows):,} rows"
     if part.is_one_file:
         text = "%s [%s]: %s, by a hash of the text (data.split_seed=%d)"
-        logger.info(text, config.dataset_name, split, count, config.split_seed)
+        logger.debug(text, config.dataset_name, split, count, config.split_seed)
     else:
         held = [name for name in SPLITS if (name in part.homes) == (split != "train")]
         text = "%s [%s]: %s of train; %s is missing and taken from train by a hash (data.split_seed=%d)"
-        logger.info(text, part.name.rpartition(" [")[0], split, count, " and ".join(held), config.split_seed)
+        logger.debug(text, part.name.rpartition(" [")[0], split, count, " and ".join(held), config.split_seed)
     if not chosen:
         what = "one file" if part.is_one_file else f"data without the split {split}"
         validation, test = (f"{100 * share:.3g}" for share in _shares(config))

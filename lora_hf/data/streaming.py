@@ -157,6 +157,11 @@ class TrainingSplit(NamedTuple):
     """Its origin."""
     columns: Columns = PLAIN
 
+    @property
+    def n(self) -> int | None:
+        """Return the number of its dialogues; None if a stream's is unknown."""
+        return self.rows.source.n if isinstance(self.rows, StreamedDialogues) else len(self.examples)
+
     def shared_with(self, held_out: dict[str, Sequence[Example]]) -> list[SharedDialogues]:
         """Return the dialogues that stand in several splits, of which `held_out` are the others by name."""
         if isinstance(self.rows, StreamedDialogues):

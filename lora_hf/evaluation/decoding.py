@@ -70,7 +70,7 @@ def decoding_for(model: Any, options: Mapping[str, Any]) -> Callable[..., Tensor
         return greedy
     if not reason and mode == GenerationMode.BEAM_SEARCH and shares_sources(model):
         return beams
-    logger.info("using Transformers' own decoding: %s", reason or f"{mode.value} with this model")
+    logger.debug("using Transformers' own decoding: %s", reason or f"{mode.value} with this model")
     return None
 
 
@@ -180,7 +180,7 @@ def greedy(
     place, written = torch.arange(len(ids), device=ids.device), [ids]
     may_leave = not any(type(processor).__name__ in ROW_AWARE_PROCESSORS for processor in logits_processor)
     if not may_leave:
-        logger.info("finished rows stay in their batch: a logits processor addresses rows by index")
+        logger.debug("finished rows stay in their batch: a logits processor addresses rows by index")
     pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
     cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
     is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import EvalPrediction
 
+from lora_hf import terminal
 from lora_hf.config import GenerationConfig
 from lora_hf.data.examples import Example
-from lora_hf.distributed import all_gather, from_main, is_main, rank, shares, world_size
+from lora_hf.distributed import all_gather, from_main, rank, shares, world_size
 from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.metrics import Measured, Scoring
 from lora_hf.evaluation.metrics.rouge import from_dialogue_scores, rows_by_unicode
@@ -41,7 +40,7 @@ class ValidationScores:
             self._decode(ids) for ids in (prediction.predictions, prediction.label_ids)
         )
         for written, reference in list(zip(predictions, references, strict=True))[:LOGGED_SUMMARIES]:
-            logger.info("reference: %s\ngenerated: %s", reference, written)
+            logger.debug("reference: %s\ngenerated: %s", reference, written)
         words = [len(spaced_words(text)) for text in predictions]
         return from_main(lambda: self.score(predictions, references)) | {"words": float(np.mean(words))}
 
@@ -133,12 +132,7 @@ def summarize(
     `options` are further keywords of `generate`; the config's own replace them.
     """
     check_tokens(model, config)
-    columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not (console.is_terminal and is_main())
-    ) as progress:
-        task = progress.add_task("", total=len(sources))
+    with terminal.bar("generating", len(sources), "text") as progress:
         return generate_summaries(
             model,
             tokenizer,
@@ -147,7 +141,7 @@ def summarize(
             batch_size=config.batch_size,
             batch_tokens=config.batch_tokens,
             fast_paths=fast_paths,
-            on_batch=lambda rows: progress.advance(task, rows),
+            on_batch=progress.advance,
             **(options | config.options()),
         )
 

@@ -123,7 +123,7 @@ def fast_generation(model: Any, merged: bool = True) -> Iterator[None]:
     """
     reason = why_not(model)
     if reason:
-        logger.info("generation without fast paths for norm and activation: %s", reason)
+        logger.debug("generation without fast paths for norm and activation: %s", reason)
     with ExitStack() as stack:
         if merged and _merging_fits(model):
             stack.enter_context(merged_where_exact(model))

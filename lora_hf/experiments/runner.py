@@ -18,12 +18,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lora_hf import terminal
 from lora_hf.config import RunConfig
 from lora_hf.errors import RunFailed, UserError
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.files import PARTIAL
+from lora_hf.reporting.tables import with_interval
 from lora_hf.run_files import ENDS, STORE
+from lora_hf.run_records import interval_of, read_result, score_of
 from lora_hf.runs.run_dir import RunDirectory, finished_result
-from lora_hf.runs.start import PART_OF_SEVERAL
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
@@ -115,9 +118,22 @@ def run_each(config_file: str | Path, overrides: Sequence[str], runs: Sequence[P
     for number, run in enumerate(runs, start=1):
         if run.name in finished:
             logger.info("[%d/%d] %s: already finished with the same inputs", number, len(runs), run.name)
-            continue
-        logger.info("[%d/%d] %s -> %s", number, len(runs), run.name, run.config.output_dir)
-        run_process(run_command(config_file, overrides, run))
+        else:
+            logger.info("[%d/%d] %s -> %s", number, len(runs), run.name, run.config.output_dir)
+            run_process(run_command(config_file, overrides, run))
+        _report_score(run)
+
+
+def _report_score(run: PlannedRun) -> None:
+    """Log the main score of a finished run."""
+    if (result := read_result(Path(run.config.output_dir))) is not None:
+        main = Scoring.of_result(result).main
+        interval = interval_of(result, main.name)
+        logger.info(
+            "%s: %s %s on %s test %s",
+            *(run.name, main.titled, with_interval(main, score_of(result, main.name), interval)),
+            *(f"{result['n_examples']:,}", run.config.task.sources),
+        )
 
 
 def check_sections(config: RunConfig, verb: str, used: Sequence[str] = ()) -> None:
@@ -185,8 +201,13 @@ def run_process(command: list[str]) -> None:
         if hasattr(libc, "prctl"):
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    environment = os.environ | {PART_OF_SEVERAL: "1"}
-    child = subprocess.Popen(command, process_group=0, preexec_fn=stop_with_parent, env=environment)
+    child = subprocess.Popen(
+        command,
+        process_group=0,
+        preexec_fn=stop_with_parent,
+        stdout=2,  # standard output has the results of the experiment only
+        env=os.environ | terminal.for_runs(),
+    )
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -198,6 +219,8 @@ def run_process(command: list[str]) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if status != 0:
+        if terminal.console.is_interactive:
+            terminal.console.show_cursor()  # a killed child leaves it hidden
         raise RunFailed(status)
 
 

@@ -43,7 +43,7 @@ def compiled(model: Any, backend: str | None = None, mode: str | None = None) ->
     blocks = blocks_of(model)
     before = [block._compiled_call_impl for block in blocks]
     what = "the model, which names no blocks" if blocks == [model] else f"{len(blocks)} blocks"
-    logger.info("torch_compile: %s, on the reference path", what)
+    logger.debug("torch_compile: %s, on the reference path", what)
     for block in blocks:
         block.compile(backend=(backend or "inductor").lower(), mode=mode, dynamic=True)
     try:

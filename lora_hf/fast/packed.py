@@ -36,7 +36,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     layers = [module for module in model.modules() if type(module) is nn.Linear and _can(module)]
     needed = sum(layer.weight.nbytes for layer in layers)
     if needed > MOST_BYTES:
-        logger.info(
+        logger.debug(
             "weights are not packed: they take %.1f GiB, and the limit is %.1f GiB",
             needed / 2**30,
             MOST_BYTES / 2**30,

@@ -78,7 +78,7 @@ def faster(model: Any) -> Iterator[None]:
     """Use the fast paths of norms, activations, attention and dropout inside the block."""
     changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and _has_gelu(m)]
     if kept := sum(type(m) in FASTER and not _has_gelu(m) for m in model.modules()):
-        logger.info("%d feed-forward layers take the reference path: their activation is not gelu_new", kept)
+        logger.debug("%d feed-forward layers take the reference path: their activation is not gelu_new", kept)
     for module, kind in changed:
         module.__class__ = _faster_class(kind)  # type: ignore[arg-type]
     try:

@@ -41,7 +41,7 @@ def fetch(name: str, patterns: Sequence[str], action: str) -> Path:
     repo_id, revision = split_name(name)
     with hub_errors(action):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
-    logger.info("%s is at commit %s", name, folder.name)
+    logger.debug("%s is at commit %s", name, folder.name)
     return folder
 
 

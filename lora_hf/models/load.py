@@ -42,7 +42,7 @@ from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.models.weight_values import check_values, file_tensors
 from lora_hf.run_files import ADAPTER, MODEL
 from lora_hf.run_files import CONFIG as RUN_CONFIG
-from lora_hf.system import pick_device, resolve_dtype
+from lora_hf.system import device_name, pick_device, resolve_dtype
 
 logger = logging.getLogger(__name__)
 NO_CODE = {"trust_remote_code": False}
@@ -179,6 +179,15 @@ def check_run_lengths(run: RunConfig) -> None:
     """Check a run's lengths as `check_lengths` does, with the virtual tokens of its method."""
     virtual_tokens = run.prompt_tuning.num_virtual_tokens if run.method == "prompt_tuning" else 0
     check_lengths(run.model, run.data, run.generation, virtual_tokens)
+
+
+def report_model(config: ModelConfig, device: torch.device, train_all: bool = False) -> None:
+    """Log which model is about to be loaded, in which dtype and where; arguments of `load_model`."""
+    dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
+    stored = f"{config.storage}, computed in " if config.is_quantized else ""
+    revision = f"@{config.revision}" if config.revision else ""
+    how = f"{stored}{str(dtype).removeprefix('torch.')} on {device_name(device)}"
+    logger.info("model: %s%s in %s", config.model_name_or_path, revision, how)
 
 
 def load_model(

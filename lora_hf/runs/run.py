@@ -31,7 +31,7 @@ from lora_hf.evaluation.retention import (
 )
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
-from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer
+from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer, report_model
 from lora_hf.planning.fake_model import CHECKPOINTING, outline, settings_of
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
 from lora_hf.run_records import (
@@ -65,6 +65,7 @@ def execute(config: RunConfig) -> RunResult:
     """
     directory, sources = RunDirectory(config), sources_of(config)
     device = pick_device()
+    report_model(config.model, device, train_all=config.method == "full")
     this = in_all_processes(lambda: _load(config, directory, device))
     with run_lock(directory.path):
         fingerprints = {"data": this.data.fingerprint, "model": model_state(this.model).base_fingerprint}
@@ -115,6 +116,7 @@ def _make(run: Run) -> tuple[RunResult, list[Prediction]]:
     set_seed(run.config.seed)
     if run.config.method == "base":
         total = count_parameters(run.model)[1]
+        logger.info("method: base, %s parameters, without training", f"{total:,}")
         trained: TrainingRecord = {
             "train_seconds": 0.0,
             "trainable_parameters": 0,

@@ -1,11 +1,11 @@
 """Start the run that a config describes, unless its results exist: `lora-hf train` and `lora_hf.train`."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_hf import terminal
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.distributed import from_main, in_all_processes, start
@@ -13,8 +13,6 @@ from lora_hf.run_records import RunResult
 from lora_hf.runs.run_dir import UNCHANGED, finished_result
 
 logger = logging.getLogger(__name__)
-PART_OF_SEVERAL = "LORA_HF_PART_OF_SEVERAL"
-"""Environment variable in the process of one of several runs, whose command says what follows."""
 
 
 def run_config(
@@ -61,9 +59,8 @@ def _report_other_runs(config: RunConfig) -> None:
         "variants": (sorted(config.variants), "methods"),
         "sweep.space": (sorted(config.sweep.space), "sweep"),
     }
-    is_part = PART_OF_SEVERAL in os.environ  # the command of several runs started this one
     for field, (values, command) in listed.items():
-        if values and not is_part:
+        if values and not terminal.is_part():
             logger.warning(
                 "%s=%s is not used: this is one run, of method %s and seed %d; `lora-hf %s` makes them all",
                 *(field, values, config.method, config.seed, command),

@@ -8,13 +8,13 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.load import changed_fields
 from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
-from lora_hf.data.prepare import encode_test, load_data
+from lora_hf.data.prepare import data_line, encode_test, load_data
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.splits import load_split, with_columns_of_training
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.models.languages import set_language
-from lora_hf.models.load import check_lengths, load_model, load_tokenizer
+from lora_hf.models.load import check_lengths, load_model, load_tokenizer, report_model
 from lora_hf.run_records import Prediction, RunResult
 from lora_hf.saved.find_adapter import as_recorded, columns_of, virtual_tokens_of
 from lora_hf.system import pick_device
@@ -40,6 +40,8 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     scoring = Scoring.of_config(config)
     scoring.check()
     base = as_recorded(config.model, adapter) if adapter else config.model
+    device = pick_device()
+    report_model(base, device)
     tokenizer = load_tokenizer(base)
     trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
     max_new_tokens = config.generation.max_new_tokens or trained_with
@@ -47,13 +49,14 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
         *(base, config.data, config.generation, virtual_tokens_of(adapter) if adapter else 0),
         has_labels=not max_new_tokens,
     )
-    model = load_model(base, pick_device())
+    model = load_model(base, device)
     if adapter:
         _report_other_revision(base, adapter, model.config._commit_hash)
         load_saved(model, adapter)
         report_other_settings(config, adapter)
     if max_new_tokens:
         test = load_split(config.data, "test")
+        logger.info("%s", data_line(config, {"test": len(test)}, {}))
         sources, warnings = encode_test(test, tokenizer, config.data, config.task)
     else:  # the length follows from the references of training and validation
         data = load_data(config, tokenizer)

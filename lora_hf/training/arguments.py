@@ -59,6 +59,7 @@ def training_arguments(
         "bf16": compute_dtype == torch.bfloat16,
         "logging_nan_inf_filter": False,  # the NaN guard checks each step; this filter hides NaN
         "logging_steps": 50,
+        "disable_tqdm": False,  # Transformers' own default follows the level of its log
         "restore_callback_states_from_checkpoint": True,  # the counter of early stopping
     }
     decided = _best_checkpoint(config) | {

@@ -38,9 +38,9 @@ def fast_training(trainer: Any) -> Iterator[bool]:
         reference = _why_reference_path(trainer)
     all_logits = reference or _why_all_logits(trainer)
     if reference and trainer.fast_paths:
-        logger.info("fast path is off: %s", reference)
+        logger.debug("fast path is off: %s", reference)
     elif all_logits and trainer.fast_paths:
-        logger.info("memory-saving loss is off: %s", all_logits)
+        logger.debug("memory-saving loss is off: %s", all_logits)
     with ExitStack() as stack:
         stack.enter_context(
             cheap_masks(trainer.fast_paths and not compiles)

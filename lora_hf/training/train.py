@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
 from lora_hf.adapters import count_parameters
 from lora_hf.adapters.model_state import model_state, update_state
@@ -22,13 +22,15 @@ from lora_hf.evaluation.retention import RetentionTask
 from lora_hf.files import whole
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import set_language
-from lora_hf.models.load import load_model
+from lora_hf.models.load import load_model, quiet
 from lora_hf.models.plain_folder import public_name, save_model
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, MODEL
 from lora_hf.run_records import TrainingRecord
+from lora_hf.scores import Score
 from lora_hf.system import resolve_dtype
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.checkpoints import newest_checkpoint
+from lora_hf.training.progress import ShowProgress
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.signals import Interrupted, StopOnSignal
 from lora_hf.training.trainer import LoraTrainer
@@ -61,7 +63,8 @@ def adapt(run: Run) -> None:
         ADDED_WEIGHTS[run.config.method].add(run.config, run.model)
     trainable, total = count_parameters(run.model)
     logger.info(
-        "%s of %s parameters are trainable (%.2f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total
+        "method: %s, %s of %s parameters are trainable (%.2f %%)",
+        *(run.config.method, f"{trainable:,}", f"{total:,}", 100 * trainable / total),
     )
 
 
@@ -108,32 +111,45 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
     args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
     set_language(run.model, run.tokenizer, config.data)
     run.model.generation_config = generation_config(run.model, config.generation)  # for evaluations
+    scoring = Scoring.of_config(config)
     callbacks: list[TrainerCallback] = [stop]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
-    return LoraTrainer(
+    trainer = LoraTrainer(
         run.model,
         args,
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=run.tokenizer,
         data_collator=collator(run.tokenizer, run.model),
-        compute_metrics=ValidationScores(run.tokenizer, Scoring.of_config(config)),
+        compute_metrics=ValidationScores(run.tokenizer, scoring),
         callbacks=callbacks,
         loraplus_lr_ratio=config.loraplus_lr_ratio,
         fast_paths=config.fast_paths,
     )
+    for shown in (ProgressCallback, PrinterCallback):  # a notebook keeps its own table
+        if trainer.pop_callback(shown):
+            trainer.add_callback(ShowProgress(main_first(scoring)))
+    return trainer
+
+
+def main_first(scoring: Scoring) -> list[Score]:
+    """Return the scores of an evaluation, the main one first."""
+    return sorted(scoring.scores, key=lambda score: score != scoring.main)
 
 
 def _run_trainer(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> Any:
     try:
-        output = trainer.train(resume_from_checkpoint=checkpoint)
+        with quiet():  # a full model's checkpoints are written with a bar for each
+            output = trainer.train(resume_from_checkpoint=checkpoint)
     except Interrupted as interrupted:
         if not interrupted.args:  # raised in an evaluation, so between two steps
             trainer._save_checkpoint(trainer.model, trial=None)
         raise Interrupted(interrupted.args[0] if interrupted.args else _saved(trainer)) from None
     finally:
         stop.restore()
+        if shown := trainer.pop_callback(ShowProgress):
+            shown.close()
     if stop.received is not None:
         raise Interrupted(_saved(trainer))
     return output

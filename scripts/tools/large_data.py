@@ -87,7 +87,7 @@ def train(folder: Path, limit: int, steps: int, streaming: bool) -> tuple[int, f
     )
     for line in child.stdout or []:
         printed.append(line.rstrip())
-        if "'loss'" in line and first != first:
+        if ": loss " in line and first != first:
             first = time.perf_counter() - begun
     return child.wait(), first, printed
 

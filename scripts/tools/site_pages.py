@@ -33,6 +33,7 @@ COMMANDS = """# Commands
 
 `lora-hf --help` lists the commands, and `lora-hf COMMAND --help` prints the options of one. This page is made
 from the same definitions. Fields of the [configuration](config.md) follow the options as `section.key=value`.
+[What commands print](output.md) says what goes to standard output, and what `-q` and `-v` show.
 
 | exit status | meaning |
 | ---: | --- |

@@ -95,7 +95,7 @@ def train(folder: Path, steps: int) -> dict[str, Any]:
     words += [f"output_dir={folder / 'run'}"]
     with (folder / "log").open("w") as log:
         child = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        while "'loss'" not in (folder / "log").read_text() and child.poll() is None:
+        while ": loss " not in (folder / "log").read_text() and child.poll() is None:
             time.sleep(EVERY)  # imports and data take memory before the first step
         with sampling(psutil.Process(child.pid)) as seen:
             status = child.wait()

@@ -147,6 +147,40 @@ def test_a_finished_run_is_skipped(config, trained, capsys):
     assert "rouge1 " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "result"),
+    [
+        (["train", "--config", "CONFIG", *FEW, "output_dir=RUN"], "rouge1 "),
+        (["evaluate", "--config", "CONFIG", *FEW, "--adapter", "RUN"], "rouge1 "),
+        (["score", "RUN/predictions.jsonl", "--json"], '"rouge1": '),
+        (["predict", "TALK", "--adapter", "RUN"], '"prediction": '),
+        (["merge", "--adapter", "RUN", "--output", "NEW/merged"], "/merged: the model"),
+        (["report", "RUN"], "report: "),
+        (["push", "--adapter", "RUN", "--repo-id", "me/talks", "--dry-run"], "adapter_model.safetensors"),
+        (["schema"], '"$defs"'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_results_go_to_standard_output_and_the_rest_to_standard_error(
+    config, trained, tmp_path, capsys, words, result
+):
+    (tmp_path / "talk.txt").write_text("A: Hi")
+    places = {"CONFIG": config, "RUN": trained, "TALK": tmp_path / "talk.txt", "NEW": tmp_path}
+    for name, place in places.items():
+        words = [word.replace(name, str(place)) for word in words]
+    assert cli.run([*words, "-q"], debug=False) == 0
+    quiet = capsys.readouterr()
+    assert result in quiet.out and quiet.err == ""
+    if words[0] in ("train", "evaluate"):  # without -q: the same results, and lines about the run
+        assert cli.run(words, debug=False) == 0
+        said = capsys.readouterr()
+        assert (
+            said.out == quiet.out
+            and said.err.strip()
+            and not {*said.err.splitlines()} & {*said.out.splitlines()}
+        )
+
+
 def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trained, tmp_path, capsys):
     words = ["evaluate", "--config", str(config), *FEW, "--json", "--output", str(tmp_path / "out")]
     assert cli.run([*words, "--adapter", str(trained / "adapter")], debug=False) == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_hf import cli
+from lora_hf import cli, terminal
 from lora_hf.cli import next_steps
 from lora_hf.cli.starting import source_of
 from lora_hf.config import RunConfig
@@ -115,7 +115,6 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
     names = ("page", "adapter", "mergeable", "merged", "config", "run", "onnx")
     paths = {name: Path(f"a b/{name}") for name in names} | {"source": "--config quickstart"}
     paths |= {"repository": "USER/NAME", "file": "FILE", "other": "output_dir=x"}
-    next_steps.logger.setLevel("INFO")
     next_steps.show_next(command, **paths)
     err = capsys.readouterr().err
     lines = [line.partition("|")[2] or line for line in err.splitlines() if line.startswith("    ")]
@@ -128,15 +127,9 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
         get_command(cli.app).commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
     next_steps.show_next(command, as_json=True, **paths)
     next_steps.show_next(command)
-    monkeypatch.setenv(next_steps_variable(), "1")
+    monkeypatch.setenv(terminal.PART, "1")
     next_steps.show_next(command, **paths)
     assert capsys.readouterr().err == ""
-
-
-def next_steps_variable() -> str:
-    from lora_hf.runs.start import PART_OF_SEVERAL
-
-    return PART_OF_SEVERAL
 
 
 def test_a_command_that_the_shell_lacks_is_named_by_its_path(
@@ -148,7 +141,6 @@ def test_a_command_that_the_shell_lacks_is_named_by_its_path(
         (folder / ".venv/bin" / name).touch()
     monkeypatch.setattr("sys.executable", str(folder / ".venv/bin/python"))
     monkeypatch.setattr("shutil.which", lambda name: None)
-    next_steps.logger.setLevel("INFO")
     next_steps.show_next("verify", run=Path("runs/x"))
     err = capsys.readouterr().err
     assert "    .venv/bin/lora-hf report runs/x\n" in err and "    source .venv/bin/activate\n" in err

@@ -112,7 +112,7 @@ def test_another_value_than_names_of_columns_is_one_error(value):
 
 
 def test_what_was_found_is_said_and_fname_is_the_id(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "lora_hf"):
+    with caplog.at_level(logging.DEBUG, "lora_hf"):
         _, [example] = load(tmp_path, [{"fname": "f1", "document": TALK, "summary": GIST}])
     assert example.id == "f1"
     assert (

@@ -55,7 +55,7 @@ def test_a_missing_split_is_taken_from_train_by_dialogue_and_said(tmp_path, more
     copies = [row | {"dialogue": f"a:  number {i}?"} for i, row in enumerate(ROWS)]
     write(tmp_path, *more)
     write(tmp_path, "train.jsonl", rows=ROWS + copies)
-    with caplog.at_level(logging.INFO, "lora_hf"):
+    with caplog.at_level(logging.DEBUG, "lora_hf"):
         parts = {split: dialogues(tmp_path, split) for split in SPLITS}
     taken = [split for split in SPLITS if split == "train" or len(parts[split]) != 200]
     assert len(taken) == 3 - len(more)

@@ -36,7 +36,7 @@ def said(folder: Path, caplog: pytest.LogCaptureFixture, **fields: Any) -> list[
     caplog.clear()
     data = {"dataset_name": str(folder), **fields}
     task = data.pop("task", "summarization")
-    with caplog.at_level("INFO", logger="lora_hf"):
+    with caplog.at_level("DEBUG", logger="lora_hf"):
         load_data(RunConfig.model_validate({"task": task, "data": data}), load_tokenizer(ModelConfig()))
     records = [r for r in caplog.records if " also in " in r.getMessage() or r.getMessage() == NONE]
     return [(record.levelname, record.getMessage().split(". Remedy")[0]) for record in records]
@@ -59,7 +59,7 @@ def test_equal_dialogues_in_two_splits_are_a_warning_before_training(
 def test_a_few_are_said_and_none_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train, validation, test = dialogues(0, 5), dialogues(10, 5), dialogues(1000, 101)
     folder = write(tmp_path / "d", train=train, validation=validation, test=test)
-    assert said(folder, caplog) == [("INFO", NONE)]
+    assert said(folder, caplog) == [("DEBUG", NONE)]
     write(folder, test=[train[0], *test[1:]])
     (first,) = said(folder, caplog)
     assert first[0] == "INFO" and first[1].startswith("1 of 101 test dialogues (1.0%) are also in train")
@@ -86,7 +86,7 @@ def test_the_limits_of_a_run_decide_what_is_compared(
 ) -> None:
     train = dialogues(0, 40)
     folder = write(tmp_path / "d", train=train, validation=dialogues(100, 10), test=train[-5:])
-    assert said(folder, caplog, max_train_samples=20) == [("INFO", NONE)]
+    assert said(folder, caplog, max_train_samples=20) == [("DEBUG", NONE)]
 
 
 @pytest.mark.parametrize(

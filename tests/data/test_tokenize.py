@@ -146,7 +146,7 @@ def test_the_length_of_summaries_is_a_quarter_above_the_longest_reference(length
 def test_loading_reports_truncation_and_chooses_the_length_from_the_references(tokenizer, caplog):
     data = {"max_train_samples": 6, "max_eval_samples": 3, "max_test_samples": 2, "max_source_length": 40}
     config = RunConfig.model_validate({"data": data})
-    with caplog.at_level("INFO", logger="lora_hf"):
+    with caplog.at_level("DEBUG", logger="lora_hf"):
         loaded = load_data(config, tokenizer)
     longest = max(loaded.train.target_lengths + loaded.validation.target_lengths)
     assert loaded.max_new_tokens == min(-(-longest * 5 // 4), 128)
@@ -154,15 +154,21 @@ def test_loading_reports_truncation_and_chooses_the_length_from_the_references(t
     assert (
         [len(loaded.train), len(loaded.validation), len(loaded.test)] == [6, 3, 2] == list(map(len, splits))
     )
-    assert [message.split(":")[0] for message in caplog.messages[:3]] == ["train", "validation", "test"]
-    assert caplog.messages[2].startswith("test: 2 of 2 dialogues are cut at 40 tokens")
+    assert caplog.messages[0] == "data: embedded, 6 train, 3 validation, 2 test dialogues"
+    assert [message.split(":")[0] for message in caplog.messages[1:4]] == ["train", "validation", "test"]
+    assert caplog.messages[3].startswith("test: 2 of 2 dialogues are cut at 40 tokens")
     asked = config.model_copy(
         update={"generation": config.generation.model_copy(update={"max_new_tokens": 7})}
     )
     caplog.clear()
-    with caplog.at_level("INFO", logger="lora_hf"):
+    with caplog.at_level("DEBUG", logger="lora_hf"):
         loaded = load_data(asked.model_copy(update={"task": TASKS["translation"]}), tokenizer)
     assert loaded.max_new_tokens == 7 and "translations may have 7 tokens" in caplog.text
-    assert caplog.messages[2].startswith("test: 2 of 2 sentences are cut at 40 tokens")
+    assert caplog.messages[3].startswith("test: 2 of 2 sentences are cut at 40 tokens")
     assert "6 of 6 sentences are cut" in str(loaded.train.truncation)  # as results.json has it
     assert "translations at 128" in str(loaded.train.truncation)
+    caplog.clear()
+    uncut = config.model_copy(update={"data": config.data.model_copy(update={"max_source_length": 512})})
+    with caplog.at_level("INFO", logger="lora_hf"):
+        load_data(uncut, tokenizer)
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("data: ")  # nothing is cut

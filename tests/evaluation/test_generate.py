@@ -136,7 +136,7 @@ def test_unsupported_options_use_generate_and_say_so(
     model = adapted(make_t5)
     model._forward_hooks.clear()  # the one that ends rows needs the cache
     plain = write(model, fast_paths=False, **options)
-    with caplog.at_level("INFO", "lora_hf"):
+    with caplog.at_level("DEBUG", "lora_hf"):
         assert write(model, **options) == plain
     assert f"using Transformers' own decoding: {why}" in caplog.text
 
@@ -256,7 +256,7 @@ def test_too_large_a_model_is_not_packed(
 ) -> None:
     monkeypatch.setattr(packing, "MOST_BYTES", 100)
     layer = nn.Linear(8, 8)
-    with caplog.at_level(logging.INFO), packing.packed(layer):
+    with caplog.at_level(logging.DEBUG), packing.packed(layer):
         assert type(layer) is nn.Linear
     assert "not packed" in caplog.text
 

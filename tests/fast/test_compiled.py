@@ -81,7 +81,7 @@ def test_a_model_without_named_blocks_is_compiled_whole(caplog: pytest.LogCaptur
             return x + 1
 
     model = Own()
-    with caplog.at_level("INFO", "lora_hf"), compiled(model, "eager"):
+    with caplog.at_level("DEBUG", "lora_hf"), compiled(model, "eager"):
         model(torch.ones(1, 2))
     assert counters["stats"]["unique_graphs"] == 1
     assert "torch_compile: the model, which names no blocks" in caplog.text
@@ -104,7 +104,7 @@ def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
             generation_max_length=6,
             **more,
         )
-        with caplog.at_level("INFO", "lora_hf"):
+        with caplog.at_level("DEBUG", "lora_hf"):
             trainer = make_trainer(shallow(), args, eval_dataset=Rows(6, seed=9))
             trainer.train()
         runs.append(all_losses(trainer))
@@ -174,7 +174,7 @@ def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch:
 def test_the_log_says_what_is_not_compiled(
     more: dict[str, Any], expected: str, graphs: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", "lora_hf"):
+    with caplog.at_level("DEBUG", "lora_hf"):
         make_trainer(shallow(), small(tmp_path, **more)).train()
     assert expected in caplog.text and "blocks" not in caplog.text
     assert graphs is None or counters["stats"]["unique_graphs"] == graphs

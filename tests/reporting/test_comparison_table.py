@@ -80,7 +80,7 @@ def test_notes_give_trivial_summaries_and_the_machine():
     assert words == "Words: the mean per summary; references have 21.5."
     assert trivial == "ROUGE-1 of trivial summaries: first line 0.150."
     assert sample.startswith("1,500 test dialogues; 95 % intervals")
-    assert machine == "tiny in float32 on cpu x86_64, 1 threads."
+    assert machine == "tiny in float32 on cpu x86_64, 1 thread."
 
 
 def test_notes_say_what_is_wrong_with_the_data():

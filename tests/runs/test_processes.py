@@ -67,8 +67,8 @@ def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(confi
     words += ["training.max_steps=80", "training.logging_steps=1", "arms.full.training.max_steps=2"]
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unbuffered)
-    for line in child.stdout:
-        if "'loss'" in line:
+    for line in child.stderr:
+        if ": loss " in line:
             break
     child.send_signal(signal.SIGINT)
     _, err = child.communicate()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from lora_hf import terminal
 from lora_hf.runs import start
 
 
@@ -23,7 +24,7 @@ def test_listed_runs_that_train_does_not_make_are_logged(
     start.run_config({"seed": 42, "output_dir": "none"} | fields)
     lines = [record.getMessage() for record in caplog.records if "is not used" in record.getMessage()]
     assert len(lines) == (named is not None)
-    monkeypatch.setenv(start.PART_OF_SEVERAL, "1")
+    monkeypatch.setenv(terminal.PART, "1")
     caplog.clear()
     start.run_config({"seed": 42, "output_dir": "none"} | fields)
     assert "is not used" not in caplog.text

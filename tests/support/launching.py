@@ -60,8 +60,8 @@ def assert_same_run(found, expected):
 def kill_one_of_two(folder, env=None):
     """Start a run, kill one of its processes after the first checkpoint, and return the launcher's output."""
     child = start(folder, 4, env=env)
-    for line in child.stdout:
-        if "'loss'" in line and (folder / "checkpoints/checkpoint-3/rng_state_1.pth").exists():
+    for line in child.stderr:
+        if ": loss " in line and (folder / "checkpoints/checkpoint-3/rng_state_1.pth").exists():
             break
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child.pid)], capture_output=True, text=True)
     os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)

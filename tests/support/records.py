@@ -62,7 +62,7 @@ def record(rouge1, trained, **fields):
         "peak_memory_mib": 1234.5,
         "base_model": "tiny",
         "dtype": "float32",
-        "device": "cpu x86_64, 1 threads",
+        "device": "cpu x86_64, 1 thread",
         **fields,
     }
 

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from support.inputs import FEW
+from support.screen import screen_of
 from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from lora_hf import LoraTrainer, cli
+from lora_hf import LoraTrainer, cli, terminal
 from lora_hf.errors import UserError
 from lora_hf.training.nan_guard import NanGuard
 from lora_hf.training.trainer import last_checkpoint
@@ -211,12 +213,17 @@ def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Pat
     assert not (run / "adapter").exists() and not (run / "training.json").exists()
 
 
-def test_the_error_begins_on_a_new_line_after_a_progress_bar(tmp_path: Path, train: Any) -> None:
+def test_the_error_begins_on_a_new_line_after_a_progress_bar(
+    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "new_console", lambda: Console(stderr=True, force_terminal=True, width=99))
     words = ["training.learning_rate=5e-324", "training.warmup_steps=4"]  # half of the rate is 0
     words += ["training.max_steps=4", "training.disable_tqdm=false"]
     status, err = train(*words, f"output_dir={tmp_path / 'run'}")
     assert status == 2 and "2/4" in err
-    assert sum(line.startswith("error: step 3: the learning rate") for line in err.split("\n")) == 1
+    shown = screen_of(err, 99)
+    assert sum(line.startswith("error: step 3: the learning rate") for line in shown) == 1
+    assert not any("━" in line for line in shown)
 
 
 def test_a_healthy_run_is_not_stopped(tmp_path: Path) -> None:

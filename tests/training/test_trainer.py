@@ -126,7 +126,7 @@ def test_generation_and_rouge_run_at_each_evaluation(tmp_path: Path, caplog: Any
     trainer = make_trainer(
         adapted(), args, eval_dataset=Rows(6), compute_metrics=ValidationScores(tokenizer())
     )
-    with caplog.at_level("INFO", logger="lora_hf"):
+    with caplog.at_level("DEBUG", logger="lora_hf"):
         trainer.train()
     evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluated) == 2 and all(0 <= entry["eval_rouge1"] <= 1 for entry in evaluated)

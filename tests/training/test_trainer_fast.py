@@ -88,7 +88,7 @@ def test_beam_search_set_in_the_generation_config_is_used(tmp_path: Path) -> Non
 
 def test_a_model_without_fast_paths_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = adapted(make=MODELS["bart"][0], targets=("q_proj",))
-    with caplog.at_level("INFO", "lora_hf"):
+    with caplog.at_level("DEBUG", "lora_hf"):
         make_trainer(model, arguments(tmp_path, max_steps=1), fast_paths=True).train()
     assert "fast path is off: they are written for t5, mt5, umt5, and this is bart" in caplog.text
 
@@ -147,7 +147,7 @@ def test_the_log_says_what_takes_the_reference_path(
 ) -> None:
     model = adapted()
     args = arguments(tmp_path, max_steps=1, **change(model))
-    with caplog.at_level("INFO", "lora_hf"):
+    with caplog.at_level("DEBUG", "lora_hf"):
         make_trainer(model, args).train()
     assert expected in caplog.text
 
@@ -156,6 +156,6 @@ def test_rows_stay_in_the_batch_under_a_custom_logits_processor(caplog: Any) -> 
     def any_token(row: int, ids: Any) -> list[int]:
         return list(range(TOKENS))
 
-    with caplog.at_level("INFO", "lora_hf"):
+    with caplog.at_level("DEBUG", "lora_hf"):
         generate_summaries(make_t5(), tokenizer(), [[5, 6]], 3, prefix_allowed_tokens_fn=any_token)
     assert "finished rows stay in their batch" in caplog.text

@@ -1,0 +1,32 @@
+"""A real terminal: the bar of a training, and what remains on the screen."""
+
+import pytest
+from support.inputs import FEW
+from support.screen import Terminal, screen_of
+
+SHORT = [word for word in FEW if "disable_tqdm" not in word]
+STEPS = ["training.max_steps=6", "training.logging_steps=2", "training.save_strategy=no"]
+EVALUATE = ["training.eval_strategy=steps", "training.eval_steps=3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_bar_runs_below_whole_lines_and_leaves_none_of_itself(tmp_path, warm_python, width):
+    terminal = Terminal(width)
+    words = ["train", "--config", "quickstart", *SHORT, *STEPS, *EVALUATE, f"output_dir={tmp_path / 'run'}"]
+    child = warm_python.start(
+        ["-m", "lora_hf", *words],
+        stdout=terminal.child,
+        stderr=terminal.child,
+        env={"TERM": "xterm", "COLUMNS": str(width)},
+    )
+    written = terminal.read()
+    assert child.wait() == 0, written
+    assert "training" in written and "evaluating" in written and "loss " in written and " left" in written
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h") > 0  # the cursor is shown again
+    shown = screen_of(written, width)
+    assert not any("━" in line for line in shown)
+    text = " ".join(shown)
+    assert [line.partition(":")[0] for line in shown[:2]] == ["model", "data"]
+    assert text.count("step 3/6: validation loss ") == text.count("step 6/6: validation loss ") == 1
+    assert text.count("trained 6 steps in ") == 1 and "rouge1 " in text and "it/s" not in written
