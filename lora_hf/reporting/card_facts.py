@@ -90,5 +90,5 @@ class CardFacts:
         if self.config is None:
             return "data that are not recorded"
         if self.dataset == EMBEDDED:
-            return "the invented dialogues of lora_hf"
+            return "the synthetic dialogues that come with lora_hf"
         return self.dataset or "local data"

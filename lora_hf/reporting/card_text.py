@@ -40,7 +40,7 @@ def card_words(facts: CardFacts) -> Fields:
         "max_source_length": manifest.get("max_source_length"),
         "data_warnings": facts.record.get("data_warnings", []),
         "samples": "\n\n".join(_sample(row) for row in facts.samples),
-        "training": markdown_table([["", ""], *training_lines(facts)]),
+        "training": markdown_table([["", ""], *training_lines(facts)], is_text=True),
         "license_text": _license(facts),
     }
 
@@ -82,7 +82,7 @@ def training_lines(facts: CardFacts) -> list[list[str]]:
         "batch size": training.get("per_device_train_batch_size"),
         "steps": record.get("steps"),
         "seed": record.get("seed"),
-        "time": seconds_cell(record.get("train_seconds", 0.0)) if record else None,
+        "training time": seconds_cell(record.get("train_seconds", 0.0)) if record else None,
         "peak memory": bytes_cell(int(record.get("peak_memory_mib", 0) * 2**20)) if record else None,
         "device": record.get("device"),
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(record.get("versions", {}).items())),
@@ -144,8 +144,8 @@ def _about_scores(facts: CardFacts) -> str:
     on = f"on {n:,} test {scoring.task.sources}"
     if scoring.task.metrics == ("rouge",):
         return (
-            f"F1 from 0 to 1 {on}, with stemming; ROUGE-Lsum splits into sentences. For a "
-            f"{scoring.task.source} with several\nreferences it is the mean over them."
+            f"ROUGE is F1 from 0 to 1 {on}, with stemming; ROUGE-Lsum compares sentence by sentence.\nA "
+            f"{scoring.task.source} with several references counts with the mean over them."
         )
     scales = [_scale(score) for score in scoring.scores]
     signatures = [f"`{value}`" for name, value in facts.record.items() if name.endswith("_signature")]

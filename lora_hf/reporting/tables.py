@@ -23,18 +23,19 @@ def with_interval(score: Score, value: float, interval: Sequence[float]) -> str:
     return f"{score.text(value, DIGITS)} [{low}, {high}]"
 
 
-def markdown_table(lines: list[list[str]], strong: Collection[Place] = ()) -> str:
+def markdown_table(lines: list[list[str]], strong: Collection[Place] = (), is_text: bool = False) -> str:
     """Return a Markdown table from a header and lines: names on the left, figures on the right.
 
     Args:
         lines: the header first.
         strong: cells in bold.
+        is_text: the table holds texts, which are on the left as well.
     """
     header, *rest = (
         [f"**{cell}**" if (row, column) in strong else cell for column, cell in enumerate(line)]
         for row, line in enumerate(lines)
     )
-    rows = [header, ["---"] + ["---:"] * (len(header) - 1), *rest]
+    rows = [header, ["---"] + ["---" if is_text else "---:"] * (len(header) - 1), *rest]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -57,7 +57,7 @@ def test_baselines_are_pushed_and_loaded_too(hub, client, tmp_path):
     record = json.loads((run / "results.json").read_text())
     assert json.loads(scored.out)["rouge1"] == record["rouge1"]
     assert "adapter_config.json" not in hub.store.tree(REPO)
-    assert "Not with PEFT" in card_of(hub)[1] and card_of(hub)[0]["library_name"] == "lora_hf"
+    assert "Not with PEFT, because" in card_of(hub)[1] and card_of(hub)[0]["library_name"] == "lora_hf"
 
 
 @pytest.mark.slow
