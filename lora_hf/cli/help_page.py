@@ -50,4 +50,4 @@ def section_of(trace: TracebackType | None) -> str | None:
             found.append(section)
         trace = trace.tb_next
     others = [section for section in found if section != SECTIONS["cli"]]
-    return (others or found or [None])[-1]
+    return (others or found)[-1] if found else None
