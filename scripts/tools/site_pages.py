@@ -4,7 +4,7 @@
 - `notebooks/NAME.md`: each notebook with the outputs that are stored in it;
 - `reports.md`: the long table of `reliability.md` as a list, which is readable on a phone;
 - in every page, a `<picture>` with a light and a dark image becomes two images that follow the theme's
-  toggle, and indented blocks that begin with a command are highlighted as shell.
+  toggle, and indented blocks of commands and of YAML are highlighted.
 """
 
 import base64
@@ -23,10 +23,12 @@ sys.path.insert(0, str(ROOT))
 PICTURE = re.compile(
     r'<picture>\s*<source[^>]*srcset="([^"]+)">\s*<img alt="([^"]*)" src="([^"]+)">\s*</picture>'
 )
-SHELL = re.compile(
-    r"(?<=\n\n)((?: {4}(?:lora-hf|make|python|pip|uv|torchrun|accelerate|source|git|curl|for|hf) [^\n]*)"
-    r"(?:\n(?: {4}[^\n]*)?(?=\n))*)"
+COMMAND = r"lora-hf|make|python|pip|uv|torchrun|accelerate|source|git|curl|for|hf"
+FIELD = r"(?:data|task|model|lora|training|generation|retention|arms):"
+INDENTED = re.compile(
+    rf"(?<=\n\n)( {{4}}(?:(?P<shell>{COMMAND}) |{FIELD})[^\n]*(?:\n(?: {{4}}[^\n]*)?(?=\n))*)"
 )
+"""A block of commands, or of YAML."""
 REPORTS_TITLE = "## Reports from elsewhere"
 REPORTS = re.compile(rf"({REPORTS_TITLE})\n\n(.*?)\n\n((?:\|[^\n]*\n)+)\n?", re.DOTALL)
 COMMANDS = """# Commands
@@ -63,7 +65,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
             rf"{REPORTS_TITLE}\n\n\2\n\n[The list](reports.md) has its own page.\n\n", markdown
         )
     markdown = PICTURE.sub(r"![\2](\3#only-light)![\2](\1#only-dark)", markdown)
-    return SHELL.sub(lambda block: fenced("bash", _dedent(block[0])) + "\n", markdown)
+    return INDENTED.sub(_highlighted, markdown)
 
 
 def _reliability() -> str:
@@ -88,8 +90,9 @@ def fenced(language: str, text: str) -> str:
     return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
 
 
-def _dedent(text: str) -> str:
-    return "\n".join(line[4:] for line in text.split("\n"))
+def _highlighted(block: re.Match[str]) -> str:
+    text = "\n".join(line[4:] for line in block[0].split("\n"))
+    return fenced("bash" if block["shell"] else "yaml", text) + "\n"
 
 
 def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
