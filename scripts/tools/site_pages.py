@@ -24,7 +24,7 @@ PICTURE = re.compile(
     r'<picture>\s*<source[^>]*srcset="([^"]+)">\s*<img alt="([^"]*)" src="([^"]+)">\s*</picture>'
 )
 COMMAND = r"lora-hf|make|python|pip|uv|torchrun|accelerate|source|git|curl|for|hf"
-FIELD = r"(?:data|task|model|lora|training|generation|retention|arms):"
+FIELD = r"(?:# [^\n]*\n    )?(?:data|task|model|lora|training|generation|retention|arms):"
 INDENTED = re.compile(
     rf"(?<=\n\n)( {{4}}(?:(?P<shell>{COMMAND}) |{FIELD})[^\n]*(?:\n(?: {{4}}[^\n]*)?(?=\n))*)"
 )
