@@ -171,6 +171,6 @@ def plan(
 
     from lora_hf.reporting.plan_table import plan_terminal
 
-    Console().print(*plan_terminal(record), sep="\n")
+    Console(highlight=False).print(*plan_terminal(record), sep="\n")
     shown = source.words if source.text is None else shlex.join(words or [])
     show_next("plan", as_json, source=shown)

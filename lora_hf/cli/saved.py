@@ -126,7 +126,7 @@ def predict(
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
     if output:
-        print(f"{output}: {len(rows):,} predictions", file=sys.stderr)
+        print(f"{output}: {len(rows):,} prediction{'s' * (len(rows) != 1)}", file=sys.stderr)
     is_lora = any((Path(adapter) / name).is_file() for name in (f"{ADAPTER}/{PEFT_CONFIG}", PEFT_CONFIG))
     show_next("predict", mergeable=shlex.quote(adapter) if output and is_lora else None, merged="merged")
 

@@ -135,7 +135,9 @@ def _backpropagate(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> None:
 
 def _loss(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> Tensor:
     if not (fast and not why_not(model) and has_plain_frozen_head(model)):
-        loss: Tensor = model(input_ids=ids, decoder_input_ids=labels, labels=labels).loss
+        # Transformers switches the cache off where activations are computed again, and would warn of that
+        options = {"use_cache": False} if model.is_gradient_checkpointing else {}
+        loss: Tensor = model(input_ids=ids, decoder_input_ids=labels, labels=labels, **options).loss
         return loss
     with without_head(model) as head:
         hidden = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits

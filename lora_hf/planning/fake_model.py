@@ -121,7 +121,8 @@ def outline(
 
 def _checkpoint(model: Any, field: str) -> None:
     try:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        newer = getattr(model, "activation_checkpointing_enable", None)  # older versions lack it
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     except ValueError as error:
         raise UserError(
             f"training.{field}=true: Transformers' {type(model).__name__} cannot compute activations again "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from support.shell_words import expanded
 from support.warm_python import WarmPython
 
 from lora_hf import cli
@@ -26,13 +27,6 @@ def examples(verb: str) -> list[str]:
     return re.findall(
         r"^    [A-Z][^.\n]*: \[dim\](lora-hf .+)\[/dim\]$", str(VERBS[verb].__doc__), re.MULTILINE
     )
-
-
-def expanded(line: str) -> str:
-    """Return the first unquoted character of a command line that zsh, or bash, replaces by file names."""
-    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
-    found = re.search(r"[][*?]", bare)
-    return found[0] if found else ""
 
 
 @pytest.mark.parametrize("verb", VERBS)
