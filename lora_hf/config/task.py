@@ -67,12 +67,7 @@ class Task(Section):
             raise _wrong("prompt", str(error)) from None
         for name in self.metrics:
             if name not in METRICS and not name.endswith(SUFFIX):
-                known = ", ".join(METRICS)
-                raise _wrong(
-                    "metrics",
-                    f"holds {name!r}, which is neither a metric ({known}) nor a Python file."
-                    f"{did_you_mean(name, METRICS)}",
-                )
+                raise _wrong("metrics", f"holds {name!r}, which is {not_a_metric(name)}")
         if self.main_metric is not None and self.main_metric not in self.score_names:
             raise _wrong(
                 "main_metric", f"is not one of {', '.join(self.score_names)}, which the metrics give"
@@ -129,6 +124,14 @@ class Task(Section):
 
 def _names_of(metric: str) -> tuple[str, ...]:
     return tuple(score.name for score in METRICS[metric]) if metric in METRICS else (Path(metric).stem,)
+
+
+def not_a_metric(name: str) -> str:
+    """Return why a name is no metric, and what to do instead."""
+    hint = did_you_mean(name, METRICS)
+    why = " `evaluate` would download the code of a metric by its name from the Hub and run it"
+    remedy = "name a Python file that calls it (docs/tasks.md)"
+    return f"neither a metric ({', '.join(METRICS)}) nor a Python file.{hint or f'{why}: {remedy}'}"
 
 
 def _wrong(field: str, phrase: str) -> PydanticCustomError:

@@ -1,5 +1,8 @@
 """The metrics of the registry: parity with independent references, numbers by hand, intervals and tests."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -261,6 +264,33 @@ def test_a_metric_of_the_users_own_cannot_change_the_texts_and_is_read_again_whe
     assert record["accuracy"] == record["mine"] == 1 and (made, true) == (["b", "a"], [["b"], ["a"]])
     file.write_text("def per_example(p, r):\n    p.sort()\n    r[0].clear()\n    return [2] * 2")
     assert score(made, true, [str(file)])["mine"] == 2
+
+
+LENGTH = """
+import datasets
+import evaluate
+
+class Length(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"f1": [len(p) / len(r) for p, r in zip(predictions, references)]}
+"""
+
+
+def test_a_metric_of_evaluate_in_a_folder_is_called_by_a_file_as_the_page_shows(tmp_path, monkeypatch):
+    (tmp_path / "metrics/bertscore").mkdir(parents=True)
+    (tmp_path / "metrics/bertscore/bertscore.py").write_text(LENGTH)
+    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import evaluate\n.*?)```", page, re.DOTALL)
+    (tmp_path / "bert.py").write_text(code.replace(', lang="en"', ""))
+    monkeypatch.chdir(tmp_path)
+    assert score(["abc", "a"], [["abcdef"], ["ab"]], metrics="bert.py")["bert"] == 0.5
+    with pytest.raises(UserError, match="'bertscore' is neither .* download the code .*: name a Python file"):
+        score(["a"], [["a"]], metrics="bertscore")
 
 
 def test_code_from_the_hubs_cache_and_unknown_names_are_refused(tmp_path, monkeypatch):

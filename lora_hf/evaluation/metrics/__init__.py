@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_hf.config import RunConfig
-from lora_hf.config.task import SUFFIX, SUMMARIZATION, TASKS, Task, task_of
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.config.task import SUFFIX, SUMMARIZATION, TASKS, Task, not_a_metric, task_of
+from lora_hf.errors import UserError
 from lora_hf.evaluation.metrics import answers, errors, translation
 from lora_hf.evaluation.metrics.own import own_metric, own_score
 from lora_hf.evaluation.metrics.rouge import BY_UNICODE, is_english, rouge
@@ -164,10 +164,7 @@ def scoring_by(metrics: Sequence[str], language: str | None = None) -> Scoring:
     task = SUMMARIZATION if names == SUMMARIZATION.metrics else None
     for name in names:
         if name not in METRICS and not name.endswith(SUFFIX):
-            raise UserError(
-                f"metric {name!r} is neither one of {', '.join(METRICS)} nor a Python file."
-                f"{did_you_mean(name, METRICS)}"
-            )
+            raise UserError(f"metric {name!r} is {not_a_metric(name)}")
     if not names:
         raise UserError(f"name at least one metric: {', '.join(METRICS)}, or a Python file")
     scoring = Scoring(
