@@ -156,7 +156,8 @@ def charts(report: Report) -> dict[str, str]:
     panels: dict[str, Draw] = {}
     if "series" in comparison:
         panels[f"{main} along {comparison['axis']}"] = _sweep_scores(comparison, legend=True)
-        panels["Loss"] = _sweep_losses(comparison)
+        if any(last_loss(result) is not None for result in variants_of(comparison).values()):
+            panels["Loss"] = _sweep_losses(comparison)
     panels[f"{main} against the weights trained"] = partial(_scores_by_weights, report)
     for key, curve in curves_of(report.scoring).items():
         if logged(comparison, key):

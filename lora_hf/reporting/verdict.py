@@ -119,7 +119,7 @@ def _of_methods(comparison: Comparison) -> list[str]:
     heads = {
         "better": f"significantly better than {REFERENCE}",
         "worse": f"significantly worse than {REFERENCE}",
-        "same": "no significant difference",
+        "same": f"no significant difference from {REFERENCE}",
     }
     found = "; ".join(f"{heads[group]}: {', '.join(names)}" for group, names in groups.items() if names)
     best = max(variants, key=lambda name: main.sign * score_of(variants[name], main.name))

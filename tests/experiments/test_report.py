@@ -309,6 +309,8 @@ def test_a_study_keeps_its_order_and_its_kind(compared: Path) -> None:
     assert files[0].name == "methods.json"
     page = files[2].read_text()
     assert list(data_of(page)["labels"]) == ["base", "lora", "full", "dora"]
+    verdict = "<p>No significant difference from lora: base, full, dora.</p>"  # of three dialogues
+    assert page.index("</h1>") < page.index(verdict) < page.index("<dl") < page.index("<table")
     assert {order["label"] for order in data_of(page)["orders"]} >= {
         "largest gap: |dora − lora|",
         "largest gap: |full − lora|",

@@ -115,7 +115,7 @@ def test_methods_are_grouped_by_what_differs_from_lora() -> None:
     }
     lines = verdict(study)  # type: ignore[arg-type]
     assert lines[:2] == [
-        "Significantly worse than lora: base; no significant difference: full, dora",
+        "Significantly worse than lora: base; no significant difference from lora: full, dora",
         "Highest ROUGE-1: full, 0.400 [0.370, 0.420]; lora has 0.350 [0.320, 0.370]",
     ]
     assert lines[2] == "3 tests against lora, paired by dialogue, each at p < 0.05 / 3 (Bonferroni)"
