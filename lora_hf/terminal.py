@@ -72,6 +72,7 @@ def silence_packages() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of torchao; torch has a handler
     logging.lastResort = logging.StreamHandler()  # of loggers without a handler, such as bitsandbytes
     logging.lastResort.setLevel(logging.ERROR)
 
@@ -159,6 +160,7 @@ class Bar:
             disable=not is_drawn,
             redirect_stdout=sys.stdout.isatty(),  # what others print there appears above the bar
         )
+        self._described = description
         self._task = self._progress.add_task(description, total=total, completed=done, note="")
         self._progress.start()
 
@@ -168,7 +170,9 @@ class Bar:
 
     def update(self, **fields: Any) -> None:
         """Set `completed`, `description`, or the `note` beside the counter, such as the loss."""
-        self._progress.update(self._task, **fields)
+        is_other = fields.get("description", self._described) != self._described
+        self._described = fields.get("description", self._described)
+        self._progress.update(self._task, **fields, refresh=is_other)  # also what takes a moment is seen
 
     def close(self) -> None:
         """Remove the bar; may be called again."""
