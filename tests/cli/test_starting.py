@@ -39,7 +39,7 @@ def test_a_starter_config_is_valid_and_short_and_each_section_has_a_comment(task
     Path("x.yaml").write_text(text)
     run = load_config("x.yaml")
     assert (run.method, run.task.name, run.data.summary_column) == (method, task, ("c", "d"))
-    assert len(text.splitlines()) <= 45 and max(map(len, text.splitlines())) <= 110
+    assert len(text.splitlines()) <= 45 and max(map(len, text.splitlines())) <= 90
     assert "max_steps" not in run.training and run.output_dir == "runs/my data"
 
 
