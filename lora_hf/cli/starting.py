@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, write_text
 
 if TYPE_CHECKING:
+    from lora_hf.config import Method
     from lora_hf.config.task import Task
 
 METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
@@ -107,10 +108,10 @@ def init(
         model,
         task,
         names,
-        method,
+        cast("Method", method),
         file=str(target),
         rows=found.rows,
-        notes=found.notes,  # type: ignore[arg-type]
+        notes=found.notes,
     )
     load_config(read_value(text))  # a mistake in a value is an error here, not in the next command
     write_text(target, text)

@@ -100,13 +100,13 @@ def _ways(config: RunConfig, own: Plan, settings: Any, batch: Batch) -> list[Pla
     ways = [way(storage, plain)]
     if ways[0]["fits_gb"] == CARDS[0]:
         return ways
-    smaller, quarter = plain, ()
+    smaller, quarter = plain, list[str]()
     if batch.dialogues >= FEWER:
         passes = FEWER * int(config.training.get("gradient_accumulation_steps", 1))
-        quarter = (
+        quarter = [
             f"training.per_device_train_batch_size={batch.dialogues // FEWER}",
             f"training.gradient_accumulation_steps={passes}",
-        )
+        ]
         smaller = plain * (batch.dialogues // FEWER) // batch.dialogues  # they grow with the batch
         ways.append(way(storage, smaller, *quarter))
     few, all_of = smaller, [*quarter]
