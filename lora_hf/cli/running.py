@@ -107,7 +107,9 @@ def _print_comparison(
     from lora_hf.reporting.verdict import verdict
 
     console = Console()
+    terminal.line("")
     console.print(comparison_terminal(comparison))
+    console.print()
     for number, finding in enumerate(verdict(comparison)):
         console.print(Text(finding, "bold" if number == 0 else ""), soft_wrap=not console.is_terminal)
     config = load_config(config_file, overrides or [], is_done=lambda run: True)

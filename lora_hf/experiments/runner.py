@@ -119,6 +119,8 @@ def run_each(config_file: str | Path, overrides: Sequence[str], runs: Sequence[P
         if run.name in finished:
             logger.info("[%d/%d] %s: already finished with the same inputs", number, len(runs), run.name)
         else:
+            if number > 1:
+                terminal.line("")
             logger.info("[%d/%d] %s -> %s", number, len(runs), run.name, run.config.output_dir)
             run_process(run_command(config_file, overrides, run))
         _report_score(run)
