@@ -8,7 +8,7 @@ them), and do not say which line is broken. Here, csv cells stay text.
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import zip_longest
 from pathlib import Path
@@ -170,14 +170,24 @@ def _read_jsonl(path: Path, form: Form) -> Numbered:
     for number, line in enumerate(_lines(path, form), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object)
             except NOT_JSON as error:
                 raise UserError(f"{path}, line {number}: not json: {_why(error)}{_remedy(line)}") from error
             _require_object(row, f"{path}, line {number}", ONE_LIST if isinstance(row, list) else "")
             yield number, row
 
 
-def _lines(path: Path, form: Form) -> Iterator[str]:
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """Return an object; Python would keep the last of two values with one key, and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {repeated!r} twice")
+    return found
+
+
+def _lines(path: Path, form: Form) -> Generator[str, None, None]:
     """Yield the lines of a file. In UTF-8, errors give the byte offset in the file.
 
     `splitlines` would also split at U+2028, which may occur inside a string.
@@ -200,7 +210,7 @@ def _lines(path: Path, form: Form) -> Iterator[str]:
 def _read_json(path: Path, form: Form) -> Numbered:
     try:
         with open_text(path, form) as file:
-            data = json.loads(file.read())
+            data = json.loads(file.read(), object_pairs_hook=_object)
     except NOT_JSON as error:
         # json lines in a .json file, which datasets also accepts
         if getattr(error, "msg", "") == "Extra data":

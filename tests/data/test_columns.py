@@ -386,6 +386,15 @@ def test_columns_and_files_that_were_found_are_logged_once_per_run(tmp_path, cap
         assert sum(part in line for line in lines) == 1, lines
 
 
+@pytest.mark.parametrize(("name", "at"), [("train.jsonl", ", line 2: "), ("train.json", ": ")])
+def test_a_key_that_an_object_has_twice_is_refused_like_two_columns_of_one_name(tmp_path, name, at):
+    rows = ['{"dialogue": "A: 1", "summary": "1."}', '{"dialogue": "A: 2", "dialogue": "A: 3"}']
+    text = "\n".join(rows) if name.endswith("l") else f"[{', '.join(rows)}]"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}{at}not json: an object has the key 'dialogue' twice"):
+        load_split(DataConfig(dataset_name=str(tmp_path / name)), "train")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_turns_as_json_in_a_cell_of_csv_are_lines_inside_a_template_too(tmp_path, streaming):
     turns = json.dumps([{"speaker": "A", "text": "Hi"}, {"speaker": "B", "text": "Ho"}])
