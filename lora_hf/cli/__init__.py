@@ -22,7 +22,7 @@ from lora_hf.cli.exit_status import exit_status, invoke
 PANELS = {
     "Train": (starting.init, running.train, running.compare, running.reproduce),
     "Use": (saved.predict, saved.evaluate, saved.score, serving.serve, serving.demo),
-    "Look": (running.plan, checking.doctor, checking.verify, saved.report, checking.schema),
+    "Check": (running.plan, checking.doctor, checking.verify, saved.report, checking.schema),
     "Share": (saved.merge, saved.export, hub.push),
     "Study": (running.methods, running.sweep, saved.truncate),
 }
@@ -60,17 +60,22 @@ def print_versions(wanted: bool) -> None:
 def options(
     show_version: Annotated[
         bool,
-        typer.Option("--version", help="Show the versions and exit.", callback=print_versions, is_eager=True),
+        typer.Option(
+            "--version",
+            help="Show the versions of lora_hf and its main dependencies, and exit.",
+            callback=print_versions,
+            is_eager=True,
+        ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error. Works after any command too.")
+        bool, typer.Option("--debug", help="Show the traceback of an error. Also works after a command.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show results and errors only. Works after any command too.")
+        bool, typer.Option("--quiet", "-q", help="Show only results and errors. Also works after a command.")
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", "-v", help="Show samples and details too. Works after any command too."),
+        typer.Option("--verbose", "-v", help="Also show samples and details. Also works after a command."),
     ] = False,
 ) -> None:
     """Take the options of all commands, which `main` and `run` have taken from the command line already."""

@@ -37,7 +37,7 @@ def push(
         bool, typer.Option("--dry-run", help="List the files and print the model card without pushing.")
     ] = False,
 ) -> None:
-    """Push an adapter, the record of its run and a model card to the Hub.
+    """Push an adapter, the results of its run and a model card to the Hub.
 
     The token comes from HF_TOKEN or from `hf auth login`.
 

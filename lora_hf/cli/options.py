@@ -63,7 +63,7 @@ Words = Annotated[
     typer.Argument(
         metavar="MODEL DATA | KEY.SUB=VALUE",
         help="Without --config: a base model (a folder, a name on the Hub, or embedded) and your texts (a "
-        "file, a folder, or a name on the Hub). Fields that replace those of the config, such as lora.r=8.",
+        "file, a folder, or a name on the Hub). In both cases: config fields to set, such as lora.r=8.",
         show_default=False,
         autocompletion=complete_override,
     ),
@@ -75,7 +75,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY.SUB=VALUE",
-        help="Fields that replace those of the config, such as lora.r=8.",
+        help="Config fields to set, such as lora.r=8. They replace the values in the config.",
         show_default=False,
         autocompletion=complete_override,
     ),
@@ -84,7 +84,7 @@ GenerationOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="generation.KEY=VALUE",
-        help="Settings that replace those the adapter was scored with, such as generation.num_beams=4.",
+        help="Generation settings, such as generation.num_beams=4. Default: as the adapter was scored.",
         show_default=False,
         autocompletion=complete_override,
     ),
@@ -93,8 +93,8 @@ PredictOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SECTION.KEY=VALUE",
-        help="How the file is read, such as data.encoding=cp1252, and settings that replace those the "
-        "adapter was scored with, such as generation.num_beams=4.",
+        help="Settings for reading the file, such as data.encoding=cp1252, and for generation, such as "
+        "generation.num_beams=4. Generation defaults to the settings the adapter was scored with.",
         show_default=False,
         autocompletion=complete_override,
     ),
@@ -103,7 +103,7 @@ ReadingOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="data.KEY=VALUE",
-        help="How the file is read, such as data.encoding=cp1252.",
+        help="Settings for reading the file, such as data.encoding=cp1252.",
         show_default=False,
         autocompletion=complete_override,
     ),
@@ -125,13 +125,13 @@ def print_scores(scores: RunResult) -> None:
     for score in scoring.scores:
         low, high = map(score.text, interval_of(scores, score.name))
         print(f"{score.name:10} {score.text(score_of(scores, score.name))}  [{low}, {high}]")
-    print(f"{scores['n_examples']:,} {scoring.task.sources}, {scores['mean_words']:.1f} words each")
+    print(f"{scores['n_examples']:,} {scoring.task.sources}; {scores['mean_words']:.1f} words per prediction")
     for name, of in scores.get("retention", {}).items():
         if (kept := of["kept"]) is not None:
             interval = "[{:.0%}, {:.0%}]".format(*of["kept_interval"])
             print(f"keeps {kept:.0%} {interval} of the base's score on {name}")
     if tokenizer := scores.get("rouge_tokenizer"):
-        print(f"words of ROUGE: {tokenizer}")
+        print(f"tokenizer of ROUGE: {tokenizer}")
 
 
 def print_report(root: Path, stem: str) -> None:

@@ -34,7 +34,7 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
 
     The run directory holds the adapter, scores and predictions. Its config.yaml has every field of the run.
 
-    To use several processes, start it by torchrun or `accelerate launch`.
+    To use several processes, start it with `torchrun` or `accelerate launch`.
 
     From a config: [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
 

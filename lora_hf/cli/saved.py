@@ -85,7 +85,8 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            help="Texts as csv, tsv, jsonl, json, parquet or arrow, one as .txt, or - for standard input."
+            help="Texts as csv, tsv, jsonl, json, parquet or arrow; a .txt file with one text; or - for "
+            "standard input."
         ),
     ],
     adapter: Adapter,
@@ -94,18 +95,20 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="New file: .csv, .txt (one line each), else jsonl. Default: standard output.",
+            help="File to write: .csv, .txt (one line per text), else jsonl. Default: standard output.",
         ),
     ] = None,
     base: Base = None,
-    dialogue_column: Annotated[str | None, typer.Option(help="Column of the dialogues.")] = None,
+    dialogue_column: Annotated[
+        str | None, typer.Option(help="Column to read. Default: as in training.")
+    ] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Read plain text as one dialogue per line.")] = False,
     form: Annotated[
-        str | None, typer.Option("--format", help="jsonl, csv or text. Default: by the ending of --output.")
+        str | None, typer.Option("--format", help="jsonl, csv or text. Default: from the ending of --output.")
     ] = None,
     settings: PredictOverrides = None,
 ) -> None:
-    """Write a summary, or what else the adapter was trained to write, for each text in a file.
+    """Generate a summary, or whatever the adapter was trained to write, for each text in a file.
 
     Every row of a file: [dim]lora-hf predict talks.csv --adapter runs/quickstart/lora -o summaries.csv[/dim]
 
@@ -169,7 +172,7 @@ def merge(
     errors = merge_adapter(adapter, output, base, onto, generation_fields(settings or []), check, dtype)
     for way, error in errors.items():
         where = "" if way == "merged" else f" onto the {way} weights"
-        print(f"merging{where} changes the logits of a sample by {error:.1e} of their size")
+        print(f"merging{where} changes the logits of a sample by {error:.1e} (relative)")
     print(f"{output}: the model with the adapter merged{f' onto the {onto} weights' if onto else ''}")
     has_onnx = find_spec("onnx") is not None
     show_next("merge", merged=output, onnx=output.with_name(f"{output.name}-onnx") if has_onnx else None)

@@ -131,7 +131,7 @@ def render_table(scores: FileScores, metrics: Sequence[str] = ("rouge",)) -> str
     notes = [name for name in scores if name.endswith("_note")]
     lines += [f"{name.removesuffix('_note').upper()}: {scores[name]}" for name in notes]
     if "rouge_tokenizer" in scores:
-        lines.append(f"words of ROUGE: {scores['rouge_tokenizer']}")
+        lines.append(f"tokenizer of ROUGE: {scores['rouge_tokenizer']}")
     return "\n".join(lines)
 
 

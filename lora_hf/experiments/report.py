@@ -183,8 +183,8 @@ def _write(
         predictions = read_predictions(run, result)
         if changed := changed_metrics(run, scoring.task.metric_files):
             raise UserError(
-                f"{run} was scored by another content of a metric ({'; '.join(changed)}); put the file back, "
-                "or add overwrite=true to the command that made the run"
+                f"{run} was scored with another version of a metric's file ({'; '.join(changed)}); put the "
+                "file back, or add overwrite=true to the command that made the run"
             )
         first = first or predictions
         predictions = same_order(run, predictions, first)

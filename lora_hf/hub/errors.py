@@ -66,7 +66,8 @@ def check_token() -> None:
     token = get_token() or ""
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise UserError(
-            "the Hub's token (HF_TOKEN, or that of `hf auth login`) has a character that no token has"
+            "the Hub's token (HF_TOKEN, or that of `hf auth login`) contains a character that cannot occur "
+            "in a token"
         )
 
 

@@ -63,7 +63,7 @@ def test_texts_that_are_not_english_are_scored_by_their_own_words(tmp_path):
     ]
     scores = score_file(write(tmp_path, rows), "made", "human")
     assert scores["rouge1"] == scores["rougeLsum"] == 0.5
-    assert render_table(scores).splitlines()[-1] == "words of ROUGE: unicode, no stems"
+    assert render_table(scores).splitlines()[-1] == "tokenizer of ROUGE: unicode, no stems"
     english = score_file(write(tmp_path), "made", "human")
     assert english["rouge_tokenizer"] == "english, Porter stems"
 

@@ -53,7 +53,7 @@ def test_a_wrong_token_or_repository_is_one_error_that_does_not_show_the_token(
             TOKEN,
         ),
         "cannot push to 'ben/other': the token has no permission": (push(trained, repo="ben/other"), TOKEN),
-        "has a character that no token has": (push(trained), broken),
+        "contains a character that cannot occur in a token": (push(trained), broken),
         "--repo-id='dialogues' is not a valid name on the Hub: write USER/NAME": (
             push(trained, repo="dialogues"),
             TOKEN,
