@@ -8,6 +8,9 @@ A third of a T5's training step on a CPU is spent on drawing dropout masks, one 
 mask is random bytes, eight from one draw, compared with a rate in 256ths; the elements kept are scaled by the
 true rate. On a GPU, and for rates that 256ths miss by more than a twentieth, `torch.nn.functional.dropout` is
 used.
+
+On a GPU a low-rank update takes little arithmetic and many kernels. `add_low_rank` leaves to the products
+what they do at no cost: the scale, the sum with the layer's output, and gradients in float32.
 """
 
 import math
@@ -25,17 +28,17 @@ NEAR = 0.05
 """Largest relative difference of a rate in 256ths from the requested one."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number -> integer type that its bits are read as."""
-_cheap_masks = ContextVar("cheap_masks", default=False)
+_fast_branches = ContextVar("fast_branches", default=False)
 
 
 @contextmanager
-def cheap_masks(enabled: bool) -> Iterator[None]:
-    """Within the block, draw dropout masks as random bytes, or as torch does."""
-    token = _cheap_masks.set(enabled)
+def fast_branches(enabled: bool) -> Iterator[None]:
+    """Within the block, draw dropout masks as random bytes (CPU) and use `add_low_rank` (GPU), or do not."""
+    token = _fast_branches.set(enabled)
     try:
         yield
     finally:
-        _cheap_masks.reset(token)
+        _fast_branches.reset(token)
 
 
 def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
@@ -53,8 +56,48 @@ def low_rank_product(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, 
         mask, keep = draw_mask(x.shape, dropout)
         product: Tensor = _MaskedLowRank.apply(x, mask, A, B, scaling / keep)
         return product
-    middle = F.linear(F.dropout(x, dropout) if dropout else x, A) * scaling  # (..., in) @ (in, r)
-    return F.linear(middle, B)  # (..., r) @ (r, out) -> (..., out)
+    middle = F.linear(F.dropout(x, dropout) if dropout else x, A)  # (..., in) @ (in, r) -> (..., r)
+    return F.linear(middle * scaling if scaling != 1 else middle, B)  # (..., r) @ (r, out) -> (..., out)
+
+
+def has_fused_branches(x: Tensor) -> bool:
+    """Return whether the fast path computes this layer's low-rank updates by `add_low_rank`."""
+    return not torch.compiler.is_compiling() and x.device.type == "cuda" and _fast_branches.get()
+
+
+def add_low_rank(
+    output: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scaling: float,
+    dropout: float,
+    cast: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return W x + s B A dropout(x) (..., out_features), in the dtype of W x.
+
+    Args:
+        output: W x (..., out_features), contiguous, changed in place; None computes it from `weight`.
+        x: (..., in_features).
+        weight: W (out_features, in_features), frozen, if there is no `output`.
+        lora_A, lora_B: (r, in_features), (out_features, r).
+        scaling: s.
+        dropout: rate.
+        cast: A and B in the dtype of the output, if they are cast already.
+    """
+    if output is not None:
+        dtype = output.dtype
+    elif torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    else:
+        dtype = x.dtype
+    if cast is None or cast[0].dtype != dtype:
+        cast = lora_A.detach().to(dtype), lora_B.detach().to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        W = None if weight is None else weight.to(dtype)
+        added: Tensor = _AddLowRank.apply(output, x, W, lora_A, lora_B, *cast, scaling, dropout)
+    return added
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
@@ -70,7 +113,7 @@ def has_cheap_masks(x: Tensor, rate: float) -> bool:
     """Return whether a mask for x is drawn as bytes."""
     off = abs(round(rate * LEVELS) / LEVELS - rate)
     is_near = off <= NEAR * rate and round(rate * LEVELS) < LEVELS
-    return _cheap_masks.get() and x.device.type == "cpu" and x.element_size() in INTEGERS and is_near
+    return _fast_branches.get() and x.device.type == "cpu" and x.element_size() in INTEGERS and is_near
 
 
 def draw_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
@@ -124,6 +167,77 @@ class _MaskedLowRank(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, g_A, g_B, None
         return masked((g_middle @ A.to(dtype)).view_as(x).to(x.dtype), mask), None, g_A, g_B, None
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y = W x + B m with m = s A d, d = dropout(x); x (tokens, in), m (tokens, r), y (tokens, out).
+
+    With g = dL/dy:  dB = g^T m,  dm = s g B,  dA = dm^T d,  dx = g W + mask * (dm A) / keep.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor | None,
+        x: Tensor,
+        W: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+        rate: float,
+    ) -> Tensor:
+        ctx.settings = x.shape, x.dtype, lora_A.dtype, scaling, 1 / (1 - rate)
+        if W is not None:
+            x = x.to(W.dtype)
+            output = F.linear(x, W)
+        else:
+            ctx.mark_dirty(output)
+        assert output is not None
+        dropped, mask = torch.native_dropout(x, rate, True) if rate else (x, None)
+        dropped = dropped.flatten(0, -2).to(A.dtype)
+        middle = _product(dropped, A.T, scaling)
+        output.view(-1, output.shape[-1]).addmm_(middle, B.T)
+        ctx.save_for_backward(dropped, mask, middle, A, B, W)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dropped, mask, middle, A, B, W = ctx.saved_tensors
+        shape, dtype, factor_dtype, scaling, scale = ctx.settings
+        _, needs_x, _, needs_A, needs_B, *_ = ctx.needs_input_grad
+        g_x = g_A = g_B = None
+        with torch.autocast(dropped.device.type, enabled=False):
+            g = grads[0].flatten(0, -2)
+            if needs_B:
+                g_B = _product(g.T, middle, 1.0, factor_dtype)
+            g_middle = _product(g, B, scaling)
+            if needs_A:
+                g_A = _product(g_middle.T, dropped, 1.0, factor_dtype)
+            if needs_x and W is not None:
+                g_x = torch.mm(g, W)
+                if mask is None:
+                    g_x.addmm_(g_middle, A)
+                else:
+                    g_x.addcmul_(torch.mm(g_middle, A), mask.view_as(g_x), value=scale)
+            elif needs_x:
+                g_x = torch.mm(g_middle, A)
+                if mask is not None:
+                    g_x = torch.ops.aten.native_dropout_backward(g_x, mask.view_as(g_x), scale)
+            if g_x is not None:
+                g_x = g_x.view(shape).to(dtype)
+        passed = grads[0] if W is None else None
+        return passed, g_x, None, g_A, g_B, None, None, None, None
+
+
+def _product(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype | None = None) -> Tensor:
+    """Return scale * a b, (n, k) @ (k, m), in a dtype; on a GPU by one kernel."""
+    if dtype is not None and dtype != a.dtype:
+        return torch.mm(a, b, out_dtype=dtype) if a.device.type == "cuda" else torch.mm(a, b).to(dtype)
+    if scale == 1:
+        return torch.mm(a, b)
+    return torch.addmm(a.new_empty(len(a), b.shape[1]), a, b, beta=0, alpha=scale)  # beta 0: nothing is read
 
 
 def row_norms(weight: Tensor) -> Tensor:

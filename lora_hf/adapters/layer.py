@@ -7,6 +7,7 @@ reads `wo.weight.dtype`.
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -136,11 +137,19 @@ class LoraLayer(NotPlain):
         Raises:
             RuntimeError: accelerate has offloaded the adapters.
         """
+        methods = self.methods(self.active) if self.enabled and not self.merged else []
+        if len(methods) == 1 and self.mixed_batch is None:
+            ((weight, method),) = methods
+            output = method.layer_output(x, self.base, weight)
+            if output is not None:
+                return output
         output = self.base_layer(x)
         if not self.enabled or self.merged:
             return output
         for method in self.adapters.values():  # PyTorch multiplies with empty tensors, without an error
-            if next(method.parameters()).is_meta and not x.is_meta:
+            if (
+                any(p.is_meta for p in method.parameters()) and not x.is_meta
+            ):  # DataParallel's copies have none
                 raise RuntimeError(
                     "accelerate has offloaded the adapters' weights (cpu_offload, disk_offload) and does not "
                     "fetch them while the model runs; keep the model on one device"
@@ -148,9 +157,10 @@ class LoraLayer(NotPlain):
         Wx = output if self.bias is None else output - self.base.per_row(self.bias.to(output.dtype))
         if self.mixed_batch is not None:
             return self._mixed(x, Wx, output, self.mixed_batch)
-        for weight, method in self.methods(self.active):
-            branch = method.branch(x, Wx, self.base).to(output.dtype)
-            output = output + (branch if weight == 1.0 else weight * branch)
+        for place, (weight, method) in enumerate(methods, 1):
+            # the last may change the output, and with it Wx, in place
+            add = method.add_branch if place == len(methods) else partial(Method.add_branch, method)
+            output = add(output, x, Wx, self.base, weight)
         return output
 
     def _mixed(self, x: Tensor, Wx: Tensor, output: Tensor, batch: MixedBatch) -> Tensor:

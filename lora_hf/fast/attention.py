@@ -15,6 +15,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lora_hf.adapters.functional import draw_mask, has_cheap_masks, masked
 
+ALIGNMENT = 8
+"""Numbers by whose multiples CUDA's memory-efficient kernel reads rows of a mask (aten's attention.cpp)."""
+
 
 def attention(
     module: nn.Module,
@@ -46,6 +49,8 @@ def attention(
     if not dropout and not torch.is_grad_enabled() and (shares_keys or query.device.type == "cpu"):
         return _without_gradients(query, key, value, _added(position_bias, attention_mask), scale), None
     if not dropout or not has_cheap_masks(query, dropout):
+        if position_bias is not None and attention_mask is not None and not position_bias.requires_grad:
+            attention_mask, position_bias = _added(position_bias, attention_mask), None
         return sdpa_attention_forward(
             module,
             query,
@@ -67,9 +72,17 @@ def _added(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
         return mask if bias is None else bias
     known: tuple[Tensor, Tensor] | None = getattr(mask, "sum_with_bias", None)
     if known is None or known[0] is not bias:
-        known = (bias, bias.contiguous() + mask)
+        known = (bias, bias.contiguous() + mask if bias.device.type == "cpu" else _aligned_sum(bias, mask))
         mask.sum_with_bias = known  # type: ignore[attr-defined]
     return known[1]
+
+
+def _aligned_sum(bias: Tensor, mask: Tensor) -> Tensor:
+    """Return bias + mask in rows of a multiple of `ALIGNMENT` numbers, which PyTorch need not copy."""
+    *outer, keys = torch.broadcast_shapes(bias.shape, mask.shape)
+    dtype = torch.promote_types(bias.dtype, mask.dtype)
+    rows = bias.new_empty(*outer, -(-keys // ALIGNMENT) * ALIGNMENT, dtype=dtype)
+    return torch.add(bias, mask, out=rows[..., :keys])
 
 
 def _without_gradients(

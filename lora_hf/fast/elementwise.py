@@ -17,10 +17,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), as T5LayerNorm.
 
     The mean is taken in float32 or wider; the result has the dtype of a half-precision weight. A GPU has one
-    kernel for x and weight of the same dtype, which rounds once less.
+    kernel for x and weight of the same dtype, which rounds once less. It computes in float32; autocast, which
+    does not know this, would cast x to float32 for it, and with the result all that follows.
     """
     if _has_kernel(x, weight):
-        return F.rms_norm(x, weight.shape, weight, eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, weight.shape, weight, eps)
     normed: Tensor = _RmsNorm.apply(x, weight, eps)
     return normed
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -17,8 +18,9 @@ from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
 from transformers.models.umt5 import modeling_umt5
 
-from lora_hf.adapters.functional import cheap_masks, dropout
+from lora_hf.adapters.functional import dropout, fast_branches
 from lora_hf.fast.attention import attention
+from lora_hf.fast.casting import cast_together
 from lora_hf.fast.elementwise import gated_gelu, rms_norm
 
 ATTENTION = "lora_hf"
@@ -36,7 +38,9 @@ class _Gated:
         gate, value = self.wi_0(hidden_states), self.wi_1(hidden_states)
         middle = gated_gelu(gate, value, self.dropout.p if self.training else 0.0)
         dtype = self.wo.weight.dtype  # packed 4-bit weights are kept as integers
-        return self.wo(middle.to(dtype) if dtype.is_floating_point else middle)
+        if dtype.is_floating_point and not torch.is_autocast_enabled(middle.device.type):
+            middle = middle.to(dtype)  # autocast would cast it back
+        return self.wo(middle)
 
 
 class _Dropout:
@@ -84,7 +88,7 @@ def faster(model: Any) -> Iterator[None]:
     try:
         AttentionInterface.register(ATTENTION, attention)
         AttentionMaskInterface.register(ATTENTION, eager_mask)
-        with cheap_masks(True), attention_by(model, ATTENTION):
+        with fast_branches(True), attention_by(model, ATTENTION), cast_together(_stacks(model)):
             yield
     finally:
         for module, kind in changed:
@@ -104,6 +108,11 @@ def attention_by(model: Any, name: str) -> Iterator[None]:
     finally:
         for part, own in zip(parts, before, strict=True):
             part.set_attn_implementation(own)
+
+
+def _stacks(model: nn.Module) -> list[nn.Module]:
+    kinds = (modeling_t5.T5Stack, modeling_mt5.MT5Stack, modeling_umt5.UMT5Stack)
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def _has_gelu(module: Any) -> bool:

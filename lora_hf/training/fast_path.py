@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils import TorchDynamoPlugin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from lora_hf.adapters.functional import cheap_masks
+from lora_hf.adapters.functional import fast_branches
 from lora_hf.config.training import asks_to_compile
 from lora_hf.fast.compiled import as_written, compiled
 from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not
@@ -43,7 +43,7 @@ def fast_training(trainer: Any) -> Iterator[bool]:
         logger.debug("memory-saving loss is off: %s", all_logits)
     with ExitStack() as stack:
         stack.enter_context(
-            cheap_masks(trainer.fast_paths and not compiles)
+            fast_branches(trainer.fast_paths and not compiles)
         )  # the compiler cannot trace them
         if compiles and compiled_whole is None:
             stack.enter_context(_accelerate_compiles_nothing(trainer))

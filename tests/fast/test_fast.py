@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from lora_hf import LoraConfig, inject_adapters
+from lora_hf import LoraConfig, inject_adapters, set_adapter
 from lora_hf.adapters import functional
-from lora_hf.adapters.functional import cheap_masks, draw_mask, dropout, low_rank_product
-from lora_hf.fast.attention import attention
+from lora_hf.adapters.functional import add_low_rank, draw_mask, dropout, fast_branches, low_rank_product
+from lora_hf.adapters.model_state import lora_layers
+from lora_hf.fast import loss as losses
+from lora_hf.fast.attention import _aligned_sum, attention
 from lora_hf.fast.elementwise import gated_gelu, rms_norm
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import ATTENTION, HAS_INTERFACE, faster, has_plain_frozen_head, why_not, without_head
@@ -25,7 +27,7 @@ DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 
 @pytest.fixture(autouse=True)
 def masks() -> Any:
-    with cheap_masks(True):
+    with fast_branches(True):
         yield
 
 
@@ -58,17 +60,22 @@ def test_the_norm() -> None:
 def test_the_norm_by_one_kernel_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     norm = T5LayerNorm(64).to(dtype)
     torch.nn.init.normal_(norm.weight)
-    x = torch.randn(5, 7, 64, dtype=dtype)
+    x = torch.randn(5, 7, 64, dtype=dtype, requires_grad=True)
     monkeypatch.setattr("lora_hf.fast.elementwise._has_kernel", lambda x, weight: True)
-    ours = rms_norm(x, norm.weight, norm.variance_epsilon)
+    with torch.autocast("cpu", torch.bfloat16):  # on a GPU autocast would cast to float32
+        ours = rms_norm(x, norm.weight, norm.variance_epsilon)
     assert ours.dtype == dtype
-    torch.testing.assert_close(ours, norm(x))
+    expected = norm(x)
+    torch.testing.assert_close(ours, expected)
+    found = [torch.autograd.grad(out, (x, norm.weight), torch.ones_like(out)) for out in (ours, expected)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
 
 
 def test_the_gated_activation_drops_as_torch_does_without_cheap_masks() -> None:
     gate, value = torch.randn(2, 3, 10, 40)
     torch.manual_seed(0)
-    with cheap_masks(False):
+    with fast_branches(False):
         ours = gated_gelu(gate, value, 0.1)
     torch.manual_seed(0)
     torch.testing.assert_close(ours, F.dropout(F.gelu(gate, approximate="tanh") * value, 0.1))
@@ -101,8 +108,18 @@ def test_attention_with_dropout(scale: float) -> None:
     assert_same(ours, reference, q, *(torch.randn(2, 3, 7, 4, **DOUBLE) for _ in "kv"), bias)
 
 
-def test_the_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keys", [8, 13])
+def test_the_sum_of_bias_and_mask_is_aligned_for_a_gpu(keys: int) -> None:
+    bias, mask = torch.randn(1, 5, keys, 3).permute(0, 3, 1, 2), torch.randn(2, 1, 1, keys)
+    added = _aligned_sum(bias, mask)
+    assert torch.equal(added, bias + mask)
+    assert added.stride(-1) == 1 and not any(stride % 8 for stride in added.stride()[:-1])
+
+
+@pytest.mark.parametrize("of_chunk", ["_chunk", "_chunk_gpu"])
+def test_the_loss_in_chunks(of_chunk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_hf.fast.loss.CHUNK", 4)
+    monkeypatch.setattr(losses, "_chunk", getattr(losses, of_chunk))
     head, labels = torch.randn(TOKENS, 8, dtype=torch.float64), torch.randint(TOKENS, (2, 7))
     labels[1, 3:] = -100
     hidden = torch.randn(2, 7, 8, **DOUBLE)
@@ -121,6 +138,37 @@ def test_the_low_rank_product_with_dropout() -> None:
     assert_same(lambda x, A, B: low_rank_product(x, A, B, 2.5, 0.1), reference, x, A, B)
 
 
+def test_the_loss_on_a_gpu_rounds_softmax_once() -> None:
+    """In bfloat16 its gradient is as near to float64's as that of the chunks on a CPU."""
+    head, labels = torch.randn(TOKENS, 8).bfloat16(), torch.randint(TOKENS, (40, 1))
+    hidden, is_label = torch.randn(40, 8).bfloat16(), torch.arange(40) < 37
+    exact = losses._chunk(hidden.double(), head.double(), is_label, labels, torch.float64)
+    found = [
+        torch.linalg.vector_norm(way(hidden, head, is_label, labels, torch.float32)[1].double() - exact[1])
+        for way in (losses._chunk, losses._chunk_gpu)
+    ]
+    assert found[1] <= 1.2 * found[0]
+
+
+@pytest.mark.parametrize("has_output", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_low_rank_update_added_in_place_as_on_a_gpu(rate: float, has_output: bool) -> None:
+    x, W, A, B = (torch.randn(*shape, **DOUBLE) for shape in ((2, 5, 6), (4, 6), (3, 6), (4, 3)))
+
+    def ours(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        if has_output:
+            return add_low_rank(F.linear(x, W.detach()), x, None, A, B, 2.5, rate)
+        return add_low_rank(None, x, W.detach(), A, B, 2.5, rate)
+
+    def reference(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        dropped = torch.native_dropout(x, rate, True)[0] if rate else x
+        return x @ W.detach().T + 2.5 * dropped @ A.T @ B.T
+
+    assert_same(ours, reference, x, A, B)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
 def test_dropout_keeps_its_share_and_its_mean(rate: float, dtype: torch.dtype) -> None:
@@ -137,7 +185,7 @@ def test_dropout_keeps_its_share_and_its_mean(rate: float, dtype: torch.dtype) -
 def test_dropout_rates_that_are_not_multiples_of_1_256_use_torch() -> None:
     x = torch.ones(50, 50)
     for rate, enabled in ((0.001, True), (0.01, True), (0.999, True), (0.1, False)):
-        with cheap_masks(enabled):
+        with fast_branches(enabled):
             torch.manual_seed(0)
             ours = dropout(x, rate)
         torch.manual_seed(0)
@@ -156,12 +204,19 @@ def adapted(make: Any, rate: float) -> Any:
     return model.train()
 
 
-def test_the_gpu_fast_paths_in_a_whole_model(batch: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernel for the norm, torch's dropout and attention: from the same draws the same gradients."""
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models on the CPU take a GPU's fast paths."""
     monkeypatch.setattr("lora_hf.fast.elementwise._has_kernel", lambda x, weight: True)
+    monkeypatch.setattr("lora_hf.adapters.methods.lora.has_fused_branches", lambda x: True)
+    monkeypatch.setattr("lora_hf.fast.casting.DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(functional, "has_cheap_masks", lambda x, rate: False)
     monkeypatch.setattr("lora_hf.fast.elementwise.has_cheap_masks", lambda x, rate: False)
     monkeypatch.setattr("lora_hf.fast.attention.has_cheap_masks", lambda x, rate: False)
+
+
+def test_the_gpu_fast_paths_in_a_whole_model(batch: dict, as_on_a_gpu: None) -> None:
+    """Its kernel for the norm, torch's dropout and attention: from the same draws the same gradients."""
     model = adapted(make_t5, 0.1)
     trained = [p for p in model.parameters() if p.requires_grad]
     found = []
@@ -171,6 +226,37 @@ def test_the_gpu_fast_paths_in_a_whole_model(batch: dict, monkeypatch: pytest.Mo
             found.append(torch.autograd.grad(model(**batch).loss, trained))
     for ours, reference in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_several_adapters_on_a_gpu_read_the_output_of_the_base(
+    t5: nn.Module, batch: dict, as_on_a_gpu: None
+) -> None:
+    """A low-rank update is added in place; DoRA, which is active beside it, needs the output without it."""
+    for name, use_dora in (("low", False), ("magnitude", True)):
+        inject_adapters(t5, LoraConfig(r=3, lora_alpha=5, use_dora=use_dora), adapter_name=name)
+    randomize(t5)
+    for names in (["low", "magnitude"], ["magnitude", "low"]):
+        set_adapter(t5, names)
+        expected = t5(**batch).logits
+        with faster(t5):
+            torch.testing.assert_close(t5(**batch).logits, expected)
+
+
+def test_factors_are_cast_together_until_they_change(batch: dict, as_on_a_gpu: None) -> None:
+    model = adapted(make_t5, 0.0)
+    with faster(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            before = model(**batch).logits
+            layer = next(iter(lora_layers(model.encoder).values()))
+            method = layer.adapters["default"]
+            assert method._fused_arguments(1.0)[-1][0].dtype == torch.bfloat16
+            with torch.no_grad():
+                method.lora_B.zero_()
+            assert method._fused_arguments(1.0)[-1] is None
+            assert not torch.equal(model(**batch).logits, before)
+        model(**batch)  # without autocast in float32, in which nothing is cast
+        assert method._fused_arguments(1.0)[-1] is None
+    assert method._cast is None
 
 
 @pytest.mark.parametrize("make", [make_t5, pytest.param(make_mt5, marks=pytest.mark.slow)])

@@ -104,6 +104,15 @@ class Method(nn.Module):
         """Return what is added to the layer's output, for x (..., in): (..., out)."""
         raise NotImplementedError
 
+    def layer_output(self, x: Tensor, base: Backend, weight: float) -> Tensor | None:
+        """Return W x + weight * branch(x, W x), (..., out), if this method computes both at once, or None."""
+        return None
+
+    def add_branch(self, output: Tensor, x: Tensor, Wx: Tensor, base: Backend, weight: float) -> Tensor:
+        """Return output + weight * branch(x, Wx), (..., out); the output may be changed in place."""
+        branch = self.branch(x, Wx, base).to(output.dtype)
+        return output + (branch if weight == 1.0 else weight * branch)
+
     def delta(self, W: Tensor) -> Tensor:
         """Return the branch as a matrix (out, in), float32, without gradients; W (out, in) is the base's."""
         raise NotImplementedError

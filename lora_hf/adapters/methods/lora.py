@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend
 from lora_hf.adapters.config import LoraConfig
-from lora_hf.adapters.functional import lora_scaling
+from lora_hf.adapters.functional import add_low_rank, has_fused_branches, lora_scaling
 from lora_hf.adapters.inits import Factors, LoraInit
 from lora_hf.adapters.methods.base import Method, Shapes
 
@@ -31,6 +31,7 @@ class Lora(Method):
     peft_fields = {name: name for name in PEFT_FIELDS}
     offset_A: Tensor | None
     offset_B: Tensor | None
+    _cast: tuple[Any, Factors] | None = None
 
     def __init__(
         self, config: LoraConfig, base: Backend, factors: LoraInit | None, *args: Any, **kwargs: Any
@@ -61,6 +62,40 @@ class Lora(Method):
         if self.base_offset is None:
             return added
         return added - base.low_rank(x, *self.base_offset, self.scaling, 0.0)
+
+    def layer_output(self, x: Tensor, base: Backend, weight: float) -> Tensor | None:
+        layer = base.layer
+        if not self._can_be_fused(x, base) or type(layer) is not nn.Linear or layer.bias is not None:
+            return None
+        if layer.weight.requires_grad or layer._forward_hooks or layer._forward_pre_hooks:
+            return None
+        if layer.weight.device != x.device:  # DataParallel's copy of this layer: the backend has the original
+            return None
+        return add_low_rank(None, x, layer.weight, *self._fused_arguments(weight))
+
+    def add_branch(self, output: Tensor, x: Tensor, Wx: Tensor, base: Backend, weight: float) -> Tensor:
+        if not self._can_be_fused(x, base) or not output.is_contiguous():
+            return super().add_branch(output, x, Wx, base, weight)
+        return add_low_rank(output, x, None, *self._fused_arguments(weight))
+
+    def _can_be_fused(self, x: Tensor, base: Backend) -> bool:
+        if not has_fused_branches(x) or type(self).branch is not Lora.branch or not base.is_linear:
+            return False
+        return self.base_offset is None and self.lora_A.device == x.device
+
+    def _fused_arguments(self, weight: float) -> tuple[Any, ...]:
+        cast = None
+        if self._cast is not None and self._cast[0] == self._versions(self._cast[1][0].dtype):
+            cast = self._cast[1]
+        rate = self.dropout if self.training else 0.0
+        return self.lora_A, self.lora_B, self.scaling * weight, rate, cast
+
+    def keep_cast(self, cast: Factors | None) -> None:
+        """Keep copies of A and B in another dtype, used until A or B changes; None forgets them."""
+        self._cast = None if cast is None else (self._versions(cast[0].dtype), cast)
+
+    def _versions(self, dtype: torch.dtype) -> Any:
+        return id(self.lora_A), self.lora_A._version, id(self.lora_B), self.lora_B._version, dtype
 
     def delta(self, W: Tensor) -> Tensor:
         return self._product()
