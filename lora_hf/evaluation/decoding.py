@@ -182,6 +182,7 @@ def greedy(
     if not may_leave:
         logger.debug("finished rows stay in their batch: a logits processor addresses rows by index")
     pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
+    padding = pad.expand(len(ids), 1)
     cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
     is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     with shrinking_batch(model) as keep:
@@ -196,7 +197,7 @@ def greedy(
             scores = logits_processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
             tokens = torch.where(is_open, scores.argmax(-1), pad)
             ids = torch.cat([ids, tokens[:, None]], dim=1)
-            written.append(torch.full_like(input_ids, int(pad)).index_copy_(0, place, tokens[:, None]))
+            written.append(padding.index_copy(0, place, tokens[:, None]))
             is_open = is_open & ~stopping_criteria(ids, None)
             left = int(is_open.sum())
             if not left:

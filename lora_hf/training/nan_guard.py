@@ -45,9 +45,13 @@ class NanGuard:
             UserError: the loss or the norm is not finite, all gradients are zero, or the learning rate stays
                 0.
         """
-        norm = None if grad_norm is None else float(getattr(grad_norm, "full_tensor", lambda: grad_norm)())
-        loss = total(float(sum(self.losses)))  # over all processes, so that all end with the same message
-        self.losses = []
+        losses, self.losses = self.losses, []
+        if grad_norm is not None:
+            losses.append(torch.as_tensor(getattr(grad_norm, "full_tensor", lambda: grad_norm)()))
+        together = [x.detach().to(losses[0].device, torch.float32) for x in losses]
+        numbers: list[float] = torch.stack(together).tolist() if together else []  # one wait for the device
+        norm = None if grad_norm is None else numbers.pop()
+        loss = total(sum(numbers))  # over all processes, so that all end with the same message
         step, scaler = self.trainer.state.global_step + 1, getattr(self.trainer.accelerator, "scaler", None)
         for what, value in (("loss", loss), ("gradient norm", norm if scaler is None else None)):
             if value is not None and not isfinite(value):  # a scaler handles infinite gradients itself
