@@ -134,11 +134,13 @@ FILES = [
     Shape("bar.csv", "separated by vertical bars", lambda p: as_csv(ROWS, delimiter="|"), "read"),
     Shape("tab.csv", "separated by tabs", lambda p: as_csv(ROWS, delimiter="\t"), "read"),
     Shape("tab.tsv", "tsv", lambda p: as_csv(ROWS, delimiter="\t"), "read"),
-    Shape("utf16.csv", "UTF-16 with its mark", lambda p: as_csv(ROWS).encode("utf-16"), "read"),
-    Shape("utf16.jsonl", "UTF-16 with its mark", lambda p: as_lines(ROWS).encode("utf-16"), "read"),
+    Shape("utf16.csv", "UTF-16 with a byte order mark", lambda p: as_csv(ROWS).encode("utf-16"), "read"),
+    Shape("utf16.jsonl", "UTF-16 with a byte order mark", lambda p: as_lines(ROWS).encode("utf-16"), "read"),
     Shape("blank_lines.csv", "blank lines at the end", lambda p: as_csv(ROWS) + "\n\n\n", "read"),
-    Shape("nan_text.csv", "a text that says NaN", lambda p: as_csv(changed(7, summary="NaN")), "read"),
-    Shape("index.csv", "a column `Unnamed: 0` more", lambda p: as_csv([{"": "1"} | r for r in ROWS]), "read"),
+    Shape("nan_text.csv", "a cell with the text NaN", lambda p: as_csv(changed(7, summary="NaN")), "read"),
+    Shape(
+        "index.csv", "an extra column `Unnamed: 0`", lambda p: as_csv([{"": "1"} | r for r in ROWS]), "read"
+    ),
     Shape("nul.csv", "a NUL in a cell", lambda p: as_csv(ROWS).replace("prom", "pr\0m", 1), "read"),
     Shape(
         "cp1252.csv",
@@ -156,7 +158,7 @@ FILES = [
     ),
     Shape(
         "caret.csv",
-        "separated by another mark, `^`",
+        "separated by another character, `^`",
         lambda p: as_csv(PLAIN_ROWS, delimiter="^"),
         "the columns ['id^dialogue^summary']",
         remedy=set_fields(delimiter="^"),
@@ -175,7 +177,7 @@ FILES = [
     Shape("columns.json", "lists by column", lambda p: json.dumps(COLUMNS), "read"),
     Shape(
         "by_split.json",
-        "rows under keys of their own",
+        "a key for each split",
         lambda p: json.dumps(PARTS),
         "set data.json_field to one of them, such as data.json_field: train",
         remedy=set_fields(json_field="train"),
@@ -425,7 +427,7 @@ COLUMN_SHAPES = [
     ),
     lines_of(
         "own_turns.jsonl",
-        "turns with keys of their own, `{who, said}`",
+        "turns with other keys, `{who, said}`",
         lambda row: row | {"dialogue": [{"who": t["speaker"], "said": t["text"]} for t in turns(row)]},
         "has turns with the keys who, said: set data.turn_template, such as '{who}: {said}'",
         remedy=set_fields(turn_template="{who}: {said}"),
@@ -477,7 +479,7 @@ COLUMN_SHAPES = [
     Shape(
         "parallel/", "`train.en` and `train.de`, with `parallel_files: [en, de]`", parallel, "read", PARALLEL
     ),
-    Shape("moses.en", "one of two such files", lambda p: parallel(p, ["moses"]), "read", PARALLEL),
+    Shape("moses.en", "one of two parallel text files", lambda p: parallel(p, ["moses"]), "read", PARALLEL),
     lines_of(
         "list.jsonl", "several references in a cell", lambda row: row | {"summary": [row["summary"]] * 2}
     ),
@@ -488,7 +490,7 @@ COLUMN_SHAPES = [
     ),
     lines_of(
         "two_pairs.jsonl",
-        "two pairs of columns that fit",
+        "two possible pairs of columns",
         lambda row: pair("article", "highlights")(row) | pair("text", "target")(row),
         "Choose: data: {dialogue_column: article, summary_column: highlights}",
         remedy=set_fields(dialogue_column="article", summary_column="highlights"),
