@@ -1,0 +1,69 @@
+"""What runs on GPUs, on emulated ones: devices and dtypes, and budgets of kernels, bytes and waits.
+
+All checks run once, in a process of their own (`checks.py`); no time is measured, and no value is computed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulated_cuda.device import guard, why_not
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Results of each check, by its name."""
+    if reason := why_not():
+        pytest.skip(f"CUDA is not emulated: {reason}")
+    guard()
+    file = tmp_path_factory.mktemp("emulated") / "found.json"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-m", "emulated_cuda.checks", str(file)],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("adapters", "kernels", "gib"), [("lora", 1900, 24.0), ("qlora", 3300, 44.5), ("all_linear", 4177, 44.5)]
+)
+def test_a_step_stays_within_its_budget(adapters: str, kernels: int, gib: float, found: Any) -> None:
+    """FLAN-T5-base, bfloat16, 16 dialogues of 320 and 56 tokens; 3,106, 4,400 and 5,570 kernels at first."""
+    counted = found["budgets"][adapters]
+    assert counted["kernels"] <= kernels and counted["gib"] <= gib and not counted["waits"], counted
+
+
+def test_a_token_stays_within_its_budget(found: Any) -> None:
+    decoding = found["decoding"]
+    assert decoding["kernels"] <= 320 and sum(decoding["waits"].values()) <= 1, decoding
+
+
+def test_the_trainer_waits_once_per_step_and_keeps_everything_on_the_card(found: Any) -> None:
+    training = found["training"]
+    # lines, because `tolist` of a fake tensor reads one number at a time, and on a GPU all at once
+    assert len(training["waits"]) <= 1, training["waits"]
+    assert training["devices"] == training["optimizer"] == ["cuda:0"]
+
+
+def test_the_dtype_fits_the_generation_of_the_card(found: Any) -> None:
+    chosen = {name: decision["auto"] for name, decision in found["decisions"].items()}
+    assert chosen == {"T4": "float32", "A100": "bfloat16", "H100": "bfloat16"}
+    assert {decision["device"] for decision in found["decisions"].values()} == {"cuda"}
+
+
+def test_a_replica_on_a_second_card_uses_nothing_of_the_first(found: Any) -> None:
+    assert set(found["replicas"].values()) == {""}, found["replicas"]
+
+
+def test_faults_put_in_on_purpose_are_found(found: Any) -> None:
+    assert all(found["faults"].values()), found["faults"]
