@@ -61,7 +61,7 @@ def verify(
     ],
     as_json: Json = False,
 ) -> None:
-    """Repeat the scoring of a finished run. Exit with status 1 if the results differ from the recorded ones.
+    """Repeat the scoring of a finished run. Exit with status 1 if a result differs.
 
     One run: [dim]lora-hf verify runs/quickstart/lora[/dim]
 

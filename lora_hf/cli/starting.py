@@ -154,7 +154,7 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
         splits = {split: load_split_and_origin(config.data, split) for split in SPLITS}
     train = splits["train"]
     sizes = (
-        f"{split}: {len(of.examples):,} {config.task.sources} ({of.origin})" for split, of in splits.items()
+        f"{split}: {len(of.examples):,} {config.task.sources}, {of.origin}" for split, of in splits.items()
     )
     return Look(config.task, len(train.examples), (f"columns: {train.columns}", *sizes))
 
