@@ -146,10 +146,8 @@ class LoraLayer(NotPlain):
         output = self.base_layer(x)
         if not self.enabled or self.merged:
             return output
-        for method in self.adapters.values():  # PyTorch multiplies with empty tensors, without an error
-            if (
-                any(p.is_meta for p in method.parameters()) and not x.is_meta
-            ):  # DataParallel's copies have none
+        for adapter in self.adapters.values():  # PyTorch multiplies with empty tensors, without an error
+            if any(p.is_meta for p in adapter.parameters()) and not x.is_meta:  # a replica has no parameters
                 raise RuntimeError(
                     "accelerate has offloaded the adapters' weights (cpu_offload, disk_offload) and does not "
                     "fetch them while the model runs; keep the model on one device"

@@ -59,9 +59,9 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
         logger.info("%s", data_line(config, {"test": len(test)}, {}))
         sources, warnings = encode_test(test, tokenizer, config.data, config.task)
     else:  # the length follows from the references of training and validation
-        data = load_data(config, tokenizer)
-        test, sources, max_new_tokens = data.test, data.test_sources, data.max_new_tokens
-        warnings = data.warnings
+        loaded = load_data(config, tokenizer)
+        test, sources, max_new_tokens = loaded.test, loaded.test_sources, loaded.max_new_tokens
+        warnings = loaded.warnings
     set_language(model, tokenizer, config.data)
     scores, rows = score_model(
         config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths, scoring

@@ -148,7 +148,7 @@ def _run_trainer(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | Non
         raise Interrupted(interrupted.args[0] if interrupted.args else _saved(trainer)) from None
     finally:
         stop.restore()
-        if shown := trainer.pop_callback(ShowProgress):
+        if isinstance(shown := trainer.pop_callback(ShowProgress), ShowProgress):
             shown.close()
     if stop.received is not None:
         raise Interrupted(_saved(trainer))
