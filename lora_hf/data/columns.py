@@ -5,10 +5,12 @@ default names are missing, columns are found by the names below, if exactly one 
 guessed between two. A name with braces joins columns: `{context}\n\n{question}`.
 """
 
+import ast
 import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -71,7 +73,7 @@ class Columns:
     is_numeric: bool = False
     """True if the references are numbers, such as labels, which are read as text."""
     is_csv: bool = False
-    """True if lists, of references or turns, can only be written as JSON in a text."""
+    """True if lists, of references or turns, can only be written as JSON or by Python in a text."""
 
     def __str__(self) -> str:
         return f"{self.dialogue!r} -> {', '.join(map(repr, self.references)) or 'no references'}"
@@ -105,9 +107,10 @@ class Columns:
 
     def _with_lists(self, row: Row, name: str) -> Row:
         """Return a row of csv with the lists that the cells of a column, or of a template's, are as JSON."""
-        names = (name,) if name in row or not self.is_csv else (BRACES.findall(name) or (name,))
-        lists = {one: list_in(row[one]) for one in names if isinstance(row.get(one), str)}
-        return row | lists if self.is_csv else row
+        if not self.is_csv:
+            return row
+        names = (name,) if name in row else (BRACES.findall(name) or (name,))
+        return row | {one: list_in(row[one]) for one in names if isinstance(row.get(one), str)}
 
     def bad_column(self, row: Row) -> str:
         """Return the column of the dialogue, or the one of a template's that has no text in a row."""
@@ -136,7 +139,7 @@ def cell(row: Mapping[str, Any], name: str, turn_template: str = TURN) -> Any:
     if name in row or "." not in name:
         return row.get(name)
     first, _, rest = name.partition(".")
-    nested = row.get(first)
+    nested = value_in(row.get(first))
     if isinstance(nested, list) and all(isinstance(one, Mapping) for one in nested):
         return [cell(one, rest) for one in nested]
     return cell(nested, rest) if isinstance(nested, Mapping) else None
@@ -155,7 +158,8 @@ def joined(turns: Any, template: str = TURN) -> Any:
 
     Turns are a list of texts or of objects, or an object of lists of equal length, as `datasets` stores
     objects in a list. In the template, `{speaker}` and `{text}` stand for the usual names of these keys, and
-    any other name for the key itself. A turn without a speaker is its text alone.
+    any other name for the key itself. A turn without a speaker is its text alone. Turns may also be pairs,
+    `["Ann", "Hi"]`, or have their speakers as keys, `{"Ann": "Hi"}`.
     """
     if isinstance(turns, Mapping) and turns and all(isinstance(v, list) for v in turns.values()):
         if len({len(values) for values in turns.values()}) > 1:
@@ -164,7 +168,7 @@ def joined(turns: Any, template: str = TURN) -> Any:
     if not isinstance(turns, list) or not turns:
         return turns
     lines = []
-    for turn in turns:
+    for turn in _with_speakers(turns):
         line = _line(turn, template) if isinstance(turn, Mapping) else turn
         if not isinstance(line, str):
             return turns
@@ -172,20 +176,49 @@ def joined(turns: Any, template: str = TURN) -> Any:
     return "\n".join(lines)
 
 
+def _with_speakers(turns: list[Any]) -> list[Any]:
+    """Return turns that are pairs, or whose speakers are their keys, as objects; others unchanged.
+
+    One key in all turns is not taken as a speaker: it may be another name for the text.
+    """
+    if all(isinstance(turn, list) and len(turn) == 2 and _is_name(turn[0]) for turn in turns):
+        return [{"speaker": name, "text": text} for name, text in turns]
+    if not all(isinstance(turn, Mapping) for turn in turns):
+        return turns
+    said = [{key: text for key, text in turn.items() if text is not None} for turn in turns]
+    names = {key for turn in said for key in turn}
+    if len(names) < 2 or any(len(turn) != 1 for turn in said) or names & {*SPEAKERS[:-1], *TEXTS}:
+        return turns
+    return [{"speaker": name, "text": text} for turn in said for name, text in turn.items()]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and not re.search(r"[\n.?!。？！]$", value)
+
+
 def _line(turn: Mapping[str, Any], template: str) -> str | None:
     """Return a turn as a line, or None if it lacks what the template names."""
 
     def value(name: str) -> str | None:
         keys = {"speaker": SPEAKERS, "text": TEXTS}.get(name, ())
-        found = next((turn[key] for key in (name, *keys) if isinstance(turn.get(key), str)), None)
-        return found
+        found = (_said(turn.get(key)) for key in (name, *keys))
+        return next((text for text in found if text is not None), None)
 
     values = {name: value(name) for name in PLACES.findall(template)}
     if template == TURN and not values["speaker"]:
-        return values["text"]
+        has_other = any(value and value == value for value in map(turn.get, SPEAKERS))  # not NaN
+        return None if has_other else values["text"]
     if None in values.values():
         return None
     return PLACES.sub(lambda match: str(values[match[1]]), template)
+
+
+def _said(value: Any) -> str | None:
+    """Return a value of a turn as text: a text, a number, or parts such as {type: text, text: ...}."""
+    if isinstance(value, list) and value:
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in value]
+        return "\n".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    return str(value) if isinstance(value, str) or _is_number(value) else None
 
 
 def _from_messages(messages: Any, template: str) -> Row:
@@ -197,21 +230,50 @@ def _from_messages(messages: Any, template: str) -> Row:
         return {}
     is_answered = len(messages) > 1 and messages[-1].get("role") == "assistant"
     before = messages[:-1] if is_answered else messages
-    said = before[0].get("content") if len(before) == 1 else joined(before, template)
-    return {DIALOGUE: said, SUMMARY: messages[-1].get("content") if is_answered else None}
+    said = _content(before[0]) if len(before) == 1 else joined(before, template)
+    return {DIALOGUE: said, SUMMARY: _content(messages[-1]) if is_answered else None}
+
+
+def _content(message: Mapping[str, Any]) -> Any:
+    content = message.get("content")
+    return (_said(content) or content) if isinstance(content, list) else content
 
 
 def list_in(text: str) -> Any:
-    """Return the list of texts or objects that a cell of csv is as JSON; else the cell itself."""
-    if not text.lstrip().startswith("["):
-        return text
-    try:
-        found = json.loads(text)
-    except NOT_JSON:
+    """Return the list of texts or objects that a cell of csv is, as `value_in` reads it; else the cell."""
+    found = value_in(text) if text.lstrip().startswith("[") else text
+    if not isinstance(found, list):
         return text
     texts = [one for one in found if one is not None]
     kinds = {str if isinstance(one, str) else dict if isinstance(one, dict) else None for one in texts}
     return found if kinds in ({str}, {dict}) else text
+
+
+NUMPY = re.compile(r"""^\[(['"]).*\1\s+['"].*['"]\]$|^\{.*: array\(\[.*\}$""", re.DOTALL)
+"""An array of texts as numpy prints it, with spaces between its items."""
+
+
+def value_in(cell: Any) -> Any:
+    """Return the list or object that a cell is as JSON, or as Python and so pandas write it; else the cell.
+
+    Raises:
+        UserError: an array of texts as numpy prints it, whose items Python would take as one text.
+    """
+    text = cell.strip() if isinstance(cell, str) else ""
+    if (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")):
+        return cell
+    with suppress(*NOT_JSON):
+        return json.loads(text)
+    with suppress(SyntaxError, MemoryError, *NOT_JSON):
+        found = ast.literal_eval(text)
+        if "".join(repr(found).split()) == "".join(text.split()):  # else two texts may have become one
+            return found
+    if NUMPY.match(text):
+        raise UserError(
+            f"a cell holds an array as numpy prints it, {text[:40]!r}, in which nothing separates the items: "
+            "write it with json.dumps(array.tolist())"
+        )
+    return cell
 
 
 def _is_blank(value: Any) -> bool:

@@ -4,12 +4,11 @@ QMSum has a meeting and a list of questions per row, SQuAD as its authors publis
 questions. Each object of the list becomes a row, under the list's own name, beside the other columns.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
-from lora_hf.errors import NOT_JSON, UserError, did_you_mean, listed
+from lora_hf.data.columns import value_in
+from lora_hf.errors import UserError, did_you_mean, listed
 
 Row = dict[str, Any]
 
@@ -56,9 +55,7 @@ def _items(row: Mapping[str, Any], column: str) -> Any:
 
 def _rows(row: Row, found: Any, column: str, at: str) -> Iterator[Row]:
     name, rest = _split(row, column)
-    if isinstance(found, str):
-        with suppress(*NOT_JSON):
-            found = json.loads(found)  # a cell of csv
+    found = value_in(found)  # a cell of csv
     if isinstance(found, Mapping):
         found = _by_object(found, rest) or ([found] if rest else found)
     if not isinstance(found, list):

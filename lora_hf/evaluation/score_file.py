@@ -43,9 +43,9 @@ def score_file(
     Args:
         path: the file; a text file has one prediction per line.
         prediction: column with the texts to score; an empty one scores 0. None is `prediction`.
-        reference: column with references, a text or a list of texts (in csv as JSON), or several such
-            columns; `a.b` is the field b of the objects in a; or a text file with one reference per line.
-            None is `references` or `reference`.
+        reference: column with references, a text or a list of texts (in csv as JSON or Python write it), or
+            several such columns; `a.b` is the field b of the objects in a; or a text file with one reference
+            per line. None is `references` or `reference`.
         group: column that has the same value in all rows of an example; the rows need not be adjacent.
         group_size: number of adjacent rows per example. Without it or `group`, each row is one.
         form: encoding and delimiter, where the files do not show them.

@@ -128,6 +128,14 @@ def test_what_was_found_is_said_and_fname_is_the_id(tmp_path, caplog):
         ([{"text": "Hi"}, "B: Bye"], "Hi\nB: Bye"),
         ([{"speaker": "A"}], [{"speaker": "A"}]),  # refused as not text
         ({"speaker": ["A", "B"], "utterance": ["Hi", "Bye"]}, "A: Hi\nB: Bye"),
+        ([{"speaker": 1, "text": "Hi"}, {"speaker": None, "text": 7}], "1: Hi\n7"),
+        ([{"speaker": {"name": "A"}, "text": "Hi"}], [{"speaker": {"name": "A"}, "text": "Hi"}]),  # refused
+        ([["Ann", "Hi"], ["Bo", "Bye"]], "Ann: Hi\nBo: Bye"),
+        ([["Hi.", "Bye."]], [["Hi.", "Bye."]]),  # not a name and what was said
+        ([{"Ann": "Hi"}, {"Bo": "Bye"}], "Ann: Hi\nBo: Bye"),
+        ([{"Ann": "Hi", "Bo": None}, {"Ann": None, "Bo": "Bye"}], "Ann: Hi\nBo: Bye"),
+        ([{"said": "Hi"}, {"said": "Bye"}], [{"said": "Hi"}, {"said": "Bye"}]),  # the key is no speaker
+        ([{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"text": "you"}]}], "user: Hi\nyou"),
         ({"speaker": ["A", "B"], "text": ["Hi"]}, {"speaker": ["A", "B"], "text": ["Hi"]}),
     ],
 )
@@ -326,14 +334,37 @@ def test_rows_without_an_id_have_their_number_as_one_and_no_two_rows_the_same(tm
         ("[Ann] Hi", "[1, 2]", ("[Ann] Hi", ["[1, 2]"])),  # texts, as before
         ("[]", '["a"', ("[]", ['["a"'])),
         ('"A"', '["a", 1]', ('"A"', ['["a", 1]'])),
+        ("['A: Hi', \"B: I'm\"]", str(["a", None, "it's"]), ("A: Hi\nB: I'm", ["a", "it's"])),  # `to_csv`
+        ("[{'speaker': 'A', 'text': 'Hi'}]", "['a'] or b", ("A: Hi", ["['a'] or b"])),
     ],
 )
-def test_a_list_in_a_cell_of_csv_is_one_if_it_is_json(tmp_path, dialogue, summary, read, streaming):
+def test_a_list_in_csv_is_one_if_json_or_python_writes_it_so(tmp_path, dialogue, summary, read, streaming):
     for split in ("train", "validation", "test"):
         with (tmp_path / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("dialogue", "summary"), (dialogue, summary)])
     rows = list(iterate_split(DataConfig(dataset_name=str(tmp_path), streaming=streaming), "train"))
     assert [(row["dialogue"], row["summary"]) for row in rows] == [(read[0], one) for one in read[1]]
+
+
+def test_an_array_in_a_cell_as_numpy_prints_it_is_refused_and_an_object_of_lists_is_read(tmp_path):
+    file = tmp_path / "rows.csv"
+    for answers, found in (
+        ({"text": ["a", "b"], "answer_start": [1, 2]}, ["a", "b"]),
+        ("{'text': array(['a'], dtype=object)}", "numpy"),
+        ("['a' 'b']", "numpy"),
+    ):
+        with file.open("w", newline="") as stream:
+            rows = [(f"Who {i}?", TALK, answers) for i in range(40)]
+            csv.writer(stream).writerows([("question", "context", "answers"), *rows])
+        column = "answers" if str(answers).startswith("[") else "answers.text"
+        config = DataConfig(
+            dataset_name=str(file), dialogue_column="{question} {context}", summary_column=column
+        )
+        if found == "numpy":
+            with pytest.raises(UserError, match="as numpy prints it.*json.dumps"):
+                load_split(config, "train")
+        else:
+            assert list(load_split(config, "train")[0].references) == found
 
 
 def test_a_text_of_json_lines_that_looks_like_a_list_stays_a_text_and_empty_references_are_left_out(tmp_path):
@@ -350,6 +381,7 @@ def test_a_text_of_json_lines_that_looks_like_a_list_stays_a_text_and_empty_refe
         ([{"q": [{"a": 1}, {"a": 2}], "t": 3}, {"t": 4, "q": None}, {"t": 5}], "q", [1, 2]),
         ([{"q": {"a": [1, 2]}}], "q", [1, 2]),  # as `datasets` stores a list of objects
         ([{"q": '[{"a": 1}, {"a": 2}]'}], "q", [1, 2]),  # a cell of csv
+        ([{"q": "[{'a': 1}, {'a': 2}]"}], "q", [1, 2]),
         ([{"p": [{"q": [{"a": 1}]}, {"q": [{"a": 2}]}]}], "p.q", [1, 2]),
         ([{"p": {"q": [{"a": 1}, {"a": 2}]}}], "p.q", [1, 2]),
         ([{"p": {"q": [[{"a": 1}], [{"a": 2}]]}}], "p.q", [1, 2]),

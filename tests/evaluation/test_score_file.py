@@ -248,7 +248,7 @@ def test_several_columns_of_references_are_those_of_a_list(tmp_path):
         score_file(write(tmp_path, columns), reference="x")
 
 
-def test_references_in_fields_of_objects_and_as_json_in_csv_are_those_of_a_list(tmp_path):
+def test_references_in_fields_of_objects_and_as_text_in_csv_are_those_of_a_list(tmp_path):
     texts = ["Tom asks why.", "Why?"]
     expected = score_file(
         write(tmp_path, [{"prediction": "Tom asks.", "references": texts}], "jsonl"), metrics=["squad"]
@@ -256,8 +256,11 @@ def test_references_in_fields_of_objects_and_as_json_in_csv_are_those_of_a_list(
     nested = [{"made": {"text": "Tom asks."}, "gold": {"answers": [{"text": text} for text in texts]}}]
     found = score_file(write(tmp_path, nested, "jsonl"), "made.text", "gold.answers.text", metrics=["squad"])
     assert found == expected and expected["n"] == 1
-    cells = [{"made": "Tom asks.", "gold": json.dumps(texts)}]
-    assert score_file(write(tmp_path, cells), "made", "gold", metrics=["squad"]) == expected
+    for gold in (json.dumps(texts), str(texts)):
+        cells = write(tmp_path, [{"made": "Tom asks.", "gold": gold}])
+        assert score_file(cells, "made", "gold", metrics=["squad"]) == expected
+    cells = write(tmp_path, [{"made": "Tom asks.", "gold": str({"text": texts, "start": [0, 1]})}])
+    assert score_file(cells, "made", "gold.text", metrics=["squad"]) == expected
     with pytest.raises(UserError, match="--reference gold.answer: .* has no such column; .*'gold'"):
         score_file(write(tmp_path, nested, "jsonl"), "made.text", "gold.answer")
 
