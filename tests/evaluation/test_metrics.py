@@ -103,6 +103,14 @@ SPACELESS = {
 }
 
 
+def test_the_bleu_of_korean_is_the_same_with_and_without_its_code():
+    pytest.importorskip("sacrebleu")
+    made, true = ["안나는 내일 북경에 갑니다."], [["안나는 내일 북경에 옵니다."]]
+    by_script = score(made, true, "bleu")
+    assert by_script == score(made, true, "bleu", language="kor_Hang") and by_script["bleu"] > 40
+    assert "tok:13a" in score(["he met 안나"], [["he met 안나 today"]], "bleu")["bleu_signature"]
+
+
 @pytest.mark.parametrize("code", SPACELESS)
 def test_scripts_without_spaces_are_not_scored_as_one_word(code):
     pytest.importorskip("sacrebleu")

@@ -37,9 +37,9 @@ _KANA, _HAN, _LETTER = (
 )
 _SCRIPTS = {
     code: regex.compile(rf"\p{{{name}}}")
-    for code, name in {"th": "Thai", "lo": "Lao", "km": "Khmer", "my": "Myanmar"}.items()
+    for code, name in {"ko": "Hangul", "th": "Thai", "lo": "Lao", "km": "Khmer", "my": "Myanmar"}.items()
 }
-"""Scripts without spaces that sacrebleu has no tokenizer for."""
+"""Scripts of one language each, beside those of Chinese and Japanese."""
 
 
 def of_sacrebleu(
