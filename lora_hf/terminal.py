@@ -11,6 +11,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -31,8 +34,12 @@ VERBOSITY = "LORA_HF_VERBOSITY"
 """Environment variable with the verbosity of an experiment's runs: a key of `LEVELS`."""
 PART = "LORA_HF_PART"
 """Environment variable that is set in the runs of an experiment, which prints their results itself."""
+SHOWN = "LORA_HF_SHOWN"
+"""Environment variable with a file of the lines that other runs of the experiment have shown already."""
 LEVELS = {"quiet": logging.ERROR, "normal": logging.INFO, "verbose": logging.DEBUG}
 OPTIONS = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+NOISY = ("torch.utils._pytree", "torch.onnx._internal")
+"""Loggers below PyTorch's own handler: torchao registers types twice, an export misses torchvision."""
 HEADS = r"^(model|data|method):|^\[\d+/\d+\] .*"
 """The beginnings of lines that say what runs."""
 STYLES = {logging.DEBUG: "dim", logging.WARNING: "bold yellow"}
@@ -72,7 +79,8 @@ def silence_packages() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of torchao; torch has a handler
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.lastResort = logging.StreamHandler()  # of loggers without a handler, such as bitsandbytes
     logging.lastResort.setLevel(logging.ERROR)
 
@@ -81,7 +89,30 @@ def for_runs() -> dict[str, str]:
     """Return the environment variables for the runs that this command starts."""
     level = logging.getLogger("lora_hf").level
     verbosity = next((name for name, value in LEVELS.items() if value == level), "normal")
-    return {VERBOSITY: verbosity, PART: "1"}
+    return {VERBOSITY: verbosity, PART: "1", SHOWN: os.environ.get(SHOWN) or _shown_lines().name}
+
+
+@cache
+def _shown_lines() -> Any:
+    """Return the file that all runs of this process share; it is deleted when the process ends."""
+    return NamedTemporaryFile(prefix="lora_hf_shown_")  # noqa: SIM115
+
+
+def level_once(text: str, level: int = logging.INFO) -> int:
+    """Return the level of a line that many runs of an experiment have: DEBUG from the second run on.
+
+    Args:
+        text: the line, such as which data is read.
+        level: that of the first time, and of every time outside experiments.
+    """
+    if SHOWN not in os.environ or level < logging.INFO or not is_main():
+        return level
+    file = Path(os.environ[SHOWN])
+    if file.exists() and text in file.read_text(encoding="utf-8").splitlines():
+        return logging.DEBUG
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(f"{text}\n")
+    return level
 
 
 def is_part() -> bool:

@@ -112,6 +112,17 @@ def test_the_runs_of_an_experiment_are_as_verbose_as_it_is(screen, monkeypatch):
     assert terminal.is_part() and terminal.split_verbosity(["train"]) == (["train"], "verbose")
 
 
+def test_the_runs_of_an_experiment_say_what_they_read_once(screen, monkeypatch):
+    screen()
+    line, detail = "data: talks.csv, 80 train dialogues", logging.DEBUG
+    assert [terminal.level_once(line) for _ in range(2)] == [logging.INFO] * 2  # not in an experiment
+    for name, value in terminal.for_runs().items():
+        monkeypatch.setenv(name, value)
+    assert [terminal.level_once(line) for _ in range(3)] == [logging.INFO, detail, detail]
+    assert terminal.level_once("train: 0 cut", detail) == detail
+    assert terminal.level_once(f"{line} more") == logging.INFO
+
+
 def test_warnings_of_other_packages_are_hidden(screen, monkeypatch):
     stream = screen(is_terminal=False)
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)
@@ -121,6 +132,8 @@ def test_warnings_of_other_packages_are_hidden(screen, monkeypatch):
         warnings.warn("before", FutureWarning, stacklevel=1)
         terminal.silence_packages()
         warnings.warn("after", FutureWarning, stacklevel=1)
+    for name in ("torch.utils._pytree", "torch.onnx._internal.exporter._registration"):
+        assert not logging.getLogger(name).isEnabledFor(logging.WARNING)
     other = logging.Logger("other")  # without a handler, as bitsandbytes
     other.warning("after")
     other.error("broken")

@@ -46,6 +46,7 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
     run, record = run_config(source.config, source.overrides)
     processes.stop()
     if processes.is_main() and not terminal.is_part():
+        terminal.line("")
         print_scores(record)
         folder = Path(run.output_dir)
         print(f"results: {folder / 'results.json'}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_hf import terminal
 from lora_hf.config import DataConfig, RunConfig
 from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.data import overlap, unknown_tokens
@@ -57,11 +58,12 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     test, test_origin, _ = load_split_and_origin(config.data, "test", train.columns)
     origins = {"train": train.origin, "validation": validation_origin, "test": test_origin}
     counts = {"train": train.n, "validation": len(validation), "test": len(test)}
-    logger.info("%s", data_line(config, counts, origins))
+    text = data_line(config, counts, origins)
+    logger.log(terminal.level_once(text), "%s", text)
     validation_rows = TokenizedDialogues(validation, tokenizer, config.data, "validation")
     for rows in (train_rows, validation_rows):
         rows.truncation = rows.truncation.in_words_of(config.task)
-        logger.log(_level(rows.truncation), "%s", rows.truncation)
+        _log_cut(rows.truncation)
     task = config.task
     warnings = _log_unknown(task, train_rows.unknown, validation_rows.unknown)
     test_sources, found = encode_test(test, tokenizer, config.data, config.task)
@@ -115,7 +117,7 @@ def encode_test(
     sources = encode_sources([example.dialogue for example in test], tokenizer, config)
     limit = config.max_source_length
     cut = Truncation("test", len(test), sources.cut, sources.long, limit)
-    logger.log(_level(cut), "%s", cut.in_words_of(task))
+    _log_cut(cut.in_words_of(task))
     warnings = _log_unknown(task, UnknownTokens("test", sources.unknown))
     if sources.in_prompt.unknown:
         warnings.append(prompt_problem(config, sources.in_prompt))
@@ -137,9 +139,10 @@ def data_line(config: RunConfig, counts: Mapping[str, int | None], origins: Mapp
     return f"data: {name}, {sizes} {config.task.sources}{seed}"
 
 
-def _level(cut: Truncation) -> int:
-    """Return the level at which a split's truncation is logged: without any, only with -v."""
-    return logging.INFO if cut.cut_sources or cut.cut_targets else logging.DEBUG
+def _log_cut(cut: Truncation) -> None:
+    """Log a split's truncation: without any, only with -v; in an experiment once."""
+    level = logging.INFO if cut.cut_sources or cut.cut_targets else logging.DEBUG
+    logger.log(terminal.level_once(str(cut), level), "%s", cut)
 
 
 def _log_unknown(task: Task, *splits: UnknownTokens) -> list[str]:
@@ -148,7 +151,7 @@ def _log_unknown(task: Task, *splits: UnknownTokens) -> list[str]:
         if split.is_fault:
             logger.warning("%s. Remedy: %s", split, unknown_tokens.REMEDY)
         elif split:
-            logger.info("%s", split)
+            logger.log(terminal.level_once(str(split)), "%s", split)
     return [str(split) for split in found if split.is_fault]
 
 
@@ -158,7 +161,7 @@ def _log_shared(task: Task, splits: list[SharedDialogues]) -> list[str]:
         if shared.is_fault:
             logger.warning("%s. Remedy: %s", shared, overlap.REMEDY)
         else:
-            logger.info("%s", shared)
+            logger.log(terminal.level_once(str(shared)), "%s", shared)
     if not found:
         logger.debug(overlap.NONE_SHARED, task.source)
     return [str(shared) for shared in found if shared.is_fault]

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging as transformers_logging
 
+from lora_hf import terminal
 from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.backends import is_transposed
 from lora_hf.adapters.backends.bitsandbytes import keep_differentiable
@@ -187,7 +188,8 @@ def report_model(config: ModelConfig, device: torch.device, train_all: bool = Fa
     stored = f"{config.storage}, computed in " if config.is_quantized else ""
     revision = f"@{config.revision}" if config.revision else ""
     how = f"{stored}{str(dtype).removeprefix('torch.')} on {device_name(device)}"
-    logger.info("model: %s%s in %s", config.model_name_or_path, revision, how)
+    text = f"model: {config.model_name_or_path}{revision} in {how}"
+    logger.log(terminal.level_once(text), "%s", text)
 
 
 def load_model(

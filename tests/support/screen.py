@@ -31,6 +31,11 @@ class Terminal:
         return found.decode()
 
 
+def plain(written: str) -> str:
+    """Return a text without its control sequences, such as colors, and with every state of each line."""
+    return re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", written)
+
+
 def screen_of(written: str, width: int) -> list[str]:
     """Return the lines that a terminal shows after a text with control sequences.
 
