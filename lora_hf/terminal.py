@@ -36,7 +36,7 @@ PART = "LORA_HF_PART"
 """Environment variable that is set in the runs of an experiment, which prints their results itself."""
 SHOWN = "LORA_HF_SHOWN"
 """Environment variable with a file of the lines that other runs of the experiment have shown already."""
-LEVELS = {"quiet": logging.ERROR, "normal": logging.INFO, "verbose": logging.DEBUG}
+LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 OPTIONS = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 NOISY = ("torch.utils._pytree", "torch.onnx._internal")
 """Loggers below PyTorch's own handler: torchao registers types twice, an export misses torchvision."""

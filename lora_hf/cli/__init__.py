@@ -71,7 +71,10 @@ def options(
         bool, typer.Option("--debug", help="Show the traceback of an error. Also works after a command.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show only results and errors. Also works after a command.")
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Show only results, warnings and errors. Also works after a command."
+        ),
     ] = False,
     verbose: Annotated[
         bool,

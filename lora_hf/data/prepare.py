@@ -11,7 +11,7 @@ from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.overlap import SharedDialogues
-from lora_hf.data.splits import BY_HASH, load_split_and_origin, scored_split
+from lora_hf.data.splits import BY_HASH, SCORED_ON_VALIDATION, load_split_and_origin, scored_split
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 from lora_hf.data.translation import TRANSLATION
@@ -75,7 +75,7 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     if train_rows.added_end is not None:
         logger.info(ADDED_END, train_rows.added_end, task.target)
     held_out: dict[str, Sequence[Example]] = {"validation": validation, "test": test}
-    if scored_split(config.data, "test") == "validation":
+    if SCORED_ON_VALIDATION in warnings:
         del held_out["test"]  # the same dialogues
     warnings += _log_shared(task, train.shared_with(held_out))
     lengths = train_rows.target_lengths + validation_rows.target_lengths
@@ -122,6 +122,8 @@ def encode_test(
     if sources.in_prompt.unknown:
         warnings.append(prompt_problem(config, sources.in_prompt))
         logger.warning("%s", warnings[-1])
+    if scored_split(config, "test") == "validation":
+        warnings.append(SCORED_ON_VALIDATION)  # logged when the split was read
     return sources.ids, warnings
 
 

@@ -41,6 +41,9 @@ DEFAULT_SHARES = (0.1, 0.1)
 BY_HASH = "by a hash of the text"
 """How rows are divided among splits that share a file, as the origin of a split says it."""
 
+SCORED_ON_VALIDATION = "the test split has no references; scores are those of the validation split"
+"""What a run warns of and records where its scores are not those of the test split."""
+
 
 class LoadedSplit(NamedTuple):
     """The dialogues of a split, and how they were chosen from the source."""
@@ -66,9 +69,9 @@ def load_split_and_origin(config: DataConfig, split: Split, reported: Columns | 
     """
     limit = limit_of(config, split)
     if (scored := scored_split(config, split)) != split:
-        text = "%s: the test split has no references; scores are those of the validation split"
         name = str(Path(config.dataset_name).expanduser().absolute().name) or config.dataset_name
-        logger.info(f"{text} (`lora-hf predict` writes what the model makes of it)", name)
+        text = f"%s: {SCORED_ON_VALIDATION} (`lora-hf predict` writes what the model makes of it)"
+        logger.warning(text, name)
     part = open_part(config, scored)
     origin = origin_of(part, config, scored)
     if scored != split:

@@ -195,14 +195,16 @@ def test_rows_without_text_are_left_out_on_request_and_listed(tmp_path, streamin
 
 @pytest.mark.parametrize("more", [{}, {"summary": ""}, {"summary": None}, {"summary": []}])
 def test_a_test_split_without_references_is_predicted_and_validation_is_scored(tmp_path, caplog, more):
-    with caplog.at_level(logging.INFO, "lora_hf"):
-        _, [scored] = load(
+    with caplog.at_level(logging.WARNING, "lora_hf"):  # also with -q
+        config, [scored] = load(
             tmp_path,
             [{"dialogue": TALK, "summary": GIST}],
             "test",
             test_rows=[{"id": "t", "dialogue": "B: Bye"} | more],
         )
-    assert scored.dialogue == TALK and "scores are those of the validation split" in caplog.text
+    said = "the test split has no references; scores are those of the validation split"
+    assert scored.dialogue == TALK and said in caplog.text
+    assert said in load_data(RunConfig(data=config), load_tokenizer(ModelConfig())).warnings
     [predicted] = read_file(tmp_path / "test.jsonl", DataConfig())
     assert (predicted.id, predicted.dialogue) == ("t", "B: Bye")
     (tmp_path / "talks.jsonl").write_text(
