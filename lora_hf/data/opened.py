@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from lora_hf.files import refuse_git_lfs_pointer
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 """The byte order marks of UTF-16, which no UTF-8 text begins with."""
+UTF_32 = (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")
 PAGE = (b"<!doctype html", b"<html")
 DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a vertical bar"}
 LONGEST_HEADER = 2**20
@@ -88,11 +90,13 @@ def open_text(path: Path, form: Form = SEEN) -> IO[str]:
 
 
 def encoding_of(path: Path, form: Form = SEEN) -> str:
-    """Return the encoding that the config names, or else UTF-16 by its mark, or else UTF-8."""
+    """Return the encoding that the config names, or else UTF-16 or UTF-32 by its mark, or else UTF-8."""
     if form.encoding is not None:
         return codecs.lookup(form.encoding).name
     with open_bytes(path) as stream:
         begin = stream.read(64)
+    if begin[:4] in UTF_32:
+        return "utf-32"
     for encoding, at in (("utf-16-le", 1), ("utf-16-be", 0)):
         if len(begin) > 7 and not any(begin[at::2]) and all(begin[1 - at :: 2]):
             raise UserError(f"{path} is UTF-16 text without its mark: set data.encoding: {encoding}")
@@ -167,6 +171,12 @@ def _refuse_other_content(path: Path) -> None:
         )
 
 
+def _sample(path: Path) -> bytes:
+    with open_bytes(path) as stream:
+        begin = stream.read(2**17)
+    return begin[: begin.rfind(b"\n") + 1] or begin
+
+
 def _not_text(path: Path, form: Form, error: UnicodeDecodeError) -> str:
     """Return the message on the first line that is not in the encoding, with the encoding that reads it."""
     encoding = encoding_of(path, form)
@@ -181,31 +191,72 @@ def _not_text(path: Path, form: Form, error: UnicodeDecodeError) -> str:
             except UnicodeDecodeError as found:
                 byte = begun + found.start
                 at = f"{path}, line {number}, is not {name} text: {found.reason} at byte {byte}"
-                other = likely_encoding(line)
-                if other is None or other == encoding:
+                others = [name for name in likely_encodings(_sample(path), line) if name != encoding]
+                if not others:
                     return f"{at}; {CHOOSE}"
-                words = line[max(0, found.start - 12) : found.end + 12].decode(other, "ignore").strip()
-                return f"{at}; as {other} it reads {words!r}: if so, set data.encoding: {other}"
+                words = line[max(0, found.start - 12) : found.end + 12]
+                read = [f"{words.decode(name, 'ignore').strip()!r} as {name}" for name in others]
+                return (
+                    f"{at}; it may read {' or '.join(read)}: set data.encoding to the right one, such as "
+                    f"data.encoding: {others[0]}"
+                )
             begun += len(line)
     return f"{path} is not {name} text: {error.reason} at byte {error.start}; {CHOOSE}"
 
 
-def likely_encoding(line: bytes) -> str | None:
-    """Return the common encoding whose letters a line that is not UTF-8 consists of, or None."""
-    letters = {
-        "cp949": "[가-힣]",
-        "cp932": "[\u3041-\u30ff\u4e00-\u9fff]",
-        "gb18030": "[\u4e00-\u9fff]",
-        "cp1251": "[\u0400-\u045f]",
-    }
-    for encoding, pattern in letters.items():
+SCRIPTS = {
+    "cp949": "[가-힣]",
+    "cp932": "[\u3041-\u30ff\u4e00-\u9fff]",
+    "gb18030": "[\u4e00-\u9fff]",
+    "cp1253": "[\u0370-\u03ff]",
+    "cp874": "[\u0e00-\u0e7f]",
+    "cp1251": "[\u0400-\u045f]",
+}
+"""Encodings whose letters beyond ASCII form whole words, and these letters."""
+WESTERN = ("cp1252", "cp1250", "mac_roman")
+COMMON = {*SCRIPTS, *WESTERN, "big5", "euc_jp", "koi8_r", "cp850"} | {f"cp{n}" for n in range(1254, 1259)}
+SAME = {
+    "euc_jis_2004": "euc_jp",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+}
+"""The common encodings that contain others."""
+MOST_READINGS = 3
+
+
+def likely_encodings(sample: bytes, line: bytes) -> list[str]:
+    """Return common encodings that a text may have, at most `MOST_READINGS`, the likeliest first.
+
+    Encodings of one byte per character cannot be told apart with certainty: the user chooses the one in which
+    the text reads well.
+
+    Args:
+        sample: the beginning of the file, by whole lines.
+        line: the first line that is not UTF-8.
+    """
+    from charset_normalizer import from_bytes
+
+    matches = [SAME.get(match.encoding, match.encoding) for match in from_bytes(sample)]
+    likely = [name for name in matches if name in COMMON]
+    is_run = re.search(rb"[\x80-\xff]{4}", line)  # Western letters beyond ASCII mostly stand alone
+    shares = {name: _share_of_script(line, name) for name in SCRIPTS if is_run}
+    by_script = sorted((name for name in shares if shares[name] > 0.9), key=lambda name: -shares[name])
+    if not is_run or likely[:1] and likely[0] in WESTERN:
+        by_script = [*WESTERN]
+    found: dict[str, str] = {}
+    for name in (*likely[: 2 if by_script else None], *by_script):
         with suppress(UnicodeDecodeError):
-            beyond = [c for c in line.decode(encoding) if c.isalpha() and not c.isascii()]
-            own = sum(bool(re.match(pattern, c)) for c in beyond)
-            is_run = re.search(rb"[\x80-\xff]{4}", line)  # Western letters beyond ASCII stand alone
-            if is_run and own > 0.9 * len(beyond) > 0:
-                return encoding
+            read = line.decode(name)
+            found[read] = name if name == WESTERN[0] else found.get(read, name)  # the commonest of equal ones
+    return list(found.values())[:MOST_READINGS]
+
+
+def _share_of_script(line: bytes, encoding: str) -> float:
+    """Return the share of an encoding's own letters among letters, marks and symbols beyond ASCII."""
     with suppress(UnicodeDecodeError):
-        line.decode("cp1252")
-        return "cp1252"
-    return None
+        text = line.decode(encoding)
+        beyond = [c for c in text if not c.isascii() and unicodedata.category(c)[0] in "LMS"]
+        return sum(bool(re.match(SCRIPTS[encoding], c)) for c in beyond) / max(1, len(beyond))
+    return 0.0

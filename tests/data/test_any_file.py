@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,33 @@ def test_datasets_changes_texts_that_are_kept_or_refused_here(tmp_path, name, co
     else:
         with no_lost_cells("its file"):
             assert there(**best)
+
+
+ENCODINGS = {
+    "big5": "小明，你好嗎",
+    "cp1250": "Dzień dobry, żółć",
+    "cp1253": "Καλημέρα τι κάνεις",
+    "cp1254": "İyi günler ışık",
+    "cp1255": "שלום מה שלומך",
+    "cp1256": "مرحبا كيف حالك",
+    "cp874": "สวัสดีครับ",
+    "euc_jp": "田中さん、こんにちは",
+    "koi8_r": "Привет как дела",
+    "cp932": "田中さん、こんにちは",
+    "cp949": "안녕하세요, 언제",
+    "gb18030": "小明: 你好吗",
+    "mac_roman": "él está aquí",
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_readings_of_a_text_that_is_not_utf8_have_the_right_one_and_no_single_one(tmp_path, encoding):
+    text = ENCODINGS[encoding]
+    file = tmp_path / "talks.csv"
+    lines = "".join(f'"{text} {i}","{text}."\n' for i in range(12))
+    file.write_bytes(f"dialogue,summary\n{lines}".encode(encoding))
+    with pytest.raises(UserError, match="set data.encoding to the right one") as error:
+        read_rows(file)
+    said = str(error.value)
+    assert re.search(f"{re.escape(text[:4])}[^']*' as {encoding}", said), said
+    assert " or " in said and "\n" not in said and len(said.replace(str(tmp_path), "")) < 500

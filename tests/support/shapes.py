@@ -136,6 +136,7 @@ FILES = [
     Shape("tab.tsv", "tsv", lambda p: as_csv(ROWS, delimiter="\t"), "read"),
     Shape("utf16.csv", "UTF-16 with a byte order mark", lambda p: as_csv(ROWS).encode("utf-16"), "read"),
     Shape("utf16.jsonl", "UTF-16 with a byte order mark", lambda p: as_lines(ROWS).encode("utf-16"), "read"),
+    Shape("utf32.csv", "UTF-32 with a byte order mark", lambda p: as_csv(ROWS).encode("utf-32"), "read"),
     Shape("blank_lines.csv", "blank lines at the end", lambda p: as_csv(ROWS) + "\n\n\n", "read"),
     Shape("nan_text.csv", "a cell with the text NaN", lambda p: as_csv(changed(7, summary="NaN")), "read"),
     Shape(
@@ -153,7 +154,7 @@ FILES = [
         "cp949.csv",
         "Korean in cp949",
         lambda p: as_csv(KOREAN).encode("cp949"),
-        "data.encoding: cp949",
+        "as cp949",
         remedy=set_fields(encoding="cp949"),
     ),
     Shape(
