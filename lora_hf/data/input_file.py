@@ -15,7 +15,7 @@ from lora_hf.config import DataConfig
 from lora_hf.data.columns import DIALOGUE, HEAD, PLAIN, Row, find_columns, has_column
 from lora_hf.data.examples import Example, check_rows, dialogues_of
 from lora_hf.data.opened import UTF_16, Form, endings
-from lora_hf.data.readers import READERS, TEXT, read_lines, read_text
+from lora_hf.data.readers import READERS, REMEDIES, TEXT, read_lines, read_text
 from lora_hf.data.remote import files_at, is_address
 from lora_hf.data.sources import Part, read_source
 from lora_hf.data.splits import read_part
@@ -62,7 +62,13 @@ def _read(
     form = Form.of(config)
     if is_lines and endings(file)[0] in READERS:
         raise UserError(f"--lines is for plain text, and {file} is a file of rows: leave it out")
-    if is_lines or (endings(file)[0] == TEXT and file.is_file()):
+    ending = endings(file)[0]
+    if not is_lines and file.is_file() and ending not in (*READERS, *REMEDIES, TEXT, *form.parallel):
+        raise UserError(
+            f"{file}: cannot read files ending in {ending!r}; supported are {', '.join((*READERS, TEXT))}; "
+            "if it is plain text, one text per line, add --lines"
+        )
+    if is_lines or (ending == TEXT and file.is_file()):
         texts = read_lines(file, form) if is_lines else [read_text(file, form).strip()]
         part = Part(iter([{DIALOGUE: text} for text in texts]), name)
         rows, columns = list(part.rows), PLAIN

@@ -138,7 +138,9 @@ def _read_csv(path: Path, form: Form) -> Numbered:
                     count = "more" if len(cells) > len(names) else "fewer"
                     mark = DELIMITERS.get(delimiter, repr(delimiter))
                     remedy = "put cells that contain one in quotes"
-                    if form.column_names:
+                    if any(cell[:1] == " " and cell.lstrip()[:1] == '"' for cell in cells):
+                        remedy = "a quote counts only where a cell begins: remove the space before the quote"
+                    elif form.column_names:
                         remedy = f"data.column_names must name each column of the file, or {remedy}"
                     raise UserError(
                         f"{path}, line {line}: {count} cells than the {len(names)} columns ({len(cells)}, "
@@ -213,7 +215,9 @@ def _read_json(path: Path, form: Form) -> Numbered:
             data = json.loads(file.read(), object_pairs_hook=_object)
     except NOT_JSON as error:
         # json lines in a .json file, which datasets also accepts
-        if getattr(error, "msg", "") == "Extra data":
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            if error.lineno > 1 and error.doc.lstrip().partition("\n")[0].strip() == "{":
+                raise UserError(f"{path}{_line_of(error)}: not json: {ONE_AFTER_ANOTHER}") from error
             yield from _read_jsonl(path, form)
             return
         remedy = _comma_before(error)
@@ -299,6 +303,9 @@ def _why(error: Exception) -> str:
     return first_line(error)
 
 
+ONE_AFTER_ANOTHER = (
+    "several objects, one after another; put them in one list, [{...}, {...}], or write each on one line"
+)
 ONE_LIST = "; if the file is one JSON list, rename it to .json"
 
 

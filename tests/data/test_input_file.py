@@ -48,6 +48,21 @@ def test_standard_input_is_json_or_lines_or_one_dialogue(content, is_lines, dial
     assert [example.dialogue for example in found] == dialogues
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("test.de", "Hallo\nTag\n", "cannot read files ending in '.de'; .*, one text per line, add --lines"),
+        ("a.csv", 'dialogue,id\nhi, "b, c"\n', "line 2: more cells .* remove the space before the quote"),
+        ("a.json", '{\n "dialogue": "a"\n}\n{\n "dialogue": "b"\n}\n',
+         "line 4: not json: several objects, one after another; put them in one list, .* each on one line"),
+    ],
+)  # fmt: skip
+def test_the_remedy_names_the_cause_in_a_file_that_is_nearly_readable(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_file(tmp_path / name, DataConfig())
+
+
 def test_an_error_of_standard_input_names_it(monkeypatch):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b'{"talk": "A"}')))
     with pytest.raises(UserError, match="^--dialogue-column='dialogue': standard input has the columns"):
