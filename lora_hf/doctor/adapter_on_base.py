@@ -17,7 +17,7 @@ from lora_hf.doctor.configs import tokens_cut
 from lora_hf.errors import UserError
 from lora_hf.families import family_of
 from lora_hf.models.load import load_model
-from lora_hf.saved.find_adapter import config_of_run, run_directory, settings_of
+from lora_hf.saved.find_adapter import config_of_run, run_directory, settings_on_sample
 from lora_hf.saved.merge import sample_batch
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
@@ -147,7 +147,7 @@ def tokens(adapter: SavedAdapter, storage: ModelConfig, tokenizer: Any) -> Findi
         except UserError as error:  # the data was removed: not a fault of the adapter
             raise CannotTell(f"the run's data cannot be read: {error}") from error
         return
-    sample = settings_of(adapter, max_test_samples=SAMPLED_DIALOGUES).data
+    sample = settings_on_sample(adapter, max_test_samples=SAMPLED_DIALOGUES).data
     for finding in tokens_cut(sample, tokenizer, ("test",)):
         yield Finding(finding.state, f"embedded sample, {finding.title}", finding.remedy)
 

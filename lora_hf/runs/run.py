@@ -65,7 +65,6 @@ def execute(config: RunConfig) -> RunResult:
     """
     directory, sources = RunDirectory(config), sources_of(config)
     device = pick_device()
-    report_model(config.model, device, train_all=config.method == "full")
     this = in_all_processes(lambda: _load(config, directory, device))
     with run_lock(directory.path):
         fingerprints = {"data": this.data.fingerprint, "model": model_state(this.model).base_fingerprint}
@@ -91,6 +90,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     Scoring.of_config(config).check()
     tokenizer = load_tokenizer(config.model)
     check_run_lengths(config)
+    report_model(config.model, device, train_all=config.method == "full")
     data = load_data(config, tokenizer)
     check_full_batches(config, data.train)
     retention = load_retention(config, tokenizer)

@@ -41,8 +41,8 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     scoring.check()
     base = as_recorded(config.model, adapter) if adapter else config.model
     device = pick_device()
-    report_model(base, device)
     tokenizer = load_tokenizer(base)
+    report_model(base, device)
     trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
     max_new_tokens = config.generation.max_new_tokens or trained_with
     check_lengths(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import ModelConfig, RunConfig
+from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
@@ -197,6 +198,13 @@ def settings_of(saved: SavedAdapter, **data: Any) -> PredictionSettings:
     if not any(name in recorded for name in PROMPT_FIELDS):
         logger.info("%s does not say its prompt: 'summarize_dialogue' is used", saved.folder)
     return PredictionSettings.read(recorded, saved.folder / MANIFEST_NAME, **data)
+
+
+def settings_on_sample(saved: SavedAdapter, **data: Any) -> PredictionSettings:
+    """Return `settings_of` for the package's own dialogues, whose columns are not those of the training."""
+    settings = settings_of(saved, **data)
+    own = {name: getattr(DataConfig(), name) for name in COLUMN_FIELDS}
+    return replace(settings, data=settings.data.model_copy(update=own))
 
 
 def settings_on_base(

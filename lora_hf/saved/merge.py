@@ -27,8 +27,8 @@ from lora_hf.saved.find_adapter import (
     base_config,
     find_adapter,
     load_with_base,
-    settings_of,
     settings_on_base,
+    settings_on_sample,
 )
 from lora_hf.system import DTYPES
 from lora_hf.training.registry import saved_method
@@ -123,7 +123,7 @@ def check_choice(adapter: str, onto: str | None, errors: dict[str, float]) -> No
 def sample_batch(model: Any, tokenizer: Any, saved: SavedAdapter) -> dict[str, torch.Tensor]:
     """Return a batch of dialogues from the embedded sample, in the adapter's prompt, with labels."""
     longest = min(DataConfig().max_target_length, positions_of(model.config)[1] or sys.maxsize)
-    settings = settings_of(saved, max_test_samples=COMPARED_DIALOGUES, max_target_length=longest)
+    settings = settings_on_sample(saved, max_test_samples=COMPARED_DIALOGUES, max_target_length=longest)
     config = within_positions(settings, model.config, str(model.name_or_path)).data
     rows = TokenizedDialogues(load_split(config, "test"), tokenizer, config, "test").rows
     batch: dict[str, torch.Tensor] = collator(tokenizer, model)(rows)

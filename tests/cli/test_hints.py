@@ -1,6 +1,7 @@
 """Almost right command lines end in one error with the words that would do."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,8 +23,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert cli.run(list(words), debug=False) == 2
     out, err = capsys.readouterr()
-    assert not out and err.startswith("error: ") and err.count("\n") == 1
-    return err.strip()
+    found = re.fullmatch(r"(model: .*\n)?(error: .*)\n(help: docs/troubleshooting\.md#.*\n)?", err)
+    assert found and not out, err
+    return found[2]
 
 
 @pytest.mark.parametrize(

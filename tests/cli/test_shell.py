@@ -90,7 +90,7 @@ def completed(bash, line: str) -> list[str]:
         ("lora-hf ", set(VERBS)),
         ("lora-hf e", {verb for verb in VERBS if verb.startswith("e")}),
         ("lora-hf doctor --b", {"--base"}),
-        ("lora-hf merge --", {"--adapter", "--output", "--base", "--onto", "--check", "--help"}),
+        ("lora-hf merge --", {"--adapter", "--output", "--base", "--onto", "--check", "--dtype", "--help"}),
         ("lora-hf train --config quick", {"quickstart"}),
         ("lora-hf train --config quickstart lora.lora_", {"lora.lora_alpha=", "lora.lora_dropout="}),
     ],

@@ -16,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
 from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import read_dtypes
 from lora_hf.config import ModelConfig
+from lora_hf.doctor import of_adapter
 from lora_hf.errors import UserError
 from lora_hf.models.load import ASSETS, load_model
 from lora_hf.saved.find_adapter import find_adapter, load_with_base
@@ -181,3 +182,14 @@ def test_a_base_that_is_quantized_to_other_values_is_noticed(
     file.write_text(json.dumps(manifest | {"base_codes_sha256": "0" * 64}))
     load_with_base(find_adapter(str(adapter)))
     assert "was trained on a base that was quantized to other values than this one" in caplog.text
+
+
+def test_an_adapter_of_other_columns_is_merged_and_examined(tmp_path: Path) -> None:
+    """Merging is measured on the package's own dialogues, whose columns are `dialogue` and `summary`."""
+    extra = {"dialogue_column": "chat", "summary_column": "note.short", "id_column": "nr", "explode": "notes"}
+    model = inject_adapters(load_model(ModelConfig(), pick_device()), LoraConfig(r=4))
+    randomize(model)
+    adapter = save_adapter(model, tmp_path / "adapter", extra=extra)
+    assert merge(str(adapter), tmp_path / "merged", None, None)["merged"] < 1e-5
+    faults = [finding.title for finding in of_adapter(str(adapter)) if finding.state == "fault"]
+    assert not faults

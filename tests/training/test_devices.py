@@ -54,7 +54,7 @@ def test_a_model_that_accelerate_has_spread_takes_the_plain_path_and_the_same_st
             for layer in [m for m in model.modules() if not list(m.children())]:
                 add_hook_to_module(layer, AlignDevicesHook("cpu", io_same_device=True))
         trainer = make_trainer(model, arguments(tmp_path, max_steps=3))
-        with caplog.at_level("INFO", "lora_hf"):
+        with caplog.at_level("DEBUG", "lora_hf"):
             trainer.train()
         assert ("fast path is off: accelerate has spread" in caplog.text) == is_spread
         runs.append(torch.tensor(losses(trainer)))
