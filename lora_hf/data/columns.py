@@ -41,6 +41,7 @@ DEFAULTS = {(task.source_column, task.target_column) for task in TASKS.values()}
 OTHER_IDS = ("fname",)
 SPEAKERS = ("speaker", "role", "name", "from", "user")
 TEXTS = ("text", "content", "utterance", "value", "message")
+SOURCES = ("instruction", *(source for source, _ in PAIRS))
 TURN = "{speaker}: {text}"
 """Default of `data.turn_template`."""
 INSTRUCTION = "instruction"
@@ -347,7 +348,8 @@ def find_columns(
     if dialogue in is_there and len(missing) == len(references) and not needs_references:
         return Columns(dialogue, (), id_column, turn_template=turn)
     if dialogue not in is_there:
-        raise UserError(_missing("data.dialogue_column", dialogue, sorted(present), source, config))
+        text = _missing("data.dialogue_column", dialogue, sorted(present), source, config)
+        raise UserError(text if CONVERSATIONS in present else f"{text}{_explode_hint(head)}")
     raise UserError(_missing("data.summary_column", min(missing), sorted(present), source, config))
 
 
@@ -383,13 +385,25 @@ def _known(
         fits.append((f"{TRANSLATION}.{first}", (f"{TRANSLATION}.{second}",)))
     if MESSAGES in present and DIALOGUE not in present:
         fits.append((MESSAGES, (MESSAGES,)))
+    own = (config.dialogue_column, str(config.summary_column))
+    renamed = _in_other_case(present) if not fits else {}
+    others = {(renamed[a], (renamed[b],)) for a, b in (own, *PAIRS) if a in renamed and b in renamed}
+    fits += others
     if len(fits) == 1:
         return fits[0]
     sources = {source for source, _ in pairs if has_column(head, source)}
     sources -= {QUESTION} if WITH_CONTEXT in sources else set()
+    sources = sources or {renamed[a] for a, _ in (own, *PAIRS) if a in renamed}
     if not needs_references and not fits and len(sources) == 1:
         return sources.pop(), ()
     return None
+
+
+def _in_other_case(present: list[str]) -> dict[str, str]:
+    """Return the columns by their names in lower case; none where two are equal, or a third is needed."""
+    found = {name.lower(): name for name in present}
+    is_whole = len(found) == len(present) and not {INSTRUCTION, "context"} & {*found}
+    return found if is_whole else {}
 
 
 def has_column(head: list[Row], name: str) -> bool:
@@ -397,6 +411,20 @@ def has_column(head: list[Row], name: str) -> bool:
     if inner := BRACES.findall(name):
         return all(has_column(head, column) for column in inner)
     return any(name in row or cell(row, name) is not None for row in head)
+
+
+def _explode_hint(head: list[Row]) -> str:
+    """Return what to set where a column holds a list of objects that are no turns."""
+
+    def rows_in(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+        lists = [(name, found) for name, found in row.items() if isinstance(found, list) and found]
+        firsts = [(name, found[0]) for name, found in lists if isinstance(found[0], Mapping)]
+        return [(name, first) for name, first in firsts if not {*SPEAKERS, *TEXTS} & {*first}]
+
+    for name, item in (pair for row in head for pair in rows_in(row)):
+        inner = "".join(f", or {name}.{other} for the list inside it" for other, _ in rows_in(item)[:1])
+        return f" If each row holds several examples, set data.explode: {name}{inner}"
+    return ""
 
 
 def _missing(option: str, name: str, present: list[str], source: str, config: DataConfig) -> str:
@@ -422,7 +450,10 @@ def _missing(option: str, name: str, present: list[str], source: str, config: Da
     elif len(present) == 2 and option != "data.id_column" and not text.endswith("?"):
         if not all(map(str.isidentifier, present)):
             return text
-        first, second = sorted(present, key=lambda column: column not in (INSTRUCTION, "input"))
+        targets = {target for _, target in (*PAIRS, *DEFAULTS)}
+        first, second = sorted(present, key=lambda column: (column in targets, column not in SOURCES))
         text += f" If they are the source and the target, set data.dialogue_column: {first} and "
-        text += f"data.summary_column: {second}, or the other way round"
+        text += f"data.summary_column: {second}"
+        is_clear = (second in targets) != (first in targets) or (first in SOURCES) != (second in SOURCES)
+        text += "" if is_clear else ", or the other way round"
     return text

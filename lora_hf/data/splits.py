@@ -273,9 +273,12 @@ def _slice(
         what = "one file" if part.is_one_file else f"data without the split {split}"
         validation, test = (f"{100 * share:.3g}" for share in _shares(config))
         train = f"{100 * (1 - sum(_shares(config))):.3g}"
+        is_one_text = len(rows) > 1 and len({dialogue_key(row[DIALOGUE]) for row in rows}) == 1
+        copies = ", all copies of one text" if is_one_text else ""
         raise UserError(
             f"data.dataset_name={config.dataset_name!r} is {what}, split {train}/{validation}/{test} by a "
-            f"hash of the text, and none of its rows ({len(rows)}) belongs to {split}; give more rows, "
-            f"another data.split_seed, or a folder with a file for each of {', '.join(SPLITS)}"
+            f"hash of the text, and none of its rows ({len(rows)}{copies}) belongs to {split}; give more "
+            "rows, another data.split_seed, data.validation_share, data.test_share, or a folder with a file "
+            f"for each of {', '.join(SPLITS)}"
         )
     return chosen

@@ -42,6 +42,8 @@ def load(tmp_path, rows, split="train", **fields):
         ({"dialogue": TALK, "x": GIST, "y": ""}, {"summary_column": ["x", "y"]}, [GIST]),
         ({"dialogue": TALK, "summary2": "2.", "summary10": "10.", "summary1": "1."}, {}, ["1.", "2.", "10."]),
         ({"article": TALK, "highlights": GIST, "other": 3}, {}, [GIST]),
+        ({"Dialogue": TALK, "SUMMARY": GIST, "Id": 3}, {}, [GIST]),
+        ({"Article": TALK, "Highlights": GIST}, {}, [GIST]),
         ({"dialogue": TALK, "summary": GIST, "text": "no", "target": "no"}, {}, [GIST]),  # not guessed
         ({"dialogue": TALK, "summary": GIST, "text": "B: Bye", "target": "End."},
          {"dialogue_column": "dialogue", "summary_column": "target"}, ["End."]),
@@ -76,6 +78,18 @@ def test_columns_are_those_of_the_config_or_found_by_one_pair_of_names(
         ),
         ({"dialogue": [{"who": "A"}], "summary": GIST}, {}, "rows have an empty dialogue or summary"),
         ({"dialogue": TALK, "summary": []}, {}, "rows have an empty dialogue or summary"),
+        ({"Instruction": TALK, "Input": TALK, "Output": GIST}, {}, "has the columns"),  # all three count
+        ({"Dialogue": TALK, "dialogUE": TALK, "Summary": GIST}, {}, "has the columns"),
+        (
+            {"turns": TALK, "summary": GIST},
+            {},
+            "data.dialogue_column: turns and data.summary_column: summary$",
+        ),
+        (
+            {"paragraphs": [{"context": TALK, "qas": [{"question": "Who?"}]}]},
+            {},
+            "set data.explode: paragraphs, or paragraphs.qas for the list inside it",
+        ),
     ],
 )
 def test_nothing_is_guessed_between_two_or_against_the_config(tmp_path, row, fields, words):

@@ -14,6 +14,7 @@ from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.input_file import read_file
 from lora_hf.data.overlap import plain_text
 from lora_hf.data.sources import is_remote
+from lora_hf.data.split_names import SPLITS
 from lora_hf.data.splits import iterate_split, load_split
 from lora_hf.errors import UserError
 
@@ -298,3 +299,16 @@ def test_a_file_that_cannot_be_used_is_one_line_with_the_remedy(tmp_path, name, 
 
 def test_a_missing_file_is_not_taken_for_a_dataset_of_the_hub():
     assert not is_remote(config("questions.jsonl")) and is_remote(config("questions"))
+
+
+def test_rows_that_are_copies_of_one_text_are_said_to_be(tmp_path):
+    file = tmp_path / "all.jsonl"
+    file.write_text('{"dialogue": "A: Hi", "summary": "A greets."}\n' * 30)
+    said = []
+    for split in SPLITS:
+        try:
+            load_split(DataConfig(dataset_name=str(file)), split)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) == 2 and all("(30, all copies of one text)" in text for text in said)
+    assert all("data.validation_share, data.test_share" in text for text in said)
