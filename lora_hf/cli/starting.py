@@ -93,10 +93,12 @@ def init(
             found = look(place, fields)
             break
         except UserError as error:
-            if not asks or (data and "_column=" not in str(error)):
-                raise
+            is_of_columns = "_column=" in str(error)
+            if not asks or (data and not is_of_columns):
+                named = " Name both in this command: --columns TEXT,TARGET" if is_of_columns else ""
+                raise UserError(f"{error}{named}") from error
             typer.echo(str(error), err=True)
-            if "_column=" in str(error):
+            if is_of_columns:
                 data = place
                 names = [_ask("Column to read"), _ask("Column to learn to write")]
     model = model or (_ask("Base model", MODEL) if asks else MODEL)

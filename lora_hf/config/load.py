@@ -260,6 +260,7 @@ def _put(document: Document, path: KeyPath, value: Any) -> None:
     for depth, part in enumerate(path[:-1], start=1):
         if section.get(part) is None:
             section[part] = {}
+            document.places[path[:depth]] = COMMAND_LINE
         if not isinstance(section[part], dict):
             text = f"{dotted(path)!r}: {dotted(path[:depth])}={shown(section[part])} is not a section of keys"
             document.places[path] = COMMAND_LINE

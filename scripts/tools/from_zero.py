@@ -44,7 +44,7 @@ def executed(text: str, folder: Path) -> str:
             return f"```python\n{block['body']}```\n{shown}"
         parts = []
         for command in commands(block["body"]):
-            out = run(["bash", "-c", command.replace("lora-hf init", "lora-hf init --model embedded")])
+            out = run(["bash", "-c", command])
             lines = [line for line in out.splitlines(keepends=True) if not line.startswith("{'")]
             parts.append(f"$ {command}\n{''.join(lines)}")  # without the Trainer's log
         return f"```console\n{''.join(parts)}```\n"

@@ -57,6 +57,11 @@ def test_init_writes_a_config_and_says_how_the_data_is_split(capsys: pytest.Capt
     assert "'talks.yaml' is a file; nothing is overwritten" in capsys.readouterr().err
 
 
+def test_init_names_its_own_option_for_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["init", "--data", "talks.csv", "--yes"], debug=False) == 2
+    assert "Name both in this command: --columns TEXT,TARGET" in capsys.readouterr().err
+
+
 def test_init_asks_for_what_the_options_do_not_say(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
