@@ -142,6 +142,11 @@ def unicode_words(text: str) -> list[str]:
     return [part for part in parts if _WORD.search(part)]
 
 
+def has_words(text: str) -> bool:
+    """Return whether a text has a letter or a digit, and so a word; one of signs alone has none."""
+    return _WORD.search(text) is not None
+
+
 _SPACELESS_LETTER = regex.compile(
     r"(?=\p{L})[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]", regex.V1
 )

@@ -103,6 +103,14 @@ SPACELESS = {
 }
 
 
+def test_references_that_have_no_word_for_rouge_are_counted(caplog):
+    found = score(["😀🎉", "yes", "..."], [["😀🎉"], ["yes"], ["...", "so"]], "rouge")
+    assert found["rouge1"] == pytest.approx(1 / 3)
+    assert found["rouge_note"].startswith("2 of 3 examples have references without letters or digits")
+    assert found["rouge_note"] in caplog.text
+    assert "rouge_note" not in score(["7", "да"], [["7"], ["да"]], "rouge")
+
+
 def test_the_bleu_of_korean_is_the_same_with_and_without_its_code():
     pytest.importorskip("sacrebleu")
     made, true = ["안나는 내일 북경에 갑니다."], [["안나는 내일 북경에 옵니다."]]

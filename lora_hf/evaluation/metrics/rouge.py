@@ -4,7 +4,7 @@ import numpy as np
 
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
 from lora_hf.evaluation.rouge import DialogueScores, score_dialogues
-from lora_hf.evaluation.words import ENGLISH, RougeTokenizer, choose_tokenizer
+from lora_hf.evaluation.words import ENGLISH, RougeTokenizer, choose_tokenizer, has_words
 
 BY_UNICODE = "rouge_unicode_examples"
 """Key in results.json: how many examples of an English test set are compared by Unicode's words."""
@@ -22,12 +22,16 @@ def from_dialogue_scores(
     """Return known ROUGE as the metric's scores."""
     tokenizer = choose_tokenizer([text for texts in references for text in texts], language)
     by_unicode = rows_by_unicode(predictions, references, tokenizer)
+    facts = {"rouge_tokenizer": str(tokenizer)} | ({BY_UNICODE: by_unicode} if by_unicode else {})
+    if wordless := sum(not all(map(has_words, texts)) for texts in references):
+        of_all = f"{wordless:,} of {len(references):,} examples"
+        facts["rouge_note"] = f"{of_all} have references without letters or digits, which score 0"
     has_several = sum(map(len, references)) > len(references)
     return Measured(
         scores={name: ScoreValues(np.array(values)) for name, values in scores.mean.items()},
         best={name: ScoreValues(np.array(v)) for name, v in scores.best.items()} if has_several else {},
         by_reference=dict(scores.by_reference),
-        facts={"rouge_tokenizer": str(tokenizer)} | ({BY_UNICODE: by_unicode} if by_unicode else {}),
+        facts=facts,
     )
 
 
