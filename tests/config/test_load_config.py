@@ -253,10 +253,7 @@ OVERRIDE_MISTAKES = [
     ("lora..r=3", "command line: 'lora..r=3' is not key=value, such as lora.r=16"),
     ("lora.r=", "command line: lora.r=null is not an integer"),
     ("lora.alfa=3", "command line: unknown key 'lora.alfa' (value 3); did you mean 'lora.lora_alpha'?"),
-    (
-        "traning.learning_rate=3",
-        "command line: unknown key 'traning' (value {learning_rate: 3}); did you mean",
-    ),
+    ("traning.x=3", "command line: unknown key 'traning' (value {x: 3}); did you mean 'training'?"),
     ("lora={r: x}", "command line: lora.r='x' is not an integer"),
     ("method.x=3", "command line: 'method.x': method='lora' is not a section of keys"),
     (
