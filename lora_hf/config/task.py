@@ -91,13 +91,13 @@ class Task(Section):
 
     @property
     def sources(self) -> str:
-        """Return the plural of `source`."""
-        return plural(self.source)
+        """Return what several sources are called."""
+        return several(self.source)
 
     @property
     def targets(self) -> str:
-        """Return the plural of `target`."""
-        return plural(self.target)
+        """Return what several targets are called."""
+        return several(self.target)
 
     def data_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of `data` that the task sets where the section does not.
@@ -136,6 +136,12 @@ def not_a_metric(name: str) -> str:
 
 def _wrong(field: str, phrase: str) -> PydanticCustomError:
     return PydanticCustomError("together", phrase, {"path": ("task", field)})
+
+
+def several(word: str) -> str:
+    """Return the plural of a word of the known tasks: a user's own word may be of any language."""
+    is_known = any(word in (task.source, task.target) for task in TASKS.values())
+    return plural(word) if is_known else f"{word} texts"
 
 
 def plural(word: str) -> str:

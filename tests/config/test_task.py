@@ -100,7 +100,9 @@ def test_plurals_of_the_words() -> None:
         "day": "days",
     }
     assert {word: plural(word) for word in words} == words
-    assert Task(source="class").sources == "classes"
+    assert Task(source="question", target="summary").sources == "questions"
+    own = Task(source="Frage", target="ticket")  # in any language, whose plural is not known
+    assert (own.sources, own.targets) == ("Frage texts", "ticket texts")
 
 
 @pytest.mark.parametrize(

@@ -171,5 +171,5 @@ def test_a_lower_score_is_better_where_the_metric_says_so_and_words_are_the_task
     about = {"base_model": "tiny", "dtype": "float32", "device": "cpu"}
     variants = {name: of[0] | about for name, of in records.items()}
     notes = " ".join(comparison_notes(swept | {"variants": variants}))
-    assert "length paired by ticket" in notes and "12 test tickets" in notes
+    assert "length paired by ticket" in notes and "12 test ticket texts" in notes
     assert "dialogue" not in notes and "ROUGE" not in notes

@@ -94,7 +94,7 @@ def test_the_doctor_reads_the_tasks_as_the_run_does(config: dict[str, Any]) -> N
     known = {"fields": fields, "tokenizer": load_tokenizer(fields.model)}
     found = list(examine({"retention": CONFIG["retention"]}, known))
     assert [finding.title for finding in found] == [
-        "place: 4 requests, by exact match", "mine: 1 request, by exact match"
+        "place: 4 request texts, by exact match", "mine: 1 request, by exact match"
     ]  # fmt: skip
 
 
