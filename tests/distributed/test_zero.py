@@ -46,7 +46,7 @@ def environment(stage, built):
 def test_two_processes_compute_what_one_does_after_one_was_killed_too(one, tmp_path, built, stage):
     env, two = environment(stage, built), tmp_path / "two"
     kill_one_of_two(two, env)
-    status, out, err = run(two, 4, env=env)
+    status, out, err = run(two, 4, "-v", env=env)
     assert status == 0 and "resuming from" in err, err
     assert_same_run(two, one)
     assert record(two)["processes"] == 2 and out.count("results: ") == 1

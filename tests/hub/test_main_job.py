@@ -109,7 +109,7 @@ def check_comparison(folder):
         assert all(
             len(row["prediction"].split()) <= MAX_TOKENS for row in rows
         )  # not the base's own settings
-        assert f"{result['rouge1']:.4f}" in page
+        assert f"{result['rouge1']:.3f}" in page
     assert 0.1 < results["lora"]["rouge1"] <= 1
     assert predictions(folder / "lora") != predictions(folder / "base")
     return results
