@@ -66,9 +66,9 @@ def init(
     Without questions: [dim]lora-hf init --data talks.csv --model google/flan-t5-base --yes[/dim]
     """
     from lora_hf.config.load import load_config
-    from lora_hf.config.starter import MODEL, default_output, starter_config
+    from lora_hf.config.starter import MODEL, starter_config
     from lora_hf.config.task import TASKS
-    from lora_hf.config.yaml_reader import read_value, write_inline
+    from lora_hf.config.yaml_reader import read_value
 
     asks = sys.stdin.isatty() and not yes
     if file:
@@ -81,26 +81,7 @@ def init(
     if task is None and asks:
         task = _ask(f"Task ({', '.join(TASKS)})", "summarization")
     task = _choice("--task", task or "summarization", tuple(TASKS))
-    while True:
-        place = data or _ask("Your texts (a file, a folder, or a name on the Hub)")
-        target = file or Path(f"{Path(default_output(place)).name}.yaml")
-        check_new(target)
-        fields = [f"task={task}"]
-        if names:
-            fields.append(f"data.dialogue_column={names[0]}")
-            fields.append(f"data.summary_column={write_inline(names[1:] if len(names) > 2 else names[1])}")
-        try:
-            found = look(place, fields)
-            break
-        except UserError as error:
-            is_of_columns = "_column=" in str(error)
-            if not asks or (data and not is_of_columns):
-                named = " Name both in this command: --columns TEXT,TARGET" if is_of_columns else ""
-                raise UserError(f"{error}{named}") from error
-            typer.echo(str(error), err=True)
-            if is_of_columns:
-                data = place
-                names = [_ask("Column to read"), _ask("Column to learn to write")]
+    place, target, names, found = _find_data(data, file, names, task, asks)
     model = model or (_ask("Base model", MODEL) if asks else MODEL)
     if method is None and asks:
         method = _ask(f"Method ({', '.join(METHODS)})", "lora")
@@ -121,6 +102,34 @@ def init(
         logger.info(note)
     print(target)
     show_next("init", source=f"--config {shlex.quote(str(target))}")
+
+
+def _find_data(
+    data: str | None, file: Path | None, names: list[str], task: str, asks: bool
+) -> "tuple[str, Path, list[str], Look]":
+    """Return the data, the new file, the columns and what was seen; ask again for what cannot be read."""
+    from lora_hf.config.starter import default_output
+    from lora_hf.config.yaml_reader import write_inline
+
+    while True:
+        place = data or _ask("Your texts (a file, a folder, or a name on the Hub)")
+        target = file or Path(f"{Path(default_output(place)).name}.yaml")
+        check_new(target)
+        fields = [f"task={task}"]
+        if names:
+            fields.append(f"data.dialogue_column={names[0]}")
+            fields.append(f"data.summary_column={write_inline(names[1:] if len(names) > 2 else names[1])}")
+        try:
+            return place, target, names, look(place, fields)
+        except UserError as error:
+            is_of_columns = "_column=" in str(error)
+            if not asks or (data and not is_of_columns):
+                named = " Name both in this command: --columns TEXT,TARGET" if is_of_columns else ""
+                raise UserError(f"{error}{named}") from error
+            typer.echo(str(error), err=True)
+            if is_of_columns:
+                data = place
+                names = [_ask("Column to read"), _ask("Column to learn to write")]
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _names_of(metric: str) -> tuple[str, ...]:
 
 
 def not_a_metric(name: str) -> str:
-    """Return why a name is no metric, and what to do instead."""
+    """Return why a name does not name a metric, and what to do instead."""
     hint = did_you_mean(name, METRICS)
     why = " `evaluate` would download the code of a metric by its name from the Hub and run it"
     remedy = "name a Python file that calls it (docs/tasks.md)"

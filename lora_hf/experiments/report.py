@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lora_hf import __version__
 from lora_hf.config import DataConfig
@@ -55,6 +55,9 @@ KEY = "made_from"
 """In a report's JSON: `report_key`."""
 WEIGHTS = "adapter_model.safetensors"
 _SEED = re.compile(r"-seed-(\d+)$")
+if TYPE_CHECKING:
+    from lora_hf.evaluation.metrics import Scoring
+
 logger = logging.getLogger(__name__)
 
 
@@ -154,30 +157,20 @@ def report_key(comparison: Comparison, folders: Folders, known: Mapping[str, Any
     return sha256(json_text([__version__, figures, runs, known]).encode()).hexdigest()
 
 
-def _write(
-    kind: str, root: Path, folders: Folders, known: Mapping[str, Any]
-) -> tuple[Comparison, list[Path]]:
-    """Write the figures as JSON, the table as Markdown, the page, and a picture of several runs."""
+def _read(
+    folders: Folders, scoring: "Scoring"
+) -> tuple[dict[str, list[RunResult]], dict[str, list[Any]], dict[str, list[Any]]]:
+    """Return the results, the predictions in one order and their scores, by variant, one for each seed.
+
+    Raises:
+        UserError: a run was scored with another version of a metric's file.
+    """
     from lora_hf.evaluation.evaluate import kept_scores, measure_rows  # here: they take seconds to import
-    from lora_hf.evaluation.metrics import Scoring
-    from lora_hf.evaluation.retention import mean_pair, retention_scores, scorings_of
-    from lora_hf.experiments.summary import mean_scores, summarize
-    from lora_hf.reporting.comparison_table import (
-        best_places,
-        comparison_lines,
-        comparison_markdown,
-        comparison_notes,
-        variant_labels,
-    )
-    from lora_hf.reporting.figures import Report, draw_picture
-    from lora_hf.reporting.page import report_page
-    from lora_hf.reporting.verdict import verdict
 
     results: dict[str, list[RunResult]] = {name: [] for name in folders}
     rows: dict[str, list[Any]] = {name: [] for name in folders}
     scores: dict[str, list[Any]] = {name: [] for name in folders}
     first: list[Prediction] = []
-    scoring = Scoring.of_result(read_result(next(iter(folders.values()))[0]) or {})
     for name, run in ((name, run) for name, runs in folders.items() for run in runs):
         result = read_result(run) or {}
         predictions = read_predictions(run, result)
@@ -199,6 +192,29 @@ def _write(
         rows[name].append(predictions)
         measure = measure_rows if is_changed else kept_scores
         scores[name].append(measure(predictions, scoring))
+    return results, rows, scores
+
+
+def _write(
+    kind: str, root: Path, folders: Folders, known: Mapping[str, Any]
+) -> tuple[Comparison, list[Path]]:
+    """Write the figures as JSON, the table as Markdown, the page, and a picture of several runs."""
+    from lora_hf.evaluation.metrics import Scoring  # here: it takes seconds to import
+    from lora_hf.evaluation.retention import mean_pair, retention_scores, scorings_of
+    from lora_hf.experiments.summary import mean_scores, summarize
+    from lora_hf.reporting.comparison_table import (
+        best_places,
+        comparison_lines,
+        comparison_markdown,
+        comparison_notes,
+        variant_labels,
+    )
+    from lora_hf.reporting.figures import Report, draw_picture
+    from lora_hf.reporting.page import report_page
+    from lora_hf.reporting.verdict import verdict
+
+    scoring = Scoring.of_result(read_result(next(iter(folders.values()))[0]) or {})
+    results, rows, scores = _read(folders, scoring)
     by_example = {name: mean_scores(of) for name, of in scores.items()}
     further = scorings_of(results[next(iter(folders))][0])
     kept = {
