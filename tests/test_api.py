@@ -112,7 +112,7 @@ def test_a_wrong_option_is_named(adapters: dict[str, Path]) -> None:
         model.generate(DIALOGUES, max_new_tokens=0)
     with pytest.raises(UserError, match=r"texts='A: Hi' is one text, not a list of texts: pass \['A: Hi'\]"):
         model.generate("A: Hi")
-    with pytest.raises(UserError, match="adapter './none': no such folder"):
+    with pytest.raises(UserError, match="source './none': no such folder"):
         lora_hf.load("./none")
 
 

@@ -111,6 +111,13 @@ ReadingOverrides = Annotated[
 Adapter = Annotated[
     str, typer.Option("--adapter", help="Folder of an adapter or a run, or USER/NAME@REVISION on the Hub.")
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Whole model instead of an adapter: a merged or exported folder, a run, or USER/NAME.",
+    ),
+]
 Base = Annotated[
     str | None, typer.Option("--base", help="Base model. Default: the one that the adapter names.")
 ]

@@ -16,11 +16,13 @@ from lora_hf.cli.options import (
     Config,
     GenerationOverrides,
     Json,
+    Model,
     Overrides,
     PredictOverrides,
     ReadingOverrides,
     print_scores,
 )
+from lora_hf.errors import UserError
 from lora_hf.run_files import ADAPTER, PAGE
 
 PEFT_CONFIG = "adapter_config.json"
@@ -51,16 +53,19 @@ def evaluate(
     adapter: Annotated[
         str | None, typer.Option(help="Folder, or USER/NAME@REVISION on the Hub. Default: the base model.")
     ] = None,
+    model: Model = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder for predictions.jsonl and results.json.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a saved adapter or the base model on the test split.
+    """Score a saved adapter, a whole model or the base model on the test split.
 
     An adapter: [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora[/dim]
 
     The base model: [dim]lora-hf evaluate --config configs/quickstart.yaml[/dim]
+
+    An exported model: [dim]lora-hf evaluate --config configs/quickstart.yaml --model ct2[/dim]
     """
     from lora_hf.config.load import load_config
     from lora_hf.evaluation.evaluate import write_predictions
@@ -69,11 +74,15 @@ def evaluate(
 
     if output:
         check_new(output)
+    if adapter and model:
+        raise UserError("--adapter and --model: give one of them")
     run = load_config(config, overrides or [])
-    from lora_hf.saved.evaluate import evaluate as score_adapter
+    from lora_hf.saved.evaluate import evaluate as score_saved
     from lora_hf.saved.find_adapter import find_adapter
+    from lora_hf.saved.source import find_source
 
-    scores, rows = score_adapter(run, find_adapter(adapter) if adapter else None)
+    given = find_source(model) if model else find_adapter(adapter) if adapter else None
+    scores, rows = score_saved(run, given)
     if output:
         write_predictions(output / PREDICTIONS, rows)
         write_json(output / RESULTS, scores)
@@ -89,7 +98,11 @@ def predict(
             "standard input."
         ),
     ],
-    adapter: Adapter,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="Folder of an adapter or a run, or USER/NAME@REVISION on the Hub."),
+    ] = None,
+    model: Model = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -113,9 +126,17 @@ def predict(
     Every row of a file: [dim]lora-hf predict talks.csv --adapter runs/quickstart/lora -o summaries.csv[/dim]
 
     Text from a pipe: [dim]lora-hf predict - --adapter runs/quickstart/lora --format text[/dim]
+
+    With a merged or exported folder: [dim]lora-hf predict talks.csv --model ct2 -o summaries.csv[/dim]
     """
     from lora_hf.files import check_new, write_text
 
+    if (adapter is None) == (model is None):
+        raise UserError(
+            "give --adapter, or --model for a whole model"
+            if adapter is None
+            else "--adapter and --model: give one of them"
+        )
     if output:
         check_new(output)
     from lora_hf.config.load import reading_fields
@@ -125,13 +146,20 @@ def predict(
     from lora_hf.saved import predict as saved
 
     known = saved.format_of(output, form)
-    rows = saved.predict(file, adapter, base, data, generation, lines)
+    from lora_hf.saved.source import find_source
+
+    source = find_source(model, base) if model else adapter
+    rows = saved.predict(file, source, base, data, generation, lines)
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
     if output:
         print(f"{output}: {len(rows):,} prediction{'s' * (len(rows) != 1)}", file=sys.stderr)
-    is_lora = any((Path(adapter) / name).is_file() for name in (f"{ADAPTER}/{PEFT_CONFIG}", PEFT_CONFIG))
-    show_next("predict", mergeable=shlex.quote(adapter) if output and is_lora else None, merged="merged")
+    is_lora = adapter and any(
+        (Path(adapter) / name).is_file() for name in (f"{ADAPTER}/{PEFT_CONFIG}", PEFT_CONFIG)
+    )
+    show_next(
+        "predict", mergeable=shlex.quote(adapter) if adapter and output and is_lora else None, merged="merged"
+    )
 
 
 def merge(
@@ -210,8 +238,6 @@ def truncate(
 
     To the powers of two: [dim]lora-hf truncate --adapter runs/quickstart/lora --output cut[/dim]
     """
-    from lora_hf.errors import UserError
-
     wanted = None if ranks is None else ranks.replace(" ", "").split(",")
     if wanted is not None and not all(word.isdecimal() for word in wanted):
         raise UserError(f"--ranks {ranks!r} must be whole numbers separated by commas, such as 1,2,4")

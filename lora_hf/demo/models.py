@@ -13,7 +13,8 @@ from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, run_above
 from lora_hf.run_records import Prediction, read_predictions, read_result
-from lora_hf.saved.inference import BASE, model_of_run
+from lora_hf.saved.inference import BASE
+from lora_hf.saved.source import model_of_run
 from lora_hf.serving.engine import Engine, Job
 
 SAMPLES = 20

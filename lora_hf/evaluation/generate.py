@@ -17,6 +17,7 @@ from lora_hf.evaluation.decoding import decoding_for, effective_config
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
 from lora_hf.memory import SMALLER_GENERATION, free_memory, out_of_memory_reported
+from lora_hf.models.exported import ExportedModel
 from lora_hf.models.languages import decode
 
 ENCODER_TOKENS = 2048
@@ -42,7 +43,8 @@ def generate_summaries(
     equal up to rounding; in bfloat16 the shape of a batch alone can.
 
     Args:
-        model: an encoder-decoder model, with or without adapters; it is put in evaluation mode.
+        model: an encoder-decoder model, with or without adapters; it is put in evaluation mode. An exported
+            model, which has no adapters, is batched in the same way.
         tokenizer: its tokenizer.
         sources: token ids, one list per dialogue.
         max_new_tokens: maximum length of a summary in tokens, for all or one per source; longer ones are cut.
@@ -61,8 +63,10 @@ def generate_summaries(
     Raises:
         UserError: memory runs out.
     """
-    model.eval()
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
+    if isinstance(model, ExportedModel):
+        return _by_engine(model, tokenizer, sources, limits, batch_size, batch_tokens, on_batch, options)
+    model.eval()
     searched = options | {"do_sample": False}
     n = effective_config(model, searched).num_beams or 1
     decoding = decoding_for(model, searched) if fast_paths else None
@@ -85,6 +89,27 @@ def generate_summaries(
             for i, text in zip(rows, decode(tokenizer, tokens), strict=True):
                 texts[i] = text.strip()
             on_batch(len(rows))
+    return texts
+
+
+def _by_engine(
+    model: ExportedModel,
+    tokenizer: Any,
+    sources: list[list[int]],
+    limits: list[int],
+    batch_size: int,
+    batch_tokens: int,
+    on_batch: Callable[[int], None],
+    options: dict[str, Any],
+) -> list[str]:
+    """Generate with an exported model; arguments of `generate_summaries`."""
+    searched = model.options(options | {"do_sample": False})
+    texts = [""] * len(sources)
+    for rows in _batches([len(ids) * (searched.num_beams or 1) for ids in sources], batch_size, batch_tokens):
+        written = model.generate_ids([sources[i] for i in rows], [limits[i] for i in rows], searched)
+        for i, text in zip(rows, decode(tokenizer, written), strict=True):
+            texts[i] = text.strip()
+        on_batch(len(rows))
     return texts
 
 

@@ -12,6 +12,7 @@ from transformers import GenerationConfig as TransformersConfig
 
 from lora_hf.config import GenerationConfig
 from lora_hf.errors import UserError, first_line
+from lora_hf.models.exported import ExportedModel
 
 NEEDED = (
     "decoder_start_token_id",
@@ -107,7 +108,8 @@ def check_tokens(model: Any, settings: GenerationConfig) -> None:
     Raises:
         UserError: an id is not in its vocabulary.
     """
-    size = model.get_input_embeddings().num_embeddings
+    is_exported = isinstance(model, ExportedModel)
+    size = model.config.vocab_size if is_exported else model.get_input_embeddings().num_embeddings
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         if (token := getattr(settings, name)) is not None and token >= size:
             raise UserError(

@@ -13,6 +13,7 @@ import torch
 from lora_hf.config import DataConfig
 from lora_hf.errors import UserError, did_you_mean, few
 from lora_hf.language_codes import primary_code
+from lora_hf.models.exported import ExportedModel
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that have a name of their own and so are no language."""
@@ -125,8 +126,16 @@ def language_start(model: Any, tokenizer: Any, data: DataConfig) -> dict[str, in
     """Return how generation begins in the labels' language, as keywords of `generate`; empty without one.
 
     A language before the labels' text is the first token that is written (mBART-50, NLLB, M2M100, Seamless);
-    one behind the text is what the decoder starts from, as these models shift it there (mBART, PLBart).
+    one behind the text is what the decoder starts from, as these models shift it there (mBART, PLBart). An
+    exported model has the start of its language in its generation settings.
+
+    Raises:
+        UserError: the tokenizer does not know a language, or the model was exported for another one.
     """
+    if isinstance(model, ExportedModel):
+        check_languages(tokenizer, data)
+        model.check_language(data.target_language)
+        return {}
     known = set(languages(tokenizer).values())
     if not known:
         return {}

@@ -35,6 +35,7 @@ from lora_hf.memory import SMALLER_MODEL, out_of_memory_reported
 from lora_hf.models.base_files import building, check_files, check_tokenizer, read_config, reading_tokenizer
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
+from lora_hf.models.exported import engine_of, exported_config, refuse_exported
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import KEEPS_HEAD, guard_ties, lost_head, untie_head
 from lora_hf.models.positions import check_positions
@@ -137,10 +138,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
             cannot be read, or the tokenizer has tokens for which the model has no embeddings; it needs a
             package that is not installed; or no file names its padding, its end or the decoder's start.
     """
-    folder, _ = find_base(config, "tokenizer")
-    settings = read_config(
-        folder, config.as_written
-    )  # which Transformers reads too, for the tokenizer's class
+    if engine_of(config.model_name_or_path):
+        folder = str(Path(config.model_name_or_path).expanduser())
+    else:
+        folder, _ = find_base(config, "tokenizer")
+    settings = model_config(config)  # which Transformers reads too, for the tokenizer's class
     with reading_tokenizer(Path(folder), config.as_written), _naming_packages(config):
         tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
@@ -157,6 +159,18 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def model_config(config: ModelConfig) -> Any:
+    """Return a model's Transformers configuration, without its weights; that of an exported model too.
+
+    Raises:
+        UserError: the model cannot be found, or its configuration cannot be read.
+    """
+    if engine_of(config.model_name_or_path):
+        return exported_config(Path(config.model_name_or_path).expanduser())
+    folder, _ = find_base(config, "tokenizer")
+    return read_config(folder, config.as_written)
+
+
 def check_lengths(
     config: ModelConfig,
     data: DataConfig,
@@ -171,9 +185,7 @@ def check_lengths(
     Raises:
         UserError: as `check_positions`.
     """
-    folder, _ = find_base(config, "tokenizer")
-    settings = read_config(folder, config.as_written)
-    check_positions(settings, data, generation, config.as_written, virtual_tokens, has_labels)
+    check_positions(model_config(config), data, generation, config.as_written, virtual_tokens, has_labels)
 
 
 def check_run_lengths(run: RunConfig) -> None:
@@ -362,6 +374,7 @@ def find_base(config: ModelConfig, part: Part, download: bool = True) -> tuple[s
         commit = folder.name
     elif (folder / RUN_CONFIG).is_file() and (folder / MODEL).is_dir():
         raise UserError(f"{config.as_written} is the directory of a run: give {folder / MODEL}")
+    refuse_exported(folder, config.as_written)
     for place in (folder, folder / ADAPTER):
         # A merged model has the manifest too, which holds its prompt, beside its config.json.
         names = (CONFIG_NAME,) if (place / SETTINGS).is_file() else (CONFIG_NAME, MANIFEST_NAME)

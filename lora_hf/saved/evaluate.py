@@ -1,7 +1,10 @@
-"""Score a saved adapter, or the base model, on the test split of a config."""
+"""Score a saved adapter, a whole model or the base model on the test split of a config."""
 
 import logging
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
@@ -13,47 +16,68 @@ from lora_hf.data.prompts import prompt_template
 from lora_hf.data.splits import load_split, with_columns_of_training
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.exporting.engines import open_exported
+from lora_hf.models.exported import engine_of
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer, report_model
 from lora_hf.run_records import Prediction, RunResult
-from lora_hf.saved.find_adapter import as_recorded, columns_of, virtual_tokens_of
-from lora_hf.system import pick_device
+from lora_hf.saved.find_adapter import as_recorded, virtual_tokens_of
+from lora_hf.saved.source import Source
+from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult, list[Prediction]]:
-    """Score an adapter, or the base model where none is given, on the config's test split.
+def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[RunResult, list[Prediction]]:
+    """Score an adapter or a whole model, or the config's base model where none is given, on its test split.
 
-    Columns that the config does not set are those of the adapter's training, if the data has them.
+    Columns that the config does not set are those of the training, if the data has them.
+
+    Args:
+        config: data, generation settings and metrics. The model that it names is the base of an adapter; a
+            whole model replaces it.
+        given: an adapter, or what `find_source` found: a whole model may be an exported one.
 
     Returns:
         The scores and the rows of predictions.jsonl.
 
     Raises:
-        UserError: a mistake in the config, the data or the adapter.
+        UserError: a mistake in the config, the data or the model.
     """
-    if adapter:
-        data = with_columns_of_training(config.data, config.task, columns_of(adapter))
+    source = Source(given.source, config.model, given) if isinstance(given, SavedAdapter) else given
+    adapter = source.adapter if source else None
+    if source and source.columns:
+        data = with_columns_of_training(config.data, config.task, source.columns)
         config = config.model_copy(update={"data": data})
+    if source and not adapter:
+        config = config.model_copy(update={"model": source.model})
     scoring = Scoring.of_config(config)
     scoring.check()
     base = as_recorded(config.model, adapter) if adapter else config.model
-    device = pick_device()
+    folder = Path(base.model_name_or_path).expanduser()
+    is_exported = engine_of(folder) is not None
+    device = torch.device("cpu") if is_exported else pick_device()
     tokenizer = load_tokenizer(base)
-    report_model(base, device)
-    trained_with = adapter.manifest.get("max_new_tokens") if adapter else None
+    if not is_exported:
+        report_model(base, device)
+    recorded = adapter or (SavedAdapter(folder) if source or is_exported else None)
+    trained_with = recorded.manifest.get("max_new_tokens") if recorded else None
     max_new_tokens = config.generation.max_new_tokens or trained_with
     check_lengths(
         *(base, config.data, config.generation, virtual_tokens_of(adapter) if adapter else 0),
         has_labels=not max_new_tokens,
     )
-    model = load_model(base, device)
+    if is_exported:
+        model = open_exported(folder)
+        logger.info("model: %s in %s on %s", base.model_name_or_path, model.description, device_name(device))
+    else:
+        model = load_model(base, device)
     if adapter:
         _report_other_revision(base, adapter, model.config._commit_hash)
         load_saved(model, adapter)
-        report_other_settings(config, adapter)
+    if recorded:
+        report_other_settings(config, recorded, "adapter" if adapter else "model")
     if max_new_tokens:
         test = load_split(config.data, "test")
         logger.info("%s", data_line(config, {"test": len(test)}, {}))
@@ -66,9 +90,9 @@ def evaluate(config: RunConfig, adapter: SavedAdapter | None) -> tuple[RunResult
     scores, rows = score_model(
         config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths, scoring
     )
-    name = adapter.source if adapter else None
+    whole = {"model": source.name} if source and not adapter else {}
     return {
-        "adapter": name,
+        **{"adapter": adapter.source if adapter else None, **whole},
         "seed": config.seed,
         "max_new_tokens": max_new_tokens,
         "data_warnings": warnings,
@@ -94,16 +118,21 @@ def _report_other_revision(base: ModelConfig, adapter: SavedAdapter, commit: str
         )
 
 
-def report_other_settings(config: RunConfig, adapter: SavedAdapter) -> None:
-    """Log where the config's prompt, lengths and generation settings are not those of the adapter's training.
+def report_other_settings(config: RunConfig, trained_model: SavedAdapter, kind: str = "adapter") -> None:
+    """Log where the config's prompt, lengths and generation settings are not those of the model's training.
 
-    Settings that the adapter does not record are not compared.
+    Settings that the manifest does not record are not compared.
+
+    Args:
+        config: whose settings are used.
+        trained_model: a folder with a manifest: an adapter, or a merged or exported model.
+        kind: the word for it.
 
     Raises:
-        UserError: the adapter records values that are not valid.
+        UserError: the manifest has values that are not valid.
     """
-    manifest = adapter.manifest
-    trained = PredictionSettings.read(manifest, adapter.folder / MANIFEST_NAME)
+    manifest = trained_model.manifest
+    trained = PredictionSettings.read(manifest, trained_model.folder / MANIFEST_NAME)
     used = PredictionSettings.of_run(config, config.generation.max_new_tokens or trained.max_new_tokens)
     recorded = {*manifest, *(manifest.get("generation") or {})}
 
@@ -120,4 +149,4 @@ def report_other_settings(config: RunConfig, adapter: SavedAdapter) -> None:
         }
 
     if changed := changed_fields(compared(trained), compared(used)):
-        logger.warning("the config's settings are used, not the adapter's (%s)", "; ".join(changed))
+        logger.warning("the config's settings are used, not the %s's (%s)", kind, "; ".join(changed))

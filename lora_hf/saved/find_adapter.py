@@ -17,8 +17,7 @@ from lora_hf.config.model import Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.hub.download import fetch
-from lora_hf.models.base_files import read_config
-from lora_hf.models.load import find_base, load_model, load_tokenizer
+from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED
 from lora_hf.run_records import read_record, read_result
@@ -82,7 +81,7 @@ def not_adapter(folder: Path) -> str:
             return f"is a finished run without its folder {ADAPTER!r}: {again}"
         return "is a run that has not finished, and holds no adapter yet: rerun its command"
     if (folder / "config.json").is_file():
-        return "is a whole model and not an adapter: give it as the base model"
+        return "is a whole model and not an adapter: give it with --model, or as the base model"
     return ""
 
 
@@ -221,10 +220,30 @@ def settings_on_base(
     Raises:
         UserError: as `settings_of`, `PredictionSettings.changed` and `check_positions`.
     """
-    folder, _ = find_base(base, "tokenizer")
-    model = read_config(folder, base.as_written)
-    virtual_tokens = virtual_tokens_of(saved)
-    settings = within_positions(settings_of(saved), model, base.model_name_or_path, virtual_tokens)
+    return changed_settings(settings_of(saved), base, where, changes, virtual_tokens_of(saved))
+
+
+def changed_settings(
+    settings: PredictionSettings,
+    base: ModelConfig,
+    where: str,
+    changes: Mapping[str, Any],
+    virtual_tokens: int = 0,
+) -> PredictionSettings:
+    """Return settings with changes, checked against a model's positions before it is loaded.
+
+    Args:
+        settings: those that a model or an adapter records.
+        base: the model.
+        where: who asks, for errors, such as `generate`.
+        changes: fields of `generation` that replace those of `settings`.
+        virtual_tokens: number of positions before each source that prompt tuning takes.
+
+    Raises:
+        UserError: as `PredictionSettings.changed` and `check_positions`.
+    """
+    model = model_config(base)
+    settings = within_positions(settings, model, base.model_name_or_path, virtual_tokens)
     settings = settings.changed(where, changes)
     check_positions(
         model, settings.data, settings.generation, base.as_written, virtual_tokens, has_labels=False

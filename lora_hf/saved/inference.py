@@ -1,4 +1,8 @@
-"""A base model and its adapters, ready to generate: prompt, lengths, device and batches are taken care of."""
+"""A model and its adapters, ready to generate: prompt, lengths, device and batches are taken care of.
+
+`predict`, `serve` and `demo` use the same object as `lora_hf.load`. The engine that computes is found by the
+files: torch for a Transformers folder, CTranslate2 or onnxruntime for an exported one.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,27 +13,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
-from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.model_state import model_state
-from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.arguments import check_place, check_text, check_texts
 from lora_hf.config import DataConfig, ModelConfig
-from lora_hf.config.load import load_config
-from lora_hf.config.model import EMBEDDED
-from lora_hf.config.prediction import NEW_TOKENS, PredictionSettings
+from lora_hf.config.prediction import PredictionSettings
 from lora_hf.config.problems import phrase_of
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
-from lora_hf.hub.names import split_name
+from lora_hf.exporting.engines import open_exported
+from lora_hf.models.exported import ExportedModel, engine_of
 from lora_hf.models.languages import language_start
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.models.positions import check_positions, within_positions
-from lora_hf.run_files import ADAPTER, CONFIG, MODEL
-from lora_hf.run_records import read_result
 from lora_hf.saved.find_adapter import base_config, find_adapter, settings_of
+from lora_hf.saved.source import Source, find_source, settings_beside
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved, saved_method
 
@@ -43,7 +43,7 @@ class InferenceModel:
 
     Attributes:
         name: the base model's name.
-        model: the Transformers model, with the adapters.
+        model: the Transformers model, with the adapters; or an exported one, which takes none.
         tokenizer: its tokenizer.
         adapters: the settings of each adapter by name, and of the base model under None.
     """
@@ -54,7 +54,7 @@ class InferenceModel:
         base_settings: PredictionSettings | None = None,
         report_lengths: bool = False,
     ) -> None:
-        """Load the base model.
+        """Load the base model, or the model in an exported folder.
 
         Args:
             base: which model, and in which storage format.
@@ -66,8 +66,13 @@ class InferenceModel:
             UserError: the model cannot be loaded.
         """
         self.name = base.model_name_or_path
-        base_settings = base_settings or _settings_beside(Path(base.model_name_or_path).expanduser())
-        self.model = load_model(base, pick_device(), report_generation=base_settings is None)
+        folder = Path(base.model_name_or_path).expanduser()
+        base_settings = base_settings or settings_beside(folder)
+        self.model = (
+            open_exported(folder)
+            if engine_of(folder)
+            else load_model(base, pick_device(), report_generation=base_settings is None)
+        )
         self.tokenizer = load_tokenizer(base)
         settings = base_settings or PredictionSettings()
         settings = within_positions(settings, self.model.config, self.name, report=report_lengths)
@@ -77,7 +82,9 @@ class InferenceModel:
 
     @property
     def description(self) -> str:
-        """The base model with its dtype and device, for the log."""
+        """The base model with its dtype, its engine and its device, for the log."""
+        if isinstance(self.model, ExportedModel):
+            return f"{self.name} in {self.model.description} on {device_name(self.model.device)}"
         dtype = str(self.model.dtype).removeprefix("torch.")
         return f"{self.name} in {dtype} on {device_name(self.model.device)}"
 
@@ -105,6 +112,7 @@ class InferenceModel:
         """
         if check_text("name", name) == BASE:
             raise UserError(f"name={name!r} is reserved for the base model: give the adapter another name")
+        check_takes_adapters(self.name)
         saved = (
             adapter
             if isinstance(adapter, SavedAdapter)
@@ -193,7 +201,7 @@ class InferenceModel:
 
     @property
     def _virtual_tokens(self) -> int:
-        baseline = model_state(self.model).baseline
+        baseline = None if isinstance(self.model, ExportedModel) else model_state(self.model).baseline
         return baseline.settings.get("num_virtual_tokens", 0) if baseline else 0
 
     def summarize(self, dialogue: str, adapter: str | None = None, **options: Any) -> str:
@@ -234,6 +242,19 @@ class InferenceModel:
         yield
 
 
+def check_takes_adapters(model: str) -> None:
+    """Refuse adapters on an exported model.
+
+    Raises:
+        UserError: the model is one.
+    """
+    if engine := engine_of(model):
+        raise UserError(
+            f"{model} was exported to {engine}, and no adapter can be loaded on an exported model: export "
+            "the run of the adapter, or load the adapter on its own base"
+        )
+
+
 def not_shareable(saved: SavedAdapter) -> str | None:
     """Return why an adapter cannot share its base with others or be switched off; None where it can."""
     if (method := saved_method(saved)) != "lora":
@@ -244,11 +265,11 @@ def not_shareable(saved: SavedAdapter) -> str | None:
 
 
 def load(source: str | Path, base: str | None = None) -> InferenceModel:
-    """Load a trained adapter with its base model, a finished run, or a model.
+    """Load a trained adapter with its base model, a finished run, a model, or an exported folder.
 
     Args:
-        source: an adapter's folder, a run directory, a model's folder, `embedded`, or USER/NAME[@REVISION] of
-            an adapter or a model on the Hub.
+        source: an adapter's folder, a run directory, a model's folder (merged, or trained whole), a folder
+            that `lora-hf export` wrote, `embedded`, or USER/NAME[@REVISION] on the Hub.
         base: the base model, if not the one that the adapter names; for an adapter only.
 
     Returns:
@@ -258,54 +279,22 @@ def load(source: str | Path, base: str | None = None) -> InferenceModel:
         UserError: no such adapter, run or model, one that cannot be loaded, or `base` without an adapter.
     """
     name = check_place("source", source)
-    folder = Path(name).expanduser()
     base = None if base is None else check_place("base", base)
-    not_adapter = f"base={base!r} is for an adapter, and source={name!r} is none: leave out base"
-    if (folder / CONFIG).is_file() and not (folder / ADAPTER).is_dir():
-        if base:
-            raise UserError(not_adapter)
-        return _load_run(folder)
-    is_model = (
-        name == EMBEDDED or (folder / "config.json").is_file() or "/" not in name and not folder.exists()
-    )
-    saved = None if is_model and not _is_adapter(folder) else find_adapter(name, "adapter")
-    if saved is None or saved.revision and not _is_adapter(saved.folder):
-        if base:
-            raise UserError(not_adapter)
-        repo_id, revision = (name, None) if folder.exists() else split_name(name)
-        model = ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field("model")
-        return InferenceModel(model, _settings_beside(saved.folder) if saved else None, report_lengths=True)
-    loaded = InferenceModel(base_config(saved, base))
-    loaded.add_adapter(saved)
-    return loaded
+    return load_source(find_source(name, base, "source"))
 
 
-def _is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter; the manifest of a merged model names no weights."""
-    return (folder / CONFIG_NAME).is_file() or "weights_sha256" in SavedAdapter(folder).manifest
+def load_source(source: Source, settings: PredictionSettings | None = None) -> InferenceModel:
+    """Load what `find_source` found.
 
+    Args:
+        source: the model or the adapter.
+        settings: of its outputs; None takes those that it records.
 
-def _settings_beside(folder: Path) -> PredictionSettings | None:
-    """Return the settings of a merged model's folder, which its manifest holds; None for other models."""
-    manifest = SavedAdapter(folder).manifest
-    return PredictionSettings.read(manifest, folder / MANIFEST_NAME) if manifest else None
-
-
-def model_of_run(run: Path) -> ModelConfig:
-    """Return the model of a run of full fine-tuning, which was trained and scored in float32."""
-    return ModelConfig(model_name_or_path=str(run / MODEL), dtype="float32")
-
-
-def _load_run(run: Path) -> InferenceModel:
-    """Load the model of a run of full fine-tuning, or the base of an untrained one."""
-    config = load_config(run / CONFIG, is_recorded=True)
-    if (run / MODEL).is_dir():
-        model = model_of_run(run)
-    elif config.method == "base":
-        model = config.model
-    else:
-        raise UserError(
-            f"{run} has not finished training: rerun `lora-hf train` with its config to resume it"
-        )
-    length = (read_result(run) or {}).get("max_new_tokens", NEW_TOKENS)
-    return InferenceModel(model, PredictionSettings.of_run(config, length))
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if source.adapter is None:
+        return InferenceModel(source.model, settings or source.settings, report_lengths=True)
+    model = InferenceModel(source.model)
+    model.add_adapter(source.adapter, settings=settings)
+    return model

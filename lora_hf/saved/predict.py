@@ -1,4 +1,4 @@
-"""Summarize the dialogues of a file with a saved adapter."""
+"""Summarize the dialogues of a file with a saved adapter, or with a whole model."""
 
 import csv
 import io
@@ -10,8 +10,9 @@ from typing import Any, Literal, cast, get_args
 from lora_hf.config import DataConfig
 from lora_hf.data.input_file import read_file
 from lora_hf.errors import UserError
-from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter, settings_on_base
-from lora_hf.saved.inference import InferenceModel
+from lora_hf.saved.find_adapter import base_config, find_adapter
+from lora_hf.saved.inference import load_source
+from lora_hf.saved.source import Source
 
 Format = Literal["jsonl", "csv", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -22,37 +23,37 @@ BY_ENDING |= dict.fromkeys(("", ".jsonl", ".ndjson", ".json"), "jsonl")
 
 def predict(
     file: str | Path,
-    adapter: str,
-    base: str | None,
+    model: str | Source,
+    base: str | None = None,
     data: DataConfig | None = None,
     generation: Mapping[str, Any] | None = None,
     is_lines: bool = False,
 ) -> list[dict[str, str]]:
-    """Summarize each dialogue of a file, with the prompt and the settings that the adapter was scored with.
+    """Summarize each dialogue of a file, with the prompt and the settings that the model was scored with.
 
     Args:
         file: csv, tsv, jsonl, json, parquet or arrow, or the address of such a file; a .txt that holds one
             dialogue; or `-` for standard input.
-        adapter: a folder, or USER/NAME[@REVISION] on the Hub.
-        base: the base model, or None for the one the adapter names.
+        model: an adapter: a folder, or USER/NAME[@REVISION] on the Hub; or what `find_source` found.
+        base: the base model of an adapter, or None for the one it names.
         data: how the file is read: its columns, encoding and delimiter. Columns that it does not set are
-            those of the adapter's training, if the file has them.
-        generation: fields of `generation` that replace the adapter's.
+            those of the training, if the file has them.
+        generation: fields of `generation` that replace the model's own.
         is_lines: whether a text has one dialogue per line.
 
     Returns:
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
 
     Raises:
-        UserError: a mistake in the file, the adapter or `generation`, or lengths beyond the base's positions.
+        UserError: a mistake in the file, the model or `generation`, or lengths beyond the model's positions.
     """
-    saved = find_adapter(adapter)
-    examples = read_file(file, data or DataConfig(), is_lines, columns_of(saved))
-    config = base_config(saved, base)
-    settings = settings_on_base(saved, config, "generate", generation or {})
-    model = InferenceModel(config)
-    model.add_adapter(saved, settings=settings)
-    predictions = model.generate([example.dialogue for example in examples], **(generation or {}))
+    if isinstance(model, str):
+        saved = find_adapter(model)
+        model = Source(model, base_config(saved, base), saved)
+    examples = read_file(file, data or DataConfig(), is_lines, model.columns)
+    settings = model.settings_with("generate", generation or {})
+    loaded = load_source(model, settings)
+    predictions = loaded.generate([example.dialogue for example in examples], **(generation or {}))
     return [
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}
         for example, prediction in zip(examples, predictions, strict=True)

@@ -20,6 +20,7 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import fast_generation, generate_summaries
+from lora_hf.models.exported import ExportedModel
 from lora_hf.models.languages import language_start
 from lora_hf.saved.inference import InferenceModel, not_shareable
 
@@ -36,7 +37,10 @@ class Job:
 
 
 class Engine(InferenceModel):
-    """An `InferenceModel` that mixes adapters within a batch and keeps its fast paths between batches."""
+    """An `InferenceModel` that mixes adapters within a batch and keeps its fast paths between batches.
+
+    An exported model has neither; its requests are batched in the same way.
+    """
 
     def __init__(
         self,
@@ -44,7 +48,7 @@ class Engine(InferenceModel):
         adapters: Mapping[str, SavedAdapter],
         base_settings: PredictionSettings | None = None,
     ) -> None:
-        """Load the base and its first adapters.
+        """Load the base and its first adapters, or an exported model.
 
         Raises:
             UserError: the base cannot be loaded, or an adapter does not fit.
@@ -137,6 +141,9 @@ class Engine(InferenceModel):
     @contextmanager
     def _reference_path(self) -> Iterator[None]:
         """Inside the block the model has its own modules, which adapters need; after it the fast paths'."""
+        if isinstance(self.model, ExportedModel):
+            yield
+            return
         self._context.run(self._fast.close)
         try:
             yield

@@ -13,6 +13,7 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.saved.find_adapter import base_config, find_adapter
+from lora_hf.saved.inference import check_takes_adapters
 from lora_hf.serving.app import create_app
 from lora_hf.serving.engine import Engine
 from lora_hf.serving.limits import Limits
@@ -41,6 +42,8 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     if limits.adapters_dir and not limits.adapters_dir.is_dir():
         raise UserError(f"--adapters-dir {str(limits.adapters_dir)!r}: no such folder")
     found = {name: find_adapter(where) for name, where in named(adapters).items()}
+    if base and found:
+        check_takes_adapters(base)
     config = base_for(list(found.values()), base)
     listed = ", ".join(f"{name} from {saved.source}" for name, saved in found.items())
     of = f" and {len(found)} adapter{'s' * (len(found) > 1)}: {listed}" if found else ", without adapters"

@@ -187,6 +187,34 @@ def test_what_stands_beside_an_adapter_leads_to_it(
     assert hint in said(capsys, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["predict", "talk.txt"], "give --adapter, or --model for a whole model"),
+        (
+            ["predict", "talk.txt", "--adapter", "a", "--model", "b"],
+            "--adapter and --model: give one of them",
+        ),
+        (
+            ["evaluate", "--config", "quickstart", "--adapter", "a", "--model", "b"],
+            "--adapter and --model: give",
+        ),
+        (["predict", "talk.txt", "--model", "./none"], "--model './none': no such folder"),
+        (
+            ["predict", "talk.txt", "--model", "model", "--base", "t5"],
+            "base='t5' is for an adapter, and model=",
+        ),
+    ],
+)
+def test_a_command_takes_an_adapter_or_a_whole_model(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("talk.txt").write_text("A: Hi")
+    (Path("model")).mkdir()
+    Path("model/config.json").write_text("{}")
+    assert hint in said(capsys, *words)
+
+
 def test_a_name_on_the_hub_is_still_looked_for_there_beside_a_folder_of_a_near_name() -> None:
     adapter(Path("anna/talk"))
     with pytest.raises(UserError, match=r"is not a folder \(did you mean 'anna/talk'\?\) and cannot be down"):

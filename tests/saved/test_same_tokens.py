@@ -28,10 +28,12 @@ from lora_hf.errors import UserError
 from lora_hf.evaluation import evaluate as evaluation
 from lora_hf.models.plain_folder import EXAMPLE
 from lora_hf.run_records import read_predictions
+from lora_hf.saved.evaluate import evaluate
 from lora_hf.saved.find_adapter import base_config, find_adapter
 from lora_hf.saved.inference import load
 from lora_hf.saved.merge import merge
 from lora_hf.saved.predict import predict
+from lora_hf.saved.source import find_source
 from lora_hf.serving.app import create_app
 from lora_hf.serving.engine import Engine
 from lora_hf.serving.limits import Limits
@@ -126,6 +128,14 @@ def test_scoring_a_saved_adapter_writes_the_same(trained: Trained) -> None:
     assert [row["prediction"] for row in rows] == trained.written
 
 
+def test_scoring_a_whole_model_in_the_place_of_the_config_s_base_writes_the_same(
+    trained: Trained, merged: Path
+) -> None:
+    scores, rows = evaluate(load_config(trained.config), find_source(str(merged)))
+    assert [row["prediction"] for row in rows] == trained.written
+    assert (scores["adapter"], scores["model"]) == (None, str(merged))
+
+
 def test_scoring_by_other_settings_is_logged(trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
     lora_hf.evaluate(trained.config, trained.run, ["generation.num_beams=2", "data.max_test_samples=1"])
     before = trained.generation.get("num_beams", 1)
@@ -169,6 +179,8 @@ def test_a_merged_folder_writes_the_same_with_and_without_this_package(
 ) -> None:
     assert by_transformers(merged, trained.dialogues) == trained.written
     assert load(merged).generate(trained.dialogues) == trained.written
+    rows = predict(trained.file, find_source(str(merged)))
+    assert [row["prediction"] for row in rows] == trained.written
     base = ModelConfig(model_name_or_path=str(merged))
     with closing(Service(Engine(base, {}), Limits())) as service:
         client = TestClient(create_app(service))
