@@ -30,6 +30,8 @@ UNQUANTIZED = (
     "give the checkpoint before quantization "
     "(model.load_in_4bit or model.load_in_8bit quantizes it while it is loaded)"
 )
+COMPUTED = (".version", "._float_tensor")
+"""Ends of the names of tensors that fairseq writes for itself; converted checkpoints can still have them."""
 MISFIT = "its weights do not fit its config.json:"
 
 
@@ -117,7 +119,11 @@ def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
     _check_wrapped(info["missing_keys"], info["unexpected_keys"], model)
     differences = list_differences(
         missing=info["missing_keys"],
-        unexpected=[key for key in info["unexpected_keys"] if key.split(".")[0] in parts],
+        unexpected=[
+            key
+            for key in info["unexpected_keys"]
+            if key.split(".")[0] in parts and not _is_computed(loaded, key)
+        ],
         reshaped=[
             f"{key} is {tuple(found)} in the weights and {tuple(expected)} by config.json"
             for key, found, expected in info["mismatched_keys"]
@@ -131,6 +137,14 @@ def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
     complete_model(loaded, Path(folder), model)
     complete_tokens(loaded, model)
     return loaded
+
+
+def _is_computed(model: Any, key: str) -> bool:
+    """Return whether a tensor of a file is one that the model makes itself, such as M2M100's positions."""
+    saved = model.state_dict().keys()
+    prefix = f"{model.base_model_prefix}."
+    own = {name.removeprefix(prefix) for name, _ in model.named_buffers() if name not in saved}
+    return key.endswith(COMPUTED) or key.removeprefix(prefix) in own
 
 
 def _check_wrapped(missing: Collection[str], unexpected: Collection[str], model: str) -> None:

@@ -248,7 +248,7 @@ def load_model(
     files = checkpoint_files(Path(folder))
     # Quantized layers hide what they were made from, so the files are read once more.
     is_quantized = config.is_quantized or stored_bits
-    tensors = file_tensors(files) if is_quantized else sorted(model.named_parameters())
+    tensors = file_tensors(files) if is_quantized else sorted(_values(model))
     if note := check_values(tensors, config.as_written, family_of(model).beside):
         logger.warning("%s", note)
     if lost := lost_head(Path(folder)):
@@ -271,6 +271,13 @@ def load_model(
         update_state(model, base_weights=base_weights)
     model.name_or_path = config.model_name_or_path
     return model.eval()
+
+
+def _values(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what a checkpoint holds of a model: its parameters, and buffers such as `final_logits_bias`."""
+    yield from model.named_parameters()
+    in_files = model.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in in_files)
 
 
 def stored_dtype(config: ModelConfig) -> Dtype:

@@ -100,11 +100,25 @@ def test_a_broken_base_is_one_error_with_the_remedy(
     assert_refused(saved(tmp_path), tmp_path, change, words, caplog)
 
 
+MARKS = ("version", "embed_positions._float_tensor")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_family_leaves_out_of_its_checkpoints_is_not_missing(family: str, tmp_path: Path) -> None:
     """Tied tensors and buffers: Marian's positions, BART's final_logits_bias, heads that are embeddings."""
     make_family(family).save_pretrained(tmp_path)
     without("final_logits_bias", "embed_tokens", "encoder.version")(tmp_path)
+    load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+
+
+@pytest.mark.parametrize("family", ["M2M100", "MBart"])
+def test_what_a_model_computes_itself_is_no_fault_in_its_file(family: str, tmp_path: Path) -> None:
+    """Older files have positions that the model makes, and marks of fairseq, from which they were made."""
+    model = make_family(family)
+    model.save_pretrained(tmp_path)
+    computed = {name: x.clone() for name, x in model.named_buffers() if x.is_floating_point()}
+    marks = {f"model.{side}.{end}": torch.ones(1) for side in ("encoder", "decoder") for end in MARKS}
+    change_tensors(tmp_path, lambda old: {k: v.clone() for k, v in (computed | marks | old).items()})
     load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
 
 

@@ -48,6 +48,14 @@ def test_damaged_values_are_one_error_with_the_first_such_weight(
     assert_refused(saved(tmp_path), tmp_path, change, words, caplog)
 
 
+def test_damaged_values_beside_the_weights_are_the_same_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BART adds `final_logits_bias`, a buffer, to its logits."""
+    words = "final_logits_bias has values that are not finite"
+    assert_refused(saved(tmp_path, "bart"), tmp_path, spoil("final_logits_bias", float("nan")), words, caplog)
+
+
 def test_zeros_in_the_outputs_of_added_blocks_are_a_warning_that_names_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
