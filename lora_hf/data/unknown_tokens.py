@@ -1,9 +1,10 @@
 """Count the tokens that a tokenizer does not know, which the model neither reads nor can write.
 
 T5's vocabulary has no `<`, `{` or `~`, and no letters of most languages. The tokenizer replaces them by one
-unknown token and says nothing.
+unknown token and says nothing. Tokenizers without an unknown token leave such characters out.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,10 @@ CANDIDATES = 5000
 """Characters or words that are tokenized alone in the search."""
 EXAMPLES = 6
 """Examples in a message."""
+SEEN = ("L", "N", "P", "S")
+"""Unicode's categories of characters that a reader sees: letters, numbers, punctuation and symbols."""
+SPACES = "▁Ġ"
+"""Characters that stand for a space in tokens."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,32 @@ class UnknownTokens:
 
 
 def unknown_id(tokenizer: Any) -> int | None:
-    """Return the id of the unknown token, or None if the tokenizer has none of its own."""
+    """Return the id of the unknown token, or None if the tokenizer has none of its own.
+
+    A tokenizer.json can have one that tokenizer_config.json does not name.
+    """
     found: int | None = tokenizer.unk_token_id
-    return None if found in (tokenizer.eos_token_id, tokenizer.pad_token_id) else found
+    if found is None:
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        found = tokenizer.get_vocab().get(getattr(model, "unk_token", None))
+    return None if found == tokenizer.eos_token_id else found  # a text ends with it
+
+
+def dropped_characters(texts: Sequence[str], tokenizer: Any) -> set[str]:
+    """Return the characters of texts that a tokenizer leaves out: alone, they give no token or a space."""
+    seen = set().union(*texts) - set(SPACES)
+    candidates = sorted(character for character in seen if unicodedata.category(character)[0] in SEEN)
+    if not candidates:
+        return set()
+    rows = tokenizer(candidates, add_special_tokens=False, verbose=False).input_ids
+    tokens = ("".join(map(str, tokenizer.convert_ids_to_tokens(row))) for row in rows)
+    return {one for one, text in zip(candidates, tokens, strict=True) if not text.strip(SPACES + " ")}
 
 
 def count_unknown(
     texts: Sequence[str], ids: Sequence[Sequence[int]], tokenizer: Any, expected: int = 0
 ) -> Unknown:
-    """Count the unknown tokens of tokenized texts.
+    """Count the unknown tokens of tokenized texts. A character that the tokenizer leaves out counts as one.
 
     Args:
         texts: the texts, for examples.
@@ -102,7 +124,14 @@ def count_unknown(
     counts = [0 if unknown is None else max(0, list(row).count(unknown) - expected) for row in ids]
     concerned = [text for text, count in zip(texts, counts, strict=True) if count]
     examples = unknown_parts(concerned[:SEARCHED], tokenizer) if concerned else ()
-    return Unknown(len(texts), len(concerned), sum(map(len, ids)), sum(counts), examples)
+    tokens = sum(map(len, ids))
+    if dropped := dropped_characters(texts, tokenizer):
+        left_out = [Counter(filter(dropped.__contains__, text)) for text in texts]
+        frequent = [character for character, _ in sum(left_out, Counter()).most_common(EXAMPLES)]
+        examples = tuple([*frequent, *examples][:EXAMPLES])
+        tokens += sum(one.total() for one in left_out)
+        counts = [count + one.total() for count, one in zip(counts, left_out, strict=True)]
+    return Unknown(len(texts), sum(map(bool, counts)), tokens, sum(counts), examples)
 
 
 def unknown_parts(texts: Sequence[str], tokenizer: Any) -> tuple[str, ...]:

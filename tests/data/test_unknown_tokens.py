@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.inputs import shared_data
 from support.letters import letters
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
@@ -91,6 +91,41 @@ def test_a_special_token_inside_a_text_is_text(prompt: str) -> None:
 def test_a_tokenizer_that_knows_every_byte_has_nothing_to_count() -> None:
     rows = rows_of([*SQL, *KOREAN], load_tokenizer(ModelConfig()))
     assert not rows.unknown
+
+
+def pieces(unknown: str | None, alphabet: Any = pre_tokenizers.Metaspace, **names: str) -> Any:
+    """A tokenizer with `letters`' characters, as BPE; with or without a token for the others."""
+    words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "▁", *"ATaeghinostklw.:?"])}
+    plain = Tokenizer(models.BPE(words, [], unk_token=unknown))
+    plain.pre_tokenizer = alphabet()
+    plain.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", **names)
+
+
+def deletes() -> Any:
+    """A tokenizer whose normalizer removes what is not a letter of ASCII."""
+    tokenizer = pieces("<unk>", unk_token="<unk>")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("[^A-Za-z .:?]"), "")
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        pieces(None),
+        pieces(None, pre_tokenizers.ByteLevel),
+        pieces("<pad>", unk_token="<pad>"),
+        pieces("<unk>"),
+        deletes(),
+    ],
+    ids=["no unknown token", "bytes left out", "padding as unknown", "not named", "a normalizer"],
+)
+def test_characters_that_a_tokenizer_leaves_out_are_counted_as_unknown(tokenizer: Any) -> None:
+    unknown = rows_of([Example("d", "A: a note 지금", ("A notes 지금은",))], tokenizer).unknown
+    assert unknown.is_fault
+    assert (unknown.dialogues.unknown, unknown.summaries.unknown) == (2, 3)
+    assert set(unknown.summaries.examples) == {"지", "금", "은"}
+    assert not rows_of([Example("k", "A: a note", ("A notes",))], tokenizer).unknown
 
 
 def words_only() -> Any:
