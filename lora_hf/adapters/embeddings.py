@@ -63,10 +63,24 @@ def _is_resized(model: Any) -> bool:
 
 
 def embedding_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Return the keys of a file that hold embeddings, with the model's own Parameters."""
-    own = {id(layer.weight) for layer in embedding_layers(model).values()}
+    """Return the keys of a file that hold embeddings, with the model's own Parameters.
+
+    PEFT writes every Parameter of these layers, such as the bias of BERT's head.
+    """
+    layers = embedding_layers(model)
+    own = {id(layer.weight) for layer in layers.values()}
+    beside = {
+        f"{PREFIX}{place}.{part}": parameter
+        for place, layer in own_modules(model)
+        if any(layer is one for one in layers.values()) and not isinstance(layer, (LoraLayer, SavedModule))
+        for part, parameter in layer.named_parameters(recurse=False)
+        if part != "weight"
+    }
     found = {}
     for key in keys:
+        if key in beside:
+            found[key] = beside[key]
+            continue
         path = key.removeprefix(PREFIX).removesuffix(WHOLE).removesuffix(".base_layer")
         try:
             layer = get_submodule(model, path)

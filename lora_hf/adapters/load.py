@@ -213,13 +213,15 @@ def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
         in_file = {_PART.split(key.removeprefix(PREFIX))[0] for key in keys if _PART.search(key)}
         every = find_targets(model, replace(config, layers_to_transform=None), strict=False)
         chosen = config.layers_to_transform
+        whole = set(config.target_modules).intersection(every)  # full names are targets in any block
         by_block = {name for name in every if block_index(name) in chosen}
         by_last = {name for name in every if block_index(name, last=True) in chosen}
-        if in_file == by_last != by_block:
+        if in_file == by_last | whole != by_block | whole:
             logger.info(
                 "%s: layers_to_transform=%s is read as PEFT before 0.20 did, by the last number of a name",
                 *(saved.folder, list(chosen)),
             )
+        if in_file in (by_last | whole, by_block | whole) and in_file != by_block:
             config = replace(config, target_modules=tuple(sorted(in_file)), layers_to_transform=None)
     return config
 

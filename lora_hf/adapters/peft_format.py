@@ -32,6 +32,8 @@ PROVENANCE = {
     *("ensure_weight_tying", "bias"),  # the tensors of the file say what was trained
 }
 UNUSED: tuple[Any, ...] = (None, False, "none", {}, [], "")
+BLOCKS = ("layers_to_transform", "layers_pattern")
+"""Fields that choose blocks; an empty list of them chooses all."""
 ALWAYS = ("r", "lora_alpha", "lora_dropout")
 """Fields that are written even at their default, which is another one in PEFT's VeRA."""
 PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")
@@ -105,16 +107,17 @@ def read_peft_config(directory: Path) -> tuple[LoraConfig, dict[str, Any]]:
         raise UserError(f"{file}: peft_type={raw.get('peft_type')!r} must be one of {kinds}")
     method = method_of(raw)
     names = ADAPTER_METHODS[method].peft_fields
-    foreign = {k: v for k, v in raw.items() if k not in names and k not in PROVENANCE and v not in UNUSED}
+    fields = {k: v for k, v in raw.items() if k not in BLOCKS or raw.get("layers_to_transform") != []}
+    foreign = {k: v for k, v in fields.items() if k not in names and k not in PROVENANCE and v not in UNUSED}
     if pattern := _chosen_blocks(raw):
         foreign.pop("layers_pattern")
     init = raw.get("init_lora_weights", True)
     if init not in PLAIN_INITIALIZATIONS and not str(init).startswith((*CHANGES_BASE, "loftq")):
         foreign["init_lora_weights"] = init
     if foreign:
-        fields = ", ".join(f"{key}={value!r}" for key, value in sorted(foreign.items()))
-        raise UserError(f"{file}: these fields are not implemented: {fields}")
-    known = {names[name]: _plain(value) for name, value in raw.items() if name in names and value is not None}
+        listed = ", ".join(f"{key}={value!r}" for key, value in sorted(foreign.items()))
+        raise UserError(f"{file}: these fields are not implemented: {listed}")
+    known = {names[k]: _plain(v) for k, v in fields.items() if k in names and v is not None}
     if pattern:
         del known["layers_to_transform"]
         known["target_modules"] = pattern

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.families import make_family
 from support.models import logits, make_bart, make_t5, randomize, untie_head
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
@@ -58,6 +59,9 @@ def edit(folder: Path, **fields: Any) -> dict[str, Any]:
             "layers_pattern": "block",
             "target_modules": ["v", "decoder.block.1.layer.0.SelfAttention.q"],
         },
+        {"layers_to_transform": [0], "target_modules": ["v", "decoder.block.1.layer.0.SelfAttention.q"]},
+        {"layers_to_transform": []},
+        {"layers_to_transform": [], "layers_pattern": "block"},
         {"bias": "all"},
         {"bias": "lora_only"},
         {"ensure_weight_tying": True},
@@ -212,6 +216,26 @@ def test_rows_that_were_added_to_the_vocabulary_are_saved_with_the_adapter(
     assert torch.equal(logits(fresh, batch), expected)
     reference = peft.PeftModel.from_pretrained(resized(base, rows, seed=7), tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(reference, batch), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["BertBert", "T5Gemma2"])
+def test_what_else_belongs_to_the_embeddings_is_read_with_them(
+    family: str, tmp_path: Path, batch: dict
+) -> None:
+    """BERT's head has a bias, T5Gemma 2's embeddings have a vector for the end of an image."""
+    batch = batch | {"labels": batch["input_ids"][:, :4].contiguous()}
+    with torch.no_grad():
+        base = make_family(family)
+        for parameter in base.parameters():
+            parameter.add_(0.1)
+    names = ["query", "value", "q_proj", "v_proj"]
+    model = theirs(tmp_path, base, target_modules=names, task_type=None)
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    expected = logits(model, batch)
+    found = logits(load_adapter(make_family(family), tmp_path), batch)
+    reference = peft.PeftModel.from_pretrained(make_family(family), tmp_path).eval()
+    torch.testing.assert_close(found, logits(reference, batch), rtol=0, atol=1e-5)
+    assert not torch.allclose(found, expected)  # the file has the embeddings alone
 
 
 def test_another_adapter_s_embeddings_are_not_replaced(tmp_path: Path, batch: dict) -> None:
