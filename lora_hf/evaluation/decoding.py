@@ -17,7 +17,7 @@ from transformers.generation import GenerationMode
 
 from lora_hf.adapters.active import shrinking_batch
 from lora_hf.adapters.default_targets import reads_text
-from lora_hf.fast.t5 import shares_sources
+from lora_hf.fast.t5 import HAS_INTERFACE, shares_sources, why_not
 
 INITIAL_CAPACITY = 32
 """Tokens that a new buffer of keys can hold; a full buffer doubles."""
@@ -31,6 +31,8 @@ ROW_AWARE_PROCESSORS = (
 """Logits processors that address rows by their index in the batch: with these no row is removed."""
 UNSUPPORTED = ("decoder_input_ids", "decoder_inputs_embeds", "past_key_values", "assistant_model", "streamer")
 """Keywords of `generate` that the functions here do not support."""
+MASKS_AHEAD = ("cuda",)
+"""Devices on which a kernel's start takes longer than a small kernel."""
 INTERNALS: dict[str, tuple[str, ...] | None] = {
     "_prepare_generation_config": ("generation_config", "kwargs"),  # options over the model's configuration
     "_beam_search": (
@@ -184,12 +186,12 @@ def greedy(
     pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
     padding = pad.expand(len(ids), 1)
     cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
-    is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    is_open, masks = torch.ones(len(ids), dtype=torch.bool, device=ids.device), _Masks(model)
     with shrinking_batch(model) as keep:
         while True:
             outputs = model(
                 encoder_outputs=type(encoded)(last_hidden_state=hidden),
-                attention_mask=mask,
+                **masks.of_token(mask, hidden, ids.shape[1]),
                 decoder_input_ids=ids[:, -1:],
                 past_key_values=cache,
                 use_cache=True,
@@ -207,6 +209,37 @@ def greedy(
                 place, ids, is_open = place[kept], ids[kept], is_open[kept]
                 hidden, mask = _without_padding(hidden[kept], mask[kept], cache, kept)
                 keep(place.tolist())
+
+
+class _Masks:
+    """The masks of decoding, one token at a time.
+
+    Transformers makes both from the positions at every token, by some thirty kernels. T5 also takes finished
+    masks: that of the source changes when rows leave, and a token sees all tokens before it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.is_t5 = HAS_INTERFACE and why_not(model) is None
+        self._source: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
+
+    def of_token(self, mask: Tensor, hidden: Tensor, length: int) -> dict[str, Tensor]:
+        """Return the keywords of a forward pass.
+
+        Args:
+            mask: (batch, source length), 1 or 0.
+            hidden: (batch, source length, d_model), the encoder's; longer than `mask` with prompt tuning.
+            length: number of tokens that the decoder has read after this forward pass.
+        """
+        if not self.is_t5 or hidden.device.type not in MASKS_AHEAD or mask.shape != hidden.shape[:2]:
+            return {"attention_mask": mask}
+        if self._source[0] is not mask:
+            hides = torch.finfo(hidden.dtype).min
+            added = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill_(mask == 0, hides)
+            self._source = mask, added[:, None, None]
+            self._seen = hidden.new_zeros(1, 1, 1, 0)
+        if self._seen.shape[3] < length:
+            self._seen = hidden.new_zeros(1, 1, 1, 2 * length + INITIAL_CAPACITY)
+        return {"attention_mask": self._source[1], "decoder_attention_mask": self._seen[..., :length]}
 
 
 def _without_padding(hidden: Tensor, mask: Tensor, cache: Any, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,8 @@ def ending(model: nn.Module) -> nn.Module:
         if outputs.past_key_values is None:
             return outputs  # the probe of rows
         step = outputs.past_key_values.get_seq_length()
-        lengths = kwargs["attention_mask"].sum(1)
+        mask = kwargs["attention_mask"]
+        lengths = mask.sum(1) if mask.dim() == 2 else (mask[:, 0, 0] == 0).sum(1)  # ready: what is added
         lengths = lengths.repeat_interleave(len(outputs.logits) // len(lengths))  # one source for its beams
         ends = torch.where(step >= 3 + lengths * 7 % 23, 1e4, -1e4)
         outputs.logits[:, -1, model.config.eos_token_id] = ends.to(outputs.logits.dtype)
@@ -91,6 +92,16 @@ def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: 
     assert len({len(text.split()) for text in one_by_one}) > 8  # rows end at different steps
     for sizes in ({"batch_size": 8}, {"batch_tokens": 100}, {}):
         assert write(model, num_beams=beams, **sizes) == one_by_one
+
+
+@pytest.mark.parametrize("make", slow_except([make_t5], [make_t5, make_mt5, make_umt5]))
+def test_masks_made_ahead_as_on_a_gpu_give_the_same_tokens(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(make)
+    expected = write(model)
+    monkeypatch.setattr("lora_hf.evaluation.decoding.MASKS_AHEAD", ("cpu",))
+    assert write(model) == expected
 
 
 def test_a_summary_may_have_as_many_tokens_as_generate_writes_and_no_fewer() -> None:
