@@ -117,6 +117,18 @@ def total(value: float) -> float:
     return float(number)
 
 
+def add_up(number: Any) -> None:
+    """Replace a tensor by its sum over all processes (one all-reduce); on a GPU the host does not wait."""
+    if world_size() == 1:
+        return
+    from torch import distributed
+
+    place = number if distributed.get_backend() == "nccl" else number.cpu()
+    distributed.all_reduce(place)
+    if place is not number:
+        number.copy_(place)
+
+
 def in_all_processes(task: Callable[[], T]) -> T:
     """Run a task in every process, and return its result; a UserError in one process is raised in all.
 

@@ -2,8 +2,13 @@
 
 The Trainer continues: it logs a loss of NaN as 0, and overwrites hours of good weights with NaN. The guard
 uses numbers that exist anyway, the losses of a step's batches and the norm of the gradients from clipping,
-once per step and before the optimizer changes a weight. That is one wait for the device per step; the
-Trainer's own filter (`logging_nan_inf_filter`) waits at each batch.
+once per step and before the optimizer changes a weight. The Trainer's own filter (`logging_nan_inf_filter`)
+waits for the device at each batch.
+
+On a GPU, reading a number at once would leave the device idle until the host has prepared the next step.
+There the numbers are read in the next step, by when the device has long computed them. Meanwhile the
+optimizer itself skips a step whose numbers are bad, on the device, as it does under a float16 scaler. An
+optimizer that cannot skip has its numbers read at once.
 """
 
 from math import isfinite
@@ -13,9 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.weight_readers import casts_to_weight
-from lora_hf.distributed import AgreedError, total
+from lora_hf.distributed import AgreedError, add_up
 from lora_hf.errors import UserError, few
 from lora_hf.families import family_of
+from lora_hf.training.fast_path import shards_weights
+
+LATE = ("cuda",)
+"""Devices that compute while the host continues: their numbers are read one step late."""
 
 ZERO_STEPS = 2
 """Steps for which the learning rate may be 0: the first of a warm-up, and one more."""
@@ -34,9 +43,15 @@ class NanGuard:
         self.trainer = trainer
         self.losses: list[Tensor] = []
         """Losses of the batches since the last step (their shares of its loss), still on the device."""
+        self._skipping: Any = None
+        """The optimizer, if it skips bad steps on the device."""
+        self._unread: tuple[int, Tensor, Any] | None = None
+        """A step, its numbers on their way to the host, and the event after which they are there."""
 
     def check_step(self, grad_norm: Tensor | float | None) -> None:
         """Check a step after its backward passes and before its weights change.
+
+        On a GPU this checks the step before, and makes the optimizer skip this one if its numbers are bad.
 
         Args:
             grad_norm: norm of all gradients; None if the engine (DeepSpeed) does not report it.
@@ -45,25 +60,76 @@ class NanGuard:
             UserError: the loss or the norm is not finite, all gradients are zero, or the learning rate stays
                 0.
         """
+        self.check_unread()
+        step, numbers = self.trainer.state.global_step + 1, self._numbers(grad_norm)
+        self._skipping = self._skipping_optimizer(numbers)
+        if self._skipping is None:
+            self._check(step, numbers.tolist())
+        else:
+            loss, norm = numbers
+            is_bad = ~(loss + norm).isfinite() | ((norm == 0) & (loss > 0))
+            self._skipping.found_inf = is_bad.float()
+            host, event = numbers.to("cpu", non_blocking=True), None
+            if numbers.device.type == "cuda":
+                event = torch.cuda.Event()
+                event.record(torch.cuda.current_stream(numbers.device))
+            self._unread = step, host, event
+        scaler = self._scaler()
+        if step == (ZERO_STEPS if scaler is None else SCALER_STEPS) + 1 and self._learning_rate() == 0:
+            raise AgreedError(
+                f"step {step}: the learning rate is still 0; {self._why_stuck(scaler is not None)}"
+            )
+
+    def check_unread(self) -> None:
+        """Check a step whose numbers were not read yet: before the next step, or before anything is written.
+
+        Raises:
+            UserError: as `check_step`.
+        """
+        if self._unread is None:
+            return
+        (step, host, event), self._unread = self._unread, None
+        if event is not None:
+            event.synchronize()  # recorded a step ago: the device has more to compute, and continues
+        self._check(step, host.tolist())
+
+    def end(self) -> None:
+        """Give the optimizer back as it was."""
+        vars(self._skipping or self).pop("found_inf", None)
+
+    def _numbers(self, grad_norm: Tensor | float | None) -> Tensor:
+        """Return the step's loss, over all processes, and norm as one tensor on the device."""
         losses, self.losses = self.losses, []
-        if grad_norm is not None:
-            losses.append(torch.as_tensor(getattr(grad_norm, "full_tensor", lambda: grad_norm)()))
-        together = [x.detach().to(losses[0].device, torch.float32) for x in losses]
-        numbers: list[float] = torch.stack(together).tolist() if together else []  # one wait for the device
-        norm = None if grad_norm is None else numbers.pop()
-        loss = total(sum(numbers))  # over all processes, so that all end with the same message
-        step, scaler = self.trainer.state.global_step + 1, getattr(self.trainer.accelerator, "scaler", None)
-        for what, value in (("loss", loss), ("gradient norm", norm if scaler is None else None)):
+        device = losses[0].device
+        loss = torch.stack([x.detach().to(device, torch.float32) for x in losses]).sum()
+        add_up(loss)  # so that all processes end with the same message
+        if grad_norm is None:
+            return loss[None]
+        norm = torch.as_tensor(getattr(grad_norm, "full_tensor", lambda: grad_norm)())
+        return torch.stack([loss, norm.detach().to(device, torch.float32)])
+
+    def _skipping_optimizer(self, numbers: Tensor) -> Any:
+        """Return the optimizer if its fused step can be skipped on the device; otherwise None."""
+        trainer = self.trainer
+        if numbers.device.type not in LATE or len(numbers) < 2 or self._scaler() or shards_weights(trainer):
+            return None
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+        can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)
+        return optimizer if can_skip and all(group["fused"] for group in optimizer.param_groups) else None
+
+    def _check(self, step: int, numbers: list[float]) -> None:
+        loss, norm = numbers[0], numbers[1] if len(numbers) > 1 else None
+        scaled = self._scaler() is not None
+        for what, value in (("loss", loss), ("gradient norm", None if scaled else norm)):
             if value is not None and not isfinite(value):  # a scaler handles infinite gradients itself
                 raise AgreedError(f"step {step}: the {what} is {value}; {self._remedy(step)}")
         if norm == 0 and loss > 0:
             raise AgreedError(
                 f"step {step}: all gradients are zero at a loss of {loss:.4g}; {self._why_zero()}"
             )
-        if step == (ZERO_STEPS if scaler is None else SCALER_STEPS) + 1 and self._learning_rate() == 0:
-            raise AgreedError(
-                f"step {step}: the learning rate is still 0; {self._why_stuck(scaler is not None)}"
-            )
+
+    def _scaler(self) -> Any:
+        return getattr(self.trainer.accelerator, "scaler", None)
 
     def check_evaluation(self, metrics: dict[str, float]) -> None:
         """Check the result of an evaluation between two steps.
@@ -103,6 +169,8 @@ class NanGuard:
         args, model = self.trainer.args, self.trainer.model
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         without = [name for name, p in trainable if p.grad is None]
+        if self._skipping is not None and len(without) == len(trainable):
+            without = []  # the step is over, and its gradients are removed
         local = [_local(p) for _, p in trainable]
         largest = max((p.abs().max().item() for p in local if p.numel()), default=0.0)
         causes = [

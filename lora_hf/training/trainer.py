@@ -206,6 +206,16 @@ class LoraTrainer(ResumableTrainer):
         self.unused_layers.check_step()
         return norm
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.nan_guard.check_unread()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.nan_guard.check_unread()
+        return super()._finalize_training(*args, **kwargs)
+
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         when = f"evaluation after step {self.state.global_step}"
         with out_of_memory_reported(lambda: when, SMALLER_EVALUATION):
@@ -240,6 +250,7 @@ class LoraTrainer(ResumableTrainer):
             raise type(error)(f"{error}; {outcome}") from error
         finally:
             self.has_fast_loss = False
+            self.nan_guard.end()
         return output
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

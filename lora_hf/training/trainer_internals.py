@@ -34,7 +34,7 @@ OVERRIDDEN: dict[str, Internal] = {
         ),
     ),
     "_finalize_training": Internal(
-        "An interrupted evaluation after the last step is repeated here: no epoch follows.",
+        "After the last step, an interrupted evaluation is repeated, and on a GPU its numbers are checked.",
         ("trial", "num_train_samples", "start_time"),
     ),
     "_load_optimizer_and_scheduler": Internal(
@@ -48,6 +48,14 @@ OVERRIDDEN: dict[str, Internal] = {
     "_evaluate": Internal(
         "Out of memory and a loss that is not finite are reported before that step's checkpoint is written.",
         ("trial", "ignore_keys_for_eval", "skip_scheduler"),
+    ),
+    "_maybe_log_save_evaluate": Internal(
+        "On a GPU, the numbers of the last step are checked before it is logged, evaluated or saved. Also "
+        "called, to repeat an interrupted evaluation with all that the Trainer does around one.",
+        (
+            *("tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"),
+            "learning_rate",
+        ),
     ),
     "_get_train_sampler": Internal(
         "Batches depend on data, seed and epoch alone; the Trainer's length grouping draws from the global "
@@ -75,13 +83,6 @@ USED: dict[str, Internal] = {
     ),
     "_load_rng_state": Internal(
         "Random states at the beginning of a repeated evaluation: those of the checkpoint.", ("checkpoint",)
-    ),
-    "_maybe_log_save_evaluate": Internal(
-        "Repeats an interrupted evaluation, with all that the Trainer does around one.",
-        (
-            *("tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"),
-            "learning_rate",
-        ),
     ),
     "_tr_loss": Internal("An argument of `_maybe_log_save_evaluate`.", None),
     "_gen_kwargs": Internal(

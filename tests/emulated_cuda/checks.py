@@ -113,11 +113,11 @@ def _attempt(check: Any) -> str:
 
 def training() -> dict[str, Any]:
     """Return kernels and waits per step of a whole `LoraTrainer.train()`, and where its tensors are."""
-    steps: list[tuple[int, Counter[str]]] = []
+    steps: list[tuple[int, Counter[str], int]] = []
 
     class Counts(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            steps.append((counted.total, counted.waits.copy()))
+            steps.append((counted.total, counted.waits.copy(), device.Event.waited))
 
     def answer(line: str, tensor: torch.Tensor) -> Any:
         if tensor.dtype == torch.bool:
@@ -146,8 +146,9 @@ def training() -> dict[str, Any]:
         trainer.train()
     states = {str(v.device) for s in trainer.optimizer.state.values() for v in s.values()}
     return {
-        "kernels": steps[3][0] - steps[2][0],
-        "waits": dict(steps[3][1] - steps[2][1]),
+        "kernels": steps[2][0] - steps[1][0],
+        "waits": dict(steps[2][1] - steps[1][1]),
+        "waits_for_the_step_before": steps[2][2] - steps[1][2],
         "devices": sorted({str(p.device) for p in model.parameters()}),
         "optimizer": sorted(states),
     }

@@ -89,12 +89,27 @@ def report(capability: tuple[int, int], gib: int = 40, cards: int = 1) -> None:
         "memory_allocated": 0,
         "memory_reserved": 0,
         "get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        "current_stream": None,
     }
     silent = (
         "set_device empty_cache synchronize manual_seed manual_seed_all set_rng_state reset_peak_memory_stats"
     )
     for name, answer in (answers | dict.fromkeys(silent.split())).items():
         setattr(cuda, name, lambda *args, _answer=answer, **kwargs: _answer)
+    cuda.Event = Event  # type: ignore[misc]
+
+
+class Event:
+    """Counts the waits for events: the host waits for a point of the past, and the device has more to do."""
+
+    waited = 0
+
+    def record(self, stream: Any = None) -> None:
+        """Record nothing."""
+
+    def synchronize(self) -> None:
+        """Count."""
+        Event.waited += 1
 
 
 def _prepare_torch() -> None:

@@ -62,6 +62,60 @@ def test_a_non_finite_loss_stops_training_before_weights_change(
         assert torch.equal(ours, theirs), name
 
 
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, the numbers of a step are read in the next one."""
+    monkeypatch.setattr("lora_hf.training.nan_guard.LATE", ("cpu",))
+
+
+class Weights(TrainerCallback):
+    """Keeps copies of the weights, by the number of steps that were taken before."""
+
+    def __init__(self) -> None:
+        self.after: dict[int, list[torch.Tensor]] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.after[state.global_step] = [p.detach().clone() for p in model.parameters()]
+
+
+def quiet(folder: Path, **fields: Any) -> Any:
+    """Arguments of a training that logs nothing, since a log reads numbers, too."""
+    return arguments(folder, logging_steps=50, optim="adamw_torch_fused", **fields)
+
+
+@pytest.mark.parametrize(("step", "kept"), [(7, 6), (6, 3)])
+def test_numbers_that_are_read_late_end_the_same_step_and_write_no_more(
+    step: int, kept: int, late: None, tmp_path: Path
+) -> None:
+    weights = Weights()
+    trainer = make_trainer(adapted(), quiet(tmp_path, **SAVING), Spoiled, callbacks=[weights])
+    trainer.batch = step
+    with pytest.raises(UserError, match=f"^step {step}: the loss is nan; no weight was changed by this step"):
+        trainer.train()
+    assert trainer.state.global_step == step  # one more than where numbers are read at once
+    assert last_checkpoint(tmp_path) == tmp_path / f"checkpoint-{kept}"
+    for ours, theirs in zip(trainer.model.parameters(), weights.after[step - 1], strict=True):
+        assert torch.equal(ours, theirs)
+    assert not hasattr(trainer.optimizer.optimizer, "found_inf")
+
+
+def test_numbers_that_are_read_late_change_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = make_trainer(adapted(), quiet(tmp_path, max_steps=4))
+    at_once.train()
+    monkeypatch.setattr("lora_hf.training.nan_guard.LATE", ("cpu",))
+    later = make_trainer(adapted(), quiet(tmp_path, max_steps=4))
+    later.train()
+    for ours, theirs in zip(later.model.parameters(), at_once.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_last_step_is_checked_too(late: None, tmp_path: Path) -> None:
+    trainer = make_trainer(adapted(), quiet(tmp_path, max_steps=2), Spoiled)
+    trainer.batch = 2
+    with pytest.raises(UserError, match="^step 2: the loss is nan"):
+        trainer.train()
+
+
 def test_a_non_finite_gradient_stops_training(tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, max_grad_norm=0.0))
     next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(lambda g: g / 0)
