@@ -234,10 +234,22 @@ class _AddLowRank(torch.autograd.Function):
 def _product(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype | None = None) -> Tensor:
     """Return scale * a b, (n, k) @ (k, m), in a dtype; on a GPU by one kernel."""
     if dtype is not None and dtype != a.dtype:
-        return torch.mm(a, b, out_dtype=dtype) if a.device.type == "cuda" else torch.mm(a, b).to(dtype)
+        return product_in(a, b, dtype)
     if scale == 1:
         return torch.mm(a, b)
     return torch.addmm(a.new_empty(len(a), b.shape[1]), a, b, beta=0, alpha=scale)  # beta 0: nothing is read
+
+
+def product_in(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a b, (n, k) @ (k, m), in another dtype.
+
+    On a GPU, products of 16-bit numbers are written in float32 by their own kernel. `mm.dtype` exists for
+    CUDA alone, with these dtypes alone, in PyTorch 2.11 to 2.13 (native_functions.yaml).
+    """
+    is_half = a.dtype in (torch.float16, torch.bfloat16)
+    if a.device.type == "cuda" and is_half and dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.mm(a, b).to(dtype)
 
 
 def row_norms(weight: Tensor) -> Tensor:

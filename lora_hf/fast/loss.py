@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_hf.adapters.functional import product_in
+
 CHUNK, CHUNK_GPU = 128, 1024
 """Tokens per chunk: 16 MiB of float32 logits at T5's vocabulary, and twice 125 MiB on a GPU."""
 IGNORED = -100
@@ -87,15 +89,9 @@ def _chunk_gpu(
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
     with torch.autocast(device, enabled=False):
         head = head.to(narrow)
-        logs = _logits(part.to(narrow), head, dtype).log_softmax(-1)
+        logs = product_in(part.to(narrow), head.T, dtype).log_softmax(-1)
         of_label = logs.gather(1, index)
         loss = -(of_label.squeeze(1) * is_label).sum()
         errors = torch.exp(logs, out=torch.empty_like(logs, dtype=narrow))
         errors.scatter_(1, index, of_label.exp().sub_(1).to(narrow))
         return loss, torch.mm(errors, head).mul_(is_label[:, None])
-
-
-def _logits(part: Tensor, head: Tensor, dtype: torch.dtype) -> Tensor:
-    if part.dtype == dtype or part.device.type == "cpu":
-        return torch.mm(part, head.T).to(dtype)
-    return torch.mm(part, head.T, out_dtype=dtype)
