@@ -27,13 +27,16 @@ def blocks_of(model: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def compiled(model: Any, backend: str | None = None, mode: str | None = None) -> Iterator[None]:
+def compiled(
+    model: Any, backend: str | None = None, mode: str | None = None, falls_back: bool = False
+) -> Iterator[None]:
     """Compile each of the model's blocks inside the `with` block.
 
     Args:
         model: any architecture; names, parameters and wrappers stay.
         backend: of `torch.compile`, in any case; None for inductor.
         mode: of `torch.compile`; None for its default.
+        falls_back: run what cannot be compiled uncompiled; torch logs why.
 
     Raises:
         UserError: it cannot be compiled, for example without a C++ compiler.
@@ -47,7 +50,7 @@ def compiled(model: Any, backend: str | None = None, mode: str | None = None) ->
     for block in blocks:
         block.compile(backend=(backend or "inductor").lower(), mode=mode, dynamic=True)
     try:
-        with config.patch(recompile_limit=MOST):
+        with config.patch(recompile_limit=MOST, suppress_errors=falls_back):
             yield
     except exc.TorchDynamoException as error:
         cause = first_line(getattr(error, "inner_exception", error))

@@ -34,7 +34,11 @@ CHECKPOINTING = next(
 
 
 def training_arguments(
-    config: RunConfig, checkpoints: str, max_new_tokens: int, compute_dtype: torch.dtype
+    config: RunConfig,
+    checkpoints: str,
+    max_new_tokens: int,
+    compute_dtype: torch.dtype,
+    compiles: bool = False,
 ) -> Seq2SeqTrainingArguments:
     """Return the YAML's fields over defaults: generation in evaluations, batches of similar length, and so
     on.
@@ -44,6 +48,7 @@ def training_arguments(
         checkpoints: folder of the Trainer's checkpoints.
         max_new_tokens: maximum length of summaries in evaluations.
         compute_dtype: dtype of the base model; bfloat16 turns on autocast, with the loss in float32.
+        compiles: compile the model's blocks, although the config does not say so; float32 stays float32.
 
     Raises:
         UserError: float16, or a setting that this machine does not support.
@@ -62,6 +67,8 @@ def training_arguments(
         "disable_tqdm": False,  # Transformers' own default follows the level of its log
         "restore_callback_states_from_checkpoint": True,  # the counter of early stopping
     }
+    if compiles:
+        defaults |= {"torch_compile": True, "tf32": False}  # Transformers turns TF32 on for compiled models
     decided = _best_checkpoint(config) | {
         "push_to_hub": False,  # a run is pushed whole, at its end (`saved.push`)
         "report_to": config.training.get("report_to") or "none",  # Transformers takes null for a name

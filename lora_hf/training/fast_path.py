@@ -47,7 +47,8 @@ def fast_training(trainer: Any) -> Iterator[bool]:
         )  # the compiler cannot trace them
         if compiles and compiled_whole is None:
             stack.enter_context(_accelerate_compiles_nothing(trainer))
-            stack.enter_context(compiled(trainer.model, args.torch_compile_backend, args.torch_compile_mode))
+            backend, mode = args.torch_compile_backend, args.torch_compile_mode
+            stack.enter_context(compiled(trainer.model, backend, mode, trainer.compiles_by_default))
         elif reference is None:
             stack.enter_context(faster(trainer.model))
         yield all_logits is None
@@ -56,7 +57,7 @@ def fast_training(trainer: Any) -> Iterator[bool]:
 @contextmanager
 def uncompiled(trainer: Any) -> Iterator[None]:
     """Inside the block, blocks that training compiles run uncompiled, as an evaluation needs them."""
-    if not asks_to_compile(vars(trainer.args)) or _why_compiled_whole(trainer):
+    if not compiles_blocks(trainer):
         yield
         return
     with _accelerate_compiles_nothing(trainer), as_written():
@@ -72,6 +73,11 @@ def _accelerate_compiles_nothing(trainer: Any) -> Iterator[None]:
         yield
     finally:
         state.dynamo_plugin = before
+
+
+def compiles_blocks(trainer: Any) -> bool:
+    """Return whether a training compiles the model's blocks one by one."""
+    return asks_to_compile(vars(trainer.args)) and _why_compiled_whole(trainer) is None
 
 
 def without_cache(model: Any) -> dict[str, bool]:

@@ -30,6 +30,7 @@ from lora_hf.scores import Score
 from lora_hf.system import resolve_dtype
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.checkpoints import newest_checkpoint
+from lora_hf.training.compiling import compiles_by_default
 from lora_hf.training.progress import ShowProgress
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.signals import Interrupted, StopOnSignal
@@ -108,7 +109,10 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
     """
     config, data = run.config, run.data
     dtype = resolve_dtype(config.model.dtype, run.model.device)
-    args = training_arguments(config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype)
+    compiles = compiles_by_default(config, data.train, run.model.device)
+    args = training_arguments(
+        config, str(run.directory / CHECKPOINTS), data.max_new_tokens, dtype, compiles=compiles
+    )
     set_language(run.model, run.tokenizer, config.data)
     run.model.generation_config = generation_config(run.model, config.generation)  # for evaluations
     scoring = Scoring.of_config(config)
@@ -127,6 +131,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
         loraplus_lr_ratio=config.loraplus_lr_ratio,
         fast_paths=config.fast_paths,
     )
+    trainer.compiles_by_default = compiles
     for shown in (ProgressCallback, PrinterCallback):  # a notebook keeps its own table
         if trainer.pop_callback(shown):
             trainer.add_callback(ShowProgress(main_first(scoring)))

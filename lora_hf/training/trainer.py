@@ -26,8 +26,15 @@ from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
 from lora_hf.memory import out_of_memory_reported
 from lora_hf.training.checkpoints import last_checkpoint
+from lora_hf.training.compiling import PADDED_ON, padded_to_buckets
 from lora_hf.training.devices import use_one_gpu, without_autocast
-from lora_hf.training.fast_path import fast_training, shards_weights, uncompiled, without_cache
+from lora_hf.training.fast_path import (
+    compiles_blocks,
+    fast_training,
+    shards_weights,
+    uncompiled,
+    without_cache,
+)
 from lora_hf.training.loraplus import split_groups
 from lora_hf.training.micro_batch import (
     MICRO_BATCH,
@@ -80,6 +87,8 @@ class LoraTrainer(ResumableTrainer):
 
     loss_is_scaled_for_ga = True
     model: Any
+    compiles_by_default = False
+    """True if a rule, not the user, decided to compile: what cannot be compiled then runs uncompiled."""
 
     def __init__(
         self,
@@ -96,7 +105,7 @@ class LoraTrainer(ResumableTrainer):
         if has_flag:
             model._hf_peft_config_loaded = True
         self.loraplus_lr_ratio = loraplus_lr_ratio
-        self.fast_paths, self.has_fast_loss = fast_paths, False
+        self.fast_paths, self.has_fast_loss, self.has_buckets = fast_paths, False, False
         self._has_autocast_outside = False
         use_one_gpu(args[0] if args else kwargs.get("args"))
         inner = unwrapped(model)  # the Trainer reads names of columns from it, and wraps it as it needs
@@ -156,6 +165,9 @@ class LoraTrainer(ResumableTrainer):
                 f"a batch has no labels, only {held}: add the token ids of the target "
                 "texts to the rows of the dataset, as `labels`"
             )
+        if self.has_buckets and model.training:
+            most = getattr(self.model.config, "max_position_embeddings", None)
+            inputs = padded_to_buckets(inputs, self.model.config.pad_token_id, most)
         inputs = with_decoder_inputs(self.model, inputs)
         if self.compute_loss_func is not None:
             outputs = model(**inputs)  # with the labels, of which the model makes the decoder's inputs
@@ -191,6 +203,8 @@ class LoraTrainer(ResumableTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run forward and backward of one batch, in micro-batches if that is on and memory runs out."""
+        if self.has_buckets:
+            torch.compiler.cudagraph_mark_step_begin()  # where a mode of torch_compile records CUDA graphs
         step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         adds_up = num_items_in_batch is not None  # means over the rows of micro-batches would not add up
         loss = (
@@ -230,6 +244,7 @@ class LoraTrainer(ResumableTrainer):
         check_saved(self.model)
         warn_of_dtype(self.model)
         self.unused_layers = UnusedLayers(self.model)
+        self.has_buckets = self.args.device.type in PADDED_ON and compiles_blocks(self)
         try:
             with (
                 out_of_memory_reported(lambda: f"step {self.state.global_step + 1}", MICRO_BATCH),
@@ -249,7 +264,7 @@ class LoraTrainer(ResumableTrainer):
             outcome = f"the last good checkpoint is kept: {kept}" if kept else "no checkpoint to resume from"
             raise type(error)(f"{error}; {outcome}") from error
         finally:
-            self.has_fast_loss = False
+            self.has_fast_loss = self.has_buckets = False
             self.nan_guard.end()
         return output
 

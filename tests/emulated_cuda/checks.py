@@ -20,6 +20,7 @@ device.start()
 import torch  # noqa: E402
 from emulated_cuda.counting import Device  # noqa: E402
 from emulated_cuda.models import (  # noqa: E402
+    autocast,
     batch_of,
     flan_t5,
     loss_of,
@@ -98,10 +99,67 @@ def _decode(layers: int, rows: int = 16) -> tuple[int, dict[str, int]]:
     return tokens[2][0] - tokens[1][0], dict(tokens[2][1] - tokens[1][1])
 
 
-def _step(model: Any) -> None:
-    """Run forward and backward of a small batch by the fast path."""
-    with faster(model), Device():
-        loss_of(model, batch_of(4, 33, 9), None).backward()
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {}),
+    "all-linear": ("lora", {"target_modules": "all-linear"}),
+    "dora": ("lora", {"use_dora": True}),
+    "pissa": ("lora", {"init_lora_weights": "pissa"}),
+    "qalora": ("lora", {"use_qalora": True, "qalora_group_size": 32}),
+    "embedding": ("lora", {"target_modules": ["shared", "q"]}),
+    "bottleneck": ("bottleneck", {}),
+    "prompt_tuning": ("prompt_tuning", {}),
+    "full": ("full", {}),
+}
+MODES: dict[str, tuple[torch.dtype, torch.dtype | None, torch.dtype | None]] = {
+    "float32": (FP32, None, None),
+    "float32, bf16 autocast": (FP32, BF16, None),
+    "bfloat16": (BF16, None, None),
+    "bfloat16, autocast": (BF16, BF16, None),
+    "bfloat16, wo float32, autocast": (BF16, BF16, FP32),
+}
+"""Name -> dtype of the weights, of autocast, of `wo`."""
+
+
+REFERENCE = ("float32", "bfloat16, autocast")
+"""Modes in which the reference path is checked too."""
+
+
+def methods() -> dict[str, str]:
+    """Return what is wrong with a step of each method in each mode, by the fast and the reference path."""
+    found = {}
+    for method, what in METHODS.items():
+        for mode, (dtype, amp, wo) in MODES.items():
+            model = with_method(flan_t5("small", dtype, 1, wo), what[0], **what[1])
+            for is_fast in (True, False) if mode in REFERENCE else (True,):
+                name = f"{method}, {mode}, {'fast' if is_fast else 'reference'} path"
+                found[name] = _attempt(lambda m=model, a=amp, f=is_fast: _problems(m, a, f))
+    return found
+
+
+def _problems(model: Any, amp: torch.dtype | None, is_fast: bool) -> str:
+    """Return the parameters whose gradient is missing, or elsewhere, or of another dtype."""
+    trains_head = model.lm_head.weight.requires_grad or not hasattr(model.lm_head, "in_features")
+    batch = batch_of(4, 33, 9)
+    if is_fast:
+        with faster(model), Device():
+            if trains_head:
+                with autocast(amp):
+                    loss = model(**batch, use_cache=False).loss
+            else:
+                loss = loss_of(model, batch, amp)
+            loss.float().backward()
+    else:
+        with Device():
+            loss_of(model, batch, amp, fast=False).backward()
+    wrong = []
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cuda":
+            wrong.append(f"{name} is on {parameter.device}")
+        if parameter.requires_grad:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None or (gradient.device, gradient.dtype) != (parameter.device, parameter.dtype):
+                wrong.append(f"{name} has the gradient {gradient}")
+    return ", ".join(wrong[:3])
 
 
 def _attempt(check: Any) -> str:
@@ -245,7 +303,7 @@ def faults() -> dict[str, str]:
         model = with_method(flan_t5("small", BF16, 2), "lora", target_modules=QV)
         adapter = model.encoder.block[1].layer[0].SelfAttention.q.adapters["default"]
         adapter.lora_A = torch.nn.Parameter(torch.empty(adapter.lora_A.shape, device="cpu"))
-        _step(model)
+        _problems(model, None, True)
 
     half = {"device": "cuda", "dtype": BF16}
     cases = {
@@ -263,7 +321,7 @@ def faults() -> dict[str, str]:
     return found | {"a wait": str(sum(counted.waits.values()))}
 
 
-CHECKS = (budgets, decoding, training, decisions, replicas, faults)
+CHECKS = (budgets, decoding, training, decisions, methods, replicas, faults)
 
 
 def main() -> None:

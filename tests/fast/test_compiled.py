@@ -89,9 +89,19 @@ def test_a_model_without_named_blocks_is_compiled_whole(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("more", [{}, pytest.param({"label_smoothing_factor": 0.1}, marks=pytest.mark.slow)])
 def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
-    more: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    more: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    runs = []
+    monkeypatch.setattr("lora_hf.training.trainer.PADDED_ON", ("cpu",))  # as on a GPU
+    monkeypatch.setattr("torch.compiler.cudagraph_mark_step_begin", lambda: None)
+    runs, lengths = [], set()
+
+    def look(model: Any, args: Any, inputs: dict[str, Any]) -> None:
+        if model.training:
+            lengths.add((inputs["input_ids"].shape[1], inputs["decoder_input_ids"].shape[1]))
+
     for torch_compile in (False, True):
         args = arguments(
             tmp_path,
@@ -106,8 +116,11 @@ def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
         )
         with caplog.at_level("DEBUG", "lora_hf"):
             trainer = make_trainer(shallow(), args, eval_dataset=Rows(6, seed=9))
+            if torch_compile and not more:
+                trainer.model.register_forward_pre_hook(look, with_kwargs=True)
             trainer.train()
         runs.append(all_losses(trainer))
+    assert more or lengths == {(32, 16)}
     torch.testing.assert_close(*runs, rtol=0, atol=1e-4)
     assert "torch_compile: 2 blocks" in caplog.text
     assert 2 <= counters["stats"]["unique_graphs"] <= 4  # what has one row or one token is a graph of its own
