@@ -1,6 +1,7 @@
 """All checks on emulated cards, in one process; prints their results as JSON. Run by `test_emulated_cuda.py`.
 
 python -m emulated_cuda.checks FILE.json
+python -m emulated_cuda.checks FILE.json all_methods
 """
 
 import gc
@@ -32,10 +33,13 @@ from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments, Train
 
 import lora_hf.adapters.initialize  # noqa: E402
 from lora_hf import LoraTrainer  # noqa: E402
+from lora_hf.adapters.functional import product_in  # noqa: E402
+from lora_hf.config import RunConfig  # noqa: E402
 from lora_hf.evaluation.decoding import greedy  # noqa: E402
 from lora_hf.evaluation.generate import fast_generation  # noqa: E402
 from lora_hf.fast.t5 import faster, without_head  # noqa: E402
 from lora_hf.system import pick_device, resolve_dtype  # noqa: E402
+from lora_hf.training import compiling  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32
 QV = ["q", "v"]
@@ -118,21 +122,43 @@ MODES: dict[str, tuple[torch.dtype, torch.dtype | None, torch.dtype | None]] = {
     "bfloat16, wo float32, autocast": (BF16, BF16, FP32),
 }
 """Name -> dtype of the weights, of autocast, of `wo`."""
-
-
-REFERENCE = ("float32", "bfloat16, autocast")
-"""Modes in which the reference path is checked too."""
+USUAL = "bfloat16, autocast"
+"""The mode in which runs train on GPUs that have bfloat16."""
 
 
 def methods() -> dict[str, str]:
+    """Return what is wrong with a step of each method, by the fast path, in the usual mode and one more."""
+    others = [mode for mode in MODES if mode != USUAL]
+    pairs = [(method, mode) for i, method in enumerate(METHODS) for mode in (USUAL, others[i % len(others)])]
+    return {f"{method}, {mode}": _method(method, mode, True) for method, mode in pairs}
+
+
+def all_methods() -> dict[str, str]:
     """Return what is wrong with a step of each method in each mode, by the fast and the reference path."""
+    return {
+        f"{method}, {mode}, {'fast' if is_fast else 'reference'} path": _method(method, mode, is_fast)
+        for method in METHODS
+        for mode in MODES
+        for is_fast in (True, False)
+    }
+
+
+def _method(method: str, mode: str, is_fast: bool) -> str:
+    (dtype, amp, wo), (kind, settings) = MODES[mode], METHODS[method]
+    model = with_method(flan_t5("small", dtype, 1, wo), kind, **settings)
+    return _attempt(lambda: _problems(model, amp, is_fast))
+
+
+def products() -> dict[str, str]:
+    """Return what is wrong with products that are written in another dtype."""
     found = {}
-    for method, what in METHODS.items():
-        for mode, (dtype, amp, wo) in MODES.items():
-            model = with_method(flan_t5("small", dtype, 1, wo), what[0], **what[1])
-            for is_fast in (True, False) if mode in REFERENCE else (True,):
-                name = f"{method}, {mode}, {'fast' if is_fast else 'reference'} path"
-                found[name] = _attempt(lambda m=model, a=amp, f=is_fast: _problems(m, a, f))
+    for dtype in (BF16, torch.float16, FP32):
+        for out in (BF16, FP32):
+            a = torch.empty(4, 8, dtype=dtype, device="cuda")
+            with Device():
+                found[f"{dtype} in {out}"] = _attempt(
+                    lambda a=a, out=out: "" if product_in(a, a.T, out).dtype == out else "another dtype"
+                )
     return found
 
 
@@ -230,15 +256,25 @@ class _Padding:
 
 
 def decisions() -> dict[str, Any]:
-    """Return what is chosen on cards of several generations."""
-    found = {}
+    """Return what is chosen on cards of several generations, and on two cards."""
+    compiling._has_triton = lambda: True  # it is not part of torch's CPU build
+    config = RunConfig(method="lora", training={"max_steps": compiling.LEAST_STEPS})
+    found: dict[str, Any] = {}
     for name, capability in (("T4", device.T4), ("A100", device.A100), ("H100", device.H100)):
         device.report(capability)
         chosen = pick_device()
         found[name] = {
             "device": chosen.type,
             "auto": str(resolve_dtype("auto", chosen)).removeprefix("torch."),
+            "compiles": compiling.compiles_by_default(config, [], chosen),
         }
+    device.report(device.A100, cards=2)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = Seq2SeqTrainingArguments(folder, report_to="none")
+        cards = arguments.n_gpu
+        trainer = LoraTrainer(with_method(flan_t5("small", BF16, 1), "lora"), arguments)
+        found["two cards"] = {"seen": cards, "used": trainer.args.n_gpu}
+        found["two cards"]["model"] = type(trainer.model_wrapped).__name__
     device.report(device.A100)
     return found
 
@@ -321,7 +357,7 @@ def faults() -> dict[str, str]:
     return found | {"a wait": str(sum(counted.waits.values()))}
 
 
-CHECKS = (budgets, decoding, training, decisions, methods, replicas, faults)
+CHECKS = (budgets, decoding, training, decisions, methods, products, replicas, faults)
 
 
 def main() -> None:
@@ -331,7 +367,7 @@ def main() -> None:
     lora_hf.adapters.initialize.relative_error = lambda a, b: 0.0  # a number, of which there are none here
     results = {}
     with FakeTensorMode(allow_non_fake_inputs=True):  # one for all: some functions cache tensors
-        for check in CHECKS:
+        for check in (all_methods,) if sys.argv[2:] == ["all_methods"] else CHECKS:
             began = time.process_time()
             results[check.__name__] = check()
             print(f"{check.__name__}: {time.process_time() - began:.1f} s", file=sys.stderr)

@@ -16,22 +16,26 @@ from emulated_cuda.device import guard, why_not
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Results of each check, by its name."""
+def results_of(folder: Path, *checks: str) -> Any:
+    """Return the results of each check, by its name."""
     if reason := why_not():
         pytest.skip(f"CUDA is not emulated: {reason}")
     guard()
-    file = tmp_path_factory.mktemp("emulated") / "found.json"
+    file = folder / "found.json"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
-        [sys.executable, "-m", "emulated_cuda.checks", str(file)],
+        [sys.executable, "-m", "emulated_cuda.checks", str(file), *checks],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return results_of(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.mark.parametrize(
@@ -54,10 +58,27 @@ def test_the_trainer_waits_for_the_step_before_alone_and_keeps_everything_on_the
     assert training["devices"] == training["optimizer"] == ["cuda:0"]
 
 
-def test_the_dtype_fits_the_generation_of_the_card(found: Any) -> None:
-    chosen = {name: decision["auto"] for name, decision in found["decisions"].items()}
-    assert chosen == {"T4": "float32", "A100": "bfloat16", "H100": "bfloat16"}
-    assert {decision["device"] for decision in found["decisions"].values()} == {"cuda"}
+def test_dtype_and_compiling_fit_the_generation_of_the_card(found: Any) -> None:
+    chosen = {name: found["decisions"][name] for name in ("T4", "A100", "H100")}
+    old = {"device": "cuda", "auto": "float32", "compiles": False}
+    new = {"device": "cuda", "auto": "bfloat16", "compiles": True}
+    assert chosen == {"T4": old, "A100": new, "H100": new}
+
+
+def test_of_two_cards_a_process_uses_one_without_data_parallel(found: Any) -> None:
+    expected = {"seen": 2, "used": 1, "model": "T5ForConditionalGeneration"}
+    assert found["decisions"]["two cards"] == expected
+
+
+def test_each_method_runs_in_each_dtype_and_its_gradients_are_on_the_card(found: Any) -> None:
+    wrong = {name: said for name, said in (found["methods"] | found["products"]).items() if said}
+    assert not wrong and len(found["methods"]) == 18, wrong
+
+
+@pytest.mark.slow
+def test_all_methods_run_in_all_dtypes_by_both_paths(tmp_path: Path) -> None:
+    found = results_of(tmp_path, "all_methods")["all_methods"]
+    assert len(found) == 90 and not any(found.values()), found
 
 
 def test_a_replica_on_a_second_card_uses_nothing_of_the_first(found: Any) -> None:

@@ -1,0 +1,53 @@
+"""Count the shapes of an epoch's batches, with lengths as they are and padded to buckets.
+
+python scripts/benchmarks/length_buckets.py
+python scripts/benchmarks/length_buckets.py flan_t5_base_dialogsum_lora data.dataset_name=DIR --tokenizer DIR
+
+Each new shape is one more CUDA graph to record, where `torch_compile_mode` asks for them; each added token is
+computed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from transformers import AutoTokenizer
+
+from lora_hf.config.load import load_config
+from lora_hf.data.sampler import EpochSampler
+from lora_hf.data.streaming import load_train
+from lora_hf.training import compiling
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("config", nargs="?", default="flan_t5_base_dialogsum_lora")
+parser.add_argument("overrides", nargs="*", default=[f"data.dataset_name={REAL / 'dialogsum'}"])
+parser.add_argument("--tokenizer", default=str(REAL / "t5_tokenizer"), help="folder, or name on the Hub")
+arguments = parser.parse_args()
+config = load_config(arguments.config, arguments.overrides)
+rows = load_train(config.data, AutoTokenizer.from_pretrained(arguments.tokenizer)).rows
+lengths = [(len(row["input_ids"]), len(row["labels"])) for row in rows]
+size = int(config.training.get("per_device_train_batch_size", 8))
+order = list(EpochSampler(len(lengths), config.seed, size, [source for source, _ in lengths]))
+batches = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
+
+
+def count(source: int, target: int) -> tuple[int, int]:
+    """Return the number of shapes and of tokens if lengths are padded to multiples of these."""
+    shapes, tokens = set(), 0
+    for batch in batches:
+        longest = max(x for x, _ in batch), max(y for _, y in batch)
+        shape = -(-longest[0] // source) * source, -(-longest[1] // target) * target
+        shapes.add((len(batch), *shape))
+        tokens += len(batch) * sum(shape)
+    return len(shapes), tokens
+
+
+_, plain = count(1, 1)
+print(f"{arguments.config}: {len(batches):,} batches of {size}")
+print("| multiples of (source, target) | shapes | tokens |\n| --- | ---: | ---: |")
+for source, target in ((1, 1), (8, 8), (16, 16), (compiling.SOURCES, compiling.TARGETS), (64, 32)):
+    shapes, tokens = count(source, target)
+    print(f"| {source}, {target} | {shapes} | {tokens / plain - 1:+.1%} |")
