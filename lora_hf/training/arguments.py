@@ -1,6 +1,8 @@
 """The `training:` section as `Seq2SeqTrainingArguments`, and what a run checks before it loads a model."""
 
 import json
+import multiprocessing
+import os
 import warnings
 from collections.abc import Mapping, Sized
 from contextlib import suppress
@@ -67,6 +69,8 @@ def training_arguments(
         "disable_tqdm": False,  # Transformers' own default follows the level of its log
         "restore_callback_states_from_checkpoint": True,  # the counter of early stopping
     }
+    if pick_device().type == "cuda" and not config.training.get("use_cpu"):
+        defaults |= _loading(config)
     if compiles:
         defaults |= {"torch_compile": True, "tf32": False}  # Transformers turns TF32 on for compiled models
     decided = _best_checkpoint(config) | {
@@ -79,12 +83,42 @@ def training_arguments(
             seed=config.seed,
             generation_max_length=max_new_tokens + 1,  # an encoder-decoder counts the start token
             generation_num_beams=config.generation.num_beams,
-            **(defaults | config.training | decided),
+            **(defaults | config.training | decided | _accelerator(config.training, defaults)),
         )
     except ValueError as error:  # not supported by this machine, such as bf16 without a device for it
         raise UserError(f"training: {error}") from error
     except ImportError as error:
         raise UserError(f"training: a setting needs a package: {first_line(error)}") from error
+
+
+def _loading(config: RunConfig) -> dict[str, Any]:
+    """Return defaults by which batches are prepared and copied while a GPU computes.
+
+    Workers take rows in the sampler's order and draw nothing, so that a resumed run takes the same steps.
+    """
+    workers = 0 if config.data.streaming else loading_workers()  # each worker would read every streamed row
+    return {
+        "dataloader_num_workers": workers,
+        "accelerator_config": {"non_blocking": config.training.get("dataloader_pin_memory", True)},
+    }
+
+
+def loading_workers() -> int:
+    """Return how many processes prepare batches by default: at most two, beside one CPU for each training.
+
+    They are forked, because the rows and the function that makes batches of them are not copied otherwise;
+    where Python starts processes in another way, there are none.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if method != "fork":
+        return 0
+    return max(0, min(2, len(os.sched_getaffinity(0)) // world_size() - 1))
+
+
+def _accelerator(training: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `accelerator_config` with the defaults of fields that a mapping of the user's leaves out."""
+    own, given = defaults.get("accelerator_config"), training.get("accelerator_config")
+    return {"accelerator_config": own | given} if own and isinstance(given, dict) else {}
 
 
 def _best_checkpoint(config: RunConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Batches that depend only on data, seed and epoch, with any number of processes."""
 
+import os
 from typing import Any
 
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
@@ -50,6 +51,8 @@ class OrderedTrainer(Seq2SeqTrainer):
         """Return the Trainer's own, except that accelerate must not divide again what the sampler divides."""
         if isinstance(self.train_dataset, StreamedDialogues):
             return self._streaming_loader(self.train_dataset)
+        if self.args.dataloader_num_workers:  # forked; tokenizers would warn of it although workers only pad
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         loader = super().get_train_dataloader()
         shards: Any = loader.batch_sampler
         sampler = getattr(getattr(shards, "batch_sampler", None), "sampler", None)
@@ -71,7 +74,14 @@ class OrderedTrainer(Seq2SeqTrainer):
         loader = DataLoader(stream, self.args.train_batch_size, **options)
         device = self.args.device
         return prepare_data_loader(
-            loader, device, 1, 0, put_on_device=True, even_batches=False, dispatch_batches=False
+            loader,
+            device,
+            1,
+            0,
+            put_on_device=True,
+            even_batches=False,
+            dispatch_batches=False,
+            non_blocking=self.accelerator.non_blocking,
         )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lora_hf.fast.t5 import why_not
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,6 +27,21 @@ def use_one_gpu(args: Any) -> None:
         *(args.n_gpu, args.device, args.n_gpu),
     )
     args._n_gpu = 1
+
+
+def skip_unused_search(args: Any, model: Any) -> None:
+    """Let DDP not search each step's graph for weights without a gradient, where there are none.
+
+    Transformers' default searches. A T5 calls all of its layers in every step, so all adapters are used.
+
+    Args:
+        args: a `TrainingArguments`, or None; changed in place, unless it says what DDP should do.
+        model: is about to train.
+    """
+    if args is None or args.world_size == 1 or args.ddp_find_unused_parameters is not None:
+        return
+    if why_not(model) is None:
+        args.ddp_find_unused_parameters = False
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from lora_hf.fast.t5 import without_head
 from lora_hf.memory import out_of_memory_reported
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.compiling import PADDED_ON, padded_to_buckets
-from lora_hf.training.devices import use_one_gpu, without_autocast
+from lora_hf.training.devices import skip_unused_search, use_one_gpu, without_autocast
 from lora_hf.training.fast_path import (
     compiles_blocks,
     fast_training,
@@ -107,7 +107,9 @@ class LoraTrainer(ResumableTrainer):
         self.loraplus_lr_ratio = loraplus_lr_ratio
         self.fast_paths, self.has_fast_loss, self.has_buckets = fast_paths, False, False
         self._has_autocast_outside = False
-        use_one_gpu(args[0] if args else kwargs.get("args"))
+        given = args[0] if args else kwargs.get("args")
+        use_one_gpu(given)
+        skip_unused_search(given, model)
         inner = unwrapped(model)  # the Trainer reads names of columns from it, and wraps it as it needs
         super().__init__(inner, *args, **kwargs)
         if hasattr(model, "_orig_mod"):

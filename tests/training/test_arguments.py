@@ -21,7 +21,7 @@ from lora_hf.config.training_fields import DROPPED, installed_fields, training_f
 from lora_hf.doctor import of_config
 from lora_hf.errors import UserError
 from lora_hf.runs.run import execute
-from lora_hf.training.arguments import check_training_settings
+from lora_hf.training.arguments import check_training_settings, training_arguments
 from lora_hf.training.optimizer import check_optimizer
 
 EVALUATED = ["eval_strategy=steps", "eval_steps=1"]
@@ -322,6 +322,33 @@ def test_an_optimizer_of_torchao_is_found_though_the_command_line_hides_the_pack
     is_torchao_available.cache_clear()
     assert not is_torchao_available()
     assert check_training_settings(load_config({"training": {"optim": name}})) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "workers", "non_blocking"),
+    [
+        ([], 2, True),
+        (
+            ["training.dataloader_num_workers=0", "training.accelerator_config={non_blocking: false}"],
+            0,
+            False,
+        ),
+        (["training.accelerator_config={split_batches: false}"], 2, True),
+        (["training.dataloader_pin_memory=false"], 2, False),
+        (["training.use_cpu=true"], 0, False),
+        (["data.streaming=true", "training.max_steps=4"], 0, True),
+    ],
+)
+def test_on_a_gpu_batches_are_prepared_and_copied_while_it_computes(
+    words: list[str], workers: int, non_blocking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_hf.training.arguments.pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: "fork")
+    config = load_config("quickstart", words)
+    args = training_arguments(config, "unused", 8, torch.float32)
+    assert args.dataloader_num_workers == workers
+    assert bool(args.accelerator_config.non_blocking) is non_blocking
 
 
 @pytest.mark.parametrize("strategy", [["train_sampling_strategy=sequential"], ["dataloader_num_workers=2"]])

@@ -1,15 +1,17 @@
 """One GPU where several are seen; texts of an evaluation are written as the saved model writes them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from support.models import make_t5
+from support.models import make_bart, make_t5
 from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
 
 from lora_hf import LoraTrainer
+from lora_hf.training.devices import skip_unused_search
 
 
 @pytest.mark.parametrize("by_keyword", [False, True])
@@ -23,6 +25,23 @@ def test_a_process_that_sees_several_gpus_trains_on_one_and_says_how_to_use_all(
     trainer: Any = LoraTrainer(adapted(), *([] if by_keyword else [args]), **given, train_dataset=Rows())
     assert trainer.args.n_gpu == 1 and trainer._train_batch_size == 4  # DataParallel's is 8
     assert "2 GPUs are visible" in caplog.text and "torchrun --nproc_per_node 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("processes", "given", "make", "expected"),
+    [
+        (2, None, make_t5, False),
+        (2, True, make_t5, True),
+        (1, None, make_t5, None),
+        (2, None, make_bart, None),  # drops whole layers at times
+    ],
+)
+def test_ddp_searches_no_unused_weights_where_all_are_used(
+    processes: int, given: bool | None, make: Any, expected: bool | None
+) -> None:
+    args = SimpleNamespace(world_size=processes, ddp_find_unused_parameters=given)
+    skip_unused_search(args, make())
+    assert args.ddp_find_unused_parameters is expected
 
 
 @pytest.mark.parametrize("trains_all", [False, True])

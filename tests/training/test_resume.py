@@ -43,6 +43,12 @@ def test_a_run_killed_after_its_last_step_takes_no_further_step(whole: LoraTrain
     assert_equal(resumed, whole)
 
 
+def test_worker_processes_change_no_step_before_or_after_a_resume(whole: LoraTrainer, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        trainer_of(tmp_path / "run", KillAt(4), dataloader_num_workers=2).train()
+    assert_equal(resume(trainer_of(tmp_path / "run", dataloader_num_workers=2), tmp_path / "run"), whole)
+
+
 @pytest.mark.parametrize("killed", slow_except([8], [4, 8, 12]))
 def test_early_stopping_continues_its_count_after_resuming(killed: int, tmp_path: Path) -> None:
     fields = EVALUATED | WORSE | {"max_steps": 40, "restore_callback_states_from_checkpoint": True}
