@@ -7,20 +7,39 @@ test, reads this file too.
 import gc
 import logging
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from support.warm_python import WarmPython
+from xdist.scheduler import LoadFileScheduling
+
+gc.disable()  # until the first test: imports and collecting make a million objects that stay
+for _name in ("hqq", "torchao"):  # as in commands: `cli.HIDDEN` says why
+    sys.modules.setdefault(_name, None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import T5ForConditionalGeneration
 
 pytest_plugins = ["hub.fixtures", "support.launching", "support.browser"]  # hub, client, trained, browser
+STARTING = (
+    "cli/test_exit_status.py",
+    "cli/test_screen.py",
+    "cli/test_shell.py",
+    "doctor/test_verify.py",
+    "experiments/test_compare.py",
+    "experiments/test_methods.py",
+    "hub/",
+    "serving/test_server.py",
+    "test_docs.py",
+)
+"""Files of tests that start commands. One worker runs them, so that only one imports what the commands need
+(`warm_python`)."""
 LONGEST = (
     "runs/test_processes.py",
     "distributed/test_zero.py",
@@ -38,8 +57,26 @@ the other has nothing left to do."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        if name in LONGEST:
+            return LONGEST.index(name)
+        return len(LONGEST) + (not name.startswith(STARTING))
+
+    items.sort(key=place)
+
+
+class Scheduling(LoadFileScheduling):
+    """Give each worker whole files, and all files that start commands to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "starting" if file.removeprefix("tests/").startswith(STARTING) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,6 +88,7 @@ def no_collection_of_old_objects():
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """Imports before there is work to do: help, mistakes and finished runs do not wait for PyTorch."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ import hqq, torchao
 print(json.dumps({"status": status, "found": found, "shown": [hqq.__name__, torchao.__name__]}))
 """)
     assert (seen["status"], seen["found"], seen["shown"]) == (2, [False] * 4, ["hqq", "torchao"])
-    assert all(importlib.util.find_spec(name) for name in cli.HIDDEN)
+    assert all(PathFinder.find_spec(name) for name in cli.HIDDEN)  # or the test above is empty
 
 
 def test_the_packaged_fields_are_those_of_the_versions_they_name(monkeypatch: pytest.MonkeyPatch) -> None:

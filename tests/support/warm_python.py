@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
-IMPORTED = ("cli", "runs.run", "saved.predict", "saved.push", "serving.server", "doctor")
+IMPORTED = (
+    "lora_hf.cli",
+    "lora_hf.runs.run",
+    "lora_hf.saved.predict",
+    "lora_hf.saved.push",
+    "lora_hf.serving.server",
+    "lora_hf.doctor",
+    "rouge_score.rouge_scorer",
+    "aiohttp",
+)
 LONGEST = 2**18
 """The longest request, in bytes."""
 
@@ -37,7 +46,7 @@ class WarmPython:
         """Start the interpreter.
 
         Args:
-            has_peft: import what commands hide (`cli.HIDDEN`) too: for code of the tests that needs PEFT.
+            has_peft: import PEFT, which commands hide (`cli.HIDDEN`): for code of the tests that needs it.
             environment: variables that differ from this process's; None removes one.
         """
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -206,9 +215,11 @@ def _become(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[2]:
-        sys.modules |= dict.fromkeys(import_module("lora_hf.cli").HIDDEN)
+    gc.disable()
+    hidden = set(import_module("lora_hf.cli").HIDDEN) - {sys.argv[2]}
+    sys.modules |= dict.fromkeys(hidden)
     for name in IMPORTED:
-        import_module(f"lora_hf.{name}")
+        import_module(name)
     gc.freeze()  # what is shared with forks stays shared
+    gc.enable()
     _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
