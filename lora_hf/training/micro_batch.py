@@ -27,6 +27,7 @@ LESS_MEMORY = (
 MICRO_BATCH = (
     f"training.auto_find_batch_size: true splits batches, at the same effective batch size; {LESS_MEMORY}"
 )
+UNCOMPILED = "training.torch_compile: false trains uncompiled, which may need less"
 SMALLER_EVALUATION = "choose a smaller generation.batch_size (or training.per_device_eval_batch_size)"
 Batch = dict[str, Any]
 Step = Callable[[Batch], Tensor]

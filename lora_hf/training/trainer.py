@@ -39,6 +39,7 @@ from lora_hf.training.loraplus import split_groups
 from lora_hf.training.micro_batch import (
     MICRO_BATCH,
     SMALLER_EVALUATION,
+    UNCOMPILED,
     MicroBatching,
 )
 from lora_hf.training.nan_guard import (
@@ -247,9 +248,10 @@ class LoraTrainer(ResumableTrainer):
         warn_of_dtype(self.model)
         self.unused_layers = UnusedLayers(self.model)
         self.has_buckets = self.args.device.type in PADDED_ON and compiles_blocks(self)
+        remedy = f"{UNCOMPILED}; {MICRO_BATCH}" if self.compiles_by_default else MICRO_BATCH
         try:
             with (
-                out_of_memory_reported(lambda: f"step {self.state.global_step + 1}", MICRO_BATCH),
+                out_of_memory_reported(lambda: f"step {self.state.global_step + 1}", remedy),
                 fast_training(self) as self.has_fast_loss,
             ):
                 output = super()._inner_training_loop(*args, **kwargs)

@@ -108,17 +108,20 @@ def test_a_run_with_micro_batches_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert [entry[LOG_KEY] for entry in resumed.state.log_history if LOG_KEY in entry] == [3]
 
 
-def test_without_auto_find_batch_size_the_error_names_the_remedy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiles", [False, True])
+def test_without_auto_find_batch_size_the_error_names_the_remedy(compiles: bool, tmp_path: Path) -> None:
     args = arguments(
         tmp_path, max_steps=4, per_device_train_batch_size=8, save_strategy="steps", save_steps=1
     )
 
     class FromTwo(Small):
-        since = 2
+        since, compiles_by_default = 2, compiles
 
     trainer = make_trainer(adapted(), args, FromTwo)
+    first = "training.torch_compile: false .*; " if compiles else ""
     said = (
-        r"step 3: out of memory \(CUDA out of memory.*\); training.auto_find_batch_size: true .*checkpoint-2$"
+        rf"step 3: out of memory \(CUDA out of memory.*\); {first}training.auto_find_batch_size: true "
+        ".*checkpoint-2$"
     )
     with pytest.raises(UserError, match=said):
         trainer.train()
