@@ -46,7 +46,8 @@ def doctor(
 
     A config: [dim]lora-hf doctor --config configs/quickstart.yaml lora.r=8[/dim]
     """
-    _report(_findings(words or [], config, base), as_json)
+    if not _report(_findings(words or [], config, base), as_json):
+        return
     show_next(
         "doctor",
         as_json,
@@ -73,8 +74,11 @@ def verify(
     show_next("verify", as_json, run=run)
 
 
-def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
+def _report(findings: "Iterator[Finding]", as_json: bool) -> bool:
     """Print each finding as soon as it is known, or all of them as JSON.
+
+    Returns:
+        Whether everything could be checked. Without the Hub, for instance, a model that is there is not.
 
     Raises:
         FaultFound: a check failed.
@@ -89,6 +93,7 @@ def _report(findings: "Iterator[Finding]", as_json: bool) -> None:
         print("{ok} ok, {fault} failed, {unknown} not checked".format(**counts))
     if counts["fault"]:
         raise FaultFound
+    return not counts["unknown"]
 
 
 def _findings(words: list[str], config: Path | None, base: str | None) -> "Iterator[Finding]":

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 FIELD = "fields of the config are written as key=value, such as lora.r=8"
+OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
+"""By an option that the command lacks, the one that takes the same in this command."""
 CONFIG_EXAMPLE = "give a YAML file or the name of a shipped config, such as --config quickstart"
 
 
@@ -21,6 +23,8 @@ def explain(error: Any, words: list[str]) -> str:
             value = _value_of(option, words)
             return f"No such option: {option}; fields are written without dashes: {field}={value}"
         return message if _near_options(error) else f"{message}; {FIELD}"
+    if option and (other := OTHER_OPTIONS.get(option)) in _options(error):
+        return f"No such option: {option}. Did you mean {other}?"
     missing = [name for name in getattr(getattr(error, "param", None), "opts", ()) if name.startswith("--")]
     if missing and message.startswith("Missing option"):
         return f"{message.removesuffix('.')}{_instead_of(missing[0], words)}"
@@ -67,6 +71,12 @@ def _takes_fields(error: Any) -> bool:
     command = getattr(getattr(error, "ctx", None), "command", None)
     names = {parameter.name for parameter in getattr(command, "params", ())}
     return "config" in names and bool(names & {"overrides", "words"})
+
+
+def _options(error: Any) -> set[str]:
+    """Return the options of the command that an error is about."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    return {name for parameter in getattr(command, "params", ()) for name in parameter.opts}
 
 
 def _near_options(error: Any) -> bool:

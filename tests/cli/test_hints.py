@@ -103,6 +103,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "train --config quickstart model.model_name_or_path=m.bin",
             "is a file: give the folder of the model",
         ),
+        ("init --base a/b", "No such option: --base. Did you mean --model?"),
+        ("merge --adapter runs/mine --model a/b", "No such option: --model. Did you mean --base?"),
         ("report runs/mine/adapter", "give the run that it is in, 'runs/mine'"),
         ("train --config quickstart model=a/b", "write model: {model_name_or_path: a/b}"),
     ],

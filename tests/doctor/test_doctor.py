@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import randomize
 
-from lora_hf import LoraConfig, inject_adapters, save_adapter
+from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.baselines.bottleneck import add_bottlenecks
 from lora_hf.baselines.checkpoint_io import save_extras
+from lora_hf.cli import checking
 from lora_hf.config import ModelConfig
 from lora_hf.doctor import ADAPTER, CONFIG, MACHINE, of_adapter, of_machine
 from lora_hf.doctor.adapter_files import settings
@@ -348,3 +349,12 @@ def test_an_error_inside_a_check_is_reported_and_the_next_check_runs() -> None:
     assert "ZeroDivisionError: of its own" in findings[1].title
     assert [(f.title, f.remedy) for f in findings[2:4]] == [("one", "do this"), ("two", "do this")]
     assert "refuses" in findings[4].title
+
+
+def test_no_next_command_is_proposed_where_something_could_not_be_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for state in ("ok", "unknown"):
+        monkeypatch.setattr(checking, "_findings", lambda *_, state=state: iter([Finding(state, "title")]))
+        assert cli.run(["doctor", "--config", "quickstart"], debug=False) == 0
+        assert ("train --config quickstart" in capsys.readouterr().err) == (state == "ok")
