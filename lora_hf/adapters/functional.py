@@ -29,6 +29,25 @@ NEAR = 0.05
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number -> integer type that its bits are read as."""
 _fast_branches = ContextVar("fast_branches", default=False)
+_planned_device: ContextVar[str | None] = ContextVar("planned_device", default=None)
+
+
+@contextmanager
+def planned_for(device: str) -> Iterator[None]:
+    """Within the block, tensors on the CPU take the code paths of another type of device.
+
+    A plan counts what a step holds on a GPU, by fake tensors, where there may be no GPU.
+    """
+    token = _planned_device.set(device)
+    try:
+        yield
+    finally:
+        _planned_device.reset(token)
+
+
+def device_path(x: Tensor) -> str:
+    """Return the type of device whose code path a tensor takes: its own, unless it is planned for another."""
+    return _planned_device.get() or x.device.type
 
 
 @contextmanager
@@ -62,7 +81,7 @@ def low_rank_product(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, 
 
 def has_fused_branches(x: Tensor) -> bool:
     """Return whether the fast path computes this layer's low-rank updates by `add_low_rank`."""
-    return not torch.compiler.is_compiling() and x.device.type == "cuda" and _fast_branches.get()
+    return not torch.compiler.is_compiling() and device_path(x) == "cuda" and _fast_branches.get()
 
 
 def add_low_rank(
@@ -113,7 +132,7 @@ def has_cheap_masks(x: Tensor, rate: float) -> bool:
     """Return whether a mask for x is drawn as bytes."""
     off = abs(round(rate * LEVELS) / LEVELS - rate)
     is_near = off <= NEAR * rate and round(rate * LEVELS) < LEVELS
-    return _fast_branches.get() and x.device.type == "cpu" and x.element_size() in INTEGERS and is_near
+    return _fast_branches.get() and device_path(x) == "cpu" and x.element_size() in INTEGERS and is_near
 
 
 def draw_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:

@@ -33,7 +33,7 @@ from lora_hf.memory import free_memory
 from lora_hf.models.load import check_run_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
-from lora_hf.planning.plan import Rows, plan_step
+from lora_hf.planning.plan import Plan, Rows, needs_less, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import check_dtype, check_full_batches, check_training_settings
@@ -198,16 +198,20 @@ def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
     free = free_memory(pick_device())
     if free is None:
         raise CannotTell(f"a step needs {bytes_cell(needed)}; the free memory is unknown here")
-    yield judge_memory(needed, free)
+    needed = max(needed, record["scoring_bytes"] or 0)
+    less = needs_less(fields, record, free) if needed > free else []
+    yield judge_memory(needed, free, less)
 
 
-def judge_memory(needed: int, free: int) -> Finding:
-    """Return the finding on the memory of a step."""
+def judge_memory(needed: int, free: int, less: list[Plan]) -> Finding:
+    """Return the finding on the memory of a step; `less` are the changes with which it fits."""
     text = f"a step needs {bytes_cell(needed)}, and {bytes_cell(free)} are free"
     if needed <= free:
         return ok(text)
-    remedy = "a smaller training.per_device_train_batch_size with training.gradient_accumulation_steps, "
-    return fault(text, f"{remedy}or model.load_in_4bit: true; `lora-hf plan` shows the parts")
+    if not less:
+        return fault(text, "choose a smaller model; `lora-hf plan` shows the parts")
+    changes = (f"{' '.join(way['overrides'])} ({bytes_cell(way['peak_bytes'])})" for way in less)
+    return fault(text, f"one of these fits: {'; '.join(changes)}")
 
 
 def tokens(fields: RunConfig, tokenizer: Any) -> Findings:

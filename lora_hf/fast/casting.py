@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_hf.adapters.functional import device_path
 from lora_hf.adapters.methods.lora import Lora
 
 DEVICES = ("cuda",)
@@ -41,7 +42,7 @@ def cast_together(stacks: list[nn.Module]) -> Iterator[None]:
 
 def _cast(stack: Any, inputs: Any) -> None:
     dtype, device = stack.final_layer_norm.weight.dtype, stack.final_layer_norm.weight.device.type
-    if device not in DEVICES:
+    if device_path(stack.final_layer_norm.weight) not in DEVICES:
         return
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

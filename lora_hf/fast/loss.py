@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_hf.adapters.functional import product_in
+from lora_hf.adapters.functional import device_path, product_in
 
 CHUNK, CHUNK_GPU = 128, 1024
 """Tokens per chunk: 16 MiB of float32 logits at T5's vocabulary, and twice 125 MiB on a GPU."""
@@ -40,8 +40,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows, targets = hidden.detach().flatten(0, -2), labels.flatten()
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         total, count = torch.zeros((), dtype=dtype, device=hidden.device), (targets != IGNORED).sum()
-        gradient, size = torch.empty_like(rows), CHUNK if hidden.device.type == "cpu" else CHUNK_GPU
-        of_chunk = _chunk if hidden.device.type == "cpu" else _chunk_gpu
+        gradient, on_cpu = torch.empty_like(rows), device_path(hidden) == "cpu"
+        size, of_chunk = (CHUNK, _chunk) if on_cpu else (CHUNK_GPU, _chunk_gpu)
         for start in range(0, len(rows), size):
             part, target = rows[start : start + size], targets[start : start + size]
             is_label, index = target != IGNORED, target.clamp(min=0)[:, None]

@@ -19,7 +19,7 @@ from lora_hf.models.head import guard_ties, untie_head
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.planning.fake_model import settings_of, with_plain_init
 from lora_hf.planning.plan import Plan, local_rows, trained_dtype
-from lora_hf.system import pick_device
+from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import training_arguments
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.trainer import LoraTrainer
@@ -50,8 +50,7 @@ def step_seconds(config: RunConfig, record: Plan) -> float:
     The batches are those of the training data; without it on this machine, the longest ones admitted.
     """
     device = pick_device()
-    dtype = trained_dtype(config, device)
-    model = _random(config, dtype, device)
+    model = _random(config, trained_dtype(config, device), device)
     if config.method in ADDED_WEIGHTS:
         ADDED_WEIGHTS[config.method].add(with_plain_init(config), model)
     clock, rows = Clock(), local_rows(config)
@@ -59,7 +58,8 @@ def step_seconds(config: RunConfig, record: Plan) -> float:
     with TemporaryDirectory() as folder:
         asked = {k: v for k, v in config.training.items() if not k.startswith(LATER)}
         few = {"max_steps": TIMED + 1, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
-        args = training_arguments(config.model_copy(update={"training": asked | few}), folder, 1, dtype)
+        timed = config.model_copy(update={"training": asked | few})
+        args = training_arguments(timed, folder, 1, resolve_dtype(config.model.dtype, device))
         trainer = LoraTrainer(
             model,
             args,

@@ -1,7 +1,7 @@
 """Estimate the memory and disk of a run, and the GPUs that it fits."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,16 @@ from lora_hf.memory import free_memory
 from lora_hf.models.flan_t5 import SIZES
 from lora_hf.models.load import EMBEDDED, load_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.planning.activations import Batch, NotCounted, activation_bytes, flan_t5_bytes
+from lora_hf.planning.activations import (
+    Batch,
+    Computation,
+    NotCounted,
+    activation_bytes,
+    flan_t5_bytes,
+    writing,
+)
 from lora_hf.planning.fake_model import (
+    CHECKPOINTING,
     KEPT,
     Counts,
     count_weights,
@@ -37,11 +45,13 @@ FLOAT = 4
 MOMENTS = 2
 """float32 numbers that AdamW keeps per trainable weight."""
 CARDS = (8, 16, 24, 40, 80)
-"""Memory sizes of GPUs in GB."""
+"""Memory sizes of GPUs in GB of 10^9 bytes: a T4 of 16 GB has 15.8, of which a process gets 15.6."""
 RESERVED = 2**30
 """Bytes reserved for a GPU's driver, libraries and the allocator's gaps; an assumption, not a measurement."""
-FEWER = 4
-"""Factor by which the batch is smaller in the plan that needs less memory."""
+FEWER = (4, 3, 2)
+"""Factors by which the batch may be smaller in the plan that needs less memory."""
+PATHS = ("cpu", "cuda")
+"""Types of devices whose fast paths can be counted."""
 STORAGE_SHOWN = ("float32", "bfloat16", "nf4")
 Plan = dict[str, Any]
 Rows = TokenizedDialogues | StreamedDialogues
@@ -54,70 +64,112 @@ def plan(config: RunConfig) -> Plan:
 
     - `free_bytes`: memory that is free on this machine's device, or None if that is unknown.
     - `ways`: the run on a GPU as it is configured, and if that needs more than the smallest of `CARDS`, with
-      changes that need less memory. Each has its `overrides`, `peak_bytes` and `fits_gb`.
+      changes that need less memory. Each has its `overrides`, `peak_bytes`, `scoring_bytes` and `fits_gb`.
     - `sizes`: for a published FLAN-T5, the memory of the run on each size, without those whose layers the
       targets do not fit. Empty for other models.
     """
-    own = plan_step(config)
-    settings = settings_of(config.model)
-    batch = Batch(*(own["batch"][field] for field in Batch._fields))
-    own |= {"free_bytes": free_memory(pick_device()), "ways": _ways(config, own, settings, batch)}
+    own, device = plan_step(config), pick_device()
+    settings, batch = settings_of(config.model), _batch(own)
+    is_gpu = device.type == "cuda"
+    dtype = resolve_dtype(config.model.dtype, device) if is_gpu else _on_a_gpu(config)
+    own |= {"free_bytes": free_memory(device), "ways": []}
+    if own["peak_bytes"] is not None:
+        own["ways"] = _ways(_Planned(config, settings, batch, "cuda", dtype), config)
     if not (is_flan_t5(settings) and is_published(settings)):
         return own | {"sizes": {}}
+    return own | {"sizes": _sizes(config, batch)}
+
+
+def needs_less(config: RunConfig, record: Plan, free: int) -> list[Plan]:
+    """Return the changes with which a run that does not fit this machine's device fits it, each planned.
+
+    Args:
+        config: the run.
+        record: its record of `plan_step`, whose activations were counted.
+        free: bytes of free memory.
+
+    Returns:
+        Entries as those of `plan`'s `ways`; none if no change is enough.
+    """
+    device = pick_device()
+    dtype = resolve_dtype(config.model.dtype, device)
+    planned = _Planned(config, settings_of(config.model), _batch(record), device.type, dtype)
+    return [way for way in _ways(planned, config) if way["overrides"] and _largest(way) <= free]
+
+
+class _Planned:
+    """Plans of one run with changes, on one type of device."""
+
+    def __init__(
+        self, config: RunConfig, settings: Any, batch: Batch, device: str, dtype: torch.dtype
+    ) -> None:
+        self.settings, self.batch, self.device, self.dtype = settings, batch, device, dtype
+        self.counted = _count(config, settings)
+        self.held: dict[tuple[int, bool], int] = {}
+        self.writing = scoring_bytes(config, settings, batch, device, dtype)
+
+    def way(self, config: RunConfig, *overrides: str) -> Plan:
+        """Return the entry of `ways` of a run whose config differs by these overrides."""
+        training = config.training
+        batch = self.batch._replace(dialogues=_dialogues(config))
+        key = batch.dialogues, any(training.get(field) for field in CHECKPOINTING)
+        if key not in self.held:  # 4 bits do not change it
+            how = computation(config, self.device, self.dtype)
+            self.held[key] = activation_bytes(config, self.settings, batch, how)
+        storage = _storage(config, self.dtype)
+        record = _memory(config, self.counted, storage, self.dtype, self.held[key], self.writing)
+        return {"store": storage, "overrides": list(overrides), **_fit(record)}
+
+
+def _ways(planned: _Planned, config: RunConfig) -> list[Plan]:
+    """Return the run as it is configured, and with changes that need less memory."""
+    ways = [planned.way(config)]
+    if ways[0]["fits_gb"] == CARDS[0] and planned.device == "cuda":
+        return ways
+    size, changes = _dialogues(config), list[tuple[list[str], Plan, Plan]]()
+    if factor := next((factor for factor in (*FEWER, size) if size > 1 and size % factor == 0), None):
+        passes = factor * int(config.training.get("gradient_accumulation_steps", 1))
+        fields = {
+            "per_device_train_batch_size": size // factor,
+            "gradient_accumulation_steps": passes,
+        }
+        changes.append(([f"training.{field}={value}" for field, value in fields.items()], fields, {}))
+    if not any(config.training.get(field) for field in CHECKPOINTING):
+        changes.append((["training.gradient_checkpointing=true"], {"gradient_checkpointing": True}, {}))
+    if config.method != "full" and not config.model.is_quantized:
+        changes.append((["model.load_in_4bit=true"], {}, {"load_in_4bit": True}))
+    if len(changes) > 1:
+        words, training, model = zip(*changes, strict=True)
+        changes.append((sum(words, []), _joined(training), _joined(model)))
+    for overrides, training, model in changes:
+        changed = {"training": config.training | training, "model": config.model.model_copy(update=model)}
+        with suppress(UserError, NotCounted):  # a model without checkpointing
+            ways.append(planned.way(config.model_copy(update=changed), *overrides))
+    return ways
+
+
+def _joined(parts: Iterable[Plan]) -> Plan:
+    return {field: value for part in parts for field, value in part.items()}
+
+
+def _sizes(config: RunConfig, batch: Batch) -> Plan:
+    """Return the run's memory on a GPU by size of FLAN-T5 and by `STORAGE_SHOWN`."""
     names = STORAGE_SHOWN[:2] if config.method == "full" else STORAGE_SHOWN
-    held = {dtype: flan_t5_bytes(config, dtype, batch) for dtype in {_computed(name) for name in names}}
+    bytes_of = {}
+    for dtype in {_computed(name) for name in names}:
+        how = computation(config, "cuda", dtype)
+        wrote = _written(config, batch), how._replace(autocast=None), writing
+        bytes_of[dtype] = flan_t5_bytes(config, batch, how), flan_t5_bytes(config, *wrote)
     sizes: Plan = {}
     for size, shape in SIZES.items():
         with suppress(UserError):  # targets by whole names, which another size does not have
             counted = _count(config, flan_t5(size))
-            of_shape = {dtype: bytes_of(shape) for dtype, bytes_of in held.items()}
+            held = {dtype: [of(shape) for of in both] for dtype, both in bytes_of.items()}
             sizes[size] = {
-                name: _fit(_memory(config, counted, name, of_shape[_computed(name)])) for name in names
+                name: _fit(_memory(config, counted, name, _computed(name), *held[_computed(name)]))
+                for name in names
             }
-    return own | {"sizes": sizes}
-
-
-def _ways(config: RunConfig, own: Plan, settings: Any, batch: Batch) -> list[Plan]:
-    """Return the run on a GPU, as it is configured and with changes that need less memory."""
-    if own["peak_bytes"] is None:
-        return []
-    dtype = "bfloat16" if config.model.dtype == "auto" or config.method == "full" else config.model.dtype
-    storage = config.model.storage if config.model.is_quantized else dtype
-    counted = _count(config, settings)
-
-    def held(**training: Any) -> int:
-        changed = config.model_copy(update={"training": config.training | training})
-        return activation_bytes(changed, settings, _computed(storage), batch, fast=False)
-
-    def way(storage: str, activations: int, *overrides: str) -> Plan:
-        return {
-            "store": storage,
-            "overrides": list(overrides),
-            **_fit(_memory(config, counted, storage, activations)),
-        }
-
-    plain = held()
-    ways = [way(storage, plain)]
-    if ways[0]["fits_gb"] == CARDS[0]:
-        return ways
-    smaller, quarter = plain, list[str]()
-    if batch.dialogues >= FEWER:
-        passes = FEWER * int(config.training.get("gradient_accumulation_steps", 1))
-        quarter = [
-            f"training.per_device_train_batch_size={batch.dialogues // FEWER}",
-            f"training.gradient_accumulation_steps={passes}",
-        ]
-        smaller = plain * (batch.dialogues // FEWER) // batch.dialogues  # they grow with the batch
-        ways.append(way(storage, smaller, *quarter))
-    few, all_of = smaller, [*quarter]
-    if not config.training.get("gradient_checkpointing"):
-        few, again = held(gradient_checkpointing=True), "training.gradient_checkpointing=true"
-        ways.append(way(storage, few, again))
-        few, all_of = few * smaller // plain, [*all_of, again]
-    if config.method != "full" and not config.model.is_quantized:
-        ways.append(way("nf4", plain, "model.load_in_4bit=true"))
-        storage, all_of = "nf4", [*all_of, "model.load_in_4bit=true"]
-    return [*ways, way(storage, few, *all_of)] if len(ways) > 2 else ways
+    return sizes
 
 
 def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) -> Plan:
@@ -132,9 +184,10 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
             that the config admits are assumed.
 
     Returns:
-        A record. `targets` are the names that get adapters, `warnings` what is doubtful about them. Where
-        the steps of a family cannot be traced, `activations` and `peak_bytes` are None, and `not_counted`
-        says why.
+        A record. `peak_bytes` is what a training step holds, `scoring_bytes` what writing summaries holds
+        on a GPU (None on other devices). `targets` are the names that get adapters, `warnings` what is
+        doubtful about them. Where the steps of a family cannot be traced, `activations` and `peak_bytes` are
+        None, and `not_counted` says why.
 
     Raises:
         UserError: the run trains nothing, the model's config.json cannot be read, the targets do not fit the
@@ -144,18 +197,17 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
         raise UserError("method='base' trains nothing, so there is nothing to plan: use lora or full")
     settings, device = settings_of(config.model), pick_device()
     batch, steps, said = _work(config, local_rows(config) if rows is None and read else rows)
-    dtype = str(trained_dtype(config, device)).removeprefix("torch.")
-    storage = config.model.storage if config.model.is_quantized else dtype
-    # on other devices and for compiled models, the reference path is an upper bound
-    fast = config.fast_paths and device.type == "cpu" and not asks_to_compile(config.training)
+    dtype = resolve_dtype(config.model.dtype, device)
     with outline(config, settings, torch.float32, is_run=False) as model:
         counted, targets = count_weights(model, config.method != "full"), targets_of(model)
-    held, reason = None, {}
+    held, wrote, reason = None, None, {}
     try:
-        held = activation_bytes(config, settings, _computed(storage), batch, fast)
+        held = activation_bytes(config, settings, batch, computation(config, device.type, dtype))
+        wrote = scoring_bytes(config, settings, batch, device.type, dtype)
     except NotCounted as error:
         reason = {"not_counted": str(error)}
-    own = _memory(config, counted, storage, held)
+    storage = _storage(config, trained_dtype(config, device))
+    own = _memory(config, counted, storage, dtype, held, wrote)
     return {
         "model": config.model.model_name_or_path,
         "method": config.method,
@@ -171,14 +223,74 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     }
 
 
+def computation(config: RunConfig, device: str, dtype: torch.dtype) -> Computation:
+    """Return how a step of the run is computed on a type of device where `model.dtype` is this dtype."""
+    # on other devices and for compiled models, the reference path is an upper bound
+    fast = config.fast_paths and device in PATHS and not asks_to_compile(config.training)
+    return Computation(
+        torch.float32 if config.method == "full" else dtype,
+        _autocast(config, dtype),
+        fast,
+        device if device in PATHS else "cpu",
+    )
+
+
+def _autocast(config: RunConfig, dtype: torch.dtype) -> torch.dtype | None:
+    if config.training.get("fp16"):
+        return torch.float16
+    return torch.bfloat16 if config.training.get("bf16", dtype == torch.bfloat16) else None
+
+
+def scoring_bytes(
+    config: RunConfig, settings: Any, batch: Batch, device: str, dtype: torch.dtype
+) -> int | None:
+    """Return the bytes that writing a batch of summaries takes on a GPU, beside the weights.
+
+    Merged weights are not among them: adapters are merged where half of the free memory is enough for it.
+    On a CPU, where a batch is encoded in parts, and for families that cannot be traced it is None.
+    """
+    if device != "cuda":
+        return None
+    how = computation(config, device, dtype)._replace(autocast=None)
+    with suppress(NotCounted):
+        return activation_bytes(config, settings, _written(config, batch), how, writing)
+    return None
+
+
+def _written(config: RunConfig, batch: Batch) -> Batch:
+    """Return the largest batch of dialogues whose summaries are written together; beams as more tokens."""
+    beams, tokens = config.generation.num_beams, config.generation.batch_tokens
+    rows = max(1, min(config.generation.batch_size, tokens // (batch.source * beams)))
+    return Batch(rows, batch.source, batch.target * beams)
+
+
 def _computed(storage: str) -> torch.dtype:
-    """Return the dtype of the activations of a base in this storage format or dtype."""
+    """Return the dtype of the activations of a base in this dtype, or stored in this format on a GPU."""
     return DTYPES.get(storage, DTYPES["bfloat16"])
+
+
+def _on_a_gpu(config: RunConfig) -> torch.dtype:
+    """Return the dtype that `model.dtype` is on a GPU of compute capability 8.0 or later."""
+    if config.model.dtype != "auto":
+        return DTYPES[config.model.dtype]
+    return torch.float32 if config.training.get("fp16") else torch.bfloat16  # float16 is for older ones
+
+
+def _storage(config: RunConfig, dtype: torch.dtype) -> str:
+    return config.model.storage if config.model.is_quantized else str(dtype).removeprefix("torch.")
+
+
+def _dialogues(config: RunConfig) -> int:
+    return int(config.training.get("per_device_train_batch_size", 8))
+
+
+def _batch(record: Plan) -> Batch:
+    return Batch(*(record["batch"][field] for field in Batch._fields))
 
 
 def memory(config: RunConfig, settings: Any, storage: str, activations: int | None) -> Plan:
     """Return the weights by part, and the bytes of weights, gradients, optimizer and activations."""
-    return _memory(config, _count(config, settings), storage, activations)
+    return _memory(config, _count(config, settings), storage, _computed(storage), activations)
 
 
 def _count(config: RunConfig, settings: Any) -> Counts:
@@ -186,8 +298,14 @@ def _count(config: RunConfig, settings: Any) -> Counts:
         return count_weights(model, config.method != "full")
 
 
-def _memory(config: RunConfig, counted: Counts, storage: str, activations: int | None) -> Plan:
-    dtype = _computed(storage)
+def _memory(
+    config: RunConfig,
+    counted: Counts,
+    storage: str,
+    dtype: torch.dtype,
+    activations: int | None,
+    scoring: int | None = None,
+) -> Plan:
     is_full = config.method == "full"
     parts, trainable, linear = counted
     width = FLOAT if is_full else dtype.itemsize  # full fine-tuning keeps its weights in float32
@@ -201,12 +319,24 @@ def _memory(config: RunConfig, counted: Counts, storage: str, activations: int |
         "optimizer": trainable * FLOAT * MOMENTS,
         "activations": activations,
     }
-    total = None
+    total, frozen = None, sum(weights.values())
     if activations is not None:
-        # The backward pass frees activations while it creates gradients: a step never holds all of both.
-        step = max(activations, held["gradients"])
-        total = sum(weights.values()) + trainable * FLOAT * MOMENTS + step
-    return {"parameters": parts, "trainable": trainable, "bytes": held, "peak_bytes": total}
+        # The backward pass frees activations while it creates gradients: the first of a step never holds all
+        # of both. Further ones, whose gradients are added to those of the first, do.
+        is_first = int(config.training.get("gradient_accumulation_steps", 1)) == 1
+        step = max(activations, held["gradients"]) if is_first else activations + held["gradients"]
+        total = frozen + held["optimizer"] + step
+    if scoring is not None:
+        # after training the optimizer's states are given back
+        is_between = config.training.get("eval_strategy", "no") != "no"
+        scoring += frozen + (held["optimizer"] if is_between else 0)
+    return {
+        "parameters": parts,
+        "trainable": trainable,
+        "bytes": held,
+        "peak_bytes": total,
+        "scoring_bytes": scoring,
+    }
 
 
 def _packed(config: RunConfig, storage: str, weights: int, linear: Mapping[str, int], width: int) -> int:
@@ -216,11 +346,17 @@ def _packed(config: RunConfig, storage: str, weights: int, linear: Mapping[str, 
     return round(packed * per_weight) + (weights - packed) * width
 
 
+def _largest(record: Plan) -> int:
+    """Return the bytes of the step or of scoring, whichever needs more."""
+    return max(record["peak_bytes"], record["scoring_bytes"] or 0)
+
+
 def _fit(record: Plan) -> Plan:
-    needed = record["peak_bytes"] + RESERVED
+    needed = _largest(record) + RESERVED
     return {
         "peak_bytes": record["peak_bytes"],
-        "fits_gb": next((card for card in CARDS if needed <= card * 2**30), None),
+        "scoring_bytes": record["scoring_bytes"],
+        "fits_gb": next((card for card in CARDS if needed <= card * 10**9), None),
     }
 
 
@@ -238,7 +374,7 @@ def _disk(own: Plan) -> Plan:
 
 def _work(config: RunConfig, rows: Rows | None) -> tuple[Batch, int | None, str]:
     """Return the largest batch, the number of steps if known, and the source of the lengths in words."""
-    size = int(config.training.get("per_device_train_batch_size", 8))
+    size = _dialogues(config)
     passes = int(config.training.get("gradient_accumulation_steps", 1))
     given = int(config.training.get("max_steps", -1))
     if rows is None:

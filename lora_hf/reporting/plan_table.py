@@ -8,9 +8,12 @@ from rich.table import Table
 from lora_hf.config.task import task_of
 from lora_hf.reporting.tables import bytes_cell, terminal_table
 
+STORED = {"bfloat16": "in bfloat16", "float32": "in float32 (T4, V100)", "nf4": "in 4 bits"}
+"""Storage formats of the sizes of FLAN-T5 -> words for them."""
+
 
 def plan_terminal(record: dict[str, Any]) -> list[Table | str]:
-    """Return the run, a table of the memory that it needs, and notes: about 15 lines of 80 columns."""
+    """Return the run, a table of the memory that it needs, and notes: about 17 lines of 80 columns."""
     total, train = sum(record["parameters"].values()), record["trainable"]
     batch, task, disk = record["batch"], task_of(record), record["disk"]
     lines: list[Table | str] = [
@@ -43,33 +46,43 @@ def _targets(targets: list[str] | str) -> str:
 
 
 def _table(record: dict[str, Any]) -> Table:
-    lines = [["memory of a training step", "needs", "fits"]]
+    lines = [["memory of a run", "needs", "fits"]]
     lines.append([f"on this machine: {record['device']}, {record['store']}", *_here(record)])
     for number, way in enumerate(record.get("ways", ())):
         label = "\n".join(f"  {override}" for override in way["overrides"])
         if number and len(way["overrides"]) > 2:
             label = "  all of these"
         fits = f"{way['fits_gb']} GB GPU" if way["fits_gb"] else "no GPU of 80 GB"
-        lines.append([label or f"on a GPU: {way['store']}", bytes_cell(way["peak_bytes"]), fits])
+        lines.append([label or f"on a GPU: {way['store']}", bytes_cell(_largest(way)), fits])
     return terminal_table(lines, [], box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
+def _largest(record: dict[str, Any]) -> int:
+    """Return the bytes of a training step, or of scoring where that needs more."""
+    return max(record["peak_bytes"], record.get("scoring_bytes") or 0)
+
+
 def _here(record: dict[str, Any]) -> list[str]:
-    needed, free = record["peak_bytes"], record.get("free_bytes")
-    if needed is None:
+    if record["peak_bytes"] is None:
         return ["not counted", "unknown"]
+    needed, free = _largest(record), record.get("free_bytes")
     if free is None:
         return [bytes_cell(needed), "unknown"]
     return [bytes_cell(needed), f"{'yes' if needed <= free else 'no'}, {bytes_cell(free)} free"]
 
 
 def _sizes(record: dict[str, Any]) -> list[str]:
-    """Return the GPU that each size of FLAN-T5 fits, as it is configured, in one line."""
-    fits: dict[int | None, list[str]] = {}
-    for size, of in record.get("sizes", {}).items():
-        fits.setdefault(of["bfloat16"]["fits_gb"], []).append(size)
-    parts = [f"{', '.join(names)} {f'{gb} GB' if gb else 'none'}" for gb, names in fits.items()]
-    return [f"FLAN-T5 in bfloat16: {'; '.join(parts)}."] if parts else []
+    """Return the GPU that each size of FLAN-T5 fits, with the run's batch, by storage format."""
+    lines, sizes = [], record.get("sizes", {})
+    for name, label in STORED.items():
+        fits: dict[int | None, list[str]] = {}
+        for size, of in sizes.items():
+            if name in of:
+                fits.setdefault(of[name]["fits_gb"], []).append(size)
+        if fits:
+            parts = [f"{', '.join(names)} {f'{gb} GB' if gb else 'none'}" for gb, names in fits.items()]
+            lines.append(f"FLAN-T5 {label}: {'; '.join(parts)}.")
+    return lines
 
 
 def _time(record: dict[str, Any]) -> str:

@@ -62,13 +62,14 @@ def planned(shape: str, dtype: str, batch: list[int]) -> float:
     import torch
 
     from lora_hf.config import RunConfig
-    from lora_hf.planning.activations import Batch, activation_bytes
+    from lora_hf.planning.activations import Batch, Computation, activation_bytes
     from lora_hf.planning.fake_model import flan_t5
     from lora_hf.planning.plan import memory
 
     config = RunConfig(lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.05})
     settings = flan_t5(shape)
-    activations = activation_bytes(config, settings, getattr(torch, dtype), Batch(*batch), fast=True)
+    how = Computation(getattr(torch, dtype), torch.bfloat16 if dtype == "bfloat16" else None, fast=True)
+    activations = activation_bytes(config, settings, Batch(*batch), how)
     held = memory(config, settings, dtype, activations)["bytes"]
     return float(held["activations"] + held["gradients"] + held["optimizer"]) / 2**20
 

@@ -12,7 +12,7 @@ from support.inputs import FEW
 from support.letters import letters
 
 from lora_hf.config import RunConfig
-from lora_hf.config.load import SHIPPED
+from lora_hf.config.load import SHIPPED, load_config
 from lora_hf.data import splits
 from lora_hf.doctor import CONFIG, of_config
 from lora_hf.doctor.check import Finding
@@ -209,6 +209,16 @@ def test_characters_that_the_tokenizer_does_not_know_are_red_with_examples(tmp_p
 def test_memory_is_judged_where_the_data_cannot_be_read(override: str) -> None:
     seen = states(found(override))
     assert (seen["tokens"], seen["memory"]) == ("fault", "ok")
+
+
+def test_a_step_that_does_not_fit_comes_with_a_planned_change_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = plan.plan_step(load_config(QUICK, [*FEW, UNCUT]))["peak_bytes"]
+    monkeypatch.setattr("lora_hf.doctor.configs.free_memory", lambda device: needed - 1)
+    (finding,) = found()["memory"]
+    assert finding.state == "fault"
+    assert "fits: training.per_device_train_batch_size=" in finding.remedy
 
 
 def test_every_split_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,12 @@ def test_more_than_a_twentieth_cut_is_a_fault_that_names_the_field(sources, targ
 
 
 def test_too_little_memory_is_a_fault() -> None:
-    assert judge_memory(2**30, 2**30).state == "ok"
-    short = judge_memory(2**30 + 1, 2**30)
+    way = {"overrides": ["model.load_in_4bit=true"], "peak_bytes": 2**29}
+    assert judge_memory(2**30, 2**30, []).state == "ok"
+    short = judge_memory(2**30 + 1, 2**30, [way])
     assert short.state == "fault" and short.title == "a step needs 1.0 GiB, and 1.0 GiB are free"
+    assert short.remedy == "one of these fits: model.load_in_4bit=true (512.0 MiB)"
+    assert "smaller model" in judge_memory(2**30 + 1, 2**30, []).remedy
 
 
 def test_activations_beyond_float16_are_reported_and_infinite_logits_are_a_fault() -> None:

@@ -1,7 +1,7 @@
 """All checks on emulated cards, in one process; prints their results as JSON. Run by `test_emulated_cuda.py`.
 
 python -m emulated_cuda.checks FILE.json
-python -m emulated_cuda.checks FILE.json all_methods
+python -m emulated_cuda.checks FILE.json all_methods peaks
 """
 
 import gc
@@ -25,6 +25,7 @@ from emulated_cuda.models import (  # noqa: E402
     batch_of,
     flan_t5,
     loss_of,
+    step,
     step_of,
     with_method,
 )
@@ -67,6 +68,29 @@ def budgets() -> dict[str, Any]:
             "waits": len(counted.waits),
         }
     return found
+
+
+def peaks() -> dict[str, int]:
+    """Return the largest bytes of a step beside weights and gradients, by size, method and dtype."""
+
+    def lora(size: str, dtype: torch.dtype = BF16, amp: torch.dtype | None = BF16) -> int:
+        return step_of(size, lambda n: with_method(flan_t5(size, dtype, n), "lora"), amp=amp).peak_bytes
+
+    def checkpointed(layers: int) -> Any:
+        model = with_method(flan_t5("base", BF16, layers), "lora")
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    full = step(with_method(flan_t5("base", FP32), "full"))  # its peak is not linear in the layers
+    return {
+        "small": lora("small"),
+        "base": lora("base"),
+        "large": lora("large"),
+        "base on a T4": lora("base", FP32, None),
+        "base on a T4, float16": lora("base", FP32, torch.float16),
+        "base, checkpointing": step_of("base", checkpointed).peak_bytes,
+        "base, full": full.peak_bytes,
+    }
 
 
 def decoding() -> dict[str, Any]:
@@ -357,6 +381,8 @@ def faults() -> dict[str, str]:
     return found | {"a wait": str(sum(counted.waits.values()))}
 
 
+SLOW = (all_methods, peaks)
+"""Checks that are run if they are named."""
 CHECKS = (budgets, decoding, training, decisions, methods, products, replicas, faults)
 
 
@@ -367,7 +393,7 @@ def main() -> None:
     lora_hf.adapters.initialize.relative_error = lambda a, b: 0.0  # a number, of which there are none here
     results = {}
     with FakeTensorMode(allow_non_fake_inputs=True):  # one for all: some functions cache tensors
-        for check in (all_methods,) if sys.argv[2:] == ["all_methods"] else CHECKS:
+        for check in [check for check in SLOW if check.__name__ in sys.argv[2:]] or CHECKS:
             began = time.process_time()
             results[check.__name__] = check()
             print(f"{check.__name__}: {time.process_time() - began:.1f} s", file=sys.stderr)

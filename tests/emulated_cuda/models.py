@@ -13,7 +13,7 @@ from lora_hf import LoraConfig, inject_adapters
 from lora_hf.baselines.bottleneck import add_bottlenecks
 from lora_hf.baselines.prompt_tuning import add_prompt
 from lora_hf.fast.loss import chunked_cross_entropy
-from lora_hf.fast.t5 import faster, without_head
+from lora_hf.fast.t5 import faster, has_plain_frozen_head, without_head
 from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.planning.memory_tracker import LiveBytes
 
@@ -119,10 +119,10 @@ def loss_of(
     model: Any, batch: dict[str, torch.Tensor], amp: torch.dtype | None, fast: bool = True
 ) -> torch.Tensor:
     """Return the loss as `LoraTrainer.compute_loss` does; without `fast` as Seq2SeqTrainer does."""
-    if not fast:
+    if not fast or not has_plain_frozen_head(model):
         with autocast(amp):
-            output = model(**batch)
-        output.logits.float()  # by accelerate, around a forward under autocast
+            output = model(**batch, use_cache=not fast)
+        output.logits = output.logits.float()  # by accelerate, around a forward under autocast
         loss: torch.Tensor = output.loss.float()
         return loss
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from emulated_cuda.device import guard, why_not
+from emulated_cuda.models import BATCH, LORA
+
+from lora_hf.config import RunConfig
+from lora_hf.planning.activations import Batch, activation_bytes
+from lora_hf.planning.fake_model import flan_t5
+from lora_hf.planning.plan import computation
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +52,31 @@ def test_a_step_stays_within_its_budget(adapters: str, kernels: int, gib: float,
     """FLAN-T5-base, bfloat16, 16 dialogues of 320 and 56 tokens; 3,106, 4,400 and 5,570 kernels at first."""
     counted = found["budgets"][adapters]
     assert counted["kernels"] <= kernels and counted["gib"] <= gib and not counted["waits"], counted
+
+
+def _planned(size: str, dtype: torch.dtype = torch.bfloat16, **fields: Any) -> int:
+    run = RunConfig(**{"method": "lora", "lora": LORA} | fields)
+    return activation_bytes(run, flan_t5(size), Batch(*BATCH), computation(run, "cuda", dtype))
+
+
+def test_the_plan_for_a_gpu_is_within_15_percent_of_the_count(found: Any) -> None:
+    counts = {name: found["budgets"][name]["peak_gib"] for name in ("lora", "qlora")}
+    planned = _planned("base") / 2**30  # 4 bits change no activations
+    assert counts == pytest.approx(dict.fromkeys(counts, planned), rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_plan_of_other_sizes_methods_and_cards_is_within_15_percent(tmp_path: Path) -> None:
+    planned = {
+        "small": _planned("small"),
+        "base": _planned("base"),
+        "large": _planned("large"),
+        "base on a T4": _planned("base", torch.float32),
+        "base on a T4, float16": _planned("base", torch.float32, training={"fp16": True}),
+        "base, checkpointing": _planned("base", training={"gradient_checkpointing": True}),
+        "base, full": _planned("base", method="full"),
+    }
+    assert results_of(tmp_path, "peaks")["peaks"] == pytest.approx(planned, rel=0.15)
 
 
 def test_a_token_stays_within_its_budget(found: Any) -> None:

@@ -20,19 +20,28 @@ from transformers import T5Config, T5ForConditionalGeneration
 from lora_hf import LoraConfig, cli, inject_adapters
 from lora_hf.adapters.backends import backend_for, is_linear
 from lora_hf.config import METHOD_CHOICES, RunConfig
+from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import faster, without_head
 from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.load import load_model
 from lora_hf.planning import measure
-from lora_hf.planning.activations import Batch, _traced, activation_bytes, flan_t5_bytes
+from lora_hf.planning.activations import (
+    Batch,
+    Computation,
+    _traced,
+    activation_bytes,
+    flan_t5_bytes,
+    writing,
+)
 from lora_hf.planning.fake_model import count_weights, flan_t5, outline
 from lora_hf.planning.memory_tracker import LiveBytes
 from lora_hf.planning.plan import memory, plan, plan_step
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 BATCH = Batch(4, 64, 16)
+CUDA = Computation(torch.bfloat16, torch.bfloat16, True, "cuda")
 
 
 def config(**fields: Any) -> RunConfig:
@@ -78,8 +87,9 @@ def test_layers_beyond_the_third_hold_as_much_as_it(fast: bool, method: str, lay
     """For full fine-tuning they do not, from the fifth block on: all blocks are traced."""
     run, settings = config(method=method), flan_t5("small")
     settings.num_layers = settings.num_decoder_layers = layers
-    whole = _traced(run, settings, torch.bfloat16, BATCH, fast, layers)
-    planned = activation_bytes(run, settings, torch.bfloat16, BATCH, fast)
+    how = Computation(torch.bfloat16, torch.bfloat16, fast)
+    whole = _traced(run, settings, BATCH, how, layers)
+    planned = activation_bytes(run, settings, BATCH, how)
     assert planned == pytest.approx(whole, rel=0.002)
 
 
@@ -94,8 +104,8 @@ def test_a_size_s_bytes_from_the_traces_of_all_are_those_of_its_own(
     fields: dict[str, Any], size: str
 ) -> None:
     run = config(**fields)
-    own = activation_bytes(run, flan_t5(size), torch.bfloat16, BATCH, fast=False)
-    assert flan_t5_bytes(run, torch.bfloat16, BATCH)(SIZES[size]) == own
+    own = activation_bytes(run, flan_t5(size), BATCH, CUDA)
+    assert flan_t5_bytes(run, BATCH, CUDA)(SIZES[size]) == own
 
 
 def test_planned_activations_equal_those_of_a_step() -> None:
@@ -114,7 +124,7 @@ def test_planned_activations_equal_those_of_a_step() -> None:
     ):
         hidden = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits
         chunked_cross_entropy(hidden, head, labels).backward()
-    planned = activation_bytes(config(), settings, torch.float32, BATCH, fast=True)
+    planned = activation_bytes(config(), settings, BATCH, Computation(torch.float32, None, fast=True))
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
@@ -188,8 +198,9 @@ def test_a_full_fine_tuning_keeps_weights_gradients_and_moments_in_float32() -> 
 
 
 def test_gradient_checkpointing_needs_less_memory() -> None:
+    how = Computation(torch.bfloat16, torch.bfloat16, False)
     plain, saved = (
-        activation_bytes(config(training=training), flan_t5("base"), torch.bfloat16, Batch(8, 256, 32), False)
+        activation_bytes(config(training=training), flan_t5("base"), Batch(8, 256, 32), how)
         for training in ({}, {"gradient_checkpointing": True})
     )
     assert saved < 0.4 * plain
@@ -260,6 +271,7 @@ def test_the_command_needs_no_network_for_a_flan_t5(
     sizes = record["sizes"]
     assert set(sizes) == {"small", "base", "large", "xl", "xxl"}
     assert sizes["small"]["bfloat16"]["fits_gb"] == 8
+    assert sizes["base"]["float32"]["fits_gb"] == 16  # with room on a T4
     assert sizes["xxl"]["float32"]["fits_gb"] in (80, None)
     monkeypatch.setattr("lora_hf.planning.plan.plan", lambda run: record)  # the same, shown as a table
     assert cli.run(command, debug=False) == 0
@@ -268,10 +280,22 @@ def test_the_command_needs_no_network_for_a_flan_t5(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_the_shipped_config_of_the_base_size_fits_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the doctor compares with the free memory on such a card: 7.9 GiB, planned as 17 at first."""
+    monkeypatch.setattr("lora_hf.planning.plan.pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    record = plan_step(load_config("flan_t5_base_dialogsum_lora"))
+    assert record["store"] == "float32"
+    assert 7 * 2**30 < max(record["peak_bytes"], record["scoring_bytes"]) < 9 * 2**30
+
+
 def test_a_plan_names_what_makes_a_run_fit_a_smaller_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def held(run: RunConfig, settings: Any, dtype: torch.dtype, batch: Batch, fast: bool) -> int:
+    def held(run: RunConfig, settings: Any, batch: Batch, how: Computation, work: Any = None) -> int:
+        if work is writing:
+            return 0
         return batch.dialogues * (10 if run.training.get("gradient_checkpointing") else 100) * 2**27
 
     monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", held)
@@ -287,7 +311,7 @@ def test_a_plan_names_what_makes_a_run_fit_a_smaller_gpu(
     assert cli.run(["plan", "--config", "flan_t5_base_dialogsum_lora", *words], debug=False) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
-    assert len(lines) <= 15 and max(map(len, lines)) <= 80
+    assert len(lines) <= 17 and max(map(len, lines)) <= 80
     assert re.search(r"on this machine: \w+, float32 .* 10\d.\d GiB +no, 8.0 GiB free", shown)
     fits = {line.split()[0]: line.split()[-3:] for line in lines if line.startswith("  ")}
     assert fits["training.per_device_train_batch_size=2"] == ["40", "GB", "GPU"]

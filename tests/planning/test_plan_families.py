@@ -12,7 +12,7 @@ from support.selection import slow_except
 from lora_hf import LoraConfig, cli, inject_adapters
 from lora_hf.config import RunConfig
 from lora_hf.families import has_own_head
-from lora_hf.planning.activations import Batch, activation_bytes
+from lora_hf.planning.activations import Batch, Computation, activation_bytes
 from lora_hf.planning.fake_model import count_weights, outline
 from lora_hf.planning.memory_tracker import LiveBytes
 from lora_hf.planning.plan import plan_step
@@ -47,7 +47,7 @@ def test_activations_are_those_of_a_step(name: str) -> None:
     labels = torch.ones(BATCH.dialogues, BATCH.target, dtype=torch.long)
     with LiveBytes(model.state_dict(keep_vars=True).values()) as live:
         model(input_ids=ids, decoder_input_ids=labels, labels=labels).loss.backward()
-    planned = activation_bytes(RUN, model.config, torch.float32, BATCH, False)
+    planned = activation_bytes(RUN, model.config, BATCH, Computation(torch.float32, None, False))
     assert planned == pytest.approx(live.peak, rel=0.1)
 
 
