@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lora_hf.adapters.functional import draw_mask, has_cheap_masks, masked
+from lora_hf.adapters.functional import device_path, draw_mask, has_cheap_masks, masked
 
 ALIGNMENT = 8
 """Numbers by whose multiples CUDA's memory-efficient kernel reads rows of a mask (aten's attention.cpp)."""
@@ -46,7 +46,7 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     shares_keys = len(key) < len(query)
-    if not dropout and not torch.is_grad_enabled() and (shares_keys or query.device.type == "cpu"):
+    if not dropout and not torch.is_grad_enabled() and (shares_keys or device_path(query) == "cpu"):
         return _without_gradients(query, key, value, _added(position_bias, attention_mask), scale), None
     if not dropout or not has_cheap_masks(query, dropout):
         if position_bias is not None and attention_mask is not None and not position_bias.requires_grad:
@@ -62,6 +62,9 @@ def attention(
             position_bias=position_bias,
             **kwargs,
         )
+    if torch.is_autocast_enabled(query.device.type):  # quantized layers may give float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     mixed = _Attention.apply(query, key, value, position_bias, attention_mask, dropout, scale)
     return mixed.transpose(1, 2).contiguous(), None
 
@@ -72,7 +75,7 @@ def _added(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
         return mask if bias is None else bias
     known: tuple[Tensor, Tensor] | None = getattr(mask, "sum_with_bias", None)
     if known is None or known[0] is not bias:
-        known = (bias, bias.contiguous() + mask if bias.device.type == "cpu" else _aligned_sum(bias, mask))
+        known = (bias, bias.contiguous() + mask if device_path(bias) == "cpu" else _aligned_sum(bias, mask))
         mask.sum_with_bias = known  # type: ignore[attr-defined]
     return known[1]
 

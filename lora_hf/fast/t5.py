@@ -34,13 +34,28 @@ class _Norm:
 
 
 class _Gated:
+    """In float16 autocast, the product of gate and value and `wo` are computed in float32.
+
+    They are all of a T5 that can pass float16's largest number, however large its hidden states are. These
+    are summed in float32. Every other product in float16 has an input that a norm bounds: |W n| is at most
+    sqrt(d) |w|_max |W| for n of the norm with weights w, and o's input is a mean of values.
+    """
+
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         gate, value = self.wi_0(hidden_states), self.wi_1(hidden_states)
-        middle = gated_gelu(gate, value, self.dropout.p if self.training else 0.0)
+        rate, device = self.dropout.p if self.training else 0.0, gate.device.type
+        if _is_float16(device):
+            with torch.autocast(device, enabled=False):
+                return self.wo(gated_gelu(gate.float(), value.float(), rate))
+        middle = gated_gelu(gate, value, rate)
         dtype = self.wo.weight.dtype  # packed 4-bit weights are kept as integers
-        if dtype.is_floating_point and not torch.is_autocast_enabled(middle.device.type):
+        if dtype.is_floating_point and not torch.is_autocast_enabled(device):
             middle = middle.to(dtype)  # autocast would cast it back
         return self.wo(middle)
+
+
+def _is_float16(device: str) -> bool:
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 class _Dropout:
@@ -69,6 +84,20 @@ def why_not(model: Any) -> str | None:
         return f"they are written for {', '.join(MODELS)}, and this is {kind}"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return "accelerate has spread the model over devices (device_map), by forwards of its own"
+    return None
+
+
+def why_not_float16(model: Any) -> str | None:
+    """Return why a model's fast path does not keep it within float16's range, or None if it does."""
+    if reason := why_not(model):
+        return reason
+    gated = sum(type(m) in FASTER and hasattr(m, "wi_1") and _has_gelu(m) for m in model.modules())
+    if gated != sum(hasattr(m, "wo") for m in model.modules()):
+        return "its feed-forward layers are not gated with gelu_new, as those of FLAN-T5 are"
+    wo = next(m.wo for m in model.modules() if hasattr(m, "wo"))
+    dtype = getattr(wo, "base_layer", wo).weight.dtype
+    if dtype != torch.float32:
+        return f"its layers `wo` are in {dtype}, not in float32"
     return None
 
 

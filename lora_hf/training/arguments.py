@@ -1,6 +1,7 @@
 """The `training:` section as `Seq2SeqTrainingArguments`, and what a run checks before it loads a model."""
 
 import json
+import logging
 import multiprocessing
 import os
 import warnings
@@ -24,10 +25,11 @@ from lora_hf.config.training_fields import RUN_DEFAULTS
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, did_you_mean, first_line
 from lora_hf.evaluation.metrics import Scoring
-from lora_hf.system import pick_device, resolve_dtype
+from lora_hf.system import device_name, pick_device, resolve_dtype
 from lora_hf.training.optimizer import check_optimizer
 from lora_hf.training.trackers import check_trackers
 
+logger = logging.getLogger(__name__)
 FIELDS = {field.name for field in fields(Seq2SeqTrainingArguments)}
 CHECKPOINTING_NAMES = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 CHECKPOINTING = next(
@@ -171,6 +173,7 @@ def check_training_settings(config: RunConfig) -> Seq2SeqTrainingArguments | Non
             f"training.ddp_backend={shown(training['ddp_backend'])} needs a GPU, and this machine has none: "
             "use gloo, or remove it"
         )
+    check_half(config, pick_device())
     check_accelerator(training.get("accelerator_config"))
     check_checkpointing(training)
     if asks_to_compile(training):
@@ -196,6 +199,39 @@ def check_training_settings(config: RunConfig) -> Seq2SeqTrainingArguments | Non
 
 CUDA_BACKENDS = ("nccl",)
 """Values of `ddp_backend` that exchange data between NVIDIA's GPUs alone."""
+
+
+def check_half(config: RunConfig, device: torch.device) -> None:
+    """Check that the 16-bit dtype of a run fits the device; warn of bfloat16 where a GPU has none.
+
+    Raises:
+        UserError: float16 autocast without a GPU, or together with bfloat16 or without the fast path.
+    """
+    training, model = config.training, config.model
+    dtype = resolve_dtype(model.dtype, device)
+    in_bf16 = training.get("bf16") or dtype == torch.bfloat16
+    if training.get("fp16"):
+        conflicts = {
+            "needs a GPU, and this machine has none": device.type != "cuda",
+            "and model.dtype bfloat16 exclude each other: bfloat16 needs no gradient scaler": dtype
+            == torch.bfloat16,
+            "needs fast_paths: true, which keeps T5's wo in float32": not config.fast_paths,
+            "cannot be combined with training.torch_compile": asks_to_compile(training),
+            "cannot be combined with model.quantize_wo, because T5's wo has to stay in float32": bool(
+                model.quantize_wo and model.is_quantized
+            ),
+            "cannot be combined with training.deepspeed or training.fsdp": any(
+                training.get(field) for field in SHARDING
+            ),
+        }
+        for reason in (reason for reason, applies in conflicts.items() if applies):
+            raise UserError(f"training.fp16=true {reason}")
+    if in_bf16 and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        logger.warning(
+            "bfloat16 on %s: GPUs of compute capability below 8.0 emulate it, more slowly than float32; "
+            "use model.dtype: auto, with training.fp16: true for a family whose fast path allows it",
+            device_name(device),
+        )
 
 
 def check_accelerator(given: dict[str, Any] | str | None) -> None:

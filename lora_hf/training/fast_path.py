@@ -10,9 +10,12 @@ from accelerate.utils import TorchDynamoPlugin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.functional import fast_branches
+from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training import asks_to_compile
+from lora_hf.errors import UserError
+from lora_hf.families import family_of
 from lora_hf.fast.compiled import as_written, compiled
-from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not
+from lora_hf.fast.t5 import faster, has_plain_frozen_head, why_not, why_not_float16
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +98,24 @@ def _why_compiled_whole(trainer: Any) -> str | None:
     if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
         return "recomputed activations break the graph of a block"
     return None
+
+
+def check_float16(trainer: Any) -> None:
+    """Refuse autocast to float16 for a family that overflows in it, where nothing prevents that.
+
+    Raises:
+        UserError: the reference path is taken, or the fast path does not keep this model within the range.
+    """
+    args, model = trainer.args, unwrapped(trainer.model)
+    if not args.fp16 or not family_of(model).overflows_float16:
+        return
+    reason = "torch_compile is on" if asks_to_compile(vars(args)) else _why_reference_path(trainer)
+    if reason := reason or why_not_float16(model):
+        raise UserError(
+            f"training.fp16=true: feed-forward layers of {model.config.model_type} overflow in float16, and "
+            f"here the fast path does not prevent it: {reason}. Leave fp16 out",
+            "fp16",
+        )
 
 
 def _why_reference_path(trainer: Any) -> str | None:

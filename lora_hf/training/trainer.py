@@ -29,6 +29,7 @@ from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.compiling import PADDED_ON, padded_to_buckets
 from lora_hf.training.devices import skip_unused_search, use_one_gpu, without_autocast
 from lora_hf.training.fast_path import (
+    check_float16,
     compiles_blocks,
     fast_training,
     shards_weights,
@@ -243,6 +244,7 @@ class LoraTrainer(ResumableTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.nan_guard, self.micro_batching = NanGuard(self), MicroBatching(self)
         check_base_dtype(self.model)
+        check_float16(self)
         check_trainable(self.model)
         check_saved(self.model)
         warn_of_dtype(self.model)

@@ -49,9 +49,10 @@ MISTAKES = [
         "Transformers: remove it: bf16: true needs no backend",
     ),
     (
-        "model: {fp16: true}",
-        "x.yaml:1: unknown key 'model.fp16' (value true); training.fp16 overflows in T5 (its feed-forward "
-        "output passes 65504, and the loss becomes NaN); use bf16: true on a GPU that has it, or float32",
+        "model: {fp16_full_eval: true}",
+        "x.yaml:1: unknown key 'model.fp16_full_eval' (value true); training.fp16_full_eval overflows in T5 "
+        "(its feed-forward output passes 65504); evaluations are computed in the dtype in which the trained "
+        "model is loaded again",
     ),
     (
         "lora: {task_type: SEQ_2_SEQ_LM}",
@@ -182,9 +183,9 @@ MISTAKES = [
     ("training: {output_dir: x}", "x.yaml:1: training.output_dir='x' belongs at the top level: output_dir"),
     ("training: {seed: 3}", "x.yaml:1: training.seed=3 belongs at the top level: seed (or seeds)"),
     (
-        "training: {fp16: true}",
-        "x.yaml:1: training.fp16=true overflows in T5 (its feed-forward output passes 65504, and "
-        "the loss becomes NaN); use bf16: true on a GPU that has it, or float32",
+        "training: {fp16_full_eval: true}",
+        "x.yaml:1: training.fp16_full_eval=true overflows in T5 (its feed-forward output passes 65504); "
+        "evaluations are computed in the dtype in which the trained model is loaded again",
     ),
     (
         "training:\n  save_strategy: epoch\n  load_best_model_at_end: true",

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.models import TOKENS, make_bart, make_mt5, make_t5, randomize
+from support.models import T5_SHAPE, TOKENS, make_bart, make_mt5, make_t5, nf4_t5, randomize
 from support.selection import slow_except
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from lora_hf import LoraConfig, inject_adapters, set_adapter
@@ -20,7 +20,15 @@ from lora_hf.fast import loss as losses
 from lora_hf.fast.attention import _aligned_sum, attention
 from lora_hf.fast.elementwise import gated_gelu, rms_norm
 from lora_hf.fast.loss import chunked_cross_entropy
-from lora_hf.fast.t5 import ATTENTION, HAS_INTERFACE, faster, has_plain_frozen_head, why_not, without_head
+from lora_hf.fast.t5 import (
+    ATTENTION,
+    HAS_INTERFACE,
+    faster,
+    has_plain_frozen_head,
+    why_not,
+    why_not_float16,
+    without_head,
+)
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 
@@ -106,6 +114,15 @@ def test_attention_with_dropout(scale: float) -> None:
 
     q, bias = torch.randn(2, 3, 5, 4, **DOUBLE), torch.randn(1, 3, 5, 7, **DOUBLE)
     assert_same(ours, reference, q, *(torch.randn(2, 3, 7, 4, **DOUBLE) for _ in "kv"), bias)
+
+
+def test_attention_takes_float32_of_quantized_layers_under_autocast() -> None:
+    query, key, value = (torch.randn(2, 3, 4, 8, requires_grad=True) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _ = attention(nn.Identity(), query, key, value, None, dropout=0.1)
+    assert mixed.dtype == torch.bfloat16
+    mixed.sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in (query, key, value))
 
 
 @pytest.mark.parametrize("keys", [8, 13])
@@ -226,6 +243,54 @@ def test_the_gpu_fast_paths_in_a_whole_model(batch: dict, as_on_a_gpu: None) -> 
             found.append(torch.autograd.grad(model(**batch).loss, trained))
     for ours, reference in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
+
+
+def overflowing(model: Any) -> Any:
+    """Scale feed-forward layers until the input and the output of `wo` pass float16's largest number."""
+    for name, parameter in model.named_parameters():
+        if ".wi_" in name or name.endswith(".wo.weight"):
+            parameter.data *= 300
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "targets"), [(make_t5, ["q", "v"]), (make_t5, ["q", "wi_1", "wo"]), (nf4_t5, ["q", "v"])]
+)
+def test_float16_autocast_is_safe_where_feed_forward_layers_overflow(
+    make: Any, targets: list[str], batch: dict, as_on_a_gpu: None
+) -> None:
+    """As with a gradient scaler, which halves its scale while a gradient overflows."""
+    model = inject_adapters(overflowing(make()), LoraConfig(r=3, lora_alpha=5, target_modules=targets))
+    randomize(model)
+    trained, largest = [p for p in model.train().parameters() if p.requires_grad], [0.0, 0.0]
+
+    def watch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        for i, x in enumerate((inputs[0], output)):
+            largest[i] = max(largest[i], x.abs().max().item())
+
+    for layer in (module for name, module in model.named_modules() if name.endswith(".wo")):
+        layer.register_forward_hook(watch)
+
+    def step(is_half: bool, fast: bool, scale: float = 1.0) -> tuple[float, Tensor]:
+        with torch.autocast("cpu", torch.float16, enabled=is_half), faster(model) if fast else nullcontext():
+            loss = model(**batch).loss
+        found = torch.autograd.grad(loss * scale, trained)
+        return loss.item(), torch.cat([g.flatten() for g in found]) / scale
+
+    expected, gradient = step(False, False)
+    assert min(largest) > torch.finfo(torch.float16).max
+    assert not torch.isfinite(torch.tensor(step(True, False)[0]))  # as accelerate would train
+    scales = (2.0**power for power in range(16, -16, -1))
+    loss, ours = next(found for scale in scales if (found := step(True, True, scale))[1].isfinite().all())
+    assert loss == pytest.approx(expected, rel=0.02)
+    assert torch.cosine_similarity(ours, gradient, dim=0) > 0.99
+
+
+def test_float16_is_for_gated_layers_whose_output_is_in_float32() -> None:
+    assert why_not_float16(make_t5()) is None
+    assert "torch.bfloat16, not in float32" in str(why_not_float16(make_t5().to(torch.bfloat16)))
+    relu = T5ForConditionalGeneration(T5Config(**T5_SHAPE | {"feed_forward_proj": "relu"}))
+    assert "not gated" in str(why_not_float16(relu)) and "bart" in str(why_not_float16(make_bart()))
 
 
 def test_several_adapters_on_a_gpu_read_the_output_of_the_base(

@@ -1,6 +1,7 @@
 """Checks of `training:` before a model is loaded, made by the run and by `doctor` with the same words."""
 
 import json
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from lora_hf.config.training_fields import DROPPED, installed_fields, training_f
 from lora_hf.doctor import of_config
 from lora_hf.errors import UserError
 from lora_hf.runs.run import execute
-from lora_hf.training.arguments import check_training_settings, training_arguments
+from lora_hf.training.arguments import check_half, check_training_settings, training_arguments
 from lora_hf.training.optimizer import check_optimizer
 
 EVALUATED = ["eval_strategy=steps", "eval_steps=1"]
@@ -308,6 +309,42 @@ def test_a_setting_that_this_machine_or_a_library_lacks_is_one_error(
 )
 def test_settings_of_the_libraries_are_accepted(settings: dict[str, Any]) -> None:
     assert check_training_settings(load_config({"training": settings})) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "capability", "says"),
+    [
+        (["training.fp16=true"], None, "training.fp16=true needs a GPU, and this machine has none"),
+        (["training.fp16=true"], (8, 0), "and model.dtype bfloat16 exclude each other"),
+        (["training.fp16=true", "training.bf16=true"], (7, 5), "fp16.* bf16|bf16.* fp16"),
+        (["training.fp16=true", "fast_paths=false"], (7, 5), "needs fast_paths: true"),
+        (
+            ["training.fp16=true", "training.torch_compile=true"],
+            (7, 5),
+            "cannot be combined with training.torch_compile",
+        ),
+        (["training.fp16=true"], (7, 5), ""),
+        (["model.dtype=bfloat16"], (8, 0), ""),
+        (["model.dtype=bfloat16"], (7, 5), "bfloat16 on a T4: .* below 8.0 emulate it"),
+        (["training.bf16=true"], (7, 0), "bfloat16 on a T4: .* below 8.0 emulate it"),
+    ],
+)
+def test_16_bits_fit_the_gpu(
+    words: list[str],
+    capability: tuple[int, int] | None,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("lora_hf.training.arguments.device_name", lambda device: "a T4")
+    said = ""
+    try:
+        check_half(load_config("quickstart", words), torch.device("cuda" if capability else "cpu"))
+    except UserError as error:
+        said = str(error)
+    said += caplog.text
+    assert re.search(says, said) if says else not said
 
 
 @pytest.mark.parametrize("name", ["adamw_torch_8bit", "adamw_torch_4bit"])
