@@ -28,7 +28,10 @@ NEAR = 0.05
 """Largest relative difference of a rate in 256ths from the requested one."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number -> integer type that its bits are read as."""
-_fast_branches = ContextVar("fast_branches", default=False)
+_fast_branches: ContextVar[bool] = ContextVar("fast_branches")
+_entered: dict[object, bool] = {}
+"""Values of the blocks that threads are in, the latest last. PyTorch's own threads, in which a backward pass
+on a GPU computes checkpointed blocks again, have none."""
 _planned_device: ContextVar[str | None] = ContextVar("planned_device", default=None)
 
 
@@ -53,11 +56,17 @@ def device_path(x: Tensor) -> str:
 @contextmanager
 def fast_branches(enabled: bool) -> Iterator[None]:
     """Within the block, draw dropout masks as random bytes (CPU) and use `add_low_rank` (GPU), or do not."""
-    token = _fast_branches.set(enabled)
+    token, key = _fast_branches.set(enabled), object()
+    _entered[key] = enabled
     try:
         yield
     finally:
+        del _entered[key]
         _fast_branches.reset(token)
+
+
+def _has_fast_branches() -> bool:
+    return _fast_branches.get([False, *_entered.values()][-1])
 
 
 def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
@@ -81,7 +90,7 @@ def low_rank_product(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, 
 
 def has_fused_branches(x: Tensor) -> bool:
     """Return whether the fast path computes this layer's low-rank updates by `add_low_rank`."""
-    return not torch.compiler.is_compiling() and device_path(x) == "cuda" and _fast_branches.get()
+    return not torch.compiler.is_compiling() and device_path(x) == "cuda" and _has_fast_branches()
 
 
 def add_low_rank(
@@ -132,7 +141,7 @@ def has_cheap_masks(x: Tensor, rate: float) -> bool:
     """Return whether a mask for x is drawn as bytes."""
     off = abs(round(rate * LEVELS) / LEVELS - rate)
     is_near = off <= NEAR * rate and round(rate * LEVELS) < LEVELS
-    return _fast_branches.get() and device_path(x) == "cpu" and x.element_size() in INTEGERS and is_near
+    return _has_fast_branches() and device_path(x) == "cpu" and x.element_size() in INTEGERS and is_near
 
 
 def draw_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:

@@ -1,6 +1,7 @@
 """The fast ways give what the plain ones give: values and gradients, each function and whole models."""
 
 from contextlib import nullcontext
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -197,6 +198,17 @@ def test_dropout_keeps_its_share_and_its_mean(rate: float, dtype: torch.dtype) -
         assert (part == 0).double().mean().item() == pytest.approx(zero, abs=4e-3)
     assert y.double().mean().item() == pytest.approx(3, rel=4e-3)
     assert len(y.unique()) == 2
+
+
+def test_another_thread_takes_the_fast_path_too() -> None:
+    """On a GPU, a thread of PyTorch computes checkpointed blocks again, and has to save the same tensors."""
+    x, found = torch.randn(2, 40), []
+    for enabled in (True, False):
+        with fast_branches(enabled):
+            thread = Thread(target=lambda: found.append(functional.has_cheap_masks(x, 0.1)))
+            thread.start()
+            thread.join()
+    assert found == [True, False]
 
 
 def test_dropout_rates_that_are_not_multiples_of_1_256_use_torch() -> None:
