@@ -65,6 +65,8 @@ def _why_not(config: RunConfig, steps: int | None, capability: tuple[int, int]) 
         return "recomputed activations break the graph of a block"
     if config.model.is_quantized:
         return "quantized weights were not tried"
+    if training.get("fp16"):
+        return "only the fast path keeps float16 from overflowing"
     if not _has_triton():
         return "Triton, which compiles for GPUs, is not installed or does not support this one"
     return None

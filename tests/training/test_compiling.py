@@ -34,6 +34,7 @@ class Stream:
         (LONG, {"fast_paths": False}, (8, 0), [], "fast_paths is false"),
         (LONG | {"gradient_checkpointing": True}, {}, (8, 0), [], "recomputed activations"),
         (LONG, {"model": {"load_in_4bit": True}}, (8, 0), [], "quantized weights were not tried"),
+        (LONG | {"fp16": True}, {}, (8, 0), [], "keeps float16 from overflowing"),
         (LONG | {"torch_compile": False}, {}, (8, 0), [], ""),
         (LONG | {"torch_compile_mode": "reduce-overhead"}, {}, (8, 0), [], ""),
     ],
