@@ -139,8 +139,9 @@ def _ways(planned: _Planned, config: RunConfig) -> list[Plan]:
     if config.method != "full" and not config.model.is_quantized:
         changes.append((["model.load_in_4bit=true"], {}, {"load_in_4bit": True}))
     if len(changes) > 1:
-        words, training, model = zip(*changes, strict=True)
-        changes.append((sum(words, []), _joined(training), _joined(model)))
+        all_words = [word for words, _, _ in changes for word in words]
+        joined = _joined(fields for _, fields, _ in changes), _joined(fields for _, _, fields in changes)
+        changes.append((all_words, *joined))
     for overrides, training, model in changes:
         changed = {"training": config.training | training, "model": config.model.model_copy(update=model)}
         with suppress(UserError, NotCounted):  # a model without checkpointing
