@@ -121,6 +121,12 @@ def read_lines(path: Path, form: Form = SEEN) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
+def _refuse_repeated(path: Path, names: list[str]) -> None:
+    """Refuse two columns of one name, of which a row as a dict would keep the last."""
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path}: more than one column is named {repeated[0]!r}")
+
+
 def _read_csv(path: Path, form: Form) -> Numbered:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than a long dialogue
     delimiter = delimiter_of(path, form)
@@ -129,9 +135,7 @@ def _read_csv(path: Path, form: Form) -> Numbered:
         line = 1
         try:
             names = list(form.column_names or next(filter(None, reader), []))
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            if repeated:
-                raise UserError(f"{path}: more than one column is named {repeated[0]!r}")
+            _refuse_repeated(path, names)
             line = reader.line_num + 1
             for cells in reader:
                 if cells and len(cells) != len(names):
@@ -404,6 +408,7 @@ def _read_parquet(path: Path, form: Form) -> Numbered:
 
     try:
         file = parquet.ParquetFile(path)
+        _refuse_repeated(path, file.schema_arrow.names)
         labels = _label_names(file.schema_arrow)
         for batch in file.iter_batches(PARQUET_ROWS):
             yield from ((None, _named(row, labels)) for row in batch.to_pylist())
@@ -425,6 +430,7 @@ def _read_arrow(path: Path, form: Form) -> Numbered:
                 file.seek(0)
                 reader = ipc.open_stream(file)
                 batches = iter(reader)
+            _refuse_repeated(path, reader.schema.names)
             labels = _label_names(reader.schema)
             for batch in batches:
                 for at in range(0, batch.num_rows, PARQUET_ROWS):

@@ -147,6 +147,22 @@ def test_datasets_changes_texts_that_are_kept_or_refused_here(tmp_path, name, co
             assert there(**best)
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused_as_in_csv(tmp_path, form):
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    names, file = ["dialogue", "summary", "summary"], tmp_path / f"twice.{form}"
+    table = pyarrow.Table.from_arrays([pyarrow.array([text]) for text in ("A: Hi", "x", "y")], names=names)
+    if form == "parquet":
+        parquet.write_table(table, file)
+    else:
+        with ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(UserError, match="more than one column is named 'summary'"):
+        read_rows(file)
+
+
 ENCODINGS = {
     "big5": "小明，你好嗎",
     "cp1250": "Dzień dobry, żółć",
