@@ -140,7 +140,9 @@ def no_weights(names: Collection[str]) -> str:
         names: the files of a folder or repository that has neither of `SINGLE` and `INDEX`.
     """
     held = [name for name in names if name.endswith(WEIGHT_ENDINGS)]
-    if ADAPTER_WEIGHTS in names:
+    if link := next((name for name in (SINGLE, INDEX) if name in names), None):
+        remedy = f"{link} is a folder, or a link to a file that is gone: download the model again"
+    elif ADAPTER_WEIGHTS in names:
         remedy = "These belong to an adapter: give the model that it was trained on"
     elif any("-of-" in name and name.endswith(".safetensors") for name in held):
         remedy = f"These are parts without their {INDEX}: download the model again"

@@ -9,6 +9,7 @@ from support.broken_bases import (
     LAST_SHARD,
     POINTER,
     WEIGHTS,
+    all_of,
     assert_refused,
     change_settings,
     change_tensors,
@@ -18,6 +19,7 @@ from support.broken_bases import (
     missing_shard,
     move,
     pointer_shard,
+    remove,
     rename,
     shards,
     without,
@@ -79,6 +81,10 @@ BROKEN = {
     "another name": (
         move("weights.safetensors"),
         "weights.safetensors. .*rename the file to model.saf",
+    ),
+    "a link to nothing": (
+        all_of(remove(WEIGHTS), lambda folder: (folder / WEIGHTS).symlink_to("blob")),
+        "model.safetensors is a folder, or a link to a file that is gone: download the model again",
     ),
     "no index": (
         move("model-00001-of-00002.safetensors"),
