@@ -111,8 +111,10 @@ def save_adapter(
         write_weights(initial, folder / INITIALIZATION_NAME)
     base_model = getattr(model, "name_or_path", None) or None
     is_seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    # PEFT's wrapper for this type passes `input_ids`, which a model of sound or images does not take.
-    task_type = "SEQ_2_SEQ_LM" if is_seq2seq and reads_text(model) else None
+    # PEFT's wrapper for this type passes `input_ids`, which a model of sound or images does not take, and
+    # needs a model that generates, which `T5Model` and a classifier are not.
+    writes = is_seq2seq and hasattr(model, "prepare_inputs_for_generation")
+    task_type = "SEQ_2_SEQ_LM" if writes and reads_text(model) else None
     config = configs[adapter_name]
     targets = target_names(model, adapter_name)
     written = replace(written_config(model, adapter_name), layers_to_transform=None)
