@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -58,6 +59,23 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} {DAMAGED}: {error}") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def check_numbers(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Require finite floating-point numbers: an adapter with others writes empty or random texts.
+
+    Raises:
+        UserError: a tensor has NaN or infinite values, or holds integers.
+    """
+    for name, tensor in sorted(tensors.items()):
+        if not tensor.is_floating_point():
+            raise UserError(f"{file}: {name} is stored as {tensor.dtype}, not as floating-point numbers")
+        values = tensor if tensor.element_size() > 1 else tensor.to(torch.bfloat16)  # of 8-bit floats
+        if not values.isfinite().all():
+            raise UserError(
+                f"{file}: {name} has NaN or infinite values: its training diverged, or the file is damaged. "
+                "Take an earlier checkpoint, or train it again with a lower learning rate and not in float16"
+            )
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Shapes, source: Any) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, Shapes, read_shapes, read_tensors
+from lora_hf.adapters.checkpoint_io import (
+    MANIFEST_NAME,
+    Shapes,
+    check_numbers,
+    read_shapes,
+    read_tensors,
+)
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, read_peft_config
 from lora_hf.errors import UserError, few
@@ -126,10 +132,13 @@ class SavedAdapter:
             check: refuses shapes that do not fit, before memory is taken for them.
 
         Raises:
-            UserError: no safetensors file, an unreadable one, or one that changed since it was saved.
+            UserError: no safetensors file, an unreadable one, or one that changed since it was saved; values
+                that are not finite numbers.
         """
         if check:
             check(self.shapes)
         if self.is_intact is False:
             raise UserError(f"{OTHER_HASH.format(self.weights_file)}; it was changed or cut short: {AGAIN}")
-        return read_tensors(self.weights_file)
+        tensors = read_tensors(self.weights_file)
+        check_numbers(tensors, self.weights_file)
+        return tensors

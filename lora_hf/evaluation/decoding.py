@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 
 from lora_hf.adapters.active import shrinking_batch
 from lora_hf.adapters.default_targets import reads_text
+from lora_hf.errors import UserError
 from lora_hf.fast.t5 import HAS_INTERFACE, shares_sources, why_not
 
 INITIAL_CAPACITY = 32
@@ -92,6 +93,37 @@ def _why_not(config: GenerationConfig, options: Mapping[str, Any]) -> str | None
     )
     asked = [key for key in special if (getattr(config, key, None) or options.get(key)) not in (None, 0, 1)]
     return f"{asked[0]} is set" if asked else None
+
+
+class LargestScores(LogitsProcessor):
+    """Remembers each row's largest score at each step: NaN if any score of the row is, and infinity."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores (rows, vocabulary) as they are."""
+        self.steps.append(scores.amax(-1))
+        return scores
+
+    def check(self, model: Any) -> None:
+        """Refuse what was generated from scores that are not numbers: it would be empty or random text.
+
+        Raises:
+            UserError: a largest score is NaN or infinite.
+        """
+        largest = torch.cat(self.steps) if self.steps else torch.zeros(1)
+        self.steps.clear()
+        if bool((largest.isnan() | (largest == torch.inf)).any()):
+            remedy = (
+                "look for damaged weights of the base and the adapter with `lora-hf doctor`, or, when "
+                "training, lower training.learning_rate"
+            )
+            if model.dtype == torch.float16:
+                remedy = (
+                    "float16 has too small a range for this model: set model.dtype to bfloat16 or float32"
+                )
+            raise UserError(f"the model's scores of the next token are NaN or infinite: {remedy}")
 
 
 class GrowingLayer(DynamicLayer):
@@ -176,10 +208,14 @@ def greedy(
 
     Returns:
         Tokens (batch, length), padded after their end.
+
+    Raises:
+        UserError: as `LargestScores.check`.
     """
     encoded, mask = kwargs["encoder_outputs"], kwargs["attention_mask"]
     hidden, ids = encoded.last_hidden_state, input_ids
     place, written = torch.arange(len(ids), device=ids.device), [ids]
+    seen = LargestScores()
     may_leave = not any(type(processor).__name__ in ROW_AWARE_PROCESSORS for processor in logits_processor)
     if not may_leave:
         logger.debug("finished rows stay in their batch: a logits processor addresses rows by index")
@@ -197,12 +233,15 @@ def greedy(
                 use_cache=True,
             )
             scores = logits_processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
-            tokens = torch.where(is_open, scores.argmax(-1), pad)
+            largest, best = scores.max(-1)
+            seen.steps.append(largest)
+            tokens = torch.where(is_open, best, pad)
             ids = torch.cat([ids, tokens[:, None]], dim=1)
             written.append(padding.index_copy(0, place, tokens[:, None]))
             is_open = is_open & ~stopping_criteria(ids, None)
             left = int(is_open.sum())
             if not left:
+                seen.check(model)
                 return torch.cat(written, dim=1)
             if may_leave and left <= COMPACT_BELOW * len(is_open):
                 kept = is_open.nonzero()[:, 0]

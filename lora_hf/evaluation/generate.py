@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from lora_hf.adapters.active import adapter_rows, shrinking_batch
 from lora_hf.adapters.merge import merged_where_exact, merging_bytes
-from lora_hf.evaluation.decoding import decoding_for, effective_config
+from lora_hf.evaluation.decoding import LargestScores, decoding_for, effective_config, greedy
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
 from lora_hf.memory import SMALLER_GENERATION, free_memory, out_of_memory_reported
@@ -70,6 +70,9 @@ def generate_summaries(
     searched = options | {"do_sample": False}
     n = effective_config(model, searched).num_beams or 1
     decoding = decoding_for(model, searched) if fast_paths else None
+    seen = LargestScores()
+    if decoding is not greedy:  # which looks at its scores itself
+        searched["logits_processor"] = [*(options.get("logits_processor") or ()), seen]
     searched["max_length"] = None  # Transformers warns if a checkpoint's own stands beside max_new_tokens
     fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
     texts = [""] * len(sources)
@@ -85,6 +88,7 @@ def generate_summaries(
                 tokens = model.generate(
                     **inputs, max_new_tokens=max(own), **searched, custom_generate=decoding
                 )
+            seen.check(model)
             tokens = _cut(tokens, own, tokenizer.pad_token_id)
             for i, text in zip(rows, decode(tokenizer, tokens), strict=True):
                 texts[i] = text.strip()

@@ -93,9 +93,7 @@ def prepare_push(
         raise UserError(f"--adapter {adapter!r}: no such folder")
     saved = find_adapter(adapter)
     folder = saved.folder
-    weights = saved.read_weights()  # checks the hash
-    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{folder}: {broken[0]} has NaN or infinite values; see `lora-hf doctor {folder}`")
+    saved.read_weights()  # checks the hash and the values
     facts = collect_facts(saved, destination, options, run)
     name, revision = facts.base.on_hub, facts.base.revision
     peft = facts.adapter | {"base_model_name_or_path": name, "revision": revision}

@@ -9,9 +9,15 @@ import pytest
 import torch
 from peft.tuners.lora.config import CordaConfig
 from safetensors.torch import load_file, save_file
-from support.models import MODELS, make_t5, randomize
+from support.models import MODELS, make_bart, make_t5, randomize
 from torch import nn
-from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
+from transformers import (
+    BartForSequenceClassification,
+    BartModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+)
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
 from lora_hf.adapters.model_state import lora_layers, update_state
@@ -297,3 +303,40 @@ def test_patterns_that_overlap_mean_the_same_before_saving_and_after(tmp_path: P
         assert torch.equal(again(**batch).logits, model(**batch).logits)
         theirs = peft.PeftModel.from_pretrained(make_t5(), folder).eval()
         torch.testing.assert_close(theirs(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", [BartModel, BartForSequenceClassification])
+def test_peft_reads_the_adapters_of_encoder_decoders_that_do_not_generate(
+    head: type, tmp_path: Path, batch: dict
+) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return head(make_bart().config).eval()
+
+    ids = torch.cat([batch["input_ids"], torch.full((len(batch["input_ids"]), 1), 2)], dim=1)
+    ours = saved(tmp_path, make=make)
+    theirs = peft.PeftModel.from_pretrained(make(), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(input_ids=ids)[0], ours(input_ids=ids)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, torch.int8], ids=str)
+def test_values_that_are_not_finite_numbers_are_refused(value: float | torch.dtype, tmp_path: Path) -> None:
+    """PEFT's folders have no hash that would tell; such an adapter writes empty texts."""
+    saved(tmp_path)
+    (tmp_path / "lora_hf.json").unlink()
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = min(tensors)
+    if isinstance(value, torch.dtype):
+        tensors[name] = tensors[name].mul(100).to(value)
+    else:
+        tensors[name][0, 0] = value
+    save_file(tensors, file)
+    model = make_t5()
+    before = {key: id(module) for key, module in model.named_modules()}
+    with pytest.raises(
+        UserError, match=r"lora_A.weight (has NaN or infinite values|is stored as torch.int8)"
+    ):
+        load_adapter(model, tmp_path)
+    assert {key: id(module) for key, module in model.named_modules()} == before

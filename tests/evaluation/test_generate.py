@@ -356,3 +356,16 @@ def test_memory_that_runs_out_is_one_error_and_the_model_is_as_before(
         generate_summaries(model, Tokenizer(), sources(4), NEW)
     after = [layer.base_layer.weight for layer in model.modules() if isinstance(layer, LoraLayer)]
     assert all(a is b for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"fast_paths": False}], ids=str)
+def test_scores_that_are_not_numbers_are_an_error_and_no_text(how: dict[str, Any]) -> None:
+    model = make_t5()
+    sources = [[5, 6, 7, 1], [8, 9, 1]]
+    assert len(generate_summaries(model, Tokenizer(), sources, 4, **how)) == 2
+    with torch.no_grad():
+        model.lm_head.weight[1, 0] = torch.nan  # one score, that of the end
+    with pytest.raises(UserError, match="scores of the next token are NaN or infinite: look for damaged"):
+        generate_summaries(model, Tokenizer(), sources, 4, **how)
+    with pytest.raises(UserError, match=r"float16 has too small a range.*model.dtype to bfloat16"):
+        generate_summaries(model.half(), Tokenizer(), sources, 4, **how)

@@ -154,4 +154,4 @@ def test_an_adapter_with_nan_is_not_pushed(tmp_path, trained, capsys):
     save_file(weights, tmp_path / "adapter" / WEIGHTS)
     words = ["push", "--adapter", str(tmp_path / "adapter"), "--repo-id", REPO, "--dry-run"]
     assert cli.run(words, debug=False) == 2
-    assert "has NaN or infinite values; see `lora-hf doctor" in capsys.readouterr().err
+    assert "has NaN or infinite values: its training diverged" in capsys.readouterr().err
