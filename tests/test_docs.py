@@ -19,8 +19,12 @@ from transformers import WhisperForConditionalGeneration
 from typer.main import get_command
 
 from lora_hf import cli
+from lora_hf.adapters.inits import INITS, SHAPE_ONLY
+from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.model_state import lora_layers
+from lora_hf.config import METHOD_CHOICES
 from lora_hf.config.load import load_config
+from lora_hf.models.storage import STORAGE_FORMATS
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -231,6 +235,25 @@ def test_the_examples_of_the_config_page_are_valid(tmp_path: Path) -> None:
         file = tmp_path / f"{number}.yaml"
         file.write_text(example)
         load_config(file, is_study="sweep:" in example)
+
+
+SUPPORTED = {
+    **{"lora": "LoRA", "dora": "DoRA", "qalora": "QA-LoRA", "lora_fa": "LoRA-FA", "vera": "VeRA"},
+    **{"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"},
+    **{"bottleneck": "bottleneck layers", "prompt_tuning": "prompt tuning", "full": "full fine-tuning"},
+    **{"dense": "float32", "nf4": "NF4", "fp4": "FP4", "int8": "int8 (bitsandbytes)"},
+    **{"torchao_int8": "int8 (torchao)", "affine4": "affine 4 bits (HQQ)"},
+}
+"""Keys of the registries -> words of the support page's first table."""
+
+
+def test_the_support_page_has_every_method_and_storage_format() -> None:
+    page = (ROOT / "docs/support.md").read_text(encoding="utf-8")
+    table = page.partition("## Method and storage format")[2].partition("## ")[0]
+    inits = {init for init in INITS if init not in SHAPE_ONLY and "niter" not in str(init)}
+    methods = {method for method in METHOD_CHOICES if method != "base"}
+    missing = {*ADAPTER_METHODS, *inits, *methods, *STORAGE_FORMATS} - SUPPORTED.keys()
+    assert not missing and all(word in table for word in SUPPORTED.values())
 
 
 def test_the_figures_beside_the_choice_of_a_method_are_those_of_the_study() -> None:

@@ -141,6 +141,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 MODES: dict[str, tuple[torch.dtype, torch.dtype | None, torch.dtype | None]] = {
     "float32": (FP32, None, None),
     "float32, bf16 autocast": (FP32, BF16, None),
+    "float32, float16 autocast": (FP32, torch.float16, None),
     "bfloat16": (BF16, None, None),
     "bfloat16, autocast": (BF16, BF16, None),
     "bfloat16, wo float32, autocast": (BF16, BF16, FP32),

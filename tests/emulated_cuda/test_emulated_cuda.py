@@ -110,7 +110,7 @@ def test_each_method_and_each_dtype_run_with_gradients_on_the_card(found: Any) -
 @pytest.mark.slow
 def test_all_methods_run_in_all_dtypes_by_both_paths(tmp_path: Path) -> None:
     found = results_of(tmp_path, "all_methods")["all_methods"]
-    assert len(found) == 90 and not any(found.values()), found
+    assert len(found) == 108 and not any(found.values()), found
 
 
 def test_a_replica_on_a_second_card_uses_nothing_of_the_first(found: Any) -> None:
