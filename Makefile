@@ -9,7 +9,7 @@ LOWEST := .venv-lowest
 TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_metrics.py evaluation/test_rouge.py fast saved/test_export.py \
   experiments/test_sweep.py serving/test_server.py cli/test_cli.py models test_versions.py training
 
-.PHONY: quickstart test test-full test-lowest test-peft-versions soak audit lint format types methods notebooks bench costs docs reproduce clean
+.PHONY: quickstart test test-full test-gpu test-lowest test-peft-versions soak audit lint format types methods notebooks bench costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -25,6 +25,9 @@ test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest t
 
 test-peft-versions: .venv/.installed  ## adapters exchanged with PEFT 0.4 to 0.17, each in its own environment; ARGS="--only 0.17.1"
 	$(BIN)/python scripts/tools/peft_versions.py $(ARGS)
+
+test-gpu: .venv/.installed-test    ## on a machine with a GPU, ten minutes: a table to send in; ARGS="--shape large"
+	$(BIN)/python scripts/benchmarks/gpu_check.py $(ARGS)
 
 soak: .venv/.installed-test        ## the long forms of docs/reliability.md
 	$(BIN)/python scripts/tools/soak_kill.py --kills 50
