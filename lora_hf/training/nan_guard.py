@@ -62,7 +62,8 @@ class NanGuard:
         """
         self.check_unread()
         step, numbers = self.trainer.state.global_step + 1, self._numbers(grad_norm)
-        self._skipping = self._skipping_optimizer(numbers)
+        is_sharded = hasattr(grad_norm, "full_tensor")
+        self._skipping = None if is_sharded else self._skipping_optimizer(numbers)
         if self._skipping is None:
             self._check(step, numbers.tolist())
         else:

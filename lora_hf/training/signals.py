@@ -6,6 +6,7 @@ its signal once for each of the parent's threads.
 """
 
 import logging
+import os
 import signal
 import time
 from types import FrameType
@@ -30,7 +31,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._when = 0.0
+        self._when, self._process = 0.0, os.getpid()
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -61,6 +62,8 @@ class StopOnSignal(TrainerCallback):
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a forked worker that loads data, which Ctrl-C reaches too: it ends with the training
         if self.received is not None and time.monotonic() - self._when < REPEATED:
             return
         if self.received is not None:

@@ -227,6 +227,15 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert (best / "trainer_state.json").read_text().count(f"{tmp_path}/checkpoint-4") == 1
 
 
+def test_a_worker_that_loads_data_leaves_a_signal_to_the_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = StopOnSignal()
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as in a process that was forked from the training
+    stop._handle(signal.SIGINT, None)
+    assert stop.received is None and not caplog.text
+
+
 def test_a_second_signal_stops_at_once_and_a_repeated_delivery_does_not(monkeypatch: Any) -> None:
     now = [10.0]
     monkeypatch.setattr("lora_hf.training.signals.time.monotonic", lambda: now[0])
