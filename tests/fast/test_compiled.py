@@ -166,6 +166,9 @@ def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch:
         raise RuntimeError("no compiler is here")
 
     monkeypatch.setattr("torch._dynamo.backends.registry._COMPILER_FNS", {"eager": broken})
+    block, x = OneBlock(3), torch.ones(2, 3)
+    with compiled(block, "eager", falls_back=True):  # nobody asked for it
+        assert torch.equal(block(x), block.block.layer(x))
     trainer = make_trainer(adapted(), small(tmp_path))
     with pytest.raises(UserError, match="training.torch_compile: .*no compiler is here"):
         trainer.train()
