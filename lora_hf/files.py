@@ -228,3 +228,13 @@ def json_text(value: object) -> str:
 
 PARTIAL = ".partial."
 """Prefix of a file or folder that is being written; leftovers of a kill can be removed."""
+
+
+def hub_copies(name: str) -> list[Path]:
+    """Return the folders of a model's local copies, one for each downloaded commit; that of `main` first."""
+    from huggingface_hub import constants
+
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    main = repository / "refs" / "main"
+    first = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    return sorted(repository.glob("snapshots/*"), key=lambda folder: (folder.name != first, folder.name))

@@ -47,7 +47,7 @@ ADAPTERS = [
     {"default_targets"},
     {"targets", "model_state", "peft_format"},
     {"checkpoint_io", "layer_replication", "embeddings", "save_pretrained"},
-    {"saved_adapter"},
+    {"saved_adapter", "base_revision"},
     {"row_probe"},
     {"active"},
     {"inject"},

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend
+from lora_hf.adapters.base_revision import base_revision
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME, write_weights
 from lora_hf.adapters.config import ALL_LINEAR, LoraConfig, name_matches
 from lora_hf.adapters.default_targets import reads_text
@@ -119,7 +120,7 @@ def save_adapter(
     targets = target_names(model, adapter_name)
     written = replace(written_config(model, adapter_name), layers_to_transform=None)
     written = replace(written, modules_to_save=saved_names(model, adapter_name))
-    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    revision = base_revision(model)
     write_json(folder / CONFIG_NAME, peft_config(written, base_model, revision, task_type, targets))
     manifest = {
         "base_fingerprint": model_state(model).base_fingerprint,

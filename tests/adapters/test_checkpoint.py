@@ -17,6 +17,7 @@ from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
+    T5ForConditionalGeneration,
 )
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
@@ -340,3 +341,30 @@ def test_values_that_are_not_finite_numbers_are_refused(value: float | torch.dty
     ):
         load_adapter(model, tmp_path)
     assert {key: id(module) for key, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("revision", ["main", "v1"])
+def test_the_commit_of_a_base_that_transformers_has_loaded_is_found_in_the_hub_s_cache(
+    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers does not record it, and without it, readers take main."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository, commits = tmp_path / "hub" / "models--anna--t5", {"main": "b" * 40, "v1": "a" * 40}
+    (repository / "refs").mkdir(parents=True)
+    for name, commit in commits.items():
+        (repository / "refs" / name).write_text(commit)
+        model = make_t5()
+        if name == "v1":  # the last block alone is another one
+            nn.init.zeros_(model.decoder.block[1].layer[2].DenseReluDense.wo.weight)
+        model.save_pretrained(repository / "snapshots" / commit)
+    model = T5ForConditionalGeneration.from_pretrained(repository / "snapshots" / commits[revision])
+    model.name_or_path = "anna/t5"
+    adapted = inject_adapters(model, LoraConfig(r=2, modules_to_save=["final_layer_norm"]))
+    randomize(adapted)
+    save_adapter(adapted, tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert written["revision"] == commits[revision]
+    model.decoder.block[0].layer[2].DenseReluDense.wo.weight.data.add_(1)  # of no revision
+    model.config._commit_hash = None
+    save_adapter(adapted, tmp_path / "other")
+    assert "revision" not in json.loads((tmp_path / "other" / "adapter_config.json").read_text())
