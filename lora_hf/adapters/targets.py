@@ -166,7 +166,8 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
             "quantized by bitsandbytes or lora_hf",
             "target_modules",
         )
-    if other := _tied_to(owners, module):
+    weights = [p for name, p in module.named_parameters(recurse=False) if name != "bias"]
+    if other := _tied_to(owners, module, weights):  # an adapter leaves the bias as it is
         raise UserError(
             f"target_modules: the weight of {name} is also that of {other}, which would not see "
             f"the adapter; {UNTIE}, or leave it out",
@@ -181,7 +182,7 @@ def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
             f"modules_to_save: {name} is quantized and cannot be trained; keep it dense or leave it out",
             "modules_to_save",
         )
-    if other := _tied_to(_owners(model), module):
+    if other := _tied_to(_owners(model), module, module.parameters(recurse=False)):
         raise UserError(
             f"modules_to_save: the weight of {name} is also that of {other}, which would keep "
             f"the old one; {UNTIE}, or leave it out",
@@ -199,9 +200,9 @@ def _owners(model: nn.Module) -> Owners:
     return owners
 
 
-def _tied_to(owners: Owners, module: nn.Module) -> str | None:
-    """Return a layer of another type with the same Parameter: the head of an embedding."""
-    holders = [holder for p in module.parameters(recurse=False) for holder in owners[id(p)]]
+def _tied_to(owners: Owners, module: nn.Module, parameters: Iterable[nn.Parameter]) -> str | None:
+    """Return a layer of another type with one of a module's Parameters: the head of an embedding."""
+    holders = [holder for p in parameters for holder in owners[id(p)]]
     return next((name for name, kind in holders if kind is not type(module)), None)
 
 

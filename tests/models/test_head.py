@@ -144,6 +144,22 @@ def test_the_error_of_a_tied_head_names_the_field_that_unties_it(field: str, tmp
     assert scale > 0
 
 
+def test_an_untied_head_takes_adapters_although_its_bias_has_a_second_place(tmp_path: Path) -> None:
+    """BERT's head has its bias in common with the module around it."""
+    model = untie_head(make_family("BertBert"))
+    plain = LoraConfig(r=2, target_modules=["decoder.cls.predictions.decoder"])
+    inject_adapters(model, plain)
+    before = logits(model)
+    train_a_step(model)
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(untie_head(make_family("BertBert")), tmp_path / "adapter")
+    assert not torch.equal(logits(model), before) and torch.equal(logits(again), logits(model))
+    expected = logits(model)
+    merge_and_unload(model).save_pretrained(tmp_path / "merged")
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(read), expected, rtol=0, atol=1e-5)
+
+
 def test_a_head_of_its_own_is_left_as_it_is_and_the_fields_are_kept_with_the_adapter() -> None:
     model = make_t5()
     head = model.lm_head.weight
