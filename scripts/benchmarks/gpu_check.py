@@ -25,22 +25,29 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from transformers import (
+
+NO_GPU = "error: this PyTorch sees no GPU, so there is nothing to check (docs/support.md)\n"
+if __name__ == "__main__" and not torch.cuda.is_available():  # before imports that take seconds
+    if not any(word in ("-h", "--help") or word.endswith("cpu") for word in sys.argv[1:]):
+        sys.stderr.write(NO_GPU)
+        sys.exit(2)
+
+from transformers import (  # noqa: E402
     PrinterCallback,
     Seq2SeqTrainingArguments,
     T5Config,
     default_data_collator,
 )
-from transformers.utils.logging import set_verbosity_error
+from transformers.utils.logging import set_verbosity_error  # noqa: E402
 
-from lora_hf import LoraTrainer
-from lora_hf.config import RunConfig
-from lora_hf.models.flan_t5 import COMMON, SIZES
-from lora_hf.planning.activations import Batch, activation_bytes
-from lora_hf.planning.plan import computation, memory
-from lora_hf.system import device_name, resolve_dtype, versions
-from lora_hf.training.micro_batch import LOG_KEY
-from scripts.benchmarks.against_peft.models import TINY, adapted
+from lora_hf import LoraTrainer  # noqa: E402
+from lora_hf.config import RunConfig  # noqa: E402
+from lora_hf.models.flan_t5 import COMMON, SIZES  # noqa: E402
+from lora_hf.planning.activations import Batch, activation_bytes  # noqa: E402
+from lora_hf.planning.plan import computation, memory  # noqa: E402
+from lora_hf.system import device_name, resolve_dtype, versions  # noqa: E402
+from lora_hf.training.micro_batch import LOG_KEY  # noqa: E402
+from scripts.benchmarks.against_peft.models import TINY, adapted  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4
@@ -349,7 +356,7 @@ def parsed() -> Namespace:
     parser.add_argument("--output", type=Path, help="write the table to this file too")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "error: this PyTorch sees no GPU, so there is nothing to check (docs/support.md)\n")
+        parser.exit(2, NO_GPU)
     given.batch = Batch(4, 24, 8) if given.small else Batch(16, 320, 56)
     given.shape = "tiny" if given.small else given.shape
     has_bf16 = given.device == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
