@@ -211,6 +211,7 @@ def test_memory_is_judged_where_the_data_cannot_be_read(override: str) -> None:
     assert (seen["tokens"], seen["memory"]) == ("fault", "ok")
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_comes_with_a_planned_change_that_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
