@@ -1,8 +1,8 @@
 """Encoder-decoder families of Transformers as data: the one place that knows a family by its name.
 
 A row says what cannot be read from a model or a tokenizer alone. A family without a row works by what can
-be read from its modules. Fast paths (`fast/`) and the ONNX graphs (`exporting/`), which copy the arithmetic
-of one family, have lists of their own.
+be read from its modules. Fast paths (`fast/`), which copy the arithmetic of one family, and the engines of an
+export (`exporting/`) have lists of their own.
 """
 
 from collections.abc import Mapping

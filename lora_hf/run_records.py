@@ -115,6 +115,8 @@ class RunResult(Scores, TrainingRecord, total=False):
     method: str
     adapter: str | None
     """In the results of `lora-hf evaluate`."""
+    model: str
+    """The same of a whole model."""
     seed: int
     bytes_on_disk: int
     max_new_tokens: int

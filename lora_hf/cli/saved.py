@@ -5,7 +5,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -22,9 +22,11 @@ from lora_hf.cli.options import (
     ReadingOverrides,
     print_scores,
 )
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, did_you_mean
 from lora_hf.run_files import ADAPTER, PAGE
 
+EXPORTED_EXAMPLES = 200
+"""Examples of a test split that `export` compares by default."""
 PEFT_CONFIG = "adapter_config.json"
 """The file of a LoRA adapter's fields; other methods that train an adapter have none."""
 
@@ -148,7 +150,7 @@ def predict(
     known = saved.format_of(output, form)
     from lora_hf.saved.source import find_source
 
-    source = find_source(model, base) if model else adapter
+    source = find_source(model, base) if model else str(adapter)
     rows = saved.predict(file, source, base, data, generation, lines)
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
@@ -207,17 +209,47 @@ def merge(
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Folder written by merge, or a name on the Hub.")],
+    model: Annotated[
+        str, typer.Argument(help="A run, an adapter, a merged folder, or USER/NAME on the Hub.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
+    to: Annotated[str, typer.Option("--to", help="Library to run it with: onnx or ctranslate2.")] = "onnx",
+    quantization: Annotated[
+        str, typer.Option(help="Type of the weights: float32 or int8; with ctranslate2 also int8_bfloat16.")
+    ] = "float32",
+    base: Base = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Config whose test split is compared. Default: the config of the model's run."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(min=1, help="Largest number of test examples to compare.")
+    ] = EXPORTED_EXAMPLES,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Keep an export that loses more than 0.005 of the score.")
+    ] = False,
 ) -> None:
-    """Export a model to ONNX and check the result with onnxruntime.
+    """Export a trained model to CTranslate2 or ONNX, and compare what it writes.
+
+    The adapter is merged first. The comparison is on the test split of the run, with the model in float32.
+
+    For a CPU: [dim]lora-hf export runs/quickstart/lora --to ctranslate2 --quantization int8 -o ct2[/dim]
 
     After a merge: [dim]lora-hf export merged --output onnx[/dim]
     """
+    from lora_hf.config.load import load_config
+    from lora_hf.models.exported import ENGINES, Engine
     from lora_hf.saved.export import export as write
+    from lora_hf.saved.source import find_source
 
-    n = write(model, output)
-    print(f"{output}: encoder.onnx, decoder.onnx; {n} of {n} sample summaries equal the model's")
+    if to not in ENGINES:
+        raise UserError(f"--to {to!r} must be one of {list(ENGINES)}.{did_you_mean(to, ENGINES)}")
+    run = load_config(config) if config else None
+    engine = cast(Engine, to)
+    source = find_source(model, base, "MODEL")
+    found = write(source, output, engine, quantization, run, examples, allow_loss)
+    megabytes = sum(file.stat().st_size for file in output.iterdir()) / 1e6
+    print(f"{output}: {quantization} for {to}, {megabytes:,.1f} MB; {found}")
 
 
 def truncate(

@@ -22,10 +22,21 @@ from lora_hf.models.exported import AGAIN, ExportedModel
 
 QUANTIZATIONS = ("float32", "int8", "int8_bfloat16")
 """Types of the stored weights, by the names of CTranslate2."""
-FAMILIES = ("t5", "mt5", "umt5", "bart", "mbart", "m2m_100", "marian", "pegasus")
-"""Values of `model_type` that its converter knows, of those from text to text; NLLB is an m2m_100."""
+FAMILIES = ("t5", "mt5", "umt5", "bart", "mbart", "m2m_100", "pegasus")
+"""Values of `model_type` that its converter knows and that are tested here; NLLB is an m2m_100."""
 MODEL, VOCABULARY, SETTINGS = "model.bin", "shared_vocabulary.json", "config.json"
 INSTALL = "pip install 'lora_hf[ctranslate2]'"
+CODE = """import ctranslate2
+from transformers import AutoTokenizer
+
+tokenizer, translator = AutoTokenizer.from_pretrained("."), ctranslate2.Translator(".")
+TEXT
+source = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+(result,) = translator.translate_batch([source], OPTIONS)
+ids = tokenizer.convert_tokens_to_ids(result.hypotheses[0])
+print(tokenizer.decode(ids, skip_special_tokens=True))
+"""
+"""Python code of a README: TEXT and OPTIONS are replaced."""
 
 
 def package() -> Any:
@@ -54,21 +65,20 @@ def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, quantization: st
     """
     converters = package().converters
 
-    class LoadedModel(converters.TransformersConverter):  # type: ignore[misc,name-defined]
+    class LoadedModel(converters.TransformersConverter):  # type: ignore[name-defined]
         """Converts the model in memory: its folder may be in another dtype, or hold an unmerged adapter."""
 
         def load_model(self, *given: Any, **options: Any) -> Any:
             return model
 
         def load_tokenizer(self, *given: Any, **options: Any) -> Any:
-            return tokenizer
+            return _AllTokens(tokenizer, model.config.vocab_size)
 
-    is_tied = model.config.tie_word_embeddings
+    before = dict(vars(model.config))
     with tempfile.TemporaryDirectory() as settings:
         model.config.save_pretrained(settings)  # the converter chooses its reader by it
         try:
-            # The converter takes tied embeddings for T5's scaled logits; Transformers 5 calls all T5s tied.
-            model.config.tie_word_embeddings = scales_logits(model.config)
+            vars(model.config).update(_read_by_converter(model))
             LoadedModel(settings).convert(str(folder), quantization=quantization, force=True)
         except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
             raise UserError(
@@ -76,22 +86,74 @@ def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, quantization: st
                 "merged folder with Transformers, or export it to ONNX (--to onnx)"
             ) from error
         finally:
-            model.config.tie_word_embeddings = is_tied
+            vars(model.config).clear()
+            vars(model.config).update(before)
     own = read_object(folder / SETTINGS)
-    if model.config.model_type != "marian":  # starts from a zero embedding, and has no token for it
-        start = model.generation_config.decoder_start_token_id
-        own["decoder_start_token"] = tokenizer.convert_ids_to_tokens(start)
+    begin = model.generation_config
+    start = begin.bos_token_id if begin.decoder_start_token_id is None else begin.decoder_start_token_id
+    own["decoder_start_token"] = tokenizer.convert_ids_to_tokens(start)
+    own["bos_token"] = own["bos_token"] or own["eos_token"]  # not used here, but it has to be one
     write_json(folder / SETTINGS, own)
 
 
-def scales_logits(config: Any) -> bool:
-    """Return whether a model of T5's families scales the decoder's output by d_model^-0.5 before its head.
+class _AllTokens:
+    """A tokenizer with a name for every row of the embeddings: the converter wants as many tokens."""
 
-    Greedy search does not show it, because it keeps the order of the logits; beam search does.
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        self._tokenizer, self._size = tokenizer, size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def get_vocab(self) -> dict[str, int]:
+        known: dict[str, int] = self._tokenizer.get_vocab()
+        taken = set(known.values())
+        return known | {f"<unused_{n}>": n for n in range(self._size) if n not in taken}
+
+
+def _read_by_converter(model: Any) -> dict[str, bool]:
+    """Return fields of a model's configuration as the converter understands them.
+
+    It takes tied embeddings for the scaling of T5's logits by d_model^-0.5, and Transformers 5 calls all T5s
+    tied. Greedy search does not show it, because the order of the logits stays; beam search does. Of BART's
+    families it reads fields that only the published configurations have.
     """
-    if config.model_type == "t5":
-        return bool(config.scale_decoder_outputs)
-    return config.model_type == "umt5"
+    config = model.config
+    if hasattr(config, "num_decoder_layers"):  # T5
+        by_field = getattr(config, "scale_decoder_outputs", config.model_type == "umt5")
+        return {"tie_word_embeddings": bool(by_field)}
+    encoder = model.get_encoder()
+    return {
+        "normalize_before": hasattr(encoder, "layer_norm"),
+        "normalize_embedding": hasattr(encoder, "layernorm_embedding"),
+    }
+
+
+def search_options(options: TransformersConfig, max_new_tokens: int) -> dict[str, Any]:
+    """Return settings of Transformers' `generate` as keywords of `Translator.translate_batch`."""
+    found = {"beam_size": options.num_beams or 1, "max_decoding_length": max_new_tokens}
+    found |= {"min_decoding_length": options.min_new_tokens or 0, "max_input_length": 0}  # 0: any length
+    if found["beam_size"] > 1 and options.length_penalty is not None:
+        found["length_penalty"] = options.length_penalty
+    for name, neutral in (("repetition_penalty", 1.0), ("no_repeat_ngram_size", 0)):
+        if (value := getattr(options, name)) not in (None, neutral):
+            found[name] = value
+    return found
+
+
+def readme_code(tokenizer: Any, options: TransformersConfig) -> str:
+    """Return Python code for a README, which prints what the model writes for `text`.
+
+    Args:
+        tokenizer: the model's.
+        options: the generation settings beside the model.
+    """
+    keywords = search_options(options, options.max_new_tokens)
+    first = options.forced_bos_token_id
+    if first is not None:
+        keywords["target_prefix"] = [[tokenizer.convert_ids_to_tokens(first)]]
+    listed = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
+    return CODE.replace("OPTIONS", listed)
 
 
 class CTranslate2Model(ExportedModel):
@@ -135,26 +197,14 @@ class CTranslate2Model(ExportedModel):
                 "leave it out, or use the model that was exported"
             )
         first = options.forced_bos_token_id
-        beams = options.num_beams or 1
         results = self._translator.translate_batch(
             [self._words(source) for source in sources],
             target_prefix=None if first is None else [self._words([first])] * len(sources),
-            beam_size=beams,
-            length_penalty=(1.0 if options.length_penalty is None else options.length_penalty),
-            repetition_penalty=options.repetition_penalty or 1.0,
-            no_repeat_ngram_size=options.no_repeat_ngram_size or 0,
-            suppress_sequences=self._suppressed(options.bad_words_ids or ()),
-            max_input_length=0,
-            max_decoding_length=max(limits),
-            min_decoding_length=options.min_new_tokens or 0,
+            suppress_sequences=[self._words(ids) for ids in options.bad_words_ids or ()] or None,
+            **search_options(options, max(limits)),
         )
         written = [[self._ids[token] for token in result.hypotheses[0]] for result in results]
         return [row[:limit] for row, limit in zip(written, limits, strict=True)]
 
     def _words(self, ids: Sequence[int]) -> list[str]:
         return [self._tokens[number] for number in ids]
-
-    def _suppressed(self, sequences: Sequence[Sequence[int]]) -> list[list[str]] | None:
-        """Return sequences as tokens; those of Marian's padding are not in CTranslate2's vocabulary."""
-        known = [self._words(ids) for ids in sequences if all(number < len(self._tokens) for number in ids)]
-        return known or None

@@ -1,95 +1,84 @@
-"""Two graphs of a T5: the encoder with the cross-attention's keys and values, and one decoder step.
+"""The two graphs of an encoder-decoder: the encoder, and the decoder with its cache.
 
-The keys and values depend on the source alone. With them computed by the encoder, the decoder's first step is
-like every other, so that two graphs suffice instead of three.
+Their inputs and outputs have the names and the order of Hugging Face Optimum's, so that its
+`ORTModelForSeq2SeqLM` and transformers.js run them. Optimum's own decoder holds two graphs, for the first
+step and for later ones, and chooses by an input. Here one graph does both: the keys and values of the source
+are computed for the tokens that the cache does not have: all in the first step, and none in later ones.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from transformers import DynamicCache, EncoderDecoderCache
-
-HIDDEN = -1e9
-"""Added to the attention scores of masked positions."""
 
 
 class EncoderGraph(nn.Module):
-    """input_ids and attention_mask (batch, source) -> the cross-attention's keys and values by decoder layer.
-
-    Each is (batch, heads, source, d_kv), in the order: keys of layer 0, values of layer 0, keys of layer 1.
-    """
+    """input_ids and attention_mask (batch, source) -> last_hidden_state (batch, source, d_model)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.encoder, self.decoder = model.encoder, model.decoder
+        self.encoder = model.get_encoder()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        hidden, bias = self.encoder.embed_tokens(input_ids), None
-        mask = additive_mask(attention_mask)
-        for block in self.encoder.block:
-            hidden, bias, _ = block(hidden, mask, bias)
-        hidden = self.encoder.final_layer_norm(hidden)
-        states = []
-        for block in self.decoder.block:
-            attention = block.layer[1].EncDecAttention
-            for product in (attention.k, attention.v):
-                states.append(split_heads(product(hidden), attention.key_value_proj_dim))
-        return tuple(states)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden: Tensor = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict=True
+        ).last_hidden_state
+        return hidden
 
 
 class DecoderGraph(nn.Module):
-    """One token per row and the cache -> logits of the next token, and the cache with this token.
+    """Tokens and the cache -> their logits, and the cache with these tokens.
 
-    The inputs are `input_ids` (batch, 1), `attention_mask` (batch, source), then for each layer the keys and
-    values of the tokens so far (batch, heads, tokens, d_kv), at first with tokens = 0, then the encoder's.
-    The outputs are logits (batch, vocabulary) and the keys and values with one more token.
+    The inputs are encoder_attention_mask (batch, source), input_ids (batch, new), encoder_hidden_states
+    (batch, source, d_model), and for each layer the keys and values of the tokens so far (batch, heads,
+    tokens, d_kv) and of the source (batch, heads, source, d_kv), all empty in the first step.
+    The outputs are logits (batch, new, vocabulary), and the same cache with the new tokens.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.decoder, self.head = model.decoder, model.lm_head
-        scaled = getattr(
-            model.config, "scale_decoder_outputs", model.config.tie_word_embeddings
-        )  # mT5 reads this
-        self.scale = model.model_dim**-0.5 if scaled else 1.0
+        self.model = model
+        self.attentions = nn.ModuleList(cross_attentions(model))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        layers = len(self.decoder.block)
-        cache = filled_cache(states[: 2 * layers], states[2 * layers :])
-        hidden, bias, cross_bias = self.decoder.embed_tokens(input_ids), None, None
-        source = attention_mask[..., None].to(
-            hidden.dtype
-        )  # a placeholder for the encoder's output, whose values are not used
-        mask = additive_mask(attention_mask)
-        for block in self.decoder.block:
-            hidden, bias, cross_bias = block(
-                hidden, None, bias, source, mask, cross_bias, past_key_values=cache
-            )
-        hidden = self.decoder.final_layer_norm(hidden) * self.scale
-        own: Any = cache.self_attention_cache.layers
-        written = [x for layer in own for x in (layer.keys, layer.values)]
-        return (self.head(hidden)[:, -1], *written)
+    def forward(self, mask: Tensor, input_ids: Tensor, hidden: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        own, source = DynamicCache(), DynamicCache()
+        known = past[2].shape[2]
+        torch._check(known <= hidden.shape[1])  # or the tracing would take their difference for a constant
+        rest = hidden[:, known:]  # the tokens of the source that the cache does not have
+        for layer, attention in enumerate(self.attentions):
+            states = past[4 * layer : 4 * layer + 4]
+            own.update(states[0], states[1], layer)
+            keys, values = (split_heads(product(rest), states[2].shape[1]) for product in products(attention))
+            source.update(cat([states[2], keys], dim=2), cat([states[3], values], dim=2), layer)
+        cache = EncoderDecoderCache(own, source)
+        cache.is_updated = dict.fromkeys(range(len(self.attentions)), True)
+        output = self.model(
+            encoder_outputs=(hidden,),
+            attention_mask=mask,
+            decoder_input_ids=input_ids,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        layers: Any = zip(own.layers, source.layers, strict=True)
+        written = [part for pair in layers for layer in pair for part in (layer.keys, layer.values)]
+        return (output.logits, *written)
 
 
-def additive_mask(mask: Tensor) -> Tensor:
-    """Return the additive mask (batch, 1, 1, source): 0 for tokens, `HIDDEN` for padding."""
-    return (1.0 - mask[:, None, None, :].to(torch.float32)) * HIDDEN
+def cross_attentions(model: Any) -> list[nn.Module]:
+    """Return the attention over the source of each decoder layer."""
+    decoder = model.get_decoder()
+    if hasattr(decoder, "block"):  # T5
+        return [block.layer[1].EncDecAttention for block in decoder.block]
+    return [layer.encoder_attn for layer in decoder.layers]
 
 
-def split_heads(x: Tensor, d_kv: int) -> Tensor:
+def products(attention: Any) -> tuple[Any, Any]:
+    """Return the projections of an attention to its keys and values."""
+    return (attention.k, attention.v) if hasattr(attention, "k") else (attention.k_proj, attention.v_proj)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """Split heads: (batch, source, heads * d_kv) -> (batch, heads, source, d_kv)."""
-    return x.view(*x.shape[:-1], -1, d_kv).transpose(1, 2)
-
-
-def filled_cache(own: tuple[Tensor, ...], source: tuple[Tensor, ...]) -> EncoderDecoderCache:
-    """Return a cache that holds the tokens so far and the whole source."""
-    caches = []
-    for states in (own, source):
-        cache = DynamicCache()
-        for layer in range(len(states) // 2):
-            cache.update(states[2 * layer], states[2 * layer + 1], layer)
-        caches.append(cache)
-    both = EncoderDecoderCache(*caches)
-    both.is_updated = dict.fromkeys(range(len(source) // 2), True)
-    return both
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)

@@ -4,7 +4,9 @@ An exported model stands where a Transformers model does: it generates, on the C
 and generation settings. It has no layers, so that nothing can be trained, merged or added.
 """
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,21 +16,29 @@ from transformers import GenerationConfig as TransformersConfig
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.errors import UserError
-from lora_hf.files import read_object
+from lora_hf.files import file_sha256, read_object
 
-Engine = Literal["ctranslate2"]
+Engine = Literal["ctranslate2", "onnx"]
 """What a model can be exported to."""
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-MARKS: dict[Engine, str] = {"ctranslate2": "model.bin"}
+MARKS: dict[Engine, str] = {"ctranslate2": "model.bin", "onnx": "encoder_model.onnx"}
 """The file by which a folder's engine is known."""
+OLD = "encoder.onnx"
 EXPORT = "export"
 """Entry of the manifest that says what the folder was made from."""
 AGAIN = "export the model again"
+logger = logging.getLogger(__name__)
 
 
 def engine_of(folder: str | Path) -> Engine | None:
-    """Return the engine of an exported folder, by the files in it; None for any other folder."""
+    """Return the engine of an exported folder, by the files in it; None for any other folder.
+
+    Raises:
+        UserError: an older version wrote it.
+    """
     folder = Path(folder).expanduser()
+    if (folder / OLD).is_file():
+        raise UserError(f"{folder} holds ONNX graphs of an older version, under other names: {AGAIN}")
     return next((engine for engine, file in MARKS.items() if (folder / file).is_file()), None)
 
 
@@ -45,6 +55,12 @@ def export_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise UserError(f"{folder} has no {MANIFEST_NAME} that says what it was exported from: {AGAIN}")
     return record
+
+
+def made_from(record: Mapping[str, Any]) -> str:
+    """Return the base and the adapter of an export, in words."""
+    base, adapter = record.get("base_model_name_or_path"), record.get("adapter")
+    return f"{base} with the adapter {adapter}" if adapter else str(base)
 
 
 def exported_config(folder: Path) -> Any:
@@ -100,7 +116,15 @@ class ExportedModel(ABC):
         """
         self.folder = folder
         self.config = exported_config(folder)
-        self.quantization = str(export_record(folder).get("quantization", "float32"))
+        record = export_record(folder)
+        self.quantization = str(record.get("quantization", "float32"))
+        for name, recorded in (record.get("sha256") or {}).items():
+            if not (folder / name).is_file() or file_sha256(folder / name) != recorded:
+                raise UserError(
+                    f"{folder / name} is not the file that was exported from {made_from(record)}: {AGAIN}, "
+                    "or download all of its files again"
+                )
+        logger.debug("%s was exported from %s", folder, made_from(record))
         try:
             settings = read_object(folder / "generation_config.json")
         except FileNotFoundError:
@@ -114,8 +138,10 @@ class ExportedModel(ABC):
 
     def options(self, given: dict[str, Any]) -> TransformersConfig:
         """Return the generation settings of a call: the tokens of the model's family, and what is given."""
-        needed = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
-        needed += ("forced_bos_token_id", "bad_words_ids")
+        needed = (
+            *("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"),
+            *("forced_bos_token_id", "bad_words_ids"),
+        )
         own = {name: value for name in needed if (value := getattr(self.generation_config, name)) is not None}
         return TransformersConfig(**(own | given))
 

@@ -1,7 +1,7 @@
 """A plain Transformers folder of a trained model, which writes as it was scored without this package.
 
 Beside weights, config and tokenizer it holds the generation settings, where `generate` finds them, the
-manifest, where `lora_hf.load` finds the prompt, and a README for everybody else. A folder of ONNX graphs has
+manifest, where `lora_hf.load` finds the prompt, and a README for everybody else. An exported folder has
 a README too.
 """
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
-from lora_hf.config import GenerationConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prompts import PLACE, prompt_template
@@ -42,9 +41,7 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 
 `lora_hf.load(".")` does the same and cuts a {source} that is too long at its end, not the end of the prompt.
 """
-GRAPHS = """# {title}, as ONNX
-
-`encoder.onnx` and `decoder.onnx` compute the model, and `tokenizer.json` divides its texts.
+EXPORTED = """# {title}, for {engine}
 
 Its input is a {source} in this prompt, at most {length} tokens in all:
 
@@ -52,30 +49,13 @@ Its input is a {source} in this prompt, at most {length} tokens in all:
 {prompt}
 ```
 
-In this folder, with onnxruntime and the tokenizer of Transformers, by greedy search:
+In this folder, without the package that trained it, by the settings that it was scored with:
 
 ```python
-import numpy, onnxruntime
-from transformers import AutoTokenizer
+{code}```
 
-tokenizer = AutoTokenizer.from_pretrained(".")
-encoder, decoder = (onnxruntime.InferenceSession(f"{{name}}.onnx") for name in ("encoder", "decoder"))
-text = {quoted}.replace("{place}", {example!r})
-ids = numpy.array([tokenizer(text).input_ids])
-source = {{"input_ids": ids, "attention_mask": numpy.ones_like(ids)}}
-states = dict(zip([state.name for state in encoder.get_outputs()], encoder.run(None, source)))
-empty = [state for state in decoder.get_inputs() if state.name.startswith("past_")]
-past = {{state.name: numpy.zeros((1, state.shape[1], 0, state.shape[3]), "float32") for state in empty}}
-written = [{start}]
-while written[-1] != {end} and len(written) <= {new_tokens}:
-    step = {{"input_ids": numpy.array([written[-1:]]), "attention_mask": source["attention_mask"]}}
-    logits, *present = decoder.run(None, step | past | states)
-    past = dict(zip(past, present))
-    written.append(int(logits.argmax()))
-print(tokenizer.decode(written, skip_special_tokens=True))
-```
-
-{scored}
+`lora_hf.load(".")` does the same for many texts at once, and cuts a {source} that is too long at its end, not
+the end of the prompt.
 """
 EXAMPLE = "Anna: Lunch at noon?\nBen: Yes, see you there."
 """The text in the code of a README."""
@@ -122,31 +102,22 @@ def public_name(model: str) -> str:
     return Path(model).name if Path(model).expanduser().is_dir() else model
 
 
-def write_graphs_readme(folder: Path, settings: PredictionSettings, model: Any) -> None:
-    """Write the README of a folder with ONNX graphs.
+def write_exported_readme(folder: Path, settings: PredictionSettings, engine: str, code: str) -> None:
+    """Write the README of an exported folder.
 
     Args:
-        folder: that of the graphs.
+        folder: that of the model.
         settings: those that the model was scored with.
-        model: what the graphs were made from; the numbers of its first and last token are named.
+        engine: what runs it, as people call it.
+        code: Python code that prints what the model writes; TEXT stands for the line that sets `text`.
     """
-    options = settings.generation.options()
-    scored = "The model was scored by greedy search too."
-    if options != GenerationConfig().options():
-        listed = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        scored = f"The model was scored with other settings ({listed}), so this code can write other texts."
-    text = GRAPHS.format(
-        **_words(settings),
-        start=model.config.decoder_start_token_id,
-        end=model.config.eos_token_id,
-        new_tokens=settings.max_new_tokens,
-        scored=scored,
-    )
-    write_text(folder / README, text)
+    words = _words(settings)
+    text = f"text = {words['quoted']}.replace({PLACE!r}, {EXAMPLE!r})"
+    write_text(folder / README, EXPORTED.format(**words, engine=engine, code=code.replace("TEXT", text)))
 
 
 def _words(settings: PredictionSettings) -> dict[str, Any]:
-    """Return what both READMEs say of a model, by the names in their templates."""
+    """Return what both kinds of README say of a model, by the names in their templates."""
     prompt = prompt_template(settings.data.prompt)
     return {
         "title": f"A model for {settings.task.purpose}",

@@ -90,14 +90,16 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     scores, rows = score_model(
         config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths, scoring
     )
-    whole = {"model": source.name} if source and not adapter else {}
-    return {
-        **{"adapter": adapter.source if adapter else None, **whole},
+    result: RunResult = {
+        "adapter": adapter.source if adapter else None,
         "seed": config.seed,
         "max_new_tokens": max_new_tokens,
         "data_warnings": warnings,
         **scores,
-    }, rows
+    }
+    if source and not adapter:
+        result["model"] = source.name
+    return result, rows
 
 
 def _report_other_revision(base: ModelConfig, adapter: SavedAdapter, commit: str | None) -> None:

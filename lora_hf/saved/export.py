@@ -1,86 +1,247 @@
-"""Export a model as ONNX graphs with its tokenizer, and check that they generate the same tokens."""
+"""Export a trained model for another engine, and compare what both write on the run's test split."""
 
-import shutil
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lora_hf.adapters import merge_and_unload
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.model_state import model_state
-from lora_hf.adapters.peft_format import CONFIG_NAME
-from lora_hf.config import DataConfig, ModelConfig
-from lora_hf.config.prediction import PredictionSettings
-from lora_hf.data.splits import load_split
+from lora_hf.config import DataConfig, RunConfig
+from lora_hf.config.load import load_config
+from lora_hf.config.prediction import COLUMN_FIELDS, PredictionSettings
+from lora_hf.data.examples import Example
+from lora_hf.data.splits import load_split, with_columns_of_training
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
-from lora_hf.evaluation.generate import padded
-from lora_hf.exporting.onnx import OnnxT5, check_exported, write_graphs
-from lora_hf.files import check_new, read_object, whole
-from lora_hf.models.load import load_model, load_tokenizer, model_type
-from lora_hf.models.plain_folder import write_graphs_readme
-from lora_hf.run_files import ADAPTER, MODEL
+from lora_hf.evaluation.evaluate import summarize
+from lora_hf.evaluation.metrics import Scoring
+from lora_hf.exporting.engines import EXPORTERS, check_family, open_exported
+from lora_hf.files import check_new, file_sha256, read_object, whole, write_json
+from lora_hf.models.base_files import TOKENIZER_CONFIG
+from lora_hf.models.exported import EXPORT, Engine, export_record
+from lora_hf.models.generation import generation_config
+from lora_hf.models.languages import in_languages, set_language
+from lora_hf.models.load import check_base, find_base, load_model, load_tokenizer, model_config
+from lora_hf.models.plain_folder import write_exported_readme
+from lora_hf.run_files import CONFIG
+from lora_hf.saved.source import Source
+from lora_hf.scores import Score
+from lora_hf.training.registry import load_saved, saved_method
 
-COMPARED_DIALOGUES = 8
-"""Dialogues of the package's test split whose summaries are compared."""
-NEW_TOKENS = 40
+LARGEST_LOSS = 0.005
+"""Loss of the task's main score, on a scale of 1, beyond which an export is refused."""
+EQUAL_SHARE = 0.9
+"""Share of greedy outputs of an export in float32 that must be those of the model: others are near ties."""
+SAMPLE = 8
+"""Dialogues of the package's test split on which a model of unknown data is compared."""
+logger = logging.getLogger(__name__)
 
 
-def export(model: str, output: Path) -> int:
-    """Write encoder.onnx, decoder.onnx, the config and the tokenizer, and run them once.
+@dataclass(frozen=True)
+class Comparison:
+    """What an exported model writes, compared with the model in float32."""
+
+    n: int
+    """Compared examples."""
+    of: int
+    """Examples of the test split."""
+    equal: int
+    """Those whose texts are the same."""
+    score: Score | None = None
+    """The task's main score; None where the model's data are not known."""
+    of_model: float = 0.0
+    of_export: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Return the loss of the score by the export, on a scale of 1; negative for a gain."""
+        return self.score.sign * (self.of_model - self.of_export) / self.score.scale if self.score else 0.0
+
+    def __str__(self) -> str:
+        part = f"{self.n:,}" if self.n == self.of else f"first {self.n:,} of {self.of:,}"
+        if self.score is None:
+            return f"{self.equal} of {self.n} texts of the package's sample equal the float32 model's"
+        before, after = self.score.text(self.of_model), self.score.text(self.of_export)
+        return (
+            f"test split ({part} examples): {self.equal:,} of {self.n:,} texts equal the float32 model's; "
+            f"{self.score.label} {after}, the float32 model's {before}"
+        )
+
+
+def export(
+    source: Source,
+    output: Path,
+    engine: Engine,
+    quantization: str = "float32",
+    config: RunConfig | None = None,
+    examples: int = 200,
+    allow_loss: bool = False,
+) -> Comparison:
+    """Write a model for another engine, with tokenizer, prompt and settings, and compare what it writes.
+
+    The adapter of a run is merged in memory, in float32.
 
     Args:
-        model: a plain Transformers folder, such as `lora-hf merge` writes, a name on the Hub, or `embedded`.
+        source: what `find_source` found: a run, an adapter, or a whole model.
         output: a new folder.
-
-    Returns:
-        The number of sample dialogues whose tokens were compared and are equal.
+        engine: what the model is for.
+        quantization: of the weights, one of the engine's.
+        config: whose test split is compared; None takes the config of the run that the model is in. Without
+            one, texts of the package's sample are compared and no score.
+        examples: the most examples that are compared.
+        allow_loss: write the folder even if the score falls by more than `LARGEST_LOSS`.
 
     Raises:
-        UserError: `output` exists, the model is not a T5, or a package is missing.
-        RuntimeError: the graphs generate other tokens than the model.
+        UserError: `output` exists, a package is missing, the engine does not know the model's family, the
+            model is quantized or has an adapter that cannot be merged, or the export loses too much.
     """
+    exporter = EXPORTERS[engine]
     check_new(output)
-    if (Path(model) / MODEL).is_dir():  # a run directory
-        model = str(Path(model) / MODEL)
-    if (Path(model) / CONFIG_NAME).is_file() or (Path(model) / ADAPTER).is_dir():
-        raise UserError(
-            f"{model} is an adapter: merge it into its base with `lora-hf merge`, and export the result"
-        )
-    config = ModelConfig(model_name_or_path=model, dtype="float32").with_name_field("MODEL")
-    if (kind := model_type(config)) is not None:
-        check_exported(kind, config.as_written)
-    loaded = load_model(config, torch.device("cpu"), report_generation=False)
-    tokenizer = load_tokenizer(config)
+    _check_source(source, engine, quantization)
+    exporter.check()
+    if config is None and source.run:
+        config = load_config(source.run / CONFIG, is_recorded=True)
+    settings = source.settings_with("generation", {})
+    test = _examples(source, config, settings)
+    model, tokenizer = _merged(source)
+    set_language(model, tokenizer, settings.data)
+    own = generation_config(model, settings.generation, settings.max_new_tokens)
+    of, test = len(test), test[:examples]
+    data = settings.data.model_copy(update={name: getattr(DataConfig(), name) for name in COLUMN_FIELDS})
+    sources = encode_sources([example.dialogue for example in test], tokenizer, data).ids
+
+    def written(by: Any) -> list[str]:
+        return summarize(settings.generation, by, tokenizer, sources, settings.max_new_tokens)
+
+    texts = written(model)  # first: the converter of CTranslate2 quantizes the model's own weights in place
     with whole(output) as folder:
-        write_graphs(loaded, folder)
-        loaded.config.save_pretrained(folder)
-        # the checkpoint's own, not validated: published ones combine settings that Transformers warns of
-        model_state(loaded).checkpoint_generation.to_json_file(folder / "generation_config.json")
-        tokenizer.save_pretrained(folder)
-        settings = PredictionSettings()
-        if (manifest := Path(model) / MANIFEST_NAME).is_file():  # with the prompt, of a folder of `merge`
-            shutil.copy(manifest, folder / MANIFEST_NAME)
-            settings = PredictionSettings.read(read_object(manifest), manifest)
-        write_graphs_readme(folder, settings, loaded)
-        return check_same(loaded, tokenizer, OnnxT5(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        exporter.write(model, tokenizer, folder, quantization)
+        own.to_json_file(folder / "generation_config.json")
+        with in_languages(tokenizer, settings.data):
+            tokenizer.save_pretrained(folder)
+        _name_old_class(folder / TOKENIZER_CONFIG)
+        record = _record(source, model, engine, quantization)
+        record["sha256"] = {file.name: file_sha256(file) for file in exporter.weights(folder)}
+        write_json(folder / MANIFEST_NAME, settings.manifest() | {EXPORT: record})
+        write_exported_readme(folder, settings, exporter.title, exporter.readme_code(tokenizer, own))
+        found = _compared(texts, written(open_exported(folder)), test, of, config)
+        check_loss(found, quantization, settings, allow_loss)
+        compared: dict[str, Any] = {"examples": found.n, "equal": found.equal}
+        if found.score:
+            compared |= {"score": found.score.name, "model": found.of_model, "export": found.of_export}
+        record = export_record(folder) | {"compared": compared}
+        write_json(folder / MANIFEST_NAME, settings.manifest() | {EXPORT: record})
+    return found
 
 
-def check_same(model: Any, tokenizer: Any, graphs: OnnxT5) -> int:
-    """Compare greedy tokens of model and graphs on a sample, and return the number of dialogues.
+def _name_old_class(file: Path) -> None:
+    """Name the class of a tokenizer as Transformers 4 does too, which Optimum needs: 5 knows both names."""
+    settings = read_object(file)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        write_json(file, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def check_loss(
+    found: Comparison, quantization: str, settings: PredictionSettings, allow_loss: bool = False
+) -> None:
+    """Refuse an export that writes something else than its model.
 
     Raises:
-        RuntimeError: they differ.
+        UserError: the score falls by more than `LARGEST_LOSS` and `allow_loss` is false; or greedy texts in
+            float32 differ, which no rounding explains.
     """
-    config = DataConfig(max_test_samples=COMPARED_DIALOGUES, max_source_length=128)
-    texts = [example.dialogue for example in load_split(config, "test")]
-    batch = padded(encode_sources(texts, tokenizer, config).ids, tokenizer.pad_token_id, torch.device("cpu"))
-    with torch.inference_mode():
-        expected = model.generate(
-            **batch, max_new_tokens=NEW_TOKENS, max_length=None, do_sample=False, num_beams=1
+    is_exact = quantization == "float32" and settings.generation.num_beams == 1
+    if is_exact and found.equal < EQUAL_SHARE * found.n:
+        raise UserError(
+            f"the export computes another model: {found}. Nothing was written; please report this, with the "
+            "model's family and the versions of the packages"
         )
-    ids = (model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id)
-    found = graphs.greedy(batch["input_ids"].numpy(), batch["attention_mask"].numpy(), NEW_TOKENS, *ids)
-    if found.shape != tuple(expected.shape) or (found != expected.numpy()).any():
-        raise RuntimeError("the ONNX graphs generate other tokens than the model: please report this")
-    return len(texts)
+    if found.loss > LARGEST_LOSS and not allow_loss:
+        raise UserError(
+            f"the export loses more than {LARGEST_LOSS} of the score, and nothing was written: {found}. "
+            "Choose another --quantization (float32 loses nothing), or accept it with --allow-loss"
+        )
+
+
+def _check_source(source: Source, engine: Engine, quantization: str) -> None:
+    """Check what can be known before the model is loaded."""
+    exporter, name = EXPORTERS[engine], source.model.as_written
+    if quantization not in exporter.quantizations:
+        raise UserError(
+            f"--quantization {quantization!r} must be one of {list(exporter.quantizations)} "
+            f"with --to {engine}"
+        )
+    adapter = source.adapter
+    if adapter and (method := saved_method(adapter)) != "lora":
+        raise UserError(
+            f"{source.name} holds a {method}, which does not change weights and cannot be exported; use it "
+            "with `lora-hf predict`"
+        )
+    check_family(engine, model_config(source.model).model_type, name)
+    if source.model.is_quantized:
+        raise UserError(
+            f"the base of {source.name} is quantized: merge it first (`lora-hf merge --onto checkpoint`), "
+            "and export that folder"
+        )
+    if check_base(source.model, find_base(source.model, "weights")[0]):
+        raise UserError(
+            f"{name}: its weights are stored quantized and cannot be exported; give the checkpoint before "
+            "quantization"
+        )
+
+
+def _examples(source: Source, config: RunConfig | None, settings: PredictionSettings) -> list[Example]:
+    """Return the test split of the config, or the package's sample."""
+    if config is None:
+        logger.warning(
+            "the test split of %s is not known, so that no score is compared; --config names it", source.name
+        )
+        return load_split(DataConfig(max_test_samples=SAMPLE), "test")
+    Scoring.of_config(config).check()
+    return load_split(with_columns_of_training(config.data, config.task, source.columns), "test")
+
+
+def _merged(source: Source) -> tuple[Any, Any]:
+    """Return model and tokenizer, in float32 on the CPU, with the adapter merged."""
+    config = source.model.model_copy(update={"dtype": "float32"})
+    model = load_model(config, torch.device("cpu"), report_generation=False)
+    if source.adapter:
+        merge_and_unload(load_saved(model, source.adapter))
+    return model, load_tokenizer(config)
+
+
+def _record(source: Source, model: Any, engine: Engine, quantization: str) -> dict[str, Any]:
+    """Return the manifest's entry: what the folder was made from, and by what."""
+    adapter = source.adapter
+    return {
+        "engine": engine,
+        "quantization": quantization,
+        "base_model_name_or_path": source.model.model_name_or_path,
+        "base_model_revision": getattr(model.config, "_commit_hash", None),
+        "base_fingerprint": model_state(model).base_fingerprint,
+        "adapter": source.name if adapter else None,
+        "adapter_sha256": file_sha256(adapter.weights_file) if adapter else None,
+        "versions": {name: version(name) for name in EXPORTERS[engine].packages},
+        "config": model.config.to_diff_dict(),
+    }
+
+
+def _compared(
+    texts: list[str], exported: list[str], test: list[Example], of: int, config: RunConfig | None
+) -> Comparison:
+    """Compare the texts of a model with those of its export."""
+    equal = sum(a == b for a, b in zip(texts, exported, strict=True))
+    if config is None:
+        return Comparison(len(test), of, equal)
+    scoring = Scoring.of_config(config)
+    references = [list(example.references) for example in test]
+    before, after = (
+        scoring.measure(one, references).scores[scoring.main.name].value for one in (texts, exported)
+    )
+    return Comparison(len(test), of, equal, scoring.main, before, after)

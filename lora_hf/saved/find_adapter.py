@@ -220,11 +220,13 @@ def settings_on_base(
     Raises:
         UserError: as `settings_of`, `PredictionSettings.changed` and `check_positions`.
     """
-    return changed_settings(settings_of(saved), base, where, changes, virtual_tokens_of(saved))
+    model = model_config(base)  # first: a base that is not there is the error, whatever the adapter lacks
+    return changed_settings(settings_of(saved), model, base, where, changes, virtual_tokens_of(saved))
 
 
 def changed_settings(
     settings: PredictionSettings,
+    model: Any,
     base: ModelConfig,
     where: str,
     changes: Mapping[str, Any],
@@ -234,7 +236,8 @@ def changed_settings(
 
     Args:
         settings: those that a model or an adapter records.
-        base: the model.
+        model: the model's Transformers configuration.
+        base: the same model by its name.
         where: who asks, for errors, such as `generate`.
         changes: fields of `generation` that replace those of `settings`.
         virtual_tokens: number of positions before each source that prompt tuning takes.
@@ -242,7 +245,6 @@ def changed_settings(
     Raises:
         UserError: as `PredictionSettings.changed` and `check_positions`.
     """
-    model = model_config(base)
     settings = within_positions(settings, model, base.model_name_or_path, virtual_tokens)
     settings = settings.changed(where, changes)
     check_positions(

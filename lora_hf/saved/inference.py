@@ -68,7 +68,7 @@ class InferenceModel:
         self.name = base.model_name_or_path
         folder = Path(base.model_name_or_path).expanduser()
         base_settings = base_settings or settings_beside(folder)
-        self.model = (
+        self.model: Any = (
             open_exported(folder)
             if engine_of(folder)
             else load_model(base, pick_device(), report_generation=base_settings is None)

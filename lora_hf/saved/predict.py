@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 from lora_hf.config import DataConfig
 from lora_hf.data.input_file import read_file
 from lora_hf.errors import UserError
-from lora_hf.saved.find_adapter import base_config, find_adapter
+from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter
 from lora_hf.saved.inference import load_source
 from lora_hf.saved.source import Source
 
@@ -47,10 +47,13 @@ def predict(
     Raises:
         UserError: a mistake in the file, the model or `generation`, or lengths beyond the model's positions.
     """
+    data = data or DataConfig()
     if isinstance(model, str):
         saved = find_adapter(model)
+        examples = read_file(file, data, is_lines, columns_of(saved))
         model = Source(model, base_config(saved, base), saved)
-    examples = read_file(file, data or DataConfig(), is_lines, model.columns)
+    else:
+        examples = read_file(file, data, is_lines, model.columns)
     settings = model.settings_with("generate", generation or {})
     loaded = load_source(model, settings)
     predictions = loaded.generate([example.dialogue for example in examples], **(generation or {}))

@@ -19,6 +19,7 @@ from lora_hf.errors import UserError
 from lora_hf.files import read_object
 from lora_hf.hub.names import split_name
 from lora_hf.models.exported import engine_of, export_record
+from lora_hf.models.load import model_config
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
 from lora_hf.saved.find_adapter import (
@@ -66,7 +67,8 @@ class Source:
         """
         if self.adapter:
             return settings_on_base(self.adapter, self.model, where, changes)
-        return changed_settings(self.settings or PredictionSettings(), self.model, where, changes)
+        settings, model = self.settings or PredictionSettings(), model_config(self.model)
+        return changed_settings(settings, model, self.model, where, changes)
 
 
 def find_source(name: str, base: str | None = None, option: str = "--model") -> Source:

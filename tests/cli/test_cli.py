@@ -111,7 +111,7 @@ def test_a_base_from_the_command_line_is_named_as_it_was_written(
     }[command]
     cli.run([command, *map(str, words)], debug=False)
     said = "".join(capsys.readouterr())
-    written = f"{'MODEL' if command == 'export' else '--base'}={name!r}"
+    written = f"{'MODEL ' if command == 'export' else '--base='}{name!r}"
     assert written in said
     assert "model.model_name_or_path" not in said
 

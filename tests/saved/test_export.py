@@ -1,4 +1,4 @@
-"""ONNX: the graphs write what the model writes, at any number of rows and lengths, in other hands too."""
+"""Exports: what is refused before and after writing, and ONNX graphs by the command, in other hands too."""
 
 import json
 import shutil
@@ -7,27 +7,107 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from support.models import T5_SHAPE, TOKENS, make_bart
-from transformers import MT5Config, MT5ForConditionalGeneration
+from support.families import make_family
+from support.models import saved
 
 from lora_hf import cli
-from lora_hf.config import ModelConfig
+from lora_hf.config.prediction import PredictionSettings
+from lora_hf.config.schema import GenerationConfig
 from lora_hf.errors import UserError
-from lora_hf.exporting.onnx import OnnxT5, write_graphs
-from lora_hf.models.load import load_model
-from lora_hf.saved.export import export
+from lora_hf.exporting.onnx import OnnxModel
+from lora_hf.saved import export as exporting
+from lora_hf.saved.export import Comparison, check_loss
+from lora_hf.saved.inference import load
+from lora_hf.scores import METRICS
 
-pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
+ROUGE = METRICS["rouge"][0]
+WRONG = METRICS["ter"][0]
+
+
+def compared(before: float, after: float, equal: int = 200, score: object = ROUGE) -> Comparison:
+    return Comparison(200, 1500, equal, score, before, after)  # type: ignore[arg-type]
+
+
+def test_an_export_that_loses_too_much_is_refused_unless_it_is_allowed() -> None:
+    settings = PredictionSettings()
+    check_loss(compared(0.776, 0.7712, 120), "int8", settings)
+    lost = compared(0.776, 0.7702, 120)
+    with pytest.raises(
+        UserError, match=r"more than 0.005 .*first 200 of 1,500 .*ROUGE-1 0.7702, .* 0.7760"
+    ) as e:
+        check_loss(lost, "int8", settings)
+    assert "--allow-loss" in str(e.value)
+    check_loss(lost, "int8", settings, allow_loss=True)
+    check_loss(compared(0.5, 0.9), "int8", settings)
+    lower_is_better = compared(40.0, 41.0, score=WRONG)
+    assert lower_is_better.loss == pytest.approx(0.01)
+
+
+def test_greedy_texts_in_float32_that_differ_are_another_model() -> None:
+    other = compared(0.02, 0.02, equal=100)
+    with pytest.raises(UserError, match="the export computes another model: .* 100 of 200 texts equal"):
+        check_loss(other, "float32", PredictionSettings(), allow_loss=True)
+    check_loss(other, "float32", PredictionSettings(generation=GenerationConfig(num_beams=4)))
+    check_loss(compared(0.02, 0.02, equal=180), "float32", PredictionSettings())
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is loaded, and every package seems to be installed."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(exporting, "load_model", fail)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_what_cannot_be_exported_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "led"
+    make_family("LED").save_pretrained(other)
+    kept = saved(tmp_path / "t5")
+    bottleneck = tmp_path / "bottleneck"
+    bottleneck.mkdir()
+    manifest = {"method": "bottleneck", "weights_sha256": "", "base_model_name_or_path": "embedded"}
+    (bottleneck / "lora_hf.json").write_text(json.dumps(manifest))
+    output = str(tmp_path / "out")
+    capsys.readouterr()  # progress bars
+    for words, says in (
+        ([str(other)], "is of type led, which cannot be exported to onnx; these can: t5, mt5"),
+        ([str(other), "--to", "ctranslate2"], "type led, which cannot be exported to ctranslate2; these can"),
+        (["embedded", "--to", "ctranslate"], "--to 'ctranslate' must be one of ['ctranslate2', 'onnx']. Did"),
+        (["embedded", "--quantization", "int4"], "--quantization 'int4' must be one of ['float32', 'int8']"),
+        (
+            ["embedded", "--quantization", "int8_bfloat16"],
+            "must be one of ['float32', 'int8'] with --to onnx",
+        ),
+        ([str(bottleneck)], "holds a bottleneck, which does not change weights and cannot be exported"),
+        ([str(tmp_path / "none")], "no such folder"),
+        ([kept.model_name_or_path, "--base", "x"], "base='x' is for an adapter"),
+    ):
+        assert cli.run(["export", *words, "--output", output], debug=False) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.startswith("error: ")
+    assert not Path(output).exists()
+    (tmp_path / "mine.txt").write_text("x")
+    assert cli.run(["export", "embedded", "--output", str(tmp_path)], debug=False) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_folder_of_an_older_version_is_named(tmp_path: Path) -> None:
+    (tmp_path / "encoder.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match="holds ONNX graphs of an older version, under other names: export"):
+        load(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The embedded model as the command exports it, and what the command says."""
+    pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
     folder, said = tmp_path_factory.mktemp("exported") / "onnx", StringIO()
     with redirect_stdout(said):
         assert cli.run(["export", "embedded", "--output", str(folder)], debug=False) == 0
@@ -35,94 +115,63 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["t5", "mt5"])
-def test_the_graphs_write_the_models_greedy_tokens(
-    kind: str, exported: tuple[Path, str], tmp_path: Path
-) -> None:
-    """An MT5 has a class of its own, and this one the head of its embeddings; the T5 a head of its own."""
-    if kind == "t5":
-        model, graphs = load_model(ModelConfig(), torch.device("cpu")), OnnxT5(exported[0])
-    else:
-        torch.manual_seed(0)
-        model = MT5ForConditionalGeneration(MT5Config(**T5_SHAPE | {"num_layers": 1})).eval()
-        implementation = model.config._attn_implementation
-        write_graphs(model, tmp_path)
-        assert model.config._attn_implementation == implementation
-        graphs = OnnxT5(tmp_path)
-    ids = (model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id)
-    for rows, source in ((1, 1), (1, 40), (5, 17)):
-        torch.manual_seed(rows)
-        lengths = torch.randint(1, source + 1, (rows,))
-        lengths[0] = source
-        mask = (torch.arange(source) < lengths[:, None]).long()
-        sources = torch.randint(2, TOKENS, (rows, source)) * mask
-        wanted = model.generate(
-            input_ids=sources, attention_mask=mask, max_new_tokens=12, max_length=None, do_sample=False
-        )
-        found = graphs.greedy(sources.numpy(), mask.numpy(), 12, *ids)
-        assert found.shape == tuple(wanted.shape) and (found == wanted.numpy()).all()
-
-
-def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="a BartForConditionalGeneration is of type bart, and ONNX graphs"):
-        write_graphs(make_bart(), tmp_path / "x")
-    make_bart().config.save_pretrained(tmp_path / "base")  # without weights
-    with pytest.raises(UserError, match="^MODEL='.*base' is of type bart.*only. Use the model's folder with"):
-        export(str(tmp_path / "base"), tmp_path / "y")
-    with pytest.raises(UserError, match="has no encoder.onnx"):
-        OnnxT5(tmp_path)
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="is an adapter: merge it into its base with `lora-hf merge`"):
-        export(str(tmp_path / "adapter"), tmp_path / "y")
-    with pytest.raises(UserError, match="is an adapter: merge it"):
-        export(str(tmp_path), tmp_path / "y")  # a run's directory
-    (tmp_path / "full/model").mkdir(parents=True)
-    with pytest.raises(UserError, match="full/model"):
-        export(str(tmp_path / "full"), tmp_path / "y")
-    assert not (tmp_path / "y").exists()
-    (tmp_path / "mine.txt").write_text("x")
-    assert cli.run(["export", "embedded", "--output", str(tmp_path)], debug=False) == 2
-    assert "nothing is overwritten" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_folder_is_exported_by_the_command_and_run_with_onnxruntime_alone(
+def test_onnx_graphs_are_written_by_the_command_under_the_names_that_others_read(
     exported: tuple[Path, str],
 ) -> None:
     folder, said = exported
-    assert "8 of 8 sample summaries" in said
-    assert (folder / "tokenizer.json").is_file()
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "t5"
+    assert "8 of 8 texts of the package's sample equal the float32 model's" in said
+    files = {"encoder_model.onnx", "decoder_model_merged.onnx", "config.json", "generation_config.json"}
+    assert files < {file.name for file in folder.iterdir()} and (folder / "tokenizer.json").is_file()
     alone = """
 import sys, numpy, onnxruntime
-encoder = onnxruntime.InferenceSession(sys.argv[1] + "/encoder.onnx")
+encoder, decoder = (onnxruntime.InferenceSession(f"{sys.argv[1]}/{name}.onnx")
+                    for name in ("encoder_model", "decoder_model_merged"))
 ids = numpy.array([[5, 6, 7, 1]])
-states = encoder.run(None, {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})
-print(len(states), states[0].shape[2], "torch" in sys.modules)
+hidden = encoder.run(None, {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})[0]
+past = [state for state in decoder.get_inputs() if state.name.startswith("past_key_values.")]
+feed = {state.name: numpy.zeros((1, state.shape[1], 0, 99), "float32") for state in past}
+feed |= {"input_ids": ids[:, :1], "encoder_hidden_states": hidden}
+feed["encoder_attention_mask"] = numpy.ones_like(ids)
+logits, *present = decoder.run(None, feed)
+print([state.name for state in past][:4], present[2].shape[2], logits.shape[:2], "torch" in sys.modules)
 """
     said = subprocess.run(
         [sys.executable, "-c", alone, str(folder)], check=True, capture_output=True, text=True
     ).stdout
-    layers = json.loads((folder / "config.json").read_text())["num_decoder_layers"]
-    assert said.split() == [str(2 * layers), "4", "False"]
+    names = [f"past_key_values.0.{name}" for name in ("decoder.key", "decoder.value")]
+    names += [name.replace("decoder", "encoder") for name in names]
+    assert said.strip() == f"{names} 4 (1, 1) False"
 
 
 @pytest.mark.slow
-def test_a_graph_that_writes_otherwise_is_told(
-    exported: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(model: Any, folder: Path) -> None:
-        shutil.copytree(exported[0], folder, dirs_exist_ok=True)
+def test_every_search_of_a_run_is_possible_with_the_graphs(exported: tuple[Path, str]) -> None:
+    texts = ["Anna: Lunch at noon?\nBen: Yes, see you there.", "A: Bye", "A: Late?\nB: The bus was late."]
+    by_torch, by_onnx = load("embedded"), load(exported[0])
+    for search in ({"num_beams": 3, "length_penalty": 0.3}, {"no_repeat_ngram_size": 2, "min_new_tokens": 9}):
+        assert by_onnx.generate(texts, max_new_tokens=12, **search) == by_torch.generate(
+            texts, max_new_tokens=12, **search
+        )
 
-    def one_other_token(graphs: OnnxT5, *given: Any) -> Any:
-        written = greedy(graphs, *given)
-        written[-1, -1] += 1
-        return written
 
-    greedy = OnnxT5.greedy
-    monkeypatch.setattr("lora_hf.saved.export.write_graphs", write)
-    for others in (lambda graphs, ids, *rest: np.zeros((len(ids), 3), np.int64), one_other_token):
-        monkeypatch.setattr(OnnxT5, "greedy", others)
-        with pytest.raises(RuntimeError, match="other tokens"):
-            cli.run(["export", "embedded", "--output", str(tmp_path / "x")], debug=False)
+@pytest.mark.slow
+def test_a_graph_in_int8_is_smaller(exported: tuple[Path, str], tmp_path: Path) -> None:
+    from lora_hf.exporting import onnx
+
+    folder = tmp_path / "int8"
+    shutil.copytree(exported[0], folder)
+    for name in (onnx.ENCODER, onnx.DECODER):
+        onnx._quantize(folder / name)
+        assert (folder / name).stat().st_size < 0.8 * (exported[0] / name).stat().st_size
+    manifest = json.loads((folder / "lora_hf.json").read_text())
+    del manifest["export"]["sha256"]
+    (folder / "lora_hf.json").write_text(json.dumps(manifest))
+    assert load(folder).generate(["Anna: Lunch at noon?\nBen: Yes."], max_new_tokens=9)[0]
+
+
+def test_a_missing_graph_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
+    record = {"config": {"model_type": "t5"}}
+    (tmp_path / "lora_hf.json").write_text(json.dumps({"export": record}))
+    (tmp_path / "generation_config.json").write_text("{}")
+    with pytest.raises(UserError, match="has no encoder_model.onnx: export the model again"):
+        OnnxModel(tmp_path)

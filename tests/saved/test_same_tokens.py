@@ -229,22 +229,55 @@ def test_a_model_that_was_trained_whole_writes_the_same(base: Path, tmp_path: Pa
         assert [models.summarize("run", one).summary for one in trained.dialogues] == trained.written
 
 
-@pytest.mark.slow
-def test_an_export_of_a_merged_folder_keeps_its_settings_and_its_prompt(
-    trained: Trained, merged: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
-    from lora_hf.saved.export import export
+@pytest.fixture(scope="module")
+def exported(trained: Trained) -> Path:
+    """The run of the module for CTranslate2, by the command."""
+    pytest.importorskip("ctranslate2", reason="the package ctranslate2 is not installed")
+    folder = trained.run.parent / "ct2"
+    words = ["export", str(trained.run), "--to", "ctranslate2", "--output", str(folder)]
+    with redirect_stdout(StringIO()) as out:
+        assert cli.run(words, debug=False) == 0
+    if trained.generation == GREEDY:
+        assert "6 of 6 texts equal the float32 model's; ROUGE-1" in out.getvalue()
+    return folder
 
-    export(str(merged), tmp_path / "onnx")
+
+def test_an_exported_run_writes_the_same_in_every_command_and_without_this_package(
+    trained: Trained, exported: Path
+) -> None:
+    by_engine = load(exported)
+    written = by_engine.generate(trained.dialogues)
+    if trained.generation == GREEDY:  # beams end elsewhere: docs/serving.md
+        assert written == trained.written
+    assert by_engine.description.startswith(f"{exported} in float32 by ctranslate2 on cpu")
+    assert [row["prediction"] for row in predict(trained.file, find_source(str(exported)))] == written
+    rows = evaluate(load_config(trained.config), find_source(str(exported)))[1]
+    assert [row["prediction"] for row in rows] == written
+    with closing(Service(Engine(ModelConfig(model_name_or_path=str(exported)), {}), Limits())) as service:
+        client = TestClient(create_app(service))
+        answers = [client.post("/summarize", json={"dialogue": one}).json() for one in trained.dialogues]
+    assert [answer["summary"] for answer in answers] == written
+    assert [written_by_the_readme(exported, one) for one in trained.dialogues[:2]] == written[:2]
     for name in ("generation_config.json", "lora_hf.json"):
-        found, expected = (json.loads((folder / name).read_text()) for folder in (tmp_path / "onnx", merged))
-        assert found == expected
-    beams = json.loads((merged / "generation_config.json").read_text())["num_beams"]
-    assert ("scored with other settings" in (tmp_path / "onnx/README.md").read_text()) == (beams > 1)
-    if beams == 1:
-        dialogues = trained.dialogues[:2]
-        assert [written_by_the_readme(tmp_path / "onnx", one) for one in dialogues] == trained.written[:2]
+        assert str(trained.generation["max_new_tokens"]) in (exported / name).read_text()
+
+
+def test_an_exported_folder_says_what_it_is_made_of_and_takes_no_adapter(
+    trained: Trained, exported: Path, base: Path, tmp_path: Path
+) -> None:
+    record = json.loads((exported / "lora_hf.json").read_text())["export"]
+    assert (record["base_model_name_or_path"], record["adapter"]) == (str(base), str(trained.run))
+    with pytest.raises(UserError, match="was exported to ctranslate2, and no adapter can be loaded on"):
+        load(exported).add_adapter(trained.run, "one")
+    with pytest.raises(UserError, match="exported to ctranslate2, which only predict, evaluate, serve"):
+        lora_hf.train(
+            trained.config | {"output_dir": str(tmp_path)}, [f"model.model_name_or_path={exported}"]
+        )
+    copied = tmp_path / "copied"
+    shutil.copytree(exported, copied)
+    (copied / "model.bin").write_bytes(b"of another adapter")
+    with pytest.raises(UserError, match=f"model.bin is not the file that was exported from {base} with the"):
+        load(copied)
 
 
 def test_the_settings_of_a_base_that_are_not_used_are_logged_once(

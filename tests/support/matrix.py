@@ -12,7 +12,7 @@ from support.matrix_checks import CHECKS
 from support.matrix_models import LISTED, ROWS, Case, model_type
 
 from lora_hf.errors import UserError
-from lora_hf.exporting.onnx import KINDS
+from lora_hf.exporting.onnx import FAMILIES
 from lora_hf.families import family_of
 
 
@@ -32,8 +32,8 @@ def expected(row: str, check: str) -> Expected:
     kind = model_type(row)
     if reason := family_of(kind).impossible.get(check):
         return Expected("impossible", reason)
-    if check == "export" and kind not in KINDS:
-        return Expected("refused", "ONNX graphs are written for T5 and mT5")
+    if check == "export" and kind not in FAMILIES:
+        return Expected("refused", "ONNX graphs are written for T5, mT5, UMT5, BART, mBART, NLLB and Pegasus")
     if reason := OPEN.get((row, check)):
         return Expected("not yet", reason)
     return Expected("ok")

@@ -23,7 +23,9 @@ from lora_hf.baselines.prompt_tuning import Prompt, add_prompt
 from lora_hf.config import RunConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.evaluation.generate import generate_summaries, padded
-from lora_hf.exporting.onnx import write_graphs
+from lora_hf.exporting.engines import check_family
+from lora_hf.exporting.onnx import OnnxModel, write_onnx
+from lora_hf.files import write_json
 from lora_hf.models.languages import decode
 from lora_hf.models.plain_folder import save_model
 from lora_hf.planning.plan import plan_step
@@ -278,10 +280,17 @@ def plan(case: Case) -> None:
 
 
 def export(case: Case) -> None:
-    """The ONNX graphs are written."""
-    folder = case.folder / "onnx"
+    """The ONNX graphs write the tokens of the model, by greedy search and by beams."""
+    model, folder = case.load(), case.folder / "onnx"
+    check_family("onnx", model.config.model_type, case.name)
     folder.mkdir(exist_ok=True)
-    write_graphs(case.load(), folder)
+    write_onnx(model, case.tokenizer, folder, "float32")
+    model.generation_config.to_json_file(folder / "generation_config.json")
+    write_json(folder / "lora_hf.json", {"export": {"config": model.config.to_diff_dict()}})
+    exported, sources = OnnxModel(folder), [row["input_ids"] for row in case.rows.rows]
+    for search in ({}, {"num_beams": 3}):
+        texts = generate_summaries(model, case.tokenizer, sources, 8, **search)
+        assert generate_summaries(exported, case.tokenizer, sources, 8, **search) == texts
 
 
 CHECKS: dict[str, Check] = {
