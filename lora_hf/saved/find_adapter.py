@@ -16,6 +16,7 @@ from lora_hf.config.load import load_config
 from lora_hf.config.model import Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
+from lora_hf.files import read_object
 from lora_hf.hub.download import fetch
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
@@ -132,7 +133,39 @@ def load_with_base(
     config = base_config(saved, base)
     if dtype is not None:
         config = config.model_copy(update={"dtype": dtype})
-    return load_saved(load_model(config, pick_device()), saved), load_tokenizer(config)
+    tokenizer = load_tokenizer(config)
+    warn_of_own_tokens(saved, tokenizer)
+    return load_saved(load_model(config, pick_device()), saved), tokenizer
+
+
+def warn_of_own_tokens(saved: SavedAdapter, tokenizer: Any) -> None:
+    """Warn about tokens that the tokenizer in an adapter's folder has and the base's does not.
+
+    Scripts that add tokens save the tokenizer beside PEFT's files. Without them, texts are divided otherwise
+    than in training, also where the base has rows to spare, as T5 has 28.
+
+    Args:
+        saved: the adapter.
+        tokenizer: that of its base, which divides the texts.
+    """
+    files = [saved.folder / name for name in ("tokenizer.json", "added_tokens.json")]
+    file = next(filter(Path.is_file, files), None)
+    if file is None:
+        return
+    try:
+        held = read_object(file)
+    except UserError:  # it is not used
+        return
+    if file == files[0]:
+        entries = held.get("added_tokens") or []
+        held = {one.get("content"): one.get("id") for one in entries if isinstance(one, dict)}
+    vocabulary = tokenizer.get_vocab()
+    if own := [token for token, number in held.items() if vocabulary.get(token) != number]:
+        logger.warning(
+            "%s has a tokenizer with tokens that the base's does not have (%s), so texts are divided "
+            "otherwise than in its training: give --base a folder with the base's files and this tokenizer",
+            *(saved.folder, few(map(repr, own))),
+        )
 
 
 def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:

@@ -17,7 +17,7 @@ from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import write_config
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import UserError
-from lora_hf.models.load import load_model
+from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.saved import find_adapter as finding
 from lora_hf.saved.find_adapter import (
     as_recorded,
@@ -226,3 +226,18 @@ def test_a_config_beside_an_adapter_that_is_no_run_s_is_not_used(
 
 def write_yaml(file: Path, fields: dict) -> None:
     file.write_text(json.dumps(fields))  # YAML reads JSON
+
+
+@pytest.mark.parametrize("added", [["<turn>"], []], ids=["more tokens", "the base's tokenizer"])
+def test_tokens_that_only_the_adapter_s_own_tokenizer_has_are_a_warning(
+    added: list[str], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scripts that add tokens save the tokenizer beside PEFT's files."""
+    adapter = shutil.copytree(folder, tmp_path / "adapter")
+    tokenizer = load_tokenizer(ModelConfig())
+    tokenizer.add_tokens(added)
+    tokenizer.save_pretrained(adapter)
+    load(adapter)
+    load_with_base(SavedAdapter.at(adapter))
+    words = "has a tokenizer with tokens that the base's does not have ('<turn>')"
+    assert caplog.text.count(words) == 2 * len(added)
