@@ -158,7 +158,7 @@ def warn_of_own_tokens(saved: SavedAdapter, tokenizer: Any) -> None:
         return
     if file == files[0]:
         entries = held.get("added_tokens") or []
-        held = {one.get("content"): one.get("id") for one in entries if isinstance(one, dict)}
+        held = {str(one.get("content")): one.get("id") for one in entries if isinstance(one, dict)}
     vocabulary = tokenizer.get_vocab()
     if own := [token for token, number in held.items() if vocabulary.get(token) != number]:
         logger.warning(
