@@ -152,10 +152,10 @@ USUAL = "bfloat16, autocast"
 
 
 def methods() -> dict[str, str]:
-    """Return what is wrong with a step by the fast path: all methods in the usual mode, four in others."""
+    """Return what is wrong with a step by the fast path: all methods in the usual mode, one in each other."""
     others = [mode for mode in MODES if mode != USUAL]
     pairs = [(method, USUAL) for method in METHODS]
-    pairs += zip(("all-linear", "dora", "embedding", "full"), others, strict=True)
+    pairs += zip(("all-linear", "dora", "lora", "embedding", "full"), others, strict=True)
     return {f"{method}, {mode}": _method(method, mode, True) for method, mode in pairs}
 
 

@@ -61,7 +61,10 @@ EFFECT: dict[str, tuple[Any, dict[str, Any]]] = {
     "train_sampling_strategy": ("group_by_length", {}),
     "accelerator_config": ({"gradient_accumulation_kwargs": {"num_steps": 2}}, {}),
 }
-UNLESS = {"optim_target_modules": "needs GaLore or APOLLO, and is refused with any other optimizer"}
+UNLESS = {
+    "optim_target_modules": "needs GaLore or APOLLO, and is refused with any other optimizer",
+    "fp16": "needs a GPU, and is refused without one",
+}
 # What a CPU can try in this process; the other fields of NO_EFFECT need devices, processes or accounts.
 TRIED: dict[str, tuple[Any, dict[str, Any]]] = {
     "gradient_checkpointing": (True, {}),
