@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lora_hf.adapters.layer import LoraLayer
-from lora_hf.adapters.mixed_batch import MixedBatch
+from lora_hf.adapters.mixed_batch import KeptStacks, MixedBatch
 from lora_hf.adapters.model_state import (
     adapter_configs,
     lora_layers,
@@ -125,7 +125,12 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = False) -> Iterator[None]:
+def adapter_rows(
+    model: nn.Module,
+    names: Sequence[str | None],
+    frozen: bool = False,
+    stacks: KeptStacks | None = None,
+) -> Iterator[None]:
     """Within the block each row of a batch uses its own adapter, also in `generate` with beams.
 
     Args:
@@ -134,6 +139,7 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = F
             for that many rows in turn, which is the order of beam search.
         frozen: no adapter's weights change within the block; without gradients, many adapters are then about
             as fast as one.
+        stacks: what earlier blocks have stacked of frozen adapters, and later ones use.
 
     Raises:
         UserError: the model has no adapter of one of the names, or one that needs its own base weight, or
@@ -151,11 +157,11 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None], frozen: bool = F
     _refuse_tables(model)
     layers = list(lora_layers(model).values())
     was_active = [layer.active for layer in layers]
-    chosen = _weights(model, [name for name in dict.fromkeys(names) if name is not None])
+    chosen = _weights(model, sorted({name for name in names if name is not None}))  # the order of stacks
     refuse_merged(model)
     for layer in layers:
         layer.check_together(chosen)
-    batch, stack = MixedBatch(names, frozen), ExitStack()
+    batch, stack = MixedBatch(names, frozen, stacks.of(names) if stacks else None), ExitStack()
     try:
         if len(set(names)) > 1:
             probe_rows(unwrapped(model), stack)

@@ -5,7 +5,8 @@ token. While their weights do not change, low-rank adapters are stacked once, an
 serve them all: rows are grouped by adapter, and short groups are padded to the longest.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,9 +36,14 @@ class MixedBatch:
         are_frozen: the adapters' weights do not change, so that they can be stacked once.
     """
 
-    def __init__(self, names: Sequence[str | None], are_frozen: bool = False) -> None:
+    def __init__(
+        self,
+        names: Sequence[str | None],
+        are_frozen: bool = False,
+        stacked: "dict[Any, StackedAdapters] | None" = None,
+    ) -> None:
         self.are_frozen = are_frozen
-        self._stacked: dict[Any, StackedAdapters] = {}
+        self._stacked = {} if stacked is None else stacked
         self.names = tuple(names)
 
     @property
@@ -122,3 +128,31 @@ class StackedAdapters:
         grouped = x.index_select(0, indices.padded).view(len(self.A), -1, x.shape[-1])
         added = torch.bmm(torch.bmm(grouped, self.A.mT), self.B)  # (adapters, rows * tokens, out_features)
         return added.view(len(indices.padded), *x.shape[1:-1], -1).index_select(0, indices.real)
+
+
+class KeptStacks:
+    """Stacked adapters that are kept between batches, for the sets of adapters that were used last.
+
+    They are copies of the adapters' weights: `clear` them when a weight changes, or an adapter is added or
+    removed.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        """Keep the stacks of at most `most` sets of adapters; each takes the memory of its adapters."""
+        self._most = most
+        self._sets: OrderedDict[frozenset[str | None], dict[Any, StackedAdapters]] = OrderedDict()
+
+    def of(self, names: Iterable[str | None]) -> dict[Any, StackedAdapters]:
+        """Return the stacks for the adapters of a batch, by layer, which the batch completes."""
+        key = frozenset(names) - {None}
+        if len(key) < 2:  # one adapter is not stacked, and must not take the place of several
+            return {}
+        found = self._sets.setdefault(key, {})
+        self._sets.move_to_end(key)
+        if len(self._sets) > self._most:
+            self._sets.popitem(last=False)
+        return found
+
+    def clear(self) -> None:
+        """Drop all stacks."""
+        self._sets.clear()

@@ -22,7 +22,13 @@ def serve(
         ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model. Default: the first adapter's.")] = None,
-    host: Host = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. 0.0.0.0 accepts other machines, and needs a token for them in the "
+            "environment variable LORA_HF_SERVE_TOKEN."
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")
     ] = 8000,

@@ -80,9 +80,10 @@ class DemoModels:
         adapter = name if name in engine.adapters else None
         with self._lock:
             start = time.perf_counter()
-            ids, is_cut = engine.encode(adapter, dialogue)
-            (text,) = engine.generate_batch([Job(adapter, ids, engine.adapters[adapter])])
-            return Output(text, time.perf_counter() - start, is_cut)
+            settings = engine.adapters[adapter]
+            ids, is_cut = engine.encode(settings.data, dialogue)
+            (written,) = engine.generate_batch([Job(adapter, ids, settings)])
+            return Output(written.text, time.perf_counter() - start, is_cut)
 
     def close(self) -> None:
         """Restore the models' modules."""

@@ -195,12 +195,14 @@ def greedy(
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: Any,
+    on_step: Callable[[list[int], list[int]], None] | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Search greedily, and drop finished rows from the batch; for `generate(custom_generate=greedy)`.
 
     Args:
         input_ids: (batch, 1), the decoder's start tokens.
+        on_step: called after each step with the rows that have not ended, and their new tokens.
         kwargs: `encoder_outputs`, whose `last_hidden_state` is (batch, sources, d_model), and
             `attention_mask`, (batch, sources) without the positions that prompt tuning puts before them.
 
@@ -238,6 +240,8 @@ def greedy(
             tokens = torch.where(is_open, best, pad)
             ids = torch.cat([ids, tokens[:, None]], dim=1)
             written.append(padding.index_copy(0, place, tokens[:, None]))
+            if on_step:
+                on_step(place[is_open].tolist(), tokens[is_open].tolist())
             is_open = is_open & ~stopping_criteria(ids, None)
             left = int(is_open.sum())
             if not left:

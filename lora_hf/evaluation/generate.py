@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from lora_hf.adapters.active import adapter_rows, shrinking_batch
 from lora_hf.adapters.merge import merged_where_exact, merging_bytes
+from lora_hf.adapters.mixed_batch import KeptStacks
 from lora_hf.evaluation.decoding import LargestScores, decoding_for, effective_config, greedy
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
@@ -25,6 +27,25 @@ ENCODER_TOKENS = 2048
 logger = logging.getLogger(__name__)
 
 
+class Observer:
+    """Follows the generation of texts; a subclass overrides what it needs.
+
+    Attributes:
+        wants_tokens: whether `token` is to be called.
+    """
+
+    wants_tokens = False
+
+    def token(self, source: int, token: int) -> None:
+        """Take the next token of a source's output, also beyond its limit.
+
+        Only the greedy search of `decoding.greedy` calls it: beams change until they end.
+        """
+
+    def output(self, source: int, tokens: list[int]) -> None:
+        """Take all tokens of a source's output, with the end token if it has one and the engine writes it."""
+
+
 def generate_summaries(
     model: Any,
     tokenizer: Any,
@@ -35,6 +56,8 @@ def generate_summaries(
     on_batch: Callable[[int], None] = lambda rows: None,
     fast_paths: bool = True,
     adapters: list[str | None] | None = None,
+    stacks: KeptStacks | None = None,
+    observer: Observer | None = None,
     **options: Any,
 ) -> list[str]:
     """Generate a summary of each source.
@@ -55,6 +78,8 @@ def generate_summaries(
             weights on a CPU; drop finished rows from the batch; encode a batch in parts.
         adapters: name of the adapter for each source, None for the base; a batch may mix them. Without the
             list, the active adapters apply to all.
+        stacks: what earlier calls have stacked of these adapters, if their weights do not change.
+        observer: gets the tokens of each source.
         options: further keywords of `generate`, such as `num_beams`.
 
     Returns:
@@ -65,10 +90,13 @@ def generate_summaries(
     """
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
     if isinstance(model, ExportedModel):
-        return _by_engine(model, tokenizer, sources, limits, batch_size, batch_tokens, on_batch, options)
+        return _by_engine(
+            *(model, tokenizer, sources, limits, batch_size, batch_tokens, on_batch, observer, options)
+        )
     model.eval()
     searched = options | {"do_sample": False}
-    n = effective_config(model, searched).num_beams or 1
+    config = effective_config(model, searched)
+    n = config.num_beams or 1
     decoding = decoding_for(model, searched) if fast_paths else None
     seen = LargestScores()
     if decoding is not greedy:  # which looks at its scores itself
@@ -80,16 +108,22 @@ def generate_summaries(
     with reported, numbers_kept(model), fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
             inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
-            chosen = adapter_rows(model, [adapters[i] for i in rows], frozen=True) if adapters else None
+            chosen = adapter_rows(model, [adapters[i] for i in rows], True, stacks) if adapters else None
             own = [limits[i] for i in rows]
+            decode_batch = decoding
+            if decoding is greedy and observer and observer.wants_tokens:
+                decode_batch = partial(greedy, on_step=partial(_observe, observer, rows))
             with chosen or nullcontext():
                 if fast_paths:
                     inputs["encoder_outputs"] = _encode(model, **inputs)
                 tokens = model.generate(
-                    **inputs, max_new_tokens=max(own), **searched, custom_generate=decoding
+                    **inputs, max_new_tokens=max(own), **searched, custom_generate=decode_batch
                 )
             seen.check(model)
             tokens = _cut(tokens, own, tokenizer.pad_token_id)
+            if observer:
+                for i, row in zip(rows, tokens[:, 1:].tolist(), strict=True):
+                    observer.output(i, _to_end(row[: limits[i]], config.eos_token_id))
             for i, text in zip(rows, decode(tokenizer, tokens), strict=True):
                 texts[i] = text.strip()
             on_batch(len(rows))
@@ -104,6 +138,7 @@ def _by_engine(
     batch_size: int,
     batch_tokens: int,
     on_batch: Callable[[int], None],
+    observer: Observer | None,
     options: dict[str, Any],
 ) -> list[str]:
     """Generate with an exported model; arguments of `generate_summaries`."""
@@ -111,10 +146,24 @@ def _by_engine(
     texts = [""] * len(sources)
     for rows in _batches([len(ids) * (searched.num_beams or 1) for ids in sources], batch_size, batch_tokens):
         written = model.generate_ids([sources[i] for i in rows], [limits[i] for i in rows], searched)
-        for i, text in zip(rows, decode(tokenizer, written), strict=True):
+        for i, row, text in zip(rows, written, decode(tokenizer, written), strict=True):
             texts[i] = text.strip()
+            if observer:
+                observer.output(i, _to_end(row, searched.eos_token_id))
         on_batch(len(rows))
     return texts
+
+
+def _observe(observer: Observer, rows: list[int], places: list[int], tokens: list[int]) -> None:
+    """Pass on the tokens of one step; `rows` are the sources of the batch, `places` are rows of the batch."""
+    for place, token in zip(places, tokens, strict=True):
+        observer.token(rows[place], token)
+
+
+def _to_end(tokens: list[int], ends: int | list[int] | None) -> list[int]:
+    """Return the tokens up to the first end token, which is the last one; padding follows it."""
+    known = ends if isinstance(ends, list) else [ends]
+    return tokens[: next((at for at, token in enumerate(tokens, 1) if token in known), len(tokens))]
 
 
 def _cut(tokens: Tensor, limits: list[int], pad: int) -> Tensor:

@@ -1,50 +1,76 @@
-"""HTTP routes, and one format for every error: `{"detail": "..."}`."""
+"""HTTP routes, and the form of their errors.
+
+`/summarize` and the routes about adapters have errors of the form `{"detail": "..."}`; the routes below `/v1`
+have the requests, responses and errors of OpenAI's API.
+"""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
 from lora_hf import __version__
+from lora_hf.serving.bearer import BearerToken
+from lora_hf.serving.completions import (
+    CompletionError,
+    CompletionRequest,
+    CompletionResponse,
+    ModelInfo,
+    ModelList,
+    chunks,
+    completion,
+    models,
+)
+from lora_hf.serving.refusals import OPENAI, RequestError, refusal, refusal_event
 from lora_hf.serving.schemas import (
     AdapterInfo,
     ErrorResponse,
     HealthResponse,
     LoadRequest,
+    Message,
     SummarizeRequest,
     SummarizeResponse,
     wrong_fields,
 )
-from lora_hf.serving.service import RequestError, Service
+from lora_hf.serving.service import Asked, Delta, Output, Service
 
 STATIC = "/docs/static"
 OPENAPI = "3.0.3"
 """The latest version that the packaged Swagger UI reads; FastAPI writes 3.1."""
-NO_OBJECT = (
-    'body: not a JSON object; send one with "Content-Type: application/json", such as {"dialogue": "..."}'
-)
+NO_OBJECT = 'body: not a JSON object; send one with "Content-Type: application/json", such as '
+BODIES: dict[str, type[Message]] = {"/summarize": SummarizeRequest, "/v1/completions": CompletionRequest}
+"""What is sent to a path; to others, a `LoadRequest`."""
+STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
 MOST_DRAINED = 2**26
 """Bytes of a refused body that are read before the response, because clients send the whole body first."""
 
 
-def create_app(service: Service) -> FastAPI:
-    """Create the ASGI application of a service."""
+def create_app(service: Service, token: str | None = None) -> FastAPI:
+    """Create the ASGI application of a service.
+
+    Args:
+        service: answers the requests.
+        token: what clients have to send; None accepts all requests.
+    """
     app = FastAPI(title="lora-hf serve", version=__version__, docs_url=None, redoc_url=None)
     app.openapi_version = OPENAPI
     with_null = app.openapi
-    app.openapi = lambda: with_nullable(with_null())  # type: ignore[method-assign]
+    app.openapi = lambda: described(with_nullable(with_null()), token)  # type: ignore[method-assign]
     app.state.service = service
     limits = service.limits
+    if token:
+        app.add_middleware(BearerToken, token=token, static=STATIC, count=service.count_refused)
     app.add_middleware(BodyLimit, most=limits.max_bytes, seconds=limits.timeout, count=service.count_refused)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
@@ -57,10 +83,60 @@ def create_app(service: Service) -> FastAPI:
 def _add_routes(app: FastAPI, service: Service) -> None:
     engine = service.engine
 
-    @app.post("/summarize", tags=["summaries"], responses=_errors(404, 411, 413, 422, 503, 504))
-    async def summarize(request: SummarizeRequest) -> SummarizeResponse:
+    @app.post(
+        "/summarize",
+        tags=["summaries"],
+        response_model=SummarizeResponse,
+        responses=_errors(404, 411, 413, 422, 503, 504) | {200: STREAM},
+    )
+    async def summarize(request: SummarizeRequest) -> Any:
         """Summarize one dialogue with an adapter or the base."""
-        return await service.summarize(request)
+        start = time.perf_counter()
+        fields = request.model_dump(exclude={"dialogue", "stream"})
+        asked = Asked([request.dialogue], **fields)
+
+        def whole(output: Output) -> SummarizeResponse:
+            seconds = round(time.perf_counter() - start, 4)
+            return SummarizeResponse(
+                summary=output.written.text,
+                adapter=request.adapter,
+                truncated=output.truncated,
+                seconds=seconds,
+            )
+
+        async def events(deltas: AsyncIterator[Delta]) -> AsyncIterator[dict[str, Any]]:
+            async for delta in deltas:
+                yield {"text": delta.text}
+                if delta.output:
+                    yield whole(delta.output).model_dump()
+
+        if request.stream:
+            return await streamed("/summarize", events(service.stream(asked)))
+        return whole((await service.write(asked))[0])
+
+    @app.post(
+        "/v1/completions",
+        tags=["OpenAI"],
+        response_model=CompletionResponse,
+        responses=_errors(400, 404, 503, 504, model=CompletionError) | {200: STREAM},
+    )
+    async def complete(request: CompletionRequest) -> Any:
+        """Summarize texts, as OpenAI's API for completions; the model is an adapter's name, or `base`."""
+        asked = request.asked(service.model(request.model))
+        if request.stream:
+            return await streamed("/v1/completions", chunks(request, service.stream(asked)), "[DONE]")
+        return completion(request, await service.write(asked))
+
+    @app.get("/v1/models", tags=["OpenAI"])
+    async def list_models() -> ModelList:
+        """List the base and the loaded adapters, as OpenAI's API."""
+        return models(service)
+
+    @app.get("/v1/models/{model}", tags=["OpenAI"])
+    async def get_model(model: str) -> ModelInfo:
+        """Return one of them."""
+        service.model(model)
+        return ModelInfo(id=model, created=service.started)
 
     @app.get("/adapters", tags=["adapters"])
     async def adapters() -> list[AdapterInfo]:
@@ -112,46 +188,91 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         )
 
 
+async def streamed(path: str, events: AsyncIterator[dict[str, Any]], end: str = "") -> StreamingResponse:
+    """Return a response of server-sent events, once the first is there.
+
+    Args:
+        path: of the request; what fails in the middle is an event in the form of its errors.
+        events: objects.
+        end: the data of a last event.
+
+    Raises:
+        RequestError: there is no first event: the request is refused, with its own status.
+    """
+    first = await anext(events)
+
+    async def lines() -> AsyncIterator[str]:
+        yield f"data: {json.dumps(first)}\n\n"
+        try:
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+            if end:
+                yield f"data: {end}\n\n"
+        except RequestError as error:
+            yield f"data: {json.dumps(refusal_event(path, error))}\n\n"
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies wait for more without it
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def described(schema: dict[str, Any], token: str | None) -> dict[str, Any]:
+    """Return an OpenAPI schema with the token that requests need, so that the page /docs asks for it."""
+    if token:
+        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"token": []}]
+        schema["paths"]["/health"]["get"]["security"] = []
+    return schema
+
+
 def with_nullable(schema: Any) -> Any:
     """Return a schema of OpenAPI 3.1 with its optional types as 3.0 writes them.
 
-    A type or null, `anyOf: [{"type": "string"}, {"type": "null"}]`, becomes the type with `nullable: true`.
+    A type or null, `anyOf: [{"type": "string"}, {"type": "null"}]`, becomes the type with `nullable: true`;
+    one of several types stays an `anyOf`.
     """
     if isinstance(schema, list):
         return [with_nullable(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     fields = {key: with_nullable(value) for key, value in schema.items()}
-    match fields.get("anyOf"):
-        case [{**kind}, {"type": "null"}]:
-            del fields["anyOf"]
-            return kind | fields | {"nullable": True}
+    kinds, null = fields.get("anyOf"), {"type": "null"}
+    if isinstance(kinds, list) and null in kinds:
+        del fields["anyOf"]
+        left = [kind for kind in kinds if kind != null]
+        return (left[0] if len(left) == 1 else {"anyOf": left}) | fields | {"nullable": True}
     return fields
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorResponse} for status in statuses}
+def _errors(*statuses: int, model: type[Message] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": model} for status in statuses}
 
 
 async def _request_error(request: Request, error: Any) -> JSONResponse:
-    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+    return refusal(request.url.path, error.status, error.detail, error.headers, error.field)
 
 
 async def _invalid_body(request: Request, error: Any) -> JSONResponse:
     """Respond with one line that names each wrong field, its value and what is accepted."""
-    request.app.state.service.count_refused(request.url.path, 422)
-    if any(fault["type"] == "json_invalid" or fault["loc"] == ("body",) for fault in error.errors()):
-        return JSONResponse({"detail": NO_OBJECT}, 422)
-    schema = SummarizeRequest if request.url.path == "/summarize" else LoadRequest
-    return JSONResponse({"detail": wrong_fields(error.errors(), schema)}, 422)
+    path, faults = request.url.path, error.errors()
+    request.app.state.service.count_refused(path, 422)
+    if any(fault["type"] == "json_invalid" or fault["loc"] == ("body",) for fault in faults):
+        return _no_object(path)
+    detail = wrong_fields(faults, BODIES.get(path, LoadRequest))
+    return refusal(path, 422, detail, field=str(faults[0]["loc"][1]))
+
+
+def _no_object(path: str) -> JSONResponse:
+    example = '{"model": "base", "prompt": "..."}' if path.startswith(OPENAI) else '{"dialogue": "..."}'
+    return refusal(path, 422, NO_OBJECT + example)
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     """Unknown route or method; and 400, with which FastAPI refuses some bodies that are not JSON."""
+    path = request.url.path
     if error.status_code == 400:
-        request.app.state.service.count_refused(request.url.path, 422)
-        return JSONResponse({"detail": NO_OBJECT}, 422)
-    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        request.app.state.service.count_refused(path, 422)
+        return _no_object(path)
+    return refusal(path, error.status_code, error.detail, error.headers)
 
 
 class BodyLimit:
@@ -164,18 +285,17 @@ class BodyLimit:
         headers = dict(scope.get("headers", ()))
         length = int(headers.get(b"content-length", 0))
         if b"transfer-encoding" in headers:
-            error = JSONResponse({"detail": "send the body with a Content-Length"}, 411)
+            error = refusal(scope["path"], 411, "send the body with a Content-Length")
         elif length > self.most:
-            error = JSONResponse(
-                {"detail": f"body: {length:,} bytes; at most {self.most:,} are accepted"}, 413
-            )
+            detail = f"body: {length:,} bytes; at most {self.most:,} are accepted"
+            error = refusal(scope["path"], 413, detail)
             receive_in_time = self._in_time(receive)
             with suppress(HTTPException):
                 while length <= MOST_DRAINED and (await receive_in_time()).get("more_body"):
                     pass
         else:
             return await self.app(scope, self._in_time(receive), send)
-        self.count(scope["path"], error.status_code)
+        self.count(scope["path"], 411 if b"transfer-encoding" in headers else 413)
         await error(scope, receive, send)
 
     def _in_time(self, receive: Any) -> Any:

@@ -1,27 +1,28 @@
 """One base model and many adapters: run a batch of requests, load and unload adapters in between.
 
 The model belongs to one thread: `generate_batch`, `add_adapter` and `remove_adapter` are called one after
-another. Adapters are never merged, because the next batch has others; the base's packed weights are kept
-for as long as the adapters stay the same.
+another. Adapters are never merged, because the next batch has others; the base's packed weights and the
+stacks of adapters that were used together are kept for as long as the adapters stay the same.
 """
 
 import contextvars
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters import adapter_rows, delete_adapter
+from lora_hf.adapters.mixed_batch import KeptStacks
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import ModelConfig
+from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
-from lora_hf.evaluation.generate import fast_generation, generate_summaries
+from lora_hf.evaluation.generate import Observer, fast_generation, generate_summaries
 from lora_hf.models.exported import ExportedModel
-from lora_hf.models.languages import language_start
+from lora_hf.models.languages import decode, language_start
 from lora_hf.saved.inference import InferenceModel, not_shareable
 
 
@@ -34,6 +35,55 @@ class Job:
     ids: list[int]
     settings: PredictionSettings
     """Its generation settings and largest length are used."""
+    on_text: Callable[[str], None] | None = field(default=None, compare=False)
+    """Called on the batch's thread with the text so far, after each token of a greedy search. If a batch
+    fails and its jobs run again, the text begins again."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote."""
+
+    text: str
+    tokens: int
+    """Their number, with the end token where the engine writes it."""
+    is_whole: bool
+    """False where `max_new_tokens` ended the text."""
+
+
+def joined(parts: Sequence[Written]) -> Written:
+    """Return the outputs of the parts of a text as one."""
+    text = " ".join(part.text for part in parts if part.text)
+    return Written(text, sum(part.tokens for part in parts), all(part.is_whole for part in parts))
+
+
+class _BatchObserver(Observer):
+    """Counts the tokens of each job, and passes on the texts of those that want to see them grow."""
+
+    def __init__(self, jobs: list[Job], tokenizer: Any) -> None:
+        self.jobs, self.tokenizer = jobs, tokenizer
+        self.wants_tokens = any(job.on_text for job in jobs)
+        self.so_far: list[list[int]] = [[] for _ in jobs]
+        self.outputs: list[list[int]] = [[] for _ in jobs]
+
+    def token(self, source: int, token: int) -> None:
+        job, tokens = self.jobs[source], self.so_far[source]
+        if job.on_text and len(tokens) < job.settings.max_new_tokens:
+            tokens.append(token)
+            job.on_text(decode(self.tokenizer, [tokens])[0].strip())
+
+    def output(self, source: int, tokens: list[int]) -> None:
+        self.outputs[source] = tokens
+
+    def written(self, texts: list[str], ends: Sequence[int]) -> list[Written]:
+        return [
+            Written(
+                text,
+                len(tokens),
+                len(tokens) < job.settings.max_new_tokens or (bool(tokens) and tokens[-1] in ends),
+            )
+            for job, text, tokens in zip(self.jobs, texts, self.outputs, strict=True)
+        ]
 
 
 class Engine(InferenceModel):
@@ -56,7 +106,7 @@ class Engine(InferenceModel):
         super().__init__(base, base_settings)
         self._decoder = copy.deepcopy(self.tokenizer)  # `tokenizer` encodes in another thread meanwhile
         self._starts: dict[tuple[str | None, ...], dict[str, int]] = {}  # `language_start` by languages
-        self._fast = ExitStack()
+        self._fast, self._stacks = ExitStack(), KeptStacks()
         self._context = contextvars.copy_context()  # fast paths set context variables, whatever the thread
         with self._reference_path():
             for name, saved in adapters.items():
@@ -84,9 +134,9 @@ class Engine(InferenceModel):
         with self._reference_path():
             delete_adapter(self.model, name)
 
-    def encode(self, adapter: str | None, dialogue: str) -> tuple[list[int], bool]:
+    def encode(self, data: DataConfig, dialogue: str) -> tuple[list[int], bool]:
         """Return a dialogue's token ids, prompt included, and whether it was cut; from one thread only."""
-        sources = encode_sources([dialogue], self.tokenizer, self.adapters[adapter].data)
+        sources = encode_sources([dialogue], self.tokenizer, data)
         return sources.ids[0], bool(sources.cut)
 
     def batch_key(self, job: Job) -> Any:
@@ -99,9 +149,10 @@ class Engine(InferenceModel):
         is_free = options["num_beams"] == 1 and "forced_eos_token_id" not in options
         return tuple(options.items()), None if is_free else job.settings.max_new_tokens
 
-    def generate_batch(self, jobs: list[Job]) -> list[str]:
+    def generate_batch(self, jobs: list[Job]) -> list[Written]:
         """Generate the summaries of jobs with the same batch key, in their order."""
-        return self._context.run(
+        observer = _BatchObserver(jobs, self._decoder)
+        texts = self._context.run(
             generate_summaries,
             self.model,
             self._decoder,
@@ -109,8 +160,12 @@ class Engine(InferenceModel):
             [job.settings.max_new_tokens for job in jobs],
             batch_size=len(jobs),
             adapters=[job.adapter for job in jobs],
+            stacks=self._stacks,
+            observer=observer,
             **self._options(jobs[0].settings),
         )
+        ends = self.model.generation_config.eos_token_id
+        return observer.written(texts, ends if isinstance(ends, list) else [ends])
 
     def _options(self, settings: PredictionSettings) -> dict[str, Any]:
         """Return what shapes a summary, its language included, as keywords of `generate`.
@@ -144,6 +199,7 @@ class Engine(InferenceModel):
         if isinstance(self.model, ExportedModel):
             yield
             return
+        self._stacks.clear()
         self._context.run(self._fast.close)
         try:
             yield

@@ -9,8 +9,8 @@ from pydantic_core import ErrorDetails
 from lora_hf.config.problems import near_choice, phrase_of, shown
 
 
-def _text(text: str) -> str:
-    """Refuse lone surrogates, which UTF-8 cannot encode, and the character 0, which no path can have."""
+def check_letters(text: str) -> str:
+    """Refuse an empty text, and one with what paths or UTF-8 cannot have: character 0, lone surrogates."""
     if not text.strip():
         raise ValueError("is empty")
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -18,7 +18,7 @@ def _text(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, AfterValidator(check_letters)]
 
 
 class Message(BaseModel):
@@ -44,6 +44,9 @@ class SummarizeRequest(Message):
     """The longest summary in tokens; null takes the length that the adapter was trained for."""
     truncate: bool = False
     """Cut a dialogue that is too long for the model instead of refusing it."""
+    stream: bool = False
+    """Send the summary while it is written, as server-sent events: `{"text": ...}` with what is new, and at
+    the end what is the whole response without it."""
 
 
 class SummarizeResponse(Message):

@@ -15,6 +15,7 @@ from lora_hf.errors import UserError
 from lora_hf.saved.find_adapter import base_config, find_adapter
 from lora_hf.saved.inference import check_takes_adapters
 from lora_hf.serving.app import create_app
+from lora_hf.serving.bearer import TOKEN, check_reachable, token_of_environment
 from lora_hf.serving.engine import Engine
 from lora_hf.serving.limits import Limits
 from lora_hf.serving.service import Service
@@ -37,8 +38,10 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
         limits: what requests may ask for.
 
     Raises:
-        UserError: an adapter or the base cannot be loaded, or the address is not available.
+        UserError: an adapter or the base cannot be loaded, the address is not available, or other machines
+            could connect and there is no token.
     """
+    token = token_of_environment()
     if limits.adapters_dir and not limits.adapters_dir.is_dir():
         raise UserError(f"--adapters-dir {str(limits.adapters_dir)!r}: no such folder")
     found = {name: find_adapter(where) for name, where in named(adapters).items()}
@@ -48,10 +51,13 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     listed = ", ".join(f"{name} from {saved.source}" for name, saved in found.items())
     of = f" and {len(found)} adapter{'s' * (len(found) > 1)}: {listed}" if found else ", without adapters"
     with listening(host, port) as listener:
+        check_reachable(host, listener.getsockname()[0], token)
         logger.info("loading %s%s", config.model_name_or_path, of)
         with closing(Service(Engine(config, found), limits)) as service:
             logger.info("loaded %s", service.engine.description)
-            app, grace = create_app(service), math.ceil(limits.timeout) + SPARE
+            app, grace = create_app(service, token), math.ceil(limits.timeout) + SPARE
+            if token:
+                logger.info("requests need the token in %s", TOKEN)
             most = limits.max_queue + limits.max_batch + OTHERS
             message = "serving on %s (API page: /docs; stop with Ctrl-C)"
             run(app, listener, message, grace, service.batcher.drain, most)

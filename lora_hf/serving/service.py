@@ -4,7 +4,11 @@ import asyncio
 import logging
 import math
 import time
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +17,60 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import OutOfMemory, UserError, did_you_mean
 from lora_hf.models.positions import positions_of
+from lora_hf.saved.inference import BASE
 from lora_hf.serving.batching import Batcher, BatcherClosed, QueueFull
-from lora_hf.serving.engine import Engine, Job
+from lora_hf.serving.engine import Engine, Job, Written, joined
+from lora_hf.serving.growing import GrowingText
 from lora_hf.serving.limits import Limits
 from lora_hf.serving.metrics import Metrics
-from lora_hf.serving.schemas import SummarizeRequest, SummarizeResponse
+from lora_hf.serving.refusals import RequestError
 
 logger = logging.getLogger(__name__)
 
 
-class RequestError(Exception):
-    """A refused request; `detail` says why and what to do."""
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for, whatever the route; fields are called in errors as the request calls them."""
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, headers
+    texts: list[str]
+    adapter: str | None = None
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    truncate: bool = False
+    text_field: str = "dialogue"
+    length_field: str = "max_new_tokens"
+    adapter_field: str = "adapter"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What was written for a text."""
+
+    written: Written
+    prompt_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new of the output for a text."""
+
+    index: int
+    """Of the text in the request."""
+    text: str
+    output: Output | None = None
+    """The whole, with the last delta."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A text of a request, ready to be queued."""
+
+    jobs: list[Job]
+    truncated: bool
+
+    def output(self, written: Sequence[Written]) -> Output:
+        return Output(joined(written), sum(len(job.ids) for job in self.jobs), self.truncated)
 
 
 class Service:
@@ -39,6 +82,8 @@ class Service:
             self._run, engine.batch_key, limits.max_batch, limits.max_wait, limits.max_queue
         )
         self.metrics = Metrics(lambda: self.batcher.waiting, lambda: len(engine.names))
+        self.started = int(time.time())
+        self._tokenizing = ThreadPoolExecutor(1, "tokenizing")  # one: `Engine.encode` is for one thread
         self._reserved: set[str] = set()
         for name in engine.names:
             self._report_limit(name)
@@ -52,18 +97,69 @@ class Service:
                 *(name, own, most),
             )
 
-    async def summarize(self, request: SummarizeRequest) -> SummarizeResponse:
-        """Summarize a dialogue.
+    async def write(self, asked: Asked) -> list[Output]:
+        """Write what a request asks for; one output per text.
 
         Raises:
             RequestError: 404 no such adapter; 413 too long; 422 over a limit; 503 the queue is full; 504 too
                 late.
         """
+        with self._counted(asked):
+            end = self._deadline()
+            prepared = await self._prepared(asked, end)
+            futures = self._submit([job for text in prepared for job in text.jobs])
+            try:
+                async with self._in_time(end):
+                    done = iter(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+            finally:
+                for future in futures:
+                    future.cancel()  # those that wait still
+            return [text.output([next(done) for _ in text.jobs]) for text in prepared]
+
+    async def stream(self, asked: Asked) -> AsyncIterator[Delta]:
+        """Yield the outputs as they grow; what fails before the first token is raised by the first step.
+
+        Raises:
+            RequestError: as `write`; 504 also in the middle of a text.
+        """
+        with self._counted(asked):
+            end, loop = self._deadline(), asyncio.get_running_loop()
+            prepared = await self._prepared(asked, end)
+            news: asyncio.Queue[tuple[int, int, Any]] = asyncio.Queue()
+
+            def put(index: int, part: int, what: Any) -> None:
+                with suppress(RuntimeError):  # the server has ended: nobody reads it
+                    loop.call_soon_threadsafe(news.put_nowait, (index, part, what))
+
+            places = [(i, part) for i, text in enumerate(prepared) for part in range(len(text.jobs))]
+            futures = self._submit(
+                [replace(prepared[i].jobs[part], on_text=partial(put, i, part)) for i, part in places]
+            )
+            growing = [GrowingText(len(text.jobs)) for text in prepared]
+            try:
+                for place, future in zip(places, futures, strict=True):
+                    future.add_done_callback(partial(put, *place))
+                for _ in prepared:
+                    written = None
+                    while written is None:
+                        async with self._in_time(end):
+                            index, part, what = await news.get()
+                        growing[index].update(part, what.result() if isinstance(what, Future) else what)
+                        written, text = growing[index].written, growing[index].delta()
+                        output = prepared[index].output(written) if written else None
+                        if text or output:
+                            yield Delta(index, text, output)
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    @contextmanager
+    def _counted(self, asked: Asked) -> Iterator[None]:
+        """Count a request with its status and its duration."""
         start, status = time.perf_counter(), 500
-        label = (request.adapter or "") if request.adapter in self.engine.adapters else ""
+        label = (asked.adapter or "") if asked.adapter in self.engine.adapters else ""
         try:
-            job, truncated = self._job(request)
-            summary: str = await self._within(self._submit(job))
+            yield
             status = 200
         except OutOfMemory as error:  # of this job alone
             status = 503
@@ -72,44 +168,85 @@ class Service:
         except RequestError as error:
             status = error.status
             raise
+        except (asyncio.CancelledError, GeneratorExit):
+            status = 499  # the client has closed the connection
+            raise
         finally:
-            seconds = time.perf_counter() - start
             self.metrics.requests.labels(label, str(status)).inc()
-            self.metrics.seconds.observe(seconds)
-        return SummarizeResponse(
-            summary=summary, adapter=request.adapter, truncated=truncated, seconds=round(seconds, 4)
-        )
+            self.metrics.seconds.observe(time.perf_counter() - start)
 
     def count_refused(self, path: str, status: int) -> None:
-        """Count a request for a summary that was refused before it reached `summarize`."""
-        if path == "/summarize":
+        """Count a request for a summary that was refused before it reached `write` or `stream`."""
+        if path in ("/summarize", "/v1/completions"):
             self.metrics.requests.labels("", str(status)).inc()
 
-    def _job(self, request: SummarizeRequest) -> tuple[Job, bool]:
-        limits = self.limits
-        if (length := len(request.dialogue)) > limits.max_chars:
-            raise RequestError(
-                413, f"dialogue: {length:,} characters; at most {limits.max_chars:,} are accepted"
-            )
-        for name, most in (("num_beams", limits.max_beams), ("max_new_tokens", limits.max_new_tokens)):
-            if (value := getattr(request, name)) and value > most:
-                raise RequestError(422, f"{name}={value} is more than this server's limit of {most}")
-        _, positions = positions_of(self.engine.model.config)
-        if positions and (value := request.max_new_tokens) and value > positions:
-            raise RequestError(422, f"max_new_tokens={value} is more than the model's {positions} positions")
-        if request.adapter not in self.engine.adapters:
-            raise self._unknown(str(request.adapter))
-        settings = self.engine.adapters[request.adapter]
-        ids, truncated = self.engine.encode(request.adapter, request.dialogue)
-        if truncated and not request.truncate:
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.limits.timeout
+
+    @asynccontextmanager
+    async def _in_time(self, end: float) -> AsyncIterator[None]:
+        """Refuse what is not done at `end`, a time of the event loop; what waits within is cancelled."""
+        try:
+            async with asyncio.timeout_at(end):
+                yield
+        except TimeoutError:
+            raise RequestError(504, f"not done within {self.limits.timeout:g} s") from None
+
+    async def _prepared(self, asked: Asked, end: float) -> list[Prepared]:
+        """Check a request, and tokenize its texts in a thread of their own.
+
+        Nothing may wait between this and `_submit`, so that the adapter is there until the jobs are done.
+        """
+        self._check(asked)
+        loop, engine = asyncio.get_running_loop(), self.engine
+        while True:
+            if asked.adapter not in engine.adapters:
+                raise self._unknown(str(asked.adapter), asked.adapter_field)
+            settings = engine.adapters[asked.adapter]
+            own = self._settings(settings, asked)
+            encoded = []
+            async with self._in_time(end):
+                for text in asked.texts:
+                    work = loop.run_in_executor(self._tokenizing, engine.encode, settings.data, text)
+                    encoded.append(await work)
+            if engine.adapters.get(asked.adapter) is settings:  # and no other was loaded meanwhile
+                break
+        remedy = 'send "truncate": true to have it cut' if asked.text_field == "dialogue" else "divide it"
+        if not asked.truncate and any(truncated for _, truncated in encoded):
             raise RequestError(
                 413,
-                f"dialogue: longer than the {settings.data.max_source_length} tokens, prompt included, that "
-                'the model was trained with; shorten it, or send "truncate": true to have it cut',
+                f"{asked.text_field}: longer than the {settings.data.max_source_length} tokens, prompt "
+                f"included, that the model was trained with; shorten it, or {remedy}",
+                field=asked.text_field,
             )
-        return Job(request.adapter, ids, self._settings(settings, request)), truncated
+        return [Prepared([Job(asked.adapter, ids, own)], truncated) for ids, truncated in encoded]
 
-    def _settings(self, settings: PredictionSettings, request: SummarizeRequest) -> PredictionSettings:
+    def _check(self, asked: Asked) -> None:
+        limits = self.limits
+        for text in asked.texts:
+            if len(text) > limits.max_chars:
+                detail = (
+                    f"{asked.text_field}: {len(text):,} characters; at most {limits.max_chars:,} are accepted"
+                )
+                raise RequestError(413, detail, field=asked.text_field)
+        if len(asked.texts) > limits.max_queue:
+            detail = f"{asked.text_field}: {len(asked.texts):,} texts; at most {limits.max_queue:,} may wait"
+            raise RequestError(413, detail, field=asked.text_field)
+        new = asked.max_new_tokens
+        _, positions = positions_of(self.engine.model.config)
+        for name, value, most in (
+            ("num_beams", asked.num_beams, limits.max_beams),
+            (asked.length_field, new, limits.max_new_tokens),
+        ):
+            if value and value > most:
+                detail = f"{name}={value} is more than this server's limit of {most}"
+                raise RequestError(422, detail, field=name)
+        if positions and new and new > positions:
+            name = asked.length_field
+            detail = f"{name}={new} is more than the model's {positions} positions"
+            raise RequestError(422, detail, field=name)
+
+    def _settings(self, settings: PredictionSettings, request: Asked) -> PredictionSettings:
         """Return the adapter's settings with what the request asks for, within the server's limit."""
         new = min(request.max_new_tokens or settings.max_new_tokens, self.limits.max_new_tokens)
         changes: dict[str, Any] = {"max_new_tokens": new}
@@ -118,35 +255,47 @@ class Service:
             changes["num_beams"] = request.num_beams
         return settings.changed("request", changes)
 
-    def _unknown(self, name: str) -> RequestError:
-        names = self.engine.names
-        return RequestError(404, f"no adapter {name!r}; loaded are {names}.{did_you_mean(name, names)}")
+    def _unknown(self, name: str, field: str = "adapter") -> RequestError:
+        names = [BASE, *self.engine.names] if field == "model" else self.engine.names
+        detail = f"no {field} {name!r}; loaded are {names}.{did_you_mean(name, names)}"
+        return RequestError(404, detail, field=field)
 
-    def _submit(self, job: Job) -> "Future[Any]":
+    def model(self, name: str) -> str | None:
+        """Return the adapter that a client of OpenAI's API means by a model's name; None is the base.
+
+        Raises:
+            RequestError: 404 there is neither.
+        """
+        if name in self.engine.names:
+            return name
+        if name in (BASE, self.engine.name):
+            return None
+        raise self._unknown(name, "model")
+
+    def _submit(self, jobs: list[Job]) -> "list[Future[Any]]":
+        """Queue all jobs, or none."""
+        futures: list[Future[Any]] = []
         try:
-            return self.batcher.submit(job)
-        except QueueFull:
+            for job in jobs:
+                futures.append(self.batcher.submit(job))
+        except (QueueFull, BatcherClosed) as error:
+            for future in futures:
+                future.cancel()
+            if isinstance(error, BatcherClosed):
+                raise RequestError(503, "the server is shutting down", {"Retry-After": "10"}) from None
             batches = math.ceil(self.limits.max_queue / self.limits.max_batch)
             seconds = max(1, math.ceil(batches * self.batcher.seconds))
             detail = f"{self.limits.max_queue} requests are waiting; try again in {seconds} s"
             raise RequestError(503, detail, {"Retry-After": str(seconds)}) from None
-        except BatcherClosed:
-            raise RequestError(503, "the server is shutting down", {"Retry-After": "10"}) from None
+        return futures
 
-    async def _within(self, future: "Future[Any]") -> Any:
-        """Await a result within `timeout`; a request that still waits then is cancelled."""
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
-        except TimeoutError:
-            raise RequestError(504, f"not done within {self.limits.timeout:g} s") from None
-
-    def _run(self, jobs: list[Job]) -> list[str]:
+    def _run(self, jobs: list[Job]) -> list[Written]:
         start = time.perf_counter()
-        texts = self.engine.generate_batch(jobs)
+        written = self.engine.generate_batch(jobs)
         self.metrics.batch_seconds.observe(time.perf_counter() - start)
         self.metrics.batch_rows.observe(len(jobs))
         self.metrics.batch_adapters.observe(len({job.adapter for job in jobs}))
-        return texts
+        return written
 
     async def load(self, name: str, path: str) -> None:
         """Load an adapter from a folder below `adapters_dir`.
@@ -195,5 +344,6 @@ class Service:
 
     def close(self) -> None:
         """Finish the waiting requests, then stop."""
+        self._tokenizing.shutdown()
         self.batcher.close()
         self.engine.close()

@@ -2,11 +2,14 @@
 
     python scripts/benchmarks/serve_load.py --adapters 1 4 16
     python scripts/benchmarks/serve_load.py --shape embedded --requests 256
+    python scripts/benchmarks/serve_load.py --ctranslate2 int8
 
 For each number of adapters, a server on loopback holds that many copies of one adapter under different
 names. The expected output is therefore the same for every mix, and every response is compared. `--clients`
 concurrent clients query the servers in turn. Two references are measured too: the base without an adapter,
-as a server of a merged model, and the first server once more, whose ratio shows the noise. Prints JSON.
+as a server of a merged model, and the first server once more, whose ratio shows the noise. With
+`--ctranslate2`, one process that serves the merged adapter by CTranslate2 is queried in turn too: it holds
+one adapter only. Prints JSON, with the seconds of one request that half (p50) and 95 % (p95) do not exceed.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -33,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts.benchmarks.bench import REAL, machine
 from scripts.benchmarks.interleaved import time_in_turn
 
-ALONE, BASE = "alone", "base"
+ALONE, BASE, CTRANSLATE2 = "alone", "base", "ctranslate2"
 
 
 def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
@@ -93,15 +97,31 @@ def server(
     return serving([f"--base={base}", *named, f"--max-batch={given.batch}", "--timeout=600"])
 
 
+def exported(base: str, adapter: Path, folder: Path, quantization: str) -> Path:
+    """Merge the adapter and write it for CTranslate2; return the folder."""
+    from lora_hf.saved.export import export
+    from lora_hf.saved.source import find_source
+
+    source = find_source(str(adapter), base)
+    # weights at random have near ties everywhere, which say nothing about the speed
+    export(source, folder / CTRANSLATE2, CTRANSLATE2, quantization, examples=8, allow_loss=True)
+    return folder / CTRANSLATE2
+
+
 class Clients:
     """Concurrent clients, each with its own connection, and all answers they got."""
 
     def __init__(self, dialogues: list[str], given: argparse.Namespace) -> None:
         self.dialogues, self.given = dialogues, given
-        self.answers: dict[tuple[str, bool], set[str]] = {}
+        self.answers: dict[tuple[str, bool, bool], set[str]] = {}
+        """By dialogue, whether it is the base's, and whether it is CTranslate2's."""
+        self.seconds: dict[str, list[list[float]]] = {}
+        """By server, of each round, of each request."""
 
-    def ask(self, port: int, names: list[str | None]) -> None:
+    def ask(self, side: str, port: int, names: list[str | None]) -> None:
         """Send all requests, cycling through dialogues and adapters, and wait for the answers."""
+        seconds: list[float] = []
+        self.seconds.setdefault(side, []).append(seconds)
         requests = list(
             itertools.islice(
                 zip(itertools.cycle(self.dialogues), itertools.cycle(names)), self.given.requests
@@ -116,18 +136,23 @@ class Clients:
             body = json.dumps(
                 {"dialogue": dialogue, "adapter": name, "max_new_tokens": limit, "truncate": True}
             )
+            start = time.perf_counter()
             local.connection.request("POST", "/summarize", body, {"Content-Type": "application/json"})
             response = local.connection.getresponse()
             text = response.read()
+            seconds.append(time.perf_counter() - start)
             if response.status != 200:
                 raise RuntimeError(f"{response.status}: {text.decode()}")
-            self.answers.setdefault((dialogue, name is None), set()).add(json.loads(text)["summary"])
+            model = dialogue, name is None, side == CTRANSLATE2
+            self.answers.setdefault(model, set()).add(json.loads(text)["summary"])
 
         with ThreadPoolExecutor(self.given.clients) as pool:
             list(pool.map(one, *zip(*requests, strict=True)))
 
 
-def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, Any]:
+def measure(
+    given: argparse.Namespace, base: str, adapter: Path, by_ctranslate2: Path | None
+) -> dict[str, Any]:
     """Return summaries per second of each server, and ratios to one adapter alone in the same round."""
     from lora_hf.config import DataConfig
     from lora_hf.data.splits import load_split
@@ -138,7 +163,7 @@ def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, An
 
     def ask(side: str, port: int, process: psutil.Process, names: list[str | None]) -> None:
         before = process.cpu_times()
-        clients.ask(port, names)
+        clients.ask(side, port, names)
         after = process.cpu_times()
         cpu.setdefault(side, []).append(after.user + after.system - before.user - before.system)
 
@@ -149,6 +174,10 @@ def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, An
         sides[BASE] = partial(ask, BASE, *servers[1], [None])
         for n in given.adapters:
             sides[str(n)] = partial(ask, str(n), *servers[n], [f"a{i}" for i in range(n)])
+        if by_ctranslate2:
+            options = [f"--base={by_ctranslate2}", f"--max-batch={given.batch}", "--timeout=600"]
+            process = stack.enter_context(serving(options))
+            sides[CTRANSLATE2] = partial(ask, CTRANSLATE2, *process, [None])
         seconds = time_in_turn(sides, given.rounds)
     cpu = {
         name: times[1:] for name, times in cpu.items()
@@ -157,10 +186,17 @@ def measure(given: argparse.Namespace, base: str, adapter: Path) -> dict[str, An
         "summaries_per_second": {
             name: round(median(given.requests / s for s in times), 2) for name, times in seconds.items()
         },
+        "seconds_of_a_request": {name: percentiles(times[1:]) for name, times in clients.seconds.items()},
         "ratio_to_alone": ratios(seconds),
         "ratio_of_processor_time": ratios(cpu),
         "same_answers": all(len(texts) == 1 for texts in clients.answers.values()),
     }
+
+
+def percentiles(rounds: list[list[float]]) -> dict[str, float]:
+    """Return the p50 and p95 of all requests of all rounds."""
+    cuts = quantiles(itertools.chain(*rounds), n=20, method="inclusive")
+    return {"p50": round(cuts[9], 3), "p95": round(cuts[18], 3)}
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
@@ -185,6 +221,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32, help="largest batch of the server")
+    parser.add_argument("--ctranslate2", metavar="QUANTIZATION", help="also serve the merged adapter by it")
     parser.add_argument("--new-tokens", type=int, default=32, help="maximum length of a summary in tokens")
     parser.add_argument("--data", default=str(REAL / "dialogsum") if is_real else "embedded")
     parser.add_argument(
@@ -196,7 +233,9 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     given = parsed()
     with TemporaryDirectory() as folder:
-        record = measure(given, *prepare(Path(folder), given))
+        base, adapter = prepare(Path(folder), given)
+        other = exported(base, adapter, Path(folder), given.ctranslate2) if given.ctranslate2 else None
+        record = measure(given, base, adapter, other)
     print(json.dumps({"machine": machine("cpu"), "options": vars(given)} | record, indent=2))
 
 

@@ -117,9 +117,9 @@ def serve(folder: Path, requests: int) -> dict[str, Any]:
         [f"--base={base}", f"--adapters-dir={folder}", *named], lambda line: logged.append(len(line))
     ) as (port, process):
         for _ in range(10):
-            clients.ask(port, [None, "a0", "a1", "a2", "a3"])
+            clients.ask("mixed", port, [None, "a0", "a1", "a2", "a3"])
             call(port, "POST", "/adapters", {"name": "guest", "path": str(adapter)})
-            clients.ask(port, ["guest"])
+            clients.ask("guest", port, ["guest"])
             call(port, "DELETE", "/adapters/guest", None)
             seen.append(usage_at_rest(process))
     return {"requests": 20 * given.requests, "log_bytes": sum(logged)} | growth(seen)

@@ -245,6 +245,7 @@ def test_the_schema_is_one_that_the_api_page_can_read(server: Server) -> None:
     assert {(path, method) for path in paths for method in paths[path]} == {
         ("/summarize", "post"), ("/adapters", "get"), ("/adapters", "post"), ("/adapters/{name}", "delete"),
         ("/health", "get"), ("/metrics", "get"),
+        ("/v1/completions", "post"), ("/v1/models", "get"), ("/v1/models/{model}", "get"),
     }  # fmt: skip
 
 
@@ -271,7 +272,7 @@ def test_the_api_page_lists_the_operations_and_tries_them_out(server: Server, br
 
     browser.get(f"http://127.0.0.1:{server.port}/")
     listed = {block.get_attribute("id") for block in found(".opblock")}
-    assert len(listed) == 6 and "operations-server-health_health_get" in listed
+    assert len(listed) == 9 and "operations-server-health_health_get" in listed
     block = "#operations-summaries-summarize_summarize_post"
     found(f"{block} .opblock-summary-control")[0].click()
     found(f"{block} .try-out__btn")[0].click()
@@ -356,6 +357,10 @@ def test_a_late_answer_is_504() -> None:
         (["--base", "embedded", "--adapters-dir", "no/such"], "--adapters-dir 'no/such': no such folder"),
         (["--base", "./no/model"], "--base='./no/model': no such folder"),
         (["--base", "embedded", "--port", "{taken}"], "Address already in use"),
+        (
+            ["--base", "embedded", "--port", "0", "--host", "0.0.0.0"],
+            "Set the environment variable LORA_HF_S",
+        ),
     ],
 )
 def test_a_mistake_in_the_command_is_one_error(

@@ -25,11 +25,14 @@ SUMMARIZE = {
 }
 """A valid body of `POST /summarize`."""
 
-FIELDS = [*SUMMARIZE, "truncate", "unknown", "name", "path", ""]
+COMPLETE = {"model": "base", "prompt": "Anna: Lunch at noon?\nBen: Yes.", "max_tokens": 4}
+"""A valid body of `POST /v1/completions`."""
+
+FIELDS = [*SUMMARIZE, *COMPLETE, "truncate", "stream", "temperature", "stop", "unknown", "name", "path", ""]
 
 # fmt: off
-PATHS = ["/summarize"] * 14 + [
-    "/adapters", "/adapters", "/adapters/x", "/health", "/metrics", "/docs/static/x", "/",
+PATHS = ["/summarize"] * 10 + ["/v1/completions"] * 5 + [
+    "/v1/models", "/adapters", "/adapters", "/adapters/x", "/health", "/metrics", "/docs/static/x", "/",
 ]
 ODD_PATHS = [
     "/docs/static/../../../../etc/passwd", "/docs/static/%2e%2e/%2e%2e/etc/passwd", "//",
@@ -76,13 +79,16 @@ def make(random: Random) -> bytes:
 
 def _body(random: Random, path: str) -> bytes:
     kind = random.randrange(5)
-    body: Any = {"name": "new", "path": "a"} if path == "/adapters" else dict(SUMMARIZE)
+    bodies: dict[str, Any] = {"/adapters": {"name": "new", "path": "a"}, "/v1/completions": COMPLETE}
+    body: Any = dict(bodies.get(path, SUMMARIZE))
     if kind == 0:
         return break_bytes(random, json.dumps(body).encode())
     if kind == 1:
         return random.choice(BODIES).encode()
     if kind == 2:
-        body["dialogue"] = random.choice(("a", "a b ", "\U0001f642")) * random.choice((5000, 20_000, 100_000))
+        body["prompt" if path == "/v1/completions" else "dialogue"] = random.choice(
+            ("a", "a b ", "\U0001f642")
+        ) * random.choice((5000, 20_000, 100_000))
     elif kind == 3 and path == "/adapters":
         body = {"name": random.choice([*NAMES, "base", "default"]), "path": random.choice(NAMES)}
     else:
