@@ -121,6 +121,13 @@ def predict(
     form: Annotated[
         str | None, typer.Option("--format", help="jsonl, csv or text. Default: from the ending of --output.")
     ] = None,
+    long: Annotated[
+        str,
+        typer.Option(
+            help="Texts that are too long: cut drops their end, split summarizes them in parts and joins "
+            "the summaries."
+        ),
+    ] = "cut",
     settings: PredictOverrides = None,
 ) -> None:
     """Generate a summary, or whatever the adapter was trained to write, for each text in a file.
@@ -151,7 +158,7 @@ def predict(
     from lora_hf.saved.source import find_source
 
     source = find_source(model, base) if model else str(adapter)
-    rows = saved.predict(file, source, base, data, generation, lines)
+    rows = saved.predict(file, source, base, data, generation, lines, long)
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
     if output:

@@ -56,6 +56,13 @@ def serve(
     max_beams: Annotated[
         int, typer.Option(min=1, help="Largest number of beams that a request may ask for.")
     ] = Limits.max_beams,
+    long: Annotated[
+        str,
+        typer.Option(
+            help="Dialogues that are too long: cut refuses them, or cuts them on request; split summarizes "
+            "them in parts."
+        ),
+    ] = Limits.long,
 ) -> None:
     """Serve a base model and its adapters over HTTP.
 
@@ -73,6 +80,7 @@ def serve(
         max_batch=max_batch,
         max_wait=max_wait,
         timeout=timeout,
+        long=long,
         adapters_dir=adapters_dir,
     )
     with needing("serve"):

@@ -149,6 +149,13 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
     return Sources(ids, len(cut), sum(len(row) > limit for row in alone), unknown, in_prompt, with_special)
 
 
+def source_lengths(dialogues: list[str], tokenizer: Any, config: DataConfig) -> list[int]:
+    """Return the number of tokens of each dialogue in its prompt, before anything is cut."""
+    with in_languages(tokenizer, config):
+        ids, _ = _encode_texts(dialogues, tokenizer, prompt_template(config.prompt))
+        return [len(row) for row in ids]
+
+
 def encode_targets(references: list[str], tokenizer: Any, config: DataConfig) -> Targets:
     """Return the labels of each summary, at most `max_target_length`.
 

@@ -81,7 +81,7 @@ class DemoModels:
         with self._lock:
             start = time.perf_counter()
             settings = engine.adapters[adapter]
-            ids, is_cut = engine.encode(settings.data, dialogue)
+            (ids,), is_cut = engine.encode(settings.data, dialogue)
             (written,) = engine.generate_batch([Job(adapter, ids, settings)])
             return Output(written.text, time.perf_counter() - start, is_cut)
 

@@ -19,6 +19,7 @@ from lora_hf.arguments import check_place, check_text, check_texts
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.config.problems import phrase_of
+from lora_hf.data.parts import Division, check_long, divided
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.errors import UserError, did_you_mean
@@ -150,12 +151,13 @@ class InferenceModel:
         max_new_tokens: int | None = None,
         batch_size: int = 64,
         prompt: str | None = None,
+        long: str = "cut",
         **options: Any,
     ) -> list[str]:
         """Generate one text for each text, in the order given.
 
         The longest texts are processed first, in batches of similar length. What does not fit into the
-        source length that the adapter was trained with is cut, and the log says so.
+        source length that the adapter was trained with is cut or split, and the log says so.
 
         Args:
             texts: dialogues.
@@ -164,13 +166,15 @@ class InferenceModel:
             max_new_tokens: the longest output; None takes the length that the adapter was trained for.
             batch_size: the most texts of one batch.
             prompt: another prompt than the adapter's: a shipped one's name, or a template with `{dialogue}`.
+            long: what is done with texts that are too long. `cut` drops their end; `split` divides them at
+                the speakers' turns, generates for each part, and joins the outputs with spaces.
             options: further fields of the config's section `generation`, such as `length_penalty`, in the
                 place of those that the adapter was scored with.
 
         Raises:
             UserError: `texts` is not a list of texts, the adapter is unknown, or an option has a wrong value.
         """
-        texts = check_texts("texts", texts)
+        texts, long = check_texts("texts", texts), check_long(long)
         name = self._named(adapter)
         options |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         if num_beams is not None:
@@ -183,22 +187,29 @@ class InferenceModel:
             *(self.model.config, data, settings.generation, self.name, self._virtual_tokens),
             has_labels=False,
         )
-        sources = encode_sources(texts, self.tokenizer, data)
+        parts = divided(texts, self.tokenizer, data) if long == "split" else [[text] for text in texts]
+        division = Division.of(parts, data.max_source_length)
+        sources = encode_sources([part for text in parts for part in text], self.tokenizer, data)
         start: dict[str, Any] = language_start(self.model, self.tokenizer, data)
+        if division.divided:
+            logger.info("%s", division)
         if sources.cut:
             cut = Truncation("input", len(texts), sources.cut, sources.long, data.max_source_length)
             logger.warning("%s", cut)
         if unknown := UnknownTokens("input", sources.unknown):
             logger.warning("%s", unknown)
         with self._only(name):
-            return summarize(
-                settings.generation,
-                self.model,
-                self.tokenizer,
-                sources.ids,
-                settings.max_new_tokens,
-                **start,
+            written = iter(
+                summarize(
+                    settings.generation,
+                    self.model,
+                    self.tokenizer,
+                    sources.ids,
+                    settings.max_new_tokens,
+                    **start,
+                )
             )
+        return [" ".join(filter(None, [next(written) for _ in text])) for text in parts]
 
     @property
     def _virtual_tokens(self) -> int:

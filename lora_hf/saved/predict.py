@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 from lora_hf.config import DataConfig
 from lora_hf.data.input_file import read_file
+from lora_hf.data.parts import check_long
 from lora_hf.errors import UserError
 from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter
 from lora_hf.saved.inference import load_source
@@ -28,6 +29,7 @@ def predict(
     data: DataConfig | None = None,
     generation: Mapping[str, Any] | None = None,
     is_lines: bool = False,
+    long: str = "cut",
 ) -> list[dict[str, str]]:
     """Summarize each dialogue of a file, with the prompt and the settings that the model was scored with.
 
@@ -40,6 +42,7 @@ def predict(
             those of the training, if the file has them.
         generation: fields of `generation` that replace the model's own.
         is_lines: whether a text has one dialogue per line.
+        long: what is done with dialogues that are too long: `cut` or `split`, as `InferenceModel.generate`.
 
     Returns:
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
@@ -47,7 +50,7 @@ def predict(
     Raises:
         UserError: a mistake in the file, the model or `generation`, or lengths beyond the model's positions.
     """
-    data = data or DataConfig()
+    data, long = data or DataConfig(), check_long(long, "--long")
     if isinstance(model, str):
         saved = find_adapter(model)
         examples = read_file(file, data, is_lines, columns_of(saved))
@@ -56,7 +59,7 @@ def predict(
         examples = read_file(file, data, is_lines, model.columns)
     settings = model.settings_with("generate", generation or {})
     loaded = load_source(model, settings)
-    predictions = loaded.generate([example.dialogue for example in examples], **(generation or {}))
+    predictions = loaded.generate([example.dialogue for example in examples], long=long, **(generation or {}))
     return [
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}
         for example, prediction in zip(examples, predictions, strict=True)

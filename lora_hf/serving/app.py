@@ -101,12 +101,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 summary=output.written.text,
                 adapter=request.adapter,
                 truncated=output.truncated,
+                parts=output.parts,
                 seconds=seconds,
             )
 
         async def events(deltas: AsyncIterator[Delta]) -> AsyncIterator[dict[str, Any]]:
             async for delta in deltas:
-                yield {"text": delta.text}
+                if delta.text:
+                    yield {"text": delta.text}
                 if delta.output:
                     yield whole(delta.output).model_dump()
 
@@ -122,7 +124,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def complete(request: CompletionRequest) -> Any:
         """Summarize texts, as OpenAI's API for completions; the model is an adapter's name, or `base`."""
-        asked = request.asked(service.model(request.model))
+        try:
+            asked = request.asked(service.model(request.model))
+        except RequestError as error:
+            service.count_refused("/v1/completions", error.status)
+            raise
         if request.stream:
             return await streamed("/v1/completions", chunks(request, service.stream(asked)), "[DONE]")
         return completion(request, await service.write(asked))

@@ -18,6 +18,7 @@ from lora_hf.adapters.mixed_batch import KeptStacks
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
+from lora_hf.data.parts import divided
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.generate import Observer, fast_generation, generate_summaries
@@ -134,10 +135,16 @@ class Engine(InferenceModel):
         with self._reference_path():
             delete_adapter(self.model, name)
 
-    def encode(self, data: DataConfig, dialogue: str) -> tuple[list[int], bool]:
-        """Return a dialogue's token ids, prompt included, and whether it was cut; from one thread only."""
-        sources = encode_sources([dialogue], self.tokenizer, data)
-        return sources.ids[0], bool(sources.cut)
+    def encode(self, data: DataConfig, dialogue: str, long: str = "cut") -> tuple[list[list[int]], bool]:
+        """Tokenize a dialogue in its prompt; from one thread only.
+
+        Returns:
+            The token ids of each part, of which there are several only with `long="split"`, and whether
+            anything was cut.
+        """
+        parts = divided([dialogue], self.tokenizer, data)[0] if long == "split" else [dialogue]
+        sources = encode_sources(parts, self.tokenizer, data)
+        return sources.ids, bool(sources.cut)
 
     def batch_key(self, job: Job) -> Any:
         """Return a key that is equal for jobs that can share a batch.

@@ -22,6 +22,8 @@ class Limits:
     """Seconds that a batch waits to be full."""
     timeout: float = 60.0
     """Seconds from a request to its summary; after that it is 504."""
+    long: str = "cut"
+    """`split` summarizes a dialogue that is too long in parts; `cut` refuses it, or cuts it on request."""
     adapters_dir: Path | None = None
     """The folder below which adapters may be loaded over HTTP; None allows none."""
 

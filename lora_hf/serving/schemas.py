@@ -56,6 +56,8 @@ class SummarizeResponse(Message):
     adapter: str | None
     truncated: bool
     """True if the dialogue was cut."""
+    parts: int
+    """Parts that a dialogue was divided into because it is too long; 1 for most."""
     seconds: float
     """Time from the request to this response."""
 

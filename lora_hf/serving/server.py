@@ -11,6 +11,7 @@ import uvicorn
 
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
+from lora_hf.data.parts import check_long
 from lora_hf.errors import UserError
 from lora_hf.saved.find_adapter import base_config, find_adapter
 from lora_hf.saved.inference import check_takes_adapters
@@ -42,6 +43,7 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
             could connect and there is no token.
     """
     token = token_of_environment()
+    check_long(limits.long, "--long")
     if limits.adapters_dir and not limits.adapters_dir.is_dir():
         raise UserError(f"--adapters-dir {str(limits.adapters_dir)!r}: no such folder")
     found = {name: find_adapter(where) for name, where in named(adapters).items()}

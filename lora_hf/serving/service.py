@@ -15,6 +15,7 @@ from typing import Any
 from lora_hf.adapters.layer import check_adapter_name
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config.prediction import PredictionSettings
+from lora_hf.data.parts import Division
 from lora_hf.errors import OutOfMemory, UserError, did_you_mean
 from lora_hf.models.positions import positions_of
 from lora_hf.saved.inference import BASE
@@ -48,6 +49,7 @@ class Output:
 
     written: Written
     prompt_tokens: int
+    parts: int
     truncated: bool
 
 
@@ -70,7 +72,8 @@ class Prepared:
     truncated: bool
 
     def output(self, written: Sequence[Written]) -> Output:
-        return Output(joined(written), sum(len(job.ids) for job in self.jobs), self.truncated)
+        read = sum(len(job.ids) for job in self.jobs)
+        return Output(joined(written), read, len(self.jobs), self.truncated)
 
 
 class Service:
@@ -199,6 +202,7 @@ class Service:
         """
         self._check(asked)
         loop, engine = asyncio.get_running_loop(), self.engine
+        long = "cut" if asked.truncate else self.limits.long
         while True:
             if asked.adapter not in engine.adapters:
                 raise self._unknown(str(asked.adapter), asked.adapter_field)
@@ -207,10 +211,14 @@ class Service:
             encoded = []
             async with self._in_time(end):
                 for text in asked.texts:
-                    work = loop.run_in_executor(self._tokenizing, engine.encode, settings.data, text)
-                    encoded.append(await work)
+                    given = settings.data, text, long
+                    encoded.append(await loop.run_in_executor(self._tokenizing, engine.encode, *given))
             if engine.adapters.get(asked.adapter) is settings:  # and no other was loaded meanwhile
                 break
+        division = Division.of([parts for parts, _ in encoded], settings.data.max_source_length)
+        if division.divided:
+            logger.info("%s", division)
+        self._check_number(asked, sum(len(parts) for parts, _ in encoded), "parts")
         remedy = 'send "truncate": true to have it cut' if asked.text_field == "dialogue" else "divide it"
         if not asked.truncate and any(truncated for _, truncated in encoded):
             raise RequestError(
@@ -219,7 +227,10 @@ class Service:
                 f"included, that the model was trained with; shorten it, or {remedy}",
                 field=asked.text_field,
             )
-        return [Prepared([Job(asked.adapter, ids, own)], truncated) for ids, truncated in encoded]
+        return [
+            Prepared([Job(asked.adapter, ids, own) for ids in parts], truncated)
+            for parts, truncated in encoded
+        ]
 
     def _check(self, asked: Asked) -> None:
         limits = self.limits
@@ -229,9 +240,7 @@ class Service:
                     f"{asked.text_field}: {len(text):,} characters; at most {limits.max_chars:,} are accepted"
                 )
                 raise RequestError(413, detail, field=asked.text_field)
-        if len(asked.texts) > limits.max_queue:
-            detail = f"{asked.text_field}: {len(asked.texts):,} texts; at most {limits.max_queue:,} may wait"
-            raise RequestError(413, detail, field=asked.text_field)
+        self._check_number(asked, len(asked.texts), "texts")
         new = asked.max_new_tokens
         _, positions = positions_of(self.engine.model.config)
         for name, value, most in (
@@ -245,6 +254,12 @@ class Service:
             name = asked.length_field
             detail = f"{name}={new} is more than the model's {positions} positions"
             raise RequestError(422, detail, field=name)
+
+    def _check_number(self, asked: Asked, n: int, what: str) -> None:
+        """Refuse what never fits into the queue."""
+        if n > self.limits.max_queue:
+            detail = f"{asked.text_field}: {n:,} {what}; at most {self.limits.max_queue:,} may wait"
+            raise RequestError(413, detail, field=asked.text_field)
 
     def _settings(self, settings: PredictionSettings, request: Asked) -> PredictionSettings:
         """Return the adapter's settings with what the request asks for, within the server's limit."""

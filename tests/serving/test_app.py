@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.server_process import DIALOGUES, EXTRA, save_adapters
 from lora_hf.adapters import mixed_batch
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
+from lora_hf.data.parts import divided
 from lora_hf.errors import UserError
 from lora_hf.serving import bearer
 from lora_hf.serving.app import create_app
@@ -235,6 +237,27 @@ def test_a_server_that_others_reach_needs_a_token(monkeypatch: pytest.MonkeyPatc
     assert bearer.token_of_environment() is None
 
 
+def test_a_long_dialogue_is_summarized_in_parts_if_the_server_may(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lora_hf.serving")
+    monkeypatch.setattr(service, "limits", replace(service.limits, long="split"))
+    dialogue = "\n".join([DIALOGUES[3]] * 3)
+    parts = divided([dialogue], service.engine.tokenizer, service.engine.adapters["a"].data)[0]
+    assert 1 < len(parts) <= service.limits.max_queue
+    body: dict[str, Any] = {"dialogue": dialogue, "adapter": "a"}
+    whole = client.post("/summarize", json=body).json()
+    assert whole["parts"] == len(parts) and not whole["truncated"]
+    assert whole["summary"] == " ".join(summary(client, part, "a") for part in parts)
+    assert f"are processed in {len(parts)} parts" in caplog.text
+    *texts, last = events(client, "/summarize", body)
+    assert "".join(event["text"] for event in texts) == last["summary"] == whole["summary"]
+    cut = client.post("/summarize", json=body | {"truncate": True}).json()
+    assert cut["parts"] == 1 and cut["truncated"]
+    refused = client.post("/summarize", json=body | {"dialogue": "\n".join([DIALOGUES[3]] * 12)})
+    assert refused.status_code == 413 and "parts; at most 3 may wait" in refused.json()["detail"]
+
+
 def test_texts_are_tokenized_in_a_thread_of_their_own(
     client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +307,7 @@ def test_stacks_are_kept_until_an_adapter_comes_or_goes(
     def batch(*names: str) -> int:
         before = len(made)
         encoded = [engine.encode(engine.adapters[name].data, DIALOGUES[0]) for name in names]
-        jobs = [Job(n, ids, engine.adapters[n]) for n, (ids, _) in zip(names, encoded, strict=True)]
+        jobs = [Job(n, ids, engine.adapters[n]) for n, ((ids,), _) in zip(names, encoded, strict=True)]
         service.batcher.submit_task(lambda: engine.generate_batch(jobs)).result(60)
         return len(made) - before
 
