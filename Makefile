@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread for each process: two test processes on two cores would otherwise wait for each other's threads.
-PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # tests/conftest.py orders the files
+# tests/conftest.py orders the files. A worker that crashes ends the run: xdist may wait for ever for a new one.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 LOWEST := .venv-lowest
 # Tests of what a version can change: the mathematics, training, resuming, generation, the config, each extra.
