@@ -76,13 +76,12 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid_body)
     app.add_exception_handler(HTTPException, _http_error)
     app.mount(STATIC, StaticFiles(directory=swagger_ui_path), name="static")
-    _add_routes(app, service)
+    for add in (_add_summaries, _add_openai, _add_adapters, _add_pages):
+        add(app, service)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service) -> None:
-    engine = service.engine
-
+def _add_summaries(app: FastAPI, service: Service) -> None:
     @app.post(
         "/summarize",
         tags=["summaries"],
@@ -116,6 +115,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             return await streamed("/summarize", events(service.stream(asked)))
         return whole((await service.write(asked))[0])
 
+
+def _add_openai(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/completions",
         tags=["OpenAI"],
@@ -144,6 +145,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         service.model(model)
         return ModelInfo(id=model, created=service.started)
 
+
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    engine = service.engine
+
+    def _info(name: str) -> AdapterInfo:
+        settings = engine.adapters[name]
+        return AdapterInfo(
+            name=name,
+            prompt=settings.data.prompt,
+            max_source_length=settings.data.max_source_length,
+            max_new_tokens=settings.max_new_tokens,
+        )
+
     @app.get("/adapters", tags=["adapters"])
     async def adapters() -> list[AdapterInfo]:
         """List the loaded adapters."""
@@ -159,6 +173,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def unload(name: str) -> None:
         """Unload an adapter after the requests that wait for it."""
         await service.unload(name)
+
+
+def _add_pages(app: FastAPI, service: Service) -> None:
+    engine = service.engine
 
     @app.get("/health", tags=["server"])
     async def health() -> HealthResponse:
@@ -184,15 +202,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             swagger_favicon_url=f"{STATIC}/favicon-32x32.png",
         )
 
-    def _info(name: str) -> AdapterInfo:
-        settings = engine.adapters[name]
-        return AdapterInfo(
-            name=name,
-            prompt=settings.data.prompt,
-            max_source_length=settings.data.max_source_length,
-            max_new_tokens=settings.max_new_tokens,
-        )
-
 
 async def streamed(path: str, events: AsyncIterator[dict[str, Any]], end: str = "") -> StreamingResponse:
     """Return a response of server-sent events, once the first is there.
@@ -203,7 +212,7 @@ async def streamed(path: str, events: AsyncIterator[dict[str, Any]], end: str = 
         end: the data of a last event.
 
     Raises:
-        RequestError: there is no first event: the request is refused, with its own status.
+        RequestError: the request is refused before its first event, with its own status.
     """
     first = await anext(events)
 

@@ -125,7 +125,8 @@ def test_what_a_model_computes_itself_is_no_fault_in_its_file(family: str, tmp_p
     computed = {name: x.clone() for name, x in model.named_buffers() if x.is_floating_point()}
     marks = {f"model.{side}.{end}": torch.ones(1) for side in ("encoder", "decoder") for end in MARKS}
     change_tensors(tmp_path, lambda old: {k: v.clone() for k, v in (computed | marks | old).items()})
-    load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+    loaded = load_model(ModelConfig(model_name_or_path=str(tmp_path)), CPU)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 def test_shards_and_the_head_of_another_task_are_no_fault(tmp_path: Path) -> None:
