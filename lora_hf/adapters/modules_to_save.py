@@ -4,7 +4,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lora_hf.adapters.wrappers import NotPlain
 from lora_hf.errors import UserError
@@ -43,7 +44,7 @@ class SavedModule(NotPlain):
 
     def add(self, name: str) -> None:
         """Give an adapter its copy, in float32 because it trains."""
-        self.copies[name] = copy.deepcopy(self.original).float().requires_grad_(True)
+        self.copies[name] = _float_copy(self.original).requires_grad_(True)
 
     def remove(self, name: str) -> None:
         """Remove an adapter's copy, if it has one."""
@@ -84,3 +85,19 @@ class SavedModule(NotPlain):
         cast = [a.to(dtype) if hasattr(a, "is_floating_point") and a.is_floating_point() else a for a in args]
         output = used(*cast, **kwargs)
         return output.to(original) if hasattr(output, "to") else output
+
+
+def _float_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module whose floating-point tensors are float32.
+
+    Each tensor is copied once, in its new dtype; fake tensors, which plans use, cannot be cast in place.
+    """
+    copies: dict[int, Any] = {id(buffer): _float_clone(buffer) for buffer in module.buffers()}
+    for parameter in module.parameters():
+        copies[id(parameter)] = nn.Parameter(_float_clone(parameter), requires_grad=False)
+    return copy.deepcopy(module, copies)
+
+
+def _float_clone(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(dtype, copy=True)

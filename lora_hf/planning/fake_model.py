@@ -1,6 +1,5 @@
 """Models of fake or meta tensors, which take no memory, and the number of weights in their parts."""
 
-import gc
 import logging
 import re
 from collections import Counter
@@ -73,6 +72,18 @@ def is_flan_t5(settings: Any) -> bool:
     return all(value == getattr(flan, name) for name, value in shape.items())
 
 
+class SharedFakeMode(FakeTensorMode):
+    """A mode that copies of its tensors share.
+
+    `copy.deepcopy` of a fake tensor copies its attributes and with them its mode. In PyTorch 2.13 tensors of
+    two modes cannot be used together, and a copied mode releases the same weak references to storages a
+    second time: a segmentation fault at some later garbage collection.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedFakeMode":
+        return self
+
+
 @contextmanager
 def outline(
     config: RunConfig,
@@ -99,11 +110,7 @@ def outline(
     if layers is not None:
         for field in family_of(settings).stacks:
             setattr(settings, field, layers)
-    with (
-        _no_garbage_collection(),
-        FakeTensorMode() if is_run else torch.device("meta"),
-        NoValues() if is_run else nullcontext(),
-    ):
+    with SharedFakeMode() if is_run else torch.device("meta"), NoValues() if is_run else nullcontext():
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         model.name_or_path = config.model.model_name_or_path
         check_quantize_wo(model, config.model)
@@ -129,22 +136,6 @@ def _checkpoint(model: Any, field: str) -> None:
             "instead of keeping them. Leave it out; a smaller training.per_device_train_batch_size with more "
             "training.gradient_accumulation_steps saves memory too"
         ) from error
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Postpone garbage collection to the end of the block.
-
-    PyTorch 2.13 may crash (segmentation fault) when a collection begins while it copies a fake tensor from
-    its cache.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ python -m emulated_cuda.checks FILE.json
 python -m emulated_cuda.checks FILE.json all_methods peaks
 """
 
-import gc
 import json
 import logging
 import sys
@@ -29,7 +28,6 @@ from emulated_cuda.models import (  # noqa: E402
     step_of,
     with_method,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments, TrainerCallback  # noqa: E402
 
 import lora_hf.adapters.initialize  # noqa: E402
@@ -39,6 +37,7 @@ from lora_hf.config import RunConfig  # noqa: E402
 from lora_hf.evaluation.decoding import greedy  # noqa: E402
 from lora_hf.evaluation.generate import fast_generation  # noqa: E402
 from lora_hf.fast.t5 import faster, without_head  # noqa: E402
+from lora_hf.planning.fake_model import SharedFakeMode  # noqa: E402
 from lora_hf.system import pick_device, resolve_dtype  # noqa: E402
 from lora_hf.training import compiling  # noqa: E402
 
@@ -389,12 +388,11 @@ CHECKS = (budgets, decoding, training, decisions, methods, products, replicas, f
 
 
 def main() -> None:
-    gc.disable()  # in a collection, PyTorch's fake tensors may crash
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     lora_hf.adapters.initialize.relative_error = lambda a, b: 0.0  # a number, of which there are none here
     results = {}
-    with FakeTensorMode(allow_non_fake_inputs=True):  # one for all: some functions cache tensors
+    with SharedFakeMode(allow_non_fake_inputs=True):  # one for all: some functions cache tensors
         for check in [check for check in SLOW if check.__name__ in sys.argv[2:]] or CHECKS:
             began = time.process_time()
             results[check.__name__] = check()
