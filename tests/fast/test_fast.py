@@ -65,20 +65,34 @@ def test_the_norm() -> None:
     assert_same(lambda x, w: rms_norm(x, w, 1e-6), reference, x, weight)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_norm_by_one_kernel_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+ONE_ROUNDING = torch.finfo(torch.bfloat16).eps / 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [(torch.float32, 1.3e-6, 1e-5), (torch.bfloat16, 1.01 * ONE_ROUNDING, 0)]
+)
+def test_the_norm_by_one_kernel_as_on_a_gpu(
+    dtype: torch.dtype, rtol: float, atol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, values and gradients are the exact ones rounded once; `T5LayerNorm` rounds more often."""
+    torch.manual_seed(0)
     norm = T5LayerNorm(64).to(dtype)
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(5, 7, 64, dtype=dtype, requires_grad=True)
+    wide, wide_weight = (tensor.detach().double().requires_grad_() for tensor in (x, norm.weight))
+    exact = wide_weight * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
     monkeypatch.setattr("lora_hf.fast.elementwise._has_kernel", lambda x, weight: True)
     with torch.autocast("cpu", torch.bfloat16):  # on a GPU autocast would cast to float32
         ours = rms_norm(x, norm.weight, norm.variance_epsilon)
-    assert ours.dtype == dtype
-    expected = norm(x)
-    torch.testing.assert_close(ours, expected)
-    found = [torch.autograd.grad(out, (x, norm.weight), torch.ones_like(out)) for out in (ours, expected)]
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
+
+    def with_gradients(out: Tensor, *inputs: Tensor) -> list[Tensor]:
+        return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+
+    found, theirs = with_gradients(ours, x, norm.weight), with_gradients(norm(x), x, norm.weight)
+    for a, b, c in zip(found, theirs, with_gradients(exact, wide, wide_weight), strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), c, rtol=rtol, atol=atol)
+        assert dtype == torch.float32 or (a - c).abs().max() <= (b - c).abs().max()
 
 
 def test_the_gated_activation_drops_as_torch_does_without_cheap_masks() -> None:
