@@ -12,7 +12,16 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import ValidationError
 
 from lora_hf.config.prediction import BEAM_FIELDS
-from lora_hf.config.problems import KeyPath, Mistake, dotted, mistakes_of, section_fields, shown, wrong_value
+from lora_hf.config.problems import (
+    KeyPath,
+    Mistake,
+    dotted,
+    mistakes_of,
+    section_fields,
+    shown,
+    shown_at,
+    wrong_value,
+)
 from lora_hf.config.schema import DataConfig, GenerationConfig, RunConfig
 from lora_hf.config.task import SUMMARIZATION, best_scores
 from lora_hf.config.together import check_together
@@ -62,8 +71,7 @@ def load_config(
         )
         path, document = None, Document(resolved_yaml(given))
         document.places.clear()  # line numbers of a text that the caller never saw
-    for override in _joined(overrides):
-        _override(document, override)
+    _override(document, overrides)
     mistakes = document.mistakes + ([] if is_recorded else _check_trainings(document.data))
     try:
         config = RunConfig.model_validate(document.data)
@@ -84,8 +92,7 @@ def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
         UserError: an argument that is not of this form, or a field of another section.
     """
     document = Document("{}")
-    for override in overrides:
-        _override(document, override)
+    _override(document, overrides)
     if document.mistakes:
         raise UserError("\n".join(_lines_of(None, document, document.mistakes)))
     if others := [key for key in document.data if key != "generation"]:
@@ -109,8 +116,7 @@ def reading_fields(overrides: Sequence[str]) -> tuple[DataConfig, dict[str, Any]
         UserError: an argument that is not of this form, a field that says something else, or a wrong value.
     """
     document = Document("{}")
-    for override in overrides:
-        _override(document, override)
+    _override(document, overrides)
     mistakes, given = document.mistakes, document.data.get("data", {})
     if not mistakes:
         if others := [key for key in document.data if key not in ("data", "generation")]:
@@ -216,8 +222,28 @@ def _joined(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def _override(document: Document, override: str) -> None:
-    """Apply one `key.sub=value` to the document."""
+def _override(document: Document, overrides: Sequence[str]) -> None:
+    """Apply overrides to the document in their order.
+
+    Two values for one field are a mistake: to keep the last one in silence would drop what was asked for.
+    """
+    given: dict[KeyPath, Any] = {}
+    for override in _joined(overrides):
+        read = _read_override(document, override)
+        if read is None:
+            continue
+        path, value = read
+        for earlier, before in given.items():
+            if earlier[: len(path)] == path and (earlier != path or before != value):
+                repeated = f"{dotted(path)}={shown_at(path, value)}"
+                phrase = f"is replaced by {repeated} after it: give each field once, and a section first"
+                document.mistakes.append(wrong_value(earlier, before, phrase))
+        given[path] = value
+        _put(document, path, value)
+
+
+def _read_override(document: Document, override: str) -> tuple[KeyPath, Any] | None:
+    """Return the key and the value of one `key.sub=value`; None with a mistake in the document."""
     name, equals, text = override.partition("=")
     path: KeyPath = tuple(name.strip().split("."))
     if not equals or not all(path):
@@ -226,14 +252,13 @@ def _override(document: Document, override: str) -> None:
         hint = f"; did you mean {f'{key}={value.strip()}'!r}?" if colon and key in section_fields() else ""
         text = f"{override!r} is not key=value, such as lora.r=16{hint}"
         document.mistakes.append(Mistake((override,), text))
-        return
+        return None
     try:
-        value = _override_value(dotted(path), text)
+        return path, _override_value(dotted(path), text)
     except ValueError as error:
         document.places[path] = COMMAND_LINE
         document.mistakes.append(Mistake(path, f"{dotted(path)}={text!r} {error}"))
-        return
-    _put(document, path, value)
+        return None
 
 
 def _override_value(name: str, text: str) -> Any:

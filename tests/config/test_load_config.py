@@ -309,13 +309,32 @@ def test_an_override_is_read_as_yaml_and_other_text_unchanged(
     assert getattr(getattr(load("model: {model_name_or_path: a/b}", override), section), field) == value
 
 
-def test_the_last_override_wins_and_sections_are_made_as_needed() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("seed=1", "seed=2"), "seed=1 is replaced by seed=2 after it: give each field once"),
+        (
+            ("lora.r=8", "seed=3", "lora={lora_alpha: 4}"),
+            "lora.r=8 is replaced by lora={lora_alpha: 4} after",
+        ),
+        (("hub.token=hf_AbCdEfGhIjKlMnOpQrSt", "hub.token=x"), "hub.token='***' is replaced by"),
+    ],
+)
+def test_two_values_for_one_field_are_refused(overrides: tuple[str, ...], expected: str) -> None:
+    assert f"command line: {expected}" in message("method: lora", *overrides)
+
+
+def test_a_value_may_be_given_twice_and_a_section_before_its_fields() -> None:
+    assert load("method: lora", "seed=1", "seed=1").seed == 1
+    assert load("method: lora", "lora={r: 2, lora_alpha: 4}", "lora.r=8").lora.r == 8
+
+
+def test_an_override_makes_the_sections_that_it_needs() -> None:
     config = load(
         "method: lora",
         "training.max_steps=1",
         "training.lr_scheduler_type=cosine",
         "training.lr_scheduler_kwargs.num_cycles=2",
-        "seed=1",
         "seed=2",
     )
     schedule = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}
