@@ -4,4 +4,5 @@ import sys
 
 from lora_hf.cli import main
 
-main(["push", *sys.argv[1:]])
+sys.argv.insert(1, "push")
+main()

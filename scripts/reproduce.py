@@ -4,4 +4,5 @@ import sys
 
 from lora_hf.cli import main
 
-main(["reproduce", *sys.argv[1:]])
+sys.argv.insert(1, "reproduce")
+main()

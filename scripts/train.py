@@ -4,4 +4,5 @@ import sys
 
 from lora_hf.cli import main
 
-main(["train", *sys.argv[1:]])
+sys.argv.insert(1, "train")
+main()

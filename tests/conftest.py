@@ -107,9 +107,9 @@ def default_loggers():
 
 
 @pytest.fixture(scope="session")
-def warm_python():
-    """Start commands as real processes without repeating their imports."""
-    python = WarmPython()
+def warm_python(client_environment):
+    """Start commands as real processes without repeating their imports; no Hub but the tests' own exists."""
+    python = WarmPython(**client_environment, HF_TOKEN=None)
     yield python
     python.close()
 

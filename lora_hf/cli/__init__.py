@@ -85,7 +85,12 @@ def options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit with its status. Use `run` to stay in the process."""
+    """Run a command and exit with its status. Use `run` to stay in the process.
+
+    Args:
+        arguments: the command's words, which leave the process to its caller: `SystemExit` is raised. Without
+            them the command is that of this process, which ends at once.
+    """
     if COMPLETING in os.environ:
         app(prog_name="lora-hf")
     gc.set_threshold(10_000, 20, 20)  # imports make a million objects that stay: a fifth of their time
@@ -97,7 +102,10 @@ def main(arguments: list[str] | None = None) -> None:
     words = [word for word in given if word != "--debug"]
     if terminal.split_verbosity(words)[1] != "verbose":
         terminal.silence_packages()
-    processes.leave(run(words, debug=len(words) < len(given)))
+    status = run(words, debug=len(words) < len(given))
+    if arguments is None or processes.world_size() > 1:
+        processes.leave(status)
+    sys.exit(status)
 
 
 def make_writable(stream: Any) -> None:

@@ -94,6 +94,30 @@ def test_a_closed_output_pipe_is_not_an_error(tmp_path, warm_python):
     assert child.wait() == 1
 
 
+def test_a_command_that_is_given_no_words_ends_its_process_after_threads_and_exit_functions(warm_python):
+    """Without the interpreter's shutdown: taking PyTorch and Transformers apart takes half a second."""
+    code = """
+import atexit, sys, threading
+from lora_hf.cli import main
+def wait():
+    threading.main_thread().join()
+    print("a thread")
+atexit.register(print, "an exit function")
+threading.Thread(target=wait).start()
+sys.argv = ["lora-hf", "score", "no.csv"]
+try:
+    main(*GIVEN)
+finally:
+    print("the caller")
+"""
+    endings = []
+    for given in ("[]", "[['score', 'no.csv']]"):
+        done = warm_python.run(["-c", code.replace("GIVEN", given)])
+        assert done.returncode == 2 and "no.csv: no such file" in done.stderr
+        endings.append(done.stdout.splitlines())
+    assert endings == [["a thread", "an exit function"], ["the caller", "a thread", "an exit function"]]
+
+
 def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, warm_python, monkeypatch, capsys):
     """The output of 60 steps exceeds a pipe of 4 KiB, so that the run cannot end before it is read."""
     config = tmp_path / "tiny.yaml"

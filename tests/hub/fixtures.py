@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hub.server import HubServer
 from support.inputs import FEW
-from support.warm_python import ROOT, WarmPython
+from support.warm_python import ROOT
 
 from lora_hf import cli
 
@@ -93,19 +93,16 @@ class Done:
 
 
 @pytest.fixture(scope="session")
-def client_python(tmp_path_factory, port):
-    """Return an interpreter with the Hub's address and home, which packages read only on import."""
-    home = tmp_path_factory.mktemp("home")
-    known = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    known |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-    python = WarmPython(has_peft=True, **known, HF_TOKEN=None)
-    yield python, known
-    python.close()
+def client_environment(tmp_path_factory, port):
+    """Return variables with which a process finds the Hub of the tests, or nobody where none runs."""
+    known = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    known |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return known | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def client(tmp_path, client_python):
-    made = Client(*client_python)
+def client(tmp_path, warm_python, client_environment):
+    made = Client(warm_python, client_environment)
     yield made
     for secret in (TOKEN, OTHERS, READER):
         assert secret not in made.heard
@@ -125,6 +122,7 @@ def card_of(hub, repo=REPO, revision="main"):
 
 LOGITS = """
 import json, sys, torch
+sys.modules.pop("peft")  # which commands hide, and one of the codes needs
 from lora_hf.models.load import ASSETS
 from lora_hf.saved.inference import InferenceModel
 from transformers import AutoTokenizer

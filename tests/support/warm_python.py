@@ -3,8 +3,7 @@
 Importing costs each process seconds. `WarmPython` starts one interpreter, which imports everything once and
 then forks: every command still is a process of its own, with its own exit status, signals, memory and open
 files. Variables that a package reads on import, such as HF_ENDPOINT, keep the value they had when the
-interpreter started. `multiprocessing` has a fork server too, but only one for each process, and the Hub's
-tests need an environment of their own. Linux only. Run as a script, this module is that interpreter.
+interpreter started. Linux only. Run as a script, this module is that interpreter.
 """
 
 import gc
@@ -42,19 +41,14 @@ LONGEST = 2**18
 class WarmPython:
     """Run `python WORDS...` as a fork; `sys.executable` before the words is allowed."""
 
-    def __init__(self, has_peft: bool = False, **environment: str | None) -> None:
-        """Start the interpreter.
-
-        Args:
-            has_peft: import PEFT, which commands hide (`cli.HIDDEN`): for code of the tests that needs it.
-            environment: variables that differ from this process's; None removes one.
-        """
+    def __init__(self, **environment: str | None) -> None:
+        """Start the interpreter with variables that differ from this process's; None removes one."""
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._turn = threading.Lock()
         known = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), "peft" if has_peft else ""],
+                [sys.executable, __file__, str(theirs.fileno())],
                 env={name: value for name, value in known.items() if value is not None},
                 pass_fds=[theirs.fileno()],
             )
@@ -216,10 +210,18 @@ def _become(words: list[str]) -> None:
 
 if __name__ == "__main__":
     gc.disable()
-    hidden = set(import_module("lora_hf.cli").HIDDEN) - {sys.argv[2]}
-    sys.modules |= dict.fromkeys(hidden)
+    sys.modules |= dict.fromkeys(import_module("lora_hf.cli").HIDDEN)
     for name in IMPORTED:
         import_module(name)
+    from lora_hf.distributed import leave
+
     gc.freeze()  # what is shared with forks stays shared
     gc.enable()
-    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    status: Any = 0
+    try:
+        _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            raise  # it is printed
+        status = end.code
+    leave(status or 0)  # as a command ends: without taking all that is imported apart
