@@ -3,8 +3,10 @@
 All mistakes are reported in one error, one per line, with the file's line or `command line`.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -31,6 +33,8 @@ from lora_hf.config.variants import check_variants
 from lora_hf.config.yaml_reader import SHIPPED as SHIPPED
 from lora_hf.config.yaml_reader import Document, read_document, read_value, write_value
 from lora_hf.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_DEPTH = 50
 """Nesting of a dict config beyond which it is refused; fields need at most six levels."""
@@ -223,10 +227,7 @@ def _joined(overrides: Sequence[str]) -> list[str]:
 
 
 def _override(document: Document, overrides: Sequence[str]) -> None:
-    """Apply overrides to the document in their order.
-
-    Two values for one field are a mistake: to keep the last one in silence would drop what was asked for.
-    """
+    """Apply overrides to the document in their order: the last value of a field is used, with a warning."""
     given: dict[KeyPath, Any] = {}
     for override in _joined(overrides):
         read = _read_override(document, override)
@@ -235,11 +236,16 @@ def _override(document: Document, overrides: Sequence[str]) -> None:
         path, value = read
         for earlier, before in given.items():
             if earlier[: len(path)] == path and (earlier != path or before != value):
-                repeated = f"{dotted(path)}={shown_at(path, value)}"
-                phrase = f"is replaced by {repeated} after it: give each field once, and a section first"
-                document.mistakes.append(wrong_value(earlier, before, phrase))
+                _warn_replaced(
+                    *(f"{dotted(p)}={shown_at(p, v)}" for p, v in ((earlier, before), (path, value)))
+                )
         given[path] = value
         _put(document, path, value)
+
+
+@cache  # some commands read the config again
+def _warn_replaced(earlier: str, later: str) -> None:
+    logger.warning("command line: %s is not used, because %s after it replaces it", earlier, later)
 
 
 def _read_override(document: Document, override: str) -> tuple[KeyPath, Any] | None:
