@@ -36,7 +36,12 @@ from lora_hf.planning.fake_model import count_weights, outline, settings_of, tar
 from lora_hf.planning.plan import Plan, Rows, needs_less, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
-from lora_hf.training.arguments import check_dtype, check_full_batches, check_training_settings
+from lora_hf.training.arguments import (
+    check_dtype,
+    check_full_batches,
+    check_training_settings,
+    unfinished_warmup,
+)
 from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.stored_base import check_stored_base
 
@@ -179,12 +184,14 @@ def check_initialization(run: RunConfig, layer: str, shape: tuple[int, int], sta
 
 
 def batches(fields: RunConfig, tokens: Rows | None) -> Findings:
-    """Check that the training split fills a batch where `dataloader_drop_last` is set."""
+    """Check that the training split fills a batch, and that its steps are more than those of the warm-up."""
     if tokens is None:
         raise CannotTell("the number of training rows is unknown")
     for name, run in runs_of(fields).items():
         with named(name):
             check_full_batches(run, tokens)
+        if short := unfinished_warmup(run, tokens):
+            yield fault(f"{name}{short[0]}", short[1])
     yield ok("the training split fills a batch")
 
 

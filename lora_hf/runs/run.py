@@ -47,7 +47,7 @@ from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
-from lora_hf.training.arguments import check_full_batches, check_training_settings
+from lora_hf.training.arguments import check_full_batches, check_training_settings, unfinished_warmup
 from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.stored_base import check_base_of
@@ -93,6 +93,8 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     report_model(config.model, device, train_all=config.method == "full")
     data = load_data(config, tokenizer)
     check_full_batches(config, data.train)
+    if short := unfinished_warmup(config, data.train):
+        logger.warning("%s; %s", *short)
     retention = load_retention(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")
     if config.method in ADDED_WEIGHTS:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import warnings
@@ -26,6 +27,7 @@ from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, did_you_mean, first_line
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.system import device_name, pick_device, resolve_dtype
+from lora_hf.training.compiling import steps_of
 from lora_hf.training.optimizer import check_optimizer
 from lora_hf.training.trackers import check_trackers
 
@@ -323,6 +325,28 @@ def check_full_batches(config: RunConfig, rows: Sized) -> None:
                 f"training.dataloader_drop_last=true: {len(rows):,} rows fill no batch of {batch}, so "
                 "nothing would train; set it to false, or lower training.per_device_train_batch_size"
             )
+
+
+def unfinished_warmup(config: RunConfig, rows: Sized) -> tuple[str, str] | None:
+    """Return what a run loses whose warm-up has as many steps as itself, and the remedy; None if it ends.
+
+    `warmup_steps: 500` is copied with the rest of a script, and a small data set is trained in fewer steps.
+
+    Args:
+        config: the run's.
+        rows: the training split; the steps of one that is streamed from the Hub are unknown.
+    """
+    given, steps = config.training.get("warmup_steps") or 0, steps_of(config.training, rows)
+    if config.method == "base" or not given or steps is None:
+        return None
+    warmup = given if given >= 1 else math.ceil(steps * given)
+    if warmup < steps:
+        return None
+    least = f"the learning rate only reaches {(steps - 1) / warmup:.0%} of training.learning_rate"
+    title = (
+        f"training.warmup_steps={given:g} is not below the run's {steps:,} step{'s' * (steps > 1)}: {least}"
+    )
+    return title, "lower it (0.1 is a tenth of the steps), or train longer"
 
 
 def check_dtype(dtype: torch.dtype) -> None:

@@ -29,6 +29,7 @@ class ResumableTrainer(OrderedTrainer):
     - A checkpoint is written beside its place and renamed; then the oldest are removed, if there is a limit.
     - Resuming after the last step takes no further step. (In the middle of an epoch, the Trainer takes one.)
     - An interrupted evaluation is repeated before the next step.
+    - The best evaluation has a checkpoint, whatever `save_steps` is, if it will be loaded at the end.
     """
 
     model: Any
@@ -93,6 +94,16 @@ class ResumableTrainer(OrderedTrainer):
             self._maybe_log_save_evaluate(
                 self._tr_loss, None, self.model, trial, self.state.epoch or 0, ignore_keys, time.time()
             )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Compare an evaluation with the best one; if it is better and will be loaded, have it saved.
+
+        With fewer checkpoints than evaluations, the Trainer would keep the last weights in silence.
+        """
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_best
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside its place, seal and rename it, and only then remove the oldest ones."""

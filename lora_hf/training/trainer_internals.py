@@ -57,6 +57,11 @@ OVERRIDDEN: dict[str, Internal] = {
             "learning_rate",
         ),
     ),
+    "_determine_best_metric": Internal(
+        "The best evaluation is saved, because it will be loaded; the Trainer saves at multiples of "
+        "`save_steps` alone.",
+        ("metrics", "trial"),
+    ),
     "_get_train_sampler": Internal(
         "Batches depend on data, seed and epoch alone; the Trainer's length grouping draws from the global "
         "random state.",

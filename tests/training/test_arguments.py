@@ -19,7 +19,7 @@ from lora_hf import cli
 from lora_hf.config.load import load_config
 from lora_hf.config.problems import OTHER_NAMES
 from lora_hf.config.training_fields import DROPPED, installed_fields, training_fields
-from lora_hf.doctor import of_config
+from lora_hf.doctor import configs, of_config
 from lora_hf.errors import UserError
 from lora_hf.runs.run import execute
 from lora_hf.training.arguments import check_half, check_training_settings, training_arguments
@@ -439,3 +439,34 @@ def test_a_run_recorded_with_a_field_that_is_refused_now_can_still_be_read(tmp_p
     with pytest.raises(UserError):
         load_config(file)
     assert load_config(file, is_recorded=True).training == {"neftune_noise_alpha": 5}
+
+
+@pytest.mark.parametrize(
+    ("warmup", "rows", "expected"),
+    [
+        (500, 40, "=500 is not below the run's 10 steps: the learning rate only reaches 2% of"),
+        (0.1, 4, "=0.1 is not below the run's 1 step: the learning rate only reaches 0% of"),
+        (9, 40, ""),
+        (0.5, 40, ""),
+    ],
+)
+def test_a_warmup_that_does_not_end_within_the_run_is_a_warning_and_a_fault(
+    warmup: float, rows: int, expected: str
+) -> None:
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "warmup_steps": warmup}
+    findings = list(configs.batches(load_config({"training": training}), range(rows)))
+    assert [finding.state for finding in findings] == ["fault"] * bool(expected) + ["ok"]
+    assert expected in findings[0].title
+
+
+def test_a_run_warns_of_a_warmup_that_does_not_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a model is loaded")
+
+    monkeypatch.setattr("lora_hf.runs.run.load_model", stop)
+    overrides = [*FEW, "training.warmup_steps=500", f"output_dir={tmp_path / 'run'}"]
+    with pytest.raises(RuntimeError, match="a model is loaded"):
+        execute(load_config("quickstart", overrides))
+    assert "training.warmup_steps=500 is not below the run's 300 steps" in caplog.text

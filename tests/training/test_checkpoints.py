@@ -73,14 +73,15 @@ def test_checkpoints_hold_the_adapters_only_and_peft_reads_them(tmp_path: Path, 
         torch.testing.assert_close(theirs(**batch).logits, model.eval()(**batch).logits, rtol=0, atol=1e-5)
 
 
-def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("save_steps", [2, 4])  # at each evaluation, and at every second one
+def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(save_steps: int, tmp_path: Path) -> None:
     model = adapted()
     args = arguments(
         tmp_path,
         max_steps=12,
         learning_rate=2e-2,
         save_strategy="steps",
-        save_steps=2,
+        save_steps=save_steps,
         eval_strategy="steps",
         eval_steps=2,
         load_best_model_at_end=True,
