@@ -168,6 +168,9 @@ class Service:
             status = 503
             logger.warning("a request failed: %s", error)
             raise RequestError(503, "out of memory: send a shorter text or ask for fewer beams") from None
+        except UserError as error:  # the model cannot write this, such as scores that are not numbers
+            logger.warning("a request failed: %s", error)
+            raise RequestError(status, str(error)) from None
         except RequestError as error:
             status = error.status
             raise

@@ -301,6 +301,21 @@ def test_an_adapter_that_is_unloaded_during_tokenizing_is_404(
     assert response.status_code == 404 and "no adapter 'a'" in response.json()["detail"]
 
 
+@pytest.mark.parametrize("path", ["/summarize", "/v1/completions"])
+def test_an_error_of_the_model_is_the_detail_of_a_500(
+    path: str, client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(jobs: list[Job]) -> list[Written]:
+        raise UserError("the scores of a token are NaN")
+
+    monkeypatch.setattr(service.engine, "generate_batch", fail)
+    body = {"dialogue": DIALOGUES[0], "prompt": DIALOGUES[0], "model": "a"}
+    fields = ("dialogue",) if path == "/summarize" else ("prompt", "model")
+    response = client.post(path, json={field: body[field] for field in fields})
+    assert response.status_code == 500
+    assert "the scores of a token are NaN" in response.text
+
+
 def test_stacks_are_kept_until_an_adapter_comes_or_goes(
     service: Service, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
