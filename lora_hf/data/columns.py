@@ -32,6 +32,9 @@ PAIRS = (
     ("source", "target"),
     (QUESTION, "answer"),
     ("input", "output"),
+    ("input_text", "target_text"),
+    ("source_text", "target_text"),
+    ("prompt", "completion"),
 )
 """Names of source and target that are found by themselves."""
 QUESTIONS = ((WITH_CONTEXT, "answer"), (WITH_CONTEXT, "answers.text"))
@@ -349,7 +352,8 @@ def find_columns(
         return Columns(dialogue, (), id_column, turn_template=turn)
     if dialogue not in is_there:
         text = _missing("data.dialogue_column", dialogue, sorted(present), source, config)
-        raise UserError(text if CONVERSATIONS in present else f"{text}{_explode_hint(head)}")
+        hint = "" if CONVERSATIONS in present else _explode_hint(head)
+        raise UserError(f"{text}{'.' * (bool(hint) and text[-1] not in '.?')}{hint}")
     raise UserError(_missing("data.summary_column", min(missing), sorted(present), source, config))
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_hf.data.opened import SEEN, Form, endings
-from lora_hf.data.readers import READERS
+from lora_hf.data.readers import READERS, REMEDIES
 from lora_hf.data.split_names import SPLITS, Split, split_named
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, few
 
 DEEPEST = 3
 """Levels of subfolders that are looked through."""
@@ -64,10 +64,25 @@ def _must_hold(folder: Path, split: Split, candidates: list[Path], files: list[P
         f"{split}.csv, {split}.jsonl, {split}.parquet, ..., or shards such as {split}-00000-of-00002.jsonl"
     )
     kinds = f"{split}{form.parallel[0]}" if form.parallel else kinds
-    return (
-        f"data.dataset_name={str(folder)!r} must hold one {split} file ({kinds}); it holds {names[:5]}{more}"
-        f"{remedy}"
-    )
+    must_hold = f"data.dataset_name={str(folder)!r} must hold one {split} file ({kinds}); "
+    if not files and (others := _unreadable(folder)):
+        return f"{must_hold}none of its files can be read: {others}"
+    return f"{must_hold}it holds {names[:5]}{more}{remedy}"
+
+
+def _unreadable(folder: Path) -> str:
+    """Return the names of the files in a folder that holds no rows, and what makes rows of them."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] not in "._")
+    first: dict[str, Path] = {}
+    for file in files:
+        remedy = REMEDIES.get(endings(file)[0], "")
+        source = first.setdefault(file.stem, file)
+        if not remedy and source is not file and source.suffix and file.suffix:  # train.de and train.en
+            pair = f"{source.suffix[1:]}, {file.suffix[1:]}"
+            remedy = f"; if their lines correspond, set data.parallel_files: [{pair}], source first"
+        if remedy:
+            return few(one.name for one in files) + remedy
+    return few(file.name for file in files)
 
 
 def data_files_in(folder: Path, form: Form = SEEN) -> Iterator[Path]:

@@ -253,9 +253,16 @@ def _rows_in(data: Any, path: Path, form: Form) -> list[Any]:
     if len(held) > 1 and len(held) == sum(isinstance(value, list | dict) for value in data.values()):
         raise UserError(
             f"{path} holds rows under {', '.join(map(repr, listed(held, 5)))}: set data.json_field to one of "
-            f"them, such as data.json_field: {held[0]}"
+            f"them, such as data.json_field: {held[0]}{_each_to_a_file(held)}"
         )
     return [data]
+
+
+def _each_to_a_file(names: list[str]) -> str:
+    """Return what to do instead where a file holds several splits, of which a field is only one."""
+    if len({split_named(name) for name in names} - {None}) < 2:
+        return ""
+    return "; to use all of them, write each to a file of its own in one folder"
 
 
 def all_objects(values: list[Any]) -> bool:

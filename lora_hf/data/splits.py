@@ -31,7 +31,7 @@ from lora_hf.data.examples import (
 )
 from lora_hf.data.overlap import dialogue_key, home_of_byte, homes_of_copies, plain_text
 from lora_hf.data.sources import Part, limit_of, open_part, read_source
-from lora_hf.data.split_names import SPLITS, Split
+from lora_hf.data.split_names import SPLITS, Split, split_named
 from lora_hf.data.translation import common_order
 from lora_hf.errors import UserError, few
 
@@ -41,6 +41,10 @@ DEFAULT_SHARES = (0.1, 0.1)
 BY_HASH = "by a hash of the text"
 """How rows are divided among splits that share a file, as the origin of a split says it."""
 
+SPLIT_COLUMNS = {"split", "set", "subset", "partition", "fold"}
+"""Names of a column that may say which split a row of a file with all splits belongs to."""
+MOST_NAMES = 6
+"""Most different names of splits in such a column."""
 SCORED_ON_VALIDATION = "the test split has no references; scores are those of the validation split"
 """What a run warns of and records where its scores are not those of the test split."""
 
@@ -265,6 +269,9 @@ def _slice(
     if part.is_one_file:
         text = "%s [%s]: %s, by a hash of the text (data.split_seed=%d)"
         logger.debug(text, config.dataset_name, split, count, config.split_seed)
+        if split == "test" and (names := _unused_splits(rows)):
+            text = "%s: its column %s, so rows are divided %s: write each split to a file of its own"
+            logger.warning(text, config.dataset_name, names, BY_HASH)
     else:
         held = [name for name in SPLITS if (name in part.homes) == (split != "train")]
         text = "%s [%s]: %s of train; %s is missing and taken from train by a hash (data.split_seed=%d)"
@@ -282,3 +289,12 @@ def _slice(
             f"for each of {', '.join(SPLITS)}"
         )
     return chosen
+
+
+def _unused_splits(rows: list[Row]) -> str:
+    """Return the column of one file that names the split of each row, and its names, or an empty text."""
+    for column in SPLIT_COLUMNS & rows[0].keys():
+        values = {str(row.get(column)) for row in rows}
+        if len(values) <= MOST_NAMES and None not in (homes := {split_named(name) for name in values}):
+            return f"{column!r} ({', '.join(sorted(values))}) is not read" if len(homes) > 1 else ""
+    return ""

@@ -42,6 +42,8 @@ def load(tmp_path, rows, split="train", **fields):
         ({"dialogue": TALK, "x": GIST, "y": ""}, {"summary_column": ["x", "y"]}, [GIST]),
         ({"dialogue": TALK, "summary2": "2.", "summary10": "10.", "summary1": "1."}, {}, ["1.", "2.", "10."]),
         ({"article": TALK, "highlights": GIST, "other": 3}, {}, [GIST]),
+        ({"input_text": TALK, "target_text": GIST, "id": 3}, {}, [GIST]),
+        ({"prompt": TALK, "completion": GIST}, {}, [GIST]),
         ({"Dialogue": TALK, "SUMMARY": GIST, "Id": 3}, {}, [GIST]),
         ({"Article": TALK, "Highlights": GIST}, {}, [GIST]),
         ({"dialogue": TALK, "summary": GIST, "text": "no", "target": "no"}, {}, [GIST]),  # not guessed
@@ -86,9 +88,10 @@ def test_columns_are_those_of_the_config_or_found_by_one_pair_of_names(
             "data.dialogue_column: turns and data.summary_column: summary$",
         ),
         (
-            {"paragraphs": [{"context": TALK, "qas": [{"question": "Who?"}]}]},
+            {"paragraphs": [{"context": TALK, "qas": [{"question": "Who?"}]}], "title": GIST},
             {},
-            "set data.explode: paragraphs, or paragraphs.qas for the list inside it",
+            "way round. If each row holds several examples, set data.explode: paragraphs, or paragraphs.qas "
+            "for the list inside it",
         ),
     ],
 )

@@ -50,6 +50,23 @@ def test_two_files_that_are_not_shards_are_not_guessed_between(tmp_path, names):
     assert all(name in str(error.value) for name in names)
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["rows.zip", ".DS_Store"], "none of its files can be read: rows.zip; unpack it"),
+        (["a.xlsx"], "none of its files can be read: a.xlsx; save the sheet as csv (UTF-8)"),
+        (["train.source", "train.target"], "set data.parallel_files: [source, target], source first"),
+        (["notes.md"], "none of its files can be read: notes.md"),
+    ],
+)
+def test_a_folder_of_other_files_names_them_and_what_makes_rows_of_them(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError) as error:
+        find_files(tmp_path, "train")
+    assert str(error.value).endswith(expected)
+
+
 @pytest.mark.parametrize("more", [[], ["test.jsonl"], ["dev.jsonl"]])
 def test_a_missing_split_is_taken_from_train_by_dialogue_and_said(tmp_path, more, caplog):
     copies = [row | {"dialogue": f"a:  number {i}?"} for i, row in enumerate(ROWS)]
@@ -72,6 +89,22 @@ def test_a_split_seed_divides_one_file_in_another_way_and_0_as_ever(tmp_path):
     file = write(tmp_path, "all.jsonl") / "all.jsonl"
     first = dialogues(file, "test")
     assert first == dialogues(file, "test", split_seed=0) != dialogues(file, "test", split_seed=7)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train", "dev", "test"], "'split' (dev, test, train) is not read"),
+        (["train"], ""),
+        (["a", "test"], ""),
+    ],
+)
+def test_a_column_that_names_the_split_of_each_row_is_not_ignored_in_silence(
+    names, expected, tmp_path, caplog
+):
+    rows = [row | {"split": names[i % len(names)]} for i, row in enumerate(ROWS)]
+    dialogues(write(tmp_path, "all.jsonl", rows=rows) / "all.jsonl", "test")
+    assert bool(caplog.text) is bool(expected) and expected in caplog.text
 
 
 def test_shares_of_the_splits_are_fields_and_recorded(tmp_path):
@@ -192,5 +225,7 @@ def test_parallel_files_are_read_line_by_line_and_both_belong_to_the_data(tmp_pa
     (folder / "train.de").unlink()
     with pytest.raises(UserError, match=r"parallel_files=.'en', 'de'.: .*train.en has no train.de beside"):
         load_split(config, "train")
-    with pytest.raises(UserError, match="must hold one train file .train.nl.; it holds"):
+    with pytest.raises(
+        UserError, match="must hold one train file .train.nl.; none of its files can be read: test.en"
+    ):
         load_split(DataConfig(dataset_name=str(folder), parallel_files=["nl", "en"]), "train")

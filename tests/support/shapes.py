@@ -180,7 +180,7 @@ FILES = [
         "by_split.json",
         "a key for each split",
         lambda p: json.dumps(PARTS),
-        "set data.json_field to one of them, such as data.json_field: train",
+        "such as data.json_field: train; to use all of them, write each to a file of its own in one folder",
         remedy=set_fields(json_field="train"),
     ),
     Shape(
