@@ -95,7 +95,7 @@ def test_a_closed_output_pipe_is_not_an_error(tmp_path, warm_python):
 
 
 def test_a_command_that_is_given_no_words_ends_its_process_after_threads_and_exit_functions(warm_python):
-    """Without the interpreter's shutdown: taking PyTorch and Transformers apart takes half a second."""
+    """Without the interpreter's shutdown, which takes all imported modules apart."""
     code = """
 import atexit, sys, threading
 from lora_hf.cli import main

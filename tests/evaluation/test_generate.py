@@ -23,6 +23,7 @@ from lora_hf.fast import packed as packing
 
 NEW, ROOM = 28, 16
 """Tokens at most, and those that a buffer has room for at first: the longest rows need more."""
+ROWS = 14
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def adapted(make: Any) -> nn.Module:
     return ending(model.eval())
 
 
-def sources(n: int = 21, seed: int = 0) -> list[list[int]]:
+def sources(n: int = ROWS, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 30, (n,), generator=generator).tolist()
     return [torch.randint(2, TOKENS, (k,), generator=generator).tolist() for k in lengths]
@@ -88,7 +89,7 @@ def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: 
     monkeypatch.setattr(module, "ENCODER_TOKENS", 50)  # several parts a batch
     model = adapted(make)
     one_by_one = write(model, batch_size=1, fast_paths=False, num_beams=beams)
-    assert len(set(one_by_one)) >= 15
+    assert len(set(one_by_one)) >= 10
     assert len({len(text.split()) for text in one_by_one}) > 8  # rows end at different steps
     for sizes in ({"batch_size": 8}, {"batch_tokens": 100}, {}):
         assert write(model, num_beams=beams, **sizes) == one_by_one
@@ -138,7 +139,7 @@ def test_the_model_s_own_configuration_is_followed() -> None:
     [
         ({"num_beams": 3, "use_cache": False}, "use_cache is off"),
         ({"use_cache": False}, "use_cache is off"),
-        ({"decoder_input_ids": torch.tensor([[0, 5, 6]] * 21)}, "decoder_input_ids is given"),
+        ({"decoder_input_ids": torch.tensor([[0, 5, 6]] * ROWS)}, "decoder_input_ids is given"),
     ],
 )
 def test_unsupported_options_use_generate_and_say_so(
@@ -183,7 +184,7 @@ def test_finished_rows_leave_the_batch() -> None:
         lambda module, args, kw: rows.append(len(kw["input_ids"])), with_kwargs=True
     )
     write(model)
-    assert rows[0] == 21 and rows[-1] < 3 and rows == sorted(rows, reverse=True)
+    assert rows[0] == ROWS and rows[-1] < 3 and rows == sorted(rows, reverse=True)
 
 
 def test_no_row_leaves_under_a_processor_that_knows_rows_by_their_number() -> None:
@@ -278,7 +279,7 @@ CROWD: dict[str, dict[str, Any]] = {
     "taken": {"r": 3, "init_lora_weights": "pissa"},
     "dora": {"r": 2, "use_dora": True},
 }
-MIXED = [*CROWD, None, "short", "long"] * 3
+MIXED = [*CROWD, None, "short", "long"] * 2
 
 
 def crowded() -> nn.Module:
@@ -320,7 +321,7 @@ def test_each_row_of_a_mixed_batch_is_what_its_adapter_alone_writes(
 
 def test_each_row_may_have_its_own_maximum_length() -> None:
     model = adapted(make_t5)
-    limits = [3, 15, 7] * 7
+    limits = [3, 15, 7, 15, 3, 15, 7] * 2
     cut = generate_summaries(model, Tokenizer(), sources(), limits)
     apart = {limit: generate_summaries(model, Tokenizer(), sources(), limit) for limit in set(limits)}
     assert cut == [apart[limit][i] for i, limit in enumerate(limits)]
