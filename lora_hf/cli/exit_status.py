@@ -6,6 +6,7 @@ A second line names the section of the documentation on such errors (`help: docs
 """
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -21,9 +22,10 @@ from rich.text import Text
 from lora_hf import distributed as processes
 from lora_hf import terminal
 from lora_hf.cli.help_page import help_line
-from lora_hf.cli.hints import explain
+from lora_hf.cli.hints import explain, repeated_options
 from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError, WrittenModelDiffers
 
+logger = logging.getLogger(__name__)
 LOST_PROCESS = "another process of this run has ended; rerun the command to resume from the last checkpoint"
 
 
@@ -88,6 +90,9 @@ def invoke(command: Any, words: list[str]) -> None:
     """Call a command as Typer does, but let Ctrl-C through: Typer drops the exception's message."""
     try:
         with suppress(typer.Exit), command.make_context("lora-hf", list(words)) as context:  # after --help
+            verb = command.commands.get(words[0]) if words else None
+            for earlier, later in repeated_options(verb, words[1:]) if verb else ():
+                logger.warning("%s is not used, because %s after it replaces it", earlier, later)
             command.invoke(context)
     except Exception as error:
         if isinstance(error, UserError) or not hasattr(error, "format_message"):

@@ -1,11 +1,14 @@
 """The most likely meaning of a mistyped command line, added to Typer's message."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 FIELD = "fields of the config are written as key=value, such as lora.r=8"
 OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 """By an option that the command lacks, the one that takes the same in this command."""
+READ_ELSEWHERE = ("data.", "generation.")
+"""Fields that commands without a config take."""
 CONFIG_EXAMPLE = "give a YAML file or the name of a shipped config, such as --config quickstart"
 
 
@@ -18,6 +21,11 @@ def explain(error: Any, words: list[str]) -> str:
     """
     message: str = error.format_message() or "no command given"
     option = getattr(error, "option_name", None)
+    if option and _takes_settings(error):
+        field = field_of(option)
+        if field and field.startswith(READ_ELSEWHERE):
+            value = _value_of(option, words)
+            return f"No such option: {option}; write {field}={value}, without dashes"
     if option and _takes_fields(error):
         if field := field_of(option):
             value = _value_of(option, words)
@@ -71,6 +79,40 @@ def _takes_fields(error: Any) -> bool:
     command = getattr(getattr(error, "ctx", None), "command", None)
     names = {parameter.name for parameter in getattr(command, "params", ())}
     return "config" in names and bool(names & {"overrides", "words"})
+
+
+def _takes_settings(error: Any) -> bool:
+    """Return whether a command without a config takes fields of `data` or `generation`, as `predict` does."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    return "settings" in {parameter.name for parameter in getattr(command, "params", ())}
+
+
+def repeated_options(command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option with a value that another value after it replaces, both as they were written.
+
+    Args:
+        command: Typer's, with its parameters.
+        words: the command line after the command's name.
+    """
+    single = {
+        name: option
+        for option in command.params
+        for name in option.opts
+        if name.startswith("-") and not option.multiple and not option.is_flag
+    }
+    given: dict[int, str] = {}
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return
+        option = single.get(word.partition("=")[0])
+        if option is None:
+            continue
+        written = word if "=" in word else f"{word} {next(rest, '')}".strip()
+        earlier = given.get(id(option), written)
+        if earlier.replace("=", " ", 1) != written.replace("=", " ", 1):
+            yield earlier, written
+        given[id(option)] = written
 
 
 def _options(error: Any) -> set[str]:

@@ -18,6 +18,7 @@ from lora_hf.config.problems import (
     KeyPath,
     Mistake,
     dotted,
+    meant_by,
     mistakes_of,
     section_fields,
     shown,
@@ -100,9 +101,8 @@ def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
     if document.mistakes:
         raise UserError("\n".join(_lines_of(None, document, document.mistakes)))
     if others := [key for key in document.data if key != "generation"]:
-        raise UserError(
-            f"{others[0]}: only fields of generation can be replaced here, such as generation.num_beams=4"
-        )
+        meant = meant_by(others[0], ("generation.",)) or "such as generation.num_beams=4"
+        raise UserError(f"{others[0]}: only fields of generation can be replaced here; {meant}")
     return dict(document.data.get("generation", {}))
 
 
@@ -124,7 +124,8 @@ def reading_fields(overrides: Sequence[str]) -> tuple[DataConfig, dict[str, Any]
     mistakes, given = document.mistakes, document.data.get("data", {})
     if not mistakes:
         if others := [key for key in document.data if key not in ("data", "generation")]:
-            raise UserError(f"{others[0]}: only fields of data and generation can be set here")
+            meant = meant_by(others[0], ("data.", "generation.")) or "such as generation.num_beams=4"
+            raise UserError(f"{others[0]}: only fields of data and generation can be set here; {meant}")
         if others := [key for key in given if key in DataConfig.model_fields and key not in READING]:
             raise UserError(
                 f"data.{others[0]}: only fields that say how a file is read can be set here: "

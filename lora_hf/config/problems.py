@@ -76,6 +76,26 @@ OTHER_NAMES = {
     "source_prefix": "data.prompt",
     "prompt_template": "data.prompt",
     "text_column": "data.dialogue_column",
+    "path": "data.dataset_name",
+    "data_path": "data.dataset_name",
+    "dataset_path": "data.dataset_name",
+    "file": "data.dataset_name",
+    "train_file": "data.data_files",
+    "validation_file": "data.data_files",
+    "test_file": "data.data_files",
+    "cutoff_len": "data.max_source_length",
+    "max_seq_length": "data.max_source_length",
+    "sequence_len": "data.max_source_length",
+    "source_lang": "data.source_language",
+    "target_lang": "data.target_language",
+    "model_revision": "model.revision",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "lora_target": "lora.target_modules",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "num_epochs": "training.num_train_epochs",
+    "optimizer": "training.optim",
+    "prefix": "data.prompt",
 }
 _BY_PEFT = "it is in PEFT's files and has no use in a config: remove it"
 _BY_TOKENIZER = "the tokenizer is read from the model's folder: remove it"
@@ -281,6 +301,12 @@ def _right_names(path: KeyPath) -> list[str]:
         return [OTHER_NAMES[leaf]]
     ours = list(section_fields())
     return _same_leaf(leaf, ours) or _near_names(leaf, section, [*ours, *training_names()])
+
+
+def meant_by(key: str, sections: tuple[str, ...]) -> str:
+    """Return `did you mean 'generation.num_beams'?` for a key that some sections have, or an empty text."""
+    near = [name for name in _right_names((key,)) if name.startswith(sections)]
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def training_names() -> list[str]:

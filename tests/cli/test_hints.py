@@ -44,6 +44,11 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("train --config quickstart --zzz 1", "written as key=value, such as lora.r=8"),
         ("train --cfg quickstart", "--config"),
         ("predict talk.txt --adaptor x", "--adapter"),
+        ("predict talk.txt --adapter x --num-beams 4", "write generation.num_beams=4, without dashes"),
+        ("merge --adapter x -o y --num_beams=4", "write generation.num_beams=4, without dashes"),
+        ("predict talk.txt --adapter x num_beams=4", "did you mean 'generation.num_beams'?"),
+        ("predict talk.txt --adapter x data.path=y", "did you mean 'data.dataset_name'?"),
+        ("train --config quickstart lora_r=4", "did you mean 'lora.r'?"),
         ("train quickstart", "write `lora-hf train --config quickstart`"),
         ("compare my.yaml lora.r=8", "write `lora-hf compare --config my.yaml`"),
         ("train lora.r=8", "(`--config quickstart`)"),
@@ -273,3 +278,20 @@ def test_paths_that_exist_or_are_near_nothing_have_no_hint(tmp_path: Path) -> No
     assert path_hint(str(tmp_path / "daat")) == f" Did you mean {str(tmp_path / 'data')!r}?"
     assert not any(map(is_windows_path, ("a/b", "google/flan-t5-base", "./x", "C:x", "embedded")))
     shutil.rmtree(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("predict x.txt --adapter a --adapter b", "--adapter a is not used, because --adapter b after it"),
+        ("predict x.txt -o a --adapter b --output=c", "-o a is not used, because --output=c after it"),
+        ("predict x.txt --adapter a --adapter=a", ""),
+        ("score x.csv --reference a --reference b", ""),
+    ],
+)
+def test_an_option_that_another_one_replaces_is_a_warning(
+    line: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(line.split(), debug=False) == 2
+    err = capsys.readouterr().err
+    assert ("is not used" in err) is bool(expected) and expected in err
