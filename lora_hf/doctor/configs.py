@@ -207,12 +207,13 @@ def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
         raise CannotTell(f"a step needs {bytes_cell(needed)}; the free memory is unknown here")
     needed = max(needed, record["scoring_bytes"] or 0)
     less = needs_less(fields, record, free) if needed > free else []
-    yield judge_memory(needed, free, less)
+    yield judge_memory(needed, free, less, bool(record["compiled"]))
 
 
-def judge_memory(needed: int, free: int, less: list[Plan]) -> Finding:
+def judge_memory(needed: int, free: int, less: list[Plan], is_compiled: bool = False) -> Finding:
     """Return the finding on the memory of a step; `less` are the changes with which it fits."""
-    text = f"a step needs {bytes_cell(needed)}, and {bytes_cell(free)} are free"
+    step = "a compiled step needs at most" if is_compiled else "a step needs"
+    text = f"{step} {bytes_cell(needed)}, and {bytes_cell(free)} are free"
     if needed <= free:
         return ok(text)
     if not less:

@@ -51,6 +51,8 @@ class Computation(NamedTuple):
     """Whether the fast paths are used, rather than the reference path."""
     device: str = "cpu"
     """Type of the device whose code paths are taken: `cpu` or `cuda`. Counting needs neither."""
+    compiled: bool = False
+    """Whether blocks are compiled: their reference path is counted, which keeps more than they do."""
 
 
 Work = Callable[[Any, Batch, Computation], None]
@@ -64,7 +66,7 @@ def training(model: Any, batch: Batch, how: Computation) -> None:
         if parameter.requires_grad:  # gradients are counted by themselves
             parameter.register_post_accumulate_grad_hook(_forget_gradient)
     with torch.autocast("cpu", dtype=how.autocast, enabled=how.autocast is not None):
-        loss = _loss(model, ids, labels, how.fast)
+        loss = _loss(model, ids, labels, how.fast or how.compiled)
     loss.backward()
 
 
@@ -176,10 +178,11 @@ def _tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     return ids, labels
 
 
-def _loss(model: Any, ids: Tensor, labels: Tensor, fast: bool) -> Tensor:
-    if not (fast and not why_not(model) and has_plain_frozen_head(model)):
+def _loss(model: Any, ids: Tensor, labels: Tensor, saves: bool) -> Tensor:
+    """Return the loss; with `saves` without keeping keys, values and, if the head allows it, all logits."""
+    if not (saves and not why_not(model) and has_plain_frozen_head(model)):
         # Transformers switches the cache off where activations are computed again, and would warn of that
-        options = without_cache(model) if fast or model.is_gradient_checkpointing else {}
+        options = without_cache(model) if saves or model.is_gradient_checkpointing else {}
         loss: Tensor = model(input_ids=ids, decoder_input_ids=labels, labels=labels, **options).loss
         return loss
     with without_head(model) as head:

@@ -40,6 +40,15 @@ from lora_hf.planning.fake_model import (
     targets_of,
 )
 from lora_hf.system import DTYPES, pick_device, resolve_dtype
+from lora_hf.training.compiling import (
+    CAPABILITY,
+    DECIDING,
+    LEAST_STEPS,
+    SOURCES,
+    TARGETS,
+    padded_length,
+    why_uncompiled,
+)
 
 FLOAT = 4
 MOMENTS = 2
@@ -52,6 +61,10 @@ FEWER = (4, 3, 2)
 """Factors by which the batch may be smaller in the plan that needs less memory."""
 PATHS = ("cpu", "cuda")
 """Types of devices whose fast paths can be counted."""
+ASKED, BY_DEFAULT = "asked", "by default"
+"""Why a run is compiled: its config says so, or it is long enough for the GPU."""
+COMPILED_WHOLE = (*CHECKPOINTING, "fsdp", "deepspeed")
+"""Fields of `training` with which the whole model is compiled, if anything is, in place of its blocks."""
 STORAGE_SHOWN = ("float32", "bfloat16", "nf4")
 Plan = dict[str, Any]
 Rows = TokenizedDialogues | StreamedDialogues
@@ -64,9 +77,10 @@ def plan(config: RunConfig) -> Plan:
 
     - `free_bytes`: memory that is free on this machine's device, or None if that is unknown.
     - `ways`: the run on a GPU as it is configured, and if that needs more than the smallest of `CARDS`, with
-      changes that need less memory. Each has its `overrides`, `peak_bytes`, `scoring_bytes` and `fits_gb`.
+      changes that need less memory. Each has its `overrides`, `compiled`, `peak_bytes`, `scoring_bytes` and
+      `fits_gb`.
     - `sizes`: for a published FLAN-T5, the memory of the run on each size, without those whose layers the
-      targets do not fit. Empty for other models.
+      targets do not fit; compiled only if the config asks for it. Empty for other models.
     """
     own, device = plan_step(config), pick_device()
     settings, batch = settings_of(config.model), _batch(own)
@@ -74,7 +88,7 @@ def plan(config: RunConfig) -> Plan:
     dtype = resolve_dtype(config.model.dtype, device) if is_gpu else _on_a_gpu(config)
     own |= {"free_bytes": free_memory(device), "ways": []}
     if own["peak_bytes"] is not None:
-        own["ways"] = _ways(_Planned(config, settings, batch, "cuda", dtype), config)
+        own["ways"] = _ways(_Planned(config, settings, own, "cuda", dtype), config)
     if not (is_flan_t5(settings) and is_published(settings)):
         return own | {"sizes": {}}
     return own | {"sizes": _sizes(config, batch)}
@@ -93,7 +107,7 @@ def needs_less(config: RunConfig, record: Plan, free: int) -> list[Plan]:
     """
     device = pick_device()
     dtype = resolve_dtype(config.model.dtype, device)
-    planned = _Planned(config, settings_of(config.model), _batch(record), device.type, dtype)
+    planned = _Planned(config, settings_of(config.model), record, device.type, dtype)
     return [way for way in _ways(planned, config) if way["overrides"] and _largest(way) <= free]
 
 
@@ -101,24 +115,30 @@ class _Planned:
     """Plans of one run with changes, on one type of device."""
 
     def __init__(
-        self, config: RunConfig, settings: Any, batch: Batch, device: str, dtype: torch.dtype
+        self, config: RunConfig, settings: Any, record: Plan, device: str, dtype: torch.dtype
     ) -> None:
-        self.settings, self.batch, self.device, self.dtype = settings, batch, device, dtype
+        self.settings, self.device, self.dtype = settings, device, dtype
+        self.batch, self.steps = _batch(record), record["steps"]
         self.counted = _count(config, settings)
-        self.held: dict[tuple[int, bool], int] = {}
-        self.writing = scoring_bytes(config, settings, batch, device, dtype)
+        self.held: dict[tuple[int, bool, bool], int] = {}
+        self.writing = scoring_bytes(config, settings, self.batch, device, dtype)
 
     def way(self, config: RunConfig, *overrides: str) -> Plan:
         """Return the entry of `ways` of a run whose config differs by these overrides."""
-        training = config.training
-        batch = self.batch._replace(dialogues=_dialogues(config))
-        key = batch.dialogues, any(training.get(field) for field in CHECKPOINTING)
+        training, compiles = config.training, compiles_by_rule(config, self.steps, self.device)
+        how = computation(config, self.device, self.dtype, compiles)
+        batch = _padded(self.batch._replace(dialogues=_dialogues(config)), self.settings, how)
+        key = batch.dialogues, any(training.get(field) for field in CHECKPOINTING), how.compiled
         if key not in self.held:  # 4 bits do not change it
-            how = computation(config, self.device, self.dtype)
             self.held[key] = activation_bytes(config, self.settings, batch, how)
         storage = _storage(config, self.dtype)
         record = _memory(config, self.counted, storage, self.dtype, self.held[key], self.writing)
-        return {"store": storage, "overrides": list(overrides), **_fit(record)}
+        return {
+            "store": storage,
+            "compiled": _compiled(config, compiles),
+            "overrides": list(overrides),
+            **_fit(record),
+        }
 
 
 def _ways(planned: _Planned, config: RunConfig) -> list[Plan]:
@@ -142,6 +162,8 @@ def _ways(planned: _Planned, config: RunConfig) -> list[Plan]:
         all_words = [word for words, _, _ in changes for word in words]
         joined = _joined(fields for _, fields, _ in changes), _joined(fields for _, _, fields in changes)
         changes.append((all_words, *joined))
+    if ways[0]["compiled"] == BY_DEFAULT:
+        changes.insert(0, (["training.torch_compile=false"], {"torch_compile": False}, {}))
     for overrides, training, model in changes:
         changed = {"training": config.training | training, "model": config.model.model_copy(update=model)}
         with suppress(UserError, NotCounted):  # a model without checkpointing
@@ -159,7 +181,7 @@ def _sizes(config: RunConfig, batch: Batch) -> Plan:
     bytes_of = {}
     for dtype in {_computed(name) for name in names}:
         how = computation(config, "cuda", dtype)
-        wrote = _written(config, batch), how._replace(autocast=None), writing
+        wrote = _written(config, batch), _in_evaluation(how, config), writing
         bytes_of[dtype] = flan_t5_bytes(config, batch, how), flan_t5_bytes(config, *wrote)
     sizes: Plan = {}
     for size, shape in SIZES.items():
@@ -185,8 +207,10 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
             that the config admits are assumed.
 
     Returns:
-        A record. `peak_bytes` is what a training step holds, `scoring_bytes` what writing summaries holds
-        on a GPU (None on other devices). `targets` are the names that get adapters, `warnings` what is
+        A record. `peak_bytes` is what a training step holds, an upper bound where it is compiled.
+        `compiled` is `ASKED`, `BY_DEFAULT` or None; with an unknown number of steps it is that of a long run.
+        `scoring_bytes` is what writing summaries holds on a GPU
+        (None on other devices). `targets` are the names that get adapters, `warnings` what is
         doubtful about them. Where the steps of a family cannot be traced, `activations` and `peak_bytes` are
         None, and `not_counted` says why.
 
@@ -202,8 +226,10 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     with outline(config, settings, torch.float32, is_run=False) as model:
         counted, targets = count_weights(model, config.method != "full"), targets_of(model)
     held, wrote, reason = None, None, {}
+    compiles = compiles_by_rule(config, steps, device.type)
+    how = computation(config, device.type, dtype, compiles)
     try:
-        held = activation_bytes(config, settings, batch, computation(config, device.type, dtype))
+        held = activation_bytes(config, settings, _padded(batch, settings, how), how)
         wrote = scoring_bytes(config, settings, batch, device.type, dtype)
     except NotCounted as error:
         reason = {"not_counted": str(error)}
@@ -215,6 +241,7 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
         **({} if config.task == SUMMARIZATION else {"task": config.task.written()}),
         "device": device.type,
         "store": storage,
+        "compiled": _compiled(config, compiles),
         "batch": batch._asdict() | {"lengths": said},
         "steps": steps,
         **targets._asdict(),
@@ -224,16 +251,55 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     }
 
 
-def computation(config: RunConfig, device: str, dtype: torch.dtype) -> Computation:
+def compiles_by_rule(config: RunConfig, steps: int | None, device: str) -> bool:
+    """Return whether blocks are compiled although the config does not say so, on a type of device.
+
+    Args:
+        config: the run's.
+        steps: their number; None if the data is elsewhere, which is taken for a run that is long enough.
+        device: `cuda` is this machine's GPU, or one of compute capability 8.0 with Triton.
+    """
+    if device != "cuda" or any(name in config.training for name in DECIDING):
+        return False
+    here = pick_device()
+    capability = torch.cuda.get_device_capability(here) if here.type == "cuda" else CAPABILITY
+    if steps is None and not config.data.streaming:
+        steps = LEAST_STEPS
+    return why_uncompiled(config, steps, capability) is None
+
+
+def computation(
+    config: RunConfig, device: str, dtype: torch.dtype, compiles_by_rule: bool = False
+) -> Computation:
     """Return how a step of the run is computed on a type of device where `model.dtype` is this dtype."""
     # on other devices and for compiled models, the reference path is an upper bound
-    fast = config.fast_paths and device in PATHS and not asks_to_compile(config.training)
+    compiles = compiles_by_rule or asks_to_compile(config.training)
+    in_blocks = config.fast_paths and not any(config.training.get(field) for field in COMPILED_WHOLE)
     return Computation(
         torch.float32 if config.method == "full" else dtype,
         _autocast(config, dtype),
-        fast,
+        config.fast_paths and device in PATHS and not compiles,
         device if device in PATHS else "cpu",
+        compiles and in_blocks,
     )
+
+
+def _compiled(config: RunConfig, by_rule: bool) -> str | None:
+    return ASKED if asks_to_compile(config.training) else BY_DEFAULT if by_rule else None
+
+
+def _padded(batch: Batch, settings: Any, how: Computation) -> Batch:
+    """Return the batch as compiled blocks see it on a GPU."""
+    if not (how.compiled and how.device == "cuda"):
+        return batch
+    most = getattr(settings, "max_position_embeddings", None)
+    source, target = padded_length(batch.source, SOURCES, most), padded_length(batch.target, TARGETS, most)
+    return batch._replace(source=source, target=target)
+
+
+def _in_evaluation(how: Computation, config: RunConfig) -> Computation:
+    """Return how summaries are written on a GPU by a model that is trained in this way."""
+    return how._replace(autocast=None, fast=config.fast_paths, compiled=False)
 
 
 def _autocast(config: RunConfig, dtype: torch.dtype) -> torch.dtype | None:
@@ -252,7 +318,7 @@ def scoring_bytes(
     """
     if device != "cuda":
         return None
-    how = computation(config, device, dtype)._replace(autocast=None)
+    how = _in_evaluation(computation(config, device, dtype), config)
     with suppress(NotCounted):
         return activation_bytes(config, settings, _written(config, batch), how, writing)
     return None

@@ -25,6 +25,8 @@ SOURCES, TARGETS = 32, 16
 """Lengths of sources and targets are padded to multiples of these where blocks are compiled."""
 PADDED_ON = ("cuda",)
 """Devices on which each new length costs something: CUDA graphs are recorded once per length."""
+DECIDING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+"""Fields of `training` of which any decides instead of the rule."""
 SOURCE_NAMES, TARGET_NAMES = ("input_ids", "attention_mask"), ("labels", "decoder_input_ids")
 logger = logging.getLogger(__name__)
 
@@ -33,16 +35,17 @@ def compiles_by_default(config: RunConfig, rows: Sized, device: torch.device) ->
     """Return whether a run's blocks are compiled although its config does not say so, and log why or why not.
 
     Args:
-        config: the run's. Any of `training.torch_compile`, `torch_compile_backend` and `torch_compile_mode`
-            decides instead of this rule.
+        config: the run's. Any of its fields `DECIDING` is followed instead of this rule.
         rows: the training split; one that is streamed from the Hub has no length.
         device: of the model; on a CPU nothing is decided and nothing is logged.
     """
-    fields = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
-    if device.type != "cuda" or any(name in config.training for name in fields):
+    if device.type != "cuda" or any(name in config.training for name in DECIDING):
         return False
     steps = steps_of(config.training, rows)
-    if reason := _why_not(config, steps, torch.cuda.get_device_capability(device)):
+    reason = why_uncompiled(config, steps, torch.cuda.get_device_capability(device))
+    if reason is None and not _has_triton():
+        reason = "Triton, which compiles for GPUs, is not installed or does not support this one"
+    if reason is not None:
         logger.debug("torch_compile: blocks are not compiled: %s", reason)
         return False
     text = "torch_compile: blocks are compiled, which takes the first steps minutes and pays in a "
@@ -50,7 +53,14 @@ def compiles_by_default(config: RunConfig, rows: Sized, device: torch.device) ->
     return True
 
 
-def _why_not(config: RunConfig, steps: int | None, capability: tuple[int, int]) -> str | None:
+def why_uncompiled(config: RunConfig, steps: int | None, capability: tuple[int, int]) -> str | None:
+    """Return why the rule does not compile a run of so many steps on a GPU that has Triton, or None.
+
+    Args:
+        config: the run's; none of `DECIDING` is among its fields.
+        steps: their number, or None if it is unknown when the run starts.
+        capability: compute capability of the GPU.
+    """
     training = config.training
     if capability < CAPABILITY:
         return "this GPU's compute capability is {}.{}, below {}.{}".format(*capability, *CAPABILITY)
@@ -67,8 +77,6 @@ def _why_not(config: RunConfig, steps: int | None, capability: tuple[int, int]) 
         return "quantized weights were not tried"
     if training.get("fp16"):
         return "only the fast path keeps float16 from overflowing"
-    if not _has_triton():
-        return "Triton, which compiles for GPUs, is not installed or does not support this one"
     return None
 
 
@@ -107,8 +115,12 @@ def padded_to_buckets(inputs: dict[str, Any], pad_token_id: int, most: int | Non
     padded = {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
     values = dict.fromkeys(names, pad_token_id) | {"attention_mask": 0, "labels": -100}
     for name in {*names, "attention_mask"}:
-        length = padded[name].shape[1]
-        bucket = SOURCES if name in SOURCE_NAMES else TARGETS
-        whole = max(length, min(-(-length // bucket) * bucket, most or length + bucket))
-        padded[name] = F.pad(padded[name], (0, whole - length), value=values[name])
+        length, bucket = padded[name].shape[1], SOURCES if name in SOURCE_NAMES else TARGETS
+        more = padded_length(length, bucket, most) - length
+        padded[name] = F.pad(padded[name], (0, more), value=values[name])
     return padded
+
+
+def padded_length(length: int, bucket: int, most: int | None = None) -> int:
+    """Return the next multiple of a bucket, at most the model's positions; a longer length is returned."""
+    return max(length, min(-(-length // bucket) * bucket, most or length + bucket))

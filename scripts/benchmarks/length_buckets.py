@@ -34,20 +34,25 @@ order = list(EpochSampler(len(lengths), config.seed, size, [source for source, _
 batches = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
 
 
-def count(source: int, target: int) -> tuple[int, int]:
-    """Return the number of shapes and of tokens if lengths are padded to multiples of these."""
-    shapes, tokens = set(), 0
+def count(source: int, target: int) -> tuple[int, int, int]:
+    """Return how many shapes, source tokens and target tokens there are, padded to these multiples."""
+    shapes, sources, targets = set(), 0, 0
     for batch in batches:
-        longest = max(x for x, _ in batch), max(y for _, y in batch)
+        rows, longest = len(batch), (max(x for x, _ in batch), max(y for _, y in batch))
         shape = -(-longest[0] // source) * source, -(-longest[1] // target) * target
-        shapes.add((len(batch), *shape))
-        tokens += len(batch) * sum(shape)
-    return len(shapes), tokens
+        shapes.add((rows, *shape))
+        sources, targets = sources + rows * shape[0], targets + rows * shape[1]
+    return len(shapes), sources, targets
 
 
-_, plain = count(1, 1)
+_, *plain = count(1, 1)
 print(f"{arguments.config}: {len(batches):,} batches of {size}")
-print("| multiples of (source, target) | shapes | tokens |\n| --- | ---: | ---: |")
-for source, target in ((1, 1), (8, 8), (16, 16), (compiling.SOURCES, compiling.TARGETS), (64, 32)):
-    shapes, tokens = count(source, target)
-    print(f"| {source}, {target} | {shapes} | {tokens / plain - 1:+.1%} |")
+print("| multiples of (source, target) | shapes | tokens | of sources | of targets |")
+print("| --- | ---: | ---: | ---: | ---: |")
+ours = compiling.SOURCES, compiling.TARGETS
+for multiples in ((1, 1), (8, 8), (16, 16), (24, 16), (32, 8), ours, (64, 32)):
+    shapes, *tokens = count(*multiples)
+    more = sum(tokens) / sum(plain), *(padded / own for padded, own in zip(tokens, plain, strict=True))
+    print(
+        f"| {multiples[0]}, {multiples[1]} | {shapes} | " + " | ".join(f"{x - 1:+.1%}" for x in more) + " |"
+    )

@@ -12,6 +12,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_hf import LoraConfig, inject_adapters
+from lora_hf.adapters.functional import fast_branches
 from lora_hf.errors import UserError
 from lora_hf.fast.compiled import blocks_of, compiled
 
@@ -56,6 +57,32 @@ def test_four_graphs_serve_every_length_and_give_the_same_gradients(use_dora: bo
         found = [gradients(model, each) for each in batches]
     assert counters["stats"]["unique_graphs"] == 4 and not counters["graph_break"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_keep_less_for_the_backward_pass_than_the_reference_path() -> None:
+    """So memory that is planned by the reference path (`lora_hf.planning.plan`) is enough for them."""
+    model, inputs = shallow().train(), batch(64, 32, 8)
+    with fast_branches(False):
+        reference = kept_bytes(model, inputs)
+        with compiled(model, "aot_eager_decomp_partition"):  # the partition that inductor makes
+            assert kept_bytes(model, inputs) < reference
+
+
+def kept_bytes(model: Any, inputs: dict[str, Any]) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, beside the weights."""
+    weights = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**inputs, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def test_outside_of_the_block_nothing_is_compiled_and_no_name_has_changed() -> None:

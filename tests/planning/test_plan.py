@@ -37,6 +37,7 @@ from lora_hf.planning.activations import (
 from lora_hf.planning.fake_model import count_weights, flan_t5, outline
 from lora_hf.planning.memory_tracker import LiveBytes
 from lora_hf.planning.plan import memory, plan, plan_step
+from lora_hf.reporting.plan_table import plan_terminal
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 BATCH = Batch(4, 64, 16)
@@ -133,14 +134,56 @@ def test_planned_activations_equal_those_of_a_step(more: dict[str, Any]) -> None
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
-@pytest.mark.slow
-def test_a_compiled_step_is_planned_like_the_reference_path() -> None:
-    data = {"dataset_name": "nobody/nothing"}
+def test_a_compiled_step_is_planned_with_reference_blocks_and_without_all_logits() -> None:
+    run, settings = config(), T5Config(**COMMON, d_model=64, d_ff=128, num_layers=2, num_heads=2)
     held = [
-        plan_step(config(data=data, **more))["peak_bytes"]
-        for more in ({"training": {"torch_compile": True}}, {"fast_paths": False}, {})
+        activation_bytes(run, settings, BATCH, CUDA._replace(fast=fast, compiled=compiled))
+        for fast, compiled in ((True, False), (False, True), (False, False))
     ]
-    assert held[0] == held[1] > held[2]
+    assert held == sorted(set(held))
+
+
+@pytest.mark.parametrize(
+    ("training", "capability", "compiled"),
+    [
+        ({"max_steps": 2_000}, (8, 0), "by default"),
+        ({"max_steps": 2_000}, (7, 5), None),
+        ({"max_steps": 1_999}, (8, 0), None),
+        ({}, (9, 0), "by default"),  # the number of steps is unknown, because the data is on the Hub
+        ({"max_steps": 2_000, "gradient_checkpointing": True}, (8, 0), None),
+        ({"torch_compile": False}, (8, 0), None),
+        ({"torch_compile": True}, (7, 5), "asked"),
+    ],
+    ids=str,
+)
+def test_what_a_gpu_would_compile_is_planned_compiled(
+    training: dict[str, Any], capability: tuple[int, int], compiled: str | None, monkeypatch: Any
+) -> None:
+    counted: list[tuple[Batch, Computation]] = []
+
+    def held(run: RunConfig, settings: Any, batch: Batch, how: Computation, work: Any = None) -> int:
+        if work is not writing:
+            counted.append((batch, how))
+        else:
+            assert how.fast and not how.compiled  # evaluations run uncompiled
+        return 2**33
+
+    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", held)
+    monkeypatch.setattr("lora_hf.planning.plan._sizes", lambda *of: {})
+    monkeypatch.setattr("lora_hf.planning.plan.free_memory", lambda device: 2**33)
+    monkeypatch.setattr("lora_hf.planning.plan.pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    data = {"dataset_name": "nobody/nothing", "max_source_length": 500, "max_target_length": 100}
+    record = plan(config(data=data, training=training))
+    batch, how = counted[0]
+    assert record["compiled"] == record["ways"][0]["compiled"] == compiled
+    assert (how.compiled, how.fast) == (compiled is not None, compiled is None)
+    assert batch == (Batch(8, 512, 112) if compiled else Batch(8, 500, 100))
+    off = [way for way in record["ways"] if way["overrides"] == ["training.torch_compile=false"]]
+    assert [way["compiled"] for way in off] == ([None] if compiled == "by default" else [])
+    shown = "\n".join(map(str, plan_terminal(record)))
+    assert ("Compiled: an upper bound" in shown) is (compiled is not None)
+    assert ("2,000 steps or more" in shown) is (compiled == "by default")
 
 
 @pytest.mark.slow
@@ -316,14 +359,14 @@ def test_a_plan_names_what_makes_a_run_fit_a_smaller_gpu(
     assert cli.run(["plan", "--config", "flan_t5_base_dialogsum_lora", *words], debug=False) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
-    assert len(lines) <= 17 and max(map(len, lines)) <= 80
+    assert len(lines) <= 20 and max(map(len, lines)) <= 80
     assert re.search(r"on this machine: \w+, float32 .* 10\d.\d GiB +no, 8.0 GiB free", shown)
     fits = {line.split()[0]: line.split()[-3:] for line in lines if line.startswith("  ")}
     assert fits["training.per_device_train_batch_size=2"] == ["40", "GB", "GPU"]
     assert fits["training.gradient_checkpointing=true"] == ["16", "GB", "GPU"]
     assert fits["model.load_in_4bit=true"] == ["of", "80", "GB"]  # a GPU that does not exist
     assert fits["all"] == ["8", "GB", "GPU"] and "training.gradient_accumulation_steps=8" in shown
-    assert "FLAN-T5 in bfloat16: small, base 16 GB." in shown
+    assert "FLAN-T5 in bfloat16, uncompiled: small, base 16 GB." in shown
 
 
 def test_a_toy_has_no_rows_of_flan_t5_and_no_changes_that_it_does_not_need(
