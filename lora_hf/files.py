@@ -55,6 +55,12 @@ def _tensor_hashes(file: Path) -> list[str]:
     return hashes
 
 
+def file_state(file: Path) -> tuple[str, int, int, int, int]:
+    """Return the real path of a file, and what changes whenever its content does: size, inode and times."""
+    seen = file.stat()
+    return str(file.resolve()), seen.st_size, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns
+
+
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with file.open("rb") as stream:

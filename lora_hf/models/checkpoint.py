@@ -7,6 +7,7 @@ and it takes integers for weights: a run on such a base ends without an error, w
 
 import os
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_hf.adapters.checkpoint_io import DAMAGED, list_differences, read_dtypes
 from lora_hf.errors import UserError
-from lora_hf.files import read_object
+from lora_hf.files import file_state, read_object
 from lora_hf.hub.download import INDEX, SINGLE, no_weights
 from lora_hf.models.base_files import AGAIN
 from lora_hf.models.generation import complete_tokens
@@ -64,7 +65,9 @@ def checkpoint_files(folder: Path) -> list[Path]:
 def check_checkpoint(folder: str, model: str) -> int | None:
     """Check that a checkpoint has all tensors of its architecture, in the right shapes, and no others.
 
-    Weights have to be floating-point numbers, unless config.json says how they are quantized.
+    Weights have to be floating-point numbers, unless config.json says how they are quantized. A folder that
+    this process has checked is not checked again while its files stay the same: it takes as long as loading
+    a small model.
 
     Args:
         folder: the files of the model.
@@ -80,6 +83,14 @@ def check_checkpoint(folder: str, model: str) -> int | None:
     files = checkpoint_files(Path(folder))
     if not files:
         raise UserError(f"{model}: the folder has {no_weights(os.listdir(folder))}")
+    beside = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    # Neither packed weights nor DeepSpeed's parts have the model's shapes: loading checks their names.
+    return _checked(folder, model, tuple(map(file_state, [*files, *beside])), is_deepspeed_zero3_enabled())
+
+
+@lru_cache
+def _checked(folder: str, model: str, state: tuple[Any, ...], is_in_parts: bool) -> int | None:
+    files = checkpoint_files(Path(folder))
     dtypes = {key: x for file in files for key, x in read_dtypes(file).items()}
     settings, _ = PretrainedConfig.get_config_dict(folder)
     bits = stored_bits(settings, model)
@@ -88,8 +99,7 @@ def check_checkpoint(folder: str, model: str) -> int | None:
             f"{model}: quantization_config in its config.json says that the weights have {bits} bits, but "
             f"they are dense: remove that entry, and set model.load_in_{bits}bit: true"
         )
-    # Neither packed weights nor DeepSpeed's parts have the model's shapes: loading checks their names.
-    if not bits and not is_deepspeed_zero3_enabled():
+    if not bits and not is_in_parts:
         empty = load_checkpoint(folder, model, device_map="meta", ignore_mismatched_sizes=True)
         if settings.get("tie_word_embeddings") is False:
             _check_head(empty, dtypes.keys(), model)

@@ -24,7 +24,7 @@ from lora_hf.data.sources import is_on_hub, local_files, unpacked
 from lora_hf.distributed import world_size
 from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
-from lora_hf.files import PARTIAL, file_sha256, json_text, write_json, write_text
+from lora_hf.files import PARTIAL, file_sha256, file_state, json_text, write_json, write_text
 from lora_hf.hub.names import COMMIT
 from lora_hf.run_files import CONFIG, INPUTS, OWN, RESULTS
 from lora_hf.run_records import RunResult, read_record, read_result
@@ -143,15 +143,14 @@ def sources_of(config: RunConfig) -> str | None:
             files += sorted(file for file in place.iterdir() if file.is_file())
         elif not (model.revision and len(model.revision) == COMMIT):
             return None
-        stats = [(str(file.resolve()), file.stat()) for file in files]
+        states = [file_state(file) for file in files]
     except (
         OSError,
         RuntimeError,
         UserError,
     ):  # loading reports what cannot be read; `~nobody` is a RuntimeError
         return None
-    seen = [[path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
-    return sha256(json_text(seen).encode()).hexdigest()[:16]
+    return sha256(json_text(states).encode()).hexdigest()[:16]
 
 
 def finished_result(config: RunConfig) -> RunResult | None:

@@ -33,7 +33,8 @@ from lora_hf import UserError
 from lora_hf.adapters.backends import type_name
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.configs import targets
-from lora_hf.models.load import load_model
+from lora_hf.models import checkpoint
+from lora_hf.models.load import check_base, load_model
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -104,6 +105,25 @@ def test_a_broken_base_is_one_error_with_the_remedy(
     change: Callable[[Path], None], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert_refused(saved(tmp_path), tmp_path, change, words, caplog)
+
+
+def test_a_checkpoint_is_checked_again_only_when_a_file_of_its_folder_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, load = [], checkpoint.load_checkpoint
+    monkeypatch.setattr(
+        checkpoint, "load_checkpoint", lambda *given, **options: checks.append(1) or load(*given, **options)
+    )
+    config = saved(tmp_path)
+    for change, expected in ((None, 1), (None, 1), (change_settings(dropout_rate=0.2), 2)):
+        if change:
+            change(tmp_path)
+        assert check_base(config, str(tmp_path)) is None and len(checks) == expected
+    without("encoder.block.1.")(tmp_path)
+    for expected in (3, 4):  # a fault is found each time
+        with pytest.raises(UserError, match="missing: encoder.block.1"):
+            check_base(config, str(tmp_path))
+        assert len(checks) == expected
 
 
 MARKS = ("version", "embed_positions._float_tensor")
