@@ -21,6 +21,12 @@ from lora_hf.errors import UserError, few
 from lora_hf.files import file_sha256, read_object
 
 OTHER_HASH = f"{{}} is not the file that was saved: its hash differs from the one in {MANIFEST_NAME}"
+PICKLE = "adapter_model.bin"
+"""The weights of an adapter as PEFT wrote them before 0.6."""
+CONVERT = (
+    "which can run code when it is read: load it with PEFT, and save it again (`save_pretrained` writes "
+    "safetensors)"
+)
 AGAIN = "save or download the adapter again, all of its files"
 
 
@@ -104,8 +110,8 @@ class SavedAdapter:
         """
         file = self.folder / WEIGHTS_NAME
         if not file.is_file():
-            why = "only a pickle, which can run code when it is read; convert it with PEFT"
-            if not (self.folder / "adapter_model.bin").exists():
+            why = f"only a pickle, {CONVERT}"
+            if not (self.folder / PICKLE).exists():
                 names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
                 why = (
                     f"{few(names, most=6) or 'nothing'}. An adapter is {CONFIG_NAME} and {WEIGHTS_NAME}, as "

@@ -21,7 +21,7 @@ from lora_hf.models.exported import engine_of
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer, report_model
 from lora_hf.run_records import Prediction, RunResult
-from lora_hf.saved.find_adapter import as_recorded, virtual_tokens_of
+from lora_hf.saved.find_adapter import as_recorded, virtual_tokens_of, warn_of_own_tokens
 from lora_hf.saved.source import Source
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
@@ -74,7 +74,8 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     else:
         model = load_model(base, device)
     if adapter:
-        _report_other_revision(base, adapter, model.config._commit_hash)
+        _report_other_base(base, adapter, model.config._commit_hash)
+        warn_of_own_tokens(adapter, tokenizer)
         load_saved(model, adapter)
     if recorded:
         report_other_settings(config, recorded, "adapter" if adapter else "model")
@@ -102,14 +103,20 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     return result, rows
 
 
-def _report_other_revision(base: ModelConfig, adapter: SavedAdapter, commit: str | None) -> None:
-    """Log that the config asks for another revision of the base than the adapter was trained on.
+def _report_other_base(base: ModelConfig, adapter: SavedAdapter, commit: str | None) -> None:
+    """Log that the config asks for another base, or another revision of it, than the adapter was trained on.
+
+    Adapters with a fingerprint of their base are compared by it when they are loaded.
 
     Args:
         base: the model that was loaded.
         adapter: it may record the commit of a tag that the config names.
         commit: the commit of the loaded model; None for a folder, which has no revisions.
     """
+    named = adapter.base_model
+    if named and named != base.model_name_or_path and "base_fingerprint" not in adapter.manifest:
+        text = "model.model_name_or_path=%r is used; the adapter names its base %r"
+        logger.warning(text, base.model_name_or_path, named)
     recorded = adapter.base_revision if adapter.base_model == base.model_name_or_path else None
     if commit and recorded not in (None, base.revision, commit):
         logger.warning(

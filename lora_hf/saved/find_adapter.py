@@ -10,14 +10,15 @@ from pydantic import ValidationError
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME
-from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.adapters.saved_adapter import CONVERT, PICKLE, SavedAdapter
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.model import Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.files import read_object
-from lora_hf.hub.download import fetch
+from lora_hf.hub.download import fetch, public_info
+from lora_hf.hub.names import ADDRESS, split_name
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED
@@ -55,12 +56,40 @@ def find_adapter(name: str, option: str = "--adapter") -> SavedAdapter:
         return SavedAdapter(folder, name)
     if folder.is_file():
         raise UserError(f"{option} {name!r} is a file: give the folder of the adapter{_holder(folder)}")
+    if address := ADDRESS.match(name):
+        pinned = f"@{address['revision']}" if address["revision"] else ""
+        raise UserError(f"{option} {name!r} is not a name on the Hub: write {address['name']}{pinned}")
     is_path = name.startswith((".", "~", "/")) or is_windows_path(name)
     if name.partition("@")[0].count("/") != 1 or is_path:
         raise UserError(f"{option} {name!r}: no such folder.{path_hint(name)}".removesuffix("."))
     near = path_hint(name).replace(" Did", " (did").replace("?", "?)")
     fetched = fetch(name, ADAPTER_FILES, f"{option} {name!r} is not a folder{near} and cannot be downloaded")
+    if not any(fetched.glob("*.safetensors")) and (problem := _not_in_repository(name, fetched.name)):
+        raise UserError(f"{option} {name!r}: the repository {problem}")
     return SavedAdapter(fetched, name, revision=fetched.name)
+
+
+def _not_in_repository(name: str, commit: str) -> str:
+    """Return why a repository is not an adapter's, by all of its files; empty where the Hub does not say.
+
+    Its local copy has only the files of an adapter.
+    """
+    info = public_info(split_name(name)[0], "model", commit)
+    held = [file.rfilename for file in getattr(info, "siblings", None) or []]
+    here = few(file for file in held if not file.startswith("."))
+    if not held:
+        return ""
+    if PICKLE in held:
+        return f"has its weights only as a pickle, {PICKLE}, {CONVERT}"
+    if below := sorted(file for file in held if file.endswith(f"/{CONFIG_NAME}")):
+        folder = below[0].rpartition("/")[0]
+        return (
+            f"has its adapter in a folder: write `hf download {split_name(name)[0]} --local-dir copy`, and "
+            f"give copy/{folder}"
+        )
+    if "config.json" in held:
+        return "is that of a whole model and not of an adapter: give it with --model, or as the base model"
+    return f"has no adapter ({CONFIG_NAME} and adapter_model.safetensors); it holds {here}"
 
 
 def not_adapter(folder: Path) -> str:

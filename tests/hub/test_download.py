@@ -111,6 +111,24 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
     assert hub.count("GET", "speech/resolve") == 1  # config.json alone, and no weights
 
 
+def test_a_repository_that_is_not_an_adapter_s_is_one_line_with_the_remedy(hub, client, tmp_path):
+    settings = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "acme/t5"}'}
+    hub.store.seed("acme/whole", **BASE)
+    hub.store.seed("acme/pickle", **settings, **{"adapter_model.bin": b"x"})
+    hub.store.seed("acme/below", **{f"lora/{name}": content for name, content in settings.items()})
+    hub.store.seed("acme/card", **{"README.md": b"---\nlanguage: [en]\n---\n"})
+    expected = {
+        "acme/whole": "the repository is that of a whole model and not of an adapter: give it with --model",
+        "acme/pickle": "its weights only as a pickle, adapter_model.bin, which can run code when it is read",
+        "acme/below": "write `hf download acme/below --local-dir copy`, and give copy/lora",
+        "acme/card": "has no adapter (adapter_config.json and adapter_model.safetensors); it holds README.md",
+        "https://huggingface.co/acme/t5/tree/v2": "is not a name on the Hub: write acme/t5@v2",
+    }
+    commands = [(["merge", "--adapter", name, "-o", tmp_path / "out"], None) for name in expected]
+    for text, done in zip(expected.values(), client.run(*commands), strict=True):
+        assert text in done.error, done.error
+
+
 ROWS = [{"dialogue": f"A: Number {n}?", "summary": f"{n}."} for n in range(60)]
 ASKED = [{"dialogue": "A: Which?"}]
 

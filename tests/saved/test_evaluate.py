@@ -15,7 +15,7 @@ from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.model import ASSETS
 from lora_hf.data.prepare import load_data
-from lora_hf.models.load import load_model
+from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.saved import evaluate as evaluating
 from lora_hf.saved.find_adapter import find_adapter
 from lora_hf.system import pick_device
@@ -188,3 +188,19 @@ def test_an_adapter_is_scored_by_the_columns_of_its_training_where_the_data_has_
     run = RunConfig.model_validate({**SCORED, "data": data})
     _, (row,) = evaluating.evaluate(run, find_adapter(str(folder)))
     assert (row["dialogue"], *row["references"]) == texts
+
+
+@pytest.mark.parametrize("named", ["me/other", "me/tiny"])
+def test_another_base_and_tokenizer_than_those_of_a_peft_adapter_are_warned_of(
+    named: str, on_hub: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(on_hub, base_model_name_or_path=named, revision=None)
+    if named == "me/other":
+        tokenizer = load_tokenizer(ModelConfig())
+        tokenizer.add_tokens(["<turn>"])
+        tokenizer.save_pretrained(on_hub)
+    lora_hf.evaluate(SCORED | {"model": {"model_name_or_path": "me/tiny"}}, on_hub)
+    is_other = named == "me/other"
+    text = "model.model_name_or_path='me/tiny' is used; the adapter names its base 'me/other'"
+    assert (text in caplog.text) is is_other
+    assert ("has a tokenizer with tokens that the base's does not have" in caplog.text) is is_other
