@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _naming_packages(config: ModelConfig) -> Iterator[None]:
     except (ImportError, ValueError) as error:
         text = str(error).lower()
         for package, names in PACKAGES.items():
-            if any(name in text for name in names):
+            if any(name in text for name in names) and find_spec(package) is None:
                 raise UserError(
                     f"{config.as_written}: its tokenizer needs the package {package}: "
                     "pip install 'lora_hf[multilingual]'"
@@ -156,6 +157,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     check_tokenizer(tokenizer, Path(folder), config.as_written)
     with _as_user_error(config):
         complete_tokenizer(tokenizer, settings, Path(folder), config.as_written)
+    # Gemma's tokenizers pad on the left, for decoder-only models. Padding before labels would be read by the
+    # decoder between its start and the text, and absolute positions would depend on the rows of a batch.
+    tokenizer.padding_side = "right"
     return tokenizer
 
 

@@ -1,6 +1,7 @@
 """Padding, end and decoder start are found wherever a checkpoint names them, or are one error."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,11 @@ def test_a_missing_package_of_a_tokenizer_is_named_with_the_extra(
 
     config = folder_of(tmp_path, "T5", letters())
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError) as found:
         load_tokenizer(config)
     expected = f"needs the package {package}: pip install 'lora_hf[multilingual]'"
     assert str(found.value) == f"{config.as_written}: its tokenizer {expected}"
+    monkeypatch.setattr("lora_hf.models.load.find_spec", lambda name: object())  # it is installed
+    with pytest.raises(UserError, match="its tokenizer cannot be loaded"):
+        load_tokenizer(config)
