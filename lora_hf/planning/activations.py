@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import T5Config
+from transformers.trainer_pt_utils import LabelSmoother
 
 from lora_hf.adapters.functional import planned_for
 from lora_hf.config import RunConfig
@@ -53,6 +54,8 @@ class Computation(NamedTuple):
     """Type of the device whose code paths are taken: `cpu` or `cuda`. Counting needs neither."""
     compiled: bool = False
     """Whether blocks are compiled: their reference path is counted, which keeps more than they do."""
+    smoothing: float = 0.0
+    """Label smoothing, for which all logits are computed."""
 
 
 Work = Callable[[Any, Batch, Computation], None]
@@ -66,7 +69,7 @@ def training(model: Any, batch: Batch, how: Computation) -> None:
         if parameter.requires_grad:  # gradients are counted by themselves
             parameter.register_post_accumulate_grad_hook(_forget_gradient)
     with torch.autocast("cpu", dtype=how.autocast, enabled=how.autocast is not None):
-        loss = _loss(model, ids, labels, how.fast or how.compiled)
+        loss = _loss(model, ids, labels, how.fast or how.compiled, how.smoothing)
     loss.backward()
 
 
@@ -178,12 +181,13 @@ def _tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     return ids, labels
 
 
-def _loss(model: Any, ids: Tensor, labels: Tensor, saves: bool) -> Tensor:
+def _loss(model: Any, ids: Tensor, labels: Tensor, saves: bool, smoothing: float) -> Tensor:
     """Return the loss; with `saves` without keeping keys, values and, if the head allows it, all logits."""
-    if not (saves and not why_not(model) and has_plain_frozen_head(model)):
+    if smoothing or not (saves and not why_not(model) and has_plain_frozen_head(model)):
         # Transformers switches the cache off where activations are computed again, and would warn of that
         options = without_cache(model) if saves or model.is_gradient_checkpointing else {}
-        loss: Tensor = model(input_ids=ids, decoder_input_ids=labels, labels=labels, **options).loss
+        output = model(input_ids=ids, decoder_input_ids=labels, labels=labels, **options)
+        loss: Tensor = LabelSmoother(smoothing)(output, labels) if smoothing else output.loss
         return loss
     with without_head(model) as head:
         hidden = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits

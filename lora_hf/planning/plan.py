@@ -131,7 +131,7 @@ class _Planned:
         key = batch.dialogues, any(training.get(field) for field in CHECKPOINTING), how.compiled
         if key not in self.held:  # 4 bits do not change it
             self.held[key] = activation_bytes(config, self.settings, batch, how)
-        storage = _storage(config, self.dtype)
+        storage = _storage(config, torch.float32 if config.method == "full" else self.dtype)
         record = _memory(config, self.counted, storage, self.dtype, self.held[key], self.writing)
         return {
             "store": storage,
@@ -281,6 +281,7 @@ def computation(
         config.fast_paths and device in PATHS and not compiles,
         device if device in PATHS else "cpu",
         compiles and in_blocks,
+        float(config.training.get("label_smoothing_factor", 0)),
     )
 
 

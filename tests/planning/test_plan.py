@@ -15,6 +15,7 @@ from support.models import make_t5, untie_head
 from support.selection import slow_except
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.trainer_pt_utils import LabelSmoother
 
 from lora_hf import LoraConfig, cli, inject_adapters
 from lora_hf.adapters.backends import backend_for, is_linear
@@ -36,7 +37,7 @@ from lora_hf.planning.activations import (
 )
 from lora_hf.planning.fake_model import count_weights, flan_t5, outline
 from lora_hf.planning.memory_tracker import LiveBytes
-from lora_hf.planning.plan import memory, plan, plan_step
+from lora_hf.planning.plan import computation, memory, plan, plan_step
 from lora_hf.reporting.plan_table import plan_terminal
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
@@ -141,6 +142,28 @@ def test_a_compiled_step_is_planned_with_reference_blocks_and_without_all_logits
         for fast, compiled in ((True, False), (False, True), (False, False))
     ]
     assert held == sorted(set(held))
+
+
+def test_label_smoothing_is_planned_with_all_logits() -> None:
+    settings = T5Config(**COMMON, d_model=64, d_ff=128, num_layers=2, num_heads=2)
+    run = config(training={"label_smoothing_factor": 0.1})
+    base = T5ForConditionalGeneration(settings)
+    untie_head(base)
+    model = inject_adapters(base, LoraConfig(**LORA)).train()
+    ids = torch.ones(BATCH.dialogues, BATCH.source, dtype=torch.long)
+    labels = torch.ones(BATCH.dialogues, BATCH.target, dtype=torch.long)
+    with LiveBytes(model.state_dict(keep_vars=True).values()) as live, faster(model):
+        inputs = {"input_ids": ids, "decoder_input_ids": labels, "labels": labels}
+        LabelSmoother(0.1)(model(**inputs, use_cache=False), labels).backward()
+    planned = activation_bytes(run, settings, BATCH, computation(run, "cpu", torch.float32))
+    assert planned == pytest.approx(live.peak, rel=0.05)
+
+
+def test_a_full_fine_tuning_on_a_gpu_stores_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", lambda *of, **options: 2**20)
+    monkeypatch.setattr("lora_hf.planning.plan._sizes", lambda *of: {})
+    record = plan(config(method="full", data={"dataset_name": "nobody/nothing"}))
+    assert {record["store"], *(way["store"] for way in record["ways"])} == {"float32"}
 
 
 @pytest.mark.parametrize(
