@@ -18,6 +18,7 @@ from lora_hf.errors import UserError
 from lora_hf.memory import free_memory
 from lora_hf.models.flan_t5 import SIZES
 from lora_hf.models.load import EMBEDDED, load_tokenizer
+from lora_hf.models.positions import positions_of
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.activations import (
     Batch,
@@ -293,9 +294,11 @@ def _padded(batch: Batch, settings: Any, how: Computation) -> Batch:
     """Return the batch as compiled blocks see it on a GPU."""
     if not (how.compiled and how.device == "cuda"):
         return batch
-    most = getattr(settings, "max_position_embeddings", None)
-    source, target = padded_length(batch.source, SOURCES, most), padded_length(batch.target, TARGETS, most)
-    return batch._replace(source=source, target=target)
+    encoder, decoder = positions_of(settings)
+    return batch._replace(
+        source=padded_length(batch.source, SOURCES, encoder),
+        target=padded_length(batch.target, TARGETS, decoder),
+    )
 
 
 def _in_evaluation(how: Computation, config: RunConfig) -> Computation:

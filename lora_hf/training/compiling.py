@@ -99,13 +99,15 @@ def steps_of(training: Mapping[str, Any], rows: Sized) -> int | None:
     return math.ceil(float(training.get("num_train_epochs", 3)) * in_epoch)
 
 
-def padded_to_buckets(inputs: dict[str, Any], pad_token_id: int, most: int | None = None) -> dict[str, Any]:
+def padded_to_buckets(
+    inputs: dict[str, Any], pad_token_id: int, positions: tuple[int | None, int | None] = (None, None)
+) -> dict[str, Any]:
     """Return a batch whose lengths are multiples of `SOURCES` and `TARGETS`; padding is masked, without loss.
 
     Args:
         inputs: a batch of token ids: (batch, length) each. A batch with anything else is returned unchanged.
         pad_token_id: the model's.
-        most: the largest length that the model has positions for.
+        positions: the largest lengths of encoder and decoder (`lora_hf.models.positions.positions_of`).
     """
     names = {name for name, value in inputs.items() if value is not None}
     if not {"input_ids", "labels"} <= names <= {*SOURCE_NAMES, *TARGET_NAMES}:
@@ -115,7 +117,8 @@ def padded_to_buckets(inputs: dict[str, Any], pad_token_id: int, most: int | Non
     padded = {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
     values = dict.fromkeys(names, pad_token_id) | {"attention_mask": 0, "labels": -100}
     for name in {*names, "attention_mask"}:
-        length, bucket = padded[name].shape[1], SOURCES if name in SOURCE_NAMES else TARGETS
+        is_source, length = name in SOURCE_NAMES, padded[name].shape[1]
+        bucket, most = (SOURCES, positions[0]) if is_source else (TARGETS, positions[1])
         more = padded_length(length, bucket, most) - length
         padded[name] = F.pad(padded[name], (0, more), value=values[name])
     return padded

@@ -25,6 +25,7 @@ from lora_hf.evaluation.generate import fast_generation, numbers_kept
 from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
 from lora_hf.memory import out_of_memory_reported
+from lora_hf.models.positions import positions_of
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.compiling import PADDED_ON, padded_to_buckets
 from lora_hf.training.devices import skip_unused_search, use_one_gpu, without_autocast
@@ -170,8 +171,8 @@ class LoraTrainer(ResumableTrainer):
                 "texts to the rows of the dataset, as `labels`"
             )
         if self.has_buckets and model.training:
-            most = getattr(self.model.config, "max_position_embeddings", None)
-            inputs = padded_to_buckets(inputs, self.model.config.pad_token_id, most)
+            settings = self.model.config
+            inputs = padded_to_buckets(inputs, settings.pad_token_id, positions_of(settings))
         inputs = with_decoder_inputs(self.model, inputs)
         if self.compute_loss_func is not None:
             outputs = model(**inputs)  # with the labels, of which the model makes the decoder's inputs

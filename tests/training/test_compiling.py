@@ -6,8 +6,10 @@ import pytest
 import torch
 from support.models import randomize
 from support.tiny_trainer import adapted
+from transformers import LEDConfig
 
 from lora_hf.config import RunConfig
+from lora_hf.models.positions import positions_of
 from lora_hf.training import compiling
 from lora_hf.training.compiling import compiles_by_default, padded_to_buckets
 
@@ -89,7 +91,10 @@ def test_padding_to_buckets_changes_neither_loss_nor_gradients(given: str) -> No
 
 def test_a_batch_is_not_padded_beyond_the_model_s_positions_nor_one_of_other_inputs() -> None:
     ids = torch.ones(2, 33, dtype=torch.long)
-    padded = padded_to_buckets({"input_ids": ids, "labels": ids}, 0, most=40)
-    assert padded["input_ids"].shape == padded["labels"].shape == (2, 40)
+    led = LEDConfig(
+        max_encoder_position_embeddings=40, max_decoder_position_embeddings=36, attention_window=8
+    )
+    padded = padded_to_buckets({"input_ids": ids, "labels": ids}, 0, positions_of(led))
+    assert padded["input_ids"].shape == (2, 40) and padded["labels"].shape == (2, 36)
     sounds = {"input_features": torch.zeros(2, 5, 5), "labels": ids}
     assert padded_to_buckets(sounds, 0) is sounds
