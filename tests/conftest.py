@@ -88,6 +88,7 @@ def no_collection_of_old_objects():
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # as `cli.main` does
     gc.enable()
 
 
@@ -99,7 +100,8 @@ def default_loggers():
     disables loggers. Fixtures of a module run commands too, so the reset comes before a test, not after it.
     """
     ours = logging.getLogger("lora_hf")
-    ours.setLevel(logging.NOTSET)
+    if ours.level:  # setting a level empties a cache of every logger there is
+        ours.setLevel(logging.NOTSET)
     ours.propagate, ours.handlers = True, []
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("lora_hf") and isinstance(logger, logging.Logger):

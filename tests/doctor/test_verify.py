@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from support.inputs import FEW
 from support.selection import slow_except
 
 from lora_hf import cli
@@ -161,14 +162,13 @@ def write_splits(folder, summary):
 
 def test_changed_data_is_seen(tmp_path):
     write_splits(tmp_path / "mine", "{} is meant.")
-    words = [f"data.dataset_name={tmp_path / 'mine'}", "method=base", f"output_dir={tmp_path / 'run'}"]
-    assert cli.run(["train", "--config", "configs/quickstart.yaml", *words], debug=False) == 0
+    words = ["train", "--config", "configs/quickstart.yaml", *FEW, "method=base"]
+    words += [f"data.dataset_name={tmp_path / 'mine'}", f"output_dir={tmp_path / 'run'}"]
+    assert cli.run(words, debug=False) == 0
     assert not faults(tmp_path / "run")
     write_splits(tmp_path / "mine", "{} is another.")
     assert "data" in faults(tmp_path / "run")
-    assert (
-        cli.run(["train", "--config", "configs/quickstart.yaml", *words, "overwrite=true"], debug=False) == 0
-    )
+    assert cli.run([*words, "overwrite=true"], debug=False) == 0
     assert not faults(tmp_path / "run")
 
 
