@@ -115,12 +115,12 @@ def test_a_checkpoint_is_checked_again_only_when_a_file_of_its_folder_has_change
         checkpoint, "load_checkpoint", lambda *given, **options: checks.append(1) or load(*given, **options)
     )
     config = saved(tmp_path)
-    for change, expected in ((None, 1), (None, 1), (change_settings(dropout_rate=0.2), 2)):
-        if change:
-            change(tmp_path)
+    for number, expected in ((None, 1), (None, 1), (0.2, 2), (0.3, 3)):  # of the same size, the last one
+        if number:
+            change_settings(dropout_rate=number)(tmp_path)
         assert check_base(config, str(tmp_path)) is None and len(checks) == expected
     without("encoder.block.1.")(tmp_path)
-    for expected in (3, 4):  # a fault is found each time
+    for expected in (4, 5):  # a fault is found each time
         with pytest.raises(UserError, match="missing: encoder.block.1"):
             check_base(config, str(tmp_path))
         assert len(checks) == expected
