@@ -143,9 +143,17 @@ class LoraLayer(NotPlain):
             output = method.layer_output(x, self.base, weight)
             if output is not None:
                 return output
-        output = self.base_layer(x)
+        return self.add_branches(x, self.base_layer(x))
+
+    def add_branches(self, x: Tensor, output: Tensor) -> Tensor:
+        """Return the layer's output, for that of the wrapped layer; it may be changed in place.
+
+        Raises:
+            RuntimeError: accelerate has offloaded the adapters.
+        """
         if not self.enabled or self.merged:
             return output
+        methods = self.methods(self.active)
         for adapter in self.adapters.values():  # PyTorch multiplies with empty tensors, without an error
             if any(p.is_meta for p in adapter.parameters()) and not x.is_meta:  # a replica has no parameters
                 raise RuntimeError(

@@ -19,6 +19,7 @@ from lora_hf.cli.options import (
     Model,
     Overrides,
     PredictOverrides,
+    Quantization,
     ReadingOverrides,
     print_scores,
 )
@@ -128,6 +129,7 @@ def predict(
             "the summaries."
         ),
     ] = "cut",
+    quantization: Quantization = None,
     settings: PredictOverrides = None,
 ) -> None:
     """Generate a summary, or whatever the adapter was trained to write, for each text in a file.
@@ -158,7 +160,7 @@ def predict(
     from lora_hf.saved.source import find_source
 
     source = find_source(model, base) if model else str(adapter)
-    rows = saved.predict(file, source, base, data, generation, lines, long)
+    rows = saved.predict(file, source, base, data, generation, lines, long, quantization)
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
     if output:

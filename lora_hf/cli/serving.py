@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lora_hf.cli.options import Quantization
 from lora_hf.errors import UserError
 from lora_hf.serving.limits import Limits
 
@@ -63,6 +64,7 @@ def serve(
             "them in parts."
         ),
     ] = Limits.long,
+    quantization: Quantization = None,
 ) -> None:
     """Serve a base model and its adapters over HTTP.
 
@@ -85,7 +87,7 @@ def serve(
     )
     with needing("serve"):
         from lora_hf.serving.server import serve as serve_adapters
-    serve_adapters(base, adapter or [], host, port, limits)
+    serve_adapters(base, adapter or [], host, port, limits, quantization)
 
 
 def demo(

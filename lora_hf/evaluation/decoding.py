@@ -18,6 +18,7 @@ from transformers.generation import GenerationMode
 from lora_hf.adapters.active import shrinking_batch
 from lora_hf.adapters.default_targets import reads_text
 from lora_hf.errors import UserError
+from lora_hf.fast.decoder import T5Decoder, can_step
 from lora_hf.fast.t5 import HAS_INTERFACE, shares_sources, why_not
 
 INITIAL_CAPACITY = 32
@@ -214,27 +215,22 @@ def greedy(
     Raises:
         UserError: as `LargestScores.check`.
     """
-    encoded, mask = kwargs["encoder_outputs"], kwargs["attention_mask"]
-    hidden, ids = encoded.last_hidden_state, input_ids
+    encoded, mask, ids = kwargs["encoder_outputs"], kwargs["attention_mask"], input_ids
     place, written = torch.arange(len(ids), device=ids.device), [ids]
     seen = LargestScores()
     may_leave = not any(type(processor).__name__ in ROW_AWARE_PROCESSORS for processor in logits_processor)
     if not may_leave:
         logger.debug("finished rows stay in their batch: a logits processor addresses rows by index")
-    pad, cache = generation_config._pad_token_tensor, EncoderDecoderCache(DynamicCache(), DynamicCache())
-    padding = pad.expand(len(ids), 1)
-    cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
-    is_open, masks = torch.ones(len(ids), dtype=torch.bool, device=ids.device), _Masks(model)
+    pad, hidden = generation_config._pad_token_tensor, encoded.last_hidden_state
+    padding, is_open = pad.expand(len(ids), 1), torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    decoder = (
+        T5Decoder(model, hidden, mask)
+        if can_step(model, hidden, mask)
+        else _ModelDecoder(model, encoded, mask)
+    )
     with shrinking_batch(model) as keep:
         while True:
-            outputs = model(
-                encoder_outputs=type(encoded)(last_hidden_state=hidden),
-                **masks.of_token(mask, hidden, ids.shape[1]),
-                decoder_input_ids=ids[:, -1:],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            scores = logits_processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
+            scores = logits_processor(ids, decoder(ids[:, -1]).to(torch.float32, copy=True))
             largest, best = scores.max(-1)
             seen.steps.append(largest)
             tokens = torch.where(is_open, best, pad)
@@ -250,8 +246,44 @@ def greedy(
             if may_leave and left <= COMPACT_BELOW * len(is_open):
                 kept = is_open.nonzero()[:, 0]
                 place, ids, is_open = place[kept], ids[kept], is_open[kept]
-                hidden, mask = _without_padding(hidden[kept], mask[kept], cache, kept)
+                unneeded = _trailing_padding(mask[kept])
+                mask = mask[kept, : mask.shape[1] - unneeded]
+                decoder.keep(kept, unneeded)
                 keep(place.tolist())
+
+
+class _ModelDecoder:
+    """The decoder by the model's own `forward`, for any family and device; see `fast.decoder.T5Decoder`."""
+
+    def __init__(self, model: Any, encoded: Any, mask: Tensor) -> None:
+        """Take the encoder's output, whose `last_hidden_state` may be longer than the mask: prompt tuning."""
+        self._model, self._kind, self._mask = model, type(encoded), mask
+        self._hidden, self._masks, self._length = encoded.last_hidden_state, _Masks(model), 0
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._cache.self_attention_cache.layer_class_to_replicate = GrowingLayer
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Read the next token of each row, (batch,), and return its logits, (batch, vocabulary)."""
+        self._length += 1
+        outputs = self._model(
+            encoder_outputs=self._kind(last_hidden_state=self._hidden),
+            **self._masks.of_token(self._mask, self._hidden, self._length),
+            decoder_input_ids=tokens[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        logits: Tensor = outputs.logits[:, -1]
+        return logits
+
+    def keep(self, rows: Tensor, unneeded: int) -> None:
+        """Keep these rows, and drop the last `unneeded` positions of the source, which are padding."""
+        self._cache.batch_select_indices(rows)
+        end = self._mask.shape[1] - unneeded
+        self._mask, self._hidden = self._mask[rows, :end], self._hidden[rows]
+        if unneeded:
+            for layer in self._cache.cross_attention_cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, :-unneeded], layer.values[:, :, :-unneeded]
+            self._hidden = self._hidden[:, :-unneeded]
 
 
 class _Masks:
@@ -285,12 +317,7 @@ class _Masks:
         return {"attention_mask": self._source[1], "decoder_attention_mask": self._seen[..., :length]}
 
 
-def _without_padding(hidden: Tensor, mask: Tensor, cache: Any, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep these rows in the cache, and drop source positions that are padding in all of them."""
-    cache.batch_select_indices(kept)
+def _trailing_padding(mask: Tensor) -> int:
+    """Return the number of positions at the end of a mask (batch, length) that are padding in all rows."""
     unneeded = mask.shape[1] - int(mask.sum(1).max())
-    if unneeded and not mask[:, -unneeded:].any():
-        for layer in cache.cross_attention_cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, :-unneeded], layer.values[:, :, :-unneeded]
-        hidden, mask = hidden[:, :-unneeded], mask[:, :-unneeded]
-    return hidden, mask
+    return unneeded if unneeded and not mask[:, -unneeded:].any() else 0

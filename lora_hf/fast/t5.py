@@ -91,7 +91,7 @@ def why_not_float16(model: Any) -> str | None:
     """Return why a model's fast path does not keep it within float16's range, or None if it does."""
     if reason := why_not(model):
         return reason
-    gated = sum(type(m) in FASTER and hasattr(m, "wi_1") and _has_gelu(m) for m in model.modules())
+    gated = sum(type(m) in FASTER and hasattr(m, "wi_1") and has_gelu(m) for m in model.modules())
     if gated != sum(hasattr(m, "wo") for m in model.modules()):
         return "its feed-forward layers are not gated with gelu_new, as those of FLAN-T5 are"
     wo = next(m.wo for m in model.modules() if hasattr(m, "wo"))
@@ -109,11 +109,11 @@ def shares_sources(model: Any) -> bool:
 @contextmanager
 def faster(model: Any) -> Iterator[None]:
     """Use the fast paths of norms, activations, attention and dropout inside the block."""
-    changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and _has_gelu(m)]
-    if kept := sum(type(m) in FASTER and not _has_gelu(m) for m in model.modules()):
+    changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and has_gelu(m)]
+    if kept := sum(type(m) in FASTER and not has_gelu(m) for m in model.modules()):
         logger.debug("%d feed-forward layers take the reference path: their activation is not gelu_new", kept)
     for module, kind in changed:
-        module.__class__ = _faster_class(kind)  # type: ignore[arg-type]
+        module.__class__ = faster_class(kind)  # type: ignore[arg-type]
     try:
         AttentionInterface.register(ATTENTION, attention)
         AttentionMaskInterface.register(ATTENTION, eager_mask)
@@ -144,14 +144,14 @@ def _stacks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
-def _has_gelu(module: Any) -> bool:
+def has_gelu(module: Any) -> bool:
     """Return False for a gated layer with another activation than `gelu_new`."""
     activation = getattr(module, "act", None)
     return activation is None or type(activation).__name__ == "NewGELUActivation"
 
 
 @cache  # so that a module's class is one class
-def _faster_class(kind: Any) -> type[nn.Module]:
+def faster_class(kind: Any) -> type[nn.Module]:
     return type(f"Faster{kind.__name__}", (FASTER[kind], kind), {})
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
@@ -25,6 +26,7 @@ from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
 from lora_hf.exporting.engines import open_exported
+from lora_hf.fast.int8 import quantize_for_generation
 from lora_hf.models.exported import ExportedModel, engine_of
 from lora_hf.models.languages import language_start
 from lora_hf.models.load import load_model, load_tokenizer
@@ -34,6 +36,9 @@ from lora_hf.saved.source import Source, find_source, settings_beside
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved, saved_method
 
+QUANTIZATIONS = ("int8",)
+"""What `load` can do with the linear layers of a model."""
+CPU = torch.device("cpu")
 BASE = "base"
 """The name under which `generate` uses the base model itself."""
 logger = logging.getLogger(__name__)
@@ -54,6 +59,7 @@ class InferenceModel:
         base: ModelConfig,
         base_settings: PredictionSettings | None = None,
         report_lengths: bool = False,
+        quantization: str | None = None,
     ) -> None:
         """Load the base model, or the model in an exported folder.
 
@@ -62,22 +68,30 @@ class InferenceModel:
             base_settings: prompt, lengths and generation settings for the base model itself; None takes those
                 beside a merged model, or the defaults.
             report_lengths: log which of the defaults are beyond the model's positions and lowered to them.
+            quantization: `int8` for linear layers in int8, on the CPU (`fast.int8`); None for the model as it
+                is.
 
         Raises:
-            UserError: the model cannot be loaded.
+            UserError: the model cannot be loaded, or not be quantized.
         """
+        _check_quantization(quantization, base)
         self.name = base.model_name_or_path
         folder = Path(base.model_name_or_path).expanduser()
         base_settings = base_settings or settings_beside(folder)
         self.model: Any = (
             open_exported(folder)
             if engine_of(folder)
-            else load_model(base, pick_device(), report_generation=base_settings is None)
+            else load_model(
+                base, CPU if quantization else pick_device(), report_generation=base_settings is None
+            )
         )
+        if quantization:
+            quantize_for_generation(self.model)
         self.tokenizer = load_tokenizer(base)
         settings = base_settings or PredictionSettings()
         settings = within_positions(settings, self.model.config, self.name, report=report_lengths)
         self.adapters: dict[str | None, PredictionSettings] = {None: settings}
+        self._is_int8 = quantization is not None
         self._first: str | None = None
         self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
 
@@ -86,7 +100,7 @@ class InferenceModel:
         """The base model with its dtype, its engine and its device, for the log."""
         if isinstance(self.model, ExportedModel):
             return f"{self.name} in {self.model.description} on {device_name(self.model.device)}"
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = str(self.model.dtype).removeprefix("torch.") + ", linear layers in int8" * self._is_int8
         return f"{self.name} in {dtype} on {device_name(self.model.device)}"
 
     @property
@@ -254,6 +268,29 @@ class InferenceModel:
         yield
 
 
+def _check_quantization(quantization: str | None, base: ModelConfig) -> None:
+    """Refuse a quantization that does not exist, or of a model that is quantized already.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if quantization is None:
+        return
+    asked = f"quantization={quantization!r}"
+    if quantization not in QUANTIZATIONS:
+        raise UserError(f"{asked} is not one of {', '.join(QUANTIZATIONS)}; leave it out for none")
+    if engine := engine_of(base.model_name_or_path):
+        raise UserError(
+            f"{asked}: {base.model_name_or_path} was exported to {engine}, which has its own: give "
+            "--quantization to lora-hf export"
+        )
+    if base.is_quantized:
+        raise UserError(
+            f"{asked}: the base {base.model_name_or_path} is stored in {base.storage} already, the format of "
+            "the adapter's training; leave it out"
+        )
+
+
 def check_takes_adapters(model: str) -> None:
     """Refuse adapters on an exported model.
 
@@ -276,37 +313,43 @@ def not_shareable(saved: SavedAdapter) -> str | None:
     return None
 
 
-def load(source: str | Path, base: str | None = None) -> InferenceModel:
+def load(source: str | Path, base: str | None = None, quantization: str | None = None) -> InferenceModel:
     """Load a trained adapter with its base model, a finished run, a model, or an exported folder.
 
     Args:
         source: an adapter's folder, a run directory, a model's folder (merged, or trained whole), a folder
             that `lora-hf export` wrote, `embedded`, or USER/NAME[@REVISION] on the Hub.
         base: the base model, if not the one that the adapter names; for an adapter only.
+        quantization: `int8` stores the linear layers in int8 and runs on the CPU: faster, with outputs that
+            can differ from those of training (docs/serving.md). Adapters stay as they are.
 
     Returns:
         An object whose `generate` and `summarize` use the prompt and the lengths of training.
 
     Raises:
-        UserError: no such adapter, run or model, one that cannot be loaded, or `base` without an adapter.
+        UserError: no such adapter, run or model, one that cannot be loaded or quantized, or `base` without an
+            adapter.
     """
     name = check_place("source", source)
     base = None if base is None else check_place("base", base)
-    return load_source(find_source(name, base, "source"))
+    return load_source(find_source(name, base, "source"), quantization=quantization)
 
 
-def load_source(source: Source, settings: PredictionSettings | None = None) -> InferenceModel:
+def load_source(
+    source: Source, settings: PredictionSettings | None = None, quantization: str | None = None
+) -> InferenceModel:
     """Load what `find_source` found.
 
     Args:
         source: the model or the adapter.
         settings: of its outputs; None takes those that it records.
+        quantization: of the linear layers, as `load` has it.
 
     Raises:
         UserError: it cannot be loaded.
     """
     if source.adapter is None:
-        return InferenceModel(source.model, settings or source.settings, report_lengths=True)
-    model = InferenceModel(source.model)
+        return InferenceModel(source.model, settings or source.settings, True, quantization)
+    model = InferenceModel(source.model, quantization=quantization)
     model.add_adapter(source.adapter, settings=settings)
     return model

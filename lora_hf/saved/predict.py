@@ -30,6 +30,7 @@ def predict(
     generation: Mapping[str, Any] | None = None,
     is_lines: bool = False,
     long: str = "cut",
+    quantization: str | None = None,
 ) -> list[dict[str, str]]:
     """Summarize each dialogue of a file, with the prompt and the settings that the model was scored with.
 
@@ -43,6 +44,7 @@ def predict(
         generation: fields of `generation` that replace the model's own.
         is_lines: whether a text has one dialogue per line.
         long: what is done with dialogues that are too long: `cut` or `split`, as `InferenceModel.generate`.
+        quantization: of the model's linear layers, as `lora_hf.load` has it.
 
     Returns:
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
@@ -58,7 +60,7 @@ def predict(
     else:
         examples = read_file(file, data, is_lines, model.columns)
     settings = model.settings_with("generate", generation or {})
-    loaded = load_source(model, settings)
+    loaded = load_source(model, settings, quantization)
     predictions = loaded.generate([example.dialogue for example in examples], long=long, **(generation or {}))
     return [
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}

@@ -98,13 +98,14 @@ class Engine(InferenceModel):
         base: ModelConfig,
         adapters: Mapping[str, SavedAdapter],
         base_settings: PredictionSettings | None = None,
+        quantization: str | None = None,
     ) -> None:
-        """Load the base and its first adapters, or an exported model.
+        """Load the base and its first adapters, or an exported model; arguments of `InferenceModel`.
 
         Raises:
-            UserError: the base cannot be loaded, or an adapter does not fit.
+            UserError: the base cannot be loaded or quantized, or an adapter does not fit.
         """
-        super().__init__(base, base_settings)
+        super().__init__(base, base_settings, quantization=quantization)
         self._decoder = copy.deepcopy(self.tokenizer)  # `tokenizer` encodes in another thread meanwhile
         self._starts: dict[tuple[str | None, ...], dict[str, int]] = {}  # `language_start` by languages
         self._fast, self._stacks = ExitStack(), KeptStacks()

@@ -28,7 +28,14 @@ OTHERS = 256
 logger = logging.getLogger(__name__)
 
 
-def serve(base: str | None, adapters: list[str], host: str, port: int, limits: Limits) -> None:
+def serve(
+    base: str | None,
+    adapters: list[str],
+    host: str,
+    port: int,
+    limits: Limits,
+    quantization: str | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
@@ -37,6 +44,7 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
         host: the address to listen on.
         port: 0 takes a free one.
         limits: what requests may ask for.
+        quantization: of the base's linear layers, as `lora_hf.load` has it.
 
     Raises:
         UserError: an adapter or the base cannot be loaded, the address is not available, or other machines
@@ -55,7 +63,7 @@ def serve(base: str | None, adapters: list[str], host: str, port: int, limits: L
     with listening(host, port) as listener:
         check_reachable(host, listener.getsockname()[0], token)
         logger.info("loading %s%s", config.model_name_or_path, of)
-        with closing(Service(Engine(config, found), limits)) as service:
+        with closing(Service(Engine(config, found, quantization=quantization), limits)) as service:
             logger.info("loaded %s", service.engine.description)
             app, grace = create_app(service, token), math.ceil(limits.timeout) + SPARE
             if token:

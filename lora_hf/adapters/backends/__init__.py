@@ -22,6 +22,7 @@ BACKENDS: dict[str, type[Backend]] = {
     "bitsandbytes.nn.modules.Linear4bit": Linear4bit,
     "bitsandbytes.nn.modules.Linear8bitLt": Linear8bit,
     "lora_hf.adapters.backends.quantized.QuantizedLinear": Quantized,
+    "lora_hf.fast.int8.Int8Linear": Quantized,
 }
 
 
