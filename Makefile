@@ -10,7 +10,7 @@ LOWEST := .venv-lowest
 TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_metrics.py evaluation/test_rouge.py fast saved/test_export.py \
   experiments/test_sweep.py serving/test_server.py cli/test_cli.py models test_versions.py training
 
-.PHONY: quickstart test test-full test-gpu test-lowest test-peft-versions soak audit lint format types methods notebooks bench costs docs reproduce clean
+.PHONY: quickstart test test-full test-gpu test-lowest test-peft-versions soak audit lint format types methods notebooks bench bench-inference costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -60,6 +60,9 @@ notebooks: .venv/.installed-test   ## run every notebook in full and check its f
 
 bench: .venv/.installed-test       ## our time and memory beside PEFT's, in turn: bench.json and bench.png
 	$(BIN)/python scripts/benchmarks/bench.py
+
+bench-inference: .venv/.installed-test  ## writing texts: time, memory and disk beside Transformers, CTranslate2, ONNX Runtime
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/inference.py --markdown $(ARGS)
 
 costs: .venv/.installed-test       ## how time and memory of a step grow: costs/*.png, half an hour
 	$(BIN)/python scripts/benchmarks/costs.py

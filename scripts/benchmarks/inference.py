@@ -1,0 +1,219 @@
+"""Compare engines that write texts with the same T5 on a CPU: time, memory, disk, and the texts themselves.
+
+    python scripts/benchmarks/inference.py --shape small
+    python scripts/benchmarks/inference.py --shape small --run runs/quickstart/lora --markdown
+
+The model has the shape of a FLAN-T5 and random weights: it shows time and memory, and its tokens say nothing.
+With `--run`, the texts and scores of a trained adapter are compared too. Times are processor time with one
+thread, as a ratio to CTranslate2's int8 in the same round; all engines take their turn in each round. Memory
+is the growth of a fresh process from its imports to the end of one batch of 8. Prints JSON or tables.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+import lora_hf
+from lora_hf.config import DataConfig, ModelConfig
+from lora_hf.config.prediction import PredictionSettings
+from lora_hf.data.splits import load_split
+from lora_hf.evaluation.generate import fast_generation, generate_summaries, padded
+from lora_hf.models.exported import Engine, ExportedModel
+from lora_hf.models.flan_t5 import SIZES, random_flan_t5
+from lora_hf.models.load import load_tokenizer
+from lora_hf.reporting.tables import markdown_table
+from lora_hf.saved.export import export
+from lora_hf.saved.inference import InferenceModel
+from lora_hf.saved.source import find_source
+from scripts.benchmarks.bench import machine
+
+OURS = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("bfloat16", "int8")}
+"""Kind of weights -> dtype of the model, quantization of its linear layers."""
+ENGINES = [
+    *(("Transformers", kind) for kind in ("float32", "bfloat16")),
+    *(("lora_hf", kind) for kind in OURS),
+    *((engine, kind) for engine in ("ctranslate2", "onnx") for kind in ("float32", "int8")),
+]
+BASELINE = ("ctranslate2", "int8")
+WORKS = {"1 text": (1, 1), "8 texts": (8, 1), "32 texts": (32, 1), "4 texts, 4 beams": (4, 4)}
+"""Number of texts, and of beams."""
+Write = Callable[[list[list[int]], int, int], Any]
+
+
+def opened(folder: Path, engine: str, kind: str) -> Write:
+    """Load a model; return a function of token ids, new tokens and beams, which writes one batch."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if engine == "Transformers":
+        plain = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=getattr(torch, kind)).eval()
+
+        def by_transformers(sources: list[list[int]], new: int, beams: int) -> Any:
+            inputs = padded(sources, tokenizer.pad_token_id, plain.device)
+            return plain.generate(
+                **inputs, max_new_tokens=new, min_new_tokens=new, num_beams=beams, do_sample=False
+            )
+
+        return by_transformers
+    if engine == "lora_hf":
+        dtype, quantization = OURS[kind]
+        config = ModelConfig(model_name_or_path=str(folder), dtype=dtype)
+    else:
+        config, quantization = ModelConfig(model_name_or_path=str(exported(folder, engine, kind))), None
+    model = InferenceModel(config, PredictionSettings(), quantization=quantization).model
+    if not isinstance(model, ExportedModel):
+        ExitStack().enter_context(fast_generation(model))  # as the server holds it
+
+    def write(sources: list[list[int]], new: int, beams: int) -> Any:
+        return generate_summaries(model, tokenizer, sources, new, len(sources), num_beams=beams)
+
+    return write
+
+
+def prepare(shape: str, folder: Path) -> None:
+    """Save a random model of a shape with the embedded tokenizer, and its exports beside it."""
+    random_flan_t5(shape).save_pretrained(folder)
+    load_tokenizer(ModelConfig()).save_pretrained(folder)
+    export_all(str(folder), folder)
+
+
+def export_all(model: str, folder: Path) -> dict[str, str]:
+    """Export a model in every way; return what each comparison found."""
+    source = find_source(model, None, "--run")
+    return {
+        f"{engine}, {kind}": str(
+            export(source, exported(folder, engine, kind), engine, kind, allow_loss=True)
+        )
+        for engine, kind in ENGINES
+        if engine in ("ctranslate2", "onnx")
+    }
+
+
+def exported(folder: Path, engine: str, kind: str) -> Path:
+    """Return the folder of an export."""
+    return folder.with_name(f"{folder.name}-{engine}-{kind}")
+
+
+def batch(folder: Path, rows: int, tokens: int) -> list[list[int]]:
+    """Return token ids of `rows` sources, each a little shorter than the one before."""
+    torch.manual_seed(0)
+    known = len(AutoTokenizer.from_pretrained(folder))
+    return [torch.randint(5, known, (tokens - 2 * row,)).tolist() for row in range(rows)]
+
+
+def times(folder: Path, source: int, new: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return for each engine and work its processor time over the baseline's: the median of the rounds."""
+    engines = {of: opened(folder, *of) for of in ENGINES}
+    found: dict[str, dict[str, float]] = {", ".join(of): {} for of in ENGINES}
+    for work, (rows, beams) in WORKS.items():
+        sources = batch(folder, rows, source)
+        seconds: dict[Any, list[float]] = {of: [] for of in ENGINES}
+        for number in range(rounds + 1):
+            for of, write in engines.items():
+                start = time.process_time()
+                write(sources, new, beams)
+                if number:  # caches are empty in the first round
+                    seconds[of].append(time.process_time() - start)
+        for of, own in seconds.items():
+            pairs = zip(own, seconds[BASELINE], strict=True)
+            found[", ".join(of)][work] = round(median(a / b for a, b in pairs), 2)
+        found[", ".join(BASELINE)][f"{work}: seconds"] = round(median(seconds[BASELINE]), 3)
+    return found
+
+
+def growth(folder: Path, engine: str, kind: str, source: int, new: int) -> int:
+    """Return the MiB by which this process grows from here to the end of one batch of 8."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    opened(folder, engine, kind)(batch(folder, 8, source), new, 1)
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def disk(folder: Path, engine: str, kind: str) -> int | None:
+    """Return the MiB of the model's files; None for one that is converted when it is loaded."""
+    if engine in get_args(Engine):
+        folder = exported(folder, engine, kind)
+    elif kind != "float32":
+        return None
+    return round(sum(file.stat().st_size for file in folder.iterdir()) / 2**20)
+
+
+def texts(run: str, examples: int) -> dict[str, Any]:
+    """Return the score of each engine on the test split, and how many texts are those of float32."""
+    test = load_split(DataConfig(), "test")[:examples]
+    dialogues, references = [row.dialogue for row in test], [row.references for row in test]
+
+    def scored(written: list[str], own: list[str]) -> str:
+        value = lora_hf.score(written, references)["rouge1"]
+        same = sum(a == b for a, b in zip(written, own, strict=True))
+        return f"{same} of {len(own)} texts equal, ROUGE-1 {value:.4f}"
+
+    plain = lora_hf.load(run).generate(dialogues)
+    found = {"lora_hf, float32": scored(plain, plain)}
+    found["lora_hf, int8"] = scored(lora_hf.load(run, quantization="int8").generate(dialogues), plain)
+    with tempfile.TemporaryDirectory() as folder:
+        return found | export_all(run, Path(folder) / "run", examples)
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    rows = [["Engine", *WORKS, "Memory, MiB", "Disk, MiB"]]
+    for of in (", ".join(pair) for pair in ENGINES):
+        own = [f"{found['times'][of][work]:.2f}" for work in WORKS]
+        rows.append([of, *own, str(found["memory"][of]), str(found["disk"][of] or "")])
+    parts = [markdown_table(rows)]
+    if "texts" in found:
+        said = [["Engine", "Test split"], *([of, text] for of, text in found["texts"].items())]
+        parts.append(markdown_table(said, is_text=True))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SIZES, default="small")
+    parser.add_argument("--run", help="a trained run whose texts are compared too")
+    parser.add_argument("--source", type=int, default=256, help="tokens of the longest source")
+    parser.add_argument("--new", type=int, default=40, help="tokens of every output")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=200, help="of the test split, with --run")
+    parser.add_argument("--markdown", action="store_true", help="print tables, not JSON")
+    parser.add_argument("--memory-of", nargs=3, metavar=("FOLDER", "ENGINE", "KIND"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.memory_of:
+        folder, engine, kind = given.memory_of
+        print(growth(Path(folder), engine, kind, given.source, given.new))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / given.shape
+        prepare(given.shape, folder)
+        sizes = ["--source", str(given.source), "--new", str(given.new)]
+        words = [sys.executable, __file__, *sizes, "--memory-of", str(folder)]
+        measured = {
+            ", ".join(of): subprocess.run([*words, *of], check=True, capture_output=True, text=True).stdout
+            for of in ENGINES
+        }
+        found: dict[str, Any] = machine("cpu") | {"shape": given.shape, "threads": 1}
+        found["times"] = times(folder, given.source, given.new, given.rounds)
+        found["memory"] = {of: int(text.split()[-1]) for of, text in measured.items()}
+        found["disk"] = {", ".join(of): disk(folder, *of) for of in ENGINES}
+    if given.run:
+        found["texts"] = texts(given.run, given.examples)
+    print(tables(found) if given.markdown else json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
