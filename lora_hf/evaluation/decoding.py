@@ -281,7 +281,8 @@ class _ModelDecoder:
         end = self._mask.shape[1] - unneeded
         self._mask, self._hidden = self._mask[rows, :end], self._hidden[rows]
         if unneeded:
-            for layer in self._cache.cross_attention_cache.layers:
+            layers: list[Any] = self._cache.cross_attention_cache.layers
+            for layer in layers:
                 layer.keys, layer.values = layer.keys[:, :, :-unneeded], layer.values[:, :, :-unneeded]
             self._hidden = self._hidden[:, :-unneeded]
 

@@ -163,7 +163,7 @@ def _call(layer: Any) -> Callable[[Tensor], Tensor]:
 
 def _feed_forward(layer: Any) -> Callable[[Tensor], Tensor]:
     if type(layer) not in GATED or not has_gelu(layer):
-        return layer  # type: ignore[no-any-return]
+        return _call(layer)
     both, out = _together(layer.wi_0, layer.wi_1), _call(layer.wo)
     wide = layer.wo.weight.dtype == torch.float32  # Transformers keeps it so beside layers in half precision
 
@@ -181,7 +181,9 @@ def _together(*layers: Any) -> Callable[[Tensor], Sequence[Tensor]]:
     if not all(type(base) is Int8Linear and base.bias is None for base in bases):
         return lambda x: [call(x) for call in calls]
     sizes = [base.out_features for base in bases]
-    carriers = [layer if call is layer else None for call, layer in zip(calls, layers, strict=True)]
+    carriers: list[Any] = [
+        layer if call is layer else None for call, layer in zip(calls, layers, strict=True)
+    ]
 
     def few(x: Tensor) -> Sequence[Tensor]:
         if len(x) > FEW_ROWS:

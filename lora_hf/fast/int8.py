@@ -97,22 +97,26 @@ class _Packed:
     """Codes (out, in) and their scales (out,), laid out for products of few rows."""
 
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
-        self._packed = _fbgemm_layout(codes, scale)
-        self._codes, self._scale = (codes.T, scale / LARGEST) if self._packed is None else (None, None)
+        self._packed: Any = _fbgemm_layout(codes, scale)
+        self._general = (codes.T, scale / LARGEST) if self._packed is None else None
 
     def multiply(self, x: Tensor) -> Tensor:
         """Return W x (..., out), for float32 x (..., in)."""
+        product: Tensor
         if self._packed is not None and x.numel() == x.shape[-1]:
-            return torch.ops.quantized.linear_dynamic(x, self._packed, False)  # type: ignore[no-any-return]
+            product = torch.ops.quantized.linear_dynamic(x, self._packed, False)
+            return product
         largest = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
         scaled = x / largest
-        if self._packed is not None:
-            product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-            return product(scaled, 1 / LARGEST, 128, self._packed).mul_(largest)  # type: ignore[no-any-return]
-        assert self._codes is not None and self._scale is not None
-        codes = (scaled.flatten(0, -2) * LARGEST).round_().to(torch.int8)
-        sums = torch._int_mm(codes, self._codes)  # (rows, in) @ (in, out), int32
-        return sums.mul(self._scale).view(*x.shape[:-1], -1).mul_(largest)
+        if self._general is None:
+            multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+            product = multiply(scaled, 1 / LARGEST, 128, self._packed)
+        else:
+            columns, scale = self._general
+            codes = (scaled.flatten(0, -2) * LARGEST).round_().to(torch.int8)
+            sums = torch._int_mm(codes, columns)  # (rows, in) @ (in, out), int32
+            product = sums.mul(scale).view(*x.shape[:-1], -1)
+        return product.mul_(largest)
 
 
 def quantize_for_generation(model: Any) -> None:
