@@ -110,11 +110,15 @@ class Engine(InferenceModel):
         self._starts: dict[tuple[str | None, ...], dict[str, int]] = {}  # `language_start` by languages
         self._fast, self._stacks = ExitStack(), KeptStacks()
         self._context = contextvars.copy_context()  # fast paths set context variables, whatever the thread
-        with self._reference_path():
-            for name, saved in adapters.items():
-                super().add_adapter(saved, name)
-        for settings in self.adapters.values():
-            self._options(settings)
+        try:
+            with self._reference_path():
+                for name, saved in adapters.items():
+                    super().add_adapter(saved, name)
+            for settings in self.adapters.values():
+                self._options(settings)
+        except BaseException:
+            self.close()
+            raise
 
     def add_adapter(
         self,
