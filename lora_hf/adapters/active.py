@@ -73,13 +73,13 @@ def check_trainable(model: nn.Module) -> None:
     """Refuse a training that would change nothing that the model computes.
 
     Raises:
-        UserError: every weight is frozen, or those that train belong to adapters that are merged, disabled or
-            not active.
+        UserError: every weight is frozen, or those that train belong to adapters that are merged, disabled,
+            not active, or active with the weight 0.
     """
     layers, names = lora_layers(model).values(), sorted(adapter_configs(model))
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     own = {name: {id(p) for m in modules_of(model, name).values() for p in m.parameters()} for name in names}
-    used = {name for layer in layers for name in layer.active}
+    used = {name for layer in layers for name, weight in layer.active.items() if weight}
     used |= {module.active for module in saved_modules(model).values() if module.active}
     of_adapters = set().union(*own.values()) & trained
     without_effect = set().union(*(own[name] for name in names if name not in used)) & trained
@@ -92,6 +92,8 @@ def check_trainable(model: nn.Module) -> None:
         return
     if names:
         state = "not active" if trained else "frozen"
+        if trained and (without_weight := sorted({name for layer in layers for name in layer.active})):
+            names, state = without_weight, "active with the weight 0"
         raise UserError(
             f"nothing would train: adapters {names} are {state}; call set_adapter(model, {names[0]!r}), "
             "or load with load_adapter(..., trainable=True)"

@@ -1,11 +1,16 @@
 """Batches of tokenized rows, with the decoder's inputs where a model does not make them from labels."""
 
+import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
 from transformers import DataCollatorForSeq2Seq
 
+from lora_hf.errors import UserError
 from lora_hf.families import family_of
+
+logger = logging.getLogger(__name__)
 
 
 def collator(tokenizer: Any, model: Any) -> Any:
@@ -23,3 +28,51 @@ def with_decoder_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         return batch
     labels: torch.Tensor = batch["labels"]
     return {**batch, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels.clone())}
+
+
+def check_tokens(model: Any, batch: dict[str, Any]) -> None:
+    """Check the token ids of a batch that a script made; PyTorch's own error is an index out of range.
+
+    Args:
+        model: the Transformers model, whose embeddings have a row for each token.
+        batch: tensors of token ids; anything else in it is not read.
+
+    Raises:
+        UserError: a token without an embedding, or labels without tokens.
+    """
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    embeddings, head = (_part(model, f"get_{side}_embeddings") for side in ("input", "output"))
+    for name, given, rows in (
+        ("input_ids", ids, getattr(embeddings, "num_embeddings", None)),
+        ("labels", labels, getattr(head, "out_features", None)),
+    ):
+        if not isinstance(given, torch.Tensor) or given.is_floating_point() or rows is None:
+            continue
+        if not given.numel():
+            raise UserError(f"a batch has {name} without a token: leave out the rows that are empty")
+        if (largest := int(given.max())) >= rows:
+            raise UserError(
+                f"{name} of a batch hold the token {largest}, and the model has {rows:,}: use the model's "
+                "own tokenizer, or call model.resize_token_embeddings(len(tokenizer)) before adding adapters"
+            )
+
+
+def _part(model: Any, getter: str) -> Any:
+    """Return the module that a model's method returns, or None where it has no such method or module."""
+    with suppress(AttributeError, NotImplementedError):
+        return getattr(model, getter)()
+    return None
+
+
+def warn_of_padded_labels(model: Any, batch: dict[str, Any]) -> None:
+    """Warn of labels that end in padding tokens, on which the model would be trained."""
+    labels, config = batch.get("labels"), getattr(model, "config", None)
+    pad, end = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
+    if not isinstance(labels, torch.Tensor) or labels.dim() != 2 or pad is None or pad == end:
+        return
+    if rows := int((labels[:, -1] == pad).sum()):
+        logger.warning(
+            "the labels of %d of %d rows of the first batch end in the padding token %d, so that padding is "
+            "trained and is part of the loss: replace it by -100, as DataCollatorForSeq2Seq pads labels",
+            *(rows, len(labels), pad),
+        )

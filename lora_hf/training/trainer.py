@@ -17,7 +17,7 @@ from lora_hf.adapters.active import check_trainable
 from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
-from lora_hf.data.collate import with_decoder_inputs
+from lora_hf.data.collate import check_tokens, warn_of_padded_labels, with_decoder_inputs
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for
@@ -207,7 +207,17 @@ class LoraTrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Run forward and backward of one batch, in micro-batches if that is on and memory runs out."""
+        """Run forward and backward of one batch, in micro-batches if that is on and memory runs out.
+
+        Raises:
+            UserError: a token without an embedding. On a GPU only the first batch is checked, because each
+                check waits for the device.
+        """
+        if not self._has_begun or self.args.device.type == "cpu":
+            check_tokens(unwrapped(self.model), inputs)
+        if not self._has_begun:
+            warn_of_padded_labels(unwrapped(self.model), inputs)
+        self._has_begun = True
         if self.has_buckets:
             torch.compiler.cudagraph_mark_step_begin()  # where a mode of torch_compile records CUDA graphs
         step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
@@ -243,7 +253,7 @@ class LoraTrainer(ResumableTrainer):
         return metrics
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self.nan_guard, self.micro_batching = NanGuard(self), MicroBatching(self)
+        self.nan_guard, self.micro_batching, self._has_begun = NanGuard(self), MicroBatching(self), False
         check_base_dtype(self.model)
         check_float16(self)
         check_trainable(self.model)

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.models import MODELS, make_t5
+from support.models import MODELS, TOKENS, make_t5
 from support.selection import slow_except
 from support.tiny_trainer import (
     OursInOrder,
@@ -176,6 +176,12 @@ def _not_active(folder: Path) -> nn.Module:
     return model
 
 
+def _without_weight(folder: Path) -> nn.Module:
+    model = adapted()
+    set_adapter(model, {"default": 0.0})
+    return model
+
+
 def _merged(folder: Path) -> nn.Module:
     model = adapted()
     merge_adapters(model)
@@ -194,6 +200,10 @@ IDLE = {
     "loaded": (_loaded, "adapters ['default'] are frozen; call set_adapter(model, 'default')"),
     "active one deleted": (_deleted, "adapters ['default'] are frozen; call set_adapter(model, 'default')"),
     "not active": (_not_active, "adapters ['default'] are not active"),
+    "without weight": (
+        _without_weight,
+        "adapters ['default'] are active with the weight 0; call set_adapter",
+    ),
     "merged": (_merged, "adapters ['default'] are merged and cannot train; call unmerge_adapters"),
     "merged, a copy trains": (_merged_beside_a_copy, "adapters ['default'] are merged and cannot train"),
 }
@@ -262,6 +272,46 @@ def test_a_batch_without_labels_is_one_error(tmp_path: Path) -> None:
         UserError, match="a batch has no labels, only .*input_ids.*: add the token ids of the"
     ):
         trainer.train()
+
+
+class Edited(Rows):
+    """Rows with other labels or inputs."""
+
+    def __init__(self, name: str, ids: list[int]) -> None:
+        super().__init__(8)
+        for row in self.rows:
+            row[name] = [*row[name][:4], *ids] if ids else []
+            row["attention_mask"] = [1] * len(row["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (
+            Edited("labels", [TOKENS]),
+            f"labels of a batch hold the token {TOKENS}, and the model has {TOKENS}",
+        ),
+        (Edited("input_ids", [99]), "input_ids of a batch hold the token 99.*resize_token_embeddings"),
+        (Edited("labels", []), "a batch has labels without a token"),
+    ],
+    ids=["label", "input", "empty"],
+)
+def test_tokens_that_the_model_does_not_have_are_one_error(rows: Edited, says: str, tmp_path: Path) -> None:
+    trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=1), train_dataset=rows)
+    with pytest.raises(UserError, match=says):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("ending", "is_padded"), [([1, 0, 0], True), ([1], False)])
+def test_labels_that_end_in_padding_tokens_are_warned_of(
+    ending: list[int], is_padded: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(
+        adapted(), arguments(tmp_path, max_steps=2), train_dataset=Edited("labels", ending)
+    )
+    trainer.train()
+    text = "the labels of 4 of 4 rows of the first batch end in the padding token 0"
+    assert caplog.text.count(text) == is_padded
 
 
 def test_embeddings_that_are_saved_beside_an_adapter_may_train(tmp_path: Path) -> None:
