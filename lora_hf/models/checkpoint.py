@@ -6,7 +6,8 @@ and it takes integers for weights: a run on such a base ends without an error, w
 """
 
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,21 @@ def _checked(folder: str, model: str, state: tuple[Any, ...], is_in_parts: bool)
     return bits
 
 
+def _resized(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+    """Return what to do where the embeddings alone differ, as `resize_token_embeddings` leaves them.
+
+    T5Gemma's configuration has its vocabulary's size in three places, of which Transformers changes one.
+
+    Args:
+        mismatched: name, shape in the weights and shape by config.json of each tensor.
+    """
+    sizes = {(found[0], expected[0]) for _, found, expected in mismatched if found[1:] == expected[1:]}
+    if len(sizes) != 1 or not all(re.search("embed|shared|lm_head", name) for name, _, _ in mismatched):
+        return ""
+    ((found, expected),) = sizes
+    return f"; if its vocabulary was resized, set each vocab_size of {expected} in config.json to {found}"
+
+
 def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
     """Call `from_pretrained`, and require that no tensor is missing and every one of the checkpoint is used.
 
@@ -142,7 +158,7 @@ def load_checkpoint(folder: str, model: str, **options: Any) -> Any:
     if differences:
         raise UserError(
             f"{model}: {MISFIT} {differences}. The folder was saved or downloaded incompletely, or "
-            f"config.json belongs to another model: {AGAIN}"
+            f"config.json belongs to another model: {AGAIN}{_resized(info['mismatched_keys'])}"
         )
     complete_model(loaded, Path(folder), model)
     complete_tokens(loaded, model)
