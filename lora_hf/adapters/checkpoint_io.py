@@ -19,9 +19,18 @@ T = TypeVar("T")
 
 
 def write_weights(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write all or nothing; one metadata key, because safetensors writes several in random order."""
+    """Write all or nothing; one metadata key, because safetensors writes several in random order.
+
+    A tensor with two names, as the bias of BERT's head in a copy of `cls`, is written under both.
+    """
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
     with whole(file) as beside:
-        save_file(tensors, beside, metadata={"format": "pt"})
+        save_file(apart, beside, metadata={"format": "pt"})
 
 
 def read_shapes(file: Path) -> Shapes:

@@ -182,10 +182,11 @@ def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
             f"modules_to_save: {name} is quantized and cannot be trained; keep it dense or leave it out",
             "modules_to_save",
         )
-    if other := _tied_to(_owners(model), module, module.parameters(recurse=False)):
+    if other := _tied_outside(_owners(model), name, module):
+        remedy = f"name {other} in its place" if name.startswith(f"{other}.") else f"{UNTIE}, or leave it out"
         raise UserError(
             f"modules_to_save: the weight of {name} is also that of {other}, which would keep "
-            f"the old one; {UNTIE}, or leave it out",
+            f"the old one; {remedy}",
             "modules_to_save",
         )
 
@@ -204,6 +205,17 @@ def _tied_to(owners: Owners, module: nn.Module, parameters: Iterable[nn.Paramete
     """Return a layer of another type with one of a module's Parameters: the head of an embedding."""
     holders = [holder for p in parameters for holder in owners[id(p)]]
     return next((name for name, kind in holders if kind is not type(module)), None)
+
+
+def _tied_outside(owners: Owners, name: str, module: nn.Module) -> str | None:
+    """Return a layer of another type outside of a module that holds a Parameter of anything inside it."""
+    for parameter in module.parameters():
+        holders = owners[id(parameter)]
+        inside = [holder for holder in holders if f"{holder[0]}.".startswith(f"{name}.")]
+        kinds = {kind for _, kind in inside}
+        if other := next((held for held in holders if held not in inside and held[1] not in kinds), None):
+            return other[0]
+    return None
 
 
 def _layers(model: nn.Module) -> list[str]:

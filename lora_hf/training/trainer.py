@@ -91,6 +91,7 @@ class LoraTrainer(ResumableTrainer):
     loss_is_scaled_for_ga = True
     model: Any
     compiles_by_default = False
+    _has_begun = False
     """True if a rule, not the user, decided to compile: what cannot be compiled then runs uncompiled."""
 
     def __init__(

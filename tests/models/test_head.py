@@ -1,6 +1,7 @@
 """The output head: untied on request with the same outputs, and untied heads that stay so."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,22 @@ def test_a_model_without_a_head_is_refused() -> None:
         from transformers import T5EncoderModel
 
         untie_head(T5EncoderModel(make_t5().config))
+
+
+def test_bert_s_head_is_copied_with_the_module_around_it_which_has_its_bias_too(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=[], modules_to_save=["cls"])
+    with pytest.raises(UserError, match="predictions.decoder is also that of .*word_embeddings.*untie_head"):
+        inject_adapters(make_family("BertBert"), replace(config, modules_to_save=["predictions.decoder"]))
+    with pytest.raises(
+        UserError, match="weight of decoder.cls is also that of .*word_embeddings.*untie_head"
+    ):
+        inject_adapters(make_family("BertBert"), config)
+    model = untie_head(make_family("BertBert"))
+    with pytest.raises(UserError, match="name decoder.cls.predictions in its place"):
+        inject_adapters(model, replace(config, modules_to_save=["predictions.decoder"]))
+    inject_adapters(model, config)
+    before = logits(model)
+    train_a_step(model)
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(untie_head(make_family("BertBert")), tmp_path / "adapter")
+    assert not torch.equal(logits(model), before) and torch.equal(logits(again), logits(model))
