@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -32,7 +32,7 @@ from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.splits import load_split
 from lora_hf.evaluation.generate import fast_generation, generate_summaries, padded
-from lora_hf.models.exported import Engine, ExportedModel
+from lora_hf.models.exported import ExportedModel
 from lora_hf.models.flan_t5 import SIZES, random_flan_t5
 from lora_hf.models.load import load_tokenizer
 from lora_hf.reporting.tables import markdown_table
@@ -86,19 +86,18 @@ def prepare(shape: str, folder: Path) -> None:
     """Save a random model of a shape with the embedded tokenizer, and its exports beside it."""
     random_flan_t5(shape).save_pretrained(folder)
     load_tokenizer(ModelConfig()).save_pretrained(folder)
-    export_all(str(folder), folder)
+    export_all(str(folder), folder, 1)
 
 
-def export_all(model: str, folder: Path) -> dict[str, str]:
-    """Export a model in every way; return what each comparison found."""
-    source = find_source(model, None, "--run")
-    return {
-        f"{engine}, {kind}": str(
-            export(source, exported(folder, engine, kind), engine, kind, allow_loss=True)
-        )
-        for engine, kind in ENGINES
-        if engine in ("ctranslate2", "onnx")
-    }
+def export_all(model: str, folder: Path, examples: int) -> dict[str, str]:
+    """Export a model in every way; return what each comparison of `examples` texts found."""
+    source, found = find_source(model, None, "--run"), {}
+    for engine, kind in ENGINES:
+        if engine == "ctranslate2" or engine == "onnx":
+            output = exported(folder, engine, kind)
+            compared = export(source, output, engine, kind, None, examples, allow_loss=True)
+            found[f"{engine}, {kind}"] = str(compared)
+    return found
 
 
 def exported(folder: Path, engine: str, kind: str) -> Path:
@@ -142,7 +141,7 @@ def growth(folder: Path, engine: str, kind: str, source: int, new: int) -> int:
 
 def disk(folder: Path, engine: str, kind: str) -> int | None:
     """Return the MiB of the model's files; None for one that is converted when it is loaded."""
-    if engine in get_args(Engine):
+    if engine in ("ctranslate2", "onnx"):
         folder = exported(folder, engine, kind)
     elif kind != "float32":
         return None
