@@ -11,7 +11,6 @@ is the growth of a fresh process from its imports to the end of one batch of 8. 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from lora_hf.reporting.tables import markdown_table
 from lora_hf.saved.export import export
 from lora_hf.saved.inference import InferenceModel
 from lora_hf.saved.source import find_source
+from lora_hf.system import peak_memory_mib
 from scripts.benchmarks.bench import machine
 
 OURS = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("bfloat16", "int8")}
@@ -54,8 +54,11 @@ WORKS = {"1 text": (1, 1), "8 texts": (8, 1), "32 texts": (32, 1), "4 texts, 4 b
 Write = Callable[[list[list[int]], int, int], Any]
 
 
-def opened(folder: Path, engine: str, kind: str) -> Write:
-    """Load a model; return a function of token ids, new tokens and beams, which writes one batch."""
+def opened(folder: Path, engine: str, kind: str, held: ExitStack) -> Write:
+    """Load a model; return a function of token ids, new tokens and beams, which writes one batch.
+
+    Its fast paths end with `held`.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if engine == "Transformers":
         plain = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=getattr(torch, kind)).eval()
@@ -74,7 +77,7 @@ def opened(folder: Path, engine: str, kind: str) -> Write:
         config, quantization = ModelConfig(model_name_or_path=str(exported(folder, engine, kind))), None
     model = InferenceModel(config, PredictionSettings(), quantization=quantization).model
     if not isinstance(model, ExportedModel):
-        ExitStack().enter_context(fast_generation(model))  # as the server holds it
+        held.enter_context(fast_generation(model))  # as the server holds it
 
     def write(sources: list[list[int]], new: int, beams: int) -> Any:
         return generate_summaries(model, tokenizer, sources, new, len(sources), num_beams=beams)
@@ -112,9 +115,9 @@ def batch(folder: Path, rows: int, tokens: int) -> list[list[int]]:
     return [torch.randint(5, known, (tokens - 2 * row,)).tolist() for row in range(rows)]
 
 
-def times(folder: Path, source: int, new: int, rounds: int) -> dict[str, dict[str, float]]:
+def times(folder: Path, source: int, new: int, rounds: int, held: ExitStack) -> dict[str, dict[str, float]]:
     """Return for each engine and work its processor time over the baseline's: the median of the rounds."""
-    engines = {of: opened(folder, *of) for of in ENGINES}
+    engines = {of: opened(folder, *of, held) for of in ENGINES}
     found: dict[str, dict[str, float]] = {", ".join(of): {} for of in ENGINES}
     for work, (rows, beams) in WORKS.items():
         sources = batch(folder, rows, source)
@@ -134,9 +137,11 @@ def times(folder: Path, source: int, new: int, rounds: int) -> dict[str, dict[st
 
 def growth(folder: Path, engine: str, kind: str, source: int, new: int) -> int:
     """Return the MiB by which this process grows from here to the end of one batch of 8."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    opened(folder, engine, kind)(batch(folder, 8, source), new, 1)
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    cpu = torch.device("cpu")
+    before = peak_memory_mib(cpu)
+    with ExitStack() as held:
+        opened(folder, engine, kind, held)(batch(folder, 8, source), new, 1)
+    return round(peak_memory_mib(cpu) - before)
 
 
 def disk(folder: Path, engine: str, kind: str) -> int | None:
@@ -196,7 +201,7 @@ def main() -> None:
         folder, engine, kind = given.memory_of
         print(growth(Path(folder), engine, kind, given.source, given.new))
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as held:
         folder = Path(temporary) / given.shape
         prepare(given.shape, folder)
         sizes = ["--source", str(given.source), "--new", str(given.new)]
@@ -206,7 +211,7 @@ def main() -> None:
             for of in ENGINES
         }
         found: dict[str, Any] = machine("cpu") | {"shape": given.shape, "threads": 1}
-        found["times"] = times(folder, given.source, given.new, given.rounds)
+        found["times"] = times(folder, given.source, given.new, given.rounds, held)
         found["memory"] = {of: int(text.split()[-1]) for of, text in measured.items()}
         found["disk"] = {", ".join(of): disk(folder, *of) for of in ENGINES}
     if given.run:

@@ -22,6 +22,7 @@ from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
+from lora_hf.fast.int8 import Int8Linear, RowInt8
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.models.storage.base import LayerwiseFormat
 
@@ -72,6 +73,11 @@ def quantized(storage: str, bias: bool = True) -> nn.Module:
     return STORAGE_FORMATS[storage].convert(nn.Linear(IN, OUT, bias=bias), config)
 
 
+def generating_int8(bias: bool = True) -> nn.Module:
+    dense = nn.Linear(IN, OUT, bias=bias)
+    return Int8Linear(RowInt8.quantize(dense.weight), dense.bias)
+
+
 LAYERWISE = [name for name, stored in STORAGE_FORMATS.items() if isinstance(stored, LayerwiseFormat)]
 EXAMPLES: dict[str, Any] = {
     LINEAR: dense,
@@ -80,6 +86,7 @@ EXAMPLES: dict[str, Any] = {
     "torch.nn.modules.sparse.Embedding": embedding,
     "bitsandbytes.nn.modules.Linear4bit": four_bit,
     "bitsandbytes.nn.modules.Linear8bitLt": eight_bit,
+    "lora_hf.fast.int8.Int8Linear": generating_int8,
     **{name: partial(quantized, name) for name in LAYERWISE},
 }
 """Layers by their key in BACKENDS, or in STORAGE_FORMATS: each of those is a case of its own."""
