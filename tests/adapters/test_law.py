@@ -246,6 +246,7 @@ TOLERANCE = {
     "Linear8bitLt": 0.5 / 127 + 1e-3,
     "affine4": 0.08,
     "torchao_int8": 0.5 / 127 + 1e-3,
+    "Int8Linear": 0.5 / 127 + 1e-3,
 }
 """Half the widest gap between two levels, as a share of the largest weight; NF4's is 0.30 of a block's."""
 
