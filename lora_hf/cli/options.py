@@ -52,8 +52,7 @@ Config = Annotated[
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="int8 stores the linear layers of the model in int8, for a CPU: faster, with slightly other "
-        "texts.",
+        help="int8 stores the linear layers of the model in int8, for a CPU: faster, but texts can differ.",
         show_default=False,
     ),
 ]
