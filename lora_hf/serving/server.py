@@ -48,7 +48,7 @@ def serve(
 
     Raises:
         UserError: an adapter or the base cannot be loaded, the address is not available, or other machines
-            could connect and there is no token.
+            could connect and the environment has no token.
     """
     token = token_of_environment()
     check_long(limits.long, "--long")

@@ -12,16 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_hf.adapters.backends.quantized import QuantizedWeight
 from lora_hf.config import ModelConfig
+from lora_hf.fast.int8 import RowInt8
 from lora_hf.models.storage.base import LayerwiseFormat
 
 
 @dataclass(frozen=True, eq=False)
-class Int8Weight(QuantizedWeight):
+class Int8Weight(RowInt8):
     """codes int8 (out, in); scale float32 (out, 1)."""
-
-    scale: Tensor
 
     @classmethod
     def quantize(cls, weight: Tensor) -> Self:
@@ -30,11 +28,6 @@ class Int8Weight(QuantizedWeight):
 
         made: Any = Int8Tensor.from_hp(weight.float(), PerRow())  # symmetric: its zero points are all 0
         return cls(made.qdata, made.scale)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.codes.shape
-        return rows, columns
 
     @property
     def format(self) -> str:
@@ -46,9 +39,6 @@ class Int8Weight(QuantizedWeight):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         weight: Tensor = self._tensor(dtype).dequantize()
         return weight
-
-    def requantize(self, weight: Tensor) -> Self:
-        return self.quantize(weight)
 
     def _tensor(self, dtype: torch.dtype) -> Any:
         """The `Int8Tensor` of these tensors, which stands for a weight of `dtype`."""
