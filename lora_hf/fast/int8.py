@@ -6,11 +6,13 @@ float32 above it, so that one base serves all of them.
     y_i = s_i m sum_j c_ij q_j    q_j = round(127 x_j / m), m = max_j |x_j|, c the codes of W, s their scales
 
 Products of few rows take integer kernels (FBGEMM's, in PyTorch); the sums of integers are exact, and a row's
-result does not depend on the others. Many rows, as in an encoder, are limited by arithmetic: they take W as
+result does not depend on the others. A single row is rounded within its own smallest and largest number, in
+the same kernel. Many rows, as in an encoder, are limited by arithmetic: they take W as
 floating-point numbers, and x is not rounded.
 """
 
 import logging
+import math
 import operator
 import warnings
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ class Int8Linear(QuantizedLinear):
 
     def __init__(self, quantized: RowInt8, bias: nn.Parameter | None) -> None:
         super().__init__(quantized, bias)
-        self._packed: tuple[list[Tensor], _Packed] | None = None
+        self._packed: dict[int, tuple[list[Tensor], _Packed]] = {}  # by the number of layers
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -86,10 +88,10 @@ class Int8Linear(QuantizedLinear):
         They are laid out when they are first asked for, and kept.
         """
         weights: list[Any] = [layer.weight for layer in (self, *others)]
-        kept = self._packed
-        if kept is None or len(kept[0]) != len(weights) or any(map(operator.is_not, kept[0], weights)):
+        kept = self._packed.get(len(weights))
+        if kept is None or any(map(operator.is_not, kept[0], weights)):
             scale = torch.cat([layer.scale for layer in (self, *others)])  # type: ignore[misc]
-            self._packed = kept = weights, _Packed(torch.cat(weights), scale[:, 0])
+            self._packed[len(weights)] = kept = weights, _Packed(torch.cat(weights), scale[:, 0])
         return kept[1]
 
 
@@ -103,7 +105,8 @@ class _Packed:
     def multiply(self, x: Tensor) -> Tensor:
         """Return W x (..., out), for float32 x (..., in)."""
         product: Tensor
-        if self._packed is not None and x.numel() == x.shape[-1]:
+        is_one = self._packed is not None and x.numel() == x.shape[-1]
+        if is_one and math.isfinite(x.sum().item()):  # the kernel would hide NaN, or fail
             product = torch.ops.quantized.linear_dynamic(x, self._packed, False)
             return product
         largest = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)

@@ -69,6 +69,24 @@ def test_a_row_does_not_depend_on_the_others(kernel: str) -> None:
     torch.testing.assert_close(ours(x)[:2], ours(x[:2]), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS + 1])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@torch.inference_mode()
+def test_numbers_that_are_not_finite_stay_so(rows: int, bad: float, kernel: str) -> None:
+    """Rounding them to integers would hide damaged weights from the check of the scores."""
+    _, ours = layer()
+    x = torch.randn(rows, 32)
+    for damaged in (3, slice(None)):
+        x[0, damaged] = bad
+        assert not ours(x)[0].isfinite().any()
+
+
+def test_layers_packed_together_and_alone_are_both_kept() -> None:
+    first, second = layer()[1], layer()[1]
+    both, alone = first.packed(second), first.packed()
+    assert first.packed(second) is both and first.packed() is alone
+
+
 @torch.inference_mode()
 def test_one_row_and_many_rows_are_near_the_dense_layer(kernel: str) -> None:
     dense, ours = layer(bias=True)
