@@ -145,16 +145,21 @@ def test_the_error_of_a_tied_head_names_the_field_that_unties_it(field: str, tmp
     assert scale > 0
 
 
+def check_trained_and_read_again(model: Any, folder: Path) -> None:
+    """Train one step of an untied BERT pair, and compare what its saved adapter computes."""
+    before = logits(model)
+    train_a_step(model)
+    save_adapter(model, folder)
+    again = load_adapter(untie_head(make_family("BertBert")), folder)
+    assert not torch.equal(logits(model), before) and torch.equal(logits(again), logits(model))
+
+
 def test_an_untied_head_takes_adapters_although_its_bias_has_a_second_place(tmp_path: Path) -> None:
     """BERT's head has its bias in common with the module around it."""
     model = untie_head(make_family("BertBert"))
     plain = LoraConfig(r=2, target_modules=["decoder.cls.predictions.decoder"])
     inject_adapters(model, plain)
-    before = logits(model)
-    train_a_step(model)
-    save_adapter(model, tmp_path / "adapter")
-    again = load_adapter(untie_head(make_family("BertBert")), tmp_path / "adapter")
-    assert not torch.equal(logits(model), before) and torch.equal(logits(again), logits(model))
+    check_trained_and_read_again(model, tmp_path / "adapter")
     expected = logits(model)
     merge_and_unload(model).save_pretrained(tmp_path / "merged")
     read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
@@ -199,8 +204,4 @@ def test_bert_s_head_is_copied_with_the_module_around_it_which_has_its_bias_too(
     with pytest.raises(UserError, match="name decoder.cls.predictions in its place"):
         inject_adapters(model, replace(config, modules_to_save=["predictions.decoder"]))
     inject_adapters(model, config)
-    before = logits(model)
-    train_a_step(model)
-    save_adapter(model, tmp_path / "adapter")
-    again = load_adapter(untie_head(make_family("BertBert")), tmp_path / "adapter")
-    assert not torch.equal(logits(model), before) and torch.equal(logits(again), logits(model))
+    check_trained_and_read_again(model, tmp_path / "adapter")
