@@ -16,7 +16,7 @@ import typer
 
 from lora_hf import distributed as processes
 from lora_hf import terminal
-from lora_hf.cli import checking, hub, running, saved, serving, starting
+from lora_hf.cli import checking, hub, running, saved, serving, starting, streams
 from lora_hf.cli.exit_status import exit_status, invoke
 
 PANELS = {
@@ -96,8 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(10_000, 20, 20)  # imports make a million objects that stay: a fifth of their time
     for name in HIDDEN:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    for stream in (sys.stdout, sys.stderr):
-        make_writable(stream)
+    streams.set_up()
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     if terminal.split_verbosity(words)[1] != "verbose":
@@ -106,16 +105,6 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None or processes.world_size() > 1:
         processes.leave(status)
     sys.exit(status)
-
-
-def make_writable(stream: Any) -> None:
-    """Let a stream take any text: UTF-8 in files and pipes, as in all files that are written.
-
-    A terminal keeps its encoding, and shows escapes for what that lacks.
-    """
-    if not hasattr(stream, "reconfigure"):
-        return
-    stream.reconfigure(errors="backslashreplace") if stream.isatty() else stream.reconfigure(encoding="utf-8")
 
 
 def run(words: list[str], debug: bool) -> int:

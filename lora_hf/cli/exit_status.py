@@ -23,6 +23,7 @@ from lora_hf import distributed as processes
 from lora_hf import terminal
 from lora_hf.cli.help_page import help_line
 from lora_hf.cli.hints import explain, repeated_options
+from lora_hf.cli.streams import Results, finish_output
 from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError, WrittenModelDiffers
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ def exit_status(task: Callable[[], object], debug: bool = False, verbosity: str 
             terminal.write(Text(f"interrupted: {interrupt}" if interrupt.args else "interrupted"))
         return 130
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except FaultFound:
         return 1
@@ -83,6 +83,8 @@ def exit_status(task: Callable[[], object], debug: bool = False, verbosity: str 
         if is_agreed:
             processes.stop()  # a launcher ends all processes once one exits: print first
         return 2
+    finally:
+        finish_output()
     return 0
 
 
@@ -117,6 +119,8 @@ def _print_error(message: str) -> None:
 
 
 def _not_written(error: NotWritten) -> str:
+    if error.filename == Results.title:
+        return f"{error.filename} cannot be written: {error.strerror}. Redirect it to another place and rerun"
     return (
         f"{error.filename} cannot be written: {error.strerror}; existing files are unchanged. Free disk "
         "space or change the permissions, then rerun the command"

@@ -12,6 +12,7 @@ import torch
 from support.inputs import FEW
 
 from lora_hf import cli
+from lora_hf.cli import streams
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.files import checkpoint_fingerprint
 
@@ -298,7 +299,7 @@ def test_mistakes_about_adapters_are_one_error_each(mistake, config, trained, tm
 def test_output_that_the_system_s_encoding_lacks_is_written(is_terminal: bool) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     stream.isatty = lambda: is_terminal  # type: ignore[method-assign]
-    cli.make_writable(stream)
+    streams.make_writable(stream)
     print("Café", file=stream, flush=True)
     assert stream.buffer.getvalue().decode() == ("Caf\\xe9\n" if is_terminal else "Café\n")
-    cli.make_writable(io.StringIO())
+    streams.make_writable(io.StringIO())

@@ -94,6 +94,58 @@ def test_a_closed_output_pipe_is_not_an_error(tmp_path, warm_python):
     assert child.wait() == 1
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["schema"], ["--help"], ["--version"], ["score", "p.csv", "--json"]])
+def test_results_that_a_full_disk_does_not_take_are_one_error(tmp_path, warm_python, words, unbuffered):
+    (tmp_path / "p.csv").write_text("prediction,references\na,a\n")
+    with open("/dev/full", "w") as full:
+        child = warm_python.start(
+            ["-m", "lora_hf", *words], stdout=full, cwd=tmp_path, env={"PYTHONUNBUFFERED": unbuffered}
+        )
+    error = "error: standard output cannot be written: No space left on device. Redirect it to another place"
+    assert child.stderr.read() == f"{error} and rerun\n"
+    assert child.wait() == 1
+
+
+CLOSED = """
+import os, sys
+os.close(NUMBER)
+sys.stdout, sys.stderr = (None if number == NUMBER else stream for number, stream in NAMED)
+sys.argv = ["lora-hf", *WORDS]
+from lora_hf.cli import main
+main()
+"""
+"""What Python does at its start where a shell has closed an output, as by `>&-`."""
+
+
+def closed(number: int, words: list[str]) -> str:
+    code = CLOSED.replace("NAMED", "((1, sys.stdout), (2, sys.stderr))")
+    return code.replace("NUMBER", str(number)).replace("WORDS", repr(words))
+
+
+def test_a_closed_output_is_an_error_only_where_there_are_results(tmp_path, warm_python):
+    done = warm_python.run(["-c", closed(1, ["schema"])])
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output cannot be written: Bad file descriptor")
+    assert done.stderr.count("\n") == 1
+    done = warm_python.run(["-c", closed(1, ["score", "no.csv"])])
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "no.csv" in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["full", "closed"])
+def test_messages_that_cannot_be_written_end_nothing_and_are_not_among_the_results(
+    tmp_path, warm_python, lost
+):
+    rows = [f"{{'dialogue': 'A: Number {number}', 'summary': 'It is {number}.'}}" for number in range(40)]
+    (tmp_path / "talks.jsonl").write_text("\n".join(rows).replace("'", '"'))
+    words = ["init", "--data", "talks.jsonl", "--model", "embedded", "--yes"]
+    with open("/dev/full" if lost == "full" else os.devnull, "w") as stderr:
+        how = ["-m", "lora_hf", *words] if lost == "full" else ["-c", closed(2, words)]
+        child = warm_python.start(how, stderr=stderr, cwd=tmp_path)
+        assert child.stdout.read() == "talks.yaml\n"
+    assert child.wait() == 0
+
+
 def test_a_command_that_is_given_no_words_ends_its_process_after_threads_and_exit_functions(warm_python):
     """Without the interpreter's shutdown, which takes all imported modules apart."""
     code = """
