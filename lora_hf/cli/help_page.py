@@ -34,20 +34,21 @@ SECTIONS = {
 
 def help_line(error: BaseException) -> str | None:
     """Return the line that names the section on an error; None if no part with a section raised it."""
-    section = section_of(error.__traceback__)
+    found: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:  # `cli` raises errors of other parts again, with a hint
+        found += sections_of(cause.__traceback__)
+        cause = cause.__cause__
+    section = next((section for section in found if section != SECTIONS["cli"]), found[0] if found else None)
     return f"help: {PAGE}#{section}" if section else None
 
 
-def section_of(trace: TracebackType | None) -> str | None:
-    """Return the anchor of the innermost part of the package in a traceback that has a section.
-
-    Frames of `cli` only pass on errors of other parts, so they count only where no other part is involved.
-    """
+def sections_of(trace: TracebackType | None) -> list[str]:
+    """Return the anchors of the parts of the package in a traceback, the innermost part first."""
     found: list[str] = []
     while trace is not None:
         package, _, rest = trace.tb_frame.f_globals.get("__name__", "").partition(".")
         if package == "lora_hf" and (section := SECTIONS.get(rest.partition(".")[0])):
-            found.append(section)
+            found.insert(0, section)
         trace = trace.tb_next
-    others = [section for section in found if section != SECTIONS["cli"]]
-    return (others or found)[-1] if found else None
+    return found

@@ -146,6 +146,16 @@ def run_directory(saved: SavedAdapter) -> Path | None:
     return run if (run / CONFIG).is_file() else None
 
 
+def warn_of_unscored(run: Path | None) -> None:
+    """Warn that a model is used whose run has not scored it; `run` is None for a model in no run."""
+    if run is not None and not (run / RESULTS).is_file():
+        logger.warning(
+            "%s has not been scored, so the quality of what it writes is not known: rerun the command that "
+            "made it, or write `lora-hf train --config %s`",
+            *(run, run / CONFIG),
+        )
+
+
 def load_with_base(
     saved: SavedAdapter, base: str | None = None, dtype: Dtype | None = None
 ) -> tuple[Any, Any]:

@@ -31,7 +31,14 @@ from lora_hf.models.exported import ExportedModel, engine_of
 from lora_hf.models.languages import language_start
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.models.positions import check_positions, within_positions
-from lora_hf.saved.find_adapter import base_config, find_adapter, settings_of, warn_of_own_tokens
+from lora_hf.saved.find_adapter import (
+    base_config,
+    find_adapter,
+    run_directory,
+    settings_of,
+    warn_of_own_tokens,
+    warn_of_unscored,
+)
 from lora_hf.saved.source import Source, find_source, settings_beside
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved, saved_method
@@ -137,6 +144,7 @@ class InferenceModel:
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
         settings, recorded = settings or settings_of(saved), base_config(saved, self.name).dtype
+        warn_of_unscored(run_directory(saved))
         warn_of_own_tokens(saved, self.tokenizer)
         self._inject(saved, name)
         settings = within_positions(settings, self.model.config, self.name, self._virtual_tokens)
@@ -349,6 +357,7 @@ def load_source(
         UserError: it cannot be loaded.
     """
     if source.adapter is None:
+        warn_of_unscored(source.run)
         return InferenceModel(source.model, settings or source.settings, True, quantization)
     model = InferenceModel(source.model, quantization=quantization)
     model.add_adapter(source.adapter, settings=settings)

@@ -195,6 +195,21 @@ def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trai
     assert cli.run(["evaluate", "--config", str(config), *FEW], debug=False) == 0  # the base
 
 
+def test_predict_says_in_one_line_that_a_run_was_not_scored(trained, tmp_path, capsys):
+    (tmp_path / "talk.txt").write_text("A: Lunch at noon?\nB: Yes.")
+    run = shutil.copytree(trained, tmp_path / "run")
+    words = ["predict", str(tmp_path / "talk.txt"), "--format", "text", "-q", "--adapter"]
+    assert cli.run([*words, str(run)], debug=False) == 0
+    scored = capsys.readouterr()
+    (run / "results.json").unlink()
+    for place in (run, run / "adapter"):
+        assert cli.run([*words, str(place)], debug=False) == 0
+        unscored = capsys.readouterr()
+        assert unscored.out == scored.out
+        (line,) = [*{*unscored.err.splitlines()} - {*scored.err.splitlines()}]
+        assert line.startswith(f"warning: {run} has not been scored") and str(run / "config.yaml") in line
+
+
 def test_predict_gives_each_row_a_summary_even_if_dialogues_are_equal(trained, tmp_path, capsys):
     talk = tmp_path / "talks.csv"
     talk.write_text('id,talk\n7,"A: Hi"\n8,"A: Bye, now"\n9,"A: Hi"\n')

@@ -54,6 +54,7 @@ def test_the_messages_quoted_on_the_page_are_those_of_the_code() -> None:
         (["trian"], "command-line"),
         (["train", "--config", "quickstart", "lora.rr=8"], "configuration"),
         (["score", "absent.csv", "--prediction", "a", "--reference", "b"], "data"),
+        (["init", "--data", "absent.csv"], "data"),  # raised again by the command, with a hint
         (["merge", "--adapter", "absent", "--output", "out"], "adapters"),
         (["report", "absent"], "runs-and-folders"),
     ],
