@@ -194,6 +194,8 @@ class Comparison(TypedDict, total=False):
     intervals: dict[str, dict[str, Interval]]
     command: str
     """The command that makes all of it again."""
+    working_directory: str
+    """The folder that the command was run in; missing in older files."""
     made_from: str
     """Hash of this record and of the runs it was made from."""
 

@@ -18,9 +18,9 @@ from lora_hf.experiments.runner import (
     all_finished,
     check_sections,
     folders_of,
+    origin,
     plan_variant,
     run_all,
-    shell_command,
 )
 from lora_hf.run_files import COMPARISON, VARIANTS
 from lora_hf.run_records import Comparison
@@ -86,8 +86,8 @@ def _experiment(
     config = load_config(config_file, overrides, is_study, lambda found: all_finished(plan(found)))
     runs = plan(config)
     run_all(config_file, overrides, runs, kind)
-    known = {"command": shell_command(verb, config_file, overrides)} | dict(known or {})
-    return write_report(kind, Path(config.output_dir), folders_of(runs), known)
+    made = origin(verb, config_file, overrides) | dict(known or {})
+    return write_report(kind, Path(config.output_dir), folders_of(runs), made)
 
 
 def plan_comparison(config: RunConfig) -> list[PlannedRun]:

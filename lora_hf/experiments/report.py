@@ -88,8 +88,12 @@ def report(root: Path) -> list[Path]:
         UserError: no finished run is there, or some of the runs are missing.
     """
     if (result := read_result(root)) is not None:
-        command = shlex.join(["lora-hf", "train", "--config", str(root / CONFIG)])
-        return _write(REPORT, root, {result["method"]: [root]}, {"command": command})[1]
+        start = working_directory(root)
+        file = (root / CONFIG).resolve()
+        config = file.relative_to(start) if file.is_relative_to(start) else file
+        command = shlex.join(["lora-hf", "train", "--config", str(config)])
+        known = {"command": command, "working_directory": str(start)}
+        return _write(REPORT, root, {result["method"]: [root]}, known)[1]
     folders = found_runs(root)
     kind = next((kind for kind in (VARIANTS, SWEEP) if (root / f"{kind}.json").is_file()), COMPARISON)
     old = read_record(root / f"{kind}.json") or {}
@@ -98,10 +102,23 @@ def report(root: Path) -> list[Path]:
         raise UserError(
             f"{str(root)!r} holds runs of {sorted(folders)} but none of {missing}; finish them first"
         )
-    known = {"command": old.get("command", "")} | {
-        key: old[key] for key in ("points", "published") if key in old
-    }
+    known = {
+        "command": old.get("command", ""),
+        "working_directory": str(working_directory(folders[needed[0]][0])),
+    } | {key: old[key] for key in ("working_directory", "points", "published") if key in old}
     return _write(kind, root, {name: folders[name] for name in needed}, known)[1]
+
+
+def working_directory(run: Path) -> Path:
+    """Return the folder that the relative paths in a run's config start from: that of its command.
+
+    It is found by the run's own `output_dir`. A folder that was moved, or an absolute `output_dir`, does not
+    say it; then it is the current one.
+    """
+    given = read_document(run / CONFIG).data.get("output_dir") or ""
+    place, parts = run.resolve(), Path(given).parts
+    is_below = 0 < len(parts) < len(place.parts) and place.parts[-len(parts) :] == parts
+    return Path(*place.parts[: -len(parts)]) if is_below else Path.cwd()
 
 
 def found_runs(root: Path) -> dict[str, list[Path]]:
@@ -133,7 +150,8 @@ def write_report(kind: str, root: Path, folders: Folders, known: Mapping[str, An
         kind: a key of `KINDS`.
         root: the folder that the files go to.
         folders: the runs, in the order of the table.
-        known: `command`, which makes all of it again; of a sweep `points`; of a reproduction `published`.
+        known: `command`, which makes all of it again in `working_directory`; of a sweep `points`; of a
+            reproduction `published`.
     """
     files = [root / f"{kind}{end}" for end in ENDS]
     with suppress(UserError, OSError):  # an unreadable report is written again
@@ -229,6 +247,7 @@ def _write(
     if "published" in known:
         comparison["published"] = known["published"]
     comparison["command"] = known["command"]
+    comparison["working_directory"] = known["working_directory"]
     warned = [line for of in results.values() for result in of for line in result.get("data_warnings", [])]
     if warned:
         comparison["data_warnings"] = list(dict.fromkeys(warned))
@@ -278,14 +297,17 @@ def basis(comparison: Comparison, folders: Folders, root: Path) -> dict[str, str
     test = first.get("splits", {}).get("test")
     seeds = next((result["seeds"] for result in variants_of(comparison).values() if "seeds" in result), None)
     last = max((run / RESULTS).stat().st_mtime for run in runs)
-    return {
+    found = {
         "data": f"{dataset}, {first['n_examples']:,} test {task.sources}" + (f" ({test})" if test else ""),
         "model": f"{first['base_model']} in {first['dtype']} on {first['device']}",
         "seeds" if seeds else "seed": ", ".join(map(str, seeds or [first["seed"]])),
         "finished": datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d"),
         "folder": str(root),
-        "command": comparison["command"],
     }
+    if comparison["command"]:  # its paths may be relative
+        start = shlex.quote(comparison["working_directory"])
+        found["command"] = f"cd {start} && {comparison['command']}"
+    return found
 
 
 def facts(variants: Mapping[str, RunResult], folders: Folders) -> dict[str, str]:

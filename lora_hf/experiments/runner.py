@@ -77,9 +77,10 @@ def run_command(config_file: str | Path, overrides: Sequence[str], run: PlannedR
     return [sys.executable, "-m", "lora_hf", *words]
 
 
-def shell_command(verb: str, config_file: str | Path, overrides: Sequence[str]) -> str:
-    """Return the command that makes all of it again."""
-    return shlex.join(["lora-hf", verb, "--config", str(config_file), *overrides])
+def origin(verb: str, config_file: str | Path, overrides: Sequence[str]) -> dict[str, str]:
+    """Return the command that makes all of it again, and the folder that its relative paths start from."""
+    command = shlex.join(["lora-hf", verb, "--config", str(config_file), *overrides])
+    return {"command": command, "working_directory": str(Path.cwd())}
 
 
 def run_all(

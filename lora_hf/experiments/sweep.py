@@ -16,10 +16,10 @@ from lora_hf.experiments.runner import (
     check_root,
     check_sections,
     folders_of,
+    origin,
     plan_variant,
     run_all,
     run_each,
-    shell_command,
 )
 from lora_hf.run_files import SWEEP
 from lora_hf.run_records import Comparison
@@ -65,7 +65,7 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
     else:
         runs, points = plan_grid(config)
         run_all(config_file, overrides, runs, SWEEP)
-    known = {"command": shell_command("sweep", config_file, overrides), "points": points}
+    known = origin("sweep", config_file, overrides) | {"points": points}
     return write_report(SWEEP, Path(config.output_dir), folders_of(runs), known)
 
 

@@ -104,6 +104,26 @@ def test_the_page_asks_for_nothing_from_elsewhere(page: str) -> None:
     )
 
 
+def test_the_command_works_from_any_folder(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's own `output_dir` says which folder its relative paths start from, if nothing else does."""
+    start, name = compared.parent, compared.name
+    for method in WRITTEN:
+        write_text(compared / method / "config.yaml", f"method: {method}\noutput_dir: {name}/{method}\n")
+    monkeypatch.chdir("/")
+    report(compared / "lora")
+    made = f"cd {start} &amp;&amp; lora-hf train --config {name}/lora/config.yaml</code>"
+    assert made in (compared / "lora/report.html").read_text()
+    known = {"command": "lora-hf compare --config a.yaml"}
+    for recorded, expected in (
+        ({}, str(start)),
+        ({"working_directory": "/my work"}, "&#39;/my work&#39;"),
+    ):
+        write_json(compared / "comparison.json", known | recorded)
+        report(compared)
+        page = (compared / "comparison.html").read_text()
+        assert f"cd {expected} &amp;&amp; lora-hf compare --config a.yaml</code>" in page
+
+
 def test_the_command_is_kept(compared: Path) -> None:
     write_json(compared / "comparison.json", {"command": "lora-hf compare --config 'my c.yaml'"})
     record = json.loads(report(compared)[0].read_text())
@@ -266,15 +286,15 @@ def test_lost_and_repeated_rows_are_one_error(
 def test_a_comparison_run_again_reports_damage(compared: Path) -> None:
     """`compare` with finished runs goes through `write_report`."""
     folders = {name: [compared / name] for name in WRITTEN}
-    write_report("comparison", compared, folders, {"command": ""})
+    write_report("comparison", compared, folders, {"command": "", "working_directory": "."})
     lines = lines_of(compared / "full")
     for damage in ([], lines[:2], ["3", *lines[1:]]):
         rewrite(compared / "full", damage)
         with pytest.raises(UserError, match=r"full/predictions.jsonl: line \d: "):
-            write_report("comparison", compared, folders, {"command": ""})
+            write_report("comparison", compared, folders, {"command": "", "working_directory": "."})
     (compared / "full/predictions.jsonl").unlink()
     with pytest.raises(UserError, match=r"full/predictions.jsonl: No such file"):
-        write_report("comparison", compared, folders, {"command": ""})
+        write_report("comparison", compared, folders, {"command": "", "working_directory": "."})
 
 
 def test_many_groups_have_their_legend_below_and_one_step_gives_no_curve() -> None:

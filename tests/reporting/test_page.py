@@ -49,7 +49,7 @@ def test_the_page_opens_with_the_verdict_and_marks_the_best(page: Any) -> None:
     first = page.find_element("css selector", "h1 + *").text.splitlines()
     assert first[0].startswith("LoRA vs full: ") and first[1].startswith("LoRA vs base: ")
     names = [node.text for node in page.find_elements("css selector", ".basis dt")]
-    assert names == ["data", "model", "seed", "finished", "folder", "command"]
+    assert names == ["data", "model", "seed", "finished", "folder"]
     rows = page.find_elements("css selector", "#scores tbody tr")
     bold = [len(row.find_elements("css selector", "strong")) for row in rows]
     assert bold[:5] == [3, 3, 3, 3, 0]  # all three have the same scores in their results
