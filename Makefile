@@ -64,7 +64,7 @@ bench: .venv/.installed-test       ## our time and memory beside PEFT's, in turn
 bench-inference: .venv/.installed-test  ## writing texts: time, memory and disk beside Transformers, CTranslate2, ONNX Runtime
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/inference.py --markdown $(ARGS)
 
-costs: .venv/.installed-test       ## how time and memory of a step grow: costs/*.png, half an hour
+costs: .venv/.installed-test       ## how time and memory of a step grow: costs/*.svg, half an hour
 	$(BIN)/python scripts/benchmarks/costs.py
 
 docs: .venv/.installed-test        ## the documentation as a site, in site/

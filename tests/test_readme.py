@@ -1,5 +1,6 @@
 """The README's Python is run, its commands exist, and its figures are those of the documentation."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -63,6 +64,21 @@ def test_its_figures_are_those_of_the_pages_that_hold_them() -> None:
         r"^\| [^|]+ \|(?: (?:ok|refused|impossible)[^|]*\|){19}$", (ROOT / "docs/models.md").read_text(), re.M
     )
     assert f"**{len(families)} encoder-decoder families**" in README
+
+
+def test_the_points_of_the_costs_are_those_of_their_table() -> None:
+    """They were read off a picture, to within 1.5 %; the table has the first and the last of each setting."""
+    points = json.loads((ROOT / "docs/charts/costs.json").read_text(encoding="utf-8"))["points"]
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    for setting, title in {"length": "64 to", "batch": "1 to 16", "shape": "small, base"}.items():
+        (cells,) = re.findall(rf"^\| {title}[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|", page, re.MULTILINE)
+        keys = [(side, key) for side in ("ours", "peer") for key in ("seconds", "mib_with_weights")]
+        for cell, (side, key) in zip(cells, keys, strict=True):
+            first, *_, last = map(float, re.findall(r"[\d.]+", cell))
+            unit = 1 if key == "seconds" else 1024
+            read = [points[setting][place][side][key] / unit for place in (0, -1)]
+            rounded = zip(read, (first, last), strict=True)
+            assert all(abs(a - b) <= 0.005 + 0.015 * b for a, b in rounded), (setting, side, key)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@
 
 Each point is measured in two separate processes, lora_hf and PEFT with Seq2SeqTrainer in turn, on random
 dialogues of one length. One setting varies while the others stay fixed. Writes costs.json and one figure per
-setting.
+setting for light and for dark pages. For the documentation, copy costs.json to docs/charts and run
+scripts/tools/charts.py.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lora_hf.files import write_json
 from lora_hf.models.flan_t5 import SIZES
-from scripts.benchmarks.against_peft.picture import draw_costs
 from scripts.benchmarks.against_peft.turns import in_turn
 from scripts.benchmarks.bench import machine
+from scripts.tools import charts
 
 VARIED: dict[str, list[Any]] = {
     "length": [64, 128, 256, 512, 1024],
@@ -75,7 +77,9 @@ def main() -> None:
             points.append({"value": value} | measured(setting, value, given))
             print(setting, points[-1], flush=True)
             write_json(given.output / "costs.json", record)
-        draw_costs(record, setting, given.output / f"{setting}.png")
+        for scheme in charts.SCHEMES:
+            chart = partial(charts.costs, record, setting)
+            charts.draw(setting, scheme, chart, 2, charts.COST_SIZE, given.output)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 python scripts/tools/charts.py
 
 Each chart is written twice to docs/charts, for a light and a dark page. The tables are the only source of
-the figures. After a table has changed, run this script.
+the figures, but for the growth of costs, whose points are in docs/charts/costs.json. After one of them has
+changed, run this script.
 """
 
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -174,6 +178,46 @@ def truncation(panels: list[Axes], scheme: Scheme) -> None:
         _ranks(axes, ranks)
 
 
+COST_AXES = {
+    "length": "tokens per dialogue",
+    "batch": "dialogues per step",
+    "r": "rank",
+    "adapters": "loaded adapters, one of which trains",
+    "shape": "size of FLAN-T5",
+}
+"""What varies in costs.json, and the title of its axis."""
+COST_SIZE = (8.4, 3)
+
+
+def costs(record: Mapping[str, Any], setting: str, panels: list[Axes], scheme: Scheme) -> None:
+    """Time and memory of a training step against one setting, on logarithmic axes, beside PEFT's."""
+    points = record["points"][setting]
+    values = [point["value"] for point in points]
+    places = values if setting != "shape" else [2**i for i in range(len(values))]
+    shown = (("seconds", 1, "seconds per step"), ("mib_with_weights", 1024, "peak memory with weights, GiB"))
+    for axes, (key, unit, label) in zip(panels, shown, strict=True):
+        for side, color, name in (("ours", scheme.lora, "lora_hf"), ("peer", scheme.base, "PEFT")):
+            heights = [point[side][key] / unit for point in points]
+            axes.plot(places, heights, "o-", color=color, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        low, high = axes.get_ylim()
+        wider = max(1.0, 8 / (high / low)) ** 0.5  # at least a factor of 8 is shown
+        axes.set_ylim(low / wider, high * wider)
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        axes.set_xticks(places, [str(value) for value in values])
+        axes.minorticks_off()
+        axes.set_xlabel(COST_AXES[setting])
+        axes.set_title(label, loc="left", fontsize=10)
+        axes.grid(axis="x", visible=False)
+    panels[1].legend(loc="best")
+
+
+def costs_of_docs(setting: str, panels: list[Axes], scheme: Scheme) -> None:
+    """Draw `costs` of the documentation's points."""
+    costs(json.loads((CHARTS / "costs.json").read_text(encoding="utf-8")), setting, panels, scheme)
+
+
 def _bars(
     axes: Axes,
     scheme: Scheme,
@@ -219,13 +263,15 @@ CHARTED: dict[str, tuple[Draw, int, tuple[float, float]]] = {
     "methods": (methods, 2, (8.4, 4.8)),
     "rank_study": (rank_study, 2, (8.4, 3.4)),
     "truncation": (truncation, 2, (8.4, 3.2)),
+    **{f"cost_{name}": (partial(costs_of_docs, name), 2, COST_SIZE) for name in COST_AXES},
 }
 """name -> function, number of panels, size in inches."""
 
 
-def draw(name: str, scheme: Scheme) -> Path:
-    """Write one chart in one scheme as SVG with a transparent background, and return its path."""
-    function, panels, inches = CHARTED[name]
+def draw(
+    name: str, scheme: Scheme, function: Draw, panels: int, inches: tuple[float, float], folder: Path = CHARTS
+) -> None:
+    """Write one chart in one scheme as SVG with a transparent background."""
     style = {
         "font.size": 10,
         "font.family": "sans-serif",
@@ -241,7 +287,7 @@ def draw(name: str, scheme: Scheme) -> Path:
         ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"),
         scheme.ink,
     )
-    file = CHARTS / f"{name}-{scheme.name}.svg"
+    file = folder / f"{name}-{scheme.name}.svg"
     with rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
         shares = name == "methods"
@@ -249,16 +295,15 @@ def draw(name: str, scheme: Scheme) -> Path:
         all_axes = figure.subplots(1, panels, sharey=shares, width_ratios=ratios, squeeze=False)[0]
         function(list(all_axes), scheme)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return file
 
 
 def main() -> None:
     if sys.argv[1:]:
         sys.exit(__doc__)
     CHARTS.mkdir(exist_ok=True)
-    for name in CHARTED:
+    for name, chart in CHARTED.items():
         for scheme in SCHEMES:
-            draw(name, scheme)
+            draw(name, scheme, *chart)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures of bench.json and costs.json."""
+"""The figure of bench.json."""
 
 from pathlib import Path
 from typing import Any
@@ -48,46 +48,3 @@ def _title(record: dict[str, Any]) -> str:
     memory = record.get("train", {}).get("memory_ratio")
     tail = f"; peak memory {memory:.2f} of PEFT's" if memory else ""
     return f"shape of FLAN-T5-{settings['shape']}, r = {settings['r']}, {machine['device']}{tail}"
-
-
-AXIS_LABELS = {
-    "length": "tokens per dialogue",
-    "batch": "dialogues per step",
-    "r": "rank",
-    "adapters": "loaded adapters, one of which trains",
-    "shape": "size of FLAN-T5",
-}
-PANELS = {"seconds": "seconds per training step", "gib": "peak memory in GiB, with weights"}
-SIDES = {"ours": (AHEAD, "lora_hf"), "peer": (BEHIND, "PEFT, Seq2SeqTrainer")}
-
-
-def draw_costs(record: dict[str, Any], setting: str, file: Path) -> None:
-    """Write a PNG of costs.json: time and memory of a step against one setting, on logarithmic axes."""
-    points = record["points"][setting]
-    values = [point["value"] for point in points]
-    places = values if setting != "shape" else [2**i for i in range(len(values))]
-    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        for axes, (key, label) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
-            for side, (color, name) in SIDES.items():
-                heights = [_of(point[side], key) for point in points]
-                axes.plot(places, heights, "o-", color=color, lw=2, ms=5, label=name)
-            axes.set_xscale("log", base=2)
-            axes.set_yscale("log", base=2)
-            low, high = axes.get_ylim()
-            wider = max(1.0, 8 / (high / low)) ** 0.5  # at least a factor of 8 is shown
-            axes.set_ylim(low / wider, high * wider)
-            axes.yaxis.set_major_formatter("{x:.3g}")
-            axes.set_xticks(places, [str(value) for value in values])
-            axes.minorticks_off()
-            axes.set_xlabel(AXIS_LABELS[setting])
-            axes.set_title(label, fontsize=10, loc="left")
-            axes.grid(axis="y", color="#dddddd", lw=0.7)
-        axes.legend(frameon=False, loc="best")
-        others = ", ".join(f"{k} {v}" for k, v in record["fixed"].items() if k != setting)
-        figure.suptitle(f"{others}; {record['machine']['device']}, bf16", x=0.01, ha="left", fontsize=10)
-        figure.savefig(file, dpi=150)
-
-
-def _of(side: dict[str, float], key: str) -> float:
-    return side["mib_with_weights"] / 1024 if key == "gib" else side[key]
