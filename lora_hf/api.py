@@ -74,11 +74,14 @@ def evaluate(
         UserError: a mistake in the config, the data or the adapter.
     """
     from lora_hf.saved.evaluate import evaluate as score_adapter
+    from lora_hf.saved.evaluate import report_unread
     from lora_hf.saved.find_adapter import find_adapter
 
     config, overrides = _checked_config(config), _checked_overrides(overrides)
     saved = find_adapter(check_place("adapter", adapter), "adapter") if adapter is not None else None
-    scores, rows = score_adapter(load_config(config, overrides), saved)
+    run = load_config(config, overrides)
+    report_unread(overrides, saved)
+    scores, rows = score_adapter(run, saved)
     return {**scores, "predictions": rows}
 
 

@@ -103,8 +103,9 @@ def _compare_codes(model: nn.Module, adapter_name: str, saved: SavedAdapter) -> 
     trained_on = saved.manifest.get("base_codes_sha256")
     if trained_on and trained_on != codes_sha256(model, adapter_name):
         logger.warning(
-            "%s was trained on a base that was quantized to other values than this one, by another version "
-            "or on another device: it can write other texts; `lora-hf verify RUN` shows how many",
+            "%s was trained on a base that was quantized to other values than this one, in another format, "
+            "by another version or on another device: it can write other texts; `lora-hf verify RUN` shows "
+            "how many",
             saved.folder,
         )
 

@@ -81,10 +81,12 @@ def evaluate(
         raise UserError("--adapter and --model: give one of them")
     run = load_config(config, overrides or [])
     from lora_hf.saved.evaluate import evaluate as score_saved
+    from lora_hf.saved.evaluate import report_unread
     from lora_hf.saved.find_adapter import find_adapter
     from lora_hf.saved.source import find_source
 
     given = find_source(model) if model else find_adapter(adapter) if adapter else None
+    report_unread(overrides or [], given)
     scores, rows = score_saved(run, given)
     if output:
         write_predictions(output / PREDICTIONS, rows)

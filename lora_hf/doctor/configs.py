@@ -6,9 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lora_hf.adapters.inits import SHAPE_ONLY, init_for
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
@@ -32,7 +29,7 @@ from lora_hf.evaluation.retention import load_retention
 from lora_hf.memory import free_memory
 from lora_hf.models.load import check_run_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.planning.fake_model import count_weights, outline, settings_of, targets_of
+from lora_hf.planning.fake_model import check_fit, count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Plan, Rows, needs_less, plan_step
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
@@ -42,7 +39,6 @@ from lora_hf.training.arguments import (
     check_training_settings,
     unfinished_warmup,
 )
-from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.stored_base import check_stored_base
 
 CUT_SHARE = 0.05
@@ -148,39 +144,15 @@ def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
     """Return how much of the model trains, computed on a model without memory; and doubts about its targets.
 
     Raises:
-        UserError: a target matches nothing, a layer does not fit the storage format or the initialization, or
-            the optimizer is for layers that do not train.
+        UserError: a target matches nothing, or as `check_fit`.
     """
     dtype = resolve_dtype(run.model.dtype, pick_device())
     with outline(run, settings, dtype) as model:
+        check_fit(run, model)
         parts, trainable, _ = count_weights(model, run.method != "full")
-        kept = set(model._keep_in_fp32_modules or ())
-        bases, found = {path: layer.base for path, layer in lora_layers(model).items()}, targets_of(model)
-        STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
-        check_optimizer_layers(run.training.get("optim_target_modules"), model)
-    for path, base in bases.items():
-        stays_dense = not kept.isdisjoint(path.split(".")) and not run.model.quantize_wo
-        check_initialization(run, path, (base.out_features, base.in_features), stays_dense)
-    where = f" on {len(bases)} layers" if bases else ""
+        adapted, found = len(lora_layers(model)), targets_of(model)
+    where = f" on {adapted} layers" if adapted else ""
     return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})", found.warnings
-
-
-def check_initialization(run: RunConfig, layer: str, shape: tuple[int, int], stays_dense: bool) -> None:
-    """Check a layer's initialization by the shape of its weight, and by whether a storage format keeps it.
-
-    Raises:
-        UserError: the rank is above the weight's smaller side, or the layer of LoftQ stays dense.
-    """
-    init = run.lora.init_lora_weights
-    if init in SHAPE_ONLY:
-        return
-    quantized = run.model.is_quantized and not stays_dense
-    r = run.lora.to_config().at(layer).r
-    try:
-        weight = torch.empty(shape, device="meta")
-        init_for(init, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
-    except UserError as error:
-        raise UserError(f"{error.in_section('lora')} (layer {layer})") from error
 
 
 def batches(fields: RunConfig, tokens: Rows | None) -> Findings:

@@ -16,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, T5Config
 from lora_hf.adapters import inject
 from lora_hf.adapters.backends import is_linear
 from lora_hf.adapters.default_targets import doubts, stacks
+from lora_hf.adapters.inits import SHAPE_ONLY, init_for
 from lora_hf.adapters.model_state import adapter_configs, lora_layers
 from lora_hf.adapters.wrappers import named_modules
 from lora_hf.config import ModelConfig, RunConfig
@@ -28,6 +29,7 @@ from lora_hf.models.load import find_base
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.models.storage.base import check_quantize_wo
 from lora_hf.planning.memory_tracker import NoValues
+from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.registry import ADDED_WEIGHTS
 
 FEWER = {"layers_to_transform": None, "layer_replication": None}
@@ -164,6 +166,40 @@ def with_plain_init(config: RunConfig, **fields: Any) -> RunConfig:
         plain["qalora_group_size"] = config.lora.qalora_group_size or stored
     lora = config.lora.model_copy(update=plain | fields)
     return config.model_copy(update={"lora": lora})
+
+
+def check_fit(run: RunConfig, model: Any) -> None:
+    """Check on an outline of a run's model what the run would refuse once the weights are loaded.
+
+    Raises:
+        UserError: a layer does not fit the storage format or the initialization, or the optimizer is for
+            layers that do not train.
+    """
+    STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
+    check_optimizer_layers(run.training.get("optim_target_modules"), model)
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for path, layer in lora_layers(model).items():
+        stays_dense = not kept.isdisjoint(path.split(".")) and not run.model.quantize_wo
+        shape = layer.base.out_features, layer.base.in_features
+        _check_initialization(run, path, shape, stays_dense)
+
+
+def _check_initialization(run: RunConfig, layer: str, shape: tuple[int, int], stays_dense: bool) -> None:
+    """Check a layer's initialization by the shape of its weight, and by whether a storage format keeps it.
+
+    Raises:
+        UserError: the rank is above the weight's smaller side, or the layer of LoftQ stays dense.
+    """
+    init = run.lora.init_lora_weights
+    if init in SHAPE_ONLY:
+        return
+    quantized = run.model.is_quantized and not stays_dense
+    r = run.lora.to_config().at(layer).r
+    try:
+        weight = torch.empty(shape, device="meta")
+        init_for(init, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
+    except UserError as error:
+        raise UserError(f"{error.in_section('lora')} (layer {layer})") from error
 
 
 class Targets(NamedTuple):

@@ -32,6 +32,7 @@ from lora_hf.planning.fake_model import (
     CHECKPOINTING,
     KEPT,
     Counts,
+    check_fit,
     count_weights,
     flan_t5,
     is_flan_t5,
@@ -41,6 +42,7 @@ from lora_hf.planning.fake_model import (
     targets_of,
 )
 from lora_hf.system import DTYPES, pick_device, resolve_dtype
+from lora_hf.training.arguments import check_dtype
 from lora_hf.training.compiling import (
     CAPABILITY,
     DECIDING,
@@ -50,6 +52,7 @@ from lora_hf.training.compiling import (
     padded_length,
     why_uncompiled,
 )
+from lora_hf.training.stored_base import check_stored_base
 
 FLOAT = 4
 MOMENTS = 2
@@ -216,15 +219,19 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
         None, and `not_counted` says why.
 
     Raises:
-        UserError: the run trains nothing, the model's config.json cannot be read, the targets do not fit the
-            model, or the data on this machine is invalid.
+        UserError: the run trains nothing, the model's config.json cannot be read, the data on this machine is
+            invalid; or as a run before its first step: a base in float16 or stored in bits that the method
+            cannot use, or targets, an initialization or a storage format that do not fit the model.
     """
     if config.method == "base":
         raise UserError("method='base' trains nothing, so there is nothing to plan: use lora or full")
     settings, device = settings_of(config.model), pick_device()
-    batch, steps, said = _work(config, local_rows(config) if rows is None and read else rows)
     dtype = resolve_dtype(config.model.dtype, device)
+    check_dtype(dtype)
+    check_stored_base(config, settings.to_dict())
+    batch, steps, said = _work(config, local_rows(config) if rows is None and read else rows)
     with outline(config, settings, torch.float32, is_run=False) as model:
+        check_fit(config, model)
         counted, targets = count_weights(model, config.method != "full"), targets_of(model)
     held, wrote, reason = None, None, {}
     compiles = compiles_by_rule(config, steps, device.type)

@@ -14,6 +14,7 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lora_hf.adapters import count_parameters
+from lora_hf.adapters.inits import SHAPE_ONLY
 from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
@@ -32,7 +33,7 @@ from lora_hf.evaluation.retention import (
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer, report_model
-from lora_hf.planning.fake_model import CHECKPOINTING, outline, settings_of
+from lora_hf.planning.fake_model import CHECKPOINTING, check_fit, outline, settings_of
 from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
 from lora_hf.run_records import (
     Prediction,
@@ -48,7 +49,6 @@ from lora_hf.runs.run_dir import UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_full_batches, check_training_settings, unfinished_warmup
-from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.stored_base import check_base_of
 from lora_hf.training.train import Run, adapt, load_trained, train
@@ -104,12 +104,12 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
 
 def _check_outline(config: RunConfig) -> None:
     """Check what the model's architecture has to support, where a config asks for it, without its weights."""
-    layers = config.training.get("optim_target_modules")
-    asks = [layers, config.lora.layer_replication, config.model.quantize_wo]
-    asks += map(config.training.get, CHECKPOINTING)
+    lora = config.lora
+    asks = [lora.init_lora_weights not in SHAPE_ONLY, lora.layer_replication, config.model.quantize_wo]
+    asks += map(config.training.get, ("optim_target_modules", *CHECKPOINTING))
     if config.method != "base" and any(asks):
         with outline(config, settings_of(config.model), torch.float32, is_run=False) as model:
-            check_optimizer_layers(layers, model)
+            check_fit(config, model)
 
 
 def _make(run: Run) -> tuple[RunResult, list[Prediction]]:

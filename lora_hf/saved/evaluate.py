@@ -1,6 +1,8 @@
 """Score a saved adapter, a whole model or the base model on the test split of a config."""
 
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
 from lora_hf.data.prepare import data_line, encode_test, load_data
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.splits import load_split, with_columns_of_training
+from lora_hf.errors import few
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.exporting.engines import open_exported
@@ -27,6 +30,8 @@ from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
 
 logger = logging.getLogger(__name__)
+SCORING = ("task", "model", "data", "generation", "seed", "fast_paths")
+"""Fields and sections of a config that scoring reads; the others say how a model is trained."""
 
 
 def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[RunResult, list[Prediction]]:
@@ -101,6 +106,22 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     if source and not adapter:
         result["model"] = source.name
     return result, rows
+
+
+def report_unread(overrides: Sequence[str], given: SavedAdapter | Source | None) -> None:
+    """Warn of fields on the command line that scoring does not read, such as the rank of a saved adapter.
+
+    Those of a config file are not named: it is the one of the training.
+
+    Args:
+        overrides: `key.sub=value`, already checked.
+        given: as for `evaluate`.
+    """
+    is_whole = isinstance(given, Source) and not given.adapter
+    read = [name for name in SCORING if not (is_whole and name == "model")]
+    if unread := [one for one in overrides if re.split(r"[.=]", one)[0].strip() not in read]:
+        name = given.source if isinstance(given, SavedAdapter) else given.name if given else "the base model"
+        logger.warning("%s: no effect here, because %s is scored as it was saved", few(unread), name)
 
 
 def _report_other_base(base: ModelConfig, adapter: SavedAdapter, commit: str | None) -> None:

@@ -13,7 +13,7 @@ from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import CONVERT, PICKLE, SavedAdapter
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
-from lora_hf.config.model import Dtype
+from lora_hf.config.model import DENSE, Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.files import read_object
@@ -63,7 +63,12 @@ def find_adapter(name: str, option: str = "--adapter") -> SavedAdapter:
     if name.partition("@")[0].count("/") != 1 or is_path:
         raise UserError(f"{option} {name!r}: no such folder.{path_hint(name)}".removesuffix("."))
     near = path_hint(name).replace(" Did", " (did").replace("?", "?)")
-    fetched = fetch(name, ADAPTER_FILES, f"{option} {name!r} is not a folder{near} and cannot be downloaded")
+    if not near and (folder.parent / ADAPTER).is_dir():
+        near = f" (did you mean the run {str(folder.parent)!r}?)"
+    action = (
+        f"{option} {name!r}: there is no such folder here{near}, and from the Hub it cannot be downloaded"
+    )
+    fetched = fetch(name, ADAPTER_FILES, action)
     if not any(fetched.glob("*.safetensors")) and (problem := _not_in_repository(name, fetched.name)):
         raise UserError(f"{option} {name!r}: the repository {problem}")
     return SavedAdapter(fetched, name, revision=fetched.name)
@@ -233,10 +238,11 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
 
 
 def as_recorded(config: ModelConfig, saved: SavedAdapter) -> ModelConfig:
-    """Return a config's `model` section with the base's revision and dtype that an adapter was trained with.
+    """Return a config's `model` section with the base's revision, dtype and storage that an adapter records.
 
     Args:
-        config: the fields that it gives stay; all do if it names another base than the adapter.
+        config: the fields that it gives stay, with a warning where the base is then stored otherwise than in
+            the training; all do if it names another base than the adapter.
         saved: the adapter.
 
     Raises:
@@ -244,14 +250,33 @@ def as_recorded(config: ModelConfig, saved: SavedAdapter) -> ModelConfig:
     """
     if config.model_name_or_path != saved.base_model:
         return config
-    recorded, taken = base_config(saved), {}
+    recorded, taken = base_config(saved), dict[str, Any]()
     if not config.revision and recorded.revision:
         taken["revision"] = recorded.revision
     if "dtype" not in config.model_fields_set and recorded.dtype != config.dtype:
         taken["dtype"] = recorded.dtype
+    here, then = (one.storage_fields() | {"dtype": None} for one in (config, recorded))
+    if here != then and config.model_fields_set.isdisjoint({*ModelConfig.model_fields} - NOT_STORAGE):
+        taken |= {name: value for name, value in then.items() if name != "dtype"}
+    elif here != then:
+        logger.warning(
+            "the base is stored as %s, as the config says; the adapter was trained on it as %s, and can "
+            "write other texts on this one",
+            *(_storage_in_words(one) for one in (config, recorded)),
+        )
     for name, value in taken.items():
         logger.info("model.%s is not given: %r is used, with which the adapter was trained", name, value)
     return config.model_copy(update=taken)
+
+
+NOT_STORAGE = {"model_name_or_path", "revision", "dtype"}
+"""Fields of the section `model` that do not say how the weights are stored."""
+
+
+def _storage_in_words(config: ModelConfig) -> str:
+    fields = config.storage_fields()
+    more = [f"{name}={value!r}" for name, value in fields.items() if name not in (*DENSE, "dtype")]
+    return config.storage + (f" ({', '.join(more)})" if more else "")
 
 
 def settings_of(saved: SavedAdapter, **data: Any) -> PredictionSettings:

@@ -224,8 +224,18 @@ def test_a_command_takes_an_adapter_or_a_whole_model(
 
 def test_a_name_on_the_hub_is_still_looked_for_there_beside_a_folder_of_a_near_name() -> None:
     adapter(Path("anna/talk"))
-    with pytest.raises(UserError, match=r"is not a folder \(did you mean 'anna/talk'\?\) and cannot be down"):
+    said = r"there is no such folder here \(did you mean 'anna/talk'\?\), and from the Hub it cannot be down"
+    with pytest.raises(UserError, match=said):
         find_adapter("anna/talks")
+
+
+def test_a_part_of_a_run_that_does_not_exist_is_answered_with_the_run() -> None:
+    adapter(Path("talks/adapter"))
+    with pytest.raises(
+        UserError,
+        match=r"--adapter 'talks/lora': there is no such folder here \(did you mean the run 'talks'",
+    ):
+        find_adapter("talks/lora")
 
 
 @pytest.mark.parametrize("base", ["/home/ann/models/t5", r"C:\models\t5", "models/t5"])

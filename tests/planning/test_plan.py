@@ -39,6 +39,7 @@ from lora_hf.planning.fake_model import count_weights, flan_t5, outline
 from lora_hf.planning.memory_tracker import LiveBytes
 from lora_hf.planning.plan import computation, memory, plan, plan_step
 from lora_hf.reporting.plan_table import plan_terminal
+from lora_hf.runs.run import execute
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 BATCH = Batch(4, 64, 16)
@@ -323,6 +324,25 @@ def test_copies_of_fake_tensors_share_their_mode() -> None:
 def test_a_plan_for_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="method='base' trains nothing"):
         plan(config(method="base"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model": {"dtype": "float16"}}, "model.dtype='float16' has too small a range"),
+        ({"lora": {"init_lora_weights": "loftq"}}, "lora.init_lora_weights='loftq' compensates for quant"),
+        ({"lora": {"init_lora_weights": "pissa", "r": 999}}, "lora.r=999: layer encoder.block.0."),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would_refuse_before_its_data_is_read(
+    fields: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    run = RunConfig(**fields, data={"dataset_name": "embedded", "max_train_samples": 4})
+    run = run.model_copy(update={"output_dir": str(tmp_path / "run")})
+    for use in (plan, execute):
+        with pytest.raises(UserError, match=re.escape(named)):
+            use(run)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_target_that_matches_nothing_is_found_before_a_download() -> None:

@@ -12,12 +12,14 @@ from support.models import randomize
 
 import lora_hf
 from lora_hf import LoraConfig, inject_adapters, save_adapter
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.model import ASSETS
 from lora_hf.data.prepare import load_data
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.saved import evaluate as evaluating
-from lora_hf.saved.find_adapter import find_adapter
+from lora_hf.saved.find_adapter import as_recorded, find_adapter
+from lora_hf.saved.source import find_source
 from lora_hf.system import pick_device
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40, "v2": "c" * 40}
@@ -188,6 +190,72 @@ def test_an_adapter_is_scored_by_the_columns_of_its_training_where_the_data_has_
     run = RunConfig.model_validate({**SCORED, "data": data})
     _, (row,) = evaluating.evaluate(run, find_adapter(str(folder)))
     assert (row["dialogue"], *row["references"]) == texts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unread"),
+    [
+        (["lora.r=99", "generation.num_beams=2"], "lora.r=99: no effect here, because {} is scored"),
+        (["lora={r: 99}", "training.max_steps=2"], "lora={{r: 99}}, training.max_steps=2: no effect here"),
+        (["model.dtype=float32", "data.max_test_samples=1", "seed=2"], ""),
+    ],
+)
+def test_fields_that_the_saved_adapter_fixes_are_said_to_have_no_effect(
+    overrides: list[str], unread: str, adapter: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lora_hf.evaluate(SCORED, adapter, overrides)
+    assert ("no effect here" in caplog.text) is bool(unread)
+    assert unread.format(adapter) in caplog.text
+
+
+def test_a_whole_model_is_not_replaced_by_that_of_the_command_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    evaluating.report_unread(["model.load_in_4bit=true"], find_source("embedded"))
+    assert (
+        "model.load_in_4bit=true: no effect here, because embedded is scored as it was saved" in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "used", "warned"),
+    [
+        ({"load_in_4bit": True}, {}, "nf4", ""),
+        ({"load_in_4bit": True, "quantize_wo": True}, {"dtype": "float32"}, "nf4", ""),
+        ({"load_in_4bit": True}, {"load_in_4bit": True}, "nf4", ""),
+        (
+            {"load_in_4bit": True},
+            {"load_in_4bit": False},
+            "dense",
+            "stored as dense, as the config says; the ",
+        ),
+        ({}, {"load_in_8bit": True}, "int8", "the adapter was trained on it as dense"),
+        (
+            {"load_in_4bit": True},
+            {"load_in_4bit": True, "quantize_wo": True},
+            "nf4",
+            "as nf4 (quantize_wo=True)",
+        ),
+        ({}, {}, "dense", ""),
+    ],
+)
+def test_the_base_is_stored_as_in_the_training_unless_the_config_says_otherwise(
+    recorded: dict[str, Any],
+    given: dict[str, Any],
+    used: str,
+    warned: str,
+    adapter: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    manifest = json.loads((folder / "lora_hf.json").read_text())
+    (folder / "lora_hf.json").write_text(json.dumps(manifest | {"base_store": recorded}))
+    config = as_recorded(ModelConfig(**given), SavedAdapter.at(folder))
+    assert config.storage == used
+    assert config.quantize_wo == (given or recorded).get("quantize_wo", recorded.get("quantize_wo", False))
+    assert ("can write other texts" in caplog.text) is bool(warned)
+    assert warned in caplog.text
 
 
 @pytest.mark.parametrize("named", ["me/other", "me/tiny"])
