@@ -10,6 +10,8 @@ from lora_hf.errors import UserError
 
 HALVES = re.compile("[\ud800-\udfff]")
 """Lone surrogates, which JSON can hold, and neither tokenizers nor UTF-8 files accept."""
+MAX_MERGED = 4
+"""Adapters that `engine="ctranslate2"` keeps merged by default; commands show it without loading torch."""
 
 
 def check_text(name: str, value: Any) -> str:

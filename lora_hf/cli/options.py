@@ -56,6 +56,15 @@ Quantization = Annotated[
         show_default=False,
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="ctranslate2 converts the model in memory, each adapter merged, and runs it in int8 or "
+        "--quantization float32: the fastest for few texts on a CPU. Default: torch, or that of an exported "
+        "folder.",
+        show_default=False,
+    ),
+]
 MaybeConfig = Annotated[
     Path | None,
     typer.Option(

@@ -14,6 +14,7 @@ from lora_hf.cli.options import (
     Adapter,
     Base,
     Config,
+    Engine,
     GenerationOverrides,
     Json,
     Model,
@@ -132,6 +133,7 @@ def predict(
         ),
     ] = "cut",
     quantization: Quantization = None,
+    engine: Engine = None,
     settings: PredictOverrides = None,
 ) -> None:
     """Generate a summary, or whatever the adapter was trained to write, for each text in a file.
@@ -162,7 +164,7 @@ def predict(
     from lora_hf.saved.source import find_source
 
     source = find_source(model, base) if model else str(adapter)
-    rows = saved.predict(file, source, base, data, generation, lines, long, quantization)
+    rows = saved.predict(file, source, base, data, generation, lines, long, quantization, engine)
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
     if output:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lora_hf.cli.options import Quantization
+from lora_hf.arguments import MAX_MERGED
+from lora_hf.cli.options import Engine, Quantization
 from lora_hf.errors import UserError
 from lora_hf.serving.limits import Limits
 
@@ -65,10 +66,19 @@ def serve(
         ),
     ] = Limits.long,
     quantization: Quantization = None,
+    engine: Engine = None,
+    max_merged: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="With --engine ctranslate2: adapters that are kept merged, each with the memory of a whole "
+            "model. A request for another one waits until it is merged.",
+        ),
+    ] = MAX_MERGED,
 ) -> None:
     """Serve a base model and its adapters over HTTP.
 
-    Requests for different adapters share a batch.
+    Requests for different adapters share a batch. With --engine ctranslate2, those for the same adapter do.
 
     One adapter: [dim]lora-hf serve --adapter brief=runs/quickstart/lora[/dim]
 
@@ -87,7 +97,7 @@ def serve(
     )
     with needing("serve"):
         from lora_hf.serving.server import serve as serve_adapters
-    serve_adapters(base, adapter or [], host, port, limits, quantization)
+    serve_adapters(base, adapter or [], host, port, limits, quantization, engine, max_merged)
 
 
 def demo(

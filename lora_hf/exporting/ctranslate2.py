@@ -54,8 +54,8 @@ def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, quantization: st
     """Write model.bin, config.json and the vocabulary of CTranslate2 into a folder.
 
     Args:
-        model: a dense encoder-decoder without adapters, in float32 on the CPU; its generation settings begin
-            in the right language.
+        model: a dense encoder-decoder in float32 on the CPU; its generation settings begin in the right
+            language. Adapters are merged, or they are ignored.
         tokenizer: its tokenizer.
         folder: exists.
         quantization: one of `QUANTIZATIONS`.
@@ -63,37 +63,127 @@ def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, quantization: st
     Raises:
         UserError: the package is missing, or its converter cannot convert this model.
     """
-    converters = package().converters
+    Converter(model, tokenizer, quantization).write(folder, model.generation_config)
 
-    class LoadedModel(converters.TransformersConverter):  # type: ignore[name-defined]
-        """Converts the model in memory: its folder may be in another dtype, or hold an unmerged adapter."""
 
-        def load_model(self, *given: Any, **options: Any) -> Any:
-            return model
+class Converter:
+    """CTranslate2's converter of a model in memory, for several versions of its weights.
 
-        def load_tokenizer(self, *given: Any, **options: Any) -> Any:
-            return _AllTokens(tokenizer, model.config.vocab_size)
+    A weight that the model has when the converter is created is quantized once. When the model is written
+    again with an adapter merged, only the weights that it changes are quantized again.
+    """
 
-    before = dict(vars(model.config))
-    with tempfile.TemporaryDirectory() as settings:
-        model.config.save_pretrained(settings)  # the converter chooses its reader by it
-        try:
-            vars(model.config).update(_read_by_converter(model))
-            LoadedModel(settings).convert(str(folder), quantization=quantization, force=True)
-        except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
-            raise UserError(
-                f"the converter of CTranslate2 cannot convert this {type(model).__name__}: {error}; use the "
-                "merged folder with Transformers, or export it to ONNX (--to onnx)"
-            ) from error
-        finally:
-            vars(model.config).clear()
-            vars(model.config).update(before)
-    own = read_object(folder / SETTINGS)
-    begin = model.generation_config
-    start = begin.bos_token_id if begin.decoder_start_token_id is None else begin.decoder_start_token_id
-    own["decoder_start_token"] = tokenizer.convert_ids_to_tokens(start)
-    own["bos_token"] = own["bos_token"] or own["eos_token"]  # not used here, but it has to be one
-    write_json(folder / SETTINGS, own)
+    def __init__(self, model: Any, tokenizer: Any, quantization: str) -> None:
+        """Remember the weights of the base; arguments of `write_ctranslate2`.
+
+        Raises:
+            UserError: the package is missing.
+        """
+        self._package = package()
+        self._model, self._tokenizer, self._quantization = model, tokenizer, quantization
+        # the tensors are held so that no later one can have the same address
+        self._base = {_place(parameter): parameter.detach() for parameter in model.parameters()}
+        self._quantized: dict[_Place, Any] = {}  # parts of the converter's, with the weight and its scale
+
+    def write(self, folder: Path, begin: TransformersConfig) -> None:
+        """Write the files of `write_ctranslate2`.
+
+        Args:
+            folder: exists.
+            begin: generation settings, of which the decoder's start is used.
+
+        Raises:
+            UserError: the converter cannot convert this model.
+        """
+        model, tokenizer = self._model, self._tokenizer
+        before = dict(vars(model.config))
+        with tempfile.TemporaryDirectory() as settings:
+            model.config.save_pretrained(settings)  # the converter chooses its reader by it
+            try:
+                vars(model.config).update(_read_by_converter(model))
+                spec = self._read(settings)
+                spec.validate()
+                self._quantize(spec)
+                spec.save(str(folder))
+            except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+                raise UserError(
+                    f"the converter of CTranslate2 cannot convert this {type(model).__name__}: {error}; use "
+                    "the merged folder with Transformers, or export it to ONNX (--to onnx)"
+                ) from error
+            finally:
+                vars(model.config).clear()
+                vars(model.config).update(before)
+        own = read_object(folder / SETTINGS)
+        start = begin.bos_token_id if begin.decoder_start_token_id is None else begin.decoder_start_token_id
+        own["decoder_start_token"] = tokenizer.convert_ids_to_tokens(start)
+        own["bos_token"] = own["bos_token"] or own["eos_token"]  # not used here, but it has to be one
+        write_json(folder / SETTINGS, own)
+
+    def _read(self, settings: str) -> Any:
+        """Return the converter's specification of the model, whose variables share its memory."""
+        model, tokenizer = self._model, _AllTokens(self._tokenizer, self._model.config.vocab_size)
+
+        class LoadedModel(self._package.converters.TransformersConverter):  # type: ignore[name-defined]
+            """Reads the model in memory: its folder may be in another dtype, or hold an unmerged adapter."""
+
+            def load_model(self, *given: Any, **options: Any) -> Any:
+                return model
+
+            def load_tokenizer(self, *given: Any, **options: Any) -> Any:
+                return tokenizer
+
+            def specification(self) -> Any:
+                spec = self._load()
+                if spec is None:
+                    raise NotImplementedError("it has no reader for this model")
+                return spec
+
+        return LoadedModel(settings).specification()
+
+    def _quantize(self, spec: Any) -> None:
+        """Quantize a specification; the weights of the base are set aside meanwhile.
+
+        CTranslate2 quantizes to integers in place, so that weights of the model are copied before.
+        """
+        if not self._quantization.startswith("int"):
+            spec.optimize(self._quantization)
+            return
+        model_spec = self._package.specs.model_spec
+        aside: dict[str, Any] = {}
+        for name, variable in spec.variables(ordered=True):
+            scope, _, attribute = name.rpartition("/")
+            part, tensor = model_spec.index_spec(spec, scope), getattr(variable, "tensor", None)
+            if tensor is None or not hasattr(part, f"{attribute}_scale"):
+                continue
+            if _place(tensor) in self._base:
+                aside[name] = part, tensor
+                setattr(part, attribute, model_spec.OPTIONAL)
+            else:
+                variable.tensor = tensor.clone()
+        spec.optimize(self._quantization)
+        first: dict[_Place, str] = {}
+        for name, (part, tensor) in aside.items():
+            place, attribute = _place(tensor), name.rpartition("/")[2]
+            if place in first:  # as `optimize` names equal weights
+                setattr(part, attribute, first[place])
+                continue
+            first[place] = name
+            if place not in self._quantized:
+                alone = type(part)()
+                setattr(alone, attribute, tensor.clone())
+                alone.validate()
+                alone.optimize(self._quantization)
+                self._quantized[place] = alone
+            for own in (attribute, f"{attribute}_scale"):
+                setattr(part, own, getattr(self._quantized[place], own))
+
+
+_Place = tuple[int, tuple[int, ...]]
+
+
+def _place(tensor: torch.Tensor) -> _Place:
+    """Return what identifies a tensor among those that exist at the same time."""
+    return tensor.data_ptr(), tuple(tensor.shape)
 
 
 class _AllTokens:

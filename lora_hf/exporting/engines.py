@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
 from lora_hf.exporting import ctranslate2, onnx
 from lora_hf.models.exported import Engine, ExportedModel, engine_of
+from lora_hf.models.load import check_base, find_base, model_config
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,26 @@ def check_family(engine: Engine, kind: str, name: str) -> None:
         raise UserError(
             f"{name} is of type {kind}, which cannot be exported to {engine}; these can: {', '.join(known)}. "
             "Use the model with Transformers (`lora-hf merge` makes a plain folder from an adapter)"
+        )
+
+
+def check_model(engine: Engine, model: ModelConfig) -> None:
+    """Check without its weights that a model, or the base of an adapter, can be converted.
+
+    Raises:
+        UserError: the engine does not know its family, or it is quantized.
+    """
+    name = model.as_written
+    check_family(engine, model_config(model).model_type, name)
+    if model.is_quantized:
+        raise UserError(
+            f"{name} is stored in {model.storage}, and only dense models can be exported to {engine}: merge "
+            "the adapter first (`lora-hf merge --onto checkpoint`), and give that folder"
+        )
+    if check_base(model, find_base(model, "weights")[0]):
+        raise UserError(
+            f"{name}: its weights are stored quantized and cannot be exported to {engine}; give the "
+            "checkpoint before quantization"
         )
 
 

@@ -20,13 +20,13 @@ from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import summarize
 from lora_hf.evaluation.metrics import Scoring
-from lora_hf.exporting.engines import EXPORTERS, check_family, open_exported
+from lora_hf.exporting.engines import EXPORTERS, check_model, open_exported
 from lora_hf.files import check_new, file_sha256, read_object, whole, write_json
 from lora_hf.models.base_files import TOKENIZER_CONFIG
 from lora_hf.models.exported import EXPORT, Engine, export_record
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import in_languages, set_language
-from lora_hf.models.load import check_base, find_base, load_model, load_tokenizer, model_config
+from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.models.plain_folder import write_exported_readme
 from lora_hf.run_files import CONFIG
 from lora_hf.saved.source import Source
@@ -118,7 +118,7 @@ def export(
     def written(by: Any) -> list[str]:
         return summarize(settings.generation, by, tokenizer, sources, settings.max_new_tokens)
 
-    texts = written(model)  # first: the converter of CTranslate2 quantizes the model's own weights in place
+    texts = written(model)
     with whole(output) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         exporter.write(model, tokenizer, folder, quantization)
@@ -171,7 +171,7 @@ def check_loss(
 
 def _check_source(source: Source, engine: Engine, quantization: str) -> None:
     """Check what can be known before the model is loaded."""
-    exporter, name = EXPORTERS[engine], source.model.as_written
+    exporter = EXPORTERS[engine]
     if quantization not in exporter.quantizations:
         raise UserError(
             f"--quantization {quantization!r} must be one of {list(exporter.quantizations)} "
@@ -183,17 +183,7 @@ def _check_source(source: Source, engine: Engine, quantization: str) -> None:
             f"{source.name} holds a {method}, which does not change weights and cannot be exported; use it "
             "with `lora-hf predict`"
         )
-    check_family(engine, model_config(source.model).model_type, name)
-    if source.model.is_quantized:
-        raise UserError(
-            f"the base of {source.name} is quantized: merge it first (`lora-hf merge --onto checkpoint`), "
-            "and export that folder"
-        )
-    if check_base(source.model, find_base(source.model, "weights")[0]):
-        raise UserError(
-            f"{name}: its weights are stored quantized and cannot be exported; give the checkpoint before "
-            "quantization"
-        )
+    check_model(engine, source.model)
 
 
 def _examples(source: Source, config: RunConfig | None, settings: PredictionSettings) -> list[Example]:

@@ -1,11 +1,12 @@
 """A model and its adapters, ready to generate: prompt, lengths, device and batches are taken care of.
 
 `predict`, `serve` and `demo` use the same object as `lora_hf.load`. The engine that computes is found by the
-files: torch for a Transformers folder, CTranslate2 or onnxruntime for an exported one.
+files: torch for a Transformers folder, CTranslate2 or onnxruntime for an exported one. On request,
+CTranslate2 runs a Transformers folder too, each adapter merged into a converted copy of the base.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
 from lora_hf.adapters.model_state import model_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.arguments import check_place, check_text, check_texts
+from lora_hf.arguments import MAX_MERGED, check_place, check_text, check_texts
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.config.problems import phrase_of
@@ -25,7 +26,9 @@ from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.evaluation.evaluate import summarize
-from lora_hf.exporting.engines import open_exported
+from lora_hf.exporting.ctranslate2 import QUANTIZATIONS as OF_CTRANSLATE2
+from lora_hf.exporting.engines import EXPORTERS, check_model, open_exported
+from lora_hf.exporting.merged import MergedModels
 from lora_hf.fast.int8 import quantize_for_generation
 from lora_hf.models.exported import ExportedModel, engine_of
 from lora_hf.models.languages import language_start
@@ -43,8 +46,10 @@ from lora_hf.saved.source import Source, find_source, settings_beside
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved, saved_method
 
-QUANTIZATIONS = ("int8",)
-"""What `load` can do with the linear layers of a model."""
+QUANTIZATIONS = {"torch": ("int8",), "ctranslate2": OF_CTRANSLATE2}
+"""Engine -> what it can do with the linear layers of a model."""
+DEFAULT = "int8"
+"""Quantization by CTranslate2 if none is asked for."""
 CPU = torch.device("cpu")
 BASE = "base"
 """The name under which `generate` uses the base model itself."""
@@ -67,6 +72,8 @@ class InferenceModel:
         base_settings: PredictionSettings | None = None,
         report_lengths: bool = False,
         quantization: str | None = None,
+        engine: str | None = None,
+        max_merged: int = MAX_MERGED,
     ) -> None:
         """Load the base model, or the model in an exported folder.
 
@@ -76,29 +83,39 @@ class InferenceModel:
                 beside a merged model, or the defaults.
             report_lengths: log which of the defaults are beyond the model's positions and lowered to them.
             quantization: `int8` for linear layers in int8, on the CPU (`fast.int8`); None for the model as it
-                is.
+                is, or `int8` by CTranslate2.
+            engine: `ctranslate2` merges each adapter into a copy of the base when it is first used, and
+                converts it; None is `torch`, or the engine of an exported folder.
+            max_merged: the most converted copies in memory.
 
         Raises:
-            UserError: the model cannot be loaded, or not be quantized.
+            UserError: the model cannot be loaded, quantized or converted.
         """
-        _check_quantization(quantization, base)
+        _check_engine(engine, quantization, base, max_merged)
+        is_converted = engine == "ctranslate2"
         self.name = base.model_name_or_path
         folder = Path(base.model_name_or_path).expanduser()
         base_settings = base_settings or settings_beside(folder)
+        if is_converted:
+            base = base.model_copy(update={"dtype": "float32"})
+        device = CPU if quantization or is_converted else pick_device()
         self.model: Any = (
             open_exported(folder)
             if engine_of(folder)
-            else load_model(
-                base, CPU if quantization else pick_device(), report_generation=base_settings is None
-            )
+            else load_model(base, device, report_generation=base_settings is None)
         )
-        if quantization:
+        if quantization and not is_converted:
             quantize_for_generation(self.model)
         self.tokenizer = load_tokenizer(base)
+        self._converted = (
+            MergedModels(self.model, self.tokenizer, quantization or DEFAULT, max_merged)
+            if is_converted
+            else None
+        )
         settings = base_settings or PredictionSettings()
         settings = within_positions(settings, self.model.config, self.name, report=report_lengths)
         self.adapters: dict[str | None, PredictionSettings] = {None: settings}
-        self._is_int8 = quantization is not None
+        self._is_int8 = quantization is not None and not is_converted
         self._first: str | None = None
         self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
 
@@ -107,6 +124,9 @@ class InferenceModel:
         """The base model with its dtype, its engine and its device, for the log."""
         if isinstance(self.model, ExportedModel):
             return f"{self.name} in {self.model.description} on {device_name(self.model.device)}"
+        if self._converted:
+            how = f"{self._converted.quantization} by ctranslate2, for each adapter on its own"
+            return f"{self.name} in {how}; the last {self._converted.most} are kept"
         dtype = str(self.model.dtype).removeprefix("torch.") + ", linear layers in int8" * self._is_int8
         return f"{self.name} in {dtype} on {device_name(self.model.device)}"
 
@@ -141,6 +161,8 @@ class InferenceModel:
             else find_adapter(check_place("adapter", adapter), "adapter")
         )
         problem = not_shareable(saved)
+        if self._converted and problem:
+            raise UserError(f"engine='ctranslate2': {saved.folder} {_not_mergeable(saved)}")
         if self.names and (problem or self._alone):
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
         settings, recorded = settings or settings_of(saved), base_config(saved, self.name).dtype
@@ -159,6 +181,8 @@ class InferenceModel:
         self._first = self._first or name
 
     def _inject(self, saved: SavedAdapter, name: str) -> None:
+        if self._converted:
+            self._converted.forget(name)
         if saved_method(saved) == "lora":
             load_adapter(self.model, saved, name)
         else:
@@ -220,11 +244,11 @@ class InferenceModel:
             logger.warning("%s", cut)
         if unknown := UnknownTokens("input", sources.unknown):
             logger.warning("%s", unknown)
-        with self._only(name):
+        with self._only(name, start) as model:
             written = iter(
                 summarize(
                     settings.generation,
-                    self.model,
+                    model,
                     self.tokenizer,
                     sources.ids,
                     settings.max_new_tokens,
@@ -263,36 +287,53 @@ class InferenceModel:
         )
 
     @contextmanager
-    def _only(self, name: str | None) -> Iterator[None]:
-        """Inside the block the model is the base with this adapter alone."""
+    def _only(self, name: str | None, start: Mapping[str, int]) -> Iterator[Any]:
+        """Yield a model that is the base with this adapter alone; `start` is that of its language."""
+        if self._converted:
+            yield self._converted.of(name, start)
+            return
         if name is None and self.names:
             if self._alone:
                 raise UserError(f"adapter={BASE!r}: {not_shareable(self._alone)}")
             with disable_adapters(self.model):
-                yield
+                yield self.model
             return
         if name is not None and len(self.names) > 1:
             set_adapter(self.model, name)
-        yield
+        yield self.model
 
 
-def _check_quantization(quantization: str | None, base: ModelConfig) -> None:
-    """Refuse a quantization that does not exist, or of a model that is quantized already.
+def _check_engine(engine: str | None, quantization: str | None, base: ModelConfig, max_merged: int) -> None:
+    """Refuse an engine or a quantization that does not exist, or that this model cannot have.
 
     Raises:
         UserError: it is one of these.
     """
-    if quantization is None:
-        return
-    asked = f"quantization={quantization!r}"
-    if quantization not in QUANTIZATIONS:
-        raise UserError(f"{asked} is not one of {', '.join(QUANTIZATIONS)}; leave it out for none")
-    if engine := engine_of(base.model_name_or_path):
+    if engine not in (None, *QUANTIZATIONS):
         raise UserError(
-            f"{asked}: {base.model_name_or_path} was exported to {engine}, which has its own: give "
+            f"engine={engine!r} is not one of {', '.join(QUANTIZATIONS)}; leave it out for the engine of the "
+            f"files.{did_you_mean(str(engine), QUANTIZATIONS)}"
+        )
+    if isinstance(max_merged, bool) or not isinstance(max_merged, int) or max_merged < 1:
+        raise UserError(f"max_merged={max_merged!r} must be a whole number of at least 1")
+    if engine and (own := engine_of(base.model_name_or_path)):
+        raise UserError(
+            f"engine={engine!r}: {base.model_name_or_path} was exported to {own}, which runs it: leave it out"
+        )
+    known = QUANTIZATIONS[engine or "torch"]
+    asked = f"quantization={quantization!r}"
+    if quantization not in (None, *known):
+        default = f"{DEFAULT}, the default" if engine == "ctranslate2" else "none"
+        raise UserError(f"{asked} is not one of {', '.join(known)}; leave it out for {default}")
+    if engine == "ctranslate2":
+        EXPORTERS["ctranslate2"].check()
+        check_model("ctranslate2", base)
+    elif quantization and (own := engine_of(base.model_name_or_path)):
+        raise UserError(
+            f"{asked}: {base.model_name_or_path} was exported to {own}, which has its own: give "
             "--quantization to lora-hf export"
         )
-    if base.is_quantized:
+    elif quantization and base.is_quantized:
         raise UserError(
             f"{asked}: the base {base.model_name_or_path} is stored in {base.storage} already, the format of "
             "the adapter's training; leave it out"
@@ -321,7 +362,20 @@ def not_shareable(saved: SavedAdapter) -> str | None:
     return None
 
 
-def load(source: str | Path, base: str | None = None, quantization: str | None = None) -> InferenceModel:
+def _not_mergeable(saved: SavedAdapter) -> str:
+    """Return why an adapter that cannot share its base is not merged for CTranslate2, and what to do."""
+    if (method := saved_method(saved)) != "lora":
+        return f"holds a {method}, which does not change weights and cannot be merged: leave out the engine"
+    return "replicates layers of the base: merge it first (`lora-hf merge`), and load that folder"
+
+
+def load(
+    source: str | Path,
+    base: str | None = None,
+    quantization: str | None = None,
+    engine: str | None = None,
+    max_merged: int = MAX_MERGED,
+) -> InferenceModel:
     """Load a trained adapter with its base model, a finished run, a model, or an exported folder.
 
     Args:
@@ -329,22 +383,32 @@ def load(source: str | Path, base: str | None = None, quantization: str | None =
             that `lora-hf export` wrote, `embedded`, or USER/NAME[@REVISION] on the Hub.
         base: the base model, if not the one that the adapter names; for an adapter only.
         quantization: `int8` stores the linear layers in int8 and runs on the CPU: faster, with outputs that
-            can differ from those of training (docs/serving.md). Adapters stay as they are.
+            can differ from those of training (docs/serving.md). Adapters stay as they are. With
+            `engine="ctranslate2"` it is `int8` (the default), `int8_bfloat16` or `float32`.
+        engine: `ctranslate2` converts the model to CTranslate2's format in memory, each adapter merged when
+            it is first used: the fastest on a CPU. None takes torch, or the engine of an exported folder.
+        max_merged: by CTranslate2, the most adapters that are kept converted; each takes the memory of a
+            whole model.
 
     Returns:
         An object whose `generate` and `summarize` use the prompt and the lengths of training.
 
     Raises:
-        UserError: no such adapter, run or model, one that cannot be loaded or quantized, or `base` without an
-            adapter.
+        UserError: no such adapter, run or model, one that cannot be loaded, quantized or converted, or `base`
+            without an adapter.
     """
     name = check_place("source", source)
     base = None if base is None else check_place("base", base)
-    return load_source(find_source(name, base, "source"), quantization=quantization)
+    found = find_source(name, base, "source")
+    return load_source(found, None, quantization, engine, max_merged)
 
 
 def load_source(
-    source: Source, settings: PredictionSettings | None = None, quantization: str | None = None
+    source: Source,
+    settings: PredictionSettings | None = None,
+    quantization: str | None = None,
+    engine: str | None = None,
+    max_merged: int = MAX_MERGED,
 ) -> InferenceModel:
     """Load what `find_source` found.
 
@@ -352,13 +416,16 @@ def load_source(
         source: the model or the adapter.
         settings: of its outputs; None takes those that it records.
         quantization: of the linear layers, as `load` has it.
+        engine: as `load` has it.
+        max_merged: as `load` has it.
 
     Raises:
         UserError: it cannot be loaded.
     """
     if source.adapter is None:
         warn_of_unscored(source.run)
-        return InferenceModel(source.model, settings or source.settings, True, quantization)
-    model = InferenceModel(source.model, quantization=quantization)
+        settings = settings or source.settings
+        return InferenceModel(source.model, settings, True, quantization, engine, max_merged)
+    model = InferenceModel(source.model, None, False, quantization, engine, max_merged)
     model.add_adapter(source.adapter, settings=settings)
     return model

@@ -31,6 +31,7 @@ def predict(
     is_lines: bool = False,
     long: str = "cut",
     quantization: str | None = None,
+    engine: str | None = None,
 ) -> list[dict[str, str]]:
     """Summarize each dialogue of a file, with the prompt and the settings that the model was scored with.
 
@@ -45,6 +46,7 @@ def predict(
         is_lines: whether a text has one dialogue per line.
         long: what is done with dialogues that are too long: `cut` or `split`, as `InferenceModel.generate`.
         quantization: of the model's linear layers, as `lora_hf.load` has it.
+        engine: as `lora_hf.load` has it.
 
     Returns:
         Rows of `id`, `dialogue`, `prediction`, in the file's order.
@@ -60,7 +62,7 @@ def predict(
     else:
         examples = read_file(file, data, is_lines, model.columns)
     settings = model.settings_with("generate", generation or {})
-    loaded = load_source(model, settings, quantization)
+    loaded = load_source(model, settings, quantization, engine)
     predictions = loaded.generate([example.dialogue for example in examples], long=long, **(generation or {}))
     return [
         {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}

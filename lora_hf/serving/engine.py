@@ -1,8 +1,9 @@
 """One base model and many adapters: run a batch of requests, load and unload adapters in between.
 
 The model belongs to one thread: `generate_batch`, `add_adapter` and `remove_adapter` are called one after
-another. Adapters are never merged, because the next batch has others; the base's packed weights and the
-stacks of adapters that were used together are kept for as long as the adapters stay the same.
+another. By torch, adapters are never merged, because the next batch has others; the base's packed weights and
+the stacks of adapters that were used together are kept for as long as the adapters stay the same. By
+CTranslate2, a batch has one adapter, and the last adapters stay merged.
 """
 
 import contextvars
@@ -16,6 +17,7 @@ from typing import Any
 from lora_hf.adapters import adapter_rows, delete_adapter
 from lora_hf.adapters.mixed_batch import KeptStacks
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.arguments import MAX_MERGED
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.parts import divided
@@ -90,7 +92,8 @@ class _BatchObserver(Observer):
 class Engine(InferenceModel):
     """An `InferenceModel` that mixes adapters within a batch and keeps its fast paths between batches.
 
-    An exported model has neither; its requests are batched in the same way.
+    An exported model has neither; its requests are batched in the same way, as are those of one adapter that
+    is merged for CTranslate2.
     """
 
     def __init__(
@@ -99,13 +102,15 @@ class Engine(InferenceModel):
         adapters: Mapping[str, SavedAdapter],
         base_settings: PredictionSettings | None = None,
         quantization: str | None = None,
+        engine: str | None = None,
+        max_merged: int = MAX_MERGED,
     ) -> None:
         """Load the base and its first adapters, or an exported model; arguments of `InferenceModel`.
 
         Raises:
-            UserError: the base cannot be loaded or quantized, or an adapter does not fit.
+            UserError: the base cannot be loaded, quantized or converted, or an adapter does not fit.
         """
-        super().__init__(base, base_settings, quantization=quantization)
+        super().__init__(base, base_settings, False, quantization, engine, max_merged)
         self._decoder = copy.deepcopy(self.tokenizer)  # `tokenizer` encodes in another thread meanwhile
         self._starts: dict[tuple[str | None, ...], dict[str, int]] = {}  # `language_start` by languages
         self._fast, self._stacks = ExitStack(), KeptStacks()
@@ -116,6 +121,8 @@ class Engine(InferenceModel):
                     super().add_adapter(saved, name)
             for settings in self.adapters.values():
                 self._options(settings)
+            for each in [*self.names, None]:
+                self._convert(each)
         except BaseException:
             self.close()
             raise
@@ -134,9 +141,17 @@ class Engine(InferenceModel):
         with self._reference_path():
             super().add_adapter(adapter, name, settings)
         self._options(self.adapters[name])
+        self._convert(name)
+
+    def _convert(self, name: str | None) -> None:
+        """Convert an adapter while there is room for it, so that its first request need not wait."""
+        if self._converted and len(self._converted.names) < self._converted.most:
+            self._converted.of(name, self._start(self.adapters[name]))
 
     def remove_adapter(self, name: str) -> None:
         """Remove an adapter's weights; its name has been taken out of `adapters` before."""
+        if self._converted:
+            self._converted.forget(name)
         with self._reference_path():
             delete_adapter(self.model, name)
 
@@ -159,14 +174,18 @@ class Engine(InferenceModel):
         """
         options = self._options(job.settings)
         is_free = options["num_beams"] == 1 and "forced_eos_token_id" not in options
-        return tuple(options.items()), None if is_free else job.settings.max_new_tokens
+        length = None if is_free else job.settings.max_new_tokens
+        return tuple(options.items()), length, job.adapter if self._converted else None
 
     def generate_batch(self, jobs: list[Job]) -> list[Written]:
         """Generate the summaries of jobs with the same batch key, in their order."""
-        observer = _BatchObserver(jobs, self._decoder)
+        observer, first = _BatchObserver(jobs, self._decoder), jobs[0]
+        model = self.model
+        if self._converted:
+            model = self._converted.of(first.adapter, self._start(first.settings))
         texts = self._context.run(
             generate_summaries,
-            self.model,
+            model,
             self._decoder,
             [job.ids for job in jobs],
             [job.settings.max_new_tokens for job in jobs],
@@ -174,7 +193,7 @@ class Engine(InferenceModel):
             adapters=[job.adapter for job in jobs],
             stacks=self._stacks,
             observer=observer,
-            **self._options(jobs[0].settings),
+            **self._options(first.settings),
         )
         ends = self.model.generation_config.eos_token_id
         return observer.written(texts, ends if isinstance(ends, list) else [ends])
@@ -184,11 +203,15 @@ class Engine(InferenceModel):
 
         An adapter's languages are looked up while it is added, because jobs are grouped in another thread.
         """
+        return self._start(settings) | settings.generation.options()
+
+    def _start(self, settings: PredictionSettings) -> dict[str, int]:
+        """Return `language_start` of an adapter's languages."""
         data = settings.data
         key = data.source_language, data.target_language
         if key not in self._starts:
             self._starts[key] = language_start(self.model, self._decoder, data)
-        return self._starts[key] | settings.generation.options()
+        return self._starts[key]
 
     def close(self) -> None:
         """Restore the model's modules."""
@@ -198,6 +221,8 @@ class Engine(InferenceModel):
         if problem := not_shareable(saved):
             raise UserError(problem)
         super()._inject(saved, name)
+        if self._converted:
+            return
         try:
             with adapter_rows(self.model, [*self.names, name, None]):
                 pass
@@ -208,7 +233,7 @@ class Engine(InferenceModel):
     @contextmanager
     def _reference_path(self) -> Iterator[None]:
         """Inside the block the model has its own modules, which adapters need; after it the fast paths'."""
-        if isinstance(self.model, ExportedModel):
+        if isinstance(self.model, ExportedModel) or self._converted:
             yield
             return
         self._stacks.clear()

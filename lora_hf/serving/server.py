@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.arguments import MAX_MERGED
 from lora_hf.config import ModelConfig
 from lora_hf.data.parts import check_long
 from lora_hf.errors import UserError
@@ -35,6 +36,8 @@ def serve(
     port: int,
     limits: Limits,
     quantization: str | None = None,
+    engine: str | None = None,
+    max_merged: int = MAX_MERGED,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
@@ -45,6 +48,8 @@ def serve(
         port: 0 takes a free one.
         limits: what requests may ask for.
         quantization: of the base's linear layers, as `lora_hf.load` has it.
+        engine: as `lora_hf.load` has it.
+        max_merged: as `lora_hf.load` has it.
 
     Raises:
         UserError: an adapter or the base cannot be loaded, the address is not available, or other machines
@@ -63,7 +68,8 @@ def serve(
     with listening(host, port) as listener:
         check_reachable(host, listener.getsockname()[0], token)
         logger.info("loading %s%s", config.model_name_or_path, of)
-        with closing(Service(Engine(config, found, quantization=quantization), limits)) as service:
+        model = Engine(config, found, None, quantization, engine, max_merged)
+        with closing(Service(model, limits)) as service:
             logger.info("loaded %s", service.engine.description)
             app, grace = create_app(service, token), math.ceil(limits.timeout) + SPARE
             if token:
