@@ -41,7 +41,7 @@ ADAPTERS = [
     {"weight_readers", "computed_weights"},
     {"backends", "rollback", "attention_type"},
     {"methods"},
-    {"initialize", "modules_to_save", "mixed_batch"},
+    {"initialize", "modules_to_save", "mixed_batch", "kept"},
     {"layer"},
     {"module_names"},
     {"default_targets"},

@@ -16,6 +16,7 @@ from lora_hf.adapters.backends import backend_for
 from lora_hf.adapters.backends.base import StoredWeight
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.adapters.initialize import LayerInit
+from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.methods import ADAPTER_METHODS, Method
 from lora_hf.adapters.mixed_batch import MixedBatch
 from lora_hf.adapters.wrappers import NotPlain
@@ -195,11 +196,15 @@ class LoraLayer(NotPlain):
         methods = {name: method for name in self.active for _, method in self.methods({name: 1.0})}
         return {name: method for name, method in methods.items() if method.is_low_rank}
 
-    def merge(self, names: Mapping[str, float]) -> None:
+    def merge(self, names: Mapping[str, float], kept: KeptWeights | None = None) -> None:
         """Merge adapters into a new weight; the old one is kept, so that unmerging is bit-exact.
 
         All deltas are computed from the same W and added once, in float32. Updates that are constant within
         the groups of the storage format move its zero points, and nothing is rounded.
+
+        Args:
+            names: adapter -> weight.
+            kept: merged weights of earlier calls, which are used again while nothing has changed.
         """
         if self.merged:
             raise RuntimeError(
@@ -212,8 +217,26 @@ class LoraLayer(NotPlain):
             shift: Tensor = sum(weight * method.group_shift() for weight, method in methods)  # type: ignore[assignment]
             self._put_weight(self.base.shift_groups(shift))
         else:
-            self._put_weight(self.base.requantize(self.merged_weight(methods)))
+            self._put_weight(self._merged(names, methods, kept))
         self.merged = dict(names)
+
+    def _merged(
+        self, names: Mapping[str, float], methods: list[tuple[float, Method]], kept: KeptWeights | None
+    ) -> StoredWeight:
+        """Return a weight with adapters merged; one that was kept for the same adapters, if there is one."""
+
+        def compute() -> StoredWeight:
+            return self.base.requantize(self.merged_weight(methods))
+
+        if kept is None or self.base.is_quantized:
+            return compute()
+        own = [tensor for _, method in methods for tensor in (*method.parameters(), *method.buffers())]
+        return kept.of(self.merged_key, [self.base.stored_weight, *own], compute, dict(names))
+
+    @property
+    def merged_key(self) -> tuple[str, int]:
+        """The key of the layer's merged weight in `KeptWeights`."""
+        return "merged", id(self)
 
     def folds_exactly(self, names: Mapping[str, float]) -> bool:
         """Return whether merging these adapters rounds nothing but floats."""

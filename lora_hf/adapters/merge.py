@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lora_hf.adapters.backends import Backend, backend_for, is_supported, is_transposed
 from lora_hf.adapters.backends.bitsandbytes import keep_savable
 from lora_hf.adapters.inject import Model, base_weights_of
+from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.layer_replication import unshare_layers
 from lora_hf.adapters.model_state import (
@@ -75,25 +76,30 @@ def unmerge_adapters(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged_where_exact(model: nn.Module) -> Iterator[None]:
+def merged_where_exact(model: nn.Module, kept: KeptWeights | None = None) -> Iterator[None]:
     """Merge the active adapters of dense layers for the block; the weights are restored exactly.
 
     Quantized and replicated layers are left out, as are those whose adapters are merged, disabled or chosen
     by row.
+
+    Args:
+        model: carries the adapters.
+        kept: merged weights of earlier blocks.
     """
     dense = _merged_exactly(model)
     try:
         for layer in dense:
-            layer.merge(layer.active)
+            layer.merge(layer.active, kept)
         yield
     finally:
         for layer in dense:
             layer.unmerge()
 
 
-def merging_bytes(model: nn.Module) -> int:
+def merging_bytes(model: nn.Module, kept: KeptWeights | None = None) -> int:
     """Return the bytes that `merged_where_exact` takes: of the merged weights beside the original ones."""
-    return sum(layer.base.nbytes for layer in _merged_exactly(model))
+    layers = [layer for layer in _merged_exactly(model) if kept is None or layer.merged_key not in kept]
+    return sum(layer.base.nbytes for layer in layers)
 
 
 def _merged_exactly(model: nn.Module) -> list[LoraLayer]:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput
 
 from lora_hf.adapters.active import adapter_rows, shrinking_batch
+from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.merge import merged_where_exact, merging_bytes
 from lora_hf.adapters.mixed_batch import KeptStacks
 from lora_hf.evaluation.decoding import LargestScores, decoding_for, effective_config, greedy
@@ -57,6 +58,7 @@ def generate_summaries(
     fast_paths: bool = True,
     adapters: list[str | None] | None = None,
     stacks: KeptStacks | None = None,
+    kept: KeptWeights | None = None,
     observer: Observer | None = None,
     **options: Any,
 ) -> list[str]:
@@ -79,6 +81,7 @@ def generate_summaries(
         adapters: name of the adapter for each source, None for the base; a batch may mix them. Without the
             list, the active adapters apply to all.
         stacks: what earlier calls have stacked of these adapters, if their weights do not change.
+        kept: weights that earlier calls have merged and packed.
         observer: gets the tokens of each source.
         options: further keywords of `generate`, such as `num_beams`.
 
@@ -102,7 +105,7 @@ def generate_summaries(
     if decoding is not greedy:  # which looks at its scores itself
         searched["logits_processor"] = [*(options.get("logits_processor") or ()), seen]
     searched["max_length"] = None  # Transformers warns if a checkpoint's own stands beside max_new_tokens
-    fast = fast_generation(model, merged=adapters is None) if fast_paths else nullcontext()
+    fast = fast_generation(model, adapters is None, kept) if fast_paths else nullcontext()
     texts = [""] * len(sources)
     reported = out_of_memory_reported(lambda: f"writing {len(sources)} texts", SMALLER_GENERATION)
     with reported, numbers_kept(model), fast, torch.inference_mode():
@@ -191,28 +194,29 @@ def numbers_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def fast_generation(model: Any, merged: bool = True) -> Iterator[None]:
+def fast_generation(model: Any, merged: bool = True, kept: KeptWeights | None = None) -> Iterator[None]:
     """Inside the block, modules use their fast path and, if `merged`, adapters on dense layers are merged.
 
     They stay unmerged where the merged weights, beside the original ones, would take more than half of the
     free memory: the other half is for the keys, values and activations.
 
-    Blocks may be nested; the outer one then does most of the work.
+    Blocks may be nested; the outer one then does most of the work. `kept` has the merged and packed weights
+    of earlier blocks, and takes those of this one.
     """
     reason = why_not(model)
     if reason:
         logger.debug("generation without fast paths for norm and activation: %s", reason)
     with ExitStack() as stack:
-        if merged and _merging_fits(model):
-            stack.enter_context(merged_where_exact(model))
+        if merged and _merging_fits(model, kept):
+            stack.enter_context(merged_where_exact(model, kept))
         if not reason:
             stack.enter_context(faster(model))
-        stack.enter_context(packed(model))
+        stack.enter_context(packed(model, kept))
         yield
 
 
-def _merging_fits(model: Any) -> bool:
-    needed, free = merging_bytes(model), free_memory(model.device)
+def _merging_fits(model: Any, kept: KeptWeights | None) -> bool:
+    needed, free = merging_bytes(model, kept), free_memory(model.device)
     if free is None or 2 * needed <= free:
         return True
     sizes = needed / 2**30, free / 2**30

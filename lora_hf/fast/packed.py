@@ -6,11 +6,14 @@ Products with few rows, as in decoding, take 1.3 to 4 times as long from the pla
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lora_hf.adapters.kept import KeptWeights
 
 MOST_BYTES = 4 * 2**30
 """Limit on the packed copies of weights, which are held beside the weights themselves inside the block."""
@@ -30,9 +33,21 @@ class PackedLinear(nn.Linear):
         return product
 
 
+def pack(weight: Tensor) -> Tensor:
+    """Return a weight (out, in) laid out for the CPU's kernels."""
+    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return laid_out
+
+
 @contextmanager
-def packed(model: nn.Module) -> Iterator[None]:
-    """Let dense linear layers on the CPU multiply by packed weights inside the block."""
+def packed(model: nn.Module, kept: KeptWeights | None = None) -> Iterator[None]:
+    """Let dense linear layers on the CPU multiply by packed weights inside the block.
+
+    Args:
+        model: its layers are `nn.Linear` again after the block.
+        kept: packed weights of earlier blocks.
+    """
+    kept = kept or KeptWeights()
     layers = [module for module in model.modules() if type(module) is nn.Linear and _can(module)]
     needed = sum(layer.weight.nbytes for layer in layers)
     if needed > MOST_BYTES:
@@ -44,7 +59,7 @@ def packed(model: nn.Module) -> Iterator[None]:
         layers = []
     try:
         for layer in layers:
-            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+            layer.packed = kept.of(("packed", id(layer)), [layer.weight], partial(pack, layer.weight))
             layer.__class__ = PackedLinear
         yield
     finally:

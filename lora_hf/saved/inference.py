@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
+from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.model_state import model_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.arguments import MAX_MERGED, check_place, check_text, check_texts
@@ -116,6 +117,7 @@ class InferenceModel:
         settings = within_positions(settings, self.model.config, self.name, report=report_lengths)
         self.adapters: dict[str | None, PredictionSettings] = {None: settings}
         self._is_int8 = quantization is not None and not is_converted
+        self._kept = KeptWeights() if self.model.device == CPU else None  # a GPU's memory is for batches
         self._first: str | None = None
         self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
 
@@ -252,6 +254,7 @@ class InferenceModel:
                     self.tokenizer,
                     sources.ids,
                     settings.max_new_tokens,
+                    kept=self._kept,
                     **start,
                 )
             )

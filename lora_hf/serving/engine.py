@@ -241,4 +241,4 @@ class Engine(InferenceModel):
         try:
             yield
         finally:
-            self._context.run(self._fast.enter_context, fast_generation(self.model, merged=False))
+            self._context.run(self._fast.enter_context, fast_generation(self.model, False, self._kept))

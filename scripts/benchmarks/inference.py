@@ -314,6 +314,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=200, help="of the test split, with --run")
     parser.add_argument("--only", choices=PARTS, help="one part; both by default")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=list(dict.fromkeys(engine for engine, _ in ENGINES)),
+        help="of the first part, beside CTranslate2 in int8; all by default",
+    )
     parser.add_argument("--adapters", type=int, default=16, help="adapters of the second part")
     parser.add_argument("--markdown", action="store_true", help="print tables, not JSON")
     parser.add_argument("--memory-of", nargs=3, metavar=("FOLDER", "ENGINE", "KIND"), help=argparse.SUPPRESS)
@@ -323,6 +329,8 @@ def main() -> None:
         folder, engine, kind = given.memory_of
         print(growth(Path(folder), engine, kind, given.source, given.new))
         return
+    if given.engines:
+        ENGINES[:] = [of for of in ENGINES if of[0] in given.engines or of == BASELINE]
     found: dict[str, Any] = machine("cpu") | {"shape": given.shape, "threads": 1}
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as held:
         folder = Path(temporary) / given.shape

@@ -1,0 +1,57 @@
+"""Merged and packed weights, kept from one generation to the next while what they are made of is the same."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+
+class KeptWeights:
+    """Results that are computed from tensors, the last one of each key.
+
+    A result is computed again when one of its tensors is another one or was changed in place, by an
+    optimizer, `load_state_dict` or `copy_`. Changes through `Tensor.data` are not seen: `clear` then.
+    """
+
+    def __init__(self) -> None:
+        self._results: dict[Hashable, tuple[Any, list[_Seen], Any]] = {}
+
+    def of(
+        self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Any], setting: Any = None
+    ) -> Any:
+        """Return `compute()`, or the result of the last call with this key if nothing has changed.
+
+        Args:
+            key: what the result is for.
+            tensors: what it is computed from.
+            compute: computes it.
+            setting: what else it depends on.
+        """
+        own = list(tensors)
+        if any(tensor.is_inference() for tensor in own):  # nothing counts their changes
+            return compute()
+        seen = [_Seen(tensor) for tensor in own]
+        kept = self._results.get(key)
+        if kept is None or kept[0] != setting or kept[1] != seen:
+            self._results.pop(key, None)  # first, for its memory
+            self._results[key] = kept = setting, seen, compute()
+        return kept[2]
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._results
+
+    def clear(self) -> None:
+        """Drop all results."""
+        self._results.clear()
+
+
+class _Seen:
+    """A tensor as it was at one time; it is held, so that no other one takes its place in memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.state = tensor, (tensor._version, tensor.data_ptr())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Seen) and self.tensor is other.tensor and self.state == other.state
+
+    __hash__ = None  # type: ignore[assignment]
