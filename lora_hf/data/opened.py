@@ -103,12 +103,23 @@ def encoding_of(path: Path, form: Form = SEEN) -> str:
     return "utf-16" if begin[:2] in UTF_16 else "utf-8"
 
 
+EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')
+"""A first line of a csv file that names its delimiter."""
+
+
 def delimiter_of(path: Path, form: Form = SEEN) -> str:
-    """Return what separates the columns in the header: a comma, unless only another one separates any."""
+    """Return what separates the columns in the header: a comma, unless only another one separates any.
+
+    A first line `sep=;`, which Excel writes and reads, names it.
+    """
     if form.delimiter is not None:
         return form.delimiter
     with open_text(path, form) as stream:
-        header = stream.readline(LONGEST_HEADER)
+        header = ""
+        while not header.strip() and (line := stream.readline(LONGEST_HEADER)):
+            header = line
+    if named := EXCEL_DELIMITER.fullmatch(header.rstrip("\r\n")):
+        return named[1]
     counts = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in DELIMITERS}
     first = "\t" if endings(path)[0] == ".tsv" else ","
     return first if counts[first] > 1 else max(counts, key=lambda mark: counts[mark])

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lora_hf.data.explode import Row, exploded
 from lora_hf.data.opened import (
     COMPRESSIONS,
     DELIMITERS,
+    EXCEL_DELIMITER,
     SEEN,
     Form,
     delimiter_of,
@@ -134,10 +135,13 @@ def _read_csv(path: Path, form: Form) -> Numbered:
         reader = csv.reader(file, strict=True, delimiter=delimiter, escapechar=form.escapechar)
         line = 1
         try:
-            names = list(form.column_names or next(filter(None, reader), []))
+            first = next(filter(None, reader), [])
+            if EXCEL_DELIMITER.fullmatch(delimiter.join(first)):
+                first = next(filter(None, reader), [])
+            names = list(form.column_names or (name.strip() for name in first))
             _refuse_repeated(path, names)
-            line = reader.line_num + 1
-            for cells in reader:
+            line = reader.line_num if form.column_names else reader.line_num + 1
+            for cells in chain([first] if form.column_names else [], reader):
                 if cells and len(cells) != len(names):
                     count = "more" if len(cells) > len(names) else "fewer"
                     mark = DELIMITERS.get(delimiter, repr(delimiter))

@@ -1,7 +1,9 @@
 """Load the splits of a dataset: rows in the source's order, checked, by dialogue."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, islice
@@ -42,7 +44,7 @@ BY_HASH = "by a hash of the text"
 """How rows are divided among splits that share a file, as the origin of a split says it."""
 
 SPLIT_COLUMNS = {"split", "set", "subset", "partition", "fold"}
-"""Names of a column that may say which split a row of a file with all splits belongs to."""
+"""Last words of the name of a column that may say which split a row of a file with all splits belongs to."""
 MOST_NAMES = 6
 """Most different names of splits in such a column."""
 SCORED_ON_VALIDATION = "the test split has no references; scores are those of the validation split"
@@ -269,9 +271,10 @@ def _slice(
     if part.is_one_file:
         text = "%s [%s]: %s, by a hash of the text (data.split_seed=%d)"
         logger.debug(text, config.dataset_name, split, count, config.split_seed)
-        if split == "test" and (names := _unused_splits(rows)):
-            text = "%s: its column %s, so rows are divided %s: write each split to a file of its own"
-            logger.warning(text, config.dataset_name, names, BY_HASH)
+        if split == "test":
+            columns = SplitColumns(config.dataset_name, part.is_one_file)
+            deque(columns.noted(rows), maxlen=0)
+            columns.warn()
     else:
         held = [name for name in SPLITS if (name in part.homes) == (split != "train")]
         text = "%s [%s]: %s of train; %s is missing and taken from train by a hash (data.split_seed=%d)"
@@ -291,10 +294,34 @@ def _slice(
     return chosen
 
 
-def _unused_splits(rows: list[Row]) -> str:
-    """Return the column of one file that names the split of each row, and its names, or an empty text."""
-    for column in SPLIT_COLUMNS & rows[0].keys():
-        values = {str(row.get(column)) for row in rows}
-        if len(values) <= MOST_NAMES and None not in (homes := {split_named(name) for name in values}):
-            return f"{column!r} ({', '.join(sorted(values))}) is not read" if len(homes) > 1 else ""
-    return ""
+class SplitColumns:
+    """The columns of one file that name the split of each row, which nothing reads."""
+
+    def __init__(self, name: str, is_one_file: bool) -> None:
+        self.name = name
+        self._values: dict[str, set[str]] | None = None if is_one_file else {}
+
+    def noted(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the rows, and note what is in such columns."""
+        for row in rows:
+            if self._values is None:
+                columns = [
+                    name for name in row if re.split(r"[\W_]+", str(name).lower())[-1] in SPLIT_COLUMNS
+                ]
+                self._values = {column: set() for column in columns}
+            for column, values in self._values.items():
+                if len(values) <= MOST_NAMES:
+                    values.add(str(row.get(column)))
+            yield row
+
+    def warn(self) -> None:
+        """Warn of a column whose values in all rows are names of several splits."""
+        for column, values in (self._values or {}).items():
+            homes = {split_named(value) for value in values}
+            if len(values) <= MOST_NAMES and len(homes) > 1 and None not in homes:
+                text = (
+                    "%s: its column %r (%s) is not read, so rows are divided %s: write each split to a file "
+                )
+                text += "of its own"
+                logger.warning(text, self.name, column, ", ".join(sorted(values)), BY_HASH)
+                return

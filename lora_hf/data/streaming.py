@@ -15,7 +15,7 @@ from lora_hf.data.examples import Example
 from lora_hf.data.overlap import SharedDialogues, dialogue_key, dialogue_keys, shared_dialogues
 from lora_hf.data.sampler import EpochSampler
 from lora_hf.data.sources import is_on_hub, open_part
-from lora_hf.data.splits import iterate_split, load_split_and_origin, origin_of, read_part
+from lora_hf.data.splits import SplitColumns, iterate_split, load_split_and_origin, origin_of, read_part
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
 from lora_hf.hub.download import public_info
@@ -64,9 +64,11 @@ def train_source(config: DataConfig) -> Source:
         commit = str(getattr(known, "sha", None) or config.dataset_revision)
         return Source(rows, None, commit, None, origin, columns)
     keys, digest = array("q"), sha256()
-    for row in rows():
+    named = SplitColumns(config.dataset_name, part.is_one_file)
+    for row in named.noted(rows()):
         digest.update(repr((row[DIALOGUE], row[SUMMARY])).encode())
         keys.append(dialogue_key(row[DIALOGUE]))
+    named.warn()
     return Source(rows, len(keys), digest.hexdigest()[:16], keys, origin, columns)
 
 

@@ -91,19 +91,26 @@ def test_a_split_seed_divides_one_file_in_another_way_and_0_as_ever(tmp_path):
     assert first == dialogues(file, "test", split_seed=0) != dialogues(file, "test", split_seed=7)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("column", "names", "expected"),
     [
-        (["train", "dev", "test"], "'split' (dev, test, train) is not read"),
-        (["train"], ""),
-        (["a", "test"], ""),
+        ("split", ["train", "dev", "test"], "'split' (dev, test, train) is not read"),
+        ("Data_Split", ["train", "test"], "'Data_Split' (test, train) is not read"),
+        ("split", ["train"], ""),
+        ("split", ["a", "test"], ""),
+        ("result", ["train", "test"], ""),
     ],
 )
 def test_a_column_that_names_the_split_of_each_row_is_not_ignored_in_silence(
-    names, expected, tmp_path, caplog
+    column, names, expected, streaming, tmp_path, caplog
 ):
-    rows = [row | {"split": names[i % len(names)]} for i, row in enumerate(ROWS)]
-    dialogues(write(tmp_path, "all.jsonl", rows=rows) / "all.jsonl", "test")
+    rows = [row | {column: names[i % len(names)]} for i, row in enumerate(ROWS)]
+    file = write(tmp_path, "all.jsonl", rows=rows) / "all.jsonl"
+    if streaming:
+        train_source(DataConfig(dataset_name=str(file), streaming=True))
+    else:
+        dialogues(file, "test")
     assert bool(caplog.text) is bool(expected) and expected in caplog.text
 
 

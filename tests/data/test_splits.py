@@ -312,3 +312,22 @@ def test_rows_that_are_copies_of_one_text_are_said_to_be(tmp_path):
             said.append(str(error))
     assert len(said) == 2 and all("(30, all copies of one text)" in text for text in said)
     assert all("data.validation_share, data.test_share" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("sep=;\ndialogue;summary\nA, B;C\n", {}),
+        ('"sep=;"\r\ndialogue;summary\r\nA, B;C\r\n', {}),
+        ("sep=;\nA, B;C\n", {"column_names": ["dialogue", "summary"]}),
+        ("\n\ndialogue;summary\nA, B;C\n", {}),
+        (' Dialogue ,summary \n"A, B",C\n', {}),
+    ],
+    ids=["sep", "quoted", "no header", "blank lines", "spaces"],
+)
+def test_csv_as_spreadsheets_write_it_is_read(text, fields, tmp_path):
+    """A first line `sep=;`, blank lines before the header, and spaces around the names of columns."""
+    for split in SPLITS:
+        (tmp_path / f"{split}.csv").write_text(text)
+    (row,) = load_split(DataConfig(dataset_name=str(tmp_path), **fields), "test")
+    assert (row.dialogue, row.references) == ("A, B", ("C",))
