@@ -76,3 +76,37 @@ def warn_of_padded_labels(model: Any, batch: dict[str, Any]) -> None:
             "trained and is part of the loss: replace it by -100, as DataCollatorForSeq2Seq pads labels",
             *(rows, len(labels), pad),
         )
+
+
+def check_padding_side(model: Any, collate: Any, batch: dict[str, Any]) -> None:
+    """Check that a script's batches for an encoder-decoder are padded after the text, as decoders expect.
+
+    Padding before labels becomes the decoder's input between its start and the text, without a mask, so that
+    the loss of a row depends on the other rows.
+
+    Args:
+        model: the Transformers model; one that is no encoder-decoder may be padded on either side.
+        collate: the function that makes batches; its tokenizer, if it has one, pads them.
+        batch: the first one; other functions are judged by its labels.
+
+    Raises:
+        UserError: the function's tokenizer pads on the left, as Gemma's do.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return
+    if getattr(getattr(collate, "tokenizer", None), "padding_side", "right") == "left":
+        raise UserError(
+            "the tokenizer of data_collator pads on the left, and the decoder would read the padding between "
+            "its start and the text: set tokenizer.padding_side = 'right'"
+        )
+    labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor) or labels.dim() != 2:
+        return
+    padding = labels == -100
+    before = padding.long().cumprod(1).sum(1)
+    if before.unique().numel() > 1 and not padding[:, -1].any():
+        logger.warning(
+            "labels of the first batch seem to be padded on the left (%d of %d rows begin with -100): the "
+            "decoder reads this padding before the text; pad on the right",
+            *(int((before > 0).sum()), len(labels)),
+        )

@@ -17,7 +17,7 @@ from lora_hf.adapters.active import check_trainable
 from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
-from lora_hf.data.collate import check_tokens, warn_of_padded_labels, with_decoder_inputs
+from lora_hf.data.collate import check_padding_side, check_tokens, warn_of_padded_labels, with_decoder_inputs
 from lora_hf.distributed import full_weights
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.decoding import decoding_for
@@ -211,12 +211,13 @@ class LoraTrainer(ResumableTrainer):
         """Run forward and backward of one batch, in micro-batches if that is on and memory runs out.
 
         Raises:
-            UserError: a token without an embedding. On a GPU only the first batch is checked, because each
-                check waits for the device.
+            UserError: a token without an embedding, or a collator that pads on the left. On a GPU only the
+                first batch is checked, because each check waits for the device.
         """
         if not self._has_begun or self.args.device.type == "cpu":
             check_tokens(unwrapped(self.model), inputs)
         if not self._has_begun:
+            check_padding_side(unwrapped(self.model), self.data_collator, inputs)
             warn_of_padded_labels(unwrapped(self.model), inputs)
         self._has_begun = True
         if self.has_buckets:

@@ -39,6 +39,7 @@ from lora_hf import (
     set_adapter,
 )
 from lora_hf.baselines.bottleneck import add_bottlenecks
+from lora_hf.data.collate import check_padding_side
 
 
 @pytest.mark.parametrize(
@@ -312,6 +313,32 @@ def test_labels_that_end_in_padding_tokens_are_warned_of(
     trainer.train()
     text = "the labels of 4 of 4 rows of the first batch end in the padding token 0"
     assert caplog.text.count(text) == is_padded
+
+
+def test_a_collator_whose_tokenizer_pads_on_the_left_is_refused(tmp_path: Path) -> None:
+    """As Gemma's tokenizers do: the decoder would read the padding before the labels."""
+    trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=1))
+    trainer.data_collator.tokenizer.padding_side = "left"
+    with pytest.raises(
+        UserError, match="data_collator pads on the left.*set tokenizer.padding_side = 'right'"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_warned"),
+    [
+        ([[-100, -100, 7, 1], [7, 8, 9, 1]], True),
+        ([[-100, 7, 8, 1], [-100, 8, 9, 1]], False),  # the first token is not learned
+        ([[7, 1, -100, -100], [7, 8, 9, 1]], False),
+        ([[-100, 7, 1, -100], [-100, -100, 9, 1]], False),
+    ],
+)
+def test_labels_that_seem_padded_on_the_left_are_warned_of(
+    labels: list[list[int]], is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_padding_side(make_t5(), None, {"labels": torch.tensor(labels)})
+    assert ("padded on the left" in caplog.text) is is_warned
 
 
 def test_embeddings_that_are_saved_beside_an_adapter_may_train(tmp_path: Path) -> None:
