@@ -2,7 +2,6 @@
 
 - `commands.md`: each command of `lora-hf` with its options, from the command line's own definitions;
 - `notebooks/NAME.md`: each notebook with the outputs that are stored in it;
-- `reports.md`: the long table of `reliability.md` as a list, which is readable on a phone;
 - in every page, a `<picture>` with a light and a dark image becomes two images that follow the theme's
   toggle, and indented blocks of commands and of YAML are highlighted.
 """
@@ -15,7 +14,6 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -29,8 +27,8 @@ INDENTED = re.compile(
     rf"(?<=\n\n)( {{4}}(?:(?P<shell>{COMMAND}) |{FIELD})[^\n]*(?:\n(?: {{4}}[^\n]*)?(?=\n))*)"
 )
 """A block of commands, or of YAML."""
-REPORTS_TITLE = "## Reports from elsewhere"
-REPORTS = re.compile(rf"({REPORTS_TITLE})\n\n(.*?)\n\n((?:\|[^\n]*\n)+)\n?", re.DOTALL)
+WIDE = "---\nhide: [toc]\n---"
+"""The head of a page whose code needs the width of the table of contents."""
 COMMANDS = """# Commands
 
 `lora-hf --help` lists the commands, and `lora-hf COMMAND --help` prints the options of one. This page is made
@@ -49,7 +47,6 @@ from the same definitions. Fields of the [configuration](config.md) follow the o
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     files.append(File.generated(config, "commands.md", content=commands_page()))
-    files.append(File.generated(config, "reports.md", content=reports_page(_reliability())))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         text, images = notebook_page(path)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
@@ -58,30 +55,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return the page with its pictures in both schemes and its commands as shell blocks."""
-    if page.file.src_uri == "reliability.md":
-        markdown = REPORTS.sub(
-            rf"{REPORTS_TITLE}\n\n\2\n\n[The list](reports.md) has its own page.\n\n", markdown
-        )
     markdown = PICTURE.sub(r"![\2](\3#only-light)![\2](\1#only-dark)", markdown)
     return INDENTED.sub(_highlighted, markdown)
-
-
-def _reliability() -> str:
-    return (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
-
-
-def reports_page(markdown: str) -> str:
-    """Return the table of reports in docs/reliability.md as a list."""
-    if not (found := REPORTS.search(markdown)):
-        raise SystemExit(f"docs/reliability.md has no section {REPORTS_TITLE!r} with a table")
-    rows = [re.split(r"(?<!\\)\|", line.strip("|")) for line in found[3].splitlines()[2:]]
-    entries = [
-        f"**{report[:1].upper()}{report[1:]}**\n\n: Tried: {tried}\n\n: Outcome: {outcome}\n"
-        for report, tried, outcome in (map(str.strip, row) for row in rows)
-    ]
-    return "\n".join(["# Problems reported elsewhere\n", found[2], "", *entries])
 
 
 def fenced(language: str, text: str) -> str:
@@ -111,7 +88,7 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
             parts.append(_output(output, path.stem, images))
         if len(parts) == 1:
             parts.append(f"*{source}*")
-    return "\n\n".join(part for part in parts if part), images
+    return "\n\n".join([WIDE, *filter(None, parts)]), images
 
 
 def _output(output: Any, stem: str, images: dict[str, bytes]) -> str:
