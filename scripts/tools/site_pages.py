@@ -3,7 +3,8 @@
 - `commands.md`: each command of `lora-hf` with its options, from the command line's own definitions;
 - `notebooks/NAME.md`: each notebook with the outputs that are stored in it;
 - in every page, a `<picture>` with a light and a dark image becomes two images that follow the theme's
-  toggle, and indented blocks of commands and of YAML are highlighted.
+  toggle, and indented blocks of commands and of YAML are highlighted;
+- the tables of `config.md` become lists on a phone (`site.css`).
 """
 
 import base64
@@ -14,6 +15,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -59,6 +61,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return the page with its pictures in both schemes and its commands as shell blocks."""
     markdown = PICTURE.sub(r"![\2](\3#only-light)![\2](\1#only-dark)", markdown)
     return INDENTED.sub(_highlighted, markdown)
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Return the page; the tables of the configuration get a class, by which a phone shows them as lists."""
+    if page.file.src_uri != "config.md":
+        return html
+    return re.sub(r"<table>.*?</table>", r'<div class="fields">\g<0></div>', html, flags=re.DOTALL)
 
 
 def fenced(language: str, text: str) -> str:
@@ -170,4 +179,4 @@ def _kind(metavar: re.Match[str]) -> str:
     return f"{option} {words.get(kind, 'TEXT')}" if is_option else option.upper()
 
 
-__all__ = ["on_files", "on_page_markdown"]
+__all__ = ["on_files", "on_page_content", "on_page_markdown"]
