@@ -25,7 +25,7 @@ def doctor(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ADAPTER | KEY.SUB=VALUE...]",
+            metavar="ADAPTER | KEY.SUB=VALUE",
             help="Folder of an adapter or a run, or USER/NAME on the Hub; with --config, its overrides.",
             show_default=False,
             autocompletion=complete_override,
@@ -58,7 +58,10 @@ def doctor(
 
 def verify(
     run: Annotated[
-        Path, typer.Argument(help="Output directory of a finished train, compare, methods or sweep command.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Output directory of a finished train, compare, methods or sweep command."
+        ),
     ],
     as_json: Json = False,
 ) -> None:

@@ -35,7 +35,8 @@ PEFT_CONFIG = "adapter_config.json"
 
 def report(
     run: Annotated[
-        Path, typer.Argument(help="Output directory of a train, compare, methods or sweep command.")
+        Path,
+        typer.Argument(metavar="RUN", help="Output directory of a train, compare, methods or sweep command."),
     ],
 ) -> None:
     """Write the report of finished runs: an HTML page, a table and figures.
@@ -100,8 +101,9 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
+            metavar="FILE",
             help="Texts as csv, tsv, jsonl, json, parquet or arrow; a .txt file with one text; or - for "
-            "standard input."
+            "standard input.",
         ),
     ],
     adapter: Annotated[
@@ -223,7 +225,8 @@ def merge(
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="A run, an adapter, a merged folder, or USER/NAME on the Hub.")
+        str,
+        typer.Argument(metavar="MODEL", help="A run, an adapter, a merged folder, or USER/NAME on the Hub."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
     to: Annotated[str, typer.Option("--to", help="Library to run it with: onnx or ctranslate2.")] = "onnx",
@@ -306,7 +309,8 @@ def score(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Predictions as csv, tsv, jsonl, json, parquet or arrow, or as .txt, one per line."
+            metavar="FILE",
+            help="Predictions as csv, tsv, jsonl, json, parquet or arrow, or as .txt, one per line.",
         ),
     ],
     prediction: Annotated[
