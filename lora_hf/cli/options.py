@@ -158,5 +158,5 @@ def print_scores(scores: RunResult) -> None:
 
 
 def print_report(root: Path, stem: str) -> None:
-    """Print the paths of a report's files, the page first."""
-    print("report:", ", ".join(str(root / f"{stem}{end}") for end in (".html", ".md", ".png", ".json")))
+    """Print the path of a report's page, and the endings of the files beside it."""
+    print(f"report: {root / stem}.html, and .md, .png and .json beside it")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from starlette.testclient import TestClient
-from support.browser import LOADED, errors_of
+from support.browser import LOADED, errors_of, set_scheme
 from support.families import make_family
 from support.letters import letters
 from support.server_process import DIALOGUES, EXTRA, FIELDS, Server, save_adapters, serving
@@ -282,8 +282,38 @@ def test_the_api_page_lists_the_operations_and_tries_them_out(server: Server, br
     answer = found(f"{block} .live-responses-table .highlight-code")[0].text
     assert '"summary"' in answer and '"seconds"' in answer
     assert errors_of(browser) == []
+    filters = []
+    for scheme in ("light", "dark"):
+        set_scheme(browser, scheme)
+        filters.append(browser.execute_script("return getComputedStyle(document.documentElement).filter"))
+    assert filters[0] == "none" and "invert" in filters[1]
     address = f"http://127.0.0.1:{server.port}/"
     assert all(name.startswith((address, "data:")) for name in browser.execute_script(LOADED))
+
+
+def test_the_api_page_takes_the_token(warm_python: WarmPython, browser: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def found(selector: str) -> Any:
+        return WebDriverWait(browser, 60).until(
+            lambda _: browser.find_elements("css selector", selector), f"no {selector} on the page"
+        )[0]
+
+    block = "#operations-summaries-summarize_summarize_post"
+    answer = f"{block} .live-responses-table .response-col_description"
+    with serving(warm_python, "--base", "embedded", LORA_HF_SERVE_TOKEN="a-token") as server:
+        browser.get(f"http://127.0.0.1:{server.port}/docs")
+        found(f"{block} .opblock-summary-control").click()
+        found(f"{block} .try-out__btn").click()
+        found(f"{block} .execute").click()
+        assert "token" in found(f"{answer} .highlight-code").text  # refused
+        found(".auth-wrapper .authorize").click()
+        found(".modal-ux input").send_keys("a-token")
+        found(".modal-ux button.authorize").click()
+        found(".modal-ux .btn-done").click()
+        found(f"{block} .execute").click()
+        WebDriverWait(browser, 60).until(lambda _: '"summary"' in found(f"{answer} .highlight-code").text)
+    errors_of(browser)  # the refused request
 
 
 def test_requests_are_counted_by_adapter_and_status(server: Server) -> None:

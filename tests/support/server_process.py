@@ -83,8 +83,9 @@ class Server:
 
 
 @contextmanager
-def serving(python: WarmPython, *options: str | Path) -> Iterator[Server]:
-    process = python.start([sys.executable, "-m", "lora_hf", "serve", "--port", "0", *options])
+def serving(python: WarmPython, *options: str | Path, **environment: str) -> Iterator[Server]:
+    words = [sys.executable, "-m", "lora_hf", "serve", "--port", "0", *options]
+    process = python.start(words, env=environment)
     try:
         yield Server(process)
     finally:
