@@ -255,15 +255,10 @@ def as_recorded(config: ModelConfig, saved: SavedAdapter) -> ModelConfig:
         taken["revision"] = recorded.revision
     if "dtype" not in config.model_fields_set and recorded.dtype != config.dtype:
         taken["dtype"] = recorded.dtype
-    here, then = (one.storage_fields() | {"dtype": None} for one in (config, recorded))
-    if here != then and config.model_fields_set.isdisjoint({*ModelConfig.model_fields} - NOT_STORAGE):
-        taken |= {name: value for name, value in then.items() if name != "dtype"}
-    elif here != then:
-        logger.warning(
-            "the base is stored as %s, as the config says; the adapter was trained on it as %s, and can "
-            "write other texts on this one",
-            *(_storage_in_words(one) for one in (config, recorded)),
-        )
+    if config.model_fields_set.isdisjoint({*ModelConfig.model_fields} - NOT_STORAGE):
+        taken |= _storage(recorded)
+    else:
+        warn_of_other_storage(config, saved)
     for name, value in taken.items():
         logger.info("model.%s is not given: %r is used, with which the adapter was trained", name, value)
     return config.model_copy(update=taken)
@@ -273,9 +268,23 @@ NOT_STORAGE = {"model_name_or_path", "revision", "dtype"}
 """Fields of the section `model` that do not say how the weights are stored."""
 
 
-def _storage_in_words(config: ModelConfig) -> str:
-    fields = config.storage_fields()
-    more = [f"{name}={value!r}" for name, value in fields.items() if name not in (*DENSE, "dtype")]
+def warn_of_other_storage(base: ModelConfig, saved: SavedAdapter) -> None:
+    """Warn of an adapter that was trained on its base in another storage format than this one."""
+    trained_on = base_config(saved, base.model_name_or_path)
+    if _storage(base) != _storage(trained_on):
+        logger.warning(
+            "the base is stored as %s; %s was trained on it as %s, and can write other texts on this one",
+            *(_in_words(base), saved.folder, _in_words(trained_on)),
+        )
+
+
+def _storage(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields that say how the weights are stored, beside their dtype."""
+    return {name: value for name, value in config.storage_fields().items() if name != "dtype"}
+
+
+def _in_words(config: ModelConfig) -> str:
+    more = [f"{name}={value!r}" for name, value in _storage(config).items() if name not in DENSE]
     return config.storage + (f" ({', '.join(more)})" if more else "")
 
 

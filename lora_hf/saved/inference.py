@@ -40,6 +40,7 @@ from lora_hf.saved.find_adapter import (
     find_adapter,
     run_directory,
     settings_of,
+    warn_of_other_storage,
     warn_of_own_tokens,
     warn_of_unscored,
 )
@@ -94,7 +95,7 @@ class InferenceModel:
         """
         _check_engine(engine, quantization, base, max_merged)
         is_converted = engine == "ctranslate2"
-        self.name = base.model_name_or_path
+        self.name, self._base = base.model_name_or_path, base
         folder = Path(base.model_name_or_path).expanduser()
         base_settings = base_settings or settings_beside(folder)
         if is_converted:
@@ -170,6 +171,7 @@ class InferenceModel:
         settings, recorded = settings or settings_of(saved), base_config(saved, self.name).dtype
         warn_of_unscored(run_directory(saved))
         warn_of_own_tokens(saved, self.tokenizer)
+        warn_of_other_storage(self._base, saved)
         self._inject(saved, name)
         settings = within_positions(settings, self.model.config, self.name, self._virtual_tokens)
         here = str(self.model.dtype).removeprefix("torch.")

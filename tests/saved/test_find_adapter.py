@@ -169,6 +169,14 @@ def test_an_adapter_is_used_in_the_dtype_of_its_base_and_merged_in_full(
     assert set(read_dtypes(tmp_path / "merged" / "model.safetensors").values()) == {"F32"}
     InferenceModel(ModelConfig(dtype="float32")).add_adapter(saved)
     assert "trained on a base in bfloat16, and this one is in float32" in caplog.text
+    assert "was trained on it as" not in caplog.text  # the dtype is not the storage format
+
+
+def test_an_adapter_beside_one_whose_base_is_stored_otherwise_comes_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    InferenceModel(ModelConfig(load_in_4bit=True)).add_adapter(folder)
+    assert f"the base is stored as nf4; {folder} was trained on it as dense" in caplog.text
 
 
 @pytest.mark.parametrize(
