@@ -16,6 +16,7 @@ from lora_hf.config.task import Task
 from lora_hf.data.columns import (
     DIALOGUE,
     PLAIN,
+    TURN,
     Columns,
     Row,
     find_columns,
@@ -180,6 +181,12 @@ def read_part(
         if columns.is_numeric:
             text = "%s: %r holds numbers or true/false, which are read as text"
             logger.info(text, part.name, columns.references[0])
+        plain = replace(columns, turn_template=TURN)
+        if plain != columns and all(plain.read(row)[DIALOGUE] == columns.read(row)[DIALOGUE] for row in head):
+            text = (
+                "%s: data.turn_template=%r has no effect on the first row: its dialogue is text and not turns"
+            )
+            logger.warning(text, part.name, columns.turn_template)
     return map(columns.read, chain(head, part.rows)), columns
 
 

@@ -78,7 +78,7 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
         logger.info("model: %s in %s on %s", base.model_name_or_path, model.description, device_name(device))
     else:
         is_ours = source is not None and source.settings is not None  # its settings are compared below
-        model = load_model(base, device, report_generation=not is_ours)
+        model = load_model(base, device, False, not is_ours)
     if adapter:
         _report_other_base(base, adapter, model.config._commit_hash)
         warn_of_own_tokens(adapter, tokenizer)

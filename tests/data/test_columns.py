@@ -455,3 +455,17 @@ def test_turns_as_json_in_a_cell_of_csv_are_lines_inside_a_template_too(tmp_path
     columns = {"dialogue_column": "{topic}: {talk}", "summary_column": "gist"}
     config = DataConfig(dataset_name=str(tmp_path), streaming=streaming, **columns)
     assert load_split(config, "train")[0].dialogue == "greeting: A: Hi\nB: Ho"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("talk", "is_unused"), [(TALK, True), ([{"speaker": "A", "text": "Hi"}], False), ([["A", "Hi"]], False)]
+)
+def test_a_template_for_turns_that_the_data_does_not_have_is_warned_of(
+    talk, is_unused, streaming, tmp_path, caplog
+):
+    config, _ = load(tmp_path, [{"dialogue": talk, "summary": GIST}], turn_template="{speaker} - {text}")
+    caplog.clear()
+    load_split(config.model_copy(update={"streaming": streaming}), "train")
+    words = "data.turn_template='{speaker} - {text}' has no effect on the first row"
+    assert caplog.text.count(words) == is_unused
