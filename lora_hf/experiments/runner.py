@@ -72,8 +72,10 @@ def words(changes: Mapping[str, Any]) -> list[str]:
 
 
 def run_command(config_file: str | Path, overrides: Sequence[str], run: PlannedRun) -> list[str]:
-    """Return the command of one run."""
-    words = ["train", "--config", str(config_file), *overrides, *run.overrides]
+    """Return the command of one run, without the overrides that the run's own replace."""
+    own = {word.partition("=")[0] for word in run.overrides}
+    common = [word for word in overrides if word.partition("=")[0] not in own]
+    words = ["train", "--config", str(config_file), *common, *run.overrides]
     return [sys.executable, "-m", "lora_hf", *words]
 
 

@@ -152,6 +152,8 @@ def test_a_run_s_command_gives_the_run_that_was_planned(tmp_path, extra):
         assert command[:6] == [sys.executable, "-m", "lora_hf", "train", "--config", str(file)]
         run = load_config(file, command[6:])
         assert run.for_run(run.method, run.seed, run.output_dir) == arm.config
+        keys = [word.partition("=")[0] for word in command[6:]]
+        assert len(keys) == len({*keys})  # a field that is given twice is a warning
 
 
 @pytest.mark.parametrize("folder", ["runs/a #1", "runs/x: y", "runs/[1]", "runs/ü 'q' \"p\"", "runs/1e3"])
