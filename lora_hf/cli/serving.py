@@ -101,7 +101,12 @@ def serve(
 
 
 def demo(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output directory of a run or a comparison.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Output directory of a run or a comparison, or an exported folder."
+        ),
+    ],
     host: Host = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")

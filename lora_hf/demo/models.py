@@ -1,18 +1,20 @@
-"""The models that a demo compares: the base, fully fine-tuned models, and adapters on the one base."""
+"""The models that a demo compares: base, fully fine-tuned models, adapters on the one base, and exports."""
 
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import RunConfig
+from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.prediction import NEW_TOKENS, PredictionSettings
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
+from lora_hf.models.exported import engine_of
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, run_above
-from lora_hf.run_records import Prediction, read_predictions, read_result
+from lora_hf.run_records import read_predictions, read_result
 from lora_hf.saved.inference import BASE
 from lora_hf.saved.source import model_of_run
 from lora_hf.serving.engine import Engine, Job
@@ -31,25 +33,32 @@ class Output(NamedTuple):
 
 
 class DemoModels:
-    """The models of a run, or of several runs under one folder.
+    """The models of a run, or of several runs and exported models under one folder; or one exported model.
 
     Attributes:
-        names: the models' names, the base first; an adapter has the name of its run.
+        names: the models' names, the base first; an adapter has the name of its run, an export of its folder.
         adapters: the names of those that are adapters on the base.
         samples: dialogues of the test split, as rows of predictions.jsonl.
         description: the base with its dtype and device, and the other models, in one sentence.
     """
 
     def __init__(self, root: Path) -> None:
-        """Load one base with every adapter, and each fully fine-tuned model.
+        """Load one base with every adapter, each fully fine-tuned model, and each exported one.
 
         Raises:
-            UserError: there is no run with a model.
+            UserError: there is no run with a model, or an exported folder is not complete.
         """
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+        exports = find_exports(root)
+        if root.is_dir() and engine_of(root):
+            self.samples, self.adapters = [], []
+            self.description = self._load(exports)
+            return
         runs = find_runs(root)
         first = next(iter(runs.values()))[1]
         tested = [folder for folder, _ in runs.values() if (folder / PREDICTIONS).is_file()]
-        self.samples: list[Prediction] = read_predictions(tested[0])[:SAMPLES] if tested else []
+        self.samples = read_predictions(tested[0])[:SAMPLES] if tested else []
         adapters = {
             n: SavedAdapter(folder / ADAPTER, n)
             for n, (folder, config) in runs.items()
@@ -57,7 +66,6 @@ class DemoModels:
         }
         length = next((x for folder, _ in runs.values() if (x := _length(folder))), NEW_TOKENS)
         as_trained = PredictionSettings.of_run(first, length)
-        self._engines: dict[str, Engine] = {}
         shared = Engine(first.model, adapters, as_trained)
         self._engines[BASE] = shared
         for name, (folder, config) in runs.items():
@@ -67,12 +75,22 @@ class DemoModels:
                 settings = PredictionSettings.of_run(config, _length(folder) or length)
                 self._engines[name] = Engine(model_of_run(folder), {}, settings)
         self.adapters = list(adapters)
-        self._lock = threading.Lock()
-        self.names = list(self._engines)
         kinds = [f"adapter{'s' * (len(adapters) > 1)}: {', '.join(adapters)}"] if adapters else []
         whole = [name for name in self.names if name != BASE and name not in adapters]
         kinds += [f"fully fine-tuned: {', '.join(whole)}"] if whole else []
+        kinds += [self._load(exports)] if exports else []
         self.description = f"Base: {shared.description}" + (f"; {'; '.join(kinds)}." if kinds else ".")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models."""
+        return list(self._engines)
+
+    def _load(self, exports: Mapping[str, Path]) -> str:
+        """Load exported models, and return what they are."""
+        for name, folder in exports.items():
+            self._engines[name] = Engine(ModelConfig(model_name_or_path=str(folder)), {})
+        return f"Exported: {', '.join(self._engines[name].description for name in exports)}"
 
     def summarize(self, name: str, dialogue: str) -> Output:
         """Summarize a dialogue with one model."""
@@ -89,6 +107,12 @@ class DemoModels:
         """Restore the models' modules."""
         for engine in self._engines.values():
             engine.close()
+
+
+def find_exports(root: Path) -> dict[str, Path]:
+    """Return the exported models of a folder, by name: the folder itself, or those in it."""
+    folders = [root, *sorted(root.iterdir())] if root.is_dir() else []
+    return {folder.resolve().name: folder for folder in folders if engine_of(folder)}
 
 
 def find_runs(root: Path) -> dict[str, tuple[Path, RunConfig]]:

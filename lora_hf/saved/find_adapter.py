@@ -17,7 +17,7 @@ from lora_hf.config.model import DENSE, Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.files import read_object
-from lora_hf.hub.download import fetch, public_info
+from lora_hf.hub.download import SETTINGS, fetch, public_info
 from lora_hf.hub.names import ADDRESS, split_name
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
@@ -31,12 +31,13 @@ ADAPTER_FILES = ("adapter_*.json", "adapter_*.safetensors", "lora_hf*")
 logger = logging.getLogger(__name__)
 
 
-def find_adapter(name: str, option: str = "--adapter") -> SavedAdapter:
+def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -> SavedAdapter:
     """Find an adapter: in a folder, in a run directory, or on the Hub, from where it is downloaded.
 
     Args:
         name: a path, or USER/NAME or USER/NAME@REVISION: a commit, a tag or a branch.
         option: where the user wrote it, for errors.
+        or_model: also take a repository of the Hub that holds a whole model: its settings are downloaded.
 
     Raises:
         UserError: none of these, or a run without an adapter.
@@ -68,8 +69,10 @@ def find_adapter(name: str, option: str = "--adapter") -> SavedAdapter:
     action = (
         f"{option} {name!r}: there is no such folder here{near}, and from the Hub it cannot be downloaded"
     )
-    fetched = fetch(name, ADAPTER_FILES, action)
-    if not any(fetched.glob("*.safetensors")) and (problem := _not_in_repository(name, fetched.name)):
+    fetched = fetch(name, (*ADAPTER_FILES, *[SETTINGS] * or_model), action)
+    is_model = or_model and (fetched / SETTINGS).is_file() and not (fetched / CONFIG_NAME).is_file()
+    has_weights = is_model or any(fetched.glob("*.safetensors"))
+    if not has_weights and (problem := _not_in_repository(name, fetched.name)):
         raise UserError(f"{option} {name!r}: the repository {problem}")
     return SavedAdapter(fetched, name, revision=fetched.name)
 
@@ -92,7 +95,7 @@ def _not_in_repository(name: str, commit: str) -> str:
             f"has its adapter in a folder: write `hf download {split_name(name)[0]} --local-dir copy`, and "
             f"give copy/{folder}"
         )
-    if "config.json" in held:
+    if SETTINGS in held:
         return "is that of a whole model and not of an adapter: give it with --model, or as the base model"
     return f"has no adapter ({CONFIG_NAME} and adapter_model.safetensors); it holds {here}"
 
@@ -115,7 +118,7 @@ def not_adapter(folder: Path) -> str:
             again = f"restore it, or delete {RESULTS} and {TRAINED} and rerun the command"
             return f"is a finished run without its folder {ADAPTER!r}: {again}"
         return "is a run that has not finished, and holds no adapter yet: rerun its command"
-    if (folder / "config.json").is_file():
+    if (folder / SETTINGS).is_file():
         return "is a whole model and not an adapter: give it with --model, or as the base model"
     return ""
 

@@ -17,8 +17,9 @@ from lora_hf.config.model import EMBEDDED
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PredictionSettings
 from lora_hf.errors import UserError
 from lora_hf.files import read_object
+from lora_hf.hub.download import TEXTS, fetch
 from lora_hf.hub.names import split_name
-from lora_hf.models.exported import engine_of, export_record
+from lora_hf.models.exported import EXPORT, MARKS, engine_of, export_record
 from lora_hf.models.load import model_config
 from lora_hf.run_files import ADAPTER, CONFIG, MODEL
 from lora_hf.run_records import read_result
@@ -96,16 +97,35 @@ def find_source(name: str, base: str | None = None, option: str = "--model") -> 
             or (folder / "config.json").is_file()
             or ("/" not in name and not folder.exists())
         )
-        saved = None if is_model and not is_adapter(folder) else find_adapter(name, option)
+        saved = None if is_model and not is_adapter(folder) else find_adapter(name, option, or_model=True)
         if saved is not None and not (saved.revision and not is_adapter(saved.folder)):
             return Source(name, base_config(saved, base), saved, run=run_directory(saved))
         repo_id, revision = (name, None) if folder.exists() else split_name(name)
+        if saved and (exported := _exported_on_hub(saved, f"{option} {name!r}")):
+            repo_id, revision = str(exported), None
         model = ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field(field)
         settings = settings_beside(saved.folder if saved else folder)
         source = Source(name, model, settings=settings, run=_run_of_model(folder))
     if base:
         raise UserError(f"base={base!r} is for an adapter, and {field}={name!r} is none: leave out base")
     return source
+
+
+def _exported_on_hub(saved: SavedAdapter, action: str) -> Path | None:
+    """Return the local copy of an export on the Hub, which is downloaded; None for another repository.
+
+    Args:
+        saved: what `find_adapter` found there.
+        action: begins the error.
+    """
+    if EXPORT not in saved.manifest:
+        return None
+    files = [*(export_record(saved.folder).get("sha256") or {}), *(f"*{end}" for end in TEXTS)]
+    repo_id, _ = split_name(saved.source)
+    folder = fetch(f"{repo_id}@{saved.revision}", files, f"{action} cannot be downloaded from the Hub")
+    if engine_of(folder) is None:
+        raise UserError(f"{action} was exported, but the repository has no {' and no '.join(MARKS.values())}")
+    return folder
 
 
 def is_adapter(folder: Path) -> bool:

@@ -1,12 +1,14 @@
 """Compare `long="cut"` with `long="split"`: ROUGE and time on dialogues that are too long for a model.
 
     python scripts/benchmarks/long_texts.py runs/quickstart/lora
+    python scripts/benchmarks/long_texts.py runs/notes --data ../shared/data/mts_dialog --tokens 2000
 
-A long dialogue is 3 to 6 dialogues of the embedded test split, one after another; its reference is their
-references, joined. Prints JSON.
+A long dialogue is 3 to 6 dialogues of a test split in turn, or as many as have `--tokens` together;
+its reference is their references, joined. Prints JSON, with processor time.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -26,10 +28,18 @@ from lora_hf.evaluation.metrics import Scoring
 from scripts.benchmarks.bench import machine
 
 
-def long_dialogues(n: int, seed: int) -> tuple[list[str], list[list[str]]]:
-    """Return dialogues of 3 to 6 joined ones, and their references."""
-    random, test = Random(seed), load_split(DataConfig(), "test")
-    chosen = [random.sample(test, random.randint(3, 6)) for _ in range(n)]
+def long_dialogues(
+    given: argparse.Namespace, tokenizer: Any, data: DataConfig
+) -> tuple[list[str], list[list[str]]]:
+    """Return joined dialogues and their references."""
+    random, test = Random(given.seed), load_split(DataConfig(dataset_name=given.data), "test")
+    lengths = source_lengths([example.dialogue for example in test], tokenizer, data)
+    chosen = []
+    for _ in range(given.dialogues):
+        order = random.sample(range(len(test)), len(test))
+        sums = itertools.accumulate(lengths[i] for i in order)
+        enough = next((n for n, tokens in enumerate(sums, 1) if tokens >= (given.tokens or 0)), len(test))
+        chosen.append([test[i] for i in order[: enough if given.tokens else random.randint(3, 6)]])
     dialogues = ["\n".join(example.dialogue for example in part) for part in chosen]
     return dialogues, [[" ".join(example.references[0] for example in part)] for part in chosen]
 
@@ -39,21 +49,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a run, an adapter or a model, as `lora_hf.load` takes it")
+    parser.add_argument("--data", default="embedded", help="a dataset, as `data.dataset_name` takes it")
+    parser.add_argument("--tokens", type=int, help="of each long dialogue, at least")
     parser.add_argument("--dialogues", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     model = lora_hf.load(given.model)
-    dialogues, references = long_dialogues(given.dialogues, given.seed)
     data = next(iter(model.adapters[name] for name in (*model.names, None))).data
+    dialogues, references = long_dialogues(given, model.tokenizer, data)
     found: dict[str, Any] = {
         "source_tokens": round(mean(source_lengths(dialogues, model.tokenizer, data))),
         "max_source_length": data.max_source_length,
         "parts": sum(map(len, divided(dialogues, model.tokenizer, data))),
     }
     for long in LONG:
-        start = time.perf_counter()
+        start = time.process_time()
         written = model.generate(dialogues, long=long)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         scores = Scoring().measure(written, references).scores
         found[long] = {name: round(score.value, 4) for name, score in scores.items()}
         found[long] |= {"words": round(mean(len(text.split()) for text in written), 1)}

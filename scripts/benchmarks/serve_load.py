@@ -2,14 +2,16 @@
 
     python scripts/benchmarks/serve_load.py --adapters 1 4 16
     python scripts/benchmarks/serve_load.py --shape embedded --requests 256
-    python scripts/benchmarks/serve_load.py --ctranslate2 int8
+    python scripts/benchmarks/serve_load.py --variants torch int8 merged --ctranslate2 int8
 
 For each number of adapters, a server on loopback holds that many copies of one adapter under different
 names. The expected output is therefore the same for every mix, and every response is compared. `--clients`
 concurrent clients query the servers in turn. Two references are measured too: the base without an adapter,
 as a server of a merged model, and the first server once more, whose ratio shows the noise. With
 `--ctranslate2`, one process that serves the merged adapter by CTranslate2 is queried in turn too: it holds
-one adapter only. Prints JSON, with the seconds of one request that half (p50) and 95 % (p95) do not exceed.
+one adapter only. `--variants` serves the adapters in several ways: by torch, on a base in int8, and merged
+for CTranslate2, as many as `--max-merged`. Prints JSON, with the seconds of one request that half (p50) and
+95 % (p95) do not exceed.
 """
 
 import argparse
@@ -38,6 +40,8 @@ from scripts.benchmarks.bench import REAL, machine
 from scripts.benchmarks.interleaved import time_in_turn
 
 ALONE, BASE, CTRANSLATE2 = "alone", "base", "ctranslate2"
+VARIANTS = {"torch": [], "int8": ["--quantization=int8"], "merged": ["--engine=ctranslate2"]}
+"""Options of a server with adapters."""
 
 
 def prepare(folder: Path, given: argparse.Namespace) -> tuple[str, Path]:
@@ -90,11 +94,12 @@ def serving(
 
 
 def server(
-    base: str, adapter: Path, n: int, given: argparse.Namespace
+    base: str, adapter: Path, variant: str, n: int, given: argparse.Namespace
 ) -> AbstractContextManager[tuple[int, psutil.Process]]:
     """Start a server with `n` adapters; the context yields its port and process."""
-    named = [f"--adapter=a{i}={adapter}" for i in range(n)]
-    return serving([f"--base={base}", *named, f"--max-batch={given.batch}", "--timeout=600"])
+    options = [f"--base={base}", *(f"--adapter=a{i}={adapter}" for i in range(n)), *VARIANTS[variant]]
+    options += [f"--max-batch={given.batch}", f"--max-merged={given.max_merged}", "--timeout=600"]
+    return serving(options)
 
 
 def exported(base: str, adapter: Path, folder: Path, quantization: str) -> Path:
@@ -113,8 +118,8 @@ class Clients:
 
     def __init__(self, dialogues: list[str], given: argparse.Namespace) -> None:
         self.dialogues, self.given = dialogues, given
-        self.answers: dict[tuple[str, bool, bool], set[str]] = {}
-        """By dialogue, whether it is the base's, and whether it is CTranslate2's."""
+        self.answers: dict[tuple[str, bool, str], set[str]] = {}
+        """By dialogue, whether it is the base's, and by what computes it."""
         self.seconds: dict[str, list[list[float]]] = {}
         """By server, of each round, of each request."""
 
@@ -143,7 +148,7 @@ class Clients:
             seconds.append(time.perf_counter() - start)
             if response.status != 200:
                 raise RuntimeError(f"{response.status}: {text.decode()}")
-            model = dialogue, name is None, side == CTRANSLATE2
+            model = dialogue, name is None, side.split(":")[0] if name else side
             self.answers.setdefault(model, set()).add(json.loads(text)["summary"])
 
         with ThreadPoolExecutor(self.given.clients) as pool:
@@ -168,12 +173,15 @@ def measure(
         cpu.setdefault(side, []).append(after.user + after.system - before.user - before.system)
 
     with ExitStack() as stack:
-        numbers = dict.fromkeys([1, *given.adapters])
-        servers = {n: stack.enter_context(server(base, adapter, n, given)) for n in numbers}
-        sides: dict[str, Callable[[], None]] = {ALONE: partial(ask, ALONE, *servers[1], ["a0"])}
-        sides[BASE] = partial(ask, BASE, *servers[1], [None])
-        for n in given.adapters:
-            sides[str(n)] = partial(ask, str(n), *servers[n], [f"a{i}" for i in range(n)])
+        first = given.variants[0]
+        numbers = dict.fromkeys([(first, 1), *itertools.product(given.variants, given.adapters)])
+        servers = {of: stack.enter_context(server(base, adapter, *of, given)) for of in numbers}
+        alone = f"{first}: {ALONE}"
+        sides: dict[str, Callable[[], None]] = {alone: partial(ask, alone, *servers[first, 1], ["a0"])}
+        sides[BASE] = partial(ask, BASE, *servers[first, 1], [None])
+        for variant, n in itertools.product(given.variants, given.adapters):
+            side, names = f"{variant}: {n}", [f"a{i}" for i in range(n)]
+            sides[side] = partial(ask, side, *servers[variant, n], names)
         if by_ctranslate2:
             options = [f"--base={by_ctranslate2}", f"--max-batch={given.batch}", "--timeout=600"]
             process = stack.enter_context(serving(options))
@@ -187,9 +195,12 @@ def measure(
             name: round(median(given.requests / s for s in times), 2) for name, times in seconds.items()
         },
         "seconds_of_a_request": {name: percentiles(times[1:]) for name, times in clients.seconds.items()},
-        "ratio_to_alone": ratios(seconds),
-        "ratio_of_processor_time": ratios(cpu),
-        "same_answers": all(len(texts) == 1 for texts in clients.answers.values()),
+        "ratio_to_alone": ratios(seconds, alone),
+        "ratio_of_processor_time": ratios(cpu, alone),
+        "same_answers": {
+            of: all(len(texts) == 1 for key, texts in clients.answers.items() if key[2] == of)
+            for of in dict.fromkeys(key[2] for key in clients.answers)
+        },
     }
 
 
@@ -199,11 +210,11 @@ def percentiles(rounds: list[list[float]]) -> dict[str, float]:
     return {"p50": round(cuts[9], 3), "p95": round(cuts[18], 3)}
 
 
-def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+def ratios(seconds: dict[str, list[float]], alone: str) -> dict[str, dict[str, Any]]:
     """Return throughput relative to one adapter alone: median over rounds, and quartiles."""
     found = {}
     for name, times in seconds.items():
-        each = [alone / own for alone, own in zip(seconds[ALONE], times, strict=True)]
+        each = [first / own for first, own in zip(seconds[alone], times, strict=True)]
         low, _, high = quantiles(each, n=4, method="inclusive")
         found[name] = {"median": round(median(each), 3), "quartiles": [round(low, 3), round(high, 3)]}
     return found
@@ -216,6 +227,8 @@ def parsed() -> argparse.Namespace:
     is_real = (REAL / "dialogsum").is_dir() and (REAL / "t5_tokenizer").is_dir()
     parser.add_argument("--shape", choices=["embedded", "small", "base", "large"], default="small")
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["torch"])
+    parser.add_argument("--max-merged", type=int, default=17, help="models that the variant `merged` keeps")
     parser.add_argument("--r", type=int, default=16)
     parser.add_argument("--requests", type=int, default=128, help="requests per server and round")
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")

@@ -13,10 +13,13 @@ import pytest
 from support.browser import LOADED, errors_of, set_width
 from support.inputs import FEW
 
+import lora_hf
 from lora_hf import cli
 from lora_hf.demo.models import DemoModels, find_runs
 from lora_hf.errors import UserError
 from lora_hf.run_records import read_predictions
+from lora_hf.saved.export import export
+from lora_hf.saved.source import find_source
 
 CARDS = """return [...document.querySelectorAll("#answers section")]
   .map((card) => [card.id, card.querySelector(".summary").innerText])"""
@@ -50,6 +53,25 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("lora: {rank: 3}")
     with pytest.raises(UserError, match="config.yaml is not readable"):
         find_runs(tmp_path)
+
+
+def test_exported_models_are_shown_alone_and_beside_runs(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="the package ctranslate2 is not installed")
+    folder, text = tmp_path / "runs/ct2", "Anna: Lunch at noon?\nBen: Yes."
+    export(find_source("embedded"), folder, "ctranslate2", "int8", examples=1)
+    expected = lora_hf.load(folder).summarize(text)
+    with closing(DemoModels(folder)) as models:
+        assert (models.names, models.adapters, models.samples) == (["ct2"], [], [])
+        assert models.description.startswith("Exported: ") and "int8 by ctranslate2" in models.description
+        assert models.summarize("ct2", text).summary == expected
+    (tmp_path / "runs/base").mkdir()
+    (tmp_path / "runs/base/config.yaml").write_text("method: base\noutput_dir: runs/base\n")
+    with closing(DemoModels(tmp_path / "runs")) as models:
+        assert models.names == ["base", "ct2"] and "; Exported: " in models.description
+        assert models.summarize("ct2", text).summary == expected
+    (folder / "model.bin").write_bytes(b"no model")
+    with pytest.raises(UserError, match="is not the file that was exported from embedded"):
+        DemoModels(folder)
 
 
 @pytest.mark.slow

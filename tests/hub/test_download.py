@@ -18,6 +18,8 @@ from lora_hf.data.splits import load_split, load_split_and_origin
 from lora_hf.errors import NotWritten, Unavailable, UserError
 from lora_hf.hub.errors import hub_errors
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
+from lora_hf.saved.export import export
+from lora_hf.saved.source import find_source
 
 BASE = {file.name: file.read_bytes() for file in ASSETS.iterdir()}
 SETTINGS = {name: content for name, content in BASE.items() if name.endswith(".json")}
@@ -127,6 +129,25 @@ def test_a_repository_that_is_not_an_adapter_s_is_one_line_with_the_remedy(hub, 
     commands = [(["merge", "--adapter", name, "-o", tmp_path / "out"], None) for name in expected]
     for text, done in zip(expected.values(), client.run(*commands), strict=True):
         assert text in done.error, done.error
+
+
+def test_whole_and_exported_models_are_found_by_name(hub, client, tmp_path):
+    """`--adapter` refuses a whole model and says to give it with `--model`."""
+    pytest.importorskip("ctranslate2", reason="the package ctranslate2 is not installed")
+    export(find_source("embedded"), tmp_path / "ct2", "ctranslate2", "int8", examples=1)
+    (tmp_path / "ct2/README.md").unlink()  # it has no metadata, which the Hub of the tests reads
+    hub.store.seed("acme/whole", ASSETS)
+    hub.store.seed("acme/ct2", tmp_path / "ct2", **{"notes.bin": b"what no engine reads"})
+    record = (tmp_path / "ct2/lora_hf.json").read_bytes()
+    hub.store.seed("acme/part", **{"lora_hf.json": record, "config.json": b"{}"})
+    (tmp_path / "a.txt").write_text("Anna: Lunch at noon?\nBen: Yes.")
+    predict = ["predict", tmp_path / "a.txt", "--format", "text", "--model"]
+    names = ["embedded", "acme/whole", tmp_path / "ct2", "acme/ct2", "acme/ct2@main"]
+    done = client.run(*[([*predict, name], None) for name in [*names, "acme/part"]])
+    assert [one.status for one in done] == [0] * 5 + [2], done[1].err + done[3].err
+    assert done[0].out == done[1].out and done[2].out == done[3].out == done[4].out != "\n"
+    assert "'acme/part' was exported, but the repository has no model.bin and no encod" in done[5].error
+    assert hub.count("GET", "notes.bin") == 0
 
 
 ROWS = [{"dialogue": f"A: Number {n}?", "summary": f"{n}."} for n in range(60)]
