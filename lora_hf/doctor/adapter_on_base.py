@@ -17,7 +17,7 @@ from lora_hf.doctor.configs import tokens_cut
 from lora_hf.errors import UserError
 from lora_hf.families import family_of
 from lora_hf.models.load import load_model
-from lora_hf.saved.find_adapter import config_of_run, run_directory, settings_on_sample
+from lora_hf.saved.find_adapter import config_of_run, own_tokenizer, run_directory, settings_on_sample
 from lora_hf.saved.merge import sample_batch
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
@@ -141,6 +141,7 @@ def judge_merging(errors: Mapping[str, float], dtype: torch.dtype) -> Finding:
 
 def tokens(adapter: SavedAdapter, storage: ModelConfig, tokenizer: Any) -> Findings:
     """Check that few dialogues are truncated, of the run's own data or of the embedded sample."""
+    tokenizer = own_tokenizer(adapter, storage, tokenizer) or tokenizer
     if run := run_of(adapter):
         try:
             yield from tokens_cut(run.data, tokenizer, task=run.task)

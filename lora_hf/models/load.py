@@ -131,8 +131,12 @@ def _not_loaded(config: ModelConfig) -> str:
     return f"{config.as_written}{at} cannot be loaded"
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
+def load_tokenizer(config: ModelConfig, place: Path | None = None) -> Any:
     """Load the model's tokenizer.
+
+    Args:
+        config: the model.
+        place: folder of the tokenizer's files; None for the model's own.
 
     Raises:
         UserError: there is no such folder or Hub name, it has no tokenizer, one of the tokenizer's files
@@ -143,9 +147,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
         folder = str(Path(config.model_name_or_path).expanduser())
     else:
         folder, _ = find_base(config, "tokenizer")
-    settings = model_config(config)  # which Transformers reads too, for the tokenizer's class
-    with reading_tokenizer(Path(folder), config.as_written), _naming_packages(config):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+    settings, model = model_config(config), Path(folder)  # Transformers reads it too, for the class
+    name = config.as_written if place is None else str(place)
+    folder = str(place or folder)
+    with reading_tokenizer(Path(folder), name), _naming_packages(config):
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=settings if place else None, **NO_CODE)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not tokenizer.vocab_files_names:  # ByT5, which knows every byte
         files = {"tokenizer_config.json"}
@@ -154,9 +160,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
             f"{config.as_written}: there is no tokenizer beside the model (none of {sorted(files)}), and "
             "Transformers would create an empty one; add the files of the tokenizer it was trained with"
         )
-    check_tokenizer(tokenizer, Path(folder), config.as_written)
+    check_tokenizer(tokenizer, model, name)
     with _as_user_error(config):
-        complete_tokenizer(tokenizer, settings, Path(folder), config.as_written)
+        complete_tokenizer(tokenizer, settings, model, name)
     # Gemma's tokenizers pad on the left, for decoder-only models. Padding before labels would be read by the
     # decoder between its start and the text, and absolute positions would depend on the rows of a batch.
     tokenizer.padding_side = "right"

@@ -24,7 +24,7 @@ from lora_hf.models.exported import engine_of
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer, report_model
 from lora_hf.run_records import Prediction, RunResult
-from lora_hf.saved.find_adapter import as_recorded, virtual_tokens_of, warn_of_own_tokens
+from lora_hf.saved.find_adapter import as_recorded, tokenizer_of, virtual_tokens_of
 from lora_hf.saved.source import Source
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
@@ -63,7 +63,7 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     folder = Path(base.model_name_or_path).expanduser()
     is_exported = engine_of(folder) is not None
     device = torch.device("cpu") if is_exported else pick_device()
-    tokenizer = load_tokenizer(base)
+    tokenizer = tokenizer_of(adapter, base) if adapter else load_tokenizer(base)
     if not is_exported:
         report_model(base, device)
     recorded = adapter or (SavedAdapter(folder) if source or is_exported else None)
@@ -81,7 +81,6 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
         model = load_model(base, device, False, not is_ours)
     if adapter:
         _report_other_base(base, adapter, model.config._commit_hash)
-        warn_of_own_tokens(adapter, tokenizer)
         load_saved(model, adapter)
     if recorded:
         report_other_settings(config, recorded, "adapter" if adapter else "model")

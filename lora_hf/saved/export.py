@@ -29,6 +29,7 @@ from lora_hf.models.languages import in_languages, set_language
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.models.plain_folder import write_exported_readme
 from lora_hf.run_files import CONFIG
+from lora_hf.saved.find_adapter import tokenizer_of
 from lora_hf.saved.source import Source
 from lora_hf.scores import Score
 from lora_hf.training.registry import load_saved, saved_method
@@ -203,6 +204,7 @@ def _merged(source: Source) -> tuple[Any, Any]:
     model = load_model(config, torch.device("cpu"), report_generation=False)
     if source.adapter:
         merge_and_unload(load_saved(model, source.adapter))
+        return model, tokenizer_of(source.adapter, config)
     return model, load_tokenizer(config)
 
 

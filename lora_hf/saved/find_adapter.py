@@ -16,7 +16,6 @@ from lora_hf.config.load import load_config
 from lora_hf.config.model import DENSE, Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
-from lora_hf.files import read_object
 from lora_hf.hub.download import SETTINGS, fetch, public_info
 from lora_hf.hub.names import ADDRESS, split_name
 from lora_hf.models.load import load_model, load_tokenizer, model_config
@@ -180,39 +179,45 @@ def load_with_base(
     config = base_config(saved, base)
     if dtype is not None:
         config = config.model_copy(update={"dtype": dtype})
-    tokenizer = load_tokenizer(config)
-    warn_of_own_tokens(saved, tokenizer)
+    tokenizer = tokenizer_of(saved, config)
     return load_saved(load_model(config, pick_device()), saved), tokenizer
 
 
-def warn_of_own_tokens(saved: SavedAdapter, tokenizer: Any) -> None:
-    """Warn about tokens that the tokenizer in an adapter's folder has and the base's does not.
+def tokenizer_of(saved: SavedAdapter, base: ModelConfig) -> Any:
+    """Return the tokenizer of an adapter's texts: its own, where it has other tokens, or that of its base."""
+    return own_tokenizer(saved, base, tokenizer := load_tokenizer(base)) or tokenizer
 
-    Scripts that add tokens save the tokenizer beside PEFT's files. Without them, texts are divided otherwise
-    than in training, also where the base has rows to spare, as T5 has 28.
+
+def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any:
+    """Return the tokenizer in an adapter's folder if its tokens are others than the base's; else None.
+
+    Scripts that add tokens save the tokenizer beside PEFT's files, and PEFT, vLLM and
+    `AutoTokenizer.from_pretrained(adapter)` use it. With the base's, texts would be divided otherwise than in
+    training, also where the base has rows to spare, as T5 has 28.
 
     Args:
         saved: the adapter.
-        tokenizer: that of its base, which divides the texts.
+        base: its base.
+        tokenizer: that of the base, which is used with a warning where the adapter's cannot be read, or has
+            tokens for which the base has no embeddings.
     """
-    files = [saved.folder / name for name in ("tokenizer.json", "added_tokens.json")]
-    file = next(filter(Path.is_file, files), None)
-    if file is None:
-        return
+    files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
+    if not any((saved.folder / file).is_file() for file in files):
+        return None
     try:
-        held = read_object(file)
-    except UserError:  # it is not used
-        return
-    if file == files[0]:
-        entries = held.get("added_tokens") or []
-        held = {str(one.get("content")): one.get("id") for one in entries if isinstance(one, dict)}
-    vocabulary = tokenizer.get_vocab()
-    if own := [token for token, number in held.items() if vocabulary.get(token) != number]:
-        logger.warning(
-            "%s has a tokenizer with tokens that the base's does not have (%s), so texts are divided "
-            "otherwise than in its training: give --base a folder with the base's files and this tokenizer",
-            *(saved.folder, few(map(repr, own))),
-        )
+        own = load_tokenizer(base, saved.folder)
+    except UserError as error:
+        logger.warning("the tokenizer in %s is not used, but that of the base: %s", saved.folder, error)
+        return None
+    known, held = tokenizer.get_vocab(), own.get_vocab()
+    if held == known:
+        return None
+    others = [token for token, number in held.items() if known.get(token) != number]
+    logger.info(
+        "%s has a tokenizer of its own, which is used; its tokens are not those of the base's (%s)",
+        *(saved.folder, few(map(repr, others)) or f"{len(known) - len(held)} fewer"),
+    )
+    return own
 
 
 def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:

@@ -38,10 +38,10 @@ from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.saved.find_adapter import (
     base_config,
     find_adapter,
+    own_tokenizer,
     run_directory,
     settings_of,
     warn_of_other_storage,
-    warn_of_own_tokens,
     warn_of_unscored,
 )
 from lora_hf.saved.source import Source, find_source, settings_beside
@@ -64,7 +64,7 @@ class InferenceModel:
     Attributes:
         name: the base model's name.
         model: the Transformers model, with the adapters; or an exported one, which takes none.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; `tokenizer_of` is that of an adapter.
         adapters: the settings of each adapter by name, and of the base model under None.
     """
 
@@ -109,6 +109,7 @@ class InferenceModel:
         if quantization and not is_converted:
             quantize_for_generation(self.model)
         self.tokenizer = load_tokenizer(base)
+        self._own_tokenizers = dict[str | None, Any]()
         self._converted = (
             MergedModels(self.model, self.tokenizer, quantization or DEFAULT, max_merged)
             if is_converted
@@ -170,7 +171,11 @@ class InferenceModel:
             raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
         settings, recorded = settings or settings_of(saved), base_config(saved, self.name).dtype
         warn_of_unscored(run_directory(saved))
-        warn_of_own_tokens(saved, self.tokenizer)
+        own = own_tokenizer(saved, self._base, self.tokenizer)
+        if self._converted and own:
+            raise UserError(
+                f"engine='ctranslate2': {saved.folder} has a tokenizer of its own: merge and export it first"
+            )
         warn_of_other_storage(self._base, saved)
         self._inject(saved, name)
         settings = within_positions(settings, self.model.config, self.name, self._virtual_tokens)
@@ -180,9 +185,19 @@ class InferenceModel:
                 "%s was trained on a base in %s, and this one is in %s: it can write other summaries",
                 *(saved.folder, recorded, here),
             )
+        self._keep_tokenizer(name, own)
         self.adapters[name] = settings
         self._alone = saved if problem else None
         self._first = self._first or name
+
+    def _keep_tokenizer(self, name: str, own: Any) -> None:
+        self._own_tokenizers.pop(name, None)
+        if own:
+            self._own_tokenizers[name] = own
+
+    def tokenizer_of(self, name: str | None) -> Any:
+        """Return the tokenizer of an adapter's texts, or that of the base model (None)."""
+        return self._own_tokenizers.get(name, self.tokenizer)
 
     def _inject(self, saved: SavedAdapter, name: str) -> None:
         if self._converted:
@@ -237,10 +252,11 @@ class InferenceModel:
             *(self.model.config, data, settings.generation, self.name, self._virtual_tokens),
             has_labels=False,
         )
-        parts = divided(texts, self.tokenizer, data) if long == "split" else [[text] for text in texts]
+        tokenizer = self.tokenizer_of(name)
+        parts = divided(texts, tokenizer, data) if long == "split" else [[text] for text in texts]
         division = Division.of(parts, data.max_source_length)
-        sources = encode_sources([part for text in parts for part in text], self.tokenizer, data)
-        start: dict[str, Any] = language_start(self.model, self.tokenizer, data)
+        sources = encode_sources([part for text in parts for part in text], tokenizer, data)
+        start: dict[str, Any] = language_start(self.model, tokenizer, data)
         if division.divided:
             logger.info("%s", division)
         if sources.cut:
@@ -253,7 +269,7 @@ class InferenceModel:
                 summarize(
                     settings.generation,
                     model,
-                    self.tokenizer,
+                    tokenizer,
                     sources.ids,
                     settings.max_new_tokens,
                     kept=self._kept,

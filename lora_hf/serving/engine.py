@@ -111,7 +111,8 @@ class Engine(InferenceModel):
             UserError: the base cannot be loaded, quantized or converted, or an adapter does not fit.
         """
         super().__init__(base, base_settings, False, quantization, engine, max_merged)
-        self._decoder = copy.deepcopy(self.tokenizer)  # `tokenizer` encodes in another thread meanwhile
+        # `tokenizer` encodes in another thread meanwhile
+        self._decoder, self._own_decoders = copy.deepcopy(self.tokenizer), dict[str | None, Any]()
         self._starts: dict[tuple[str | None, ...], dict[str, int]] = {}  # `language_start` by languages
         self._fast, self._stacks = ExitStack(), KeptStacks()
         self._context = contextvars.copy_context()  # fast paths set context variables, whatever the thread
@@ -152,18 +153,28 @@ class Engine(InferenceModel):
         """Remove an adapter's weights; its name has been taken out of `adapters` before."""
         if self._converted:
             self._converted.forget(name)
+        self._keep_tokenizer(name, None)
         with self._reference_path():
             delete_adapter(self.model, name)
 
-    def encode(self, data: DataConfig, dialogue: str, long: str = "cut") -> tuple[list[list[int]], bool]:
-        """Tokenize a dialogue in its prompt; from one thread only.
+    def _keep_tokenizer(self, name: str, own: Any) -> None:
+        super()._keep_tokenizer(name, own)
+        self._own_decoders.pop(name, None)
+        if own:
+            self._own_decoders[name] = copy.deepcopy(own)
+
+    def encode(
+        self, data: DataConfig, dialogue: str, long: str = "cut", adapter: str | None = None
+    ) -> tuple[list[list[int]], bool]:
+        """Tokenize a dialogue in its prompt, by an adapter's tokenizer; from one thread only.
 
         Returns:
             The token ids of each part, of which there are several only with `long="split"`, and whether
             anything was cut.
         """
-        parts = divided([dialogue], self.tokenizer, data)[0] if long == "split" else [dialogue]
-        sources = encode_sources(parts, self.tokenizer, data)
+        tokenizer = self.tokenizer_of(adapter)
+        parts = divided([dialogue], tokenizer, data)[0] if long == "split" else [dialogue]
+        sources = encode_sources(parts, tokenizer, data)
         return sources.ids, bool(sources.cut)
 
     def batch_key(self, job: Job) -> Any:
@@ -175,18 +186,21 @@ class Engine(InferenceModel):
         options = self._options(job.settings)
         is_free = options["num_beams"] == 1 and "forced_eos_token_id" not in options
         length = None if is_free else job.settings.max_new_tokens
-        return tuple(options.items()), length, job.adapter if self._converted else None
+        is_alone = self._converted or job.adapter in self._own_decoders  # one tokenizer decodes a batch
+        return tuple(options.items()), length, job.adapter if is_alone else None
 
     def generate_batch(self, jobs: list[Job]) -> list[Written]:
         """Generate the summaries of jobs with the same batch key, in their order."""
-        observer, first = _BatchObserver(jobs, self._decoder), jobs[0]
+        first = jobs[0]
+        decoder = self._own_decoders.get(first.adapter, self._decoder)
+        observer = _BatchObserver(jobs, decoder)
         model = self.model
         if self._converted:
             model = self._converted.of(first.adapter, self._start(first.settings))
         texts = self._context.run(
             generate_summaries,
             model,
-            self._decoder,
+            decoder,
             [job.ids for job in jobs],
             [job.settings.max_new_tokens for job in jobs],
             batch_size=len(jobs),

@@ -214,7 +214,7 @@ class Service:
             encoded = []
             async with self._in_time(end):
                 for text in asked.texts:
-                    given = settings.data, text, long
+                    given = settings.data, text, long, asked.adapter
                     encoded.append(await loop.run_in_executor(self._tokenizing, engine.encode, *given))
             if engine.adapters.get(asked.adapter) is settings:  # and no other was loaded meanwhile
                 break

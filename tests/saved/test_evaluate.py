@@ -271,4 +271,4 @@ def test_another_base_and_tokenizer_than_those_of_a_peft_adapter_are_warned_of(
     is_other = named == "me/other"
     text = "model.model_name_or_path='me/tiny' is used; the adapter names its base 'me/other'"
     assert (text in caplog.text) is is_other
-    assert ("has a tokenizer with tokens that the base's does not have" in caplog.text) is is_other
+    assert ("is not used, but that of the base" in caplog.text) is is_other

@@ -30,6 +30,7 @@ from lora_hf.saved.find_adapter import (
 )
 from lora_hf.saved.inference import InferenceModel, load
 from lora_hf.saved.merge import merge
+from lora_hf.serving.engine import Engine, Job
 from lora_hf.system import pick_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -236,16 +237,51 @@ def write_yaml(file: Path, fields: dict) -> None:
     file.write_text(json.dumps(fields))  # YAML reads JSON
 
 
+@pytest.fixture(scope="module")
+def with_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with a tokenizer to which a script added a token; as T5, its base has rows to spare."""
+    place = tmp_path_factory.mktemp("own")
+    model, tokenizer = load_model(ModelConfig(), pick_device()), load_tokenizer(ModelConfig())
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    for part in (model, tokenizer):
+        part.save_pretrained(place / "base")
+    base = ModelConfig(model_name_or_path=str(place / "base"))
+    randomize(inject_adapters(model := load_model(base, pick_device()), LoraConfig(r=4, lora_alpha=10)))
+    save_adapter(model, place / "adapter", extra={"prompt": "plain", "max_new_tokens": 8})
+    tokenizer.add_tokens(["<turn>"])
+    tokenizer.save_pretrained(place / "adapter")
+    return place / "adapter"
+
+
+def test_an_adapter_s_own_tokenizer_divides_its_texts(with_tokenizer: Path, tmp_path: Path) -> None:
+    """Scripts that add tokens save the tokenizer beside PEFT's files."""
+    saved = SavedAdapter.at(with_tokenizer)
+    number = len(load_tokenizer(ModelConfig()))
+    model = load(with_tokenizer)
+    assert model.tokenizer_of("default")("<turn>").input_ids[0] == number
+    assert number not in model.tokenizer_of(None)("<turn>").input_ids  # the base's texts are the base's
+    assert load_with_base(saved)[1]("<turn>").input_ids[0] == number
+    merge(str(with_tokenizer), tmp_path / "merged", None, None)
+    assert load(tmp_path / "merged").tokenizer("<turn>").input_ids[0] == number
+    engine = Engine(base_config(saved), {"own": saved})
+    data = engine.adapters["own"].data
+    assert number in engine.encode(data, "<turn>", adapter="own")[0][0]
+    assert number not in engine.encode(data, "<turn>")[0][0]
+    jobs = [Job(name, [5, 1], engine.adapters["own"]) for name in ("own", None)]
+    assert engine.batch_key(jobs[0]) != engine.batch_key(jobs[1])
+    assert len(engine.generate_batch(jobs[:1])) == 1
+    engine.close()
+
+
 @pytest.mark.parametrize("added", [["<turn>"], []], ids=["more tokens", "the base's tokenizer"])
-def test_tokens_that_only_the_adapter_s_own_tokenizer_has_are_a_warning(
+def test_a_tokenizer_beside_an_adapter_that_does_not_fit_its_base_is_not_used_and_warned_of(
     added: list[str], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Scripts that add tokens save the tokenizer beside PEFT's files."""
     adapter = shutil.copytree(folder, tmp_path / "adapter")
     tokenizer = load_tokenizer(ModelConfig())
     tokenizer.add_tokens(added)
     tokenizer.save_pretrained(adapter)
     load(adapter)
     load_with_base(SavedAdapter.at(adapter))
-    words = "has a tokenizer with tokens that the base's does not have ('<turn>')"
-    assert caplog.text.count(words) == 2 * len(added)
+    assert caplog.text.count("is not used, but that of the base: ") == 2 * len(added)
+    assert caplog.text.count("beyond them are '<turn>'") == 2 * len(added)
