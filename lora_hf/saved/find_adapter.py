@@ -25,8 +25,12 @@ from lora_hf.run_records import read_record, read_result
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
 
-ADAPTER_FILES = ("adapter_*.json", "adapter_*.safetensors", "lora_hf*")
-"""The files of a Hub repository that belong to an adapter."""
+ADAPTER_FILES = (
+    *("adapter_*.json", "adapter_*.safetensors", "lora_hf*"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
+    *("merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "*.spm"),
+)
+"""The files of a Hub repository that belong to an adapter, with those of a tokenizer of its own."""
 logger = logging.getLogger(__name__)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import peft
@@ -271,6 +272,19 @@ def test_an_adapter_s_own_tokenizer_divides_its_texts(with_tokenizer: Path, tmp_
     assert engine.batch_key(jobs[0]) != engine.batch_key(jobs[1])
     assert len(engine.generate_batch(jobs[:1])) == 1
     engine.close()
+
+
+def test_the_tokenizer_of_an_adapter_on_the_hub_is_downloaded_with_it(
+    with_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(name: str, patterns: Sequence[str], action: str) -> Path:
+        wanted = [file for one in patterns for file in with_tokenizer.glob(one)]
+        for file in wanted:
+            shutil.copy(file, tmp_path)
+        return tmp_path
+
+    monkeypatch.setattr(finding, "fetch", fetched)
+    assert "<turn>" in load("me/adapter").tokenizer_of("default").get_vocab()
 
 
 @pytest.mark.parametrize("added", [["<turn>"], []], ids=["more tokens", "the base's tokenizer"])
