@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lora_hf.doctor.check import Finding
 
 
+UNBOUNDED = 10_000
+"""Characters of the longest line that a finding has where nothing shows it."""
+
+
 def doctor(
     words: Annotated[
         list[str] | None,
@@ -150,7 +154,10 @@ def _print_finding(finding: "Finding") -> "Finding":
 
     from lora_hf.reporting.findings import finding_terminal
 
-    Console().print(finding_terminal(asdict(finding)))
+    console = Console()
+    if not console.is_terminal:  # a pipe takes whole lines, as of every command
+        console.width = UNBOUNDED
+    console.print(finding_terminal(asdict(finding)))
     return finding
 
 

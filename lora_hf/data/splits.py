@@ -257,7 +257,7 @@ def _home(dialogue: str, config: DataConfig, part: Part, moved: Mapping[int, Spl
 
 
 def origin_of(part: Part, config: DataConfig, split: Split) -> str:
-    """Return how a split was made, such as `10 % of all.jsonl by a hash of the text, ...`.
+    """Return how a split was made, such as `about 10 % of all.jsonl, by a hash of the text, ...`.
 
     Files are named without their folder, because results are published.
     """
@@ -267,7 +267,7 @@ def origin_of(part: Part, config: DataConfig, split: Split) -> str:
     validation, test = _shares(config)
     share = {"validation": validation, "test": test, "train": 1 - validation - test}
     percent = f"{100 * sum(share[home] for home in part.homes):.3g} %"
-    return f"{percent} of {source}, {BY_HASH} (data.split_seed={config.split_seed})"
+    return f"about {percent} of {source}, {BY_HASH} (data.split_seed={config.split_seed})"
 
 
 def _slice(

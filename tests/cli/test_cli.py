@@ -134,6 +134,14 @@ def test_doctor_prints_each_notice_once(trained, tmp_path, capsys):
     assert any("does not say its prompt" in line for line in lines) and len(lines) == len({*lines})
 
 
+def test_doctor_prints_whole_lines_where_no_terminal_shows_them(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    cli.run(["doctor"], debug=False)
+    *findings, counts = capsys.readouterr().out.splitlines()
+    assert all(line.split()[0] in ("ok", "fault", "unknown", "remedy:") for line in findings)
+    assert max(map(len, findings)) > 60 and counts.endswith(" not checked")
+
+
 def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):
     before = (trained / "results.json").stat().st_mtime_ns
     error = mistake("train", "--config", config, *FEW, f"output_dir={trained}", "lora.r=2", "seed=1")

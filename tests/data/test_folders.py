@@ -119,11 +119,13 @@ def test_shares_of_the_splits_are_fields_and_recorded(tmp_path):
     config = DataConfig(dataset_name=str(file), validation_share=0.3, test_share=0.2, split_seed=5)
     parts = {split: load_split_and_origin(config, split) for split in SPLITS}
     assert [len(part.examples) for part in parts.values()] == [95, 57, 48]  # never others
-    assert parts["validation"].origin == ("30 % of all.jsonl, by a hash of the text (data.split_seed=5)")
+    assert parts["validation"].origin == (
+        "about 30 % of all.jsonl, by a hash of the text (data.split_seed=5)"
+    )
     folder = write(tmp_path / "folder", "train-1.jsonl", "train-2.jsonl", "test.jsonl")
     config = DataConfig(dataset_name=str(folder), validation_share=0.5)
     assert load_split_and_origin(config, "train").origin == (
-        "50 % of train-1.jsonl, train-2.jsonl, by a hash of the text (data.split_seed=0)"
+        "about 50 % of train-1.jsonl, train-2.jsonl, by a hash of the text (data.split_seed=0)"
     )
     assert load_split_and_origin(config, "test").origin == "test.jsonl"
 

@@ -187,7 +187,7 @@ def test_splits_of_the_hub_follow_the_rules_of_files(splits, sizes, streaming, m
         if size is None:
             assert 0 < len(found[split]) < 20 and not found[split] & found["train"]
             assert parts[split].origin == (
-                "10 % of acme/talks [train], by a hash of the text (data.split_seed=0)"
+                "about 10 % of acme/talks [train], by a hash of the text (data.split_seed=0)"
             )
         else:
             assert len(found[split]) == size or (split == "train" and None in sizes)
