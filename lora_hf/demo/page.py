@@ -20,6 +20,7 @@ GRACE = 10
 """Seconds that an open request has at shutdown."""
 STYLE = """
 .note { margin: 0 0 .5rem; }
+input[role="combobox"] { padding-right: 2rem !important; text-overflow: ellipsis; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: .8rem; }
 .cards section { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .6rem .9rem; }
 .cards h3 { margin: 0 0 .3rem; font-size: 1rem; }
