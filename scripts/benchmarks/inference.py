@@ -33,7 +33,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lora_hf
-from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
+from lora_hf import LoraConfig, delete_adapter, inject_adapters, load_adapter, save_adapter
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
@@ -122,17 +122,19 @@ def prepare(shape: str, folder: Path) -> None:
 def adapters(folder: Path, n: int) -> dict[str, SavedAdapter]:
     """Return adapters of rank 16 with random weights, saved beside the model."""
     beside = folder.with_name(f"{folder.name}-adapters")
-    for number in range(n):
-        if not (beside / f"a{number}").is_dir():
-            config = ModelConfig(model_name_or_path=str(folder), dtype="float32")
-            model = load_model(config, torch.device("cpu"))
-            inject_adapters(model, LoraConfig(r=16, lora_alpha=32), f"a{number}")
-            torch.manual_seed(number)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if "lora_B" in name:
-                        parameter.normal_(std=0.01)
-            save_adapter(model, beside, f"a{number}")
+    missing = [number for number in range(n) if not (beside / f"a{number}").is_dir()]
+    if missing:
+        config = ModelConfig(model_name_or_path=str(folder), dtype="float32")
+        model = load_model(config, torch.device("cpu"))
+    for number in missing:
+        inject_adapters(model, LoraConfig(r=16, lora_alpha=32), f"a{number}")
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.01)
+        save_adapter(model, beside, f"a{number}")
+        delete_adapter(model, f"a{number}")
     return {f"a{number}": SavedAdapter(beside / f"a{number}", f"a{number}") for number in range(n)}
 
 

@@ -1,7 +1,7 @@
 """Compare `long="cut"` with `long="split"`: ROUGE and time on dialogues that are too long for a model.
 
     python scripts/benchmarks/long_texts.py runs/quickstart/lora
-    python scripts/benchmarks/long_texts.py runs/notes --data ../shared/data/mts_dialog --tokens 2000
+    python scripts/benchmarks/long_texts.py runs/notes --data mts_dialog --tokens 2000
 
 A long dialogue is 3 to 6 dialogues of a test split in turn, or as many as have `--tokens` together;
 its reference is their references, joined. Prints JSON, with processor time.
