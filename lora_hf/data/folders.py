@@ -7,7 +7,7 @@ the folder that the file is in (`data/val/a.csv`). What `Dataset.save_to_disk` w
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import READERS, REMEDIES
@@ -40,7 +40,7 @@ def find_files(folder: Path, split: Split, form: Form = SEEN) -> dict[Split, lis
     found: dict[Split, list[Path]] = {}
     for name in SPLITS:
         exact = [file for file in files if file.parent == folder and _stem(file) == name]
-        chosen = exact or [file for file in files if _split_of(file.relative_to(folder)) == name]
+        chosen = exact or [file for file in files if split_of_file(file.relative_to(folder)) == name]
         if chosen:
             found[name] = chosen
     if not found and len(files) == 1:
@@ -112,11 +112,11 @@ def data_files_in(folder: Path, form: Form = SEEN) -> Iterator[Path]:
                 yield here / name
 
 
-def _stem(file: Path) -> str:
+def _stem(file: PurePath) -> str:
     return file.name.lower().removesuffix("".join(endings(file)))
 
 
-def _split_of(file: Path) -> Split | None:
+def split_of_file(file: PurePath) -> Split | None:
     """Return the split that a relative path names: its name, or else the nearest folder that names one."""
     words = (_stem(file), *reversed(file.parts[:-1]))
     return next((split for word in words if (split := split_named(word))), None)

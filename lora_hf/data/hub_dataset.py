@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
-from lora_hf.errors import NOT_JSON, UserError
+from lora_hf.data.folders import split_of_file
+from lora_hf.errors import NOT_JSON, UserError, few
 from lora_hf.hub.download import find_dataset
 from lora_hf.hub.errors import AGAIN, causes, hub_errors
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 class HubDataset:
     """A dataset on the Hub at one commit."""
 
+    name: str
     what: str
     """Begins its messages."""
     names: tuple[str, ...]
@@ -41,7 +43,7 @@ class HubDataset:
         Raises:
             UserError: an interrupted download.
         """
-        with hub_errors(self.what, REMEDY):
+        with hub_errors(self.what, REMEDY), readable_files(self.what, self.name):
             rows = with_label_names(self.read(split))
             while True:
                 with no_lost_cells(self.what) if self.is_csv else nullcontext():
@@ -126,8 +128,8 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
             if builder is None:
                 raise unreachable
             logger.info("the Hub cannot be reached: %s is read from its local copy", name)
-            return HubDataset(what, _split_names(builder), builder.as_dataset)
-    with hub_errors(what, REMEDY):
+            return HubDataset(name, what, _split_names(builder), builder.as_dataset)
+    with hub_errors(what, REMEDY), readable_files(what, name):
         options = _options(config)
         builder = load_dataset_builder(name, config.dataset_config, revision=revision, **options)
         if is_csv := hasattr(getattr(builder, "config", None), "converters"):
@@ -138,12 +140,83 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
                 f"{what}: its files could not be downloaded, and the local copy is of another commit, "
                 f"{builder.hash}; {AGAIN}"
             )
+        check_archives(builder, name, what, config.streaming)
         if config.streaming:
             splits = builder.as_streaming_dataset()
-            return HubDataset(what, tuple(splits), lambda split: splits[split], is_csv)
+            return HubDataset(name, what, tuple(splits), lambda split: splits[split], is_csv)
         with no_lost_cells(what) if is_csv else nullcontext():
             builder.download_and_prepare()
-        return HubDataset(what, _split_names(builder), builder.as_dataset)
+        return HubDataset(name, what, _split_names(builder), builder.as_dataset)
+
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Endings of archives, whose files `datasets` reads as those of one split."""
+
+
+def check_archives(builder: Any, name: str, what: str, streaming: bool) -> None:
+    """Refuse an archive with the files of several splits, all of which `datasets` would read as one split.
+
+    Args:
+        builder: the dataset's; its archives are downloaded, or for streaming the lists of their files.
+        name: the dataset's.
+        what: begins the message.
+        streaming: whether the rows will be read as they are downloaded.
+
+    Raises:
+        UserError: there is such an archive.
+    """
+    from datasets import DownloadManager, StreamingDownloadManager
+
+    of_splits = getattr(getattr(builder, "config", None), "data_files", None) or {}
+    archives = [(s, str(file)) for s in of_splits for file in of_splits[s] if _is_archive(str(file))]
+    for split, file in archives:
+        manager: Any = StreamingDownloadManager(name) if streaming else DownloadManager(name)
+        root = manager.download_and_extract(file)
+        inside = [_inside(path, root) for path in manager.iter_files(root)]
+        named = {home: path for path in inside if (home := split_of_file(path))}
+        if len(named) > 1:
+            raise UserError(
+                f"{what}: its archive {PurePosixPath(file).name} holds files of several splits "
+                f"({few(map(str, named.values()))}), which would all be read as {split}: "
+                + DOWNLOAD.format(name, ", unpack it")
+            )
+
+
+DOWNLOAD = (
+    "download it (`hf download {} --repo-type dataset --local-dir talks`){}, and give the folder of the "
+    "files as data.dataset_name"
+)
+"""What to do with a dataset that is read from files here and not by `datasets`."""
+
+
+def _is_archive(file: str) -> bool:
+    return file.lower().endswith(ARCHIVES)
+
+
+@contextmanager
+def readable_files(what: str, name: str) -> Iterator[None]:
+    """Say what to do about files of a dataset that `datasets` cannot read, or not together.
+
+    Raises:
+        UserError: text in another encoding than UTF-8, or splits in several formats.
+    """
+    try:
+        yield
+    except Exception as error:
+        if any(isinstance(one, UnicodeDecodeError) for one in causes(error)):
+            remedy = "set data.encoding to its encoding, such as data.encoding: cp1252"
+            raise UserError(f"{what}: a file is not UTF-8 text: {remedy}") from error
+        if "the same data file format" in str(error):
+            remedy = DOWNLOAD.format(name, "")
+            raise UserError(f"{what}: its splits are files of several formats: {remedy}") from error
+        raise
+
+
+def _inside(path: str, root: str) -> PurePosixPath:
+    """Return a path in an archive: in the folder that it was unpacked to, or in the address of one."""
+    if root.startswith("zip://"):
+        return PurePosixPath(path.removeprefix("zip://").partition("::")[0])
+    return PurePosixPath(Path(path).relative_to(root).as_posix())
 
 
 def _options(config: DataConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs
 
 import yaml
@@ -142,10 +143,19 @@ class Routes:
         return rows
 
     def on_tree(self, name, revision, path=""):
-        rows = self._rows(name, revision)
-        if path and not any(row["path"].startswith(f"{path}/") for row in rows):
+        """List a folder, or with `recursive` all below it; folders are entries of their own."""
+        rows, below = self._rows(name, revision), f"{path}/" if path else ""
+        if path and not any(row["path"].startswith(below) for row in rows):
             raise Refused(404, f"{path} does not exist", "EntryNotFound")
-        self._answer([row for row in rows if row["path"].startswith(path)])
+        rows = [row for row in rows if row["path"].startswith(below)]
+        folders = {str(one) for row in rows for one in PurePosixPath(row["path"]).parents}
+        rows += [
+            {"type": "directory", "path": one, "size": 0, "oid": "0" * 40}
+            for one in sorted(folders)
+            if one != "." and one.startswith(below)
+        ]
+        is_deep = self.query.get("recursive", [""])[0].lower() in ("true", "1")
+        self._answer([row for row in rows if is_deep or "/" not in row["path"].removeprefix(below)])
 
     def on_preupload(self, name, revision):
         self._writable(name, revision)

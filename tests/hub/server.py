@@ -180,9 +180,10 @@ class Handler(Routes, BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _send(self, content, headers):
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not asked:
             return self._answer(content=content, headers=headers)
         start, size = int(asked[1]), len(content)
-        headers = headers | {"Content-Range": f"bytes {start}-{size - 1}/{size}"}
-        self._answer(content=content[start:], status=206, headers=headers)
+        last = min(int(asked[2] or size), size - 1)
+        headers = headers | {"Content-Range": f"bytes {start}-{last}/{size}"}
+        self._answer(content=content[start : last + 1], status=206, headers=headers)

@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -195,10 +196,8 @@ def test_splits_of_the_hub_follow_the_rules_of_files(splits, sizes, streaming, m
         assert parts["test"].origin.startswith("validation, because test has no references: acme/talks")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_csv_of_the_hub_keeps_its_texts_and_one_with_too_many_cells_is_refused(
-    streaming, monkeypatch, tmp_path
-):
+def read_from_folder(tmp_path, monkeypatch):
+    """Let `datasets` read the folder `talks` in the place of a dataset on the Hub."""
     import datasets
 
     real, commit = datasets.load_dataset_builder, "c" * 40
@@ -210,6 +209,66 @@ def test_a_csv_of_the_hub_keeps_its_texts_and_one_with_too_many_cells_is_refused
 
     monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (commit, None))
     monkeypatch.setattr(datasets, "load_dataset_builder", of_folder)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (
+            ["train.csv", "data/val.csv", "test.csv"],
+            r"talks\.zip holds files of several splits \(data/val\.csv, ",
+        ),
+        (["data/a.csv", "data/b.csv"], ""),
+    ],
+)
+def test_an_archive_of_the_hub_with_several_splits_is_not_read_as_one(
+    files, says, streaming, monkeypatch, tmp_path
+):
+    read_from_folder(tmp_path, monkeypatch)
+    (tmp_path / "talks").mkdir()
+    with zipfile.ZipFile(tmp_path / "talks/talks.zip", "w") as archive:
+        for file in files:
+            rows = "".join(f"{file} {n},A: {file} {n}?,{n}.\n" for n in range(40))
+            archive.writestr(file, f"id,dialogue,summary\n{rows}")
+    config = DataConfig(dataset_name="acme/talks", streaming=streaming)
+    if not says:
+        assert len(load_split(config, "train")) > 40
+        return
+    with pytest.raises(
+        UserError, match=f"{says}.*read as train: download it \\(`hf download acme/talks --repo"
+    ):
+        load_split(config, "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (
+            {"train.csv": b"dialogue,summary\nA: caf\xe9?,Yes.\n"},
+            "a file is not UTF-8 text: set data.encoding",
+        ),
+        (
+            {"train.csv": b"dialogue,summary\nA?,B.\n", "test.jsonl": b'{"dialogue": "A", "summary": "B"}\n'},
+            "its splits are files of several formats: download it",
+        ),
+    ],
+)
+def test_files_of_the_hub_that_are_not_read_say_what_to_do(files, says, streaming, monkeypatch, tmp_path):
+    read_from_folder(tmp_path, monkeypatch)
+    (tmp_path / "talks").mkdir()
+    for name, content in files.items():
+        (tmp_path / "talks" / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        load_split(DataConfig(dataset_name="acme/talks", streaming=streaming), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_csv_of_the_hub_keeps_its_texts_and_one_with_too_many_cells_is_refused(
+    streaming, monkeypatch, tmp_path
+):
+    read_from_folder(tmp_path, monkeypatch)
     config = DataConfig(dataset_name="acme/talks", streaming=streaming)
     (tmp_path / "talks").mkdir()
     file = tmp_path / "talks/test.csv"
@@ -362,3 +421,26 @@ def test_without_a_network_only_whole_copies_of_the_same_commit_are_used(hub, cl
         load_split(DataConfig(dataset_name="acme/half"), "test")
     with pytest.raises(UserError, match=offline):
         load_split(DataConfig(dataset_name="acme/talks", dataset_revision=second), "test")
+
+
+def zipped(files):
+    """Return an archive of texts by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def test_subfolders_and_archives_of_a_dataset_are_read_by_split(hub, client):
+    rows = {split: dialogues()[f"{split}.csv"] for split in ("train", "validation", "test")}
+    seed = hub.store.seed
+    seed("datasets/acme/data", **{f"data/{name}.csv": text for name, text in rows.items()})
+    seed("datasets/acme/deep", **{f"x/y/{name}/1.csv": text for name, text in rows.items()})
+    seed("datasets/acme/zips", **{f"{name}.zip": zipped({"1.csv": text}) for name, text in rows.items()})
+    seed("datasets/acme/one", **{"all.zip": zipped({f"{name}.csv": text for name, text in rows.items()})})
+    names = ("data", "deep", "zips", "one")
+    done = client.run(*(load("data", name, streaming=way) for way in (False, True) for name in names))
+    for *read, refused in (done[:4], done[4:]):
+        assert [one.out.strip() for one in read] == ["[20, 20, 20]"] * 3
+        assert refused.status == 2 and "hf download acme/one --repo-type dataset" in refused.err
