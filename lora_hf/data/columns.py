@@ -350,6 +350,9 @@ def find_columns(
         return Columns(*found, id_column, is_found=True, turn_template=turn)
     if dialogue in is_there and len(missing) == len(references) and not needs_references:
         return Columns(dialogue, (), id_column, turn_template=turn)
+    if dialogue not in is_there and (remedy := _nested(head, config)):
+        columns = listed(sorted(present), 4)
+        raise UserError(f"data.dialogue_column={dialogue!r}: {source} has the columns {columns}; {remedy}")
     if dialogue not in is_there:
         text = _missing("data.dialogue_column", dialogue, sorted(present), source, config)
         hint = "" if CONVERSATIONS in present else _explode_hint(head)
@@ -415,6 +418,22 @@ def has_column(head: list[Row], name: str) -> bool:
     if inner := BRACES.findall(name):
         return all(has_column(head, column) for column in inner)
     return any(name in row or cell(row, name) is not None for row in head)
+
+
+def _nested(head: list[Row], config: DataConfig) -> str:
+    """Return what to set or change where the texts are inside of objects in the columns; else nothing."""
+    names = [*_configured(config)]
+    for column, value in ((name, value) for row in head for name, value in row.items()):
+        if not isinstance(value, Mapping):
+            continue
+        if {*names} <= {*value}:
+            inner = [f"{column}.{name}" for name in names]
+            target = inner[1] if len(inner) == 2 else f"[{', '.join(inner[1:])}]"
+            return f"set data.dialogue_column: {inner[0]} and data.summary_column: {target}"
+        for key, rows in value.items():
+            if isinstance(rows, list) and rows and isinstance(rows[0], Mapping) and {*names} <= {*rows[0]}:
+                return f"set data.json_field: {column}.{key}"
+    return ""
 
 
 def _explode_hint(head: list[Row]) -> str:

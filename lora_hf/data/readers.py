@@ -246,7 +246,7 @@ def _rows_in(data: Any, path: Path, form: Form) -> list[Any]:
     if not isinstance(data, dict):
         return data if isinstance(data, list) else [data]
     if rows := _by_column(data):
-        logger.info("%s holds columns; they are read as %s rows", path, f"{len(rows):,}")
+        logger.info("%s holds one object; it is read as %s rows", path, f"{len(rows):,}")
         return rows
     if form.json_field is not None:
         return [data]
@@ -291,10 +291,17 @@ def _field(data: Any, name: str, path: Path) -> Any:
 
 
 def _by_column(data: dict[str, Any]) -> list[Row]:
-    """Return the rows of an object that holds columns, as pandas writes by default; else no rows."""
+    """Return the rows of an object that holds columns, as pandas writes by default; else no rows.
+
+    An object whose keys are numbers holds rows, if their own keys are names (`orient="index"`).
+    """
     values = list(data.values())
     if len(values) < 2:
         return []
+    if all(map(str.isdecimal, data)) and all(
+        isinstance(v, dict) and not any(map(str.isdecimal, v)) for v in values
+    ):
+        return values
     if all(isinstance(v, dict) and len(v) > 1 and v.keys() == values[0].keys() for v in values):
         columns = [list(value.values()) for value in values]
     elif all(isinstance(v, list) and len(v) == len(values[0]) > 1 for v in values):

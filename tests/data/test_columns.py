@@ -469,3 +469,38 @@ def test_a_template_for_turns_that_the_data_does_not_have_is_warned_of(
     load_split(config.model_copy(update={"streaming": streaming}), "train")
     words = "data.turn_template='{speaker} - {text}' has no effect on the first row"
     assert caplog.text.count(words) == is_unused
+
+
+INNER = {"dialogue": TALK, "summary": GIST}
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy", "fields"),
+    [
+        (
+            {"rows": [{"row_idx": 0, "row": INNER}]},  # as the Hub's viewer gives rows
+            "set data.dialogue_column: row.dialogue and data.summary_column: row.summary",
+            {"dialogue_column": "row.dialogue", "summary_column": "row.summary"},
+        ),
+        (
+            {"version": "1", "data": {"talks": [INNER]}},
+            "set data.json_field: data.talks",
+            {"json_field": "data.talks"},
+        ),
+    ],
+)
+def test_texts_inside_of_objects_are_found_by_the_remedy(content, remedy, fields, tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=remedy):
+        load_split(DataConfig(dataset_name=str(tmp_path)), "train")
+    (example,) = load_split(DataConfig(dataset_name=str(tmp_path), **fields), "train")
+    assert (example.dialogue, example.references) == (TALK, (GIST,))
+
+
+def test_rows_under_their_numbers_are_rows(tmp_path):
+    """As pandas writes them with `orient="index"`."""
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps({"0": INNER, "1": INNER | {"dialogue": "B: Yo"}}))
+    found = load_split(DataConfig(dataset_name=str(tmp_path)), "train")
+    assert [one.dialogue for one in found] == [TALK, "B: Yo"]
