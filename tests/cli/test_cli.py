@@ -17,6 +17,8 @@ from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.files import checkpoint_fingerprint
 
 ROOT = Path(__file__).parents[2]
+FEW_TEXTS = [word for word in FEW if word.startswith(("data.", "generation."))]
+"""The fields of `FEW` that have an effect where nothing trains; `evaluate` warns of others."""
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +162,7 @@ def test_a_finished_run_is_skipped(config, trained, capsys):
     ("words", "result"),
     [
         (["train", "--config", "CONFIG", *FEW, "output_dir=RUN"], "rouge1 "),
-        (["evaluate", "--config", "CONFIG", *FEW, "--adapter", "RUN"], "rouge1 "),
+        (["evaluate", "--config", "CONFIG", *FEW_TEXTS, "--adapter", "RUN"], "rouge1 "),
         (["score", "RUN/predictions.jsonl", "--json"], '"rouge1": '),
         (["predict", "TALK", "--adapter", "RUN"], '"prediction": '),
         (["merge", "--adapter", "RUN", "--output", "NEW/merged"], "/merged: the model"),
