@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
 from lora_hf.config import DataConfig
@@ -69,7 +69,7 @@ COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {
 }
 
 
-def endings(path: Path) -> tuple[str, str]:
+def endings(path: PurePath) -> tuple[str, str]:
     """Return the ending of the format and that of the compression, each in lower case or empty."""
     last = path.suffix.lower()
     return (Path(path.stem).suffix.lower(), last) if last in COMPRESSIONS else (last, "")
