@@ -49,6 +49,7 @@ LONGEST = (
     "matrix/test_first_families.py",
     "distributed/test_torchrun.py",
     "matrix/test_last_families.py",
+    "scripts/test_bench.py",
     "hub/test_main_job.py",
     "data/test_streaming_memory.py",
 )

@@ -107,6 +107,7 @@ def test_a_prompt_of_a_token_s_embeddings_is_that_token_before_the_text(family):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
         empty = make_family(family, **fields)
         add_prompt(empty, 0, "vocab")
+        base.requires_grad_(False)  # PyTorch chooses some kernels by it, and they round differently
         plain = base(input_ids=ids, attention_mask=mask, **targets).logits
         assert torch.equal(empty(input_ids=ids, attention_mask=mask, **targets).logits, plain)
     assert (expected - plain).abs().max() > 1e-4

@@ -1,48 +1,27 @@
-"""The benchmark as it is run: real processes in turn, the record and the picture."""
+"""The benchmark as it is run: real processes in turn, the record and the picture; and the check of a GPU."""
 
 import json
-import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from scripts.benchmarks import costs
+from scripts.benchmarks import costs, gpu_check
 from scripts.benchmarks.against_peft.picture import draw_bench
 from scripts.benchmarks.against_peft.turns import ratio
 from scripts.benchmarks.bench import parsed
 
-ROOT = Path(__file__).parents[2]
 
-
-def bench(output: Path, *options: str) -> dict[str, Any]:
-    sample = [
-        "--data",
-        "embedded",
-        "--tokenizer",
-        "lora_hf/assets/tiny_t5",
-        "--batch",
-        "2",
-        "--dialogues",
-        "3",
-        "--shape",
-        "tiny",
-    ]
-    command = [
-        sys.executable,
-        "scripts/benchmarks/bench.py",
-        *sample,
-        "--pairs",
-        "1",
-        "--output",
-        str(output),
-        *options,
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    record: dict[str, Any] = json.loads(output.read_text())
-    return record
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    """Return the record of the benchmark as `make test-gpu` calls it, with its other comparisons."""
+    given = Namespace(small=True, device="cpu", shape="tiny")
+    sample = ("--data", "embedded", "--tokenizer", "lora_hf/assets/tiny_t5")
+    more = ("--count", "--load-in-4bit", "--only", "train", "evaluate", "beams")
+    return gpu_check.bench(given, *sample, *more)
 
 
 def test_the_ratio_is_that_of_the_sums_with_percentiles_over_pairs() -> None:
@@ -51,9 +30,10 @@ def test_the_ratio_is_that_of_the_sums_with_percentiles_over_pairs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_path: Path) -> None:
-    record = bench(tmp_path / "bench.json", "--count", "--only", "train", "beams")
+@pytest.mark.timeout(1200)
+def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(
+    record: dict[str, Any], tmp_path: Path
+) -> None:
     train = record["train"]
     assert train["losses_agree"] is True and train["losses_apart"] < 1e-4
     assert len(set(train["losses"]["ours"])) == 6
@@ -64,7 +44,26 @@ def test_both_sides_train_on_the_same_losses_and_write_the_same_summaries(tmp_pa
     assert all(0 < share < 1 for share in train["share_of_matrix_rate"].values())
     assert train["tokens_per_second"].keys() == train["share_of_matrix_rate"].keys()
     assert record["machine"]["device"] and record["versions"]["torch"]
+    draw_bench(record, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_check_of_a_gpu_finds_nothing_wrong_on_a_cpu(
+    record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "table.md"
+    words = ["gpu_check.py", "--device", "cpu", "--small", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(gpu_check, "bench", lambda given, *options: record)
+    monkeypatch.setattr(gpu_check, "set_verbosity_error", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    table = output.read_text()
+    assert ended.value.code == 0, table
+    assert "LOOK" not in table and table.count(" | ok |") == 6
+    assert "out of memory: 2 of 4 dialogues at a time" in table
 
 
 @pytest.mark.parametrize(
@@ -94,10 +93,11 @@ def test_the_figure_shows_the_parts_that_were_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_cost_grows_with_length_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Lengths far apart: the allocator alone moves the peak of a small step by tens of MiB.
     monkeypatch.setitem(costs.VARIED, "length", [64, 1024])
+    monkeypatch.setattr(costs, "TIMED", 1)
     options = ["--only", "length", "--shape", "tiny", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["costs.py", *options])
     costs.main()
