@@ -31,10 +31,18 @@ def free_memory(device: torch.device) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error, or its cause, means that a device or the machine ran out of memory."""
     kinds = (torch.OutOfMemoryError, MemoryError)
-    return any(
-        isinstance(e, kinds) or (isinstance(e, Exception) and should_reduce_batch_size(e))
-        for e in (error, error.__cause__)
-    )
+
+    def is_one(e: BaseException | None) -> bool:
+        if isinstance(e, kinds):
+            return True
+        # accelerate looks for words in what the error was raised with, which need not be a text
+        return (
+            isinstance(e, Exception)
+            and isinstance(next(iter(e.args), ""), str)
+            and should_reduce_batch_size(e)
+        )
+
+    return is_one(error) or is_one(error.__cause__)
 
 
 @contextmanager

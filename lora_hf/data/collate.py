@@ -104,7 +104,7 @@ def check_padding_side(model: Any, collate: Any, batch: dict[str, Any]) -> None:
         return
     padding = labels == -100
     before = padding.long().cumprod(1).sum(1)
-    if before.unique().numel() > 1 and not padding[:, -1].any():
+    if int(before.min()) < int(before.max()) and not padding[:, -1].any():
         logger.warning(
             "labels of the first batch seem to be padded on the left (%d of %d rows begin with -100): the "
             "decoder reads this padding before the text; pad on the right",

@@ -29,8 +29,6 @@ class Exporter:
     write: Callable[[Any, Any, Path, str], None]
     """Writes model, tokenizer, folder, quantization."""
     open: Callable[[Path], ExportedModel]
-    weights: Callable[[Path], list[Path]]
-    """The files of a folder that hold the model."""
     readme_code: Callable[[Any, Any], str]
     """Code of a README, from the tokenizer and the generation settings."""
 
@@ -44,7 +42,6 @@ EXPORTERS: dict[Engine, Exporter] = {
         ctranslate2.package,
         ctranslate2.write_ctranslate2,
         ctranslate2.CTranslate2Model,
-        lambda folder: [folder / ctranslate2.MODEL],
         ctranslate2.readme_code,
     ),
     "onnx": Exporter(
@@ -55,7 +52,6 @@ EXPORTERS: dict[Engine, Exporter] = {
         onnx.check_packages,
         onnx.write_onnx,
         onnx.OnnxModel,
-        onnx.weights_of,
         onnx.readme_code,
     ),
 }

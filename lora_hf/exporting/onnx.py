@@ -188,11 +188,6 @@ def _quantize(file: Path) -> None:
     part.unlink()
 
 
-def weights_of(folder: Path) -> list[Path]:
-    """Return the files of a folder that hold the model."""
-    return sorted(file for name in (ENCODER, DECODER) for file in folder.glob(f"{name}*"))
-
-
 def readme_code(tokenizer: Any, options: TransformersConfig) -> str:
     """Return Python code for a README, which prints what the model writes for `text`."""
     return CODE

@@ -34,12 +34,19 @@ def engine_of(folder: str | Path) -> Engine | None:
     """Return the engine of an exported folder, by the files in it; None for any other folder.
 
     Raises:
-        UserError: an older version wrote it.
+        UserError: an older version wrote it, or its model is missing.
     """
     folder = Path(folder).expanduser()
     if (folder / OLD).is_file():
         raise UserError(f"{folder} holds ONNX graphs of an older version, under other names: {AGAIN}")
-    return next((engine for engine, file in MARKS.items() if (folder / file).is_file()), None)
+    found = next((engine for engine, file in MARKS.items() if (folder / file).is_file()), None)
+    manifest = folder / MANIFEST_NAME
+    if found is None and manifest.is_file() and EXPORT in read_object(manifest):
+        raise UserError(
+            f"{folder} was exported, but it has no {' and no '.join(MARKS.values())}: {AGAIN}, or download "
+            "all of its files again"
+        )
+    return found
 
 
 def export_record(folder: Path) -> dict[str, Any]:
@@ -90,8 +97,8 @@ def refuse_exported(folder: str | Path, model: str) -> None:
     """
     if engine := engine_of(folder):
         raise UserError(
-            f"{model} is a model that was exported to {engine}, which only predict, evaluate, serve and "
-            "lora_hf.load can use: give the model that it was exported from"
+            f"{model} is a model that was exported to {engine}, which only predict, evaluate, serve, demo "
+            "and lora_hf.load can use: give the model that it was exported from"
         )
 
 

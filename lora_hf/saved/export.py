@@ -28,6 +28,7 @@ from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import in_languages, set_language
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.models.plain_folder import write_exported_readme
+from lora_hf.models.special_tokens import GENERATION
 from lora_hf.run_files import CONFIG
 from lora_hf.saved.find_adapter import tokenizer_of
 from lora_hf.saved.source import Source
@@ -123,12 +124,13 @@ def export(
     with whole(output) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         exporter.write(model, tokenizer, folder, quantization)
-        own.to_json_file(folder / "generation_config.json")
+        own.to_json_file(folder / GENERATION)
         with in_languages(tokenizer, settings.data):
             tokenizer.save_pretrained(folder)
         _name_old_class(folder / TOKENIZER_CONFIG)
         record = _record(source, model, engine, quantization)
-        record["sha256"] = {file.name: file_sha256(file) for file in exporter.weights(folder)}
+        written_files = sorted(file for file in folder.iterdir() if file.name != GENERATION)
+        record["sha256"] = {file.name: file_sha256(file) for file in written_files}
         write_json(folder / MANIFEST_NAME, settings.manifest() | {EXPORT: record})
         write_exported_readme(folder, settings, exporter.title, exporter.readme_code(tokenizer, own))
         found = _compared(texts, written(open_exported(folder)), test, of, config)

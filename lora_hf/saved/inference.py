@@ -180,7 +180,7 @@ class InferenceModel:
         self._inject(saved, name)
         settings = within_positions(settings, self.model.config, self.name, self._virtual_tokens)
         here = str(self.model.dtype).removeprefix("torch.")
-        if recorded not in ("auto", here):
+        if recorded not in ("auto", here) and not self._converted:
             logger.warning(
                 "%s was trained on a base in %s, and this one is in %s: it can write other summaries",
                 *(saved.folder, recorded, here),
@@ -337,6 +337,10 @@ def _check_engine(engine: str | None, quantization: str | None, base: ModelConfi
         )
     if isinstance(max_merged, bool) or not isinstance(max_merged, int) or max_merged < 1:
         raise UserError(f"max_merged={max_merged!r} must be a whole number of at least 1")
+    if engine != "ctranslate2" and max_merged != MAX_MERGED:
+        raise UserError(
+            f"max_merged={max_merged!r} is for engine='ctranslate2', which merges adapters: leave it out"
+        )
     if engine and (own := engine_of(base.model_name_or_path)):
         raise UserError(
             f"engine={engine!r}: {base.model_name_or_path} was exported to {own}, which runs it: leave it out"

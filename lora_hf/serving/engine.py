@@ -8,6 +8,7 @@ CTranslate2, a batch has one adapter, and the last adapters stay merged.
 
 import contextvars
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from lora_hf.evaluation.generate import Observer, fast_generation, generate_summ
 from lora_hf.models.exported import ExportedModel
 from lora_hf.models.languages import decode, language_start
 from lora_hf.saved.inference import InferenceModel, not_shareable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,13 @@ class Engine(InferenceModel):
                 self._options(settings)
             for each in [*self.names, None]:
                 self._convert(each)
+            if self._converted and len(self.adapters) > self._converted.most:
+                logger.warning(
+                    "%d of %d adapters, the base among them, are kept merged (--max-merged): a request for "
+                    "another one waits until it is merged",
+                    self._converted.most,
+                    len(self.adapters),
+                )
         except BaseException:
             self.close()
             raise

@@ -67,10 +67,10 @@ PARTS = ("engines", "adapters")
 SERVING: dict[str, dict[str, Any]] = {
     "lora_hf, bfloat16": {},
     "lora_hf, int8": {"quantization": "int8"},
-    "merged for ctranslate2, all kept": {"engine": "ctranslate2"},
+    "merged for ctranslate2, all kept": {"engine": "ctranslate2", "max_merged": 64},
     "merged for ctranslate2, 4 kept": {"engine": "ctranslate2", "max_merged": 4},
 }
-"""Engines with many adapters: arguments of `Engine`; without `max_merged` all are kept."""
+"""Engines with many adapters: arguments of `Engine`."""
 TEXTS = 32
 Write = Callable[[list[list[int]], int, int], Any]
 
@@ -146,7 +146,11 @@ def mixed(folder: Path, source: int, new: int, rounds: int, n: int) -> dict[str,
     saved, sources = adapters(folder, n), batch(folder, TEXTS, source)
     settings = PredictionSettings(max_new_tokens=new).changed("benchmark", {"min_new_tokens": new})
     base = ModelConfig(model_name_or_path=str(folder), dtype="bfloat16")
-    engines = {of: Engine(base, saved, **({"max_merged": n} | given)) for of, given in SERVING.items()}
+    kept = {"engine": {"max_merged": n}}
+    engines = {
+        of: Engine(base, saved, **kept.get(next(iter(given), ""), {}) | given)
+        for of, given in SERVING.items()
+    }
     seconds: dict[tuple[str, int], list[float]] = {}
     for number in range(rounds + 1):
         for of, engine in engines.items():

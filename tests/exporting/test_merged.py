@@ -1,6 +1,7 @@
 """Adapters merged for CTranslate2: the tokens of torch, one conversion each, and the base as it was."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,29 @@ def test_a_baseline_and_replicated_layers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a bottleneck, which does not change .*: leave out the engine"):
         model.add_adapter(SavedAdapter(tmp_path / "bottleneck", "bottleneck"))
     assert model.names == []
+
+
+def test_places_are_for_the_engine_that_merges_and_too_few_are_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for engine in (None, "torch"):
+        with pytest.raises(UserError, match="max_merged=2 is for|engine='torch' is not"):
+            lora_hf.load(folder / "a", engine=engine, max_merged=2)
+    base, saved = ModelConfig(), {name: SavedAdapter(folder / name, name) for name in "ab"}
+    for places, warnings in ((3, 0), (2, 1)):
+        caplog.clear()
+        Engine(base, saved, engine="ctranslate2", max_merged=places).close()
+        said = [record.getMessage() for record in caplog.records if "are kept merged" in record.getMessage()]
+        assert len(said) == warnings and all(text.startswith("2 of 3 adapters") for text in said)
+
+
+def test_the_dtype_of_training_is_no_warning_where_the_weights_are_converted(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = tmp_path / "trained"
+    shutil.copytree(folder / "a", trained)
+    manifest = json.loads((trained / "lora_hf.json").read_text())
+    manifest["base_store"] = {"dtype": "bfloat16"}
+    (trained / "lora_hf.json").write_text(json.dumps(manifest))
+    lora_hf.load(trained, engine="ctranslate2")
+    assert not [r for r in caplog.records if "was trained on a base in bfloat16" in r.getMessage()]

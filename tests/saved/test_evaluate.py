@@ -124,7 +124,7 @@ def test_the_inputs_are_reported_as_a_run_reports_them(
     for split in ("train", "validation", "test"):
         rows = [{"dialogue": f"{split}: is 3 < 4 or not? " * n, "summary": "Yes."} for n in (1, 9)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(evaluating, "load_tokenizer", lambda config: letters())
+    monkeypatch.setattr("lora_hf.saved.find_adapter.load_tokenizer", lambda config: letters())
     data = {"dataset_name": str(tmp_path), "prompt": "~ {dialogue}", "max_source_length": 60}
     config = RunConfig.model_validate({"data": data, "generation": {"max_new_tokens": length}})
     with caplog.at_level("INFO", logger="lora_hf"):

@@ -273,10 +273,14 @@ def test_an_exported_folder_says_what_it_is_made_of_and_takes_no_adapter(
         lora_hf.train(
             trained.config | {"output_dir": str(tmp_path)}, [f"model.model_name_or_path={exported}"]
         )
-    copied = tmp_path / "copied"
-    shutil.copytree(exported, copied)
-    (copied / "model.bin").write_bytes(b"of another adapter")
-    with pytest.raises(UserError, match=f"model.bin is not the file that was exported from {base} with the"):
+    for name in ("model.bin", "tokenizer.json", "config.json"):
+        copied = tmp_path / f"other {name}"
+        shutil.copytree(exported, copied)
+        (copied / name).write_bytes((copied / name).read_bytes() + b" ")
+        with pytest.raises(UserError, match=f"{name} is not the file that was exported from {base} with the"):
+            load(copied)
+    (copied / "model.bin").unlink()
+    with pytest.raises(UserError, match="was exported, but it has no model.bin and no encoder_model.onnx"):
         load(copied)
 
 

@@ -175,3 +175,4 @@ def test_out_of_memory_errors_are_recognized() -> None:
         assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_out_of_memory(ValueError("out of memory."))
+    assert not is_out_of_memory(RuntimeError(torch.ops.aten.add.Tensor))  # as torch raises some
