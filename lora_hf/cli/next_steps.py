@@ -22,6 +22,7 @@ MERGE = (
     "Write a folder that Transformers loads without lora_hf",
     "lora-hf merge --adapter {mergeable} --output {merged}",
 )
+SERVE = ("Serve it over HTTP", "lora-hf serve --adapter mine={mergeable}")
 TRAIN = ("Train", "lora-hf train {source}")
 NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "init": (("Check the data and the settings", "lora-hf doctor {source}"), TRAIN),
@@ -29,6 +30,7 @@ NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "doctor": (TRAIN, TRY),
     "train": (
         TRY,
+        ("Write its report", "lora-hf report {run}"),
         MERGE,
         ("Compare it with the base model and full fine-tuning", "lora-hf compare --config {config} {other}"),
     ),
@@ -39,9 +41,11 @@ NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "report": (PAGE,),
     "verify": (("Write its report", "lora-hf report {run}"),),
     "evaluate": (TRY,),
-    "predict": (MERGE,),
+    "predict": (SERVE, MERGE),
     "merge": (("Export it to ONNX", "lora-hf export {merged} --output {onnx}"),),
-    "export": (),
+    "export": (
+        ("Try it on a text of your own", TRY[1].replace("--adapter {adapter}", "--model {exported}")),
+    ),
     "truncate": (("Try the smallest adapter on a text of your own", TRY[1]),),
     "push": (("Use it on any machine", "lora-hf predict FILE --adapter {repository}"),),
     "preview": (("Push it", "lora-hf push --adapter {adapter} --repo-id {repository}"),),

@@ -54,6 +54,7 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
         show_next(
             "train",
             adapter=folder if has_adapter else None,
+            run=folder,
             mergeable=folder if has_adapter and run.method == "lora" else None,
             merged=Path(f"{folder}-merged"),
             config=folder / CONFIG_FILE,

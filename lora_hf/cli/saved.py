@@ -266,6 +266,7 @@ def export(
     found = write(source, output, engine, quantization, run, examples, allow_loss)
     megabytes = sum(file.stat().st_size for file in output.iterdir()) / 1e6
     print(f"{output}: {quantization} for {to}, {megabytes:,.1f} MB; {found}")
+    show_next("export", exported=output)
 
 
 def truncate(

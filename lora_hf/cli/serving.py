@@ -78,6 +78,7 @@ def serve(
 ) -> None:
     """Serve a base model and its adapters over HTTP.
 
+    Ask it by POST /summarize with {"dialogue": "...", "adapter": "NAME"}; its page /docs has all requests.
     Requests for different adapters share a batch. With --engine ctranslate2, those for the same adapter do.
 
     One adapter: [dim]lora-hf serve --adapter brief=runs/quickstart/lora[/dim]

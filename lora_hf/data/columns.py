@@ -479,4 +479,6 @@ def _missing(option: str, name: str, present: list[str], source: str, config: Da
         text += f"data.summary_column: {second}"
         is_clear = (second in targets) != (first in targets) or (first in SOURCES) != (second in SOURCES)
         text += "" if is_clear else ", or the other way round"
+    elif not text.endswith("?"):
+        text += f" Set {option} to the right one"
     return text

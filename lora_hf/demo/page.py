@@ -102,12 +102,11 @@ def page(models: DemoModels, title: str) -> gr.Blocks:
                 lambda number: _sample(models, number), sample, [dialogue, reference], show_progress="hidden"
             ).then(summarize, inputs, answers, show_progress="hidden"),
         ]
-        dialogue.input(
-            lambda: (None, "", _note("The dialogue has changed: press Summarize.")),
-            None,
-            [sample, reference, answers],  # the reference belongs to another dialogue
-            show_progress="hidden",
-            cancels=asked,
+        outdated = [sample, reference, answers]  # the reference belongs to another dialogue
+        changed = (None, "", _note("The dialogue has changed: press Summarize."))
+        dialogue.input(lambda: changed, None, outdated, show_progress="hidden", cancels=asked)
+        dialogue.change(  # Gradio reports no input where the whole text is deleted
+            lambda text: gr.skip() if text else changed, dialogue, outdated, show_progress="hidden"
         )
     return blocks
 

@@ -12,6 +12,7 @@ from lora_hf.config import RunConfig
 from lora_hf.config.task import SUMMARIZATION
 from lora_hf.config.training import asks_to_compile
 from lora_hf.data.sources import is_remote
+from lora_hf.data.splits import load_split
 from lora_hf.data.streaming import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError
@@ -229,7 +230,7 @@ def plan_step(config: RunConfig, rows: Rows | None = None, read: bool = True) ->
     dtype = resolve_dtype(config.model.dtype, device)
     check_dtype(dtype)
     check_stored_base(config, settings.to_dict())
-    batch, steps, said = _work(config, local_rows(config) if rows is None and read else rows)
+    batch, steps, said = _work(config, local_rows(config) if rows is None and read else rows, read)
     with outline(config, settings, torch.float32, is_run=False) as model:
         check_fit(config, model)
         counted, targets = count_weights(model, config.method != "full"), targets_of(model)
@@ -450,22 +451,33 @@ def _disk(own: Plan) -> Plan:
     return {"base": base, "saved": saved, "a_checkpoint": saved * (1 + MOMENTS)}
 
 
-def _work(config: RunConfig, rows: Rows | None) -> tuple[Batch, int | None, str]:
-    """Return the largest batch, the number of steps if known, and the source of the lengths in words."""
+def _work(config: RunConfig, rows: Rows | None, read: bool) -> tuple[Batch, int | None, str]:
+    """Return the largest batch, the number of steps if known, and the source of the lengths in words.
+
+    Args:
+        config: of the run.
+        rows: of the training split, if data and tokenizer are at hand.
+        read: without `rows`, count those of a split on this machine.
+    """
     size = _dialogues(config)
     passes = int(config.training.get("gradient_accumulation_steps", 1))
     given = int(config.training.get("max_steps", -1))
+    epochs = float(config.training.get("num_train_epochs", 3.0))
+
+    def steps_of(n: int) -> int:
+        return given if given > 0 else math.ceil(epochs * math.ceil(n / (size * passes)))
+
     if rows is None:
         bounds = Batch(size, config.data.max_source_length, config.data.max_target_length)
-        return (
-            bounds,
-            given if given > 0 else None,
-            "the limits in the config, because data or tokenizer are not on this machine",
-        )
+        steps, missing = given if given > 0 else None, "the data are"
+        if not is_remote(config.data):
+            missing = "the model's tokenizer is"
+            if read and steps is None and not config.data.streaming:
+                steps = steps_of(sum(len(row.references) for row in load_split(config.data, "train")))
+        return bounds, steps, f"the limits in the config, because {missing} not on this machine"
     longest = max(len(row["input_ids"]) for row in rows.rows), max(len(row["labels"]) for row in rows.rows)
-    epochs = float(config.training.get("num_train_epochs", 3.0))
-    steps = given if given > 0 else math.ceil(epochs * math.ceil(len(rows) / (size * passes)))
-    return Batch(size, *longest), steps, f"the longest of {len(rows):,} training rows; {rows.truncation}"
+    said = f"the longest of {len(rows):,} training rows; {rows.truncation}"
+    return Batch(size, *longest), steps_of(len(rows)), said
 
 
 def local_rows(config: RunConfig) -> Rows | None:

@@ -117,7 +117,7 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
     from typer.main import get_command
 
     monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
-    names = ("page", "adapter", "mergeable", "merged", "config", "run", "onnx")
+    names = ("page", "adapter", "mergeable", "merged", "config", "run", "onnx", "exported")
     paths = {name: Path(f"a b/{name}") for name in names} | {"source": "--config quickstart"}
     paths |= {"repository": "USER/NAME", "file": "FILE", "other": "output_dir=x"}
     next_steps.show_next(command, **paths)

@@ -152,9 +152,12 @@ def test_the_page_in_a_browser(browser: Any, address: str, comparison: Path) -> 
     first("#summarize").click()
     wait_for(summaries)
     assert not browser.find_elements("css selector", "#answers mark")  # nothing to compare with
-    box.clear()
-    box.send_keys(" ")
+    from selenium.webdriver.common.keys import Keys
+
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(Keys.DELETE)
     wait_for_note("The dialogue has changed")
+    box.send_keys(" ")
     first("#summarize").click()
     wait_for_note("There is no dialogue yet. Write one above")
     loaded = browser.execute_script(LOADED)

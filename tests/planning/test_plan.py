@@ -295,6 +295,19 @@ def test_lengths_and_steps_come_from_local_data() -> None:
     assert plan_step(accumulated)["steps"] == 10  # 50 rows are five steps of 12
 
 
+def test_steps_are_known_where_only_the_tokenizer_is_elsewhere(tmp_path: Path) -> None:
+    rows = [{"dialogue": f"Al: {n // 2} o'clock?", "summary": f"Al asks, {n}."} for n in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, fields = {"dataset_name": str(tmp_path)}, {"per_device_train_batch_size": 4, "num_train_epochs": 2}
+    models = ("embedded", "google/flan-t5-small")
+    here, elsewhere = (
+        plan_step(RunConfig(data=data, training=fields, model={"model_name_or_path": name}))
+        for name in models
+    )
+    assert here["steps"] == elsewhere["steps"] == 6
+    assert "because the model's tokenizer is not on this machine" in elsewhere["batch"]["lengths"]
+
+
 def test_a_quantized_base_is_timed_as_it_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[set[str]] = []
 
