@@ -5,10 +5,10 @@ float32 above it, so that one base serves all of them.
 
     y_i = s_i m sum_j c_ij q_j    q_j = round(127 x_j / m), m = max_j |x_j|, c the codes of W, s their scales
 
-Products of few rows take integer kernels (FBGEMM's, in PyTorch); the sums of integers are exact, and a row's
-result does not depend on the others. A single row is rounded within its own smallest and largest number, in
-the same kernel. Many rows, as in an encoder, are limited by arithmetic: they take W as
-floating-point numbers, and x is not rounded.
+Products of few rows take integer kernels (FBGEMM's, in PyTorch), whose sums of integers are exact. In a
+product of several rows, each is rounded by its own scale; a single row is rounded within its own smallest and
+largest number, in the same kernel, so that a text alone can differ from the same text in a batch. Many rows,
+as in an encoder, are limited by arithmetic: they take W as floating-point numbers, and x is not rounded.
 """
 
 import logging

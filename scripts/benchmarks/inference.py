@@ -51,7 +51,12 @@ from lora_hf.serving.engine import Engine, Job
 from lora_hf.system import peak_memory_mib
 from scripts.benchmarks.bench import machine
 
-OURS = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("bfloat16", "int8")}
+OURS = {
+    "float32": ("float32", None),
+    "bfloat16": ("bfloat16", None),
+    "int8": ("bfloat16", "int8"),
+    "int8 above float32": ("float32", "int8"),
+}
 """Kind of weights -> dtype of the model, quantization of its linear layers."""
 ENGINES = [
     *(("Transformers", kind) for kind in ("float32", "bfloat16")),
