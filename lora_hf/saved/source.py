@@ -123,7 +123,7 @@ def _exported_on_hub(saved: SavedAdapter, action: str) -> Path | None:
     files = [*(export_record(saved.folder).get("sha256") or {}), *(f"*{end}" for end in TEXTS)]
     repo_id, _ = split_name(saved.source)
     folder = fetch(f"{repo_id}@{saved.revision}", files, f"{action} cannot be downloaded from the Hub")
-    if engine_of(folder) is None:
+    if not any((folder / file).is_file() for file in MARKS.values()):
         raise UserError(f"{action} was exported, but the repository has no {' and no '.join(MARKS.values())}")
     return folder
 
