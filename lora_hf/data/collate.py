@@ -85,7 +85,7 @@ def check_padding_side(model: Any, collate: Any, batch: dict[str, Any]) -> None:
     the loss of a row depends on the other rows.
 
     Args:
-        model: the Transformers model; one that is no encoder-decoder may be padded on either side.
+        model: the Transformers model; one that is not an encoder-decoder may be padded on either side.
         collate: the function that makes batches; its tokenizer, if it has one, pads them.
         batch: the first one; other functions are judged by its labels.
 

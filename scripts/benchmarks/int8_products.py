@@ -38,10 +38,8 @@ def ways(weight: Tensor) -> dict[str, Multiply]:
     stored, half = RowInt8.quantize(weight), weight.bfloat16()
     codes, scale = stored.codes, stored.scale[:, 0]
     fbgemm, columns, packed = _Packed(codes, scale), codes.T, pack(half)
-    onednn, zeros = (
-        torch.ops.onednn.qlinear_prepack(codes, None),
-        torch.zeros(len(codes), dtype=torch.int64),
-    )
+    onednn = torch.ops.onednn.qlinear_prepack(codes, None)
+    zeros = torch.zeros(len(codes), dtype=torch.int64)
 
     def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
         step = x.abs().amax(-1, keepdim=True) / LARGEST
