@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +95,8 @@ def test_a_regular_expression_that_takes_too_long_is_refused(
     monkeypatch.setattr(targets, "SECONDS", 0.1)
     pattern = "((.|..|...)+)+[0-9][0-9]"
     change(adapter, **{field: {pattern: 3} if field == "rank_pattern" else pattern})
-    start = time.monotonic()
     with pytest.raises(UserError, match=rf"{field}.*takes more than 0.1 s"):
         load_adapter(make_t5(), adapter)
-    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("pattern", ["a{99999999999999999999}", "(" * 5000 + ")" * 5000])

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.mixed_batch import KeptStacks, MixedBatch
 from lora_hf.adapters.model_state import (
     adapter_configs,
@@ -16,7 +15,6 @@ from lora_hf.adapters.model_state import (
     refuse_merged,
     saved_modules,
 )
-from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.row_probe import probe_rows
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.errors import UserError
@@ -37,15 +35,15 @@ def set_adapter(model: nn.Module, names: Names) -> None:
     """
     chosen = _weights(model, names)
     refuse_merged(model)
-    layers = lora_layers(model).values()
-    carriers: list[LoraLayer | SavedModule] = [*layers, *saved_modules(model).values()]
-    for carrier in carriers:
-        carrier.check_together(chosen)
+    layers, whole = lora_layers(model).values(), saved_modules(model).values()
+    for held in (layers, whole):
+        for carrier in held:
+            carrier.check_together(chosen)
     for layer in layers:
         layer.activate(chosen)
         for name, method in layer.adapters.items():
             method.set_trainable(name in chosen)  # type: ignore[operator]
-    for module in saved_modules(model).values():
+    for module in whole:
         module.activate(chosen)
         for name, own in module.copies.items():
             own.requires_grad_(name in chosen)

@@ -53,18 +53,21 @@ def unwrapped(module: T) -> T:
 
 
 def named_modules(
-    module: nn.Module, prefix: str = "", remove_duplicate: bool = True, _seen: set[int] | None = None
+    module: nn.Module, prefix: str = "", remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """Yield what `module.named_modules` does, without wrappers, which are replaced by what they hold."""
-    module, seen = unwrapped(module), set() if _seen is None else _seen
-    if id(module) in seen and remove_duplicate:
-        return
-    seen.add(id(module))
-    yield prefix, module
-    for name, child in module._modules.items():
-        if child is not None:
-            below = f"{prefix}.{name}" if prefix else name
-            yield from named_modules(child, below, remove_duplicate, seen)
+    seen: set[int] = set()
+    waiting = [(prefix, module)]
+    while waiting:
+        path, held = waiting.pop()
+        held = unwrapped(held)
+        if remove_duplicate and id(held) in seen:
+            continue
+        seen.add(id(held))
+        yield path, held
+        for name, child in reversed(held._modules.items()):
+            if child is not None:
+                waiting.append((f"{path}.{name}" if path else name, child))
 
 
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

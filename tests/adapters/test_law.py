@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.packages import import_or_skip
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import BACKENDS, Backend, backend_for, type_name
@@ -68,7 +69,7 @@ def eight_bit(bias: bool = True) -> nn.Module:
 
 def quantized(storage: str, bias: bool = True) -> nn.Module:
     """A layer of a storage format that quantizes layer by layer."""
-    pytest.importorskip(STORAGE_FORMATS[storage].package)
+    import_or_skip(STORAGE_FORMATS[storage].package)
     config = ModelConfig(hqq_group_size=GROUP)
     return STORAGE_FORMATS[storage].convert(nn.Linear(IN, OUT, bias=bias), config)
 

@@ -1,8 +1,9 @@
 """Several adapters on one base: switched, weighted, side by side in a batch, and combined into one."""
 
 import copy
-import time
+import sys
 from pathlib import Path
+from types import FrameType
 
 import peft
 import pytest
@@ -226,17 +227,24 @@ def test_a_combination_with_ranks_by_layer_is_saved_and_loaded(
     assert not torch.allclose(logits(again, batch), logits(make_t5(), batch), atol=1e-3)
 
 
-def test_a_switch_on_flan_t5_base_takes_less_than_10_ms() -> None:
+def test_a_switch_on_flan_t5_base_is_a_few_walks_over_its_modules() -> None:
     with torch.device("meta"):
         model = random_flan_t5("base")
         for name in ("a", "b"):
             inject_adapters(model, LoraConfig(r=8), name)
-    seconds = []
-    for i in range(20):
-        start = time.process_time()  # of this process: a busy machine is not what is measured
-        set_adapter(model, "ab"[i % 2])
-        seconds.append(time.process_time() - start)
-    assert sorted(seconds)[len(seconds) // 2] < 0.010
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        set_adapter(model, "b")
+    finally:
+        sys.setprofile(None)
+    modules = sum(1 for _ in model.modules())
+    assert modules < calls < 40 * modules  # 34 to a module: 4 to 6 ms; the docs promise 10
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import make_t5, nf4_t5, randomize
+from support.packages import import_or_skip
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
@@ -39,7 +40,7 @@ def adapted(model: nn.Module, **fields: Any) -> nn.Module:
 
 
 def affine_t5() -> nn.Module:
-    pytest.importorskip("hqq")
+    import_or_skip("hqq")
     model = make_t5()
     for name, module in list(model.named_modules()):
         if name.endswith((".q", ".v")):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.models import MODELS, make_t5, randomize, saved
+from support.packages import import_or_skip
 from transformers import AutoModelForSeq2SeqLM
 
 from lora_hf import (
@@ -192,7 +193,7 @@ def test_a_part_is_saved_with_merged_weights_and_a_model_with_such_a_part_refuse
 def test_a_base_that_transformers_cannot_load_again_is_refused(
     package: str, fields: dict, batch: dict, tmp_path: Path
 ) -> None:
-    pytest.importorskip(package)
+    import_or_skip(package)
     config = saved(tmp_path / "base").model_copy(update=fields)
     model = load_model(config, torch.device("cpu"))
     with pytest.raises(UserError, match="save_pretrained: the base is stored as .*: load the model without"):

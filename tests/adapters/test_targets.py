@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import make_bart, make_mt5, make_t5, randomize
+from support.packages import import_or_skip
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -220,7 +221,7 @@ def randomize_model(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("targets", [["q", "v"], "all-linear"])
 def test_a_plain_layer_over_a_tensor_of_torchao_is_refused_by_name(targets: list[str] | str) -> None:
     """Its type is that of a dense layer, and merging would add a dense update to packed bytes."""
-    torchao = pytest.importorskip("torchao.quantization")
+    torchao = import_or_skip("torchao.quantization")
     model = make_t5()
     torchao.quantize_(model.encoder, torchao.Int8WeightOnlyConfig())  # as Transformers' TorchAoConfig does
     with pytest.raises(

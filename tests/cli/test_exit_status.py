@@ -38,16 +38,16 @@ def process(*words, **options):
 
 def test_help_imports_nothing_heavy():
     code = """
-import sys, time
+import sys
 from lora_hf.cli import run
 status = run(["--help"], debug=False)
 heavy = {"torch", "transformers", "datasets", "matplotlib", "numpy", "pydantic"} & set(sys.modules)
-print(status, sorted(heavy), time.process_time(), file=sys.stderr)
+print(status, sorted(heavy), len(sys.modules), file=sys.stderr)
 """
     out, err = process("-c", code).communicate()
-    status, heavy, seconds = err.strip().split(" ", 2)
+    status, heavy, modules = err.strip().split(" ", 2)
     assert (status, heavy) == ("0", "[]")
-    assert float(seconds) < 1  # 0.25 s when nothing else runs
+    assert int(modules) < 500  # 400: a quarter of a second; torch alone has 1,000 more
     for verb in ("train", "compare", "evaluate", "predict", "merge", "score", "push"):
         assert f" {verb} " in out
 

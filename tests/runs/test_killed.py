@@ -128,12 +128,12 @@ def test_a_file_system_without_locks_is_used_unlocked(tmp_path, caplog, monkeypa
 def test_a_run_whose_parent_is_killed_is_told_to_stop(tmp_path):
     if sys.platform != "linux":
         pytest.skip("the system tells a process of its parent's end on Linux alone")
-    code = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(900)"
     parent = os.fork()
     if parent == 0:
         run_process([sys.executable, "-c", code, str(tmp_path / "pid")])
         os._exit(0)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 300
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -29,7 +29,7 @@ def start(folder, rows, *more, processes=2, env=None):
 
 def run(*words, **options):
     child = start(*words, **options)
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate(timeout=6000)
     return child.returncode, out, err
 
 
@@ -65,7 +65,7 @@ def kill_one_of_two(folder, env=None):
             break
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child.pid)], capture_output=True, text=True)
     os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=600)
     assert child.returncode != 0 and not (folder / "results.json").exists()
     assert "another process of this run has ended" in err or "SIGTERM: saving a checkpoint" in err
 
