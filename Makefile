@@ -10,7 +10,7 @@ LOWEST := .venv-lowest
 TOUCHED := adapters baselines config evaluation/test_generate.py evaluation/test_metrics.py evaluation/test_rouge.py fast saved/test_export.py \
   experiments/test_sweep.py serving/test_server.py cli/test_cli.py models test_versions.py training
 
-.PHONY: quickstart test test-full test-gpu test-lowest test-peft-versions soak audit lint format types methods notebooks bench bench-inference costs docs reproduce clean
+.PHONY: quickstart test test-full test-gpu test-lowest test-peft-versions test-libraries soak audit lint format types methods notebooks bench bench-inference costs docs reproduce clean
 
 quickstart: .venv/.installed       ## base, full and LoRA on the embedded model and sample, compared
 	$(BIN)/python scripts/compare.py --config configs/quickstart.yaml
@@ -26,6 +26,9 @@ test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest t
 
 test-peft-versions: .venv/.installed  ## adapters exchanged with PEFT 0.4 to 0.17, each in its own environment; ARGS="--only 0.17.1"
 	$(BIN)/python scripts/tools/peft_versions.py $(ARGS)
+
+test-libraries: .venv/.installed-test quickstart  ## merged and exported folders read without lora_hf, in an environment of its own
+	$(BIN)/python scripts/tools/other_libraries.py runs/quickstart/lora $(ARGS)
 
 test-gpu: .venv/.installed-test    ## on a machine with a GPU, ten minutes: a table to send in; ARGS="--shape large"
 	$(BIN)/python scripts/benchmarks/gpu_check.py $(ARGS)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.prompts import PLACE, prompt_template
-from lora_hf.files import write_json, write_text
+from lora_hf.files import read_object, write_json, write_text
+from lora_hf.models.base_files import TOKENIZER_CONFIG
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import in_languages
 from lora_hf.models.load import quiet
@@ -89,10 +91,24 @@ def save_model(
         model.config.task_specific_params = None
     with quiet():
         model.save_pretrained(folder)
-    with in_languages(tokenizer, settings.data):
-        tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, settings.data)
     write_prompt(folder, settings, origin)
     check_written(model, folder, always_check)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, data: DataConfig) -> None:
+    """Write a tokenizer so that Transformers 4 reads it too, with the languages of the data.
+
+    Transformers 4 fails on a class and on a list of special tokens as 5 writes them. 5 reads both forms.
+    """
+    with in_languages(tokenizer, data):
+        tokenizer.save_pretrained(folder)
+    settings = read_object(folder / TOKENIZER_CONFIG)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(folder / TOKENIZER_CONFIG, settings)
 
 
 def public_name(model: str) -> str:

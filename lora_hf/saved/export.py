@@ -21,13 +21,12 @@ from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import summarize
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.exporting.engines import EXPORTERS, check_model, open_exported
-from lora_hf.files import check_new, file_sha256, read_object, whole, write_json
-from lora_hf.models.base_files import TOKENIZER_CONFIG
+from lora_hf.files import check_new, file_sha256, whole, write_json
 from lora_hf.models.exported import EXPORT, Engine, export_record
 from lora_hf.models.generation import generation_config
-from lora_hf.models.languages import in_languages, set_language
+from lora_hf.models.languages import set_language
 from lora_hf.models.load import load_model, load_tokenizer
-from lora_hf.models.plain_folder import write_exported_readme
+from lora_hf.models.plain_folder import save_tokenizer, write_exported_readme
 from lora_hf.models.special_tokens import GENERATION
 from lora_hf.run_files import CONFIG
 from lora_hf.saved.find_adapter import tokenizer_of
@@ -125,9 +124,7 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
         exporter.write(model, tokenizer, folder, quantization)
         own.to_json_file(folder / GENERATION)
-        with in_languages(tokenizer, settings.data):
-            tokenizer.save_pretrained(folder)
-        _name_old_class(folder / TOKENIZER_CONFIG)
+        save_tokenizer(tokenizer, folder, settings.data)
         record = _record(source, model, engine, quantization)
         written_files = sorted(file for file in folder.iterdir() if file.name != GENERATION)
         record["sha256"] = {file.name: file_sha256(file) for file in written_files}
@@ -141,13 +138,6 @@ def export(
         record = export_record(folder) | {"compared": compared}
         write_json(folder / MANIFEST_NAME, settings.manifest() | {EXPORT: record})
     return found
-
-
-def _name_old_class(file: Path) -> None:
-    """Name the class of a tokenizer as Transformers 4 does too, which Optimum needs: 5 knows both names."""
-    settings = read_object(file)
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        write_json(file, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def check_loss(

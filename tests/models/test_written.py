@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from support.families import make_family
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import WrittenModelDiffers
 from lora_hf.files import whole
 from lora_hf.models import plain_folder, written
-from lora_hf.models.load import ASSETS
+from lora_hf.models.load import ASSETS, load_tokenizer
 from lora_hf.models.written import check_written
 
 
@@ -96,3 +97,18 @@ def test_every_whole_model_that_is_saved_is_read_again(
 
 def list_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_tokenizer_is_written_in_the_words_that_transformers_4_reads(tmp_path: Path) -> None:
+    """It knows no `TokenizersBackend`, and fails on a list of `extra_special_tokens`, as FLAN-T5's."""
+    tokenizer = load_tokenizer(ModelConfig())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<part>", "<whole>"]})
+    plain_folder.save_tokenizer(tokenizer, tmp_path, DataConfig())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["<part>", "<whole>"]
+    assert "extra_special_tokens" not in settings
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again("Anna: Lunch?").input_ids == tokenizer("Anna: Lunch?").input_ids
+    assert again.convert_tokens_to_ids("<whole>") == tokenizer.convert_tokens_to_ids("<whole>")
+    assert {"<part>", "<whole>"} <= set(again.all_special_tokens)

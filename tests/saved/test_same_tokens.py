@@ -7,13 +7,14 @@ package.
 
 import json
 import shutil
-from contextlib import chdir, closing, redirect_stdout
+from contextlib import closing, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.readme_code import written_by_the_readme
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lora_hf
@@ -188,16 +189,6 @@ def test_a_merged_folder_writes_the_same_with_and_without_this_package(
     assert [answer["summary"] for answer in answers] == trained.written
 
 
-def written_by_the_readme(folder: Path, dialogue: str) -> str:
-    """Return what the code in a folder's README prints in a process that is in this folder."""
-    readme = (folder / "README.md").read_text()
-    code = readme.split("```python\n")[1].split("```")[0]
-    assert repr(EXAMPLE) in code
-    with redirect_stdout(StringIO()) as out, chdir(folder):
-        exec(compile(code.replace(repr(EXAMPLE), repr(dialogue)), "README.md", "exec"), {})
-    return out.getvalue().strip()
-
-
 def test_a_merged_folder_says_how_it_is_used(trained: Trained, merged: Path) -> None:
     settings = json.loads((merged / "generation_config.json").read_text())
     expected = trained.generation | {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -207,7 +198,7 @@ def test_a_merged_folder_says_how_it_is_used(trained: Trained, merged: Path) -> 
     assert PROMPT in readme and "summarizer with a trained adapter" in readme
     assert len(readme.split("```python\n")[1].split("```")[0].splitlines()) == 5
     dialogues = trained.dialogues[:2]
-    assert [written_by_the_readme(merged, one) for one in dialogues] == trained.written[:2]
+    assert written_by_the_readme(merged, EXAMPLE, dialogues) == trained.written[:2]
     assert str(merged.parent) not in readme
 
 
@@ -257,7 +248,7 @@ def test_an_exported_run_writes_the_same_in_every_command_and_without_this_packa
         client = TestClient(create_app(service))
         answers = [client.post("/summarize", json={"dialogue": one}).json() for one in trained.dialogues]
     assert [answer["summary"] for answer in answers] == written
-    assert [written_by_the_readme(exported, one) for one in trained.dialogues[:2]] == written[:2]
+    assert written_by_the_readme(exported, EXAMPLE, trained.dialogues[:2]) == written[:2]
     for name in ("generation_config.json", "lora_hf.json"):
         assert str(trained.generation["max_new_tokens"]) in (exported / name).read_text()
 
