@@ -126,7 +126,9 @@ def check_new(output: Path) -> None:
     """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         what = "is a file" if output.is_file() else "is a folder that is not empty"
-        raise UserError(f"--output {str(output)!r} {what}; nothing is overwritten: choose another")
+        raise UserError(
+            f"--output {str(output)!r} {what}; nothing is overwritten: choose another name, or remove it"
+        )
 
 
 @contextmanager

@@ -34,6 +34,8 @@ SECTIONS = {
 
 def help_line(error: BaseException) -> str | None:
     """Return the line that names the section on an error; None if no part with a section raised it."""
+    if str(error).startswith("--output"):  # checked where files are written
+        return f"help: {PAGE}#{SECTIONS['cli']}"
     found: list[str] = []
     cause: BaseException | None = error
     while cause is not None:  # `cli` raises errors of other parts again, with a hint

@@ -43,8 +43,12 @@ def explain(error: Any, words: list[str]) -> str:
             return f"{message} Write `lora-hf --help`, or `lora-hf COMMAND --help`."
         if _is_config(words[0]):
             return f"{message} Did you mean `lora-hf train --config {words[0]}`?"
-    if message.startswith("Got unexpected extra argument") and words[0] == "serve":
-        return f"{message}; write --adapter NAME=DIR for each adapter"
+    if message.startswith("Got unexpected extra argument"):
+        remedies = {
+            "serve": "write --adapter NAME=DIR for each adapter",
+            "init": "name the new file by --output",
+        }
+        return f"{message}; {remedies[words[0]]}" if words[0] in remedies else message
     return message
 
 

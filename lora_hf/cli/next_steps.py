@@ -42,7 +42,13 @@ NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "verify": (("Write its report", "lora-hf report {run}"),),
     "evaluate": (TRY,),
     "predict": (SERVE, MERGE),
-    "merge": (("Export it to ONNX", "lora-hf export {merged} --output {onnx}"),),
+    "merge": (
+        (
+            "Write it for CTranslate2, which is faster on a CPU",
+            "lora-hf export {exportable} --to ctranslate2 --quantization int8 --output {ct2}",
+        ),
+        ("Write it for ONNX", "lora-hf export {exportable} --to onnx --output {onnx}"),
+    ),
     "export": (
         ("Try it on a text of your own", TRY[1].replace("--adapter {adapter}", "--model {exported}")),
     ),

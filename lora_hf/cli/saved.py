@@ -25,7 +25,7 @@ from lora_hf.cli.options import (
     print_scores,
 )
 from lora_hf.errors import UserError, did_you_mean
-from lora_hf.run_files import ADAPTER, PAGE
+from lora_hf.run_files import ADAPTER, CONFIG, PAGE
 
 EXPORTED_EXAMPLES = 200
 """Examples of a test split that `export` compares by default."""
@@ -219,8 +219,13 @@ def merge(
         where = "" if way == "merged" else f" onto the {way} weights"
         print(f"merging{where} changes the logits of a sample by {error:.1e} (relative)")
     print(f"{output}: the model with the adapter merged{f' onto the {onto} weights' if onto else ''}")
-    has_onnx = find_spec("onnx") is not None
-    show_next("merge", merged=output, onnx=output.with_name(f"{output.name}-onnx") if has_onnx else None)
+    config = Path(adapter) / CONFIG  # of a run: its test split is compared
+    named = f" --config {shlex.quote(str(config))}" if config.is_file() else ""
+    ct2, onnx = (
+        output.with_name(f"{output.name}-{name}") if find_spec(package) else None
+        for name, package in (("ct2", "ctranslate2"), ("onnx", "onnx"))
+    )
+    show_next("merge", exportable=f"{shlex.quote(str(output))}{named}", ct2=ct2, onnx=onnx)
 
 
 def export(

@@ -1,9 +1,10 @@
 """The `model:` section: the base model and the storage format of its weights."""
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lora_hf.config.types import Count, Flag, Place, Section, Text
@@ -27,6 +28,17 @@ STORAGE = {
 """(`quant_method`, bits) -> storage format; for 4 bits by bitsandbytes, `bnb_4bit_quant_type` names it."""
 
 
+def _check_spelling(name: str) -> str:
+    """Refuse a misspelt `embedded`, which would be looked up on the Hub."""
+    near = get_close_matches(name.lower(), [EMBEDDED], cutoff=0.8)
+    if near and name != EMBEDDED and not Path(name).expanduser().exists():
+        raise ValueError(f"is no file or folder here. Did you mean {EMBEDDED!r}?")
+    return name
+
+
+Source = Annotated[Place, AfterValidator(_check_spelling)]
+
+
 class ModelConfig(Section):
     """The base model and the storage format of its weights.
 
@@ -34,7 +46,7 @@ class ModelConfig(Section):
     ignored without them, so that a variant switches quantization off with one field.
     """
 
-    model_name_or_path: Place = "embedded"
+    model_name_or_path: Source = "embedded"
     """`embedded` (the tiny T5 in the package), a name on the Hub, or a folder."""
     revision: Text | None = None
     """Commit, tag or branch on the Hub; a commit makes the run repeatable."""

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.lora import LoraSection
-from lora_hf.config.model import DENSE, EMBEDDED, ModelConfig
+from lora_hf.config.model import DENSE, EMBEDDED, ModelConfig, Source
 from lora_hf.config.sweep import SweepSection
 from lora_hf.config.task import SUMMARIZATION, TASKS, Task, TaskName, embedded_retention, read_task, with_task
 from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
@@ -86,7 +86,7 @@ Mark = Annotated[str, AfterValidator(_check_mark)]
 class DataConfig(Section):
     """The dialogues, their summaries and the prompt."""
 
-    dataset_name: Place = "embedded"
+    dataset_name: Source = "embedded"
     """`embedded` (the package's sample: 10,000, 500 and 500 dialogues), a name on the Hub, or a file or
     folder of csv, tsv, jsonl, json, parquet or arrow; `https://` and `hf://` files too (docs/data.md)."""
     data_files: Annotated[dict[str, Files] | Files | None, BeforeValidator(_check_files)] = None

@@ -450,6 +450,12 @@ def _explode_hint(head: list[Row]) -> str:
     return ""
 
 
+def _delimiter_in(head: str) -> str | None:
+    """Return what separates the names in a header that was read as one name; None if nothing does."""
+    marks = dict.fromkeys(mark for mark in ",;|\t" + head if not (mark.isalnum() or mark in "_ -.#'\""))
+    return next((mark for mark in marks if mark in head), None)
+
+
 def _missing(option: str, name: str, present: list[str], source: str, config: DataConfig) -> str:
     """Return the message on a missing column, with the existing ones and what to write."""
     if any(len(column) > LONGEST_NAME or LIKE_TEXT.search(column) for column in present):
@@ -458,9 +464,10 @@ def _missing(option: str, name: str, present: list[str], source: str, config: Da
             f"{option}={name!r}: {source} has texts such as {first[:40]!r} where the names of columns should "
             "be; if the header is missing, set data.column_names, such as [id, dialogue, summary]"
         )
-    text = f"{option}={name!r}: {source} has the columns {listed(present)}.{did_you_mean(name, present)}"
-    if len(present) == 1 and (mark := next((m for m in ",;|\t" if m in present[0]), None)):
+    text = f"{option}={name!r}: {source} has the columns {listed(present)}."
+    if len(present) == 1 and (mark := _delimiter_in(present[0])):
         return f"{text} Set data.delimiter: {mark!r}"
+    text += did_you_mean(name, present)
     fits = [pair for pair in PAIRS if {*pair} <= {*present}]
     if len(fits) > 1 and config.dialogue_column == DIALOGUE and config.summary_column == SUMMARY:
         pairs = " or ".join(" and ".join(pair) for pair in fits)

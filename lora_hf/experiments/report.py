@@ -136,9 +136,11 @@ def found_runs(root: Path) -> dict[str, list[Path]]:
     for results in sorted(root.glob(f"*/{RESULTS}"), key=first_seed_first):
         found.setdefault(_SEED.sub("", results.parent.name), []).append(results.parent)
     if not found:
+        below = sorted({str(results.parents[1]) for results in root.glob(f"*/*/{RESULTS}")})
+        near = f", such as {' or '.join(map(repr, below[:3]))}" if below else run_above(root)
         raise UserError(
             f"{str(root)!r} holds no finished run: give the output_dir of a train, compare, methods or "
-            f"sweep command, or a run's folder in it{run_above(root)}"
+            f"sweep command, or a run's folder in it{near}"
         )
     return found
 

@@ -114,7 +114,7 @@ def named(adapters: list[str]) -> dict[str, str]:
     for text in adapters:
         name, equals, where = text.partition("=")
         if not equals or not name or not where:
-            raise UserError(f"--adapter {text!r}: write NAME=DIR")
+            raise UserError(f"--adapter {text!r}: write --adapter NAME=DIR")
         if name in found:
             raise UserError(f"--adapter {text!r}: the name {name!r} is taken")
         found[name] = where

@@ -351,3 +351,7 @@ class LoraTrainer(ResumableTrainer):
                 added.restore(self.model, Path(best))
         else:
             super()._load_best_model()
+        if best and self.is_world_process_zero():
+            state, name = self.state, str(self.args.metric_for_best_model).removeprefix("eval_")
+            text = "the weights of step %d of %d are kept: the best %s, %.4g"
+            logger.info(text, state.best_global_step, state.global_step, name, state.best_metric)

@@ -110,6 +110,16 @@ def test_a_model_and_data_are_a_config(
         source.write()
 
 
+def test_a_positional_name_of_the_new_file_is_an_error_with_the_option(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["init", "new.yaml", "--data", "talks.csv"], debug=False) == 2
+    assert "(new.yaml); name the new file by --output" in capsys.readouterr().err
+    assert cli.run(["predict", "talks.csv", "--adapter", "runs/x", "-o", "out.xlsx"], debug=False) == 2
+    error, where = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: --output out.xlsx") and where.endswith("#command-line")
+
+
 @pytest.mark.parametrize("command", next_steps.NEXT)
 def test_the_next_commands_are_commands_and_are_left_out_of_json(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -117,7 +127,7 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
     from typer.main import get_command
 
     monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
-    names = ("page", "adapter", "mergeable", "merged", "config", "run", "onnx", "exported")
+    names = "page adapter mergeable merged config run onnx ct2 exportable exported".split()
     paths = {name: Path(f"a b/{name}") for name in names} | {"source": "--config quickstart"}
     paths |= {"repository": "USER/NAME", "file": "FILE", "other": "output_dir=x"}
     next_steps.show_next(command, **paths)

@@ -66,6 +66,14 @@ MISTAKES = [
         "`hf auth login`, or set HF_TOKEN",
     ),
     (
+        "model: {model_name_or_path: Embeded}",
+        "x.yaml:1: model.model_name_or_path='Embeded' is no file or folder here. Did you mean 'embedded'?",
+    ),
+    (
+        "data: {dataset_name: embedd}",
+        "x.yaml:1: data.dataset_name='embedd' is no file or folder here. Did you mean 'embedded'?",
+    ),
+    (
         "model: {device_map: auto}",
         "x.yaml:1: unknown key 'model.device_map' (value 'auto'); a model is loaded onto one device, which "
         "PyTorch chooses: remove it",

@@ -369,6 +369,11 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
         assert cli.run(["report", str(folder)], debug=False) == 2
         said = capsys.readouterr().err
         assert "holds no finished run: give the output_dir of a train, compare, methods or sweep" in said
+    run = tmp_path / "quickstart" / "base"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text("{}")
+    assert cli.run(["report", str(tmp_path)], debug=False) == 2
+    assert f"or a run's folder in it, such as '{tmp_path / 'quickstart'}'" in capsys.readouterr().err
 
 
 def test_shared_words_are_those_that_rouge_counts() -> None:

@@ -380,7 +380,7 @@ def test_a_late_answer_is_504() -> None:
     ("words", "expected"),
     [
         ([], "give --base, or an adapter that names its base"),
-        (["--adapter", "a"], "--adapter 'a': write NAME=DIR"),
+        (["--adapter", "a"], "--adapter 'a': write --adapter NAME=DIR"),
         (["--adapter", "a=no/such/folder"], "--adapter 'no/such/folder'"),
         (["--adapter", "{a}", "--adapter", "{a}"], "the name 'a' is taken"),
         (["--adapter", "keys={folder}"], "adapter name 'keys' is reserved by PyTorch; choose"),

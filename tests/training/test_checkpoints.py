@@ -1,5 +1,6 @@
 """Training resumes from checkpoints bit for bit, loads the best one, and leaves an untied head untied."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,11 @@ def test_checkpoints_hold_the_adapters_only_and_peft_reads_them(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("save_steps", [2, 4])  # at each evaluation, and at every second one
-def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(save_steps: int, tmp_path: Path) -> None:
+def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(
+    save_steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lora_hf"), "propagate", True)
+    caplog.set_level("INFO")
     model = adapted()
     args = arguments(
         tmp_path,
@@ -91,6 +96,8 @@ def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(save_steps: in
     trainer.train()
     evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert evaluated[-1] < max(evaluated) - 0.05
+    step = 2 * (1 + evaluated.index(max(evaluated)))
+    assert f"the weights of step {step} of 12 are kept: the best loss, {max(evaluated):.4g}" in caplog.text
     assert trainer.evaluate()["eval_loss"] == pytest.approx(max(evaluated), abs=1e-6)
     best = load_file(Path(trainer.state.best_model_checkpoint) / "adapter_model.safetensors")
     name = "encoder.block.0.layer.0.SelfAttention.q"
