@@ -105,7 +105,9 @@ def save_adapter(
     if adapter_name not in configs:
         raise UserError(f"no adapter {adapter_name!r} to save; the model has {sorted(configs)}")
     refuse_offloaded(model)
-    folder = Path(directory) if adapter_name == "default" else Path(directory) / adapter_name
+    folder = Path(directory).expanduser()
+    if adapter_name != "default":
+        folder /= adapter_name
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(adapter_state(model, adapter_name), folder / WEIGHTS_NAME)
     if initial := initial_factors(model, adapter_name):

@@ -48,7 +48,9 @@ class SavedAdapter:
         """Return the adapter in a folder, or the argument itself where it is one already."""
         if not isinstance(directory, str | Path | SavedAdapter):
             raise UserError(f"directory={directory!r} is not a folder: pass a str or a Path")
-        return directory if isinstance(directory, SavedAdapter) else cls(Path(directory), str(directory))
+        if isinstance(directory, SavedAdapter):
+            return directory
+        return cls(Path(directory).expanduser(), str(directory))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def save_extras(model: nn.Module, directory: str | Path, extra: dict[str, Any] |
         directory: target folder.
         extra: further entries of the manifest, such as the prompt of the run.
     """
-    folder = Path(directory)
+    folder = Path(directory).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in new_weights(model).items()}
     write_weights(tensors, folder / WEIGHTS_NAME)

@@ -6,6 +6,7 @@ config are reported at once. Results go to standard output; `exit_status` report
 
 import gc
 import os
+import re
 import sys
 from functools import cache, partial
 from importlib.metadata import version
@@ -33,6 +34,8 @@ COMPLETING = "_LORA_HF_COMPLETE"
 HIDDEN = ("peft", "hqq", "torchao", "sklearn")
 """Packages that Transformers and NLTK import wherever they are installed, which takes seconds, although no
 command uses them that way. `StorageFormat.check_package` reveals the one that a base is stored by."""
+_HOME = re.compile(r"^((?:--[\w-]+=)?)~(?=/)")
+"""The user's folder where a shell leaves it as it is: in `--output=~/x`, and in quotes."""
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -119,6 +122,7 @@ def run(words: list[str], debug: bool) -> int:
 
 def _invoke(words: list[str]) -> None:
     processes.check_variables()
+    words = [_HOME.sub(lambda found: f"{found[1]}{os.path.expanduser('~')}", word) for word in words]
     if words and not words[0].startswith("-") and words[0] != running.train.__name__:
         remedy = "start each run by `torchrun ... -m lora_hf train`, and this command without it"
         processes.refuse_several(f"lora-hf {words[0]}", remedy)

@@ -67,7 +67,7 @@ def load_config(
         UserError: all mistakes, one per line: `FILE:LINE: lora.r='eight' is not an integer`.
     """
     if isinstance(source, str | Path):
-        path = find_config(Path(source))
+        path = find_config(Path(source).expanduser())
         document = read_document(path)
         document.data.setdefault("output_dir", f"runs/{path.stem}")
     else:

@@ -17,7 +17,7 @@ from lora_hf.config.lora import LoraSection
 from lora_hf.config.model import DENSE, EMBEDDED, ModelConfig, Source
 from lora_hf.config.sweep import SweepSection
 from lora_hf.config.task import SUMMARIZATION, TASKS, Task, TaskName, embedded_retention, read_task, with_task
-from lora_hf.config.types import Count, Flag, Integer, Items, Number, Place, Section, Seed, Text
+from lora_hf.config.types import Count, Flag, Folder, Integer, Items, Number, Section, Seed, Text
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.split_names import NAMES
 
@@ -308,7 +308,7 @@ class RunConfig(Section):
     """For a study of methods: by name, the fields that replace the common ones, nested like them."""
     sweep: SweepSection = SweepSection()
     """For a sweep: the fields that take several values."""
-    output_dir: Place = "runs/run"
+    output_dir: Folder = "runs/run"
     """Run directory. Default for a config file: runs/<name of the file>."""
     seed: Seed = 42
     """Random seed for data order, dropout and adapter initialization."""

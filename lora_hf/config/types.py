@@ -49,6 +49,7 @@ Integer = Annotated[int, BeforeValidator(_read_integer)]
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 Text = Annotated[str, Field(min_length=1)]
 Place = Annotated[Text, AfterValidator(_check_place)]
+Folder = Annotated[Place, AfterValidator(os.path.expanduser)]
 Count = Annotated[Integer, Field(ge=1)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
 Items = Annotated[tuple[T, ...], BeforeValidator(_read_list)]

@@ -47,7 +47,7 @@ def read_file(
     if is_address(str(file)):
         (file,) = files_at(str(file), "predict")[:1]
     if str(file) != STANDARD_INPUT:
-        return _read(Path(file), config, is_lines, trained_by or {})
+        return _read(Path(file).expanduser(), config, is_lines, trained_by or {})
     with _standard_input(is_lines) as copy:
         try:
             return _read(copy, config, is_lines, trained_by or {}, "standard input")

@@ -66,7 +66,7 @@ def iterate_rows(path: str | Path, form: Form = SEEN) -> Iterator[Row]:
     Raises:
         UserError: as `read_rows`, except for no rows; malformed rows raise when they are reached.
     """
-    return (row for _, row in iterate_numbered(Path(path), form))
+    return (row for _, row in iterate_numbered(Path(path).expanduser(), form))
 
 
 def iterate_numbered(path: Path, form: Form = SEEN) -> Iterator[tuple[int | None, Row]]:

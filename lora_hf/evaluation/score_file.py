@@ -144,7 +144,7 @@ def _table(
     path: str | Path, prediction: str | None, reference: str | Sequence[str] | None, form: Form
 ) -> tuple[list[Row], str, list[str]]:
     """Return the rows, and the names of the columns of predictions and references; lines become columns."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if endings(path)[0] == TEXT:
         if prediction is not None:
             remedy = "leave out --prediction"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_hf import cli
+from lora_hf import LoraConfig, ModelConfig, cli, inject_adapters, load_model, save_adapter
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError, is_windows_path, path_hint
 from lora_hf.saved.find_adapter import find_adapter
@@ -305,3 +306,26 @@ def test_an_option_that_another_one_replaces_is_a_warning(
     assert cli.run(line.split(), debug=False) == 2
     err = capsys.readouterr().err
     assert ("is not used" in err) is bool(expected) and expected in err
+
+
+def test_a_tilde_is_the_user_s_folder_wherever_a_path_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "a.yaml").write_text("output_dir: ~/run\ndata: {max_train_samples: 8}\n")
+    rows = [f"A: Hi {number},Greets,Greets\n" for number in range(40)]
+    (home / "talks.csv").write_text("dialogue,summary,prediction\n" + "".join(rows))
+    assert load_config("~/a.yaml").output_dir == load_config({"output_dir": "~/run"}).output_dir
+    assert load_config("~/a.yaml").output_dir == str(home / "run")
+    assert cli.run(["score", "~/talks.csv", "--reference=summary"], debug=False) == 0
+    capsys.readouterr()
+    words = ["init", "--data=~/talks.csv", "--model=embedded", "--output=~/made.yaml", "--yes"]
+    assert cli.run(words, debug=False) == 0
+    assert (home / "made.yaml").is_file()
+    model = load_model(ModelConfig())
+    inject_adapters(model, LoraConfig(r=2))
+    assert save_adapter(model, "~/adapter") == home / "adapter"
+    assert SavedAdapter.at("~/adapter").folder == home / "adapter"
+    assert [entry.name for entry in Path().iterdir()] == ["home"]
