@@ -4,12 +4,17 @@ The source is inserted by `str.replace`, not `str.format`, because both may cont
 This module imports nothing heavy, because the config checks names against it.
 """
 
-from lora_hf.errors import did_you_mean
+import re
+from collections.abc import Collection
+
+from lora_hf.errors import UserError, did_you_mean
 
 PLACE = "{dialogue}"
 OTHER_PLACE = "{source}"
 """Read as `PLACE` in a template that does not have it: not every source is a dialogue."""
 
+NAMES = re.compile(r"\{(\w[\w. ]*)\}")
+"""Names in braces, which a reader takes for places that are filled."""
 PROMPTS: dict[str, str] = {
     # The prompt of the published comparison on DialogSum (notebooks/published.ipynb).
     "summarize_dialogue": "Summarize the following conversation.\n\n{dialogue}\n\nSummary: ",
@@ -40,6 +45,30 @@ def prompt_template(name_or_template: str) -> str:
         f"is neither a shipped prompt ({shipped}) nor a template that holds {PLACE} or {OTHER_PLACE}."
         f"{did_you_mean(name_or_template, PROMPTS)}"
     )
+
+
+def unfilled_prompt(prompt: str, columns: Collection[str]) -> str:
+    """Return what to say about names in braces that stay as they are; empty if there are none.
+
+    Args:
+        prompt: `data.prompt`.
+        columns: those of the data.
+
+    Raises:
+        UserError: such a name is a column, or the dialogue's place has braces around it.
+    """
+    template = prompt_template(prompt)
+    if f"{{{PLACE}}}" in template:
+        raise UserError(f"data.prompt={prompt!r}: only single braces are filled: write {PLACE}")
+    names = [name for name in NAMES.findall(template) if name != PLACE.strip("{}")]
+    if found := [name for name in names if name in columns]:
+        joined = " ".join(f"{{{name}}}" for name in dict.fromkeys([*found, "..."]))
+        raise UserError(
+            f"data.prompt={prompt!r}: {{{found[0]}}} is a column, and a prompt is filled with {PLACE} alone. "
+            f"To read several columns, write them in data.dialogue_column: {joined!r}"
+        )
+    shown = ", ".join(f"{{{name}}}" for name in names)
+    return f"data.prompt={prompt!r}: {shown} stays as it is; only {PLACE} is filled" if names else ""
 
 
 def fill_prompt(template: str, dialogue: str) -> str:

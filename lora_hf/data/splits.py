@@ -33,6 +33,7 @@ from lora_hf.data.examples import (
     one_per_reference,
 )
 from lora_hf.data.overlap import dialogue_key, home_of_byte, homes_of_copies, plain_text
+from lora_hf.data.prompts import unfilled_prompt
 from lora_hf.data.sources import Part, limit_of, open_part, read_source
 from lora_hf.data.split_names import SPLITS, Split, split_named
 from lora_hf.data.translation import common_order
@@ -176,6 +177,8 @@ def read_part(
     if columns.is_found and not needs_references and columns.dialogue != config.dialogue_column:
         logger.info("%s: the texts are in column %r (--dialogue-column)", part.name, columns.dialogue)
     if needs_references and columns != reported:
+        if problem := unfilled_prompt(config.prompt, {key for row in head for key in row}):
+            logger.warning("%s", problem)
         if columns.is_found:
             logger.info("%s: columns %s (data.dialogue_column, data.summary_column)", part.name, columns)
         if columns.is_numeric:

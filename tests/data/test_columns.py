@@ -504,3 +504,23 @@ def test_rows_under_their_numbers_are_rows(tmp_path):
         (tmp_path / f"{split}.json").write_text(json.dumps({"0": INNER, "1": INNER | {"dialogue": "B: Yo"}}))
     found = load_split(DataConfig(dataset_name=str(tmp_path)), "train")
     assert [one.dialogue for one in found] == [TALK, "B: Yo"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("{topic}: {dialogue}", r"data.dialogue_column: '\{topic\} \{...\}'"),
+        ("{source} {summary}", r"\{summary\} is a column"),
+        ("Sum up {{dialogue}}", r"only single braces are filled: write \{dialogue\}"),
+    ],
+)
+def test_a_prompt_with_a_place_that_is_not_filled_is_refused(prompt, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        load(tmp_path, [{"topic": "greeting", "dialogue": TALK, "summary": GIST}], prompt=prompt)
+
+
+def test_other_braces_of_a_prompt_are_said_and_stay(tmp_path, caplog):
+    load(tmp_path, [{"dialogue": TALK, "summary": GIST}], prompt='{"a": {}} {dialogue} {i}')
+    assert caplog.messages == [
+        """data.prompt='{"a": {}} {dialogue} {i}': {i} stays as it is; only {dialogue} is filled"""
+    ]
