@@ -7,7 +7,8 @@
 The model has the shape of a FLAN-T5 and random weights: it shows time and memory, and its tokens say nothing.
 With `--run`, the texts and scores of a trained adapter are compared too. Times are processor time with one
 thread, as a ratio to CTranslate2's int8 in the same round; all engines take their turn in each round. Memory
-is the growth of a fresh process from its imports to the end of one batch of 8.
+is the growth of a fresh process from its imports to the end of one batch of 8. Equal texts are those with the
+tokens of Transformers in float32, of all texts of the four works.
 
 The second part compares engines with many adapters: 32 texts for one adapter, and the same texts for 16
 adapters, two each, in the same round; and the seconds and the memory that an adapter takes to be merged for
@@ -66,6 +67,8 @@ ENGINES = [
 MERGED = ("lora_hf, merged for ctranslate2", "int8")
 ENGINES.append(MERGED)
 BASELINE = ("ctranslate2", "int8")
+PLAIN = ("Transformers", "float32")
+"""Whose tokens the others' are compared with."""
 WORKS = {"1 text": (1, 1), "8 texts": (8, 1), "32 texts": (32, 1), "4 texts, 4 beams": (4, 4)}
 """Number of texts, and of beams."""
 PARTS = ("engines", "adapters")
@@ -91,9 +94,10 @@ def opened(folder: Path, engine: str, kind: str, held: ExitStack) -> Write:
 
         def by_transformers(sources: list[list[int]], new: int, beams: int) -> Any:
             inputs = padded(sources, tokenizer.pad_token_id, plain.device)
-            return plain.generate(
+            tokens = plain.generate(
                 **inputs, max_new_tokens=new, min_new_tokens=new, num_beams=beams, do_sample=False
             )
+            return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
         return by_transformers
     if engine == MERGED[0]:
@@ -238,24 +242,39 @@ def batch(folder: Path, rows: int, tokens: int) -> list[list[int]]:
     return [torch.randint(5, known, (tokens - 2 * row,)).tolist() for row in range(rows)]
 
 
-def times(folder: Path, source: int, new: int, rounds: int, held: ExitStack) -> dict[str, dict[str, float]]:
-    """Return for each engine and work its processor time over the baseline's: the median of the rounds."""
+def times(
+    folder: Path, source: int, new: int, rounds: int, held: ExitStack
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Compare the engines on each work.
+
+    Returns:
+        For each engine and work its processor time over the baseline's, the median of the rounds; and for
+        each engine how many of all texts have the tokens of Transformers in float32.
+    """
     engines = {of: opened(folder, *of, held) for of in ENGINES}
     found: dict[str, dict[str, float]] = {", ".join(of): {} for of in ENGINES}
+    written: dict[Any, list[str]] = {of: [] for of in ENGINES}
     for work, (rows, beams) in WORKS.items():
         sources = batch(folder, rows, source)
         seconds: dict[Any, list[float]] = {of: [] for of in ENGINES}
         for number in range(rounds + 1):
             for of, write in engines.items():
                 start = time.process_time()
-                write(sources, new, beams)
+                texts = write(sources, new, beams)
                 if number:  # caches are empty in the first round
                     seconds[of].append(time.process_time() - start)
+                else:
+                    written[of] += texts
         for of, own in seconds.items():
             pairs = zip(own, seconds[BASELINE], strict=True)
             found[", ".join(of)][work] = round(median(a / b for a, b in pairs), 2)
         found[", ".join(BASELINE)][f"{work}: seconds"] = round(median(seconds[BASELINE]), 3)
-    return found
+    plain = written[PLAIN]
+    equal = {
+        ", ".join(of): f"{sum(a == b for a, b in zip(own, plain, strict=True))} of {len(plain)}"
+        for of, own in written.items()
+    }
+    return found, equal
 
 
 def growth(folder: Path, engine: str, kind: str, source: int, new: int) -> int:
@@ -298,10 +317,12 @@ def tables(found: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     parts = []
     if "times" in found:
-        rows = [["Engine", *WORKS, "Memory, MiB", "Disk, MiB"]]
+        rows = [["Engine", *WORKS, "Equal texts", "Memory, MiB", "Disk, MiB"]]
         for of in (", ".join(pair) for pair in ENGINES):
             own = [f"{found['times'][of][work]:.2f}" for work in WORKS]
-            rows.append([of, *own, str(found["memory"][of]), str(found["disk"][of] or "")])
+            rows.append(
+                [of, *own, found["equal"][of], str(found["memory"][of]), str(found["disk"][of] or "")]
+            )
         parts.append(markdown_table(rows))
     if "mixed" in found:
         heads = list(found["mixed"][next(iter(SERVING))])
@@ -329,7 +350,7 @@ def main() -> None:
         "--engines",
         nargs="+",
         choices=list(dict.fromkeys(engine for engine, _ in ENGINES)),
-        help="of the first part, beside CTranslate2 in int8; all by default",
+        help="of the first part, beside CTranslate2 in int8 and Transformers in float32; all by default",
     )
     parser.add_argument("--adapters", type=int, default=16, help="adapters of the second part")
     parser.add_argument("--markdown", action="store_true", help="print tables, not JSON")
@@ -341,7 +362,7 @@ def main() -> None:
         print(growth(Path(folder), engine, kind, given.source, given.new))
         return
     if given.engines:
-        ENGINES[:] = [of for of in ENGINES if of[0] in given.engines or of == BASELINE]
+        ENGINES[:] = [of for of in ENGINES if of[0] in given.engines or of in (BASELINE, PLAIN)]
     found: dict[str, Any] = machine("cpu") | {"shape": given.shape, "threads": 1}
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as held:
         folder = Path(temporary) / given.shape
@@ -355,7 +376,7 @@ def main() -> None:
                 of: subprocess.run([*words, *of], check=True, capture_output=True, text=True).stdout
                 for of in ENGINES
             }
-            found["times"] = times(folder, given.source, given.new, given.rounds, held)
+            found["times"], found["equal"] = times(folder, given.source, given.new, given.rounds, held)
             found["memory"] = {", ".join(of): int(text.split()[-1]) for of, text in measured.items()}
             found["disk"] = {", ".join(of): disk(folder, *of) for of in ENGINES}
         if given.only != "engines":
