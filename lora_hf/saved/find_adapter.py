@@ -51,7 +51,8 @@ def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -
     if (folder / MODEL).is_dir():
         raise UserError(
             f"{option} {name!r} is a run of full fine-tuning: it holds a whole model and no adapter; "
-            f"give the run of a method that trains one, or lora_hf.load({name!r}) in Python; "
+            f"give the run of a method that trains one; the whole model is used by `predict --model {name}`, "
+            f"`evaluate --model {name}`, and lora_hf.load({name!r}) in Python; "
             f"to publish it, {upload_hint(folder / MODEL)}"
         )
     if folder.is_dir():

@@ -68,6 +68,7 @@ def test_full_fine_tuning_is_refused_with_the_command_that_uploads_a_model(train
         f"--adapter {str(run)!r} is a run of full fine-tuning: it holds a whole model and no adapter" in line
     )
     assert f"`hf upload USER/NAME {run / 'model'}`" in line
+    assert f"`predict --model {run}`" in line
 
 
 class Hub:
