@@ -142,6 +142,8 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "load_best_model_at_end", needs
     if get("save_strategy") == "steps" and get("save_steps") == 0:
         yield "save_steps", "must be above 0; for no checkpoints, use training.save_strategy: no"
+    if get("eval_strategy") == "steps" and get("eval_steps") == 0:  # Transformers reads it as logging_steps
+        yield "eval_steps", "must be above 0; for no evaluations, use training.eval_strategy: no"
     evaluated_at, last = get("eval_steps") or 0, get("max_steps", -1)
     if get("load_best_model_at_end") and get("eval_strategy") == "steps" and 0 < last < evaluated_at:
         yield (

@@ -21,6 +21,12 @@ JSON_TEXTS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"
 """Fields that are a mapping or its JSON text."""
 TOKENS_SEEN = ("no", "all", "non_padding")
 """Texts of `include_num_input_tokens_seen`; Transformers counts nothing sensible with any other."""
+BELOW_ONE = {
+    "adam_beta1": "at 1 the average never changes",
+    "adam_beta2": "at 1 the average never changes",
+    "label_smoothing_factor": "at 1 the references have no weight",
+}
+"""Fields with values from 0 on that may not reach 1, and why."""
 _KINDS: dict[str, tuple[Any, str]] = {
     "integer": (Integer, "an integer"),
     "number": (Number, "a number"),
@@ -107,10 +113,12 @@ def _check(key: str, value: Any, scores: Sequence[str]) -> Any:
     if key == "optim_args" and value:
         _check_optim_args(value)
     most = LARGEST if isinstance(value, int) else float("inf")
+    if key in BELOW_ONE and value >= 1:
+        raise ValueError(f"must be below 1: {BELOW_ONE[key]}")
     low, high = schema.get("minimum", -most), schema.get("maximum", most)
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"must be at least {low:g}" if value < low else f"must be at most {high:g}")
-    return value
+    return float(value) if key in BELOW_ONE else value  # PyTorch refuses a beta of 0 beside one of 0.9
 
 
 def _check_json(value: str, may_be_file: bool) -> None:

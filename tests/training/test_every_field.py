@@ -222,6 +222,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"eval_strategy": "steps", "eval_steps": 30, "max_steps": 20}, ""),  # a short trial of a config
     ({"save_strategy": "steps", "save_steps": 0}, "save_steps=0 must be above 0; for no checkpoints, use"),
+    ({"eval_strategy": "steps", "eval_steps": 0}, "eval_steps=0 must be above 0; for no evaluations, use"),
+    ({"adam_beta1": 1}, "adam_beta1=1 must be below 1: at 1 the average never changes"),
+    ({"adam_beta1": -1}, "adam_beta1=-1 must be at least 0"),
+    ({"label_smoothing_factor": 1.0}, "label_smoothing_factor=1.0 must be below 1: at 1 the references have"),
     ({"hub_model_id": "a/b"}, "hub_model_id='a/b' has no effect without training.push_to_hub: true"),
     ({"fsdp_config": {"min_num_params": 1}}, "has no effect without training.fsdp: true"),
     (
@@ -290,3 +294,9 @@ def test_what_would_do_nothing_or_fail_later_is_refused_when_the_config_is_read(
 @pytest.mark.parametrize("field", FIXED)
 def test_the_value_that_a_fixed_field_has_may_be_written_down(field: str) -> None:
     assert load_config({"training": {field: FIXED[field][0]}}).training == {field: FIXED[field][0]}
+
+
+def test_a_beta_of_zero_is_written_as_an_integer_too(tmp_path: Path) -> None:
+    training = load_config({"training": {"adam_beta1": 0}}).training
+    optimizer = make_trainer(adapted(), arguments(tmp_path, **training)).create_optimizer()
+    assert optimizer.param_groups[0]["betas"] == (0.0, 0.999)
