@@ -8,6 +8,7 @@ them), and do not say which line is broken. Here, csv cells stay text.
 import csv
 import json
 import logging
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import chain, zip_longest
@@ -123,8 +124,11 @@ def read_lines(path: Path, form: Form = SEEN) -> list[str]:
 
 
 def _refuse_repeated(path: Path, names: list[str]) -> None:
-    """Refuse two columns of one name, of which a row as a dict would keep the last."""
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    """Refuse two columns of one name, of which a row as a dict would keep the last.
+
+    Those without a name, as spreadsheets write empty ones, cannot be asked for.
+    """
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
         raise UserError(f"{path}: more than one column is named {repeated[0]!r}")
 
 
@@ -132,7 +136,15 @@ def _read_csv(path: Path, form: Form) -> Numbered:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than a long dialogue
     delimiter = delimiter_of(path, form)
     with open_text(path, form) as file:
-        reader = csv.reader(file, strict=True, delimiter=delimiter, escapechar=form.escapechar)
+        raw: list[str] = []  # the lines of one row
+
+        def lines() -> Iterator[str]:
+            for text in file:
+                raw.append(text)
+                yield text
+
+        reader = csv.reader(lines(), strict=True, delimiter=delimiter, escapechar=form.escapechar)
+        quoted_late = re.compile(rf'(?:^|{re.escape(delimiter)}) +"(?!")')
         line = 1
         try:
             first = next(filter(None, reader), [])
@@ -140,6 +152,10 @@ def _read_csv(path: Path, form: Form) -> Numbered:
                 first = next(filter(None, reader), [])
             names = list(form.column_names or (name.strip() for name in first))
             _refuse_repeated(path, names)
+            if any(name[:1] == '"' for name in names) and quoted_late.search("".join(raw)):
+                raise UserError(f"{path}, line {reader.line_num}: {NO_SPACE}")
+            if not form.column_names:
+                raw.clear()
             line = reader.line_num if form.column_names else reader.line_num + 1
             for cells in chain([first] if form.column_names else [], reader):
                 if cells and len(cells) != len(names):
@@ -147,13 +163,21 @@ def _read_csv(path: Path, form: Form) -> Numbered:
                     mark = DELIMITERS.get(delimiter, repr(delimiter))
                     remedy = "put cells that contain one in quotes"
                     if any(cell[:1] == " " and cell.lstrip()[:1] == '"' for cell in cells):
-                        remedy = "a quote counts only where a cell begins: remove the space before the quote"
+                        remedy = NO_SPACE
+                    elif len(names) == 1 and not form.column_names:
+                        remedy = (
+                            f"if the first line, {names[0][:40]!r}, is not the names of columns, remove it"
+                        )
                     elif form.column_names:
                         remedy = f"data.column_names must name each column of the file, or {remedy}"
                     raise UserError(
                         f"{path}, line {line}: {count} cells than the {len(names)} columns ({len(cells)}, "
                         f"separated by {mark}); {remedy}"
                     )
+                is_late = any(cell[:1] == " " and cell[-1:] == '"' for cell in cells)
+                if is_late and quoted_late.search("".join(raw)):
+                    raise UserError(f"{path}, line {line}: {NO_SPACE}")
+                raw.clear()
                 if cells:  # a blank line has none
                     yield line, dict(zip(names, cells, strict=True))
                 line = reader.line_num + 1
@@ -163,6 +187,7 @@ def _read_csv(path: Path, form: Form) -> Numbered:
             raise UserError(f"{path}, line {line}: not csv: {error}{remedy}") from error
 
 
+NO_SPACE = "a quote counts only where a cell begins: remove the space before the quote"
 BACKSLASHES = "; quotes inside cells are written \\\" there: set data.escapechar: '\\'"
 
 

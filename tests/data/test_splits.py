@@ -278,6 +278,11 @@ SAID = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
         ("c.json", '[{"dialogue": "A"},\n]', {}, "remove the comma before it"),
         ("d.json", '[{"dialogue": "A", }]', {}, "remove the comma before it"),
         ("q.csv", 'dialogue,summary\n"A,B\n', {}, "a cell that begins with a quote must end with one"),
+        ("r.csv", 'dialogue, summary\n"A", "B"\n', {}, "line 2: a quote counts only where a cell begins"),
+        ("h.csv", '"dialogue"; "summary"\n"A"; "B"\n', {}, "line 1: a quote counts only where a cell begins"),
+        ("l.csv", "# made in May\n" + CSV, {}, "line 2: more cells than the 1 columns (2, "
+         "separated by a comma); "
+         "if the first line, '# made in May', is not the names of columns, remove it"),
         ("de.csv", "de,en\na,b\n", {}, "set data.dialogue_column: de and data.summary_column: en"),
         ("i.csv", "output,instruction\na,b\n", {}, "dialogue_column: instruction and data."),
         ("v.jsonl", json.dumps({"conversations": SAID}), {}, "Rename the column to messages"),
@@ -322,12 +327,20 @@ def test_rows_that_are_copies_of_one_text_are_said_to_be(tmp_path):
         ("sep=;\nA, B;C\n", {"column_names": ["dialogue", "summary"]}),
         ("\n\ndialogue;summary\nA, B;C\n", {}),
         (' Dialogue ,summary \n"A, B",C\n', {}),
+        ('dialogue,summary,,,\n"A, B",C,,,\n', {}),
     ],
-    ids=["sep", "quoted", "no header", "blank lines", "spaces"],
+    ids=["sep", "quoted", "no header", "blank lines", "spaces", "empty columns"],
 )
 def test_csv_as_spreadsheets_write_it_is_read(text, fields, tmp_path):
-    """A first line `sep=;`, blank lines before the header, and spaces around the names of columns."""
+    """A line `sep=;` or blank ones before the header, spaces around names of columns, and empty columns."""
     for split in SPLITS:
         (tmp_path / f"{split}.csv").write_text(text)
     (row,) = load_split(DataConfig(dataset_name=str(tmp_path), **fields), "test")
     assert (row.dialogue, row.references) == ("A, B", ("C",))
+
+
+def test_spaces_and_quotes_that_are_inside_of_a_csv_s_quotes_stay(tmp_path):
+    for split in SPLITS:
+        (tmp_path / f"{split}.csv").write_text('dialogue,summary\n" ""A, B""","She said, ""C"""\n')
+    (row,) = load_split(DataConfig(dataset_name=str(tmp_path)), "test")
+    assert (row.dialogue, row.references) == (' "A, B"', ('She said, "C"',))
