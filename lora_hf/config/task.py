@@ -4,6 +4,7 @@ Everything that the package does with texts goes by these values: columns, promp
 tables, pages and cards. A new task is one entry of `TASKS`, or a mapping in a YAML.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -128,10 +129,19 @@ def _names_of(metric: str) -> tuple[str, ...]:
 
 def not_a_metric(name: str) -> str:
     """Return why a name does not name a metric, and what to do instead."""
-    hint = did_you_mean(name, METRICS)
+    words = [
+        (word, metric) for metric, scores in METRICS.items() for s in scores for word in (s.name, s.label)
+    ]
+    spelled = {_letters(word): metric for word, metric in words} | {name: name for name in METRICS}
+    meant = spelled.get(_letters(name))
+    hint = f" Did you mean {meant!r}?" if meant else did_you_mean(name.lower(), METRICS)
     why = " `evaluate` would download the code of a metric by its name from the Hub and run it"
     remedy = "name a Python file that calls it (docs/tasks.md)"
     return f"neither a metric ({', '.join(METRICS)}) nor a Python file.{hint or f'{why}: {remedy}'}"
+
+
+def _letters(word: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", word.lower())
 
 
 def _wrong(field: str, phrase: str) -> PydanticCustomError:

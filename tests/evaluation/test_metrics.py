@@ -309,6 +309,14 @@ def test_a_metric_of_evaluate_in_a_folder_is_called_by_a_file_as_the_page_shows(
         score(["a"], [["a"]], metrics="bertscore")
 
 
+@pytest.mark.parametrize(
+    ("name", "metric"), [("ROUGE", "rouge"), ("rougeL", "rouge"), ("F1", "squad"), ("exact match", "squad")]
+)
+def test_a_metric_by_the_name_of_a_score_is_answered_with_the_metric(name: str, metric: str) -> None:
+    with pytest.raises(UserError, match=rf"nor a Python file\. Did you mean '{metric}'\?"):
+        score(["a"], [["a"]], metrics=name)
+
+
 def test_code_from_the_hubs_cache_and_unknown_names_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(own, "HF_HUB_CACHE", str(tmp_path))
     file = tmp_path / "models--a--b" / "mine.py"
