@@ -1,5 +1,6 @@
 """The most likely meaning of a mistyped command line, added to Typer's message."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,17 @@ OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 READ_ELSEWHERE = ("data.", "generation.")
 """Fields that commands without a config take."""
 CONFIG_EXAMPLE = "give a YAML file or the name of a shipped config, such as --config quickstart"
+
+
+def by_option(message: str, words: Sequence[str]) -> str:
+    """Return a message on arguments in Python, `engine='x'`, that names the options that were typed."""
+    typed = {word.partition("=")[0] for word in words}
+
+    def renamed(name: re.Match[str]) -> str:
+        option = f"--{name[1].replace('_', '-')}"
+        return f"{option} " if option in typed else name[0]
+
+    return re.sub(r"(?<![\w.-])(\w+)=(?=')", renamed, message)
 
 
 def explain(error: Any, words: list[str]) -> str:

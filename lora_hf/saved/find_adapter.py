@@ -109,7 +109,11 @@ def not_adapter(folder: Path) -> str:
 
     The text follows the folder's name.
     """
-    if any(folder.glob("adapter_*")) or (folder / MANIFEST_NAME).is_file():
+    if any(folder.glob("adapter_*")):
+        return ""
+    if (folder / SETTINGS).is_file():
+        return "is a whole model and not an adapter: give it with --model, or as the base model"
+    if (folder / MANIFEST_NAME).is_file():
         return ""
     below = (file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/{CONFIG_NAME}"))
     found = [one.parent if one.name == ADAPTER else one for one in below if CHECKPOINTS not in one.parts]
@@ -122,8 +126,6 @@ def not_adapter(folder: Path) -> str:
             again = f"restore it, or delete {RESULTS} and {TRAINED} and rerun the command"
             return f"is a finished run without its folder {ADAPTER!r}: {again}"
         return "is a run that has not finished, and holds no adapter yet: rerun its command"
-    if (folder / SETTINGS).is_file():
-        return "is a whole model and not an adapter: give it with --model, or as the base model"
     return ""
 
 

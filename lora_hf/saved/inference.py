@@ -333,7 +333,8 @@ def _check_engine(engine: str | None, quantization: str | None, base: ModelConfi
     if engine not in (None, *QUANTIZATIONS):
         raise UserError(
             f"engine={engine!r} is not one of {', '.join(QUANTIZATIONS)}; leave it out for the engine of the "
-            f"files.{did_you_mean(str(engine), QUANTIZATIONS)}"
+            f"files, such as a folder that `lora-hf export --to onnx` wrote."
+            f"{did_you_mean(str(engine), QUANTIZATIONS)}"
         )
     if isinstance(max_merged, bool) or not isinstance(max_merged, int) or max_merged < 1:
         raise UserError(f"max_merged={max_merged!r} must be a whole number of at least 1")

@@ -18,6 +18,7 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.parts import Division
 from lora_hf.errors import OutOfMemory, UserError, did_you_mean
 from lora_hf.models.positions import positions_of
+from lora_hf.run_files import ADAPTER
 from lora_hf.saved.inference import BASE
 from lora_hf.serving.batching import Batcher, BatcherClosed, QueueFull
 from lora_hf.serving.engine import Engine, Job, Written, joined
@@ -204,6 +205,8 @@ class Service:
         Nothing may wait between this and `_submit`, so that the adapter is there until the jobs are done.
         """
         self._check(asked)
+        if asked.adapter == BASE and BASE not in self.engine.names:
+            asked = replace(asked, adapter=None)
         loop, engine = asyncio.get_running_loop(), self.engine
         long = "cut" if asked.truncate else self.limits.long
         while True:
@@ -274,7 +277,7 @@ class Service:
         return settings.changed("request", changes)
 
     def _unknown(self, name: str, field: str = "adapter") -> RequestError:
-        names = [BASE, *self.engine.names] if field == "model" else self.engine.names
+        names = [BASE, *self.engine.names]
         detail = f"no {field} {name!r}; loaded are {names}.{did_you_mean(name, names)}"
         return RequestError(404, detail, field=field)
 
@@ -327,9 +330,9 @@ class Service:
         self._reserved.add(name)
         try:
             check_adapter_name(name)
-            await asyncio.wrap_future(
-                self.batcher.submit_task(lambda: self.engine.add_adapter(SavedAdapter(folder, path), name))
-            )
+            own = folder / ADAPTER  # of a run
+            saved = SavedAdapter(own if own.is_dir() else folder, path)
+            await asyncio.wrap_future(self.batcher.submit_task(lambda: self.engine.add_adapter(saved, name)))
             self._report_limit(name)
         except UserError as error:
             raise RequestError(422, str(error)) from None

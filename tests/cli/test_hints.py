@@ -177,6 +177,7 @@ def comparison() -> None:
         ("runs/mine/base", "is a run of the base model, which has no adapter"),
         ("runs/stopped", "has not finished, and holds no adapter yet: rerun its command"),
         ("model", "is a whole model and not an adapter"),
+        ("merged", "is a whole model and not an adapter"),
         ("runs/mnie/lora", "Did you mean 'runs/mine/lora'?"),
         ("./runs/mine/lroa", "Did you mean 'runs/mine/lora'?"),
         (r"C:\Users\me\lora", "'/mnt/c/Users/me/lora'"),
@@ -188,7 +189,8 @@ def test_what_stands_beside_an_adapter_leads_to_it(
     command: str, name: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     comparison()
-    for file in ("talk.txt", "runs/stopped/config.yaml", "model/config.json"):
+    merged = ("merged/config.json", "merged/lora_hf.json")
+    for file in ("talk.txt", "runs/stopped/config.yaml", "model/config.json", *merged):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text("{}")
     words = {"doctor": ["doctor", name], "predict": ["predict", "talk.txt", "--adapter", name]}[command]
@@ -210,7 +212,7 @@ def test_what_stands_beside_an_adapter_leads_to_it(
         (["predict", "talk.txt", "--model", "./none"], "--model './none': no such folder"),
         (
             ["predict", "talk.txt", "--model", "model", "--base", "t5"],
-            "base='t5' is for an adapter, and model=",
+            "--base 't5' is for an adapter, and --model ",
         ),
     ],
 )

@@ -212,7 +212,7 @@ def test_what_cannot_be_merged_is_refused_with_a_remedy(
         ["serve", "--adapter", f"a={folder / 'a'}", "--port", "0"],
     ):
         assert cli.run([*words, "--engine", "onnx"], debug=False) == 2
-        assert "error: engine='onnx' is not one of torch, ctranslate2" in capfd.readouterr().err
+        assert "error: --engine 'onnx' is not one of torch, ctranslate2" in capfd.readouterr().err
 
 
 def test_a_baseline_and_replicated_layers_are_refused(tmp_path: Path) -> None:

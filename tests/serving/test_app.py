@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -343,3 +344,23 @@ def test_stacks_are_kept_until_an_adapter_comes_or_goes(
     assert batch("a", "b") == layers
     assert client.delete("/adapters/new").status_code == 204
     assert batch("a", "b") == layers
+
+
+def test_the_base_has_a_name_on_both_routes(client: TestClient) -> None:
+    asked = {"dialogue": DIALOGUES[0]}
+    named = client.post("/summarize", json=asked | {"adapter": "base"})
+    assert named.status_code == 200
+    assert named.json()["summary"] == client.post("/summarize", json=asked).json()["summary"]
+
+
+def test_the_folder_of_a_run_is_loaded_as_its_adapter(client: TestClient, folder: Path) -> None:
+    shutil.copytree(folder / "dora", folder / "run" / "adapter")
+    assert client.post("/adapters", json={"name": "of_run", "path": "run"}).status_code == 201
+    assert client.post("/adapters", json={"name": "alone", "path": "dora"}).status_code == 201
+    of_run, alone = (
+        client.post("/summarize", json={"dialogue": DIALOGUES[0], "adapter": name}).json()["summary"]
+        for name in ("of_run", "alone")
+    )
+    assert of_run == alone
+    for name in ("of_run", "alone"):
+        assert client.delete(f"/adapters/{name}").status_code == 204
