@@ -17,10 +17,12 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
 from lora_hf import __version__
+from lora_hf.errors import did_you_mean
 from lora_hf.serving.bearer import BearerToken
 from lora_hf.serving.completions import (
     CompletionError,
@@ -300,7 +302,13 @@ async def _http_error(request: Request, error: Any) -> JSONResponse:
     if error.status_code == 400:
         request.app.state.service.count_refused(path, 422)
         return _no_object(path)
-    return refusal(path, error.status_code, error.detail, error.headers)
+    detail = error.detail
+    if error.status_code == 404:
+        paths = [route.path for route in request.app.routes if isinstance(route, Route)]
+        detail = f"no route {path!r}; the page /docs lists them.{did_you_mean(path, paths)}"
+    elif error.status_code == 405:
+        detail = f"{request.method} is not possible at {path}: use {(error.headers or {}).get('Allow', '')}"
+    return refusal(path, error.status_code, detail, error.headers)
 
 
 class BodyLimit:

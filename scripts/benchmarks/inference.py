@@ -97,7 +97,7 @@ def opened(folder: Path, engine: str, kind: str, held: ExitStack) -> Write:
             tokens = plain.generate(
                 **inputs, max_new_tokens=new, min_new_tokens=new, num_beams=beams, do_sample=False
             )
-            return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
         return by_transformers
     if engine == MERGED[0]:

@@ -364,3 +364,16 @@ def test_the_folder_of_a_run_is_loaded_as_its_adapter(client: TestClient, folder
     assert of_run == alone
     for name in ("of_run", "alone"):
         assert client.delete(f"/adapters/{name}").status_code == 204
+
+
+def test_an_unknown_route_and_a_wrong_method_are_errors_with_the_remedy(client: TestClient) -> None:
+    unknown = client.post("/summarise", json={})
+    assert (unknown.status_code, unknown.json()) == (
+        404,
+        {"detail": "no route '/summarise'; the page /docs lists them. Did you mean '/summarize'?"},
+    )
+    wrong = client.get("/summarize")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json() == {"detail": "GET is not possible at /summarize: use POST"}
+    openai = client.post("/v1/completion", json={}).json()["error"]["message"]
+    assert openai.endswith("Did you mean '/v1/completions'?")
