@@ -117,6 +117,8 @@ class RunResult(Scores, TrainingRecord, total=False):
     """In the results of `lora-hf evaluate`."""
     model: str
     """The same of a whole model."""
+    quantization: str
+    """Of the linear layers while texts were written, in the results of `lora-hf evaluate --quantization`."""
     seed: int
     bytes_on_disk: int
     max_new_tokens: int

@@ -62,6 +62,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder for predictions.jsonl and results.json.")
     ] = None,
+    quantization: Quantization = None,
     as_json: Json = False,
 ) -> None:
     """Score a saved adapter, a whole model or the base model on the test split.
@@ -89,7 +90,7 @@ def evaluate(
 
     given = find_source(model) if model else find_adapter(adapter) if adapter else None
     report_unread(overrides or [], given)
-    scores, rows = score_saved(run, given)
+    scores, rows = score_saved(run, given, quantization)
     if output:
         write_predictions(output / PREDICTIONS, rows)
         write_json(output / RESULTS, scores)

@@ -20,11 +20,13 @@ from lora_hf.errors import few
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.exporting.engines import open_exported
+from lora_hf.fast.int8 import quantize_for_generation
 from lora_hf.models.exported import engine_of
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer, report_model
 from lora_hf.run_records import Prediction, RunResult
 from lora_hf.saved.find_adapter import as_recorded, tokenizer_of, virtual_tokens_of
+from lora_hf.saved.inference import check_engine
 from lora_hf.saved.source import Source
 from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
@@ -34,7 +36,9 @@ SCORING = ("task", "model", "data", "generation", "seed", "fast_paths")
 """Fields and sections of a config that scoring reads; the others say how a model is trained."""
 
 
-def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[RunResult, list[Prediction]]:
+def evaluate(
+    config: RunConfig, given: SavedAdapter | Source | None, quantization: str | None = None
+) -> tuple[RunResult, list[Prediction]]:
     """Score an adapter or a whole model, or the config's base model where none is given, on its test split.
 
     Columns that the config does not set are those of the training, if the data has them.
@@ -43,6 +47,7 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
         config: data, generation settings and metrics. The model that it names is the base of an adapter; a
             whole model replaces it.
         given: an adapter, or what `find_source` found: a whole model may be an exported one.
+        quantization: `int8` scores with the linear layers in int8 on the CPU, as `lora_hf.load` has it.
 
     Returns:
         The scores and the rows of predictions.jsonl.
@@ -62,7 +67,8 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     base = as_recorded(config.model, adapter) if adapter else config.model
     folder = Path(base.model_name_or_path).expanduser()
     is_exported = engine_of(folder) is not None
-    device = torch.device("cpu") if is_exported else pick_device()
+    check_engine(None, quantization, base)
+    device = torch.device("cpu") if is_exported or quantization else pick_device()
     tokenizer = tokenizer_of(adapter, base) if adapter else load_tokenizer(base)
     if not is_exported:
         report_model(base, device)
@@ -79,6 +85,9 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     else:
         is_ours = source is not None and source.settings is not None  # its settings are compared below
         model = load_model(base, device, False, not is_ours)
+        if quantization:
+            quantize_for_generation(model)
+            logger.info("linear layers in %s", quantization)
     if adapter:
         _report_other_base(base, adapter, model.config._commit_hash)
         load_saved(model, adapter)
@@ -105,6 +114,8 @@ def evaluate(config: RunConfig, given: SavedAdapter | Source | None) -> tuple[Ru
     }
     if source and not adapter:
         result["model"] = source.name
+    if quantization:
+        result["quantization"] = quantization
     return result, rows
 
 

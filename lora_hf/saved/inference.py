@@ -93,7 +93,7 @@ class InferenceModel:
         Raises:
             UserError: the model cannot be loaded, quantized or converted.
         """
-        _check_engine(engine, quantization, base, max_merged)
+        check_engine(engine, quantization, base, max_merged)
         is_converted = engine == "ctranslate2"
         self.name, self._base = base.model_name_or_path, base
         folder = Path(base.model_name_or_path).expanduser()
@@ -324,7 +324,9 @@ class InferenceModel:
         yield self.model
 
 
-def _check_engine(engine: str | None, quantization: str | None, base: ModelConfig, max_merged: int) -> None:
+def check_engine(
+    engine: str | None, quantization: str | None, base: ModelConfig, max_merged: int = MAX_MERGED
+) -> None:
     """Refuse an engine or a quantization that does not exist, or that this model cannot have.
 
     Raises:

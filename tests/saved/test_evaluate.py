@@ -16,6 +16,8 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.config.model import ASSETS
 from lora_hf.data.prepare import load_data
+from lora_hf.data.splits import load_split
+from lora_hf.errors import UserError
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.saved import evaluate as evaluating
 from lora_hf.saved.find_adapter import as_recorded, find_adapter
@@ -272,3 +274,15 @@ def test_another_base_and_tokenizer_than_those_of_a_peft_adapter_are_warned_of(
     text = "model.model_name_or_path='me/tiny' is used; the adapter names its base 'me/other'"
     assert (text in caplog.text) is is_other
     assert ("is not used, but that of the base" in caplog.text) is is_other
+
+
+def test_an_adapter_is_scored_on_an_int8_base_as_it_is_used_there(adapter: Path) -> None:
+    config = RunConfig.model_validate(SCORED)
+    scores, rows = evaluating.evaluate(config, find_adapter(str(adapter)), quantization="int8")
+    assert scores["quantization"] == "int8"
+    test = lora_hf.load(adapter, quantization="int8").generate(
+        [row.dialogue for row in load_split(config.data, "test")], max_new_tokens=4
+    )
+    assert [row["prediction"] for row in rows] == test
+    with pytest.raises(UserError, match="quantization='int4' is not one of int8; leave it out for none"):
+        evaluating.evaluate(config, None, quantization="int4")
