@@ -129,6 +129,8 @@ class RunResult(Scores, TrainingRecord, total=False):
     """Origin of each split: its files, or its share of them with the seed."""
     base_model: str
     base_fingerprint: str | None
+    base_settings: str | None
+    """Hash of the config and the tokenizer of a base in a folder; not recorded by earlier versions."""
     data_fingerprint: str
     dtype: str
     storage: str

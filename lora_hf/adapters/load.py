@@ -353,3 +353,10 @@ def check_base(model: nn.Module, saved: SavedAdapter) -> None:
             f"the adapter {folder} was trained on {manifest.get('base_model_name_or_path')} (fingerprint "
             f"{trained_on}); this base is {getattr(model, 'name_or_path', '?')} (fingerprint {here})"
         )
+    settings, now = manifest.get("base_settings"), model_state(model).base_settings
+    if settings and now and settings != now:
+        logger.warning(
+            "%s: the config or the tokenizer of %s is another one than in its training, so that it may write "
+            "other texts; use the files that it was trained with",
+            *(folder, getattr(model, "name_or_path", "?")),
+        )

@@ -45,6 +45,8 @@ class ModelState:
     """An adapter's file has replaced the embeddings of the base; see `adapters.embeddings`."""
     base_fingerprint: str | None = None
     """Hash of the checkpoint, or None if the model was not loaded from files."""
+    base_settings: str | None = None
+    """Hash of the config and the tokenizer in the model's folder; None for a model from elsewhere."""
     base_weights: BaseWeights | None = None
     """The checkpoint's weights of a quantized model, read on demand."""
     rows_probed: frozenset[Any] = frozenset()

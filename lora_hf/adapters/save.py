@@ -130,6 +130,8 @@ def save_adapter(
         "base_model_revision": revision,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
+    if settings := model_state(model).base_settings:
+        manifest["base_settings"] = settings
     if trained_in_stacks(model, adapter_name):
         manifest["modules_to_save"] = list(config.modules_to_save)
     if config.init_lora_weights == "loftq" or initial:

@@ -86,6 +86,8 @@ def save_extras(model: nn.Module, directory: str | Path, extra: dict[str, Any] |
         "base_model_revision": getattr(getattr(model, "config", None), "_commit_hash", None),
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
+    if state.base_settings:
+        manifest["base_settings"] = state.base_settings
     write_json(folder / MANIFEST_NAME, (extra or {}) | manifest)
     return folder
 

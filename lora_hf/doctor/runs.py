@@ -125,6 +125,8 @@ def model(config: RunConfig, record: RunResult) -> Findings:
         f"set model.revision to the commit that was used, or {REPLACE}",
     )
     yield _same(name, model_state(base).base_fingerprint, record.get("base_fingerprint"), remedy)
+    if known := record.get("base_settings"):
+        yield _same(f"the config and tokenizer of {name}", model_state(base).base_settings, known, remedy)
     return base
 
 

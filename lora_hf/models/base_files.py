@@ -4,8 +4,10 @@ Transformers reads these files without checking them: a list in the place of an 
 beyond the vocabulary ends in a traceback, some of them only in the first step or while generating.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from lora_hf.errors import UserError, few, first_line
-from lora_hf.files import read_object, refuse_git_lfs_pointer
+from lora_hf.files import file_sha256, read_object, refuse_git_lfs_pointer
 from lora_hf.hub.download import INDEX, SETTINGS
 from lora_hf.models.kind import check_kind
 
@@ -30,9 +32,40 @@ OBJECTS = (
     INDEX,
 )
 """Files that hold one JSON object; `tokenizer.json` is left to its own reader, because it may be large."""
+TOKENIZER_FILES = (
+    *(TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "*.model", "*.spm"),
+)
+NO_EFFECT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""Keys of the settings that change no output: the dtype is chosen by `model.dtype`."""
+NOT_OF_THE_TOKENIZER = ("padding", "truncation")
+"""Keys of tokenizer.json that a script leaves there, and that each call replaces."""
 AGAIN = "download the model again"
 ADDED = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
 """Special tokens that a tokenizer adds by itself; others, such as `<mask>`, come only from the text."""
+
+
+def settings_hash(folder: Path) -> str:
+    """Return a hash of what a folder's settings and tokenizer files say, however they are written.
+
+    With other ones, such as another `layer_norm_epsilon`, the same weights write other texts.
+
+    Args:
+        folder: the files of a model that has been loaded.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    said: dict[str, Any] = {}
+    patterns = (SETTINGS, "generation_config.json", *TOKENIZER_FILES)
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        if file.suffix == ".json":
+            held = json.loads(file.read_text(encoding="utf-8"))
+            left_out = (*NO_EFFECT, *NOT_OF_THE_TOKENIZER)
+            said[file.name] = {key: value for key, value in held.items() if key not in left_out}
+        else:
+            said[file.name] = file_sha256(file)
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_files(folder: Path, model: str) -> None:

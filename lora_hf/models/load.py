@@ -33,7 +33,14 @@ from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import SETTINGS, Part, fetch_model
 from lora_hf.hub.names import refuse_address
 from lora_hf.memory import SMALLER_MODEL, out_of_memory_reported
-from lora_hf.models.base_files import building, check_files, check_tokenizer, read_config, reading_tokenizer
+from lora_hf.models.base_files import (
+    building,
+    check_files,
+    check_tokenizer,
+    read_config,
+    reading_tokenizer,
+    settings_hash,
+)
 from lora_hf.models.base_weights import CheckpointWeights
 from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
 from lora_hf.models.exported import engine_of, exported_config, refuse_exported
@@ -274,6 +281,8 @@ def load_model(
     # Transformers 5.23 does not record the commit, and a saved adapter has to name it.
     model.config._commit_hash = commit
     update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
+    if config.model_name_or_path != EMBEDDED and commit is None:  # what a commit holds never changes
+        update_state(model, base_settings=settings_hash(Path(folder)))
     if files and config.is_quantized and not stored_bits:
         transposed = [name for name, module in model.named_modules() if is_transposed(module)]
         conversions = getattr(model, "_weight_conversions", None) or ()

@@ -45,7 +45,7 @@ from lora_hf.run_records import (
     read_record,
 )
 from lora_hf.runs.lock import run_lock
-from lora_hf.runs.run_dir import UNCHANGED, RunDirectory, sources_of
+from lora_hf.runs.run_dir import MODEL_SETTINGS, UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_full_batches, check_training_settings, unfinished_warmup
@@ -67,7 +67,10 @@ def execute(config: RunConfig) -> RunResult:
     device = pick_device()
     this = in_all_processes(lambda: _load(config, directory, device))
     with run_lock(directory.path):
-        fingerprints = {"data": this.data.fingerprint, "model": model_state(this.model).base_fingerprint}
+        base = model_state(this.model)
+        fingerprints = {"data": this.data.fingerprint, "model": base.base_fingerprint}
+        if base.base_settings:
+            fingerprints[MODEL_SETTINGS] = base.base_settings
         if this.retention:
             fingerprints["retention"] = retention_fingerprint(this.retention)
         from_main(lambda: directory.prepare(fingerprints, sources))
@@ -196,6 +199,7 @@ def _write(
         "splits": data.splits,
         "base_model": config.model.model_name_or_path,
         "base_fingerprint": model_state(run.model).base_fingerprint,
+        "base_settings": model_state(run.model).base_settings,
         "data_fingerprint": data.fingerprint,
         "dtype": str(run.model.dtype).removeprefix("torch."),
         "storage": config.model.storage,

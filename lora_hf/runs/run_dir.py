@@ -46,6 +46,8 @@ PROCESSES = "processes"
 """Key in inputs.json: the number of processes that trained the run, if there were several."""
 SOURCES = "sources"
 """Key in inputs.json: `sources_of` the config."""
+MODEL_SETTINGS = "config and tokenizer of the model"
+"""Key in inputs.json: a hash of these files, for a base in a folder; earlier versions did not record it."""
 METRICS = "metrics"
 """Key in inputs.json: `metric_hashes` of the config's own metrics, if it names any."""
 UNCHANGED = "%s: already finished with the same inputs; unchanged"
@@ -271,8 +273,9 @@ class RunDirectory:
             return []
         if old is None:
             return []
-        others = (PROCESSES, SOURCES, METRICS)
-        return changed_fields({k: old[k] for k in old if k not in others}, fingerprints)
+        others = (PROCESSES, SOURCES, METRICS, *({MODEL_SETTINGS} - old.keys()))
+        both = ({k: known[k] for k in known if k not in others} for known in (old, fingerprints))
+        return changed_fields(*both)
 
     def _refuse_other_files(self, held: list[str]) -> None:
         """Refuse files that are not a run's: `overwrite` allows writing beside them, not replacing them."""

@@ -207,5 +207,6 @@ def load_trained(config: RunConfig, directory: Path, base: Any) -> Any:
         return ADDED_WEIGHTS[config.method].load(base, directory / ADAPTER)
     model = config.model.model_copy(update={"model_name_or_path": str(directory / MODEL), "revision": None})
     loaded = load_model(model, base.device, train_all=True, report_generation=False)
-    update_state(loaded, base_fingerprint=model_state(base).base_fingerprint)
+    of_base = model_state(base)
+    update_state(loaded, base_fingerprint=of_base.base_fingerprint, base_settings=of_base.base_settings)
     return loaded

@@ -1,14 +1,18 @@
 """The run directory: equal inputs go on or are left, other inputs stop, `overwrite` removes only its own."""
 
 import json
+import shutil
 from itertools import product
 
 import pytest
 import yaml
 
+import lora_hf
 from lora_hf.config import METHOD_CHOICES, RunConfig
 from lora_hf.config.load import load_config
+from lora_hf.doctor.runs import model
 from lora_hf.errors import UserError
+from lora_hf.models.load import ASSETS
 from lora_hf.run_files import ADAPTER, CONFIG, INPUTS, OWN, PREDICTIONS, RESULTS
 from lora_hf.run_records import folder_bytes, read_predictions, read_record
 from lora_hf.runs.run_dir import RunDirectory, inputs_of
@@ -215,3 +219,43 @@ def test_a_record_is_read_or_absent(tmp_path):
     assert read_record(tmp_path / RESULTS) is None
     (tmp_path / RESULTS).write_text(json.dumps({"rouge1": 0.5}))
     assert read_record(tmp_path / RESULTS) == {"rouge1": 0.5}
+
+
+def test_a_base_with_another_config_or_tokenizer_is_another_run(tmp_path, caplog):
+    base = shutil.copytree(ASSETS, tmp_path / "base")
+    fields = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"model_name_or_path": str(base)},
+        "data": {"max_train_samples": 4, "max_eval_samples": 2, "max_test_samples": 2},
+        "training": {"max_steps": 1, "save_strategy": "no"},
+        "generation": {"max_new_tokens": 4},
+    }
+    lora_hf.train(fields)
+    settings = {file: json.loads((base / file).read_text()) for file in ("config.json", "tokenizer.json")}
+
+    def write(file, **changed):
+        (base / file).write_text(json.dumps(settings[file] | changed, indent=1))
+
+    def said_by_loading():
+        caplog.clear()
+        lora_hf.load(tmp_path / "run")
+        return [text for text in caplog.messages if "is another one than in its training" in text]
+
+    truncation = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    write("tokenizer.json", truncation=truncation)  # what any call replaces
+    write("config.json", transformers_version="4.57.0", dtype="bfloat16")
+    lora_hf.train(fields)
+    assert not said_by_loading()
+    others = {
+        "config.json": {"layer_norm_epsilon": 0.1},
+        "tokenizer.json": {"normalizer": {"type": "Lowercase"}},
+    }
+    for file, changed in others.items():
+        write(file, **changed)
+        with pytest.raises(UserError, match=r"other inputs \(config and tokenizer of the model: "):
+            lora_hf.train(fields)
+        assert len(said_by_loading()) == 1
+        found = model(load_config(tmp_path / "run/config.yaml"), read_record(tmp_path / "run" / RESULTS))
+        assert any(f"the config and tokenizer of {base} has changed" in str(finding) for finding in found)
+        write(file)
+    lora_hf.train(fields)
