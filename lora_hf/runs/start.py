@@ -1,6 +1,7 @@
 """Start the run that a config describes, unless its results exist: `lora-hf train` and `lora_hf.train`."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 from lora_hf import terminal
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
+from lora_hf.config.schema import METHOD_CHOICES
 from lora_hf.distributed import from_main, in_all_processes, start
+from lora_hf.errors import few
 from lora_hf.run_records import RunResult
 from lora_hf.runs.run_dir import UNCHANGED, finished_result
 
@@ -41,6 +44,7 @@ def run_config(
     start()
     config = in_all_processes(lambda: load_config(source, overrides, is_done=is_done))
     from_main(lambda: _report_other_runs(config))
+    from_main(lambda: _report_unread(overrides, config.method))
     run = one(config)
     result = from_main(lambda: finished_result(run))  # all processes must decide the same
     if result is not None:
@@ -50,6 +54,17 @@ def run_config(
 
         result = execute(run)
     return run, result
+
+
+def _report_unread(overrides: Sequence[str], method: str) -> None:
+    """Warn of fields that were typed for this run and that its method does not read, as a rank by `full`.
+
+    Those of a file are not named: it may be shared by runs of several methods.
+    """
+    sections = [re.split(r"[.=]", one)[0].strip() for one in overrides]
+    unread = [o for o, s in zip(overrides, sections, strict=True) if s in METHOD_CHOICES and s != method]
+    if unread:
+        logger.warning("%s: no effect here, because method is %s", few(unread), method)
 
 
 def _report_other_runs(config: RunConfig) -> None:

@@ -29,3 +29,22 @@ def test_listed_runs_that_train_does_not_make_are_logged(
     start.run_config({"seed": 42, "output_dir": "none"} | fields)
     assert "is not used" not in caplog.text
     assert named is None or lines[0].startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["method=full", "lora.r=7", "lora={lora_alpha: 3}"], "lora.r=7, lora={lora_alpha: 3}: no effect"),
+        (["prompt_tuning.num_virtual_tokens=7"], "prompt_tuning.num_virtual_tokens=7: no effect"),
+        (["lora.r=7", "training.max_steps=3"], None),
+        (["method=bottleneck", "bottleneck.bottleneck_dim=4"], None),
+    ],
+)
+def test_a_typed_field_that_the_method_does_not_read_is_said(
+    overrides: list[str], named: str | None, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(start, "finished_result", lambda config: {"rouge1": 0.5})
+    start.run_config({"output_dir": "none"}, overrides)
+    lines = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert len(lines) == (named is not None)
+    assert named is None or lines[0].startswith(named)
