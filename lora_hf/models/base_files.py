@@ -59,8 +59,11 @@ def settings_hash(folder: Path) -> str:
     said: dict[str, Any] = {}
     patterns = (SETTINGS, "generation_config.json", *TOKENIZER_FILES)
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
-        if file.suffix == ".json":
-            held = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            held = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else None
+        except ValueError:  # the tokenizer's own reader says what is wrong
+            held = None
+        if isinstance(held, dict):
             left_out = (*NO_EFFECT, *NOT_OF_THE_TOKENIZER)
             said[file.name] = {key: value for key, value in held.items() if key not in left_out}
         else:

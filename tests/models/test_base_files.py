@@ -22,6 +22,7 @@ from lora_hf import UserError
 from lora_hf.adapters.checkpoint_io import read_tensors
 from lora_hf.config import ModelConfig
 from lora_hf.data.readers import read_rows
+from lora_hf.models.base_files import settings_hash
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 
 BROKEN = {
@@ -139,3 +140,14 @@ def test_a_pointer_in_the_place_of_a_tokenizer_an_adapter_or_data_is_named(tmp_p
         (tmp_path / name).write_text(POINTER)
         with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*run `git lfs pull`"):
             read(tmp_path / name)
+
+
+def test_settings_are_hashed_by_what_they_say_also_files_that_hold_no_object(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"d_model": 8, "dtype": "float32"}')
+    (tmp_path / "tokenizer.json").write_text('{"truncation"')  # its own reader says what is wrong
+    (tmp_path / "vocab.json").write_text('["a", "b"]')
+    first = settings_hash(tmp_path)
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16",\n "d_model": 8}')
+    assert settings_hash(tmp_path) == first
+    (tmp_path / "vocab.json").write_text('["b", "a"]')
+    assert settings_hash(tmp_path) != first
