@@ -23,6 +23,20 @@ WHOLE, OF_BASE = ".weight", ".base_layer.weight"
 """Ends of a key: an embedding, and one that also has an adapter."""
 
 
+def embedding_rows(model: Any) -> int | None:
+    """Return how many tokens a model's input embeddings have, also below an adapter or a trained copy.
+
+    Returns:
+        The number, or None for a model without embeddings of tokens.
+    """
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    parts = embeddings.modules() if isinstance(embeddings, nn.Module) else ()
+    return next((part.num_embeddings for part in parts if isinstance(part, nn.Embedding)), None)
+
+
 def embedding_layers(model: Any) -> dict[str, nn.Module]:
     """Return the input embeddings and the output head of a Transformers model, by their first names."""
     found: dict[str, nn.Module] = {}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq
 
+from lora_hf.adapters.embeddings import embedding_rows
 from lora_hf.errors import UserError
 from lora_hf.families import family_of
 
@@ -41,9 +42,9 @@ def check_tokens(model: Any, batch: dict[str, Any]) -> None:
         UserError: a token without an embedding, or labels without tokens.
     """
     ids, labels = batch.get("input_ids"), batch.get("labels")
-    embeddings, head = (_part(model, f"get_{side}_embeddings") for side in ("input", "output"))
+    head = _part(model, "get_output_embeddings")
     for name, given, rows in (
-        ("input_ids", ids, getattr(embeddings, "num_embeddings", None)),
+        ("input_ids", ids, embedding_rows(model)),
         ("labels", labels, getattr(head, "out_features", None)),
     ):
         if not isinstance(given, torch.Tensor) or given.is_floating_point() or rows is None:

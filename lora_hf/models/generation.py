@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig as TransformersConfig
 
+from lora_hf.adapters.embeddings import embedding_rows
 from lora_hf.config import GenerationConfig
 from lora_hf.errors import UserError, first_line
 from lora_hf.models.exported import ExportedModel
@@ -64,7 +65,7 @@ def complete_tokens(model: Any, name: str) -> None:
     """
     places = {"config.json": model.config, "generation_config.json": model.generation_config}
     head = model.get_output_embeddings()
-    size = max(model.get_input_embeddings().num_embeddings, getattr(head, "out_features", 0))
+    size = max(embedding_rows(model) or 0, getattr(head, "out_features", 0))
     for field in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
         found = {place: getattr(holder, field, None) for place, holder in places.items()}
         for place, value in found.items():
@@ -109,7 +110,7 @@ def check_tokens(model: Any, settings: GenerationConfig) -> None:
         UserError: an id is not in its vocabulary.
     """
     is_exported = isinstance(model, ExportedModel)
-    size = model.config.vocab_size if is_exported else model.get_input_embeddings().num_embeddings
+    size = (None if is_exported else embedding_rows(model)) or model.config.vocab_size
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         if (token := getattr(settings, name)) is not None and token >= size:
             raise UserError(

@@ -10,8 +10,10 @@ import torch
 from support.models import make_bart, make_t5
 from transformers import GenerationConfig as TransformersConfig
 
+from lora_hf.adapters import LoraConfig, inject_adapters
 from lora_hf.config import GenerationConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
+from lora_hf.data.collate import check_tokens
 from lora_hf.data.prepare import load_data
 from lora_hf.errors import UserError
 from lora_hf.models.generation import NEEDED, generation_config, keep_needed
@@ -103,3 +105,14 @@ def test_a_smallest_length_above_the_largest_is_refused() -> None:
     config = RunConfig.model_validate({"data": data, "generation": {"min_new_tokens": 500}})
     with pytest.raises(UserError, match="generation.min_new_tokens=500 is more than the .* tokens"):
         load_data(config, load_tokenizer(config.model))
+
+
+@pytest.mark.parametrize("place", ["target_modules", "modules_to_save"])
+def test_embeddings_with_an_adapter_or_a_copy_still_say_how_many_tokens_there_are(place: str) -> None:
+    model = load_model(ModelConfig())
+    inject_adapters(model, LoraConfig(**({"target_modules": ["q"]} | {place: ["shared"]})))
+    generation_config(model, GenerationConfig(forced_bos_token_id=1599))
+    with pytest.raises(UserError, match=r"forced_bos_token_id=1600 must be below 1600"):
+        generation_config(model, GenerationConfig(forced_bos_token_id=1600))
+    with pytest.raises(UserError, match=r"hold the token 1600, and the model has 1,600"):
+        check_tokens(model, {"input_ids": torch.tensor([[1600]])})
