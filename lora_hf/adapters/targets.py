@@ -80,15 +80,15 @@ def find_saved(model: nn.Module, config: LoraConfig, strict: bool = True) -> dic
         UserError: an entry matches nothing, a layer is quantized, or its weight is also another layer's.
     """
     found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
+    first: dict[int, tuple[str, nn.Module]] = {}
     unused = set(config.modules_to_save)
     for name, module in own_modules(model):
+        own_name, first_module = first.setdefault(identity(module), (name, module))
         matched = name_matches(config.modules_to_save, name)
         unused.difference_update(matched)
-        if matched and identity(module) not in seen:
-            seen.add(identity(module))
-            found[name] = module
-            _check_copyable(model, name, module)
+        if matched and own_name not in found:
+            found[own_name] = first_module
+            _check_copyable(model, own_name, first_module)
     if unused and strict:
         raise _no_match(model, "modules_to_save", sorted(unused), _with_weights(model))
     return found

@@ -333,3 +333,16 @@ def test_a_layer_that_peft_trains_once_for_each_place_is_refused(field: str, tmp
     with pytest.raises(UserError, match=says):
         load_adapter(model, tmp_path)
     assert not any(hasattr(module, "adapters") for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "encoder.embed_tokens", "decoder.embed_tokens"])
+def test_a_copy_of_the_embeddings_by_another_of_their_names_is_read_again(name: str, tmp_path: Path) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(r=2, target_modules=["q"], modules_to_save=[name]))
+    randomize(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    ours = some_logits(model)
+    save_adapter(model, tmp_path)
+    assert not torch.allclose(ours, some_logits(make_t5()), atol=0.1)
+    assert torch.equal(some_logits(load_adapter(make_t5(), tmp_path)), ours)
+    assert torch.allclose(some_logits(peft.PeftModel.from_pretrained(make_t5(), tmp_path)), ours, atol=1e-5)
