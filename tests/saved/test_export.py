@@ -87,7 +87,7 @@ def test_what_cannot_be_exported_is_refused_before_a_model_is_loaded(
         ),
         ([str(bottleneck)], "holds a bottleneck, which does not change weights and cannot be exported"),
         ([str(tmp_path / "none")], "no such folder"),
-        ([kept.model_name_or_path, "--base", "x"], "base='x' is for an adapter"),
+        ([kept.model_name_or_path, "--base", "x"], "--base 'x' is for an adapter"),
     ):
         assert cli.run(["export", *words, "--output", output], debug=False) == 2
         error = capsys.readouterr().err

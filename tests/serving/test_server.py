@@ -252,9 +252,9 @@ def test_the_schema_is_one_that_the_api_page_can_read(server: Server) -> None:
 def test_the_start_says_what_is_loaded_where(server: Server, adapters: Path) -> None:
     said = "".join(server.said)
     assert f"loading embedded and 2 adapters: a from {adapters / 'a'}, b from {adapters / 'b'}\n" in said
-    assert re.search(
-        r"loaded embedded in float32 on (cpu|cuda).*\n.*serving on http://127.0.0.1:\d+ \(API", said
-    )
+    choice = r"requests choose one of 'a', 'b' by \"adapter\"; without it, the base model answers"
+    address = r"serving on http://127.0.0.1:\d+ \(API"
+    assert re.search(rf"loaded embedded in float32 on (cpu|cuda).*\n{choice}\n{address}", said)
 
 
 def test_the_address_leads_to_the_api_page(server: Server) -> None:
