@@ -21,7 +21,7 @@ def by_option(message: str, words: Sequence[str]) -> str:
         option = f"--{name[1].replace('_', '-')}"
         return f"{option} " if option in typed else name[0]
 
-    return re.sub(r"(?<![\w.-])(\w+)=(?=')", renamed, message)
+    return re.sub(r"(?<![\w.-])(\w+)=(?=['\d])", renamed, message)
 
 
 def explain(error: Any, words: list[str]) -> str:

@@ -32,6 +32,7 @@ ADAPTER_FILES = (
 )
 """The files of a Hub repository that belong to an adapter, with those of a tokenizer of its own."""
 logger = logging.getLogger(__name__)
+AS_MODEL = "give it as the base model or, in predict and evaluate, by --model"
 
 
 def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -> SavedAdapter:
@@ -100,7 +101,7 @@ def _not_in_repository(name: str, commit: str) -> str:
             f"give copy/{folder}"
         )
     if SETTINGS in held:
-        return "is that of a whole model and not of an adapter: give it with --model, or as the base model"
+        return f"is that of a whole model and not of an adapter: {AS_MODEL}"
     return f"has no adapter ({CONFIG_NAME} and adapter_model.safetensors); it holds {here}"
 
 
@@ -112,7 +113,7 @@ def not_adapter(folder: Path) -> str:
     if any(folder.glob("adapter_*")):
         return ""
     if (folder / SETTINGS).is_file():
-        return "is a whole model and not an adapter: give it with --model, or as the base model"
+        return f"is a whole model and not an adapter: {AS_MODEL}"
     if (folder / MANIFEST_NAME).is_file():
         return ""
     below = (file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/{CONFIG_NAME}"))

@@ -354,6 +354,8 @@ class Service:
         Raises:
             RequestError: 404 no such adapter.
         """
+        if name == BASE and BASE not in self.engine.names:
+            raise RequestError(404, "'base' is the model itself, not an adapter, and cannot be unloaded")
         if name not in self.engine.names:
             raise self._unknown(name)
         self._reserved.add(name)  # the name is free only when the weights are gone

@@ -351,6 +351,8 @@ def test_the_base_has_a_name_on_both_routes(client: TestClient) -> None:
     named = client.post("/summarize", json=asked | {"adapter": "base"})
     assert named.status_code == 200
     assert named.json()["summary"] == client.post("/summarize", json=asked).json()["summary"]
+    kept = client.delete("/adapters/base")
+    assert kept.status_code == 404 and "is the model itself, not an adapter" in kept.json()["detail"]
 
 
 def test_the_folder_of_a_run_is_loaded_as_its_adapter(client: TestClient, folder: Path) -> None:
