@@ -32,7 +32,7 @@ def _check_spelling(name: str) -> str:
     """Refuse a misspelt `embedded`, which would be looked up on the Hub."""
     near = get_close_matches(name.lower(), [EMBEDDED], cutoff=0.8)
     if near and name != EMBEDDED and "/" not in name and not Path(name).expanduser().exists():
-        raise ValueError(f"is no file or folder here. Did you mean {EMBEDDED!r}?")
+        raise ValueError(f"is not a file or folder here. Did you mean {EMBEDDED!r}?")
     return name
 
 

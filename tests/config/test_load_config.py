@@ -67,11 +67,11 @@ MISTAKES = [
     ),
     (
         "model: {model_name_or_path: Embeded}",
-        "x.yaml:1: model.model_name_or_path='Embeded' is no file or folder here. Did you mean 'embedded'?",
+        "x.yaml:1: model.model_name_or_path='Embeded' is not a file or folder here. Did you mean 'embedded'?",
     ),
     (
         "data: {dataset_name: embedd}",
-        "x.yaml:1: data.dataset_name='embedd' is no file or folder here. Did you mean 'embedded'?",
+        "x.yaml:1: data.dataset_name='embedd' is not a file or folder here. Did you mean 'embedded'?",
     ),
     (
         "model: {device_map: auto}",
