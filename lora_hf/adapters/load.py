@@ -356,7 +356,7 @@ def check_base(model: nn.Module, saved: SavedAdapter) -> None:
     settings, now = manifest.get("base_settings"), model_state(model).base_settings
     if settings and now and settings != now:
         logger.warning(
-            "%s: the config or the tokenizer of %s is another one than in its training, so that it may write "
-            "other texts; use the files that it was trained with",
+            "%s: the config or the tokenizer of %s has changed since the adapter was trained, so that it may "
+            "write other texts; use the files that it was trained with",
             *(folder, getattr(model, "name_or_path", "?")),
         )
