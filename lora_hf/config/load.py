@@ -84,7 +84,7 @@ def load_config(
         mistakes += mistakes_of(error, document.data)
     mistakes = mistakes or (check_variants(config) if is_study else [])
     if not mistakes and not is_recorded and not is_done(config):
-        mistakes = _check_combinations(config)
+        mistakes = _check_epochs(config, document) or _check_combinations(config)
     if mistakes:
         raise UserError("\n".join(_lines_of(path, document, mistakes)))
     return config
@@ -237,16 +237,15 @@ def _override(document: Document, overrides: Sequence[str]) -> None:
         path, value = read
         for earlier, before in given.items():
             if earlier[: len(path)] == path and (earlier != path or before != value):
-                _warn_replaced(
-                    *(f"{dotted(p)}={shown_at(p, v)}" for p, v in ((earlier, before), (path, value)))
-                )
+                old, new = (f"{dotted(p)}={shown_at(p, v)}" for p, v in ((earlier, before), (path, value)))
+                _warn_once(f"command line: {old} is not used, because {new} after it replaces it")
         given[path] = value
         _put(document, path, value)
 
 
 @cache  # some commands read the config again
-def _warn_replaced(earlier: str, later: str) -> None:
-    logger.warning("command line: %s is not used, because %s after it replaces it", earlier, later)
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def _read_override(document: Document, override: str) -> tuple[KeyPath, Any] | None:
@@ -340,6 +339,24 @@ def _check_combinations(config: RunConfig) -> list[Mistake]:
     merged = {p: {**config.training, **own[p]} for p in own if own[p] and isinstance(own[p], dict)}
     found = [check_together(training, (*path, "training")) for path, training in merged.items()]
     return common or [mistake for mistakes in found for mistake in mistakes]
+
+
+def _check_epochs(config: RunConfig, document: Document) -> list[Mistake]:
+    """Refuse epochs on the command line where `max_steps` ends training; warn where one file gives both.
+
+    `training.max_steps=5` on the command line shortens the training of a file, so it may replace its epochs.
+    """
+    epochs, steps = config.training.get("num_train_epochs"), config.training.get("max_steps", -1)
+    if epochs is None or steps < 1:
+        return []
+    path: KeyPath = ("training", "num_train_epochs")
+    line = _line(document, path)
+    text = f"has no effect, because training.max_steps={steps} ends training"
+    if line == COMMAND_LINE:
+        return [wrong_value(path, epochs, f"{text}; add training.max_steps=-1")]
+    if line and _line(document, ("training", "max_steps")) != COMMAND_LINE:
+        _warn_once(f"training.num_train_epochs={epochs} {text}; remove one of them")
+    return []
 
 
 def _lines_of(path: Path | None, document: Document, mistakes: list[Mistake]) -> list[str]:

@@ -246,6 +246,8 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
     phrase = phrase_of(error)
     if error["type"] == "string_type" and isinstance(value, (int, float)):
         phrase += f"; put it in quotes: {str(shown(value))!r}"
+    if error["type"] == "string_type" and value is None:
+        phrase += "; for no prompt, write plain" if path[-1] == "prompt" else '; for an empty text, write ""'
     phrase += _hint(path, value, error["type"])
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])

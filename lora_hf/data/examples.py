@@ -14,7 +14,7 @@ from lora_hf.arguments import HALVES
 from lora_hf.config import DataConfig
 from lora_hf.data.columns import DIALOGUE, ID, MESSAGES, SUMMARY, Columns, Row
 from lora_hf.data.sources import Part
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, few
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def check_rows(rows: list[Row], columns: Columns, config: DataConfig, part: Part
         UserError: no rows, or rows without text.
     """
     if not rows:
-        raise UserError(f"{part.name} has no rows")
+        raise UserError(f"{part.name} has no rows; {_more_rows(part)}")
     for number, row in enumerate(rows):
         _number(row, number)
     bad = [number for number, row in enumerate(rows, start=1) if fault_of(row, columns)]
@@ -63,6 +63,13 @@ def check_rows(rows: list[Row], columns: Columns, config: DataConfig, part: Part
     logger.warning("%s; left out (data.on_bad_row: skip)", text)
     left_out = set(bad)
     return [row for number, row in enumerate(rows, start=1) if number not in left_out]
+
+
+def _more_rows(part: Part) -> str:
+    if part.files and part.origin not in (None, "train"):
+        names = few(file.name for file in part.files)
+        return f"remove {names}, and a share of train is taken as {part.origin}"
+    return "give rows"
 
 
 def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, part: Part) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED, EMBEDDED_SAMPLE
 from lora_hf.data.columns import Row
 from lora_hf.data.explode import exploded
-from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_dataset
+from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_dataset, split_of_file
 from lora_hf.data.hub_dataset import open_hub, with_label_names
 from lora_hf.data.opened import Form, endings
 from lora_hf.data.readers import BINARY, READERS, iterate_numbered, iterate_rows, parallel_to
@@ -96,20 +96,26 @@ def open_part(config: DataConfig, split: Split) -> Part:
         form = Form.of(config)
         found = find_files(path, split, form)
         origin: Split = split if split in found else "train"
-        files, notes = found[origin], []
-        if split == "train":
-            used = {file for one in found.values() for file in one}
-            if unused := [
-                file.relative_to(path).as_posix() for file in data_files_in(path, form) if file not in used
-            ]:
-                text = "not used, because their names say no split"
-                notes.append(f"{name}: {text}: {few(sorted(unused), most=5)} (data.data_files)")
-        if any(file.parent != path or file.name.partition(".")[0] != origin for file in files):
-            names = [file.relative_to(path).as_posix() for file in files]
+        notes = [*_unused(path, found, form)] if split == "train" else []
+        if any(file.parent != path or file.name.partition(".")[0] != origin for file in found[origin]):
+            names = [file.relative_to(path).as_posix() for file in found[origin]]
             more = ", ..." if len(names) > 5 else ""
             notes.append(f"{name} [{origin}]: {', '.join(names[:5])}{more}")
         return replace(_of_files(found, split, name, config), notes=tuple(notes))
     return _on_hub(config, split)
+
+
+def _unused(folder: Path, found: Mapping[Split, Sequence[Path]], form: Form) -> Iterator[str]:
+    """Yield notes on the files of a folder that no split is read from, with the reason."""
+    used = {file for files in found.values() for file in files}
+    unused = [file.relative_to(folder) for file in data_files_in(folder, form) if file not in used]
+    for beside in (None, *SPLITS):
+        if names := [file.as_posix() for file in unused if split_of_file(file) == beside]:
+            if beside is None:
+                reason = "because their names say no split"
+            else:
+                reason = f"because {beside} is read from {found[beside][0].name}"
+            yield f"{folder}: not used, {reason}: {few(names, most=5)} (data.data_files)"
 
 
 CSV = (".csv", ".tsv")
@@ -190,6 +196,11 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
         or is_windows_path(name)
     )
     if is_path or endings(path)[0] in READERS or len(path.parts) > 2:
+        if set(name) & PATTERN:
+            raise UserError(
+                f"data.dataset_name={name!r} is not one file or folder; give a pattern as "
+                f"data.data_files: {{train: {name!r}}}"
+            )
         text = f"data.dataset_name={name!r}: no such file or folder."
         raise UserError(f"{text}{path_hint(name)}".removesuffix("."))
     hub = open_hub(config, split)
@@ -246,13 +257,17 @@ def named_files(config: DataConfig) -> dict[Split, list[Path]]:
     return found
 
 
+PATTERN = set("*?[")
+"""Characters of a pattern of files."""
+
+
 def _matching(base: Path, pattern: str, field: str) -> list[Path]:
     if is_address(pattern):
         return files_at(pattern, field)
     path = base / Path(pattern).expanduser()
     if path.exists():
         return [path]
-    if set(pattern) & set("*?["):
+    if set(pattern) & PATTERN:
         from datasets.data_files import resolve_pattern
 
         try:

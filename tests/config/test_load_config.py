@@ -1,8 +1,9 @@
 """From a YAML and overrides to a run: every mistake in its words, with its line; and the way back."""
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -272,6 +273,13 @@ OVERRIDE_MISTAKES = [
         "expected ',' or ']', but got '<stream end>'",
     ),
     ("training.learning_rate=fast", "command line: training.learning_rate='fast' is not a number"),
+    ("data.prompt=", "command line: data.prompt=null is not text; for no prompt, write plain"),
+    ("data.id_column=", 'command line: data.id_column=null is not text; for an empty text, write ""'),
+    (
+        "training={num_train_epochs: 3, max_steps: 5}",
+        "command line: training.num_train_epochs=3 has no effect, because training.max_steps=5 ends "
+        "training; add training.max_steps=-1",
+    ),
 ]
 
 
@@ -337,6 +345,23 @@ def test_of_two_values_for_one_field_a_warning_names_the_one_that_is_not_used(
     with suppress(UserError):
         load("method: lora", *overrides)
     assert bool(caplog.text) == bool(unused) and f"command line: {unused}" * bool(unused) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "outcome"),
+    [
+        ("{max_steps: 5}", "num_train_epochs=3", UserError),
+        ("{max_steps: -1}", "num_train_epochs=3", None),
+        ("{num_train_epochs: 3, max_steps: 5}", "learning_rate=0.1", "num_train_epochs=3 has no effect"),
+        ("{num_train_epochs: 3}", "max_steps=5", None),  # a trial of the whole run
+    ],
+)
+def test_epochs_without_effect_are_refused_on_the_command_line_and_named_in_a_file(
+    text: str, override: str, outcome: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match="has no effect") if outcome is UserError else nullcontext():
+        load(f"training: {text}", f"training.{override}")
+    assert outcome in caplog.text if isinstance(outcome, str) else not caplog.text
 
 
 def test_an_override_makes_the_sections_that_it_needs() -> None:

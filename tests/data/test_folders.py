@@ -217,6 +217,30 @@ def test_a_file_that_is_not_used_is_named(tmp_path, caplog):
     assert "not used, because their names say no split: notes.csv (data.data_files)" in caplog.text
 
 
+def test_a_file_beside_one_with_exactly_the_split_s_name_is_not_used(tmp_path, caplog):
+    folder = write(tmp_path, "train.jsonl", "train/a.jsonl", "dev.jsonl", "test.jsonl")
+    with caplog.at_level("INFO", "lora_hf"):
+        dialogues(folder, "train")
+    assert "not used, because train is read from train.jsonl: train/a.jsonl" in caplog.text
+
+
+def test_a_pattern_in_the_place_of_a_folder_names_the_field_for_patterns(tmp_path):
+    folder = write(tmp_path, "a-train.jsonl", "b-train.jsonl")
+    with pytest.raises(UserError) as error:
+        dialogues(folder / "*.jsonl", "train")
+    assert f"give a pattern as data.data_files: {{train: '{folder}/*.jsonl'}}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("dev", "remove dev.jsonl, and a share of"), ("train", "give rows")]
+)
+def test_a_split_without_rows_has_a_remedy(tmp_path, name, remedy):
+    folder = write(tmp_path, "train.jsonl", "dev.jsonl", "test.jsonl")
+    (folder / f"{name}.jsonl").write_text("")
+    with pytest.raises(UserError, match=f"has no rows; {remedy}"):
+        dialogues(folder, "validation" if name == "dev" else name)
+
+
 def test_parallel_files_are_read_line_by_line_and_both_belong_to_the_data(tmp_path):
     shape = next(shape for shape in COLUMN_SHAPES if shape.name == "parallel/")
     folder = shape.write(tmp_path)

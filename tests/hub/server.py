@@ -93,6 +93,7 @@ class HubServer(ThreadingHTTPServer):
 
 class Handler(Routes, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise each body waits 40 ms for the client to confirm the headers
     server: HubServer
 
     def log_message(self, *words):
