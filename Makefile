@@ -19,7 +19,7 @@ test: lint types                   ## what a change must pass
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not gpu"
 
 test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebooks in short, the wheel
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n 3 -m "slow and not gpu"  # some wait for what they started
 
 test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest that pyproject.toml admits but of torch
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(addprefix tests/,$(TOUCHED))

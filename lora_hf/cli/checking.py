@@ -48,7 +48,7 @@ def doctor(
 
     An adapter: [dim]lora-hf doctor runs/quickstart/lora[/dim]
 
-    A config: [dim]lora-hf doctor --config configs/quickstart.yaml lora.r=8[/dim]
+    A config: [dim]lora-hf doctor --config quickstart lora.r=8[/dim]
     """
     if not _report(_findings(words or [], config, base), as_json):
         return

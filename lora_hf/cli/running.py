@@ -36,7 +36,7 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
 
     To use several processes, start it with `torchrun` or `accelerate launch`.
 
-    From a config: [dim]lora-hf train --config configs/quickstart.yaml lora.r=8[/dim]
+    From a config: [dim]lora-hf train --config quickstart lora.r=8[/dim]
 
     Without one: [dim]lora-hf train google/flan-t5-small talks.csv -o runs/talks[/dim]
     """
@@ -65,7 +65,7 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
 def compare(config: MaybeConfig = None, words: Words = None, output: OutputDir = None) -> None:
     """Score the base model, full fine-tuning and LoRA on the same data, and compare them.
 
-    With several seeds: [dim]lora-hf compare --config configs/quickstart.yaml "seeds=[1,2,3]"[/dim]
+    With several seeds: [dim]lora-hf compare --config quickstart "seeds=[1,2,3]"[/dim]
 
     Without a config: [dim]lora-hf compare google/flan-t5-small talks.csv -o runs/talks[/dim]
     """
@@ -81,7 +81,7 @@ def compare(config: MaybeConfig = None, words: Words = None, output: OutputDir =
 def methods(config: Config, overrides: Overrides = None) -> None:
     """Train every variant in a config on the same data, and compare them.
 
-    In short: [dim]lora-hf methods --config configs/methods.yaml training.max_steps=100[/dim]
+    In short: [dim]lora-hf methods --config methods training.max_steps=100[/dim]
     """
     from lora_hf.experiments.compare import compare_methods
 
@@ -91,7 +91,7 @@ def methods(config: Config, overrides: Overrides = None) -> None:
 def sweep(config: Config, overrides: Overrides = None) -> None:
     """Train with several values of some fields, and find the best.
 
-    In short: [dim]lora-hf sweep --config configs/rank_study.yaml training.max_steps=100[/dim]
+    In short: [dim]lora-hf sweep --config rank_study training.max_steps=100[/dim]
     """
     from lora_hf.experiments.sweep import sweep as run
 

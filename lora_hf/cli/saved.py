@@ -67,11 +67,11 @@ def evaluate(
 ) -> None:
     """Score a saved adapter, a whole model or the base model on the test split.
 
-    An adapter: [dim]lora-hf evaluate --config configs/quickstart.yaml --adapter runs/quickstart/lora[/dim]
+    An adapter: [dim]lora-hf evaluate --config quickstart --adapter runs/quickstart/lora[/dim]
 
-    The base model: [dim]lora-hf evaluate --config configs/quickstart.yaml[/dim]
+    The base model: [dim]lora-hf evaluate --config quickstart[/dim]
 
-    An exported model: [dim]lora-hf evaluate --config configs/quickstart.yaml --model ct2[/dim]
+    An exported model: [dim]lora-hf evaluate --config quickstart --model ct2[/dim]
     """
     from lora_hf.config.load import load_config
     from lora_hf.evaluation.evaluate import write_predictions
@@ -175,8 +175,11 @@ def predict(
     is_lora = adapter and any(
         (Path(adapter) / name).is_file() for name in (f"{ADAPTER}/{PEFT_CONFIG}", PEFT_CONFIG)
     )
+    is_shown = output or sys.stdout.isatty()
     show_next(
-        "predict", mergeable=shlex.quote(adapter) if adapter and output and is_lora else None, merged="merged"
+        "predict",
+        mergeable=shlex.quote(adapter) if adapter and is_shown and is_lora else None,
+        merged="merged",
     )
 
 

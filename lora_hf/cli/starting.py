@@ -78,14 +78,10 @@ def init(
     names = [name.strip() for name in (columns or "").split(",") if name.strip()]
     if columns is not None and len(names) < 2:
         raise UserError(f"--columns {columns!r} does not name two columns, such as text,title")
-    if task is None and asks:
-        task = _ask(f"Task ({', '.join(TASKS)})", "summarization")
-    task = _choice("--task", task or "summarization", tuple(TASKS))
+    task = _choice("task", task, "summarization", tuple(TASKS), asks)
     place, target, names, found = _find_data(data, file, names, task, asks)
     model = model or (_ask("Base model", MODEL) if asks else MODEL)
-    if method is None and asks:
-        method = _ask(f"Method ({', '.join(METHODS)})", "lora")
-    method = _choice("--method", method or "lora", METHODS)
+    method = _choice("method", method, "lora", METHODS, asks)
     text = starter_config(
         place,
         model,
@@ -245,11 +241,21 @@ def source_of(
     return Source(Path(f"{folder}.yaml"), overrides, text)
 
 
-def _choice(option: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise UserError(
-            f"{option} {value!r} is not one of {', '.join(choices)}.{did_you_mean(value, choices)}"
-        )
+def _choice(name: str, value: str | None, default: str, choices: Sequence[str], asks: bool) -> str:
+    """Return an option's value, the default, or in a terminal the first answer that is one of the choices.
+
+    Raises:
+        UserError: the option has another value, and nobody can be asked.
+    """
+    question = f"{name.capitalize()} ({', '.join(choices)})"
+    if value is None:
+        value = _ask(question, default) if asks else default
+    while value not in choices:
+        text = f"{value!r} is not one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+        if not asks:
+            raise UserError(f"--{name} {text}")
+        typer.echo(text, err=True)
+        value = _ask(question, default)
     return value
 
 

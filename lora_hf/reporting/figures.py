@@ -44,8 +44,8 @@ ROW_INCHES = 0.36
 """Height of a variant in the picture of methods."""
 DOT_OPACITY, DOT_SIZE = (0.25, 0.9), (3.5, 8.0)
 """Opacity and size of a point where there are many examples, and where there are few."""
-MAX_INNER_LEGEND, LEGEND_ROW_INCHES = 5, 0.16
-"""With more variants the legend is below the chart; height of a row there."""
+LEGEND_COLUMNS, LEGEND_ROW_INCHES = 4, 0.16
+"""Most entries in one row of the legend below a chart, otherwise there are two in each; height of a row."""
 
 Draw = Callable[[Axes], None]
 STYLE: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
@@ -158,7 +158,8 @@ def charts(report: Report) -> dict[str, str]:
         panels[f"{main} along {comparison['axis']}"] = _sweep_scores(comparison, legend=True)
         if any(last_loss(result) is not None for result in variants_of(comparison).values()):
             panels["Loss"] = _sweep_losses(comparison)
-    panels[f"{main} against the weights trained"] = partial(_scores_by_weights, report)
+    if len(report.labels) > 1:
+        panels[f"{main} against the weights trained"] = partial(_scores_by_weights, report)
     for key, curve in curves_of(report.scoring).items():
         if logged(comparison, key):
             panels[curve.title] = partial(_curves, report, key)
@@ -390,7 +391,7 @@ def _scores_by_weights(report: Report, axes: Axes) -> None:
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel("weights trained")
     axes.set_ylabel(main.label)
-    _legend(axes, report)
+    _legend(axes)
 
 
 def _curves(report: Report, key: str, axes: Axes) -> None:
@@ -400,7 +401,7 @@ def _curves(report: Report, key: str, axes: Axes) -> None:
         axes.plot(steps, values, color=color_of(report.labels, name), label=report.labels[name])
     axes.set_xlabel("step")
     axes.set_ylabel(curves_of(report.scoring)[key].label)
-    _legend(axes, report)
+    _legend(axes)
 
 
 def _lengths(report: Report, axes: Axes) -> None:
@@ -427,7 +428,7 @@ def _lengths(report: Report, axes: Axes) -> None:
     axes.set_xlabel("words")
     axes.set_yticks([])
     axes.set_ylabel("share")
-    _legend(axes, report)
+    _legend(axes)
 
 
 def _examples(report: Report, axes: Axes) -> None:
@@ -453,13 +454,14 @@ def dots(n: int) -> tuple[float, float]:
     return min(max(6 / n**0.5, least), most), min(max(36 / n**0.5, small), large)
 
 
-def _legend(axes: Axes, report: Report) -> None:
-    """Draw the legend in the chart, or for many variants below it."""
-    if len(report.labels) <= MAX_INNER_LEGEND:
-        axes.legend(loc="best")
+def _legend(axes: Axes) -> None:
+    """Draw the legend below the chart, where it hides nothing; one variant, named in the page, needs none."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) < 2:
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
-    handles, labels = axes.get_legend_handles_labels()
-    figure.set_figheight(CHART_INCHES[1] + LEGEND_ROW_INCHES * math.ceil(len(labels) / 2))
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+    is_one_row = len(labels) <= LEGEND_COLUMNS
+    columns = LEGEND_COLUMNS if is_one_row else 2
+    figure.set_figheight(CHART_INCHES[1] + LEGEND_ROW_INCHES * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9 if is_one_row else 7)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Seq2SeqTrainingArguments
 
 from lora_hf.adapters.active import check_trainable
 from lora_hf.adapters.attention_type import keep_attention_type
@@ -26,6 +27,7 @@ from lora_hf.fast.loss import chunked_cross_entropy
 from lora_hf.fast.t5 import without_head
 from lora_hf.memory import out_of_memory_reported
 from lora_hf.models.positions import positions_of
+from lora_hf.scores import METRICS
 from lora_hf.training.checkpoints import last_checkpoint
 from lora_hf.training.compiling import PADDED_ON, padded_to_buckets
 from lora_hf.training.devices import skip_unused_search, use_one_gpu, without_autocast
@@ -85,14 +87,14 @@ class LoraTrainer(ResumableTrainer):
     The other arguments are those of `transformers.Seq2SeqTrainer`.
 
     Raises:
-        UserError: the ratio is below 1, or the model has no lora_B.
+        UserError: the ratio is below 1, the model has no lora_B, or `args` are none of a `Seq2SeqTrainer`.
     """
 
     loss_is_scaled_for_ga = True
     model: Any
     compiles_by_default = False
-    _has_begun = False
     """True if a rule, not the user, decided to compile: what cannot be compiled then runs uncompiled."""
+    _has_begun = False
 
     def __init__(
         self,
@@ -112,6 +114,11 @@ class LoraTrainer(ResumableTrainer):
         self.fast_paths, self.has_fast_loss, self.has_buckets = fast_paths, False, False
         self._has_autocast_outside = False
         given = args[0] if args else kwargs.get("args")
+        if not isinstance(given, Seq2SeqTrainingArguments):
+            raise UserError(
+                "args: LoraTrainer needs a transformers.Seq2SeqTrainingArguments, not "
+                f"{type(given).__name__}; it takes the same fields as TrainingArguments"
+            )
         use_one_gpu(given)
         skip_unused_search(given, model)
         inner = unwrapped(model)  # the Trainer reads names of columns from it, and wraps it as it needs
@@ -353,5 +360,7 @@ class LoraTrainer(ResumableTrainer):
             super()._load_best_model()
         if best and self.is_world_process_zero():
             state, name = self.state, str(self.args.metric_for_best_model).removeprefix("eval_")
+            labels = {score.name: score.label for metric in METRICS.values() for score in metric}
             text = "the weights of step %d of %d are kept: the best %s, %.4g"
-            logger.info(text, state.best_global_step, state.global_step, name, state.best_metric)
+            what = labels.get(name, name)
+            logger.info(text, state.best_global_step, state.global_step, what, state.best_metric)

@@ -65,7 +65,7 @@ def test_init_names_its_own_option_for_columns(capsys: pytest.CaptureFixture[str
 def test_init_asks_for_what_the_options_do_not_say(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter(["classification", "nowhere.csv", "talks.csv", "text", "gist", "embedded", "lora"])
+    answers = iter("classify classification nowhere.csv talks.csv text gist embedded loora lora".split())
     asked: list[str] = []
 
     def prompt(question: str, default: str | None = None, err: bool = False) -> str:
@@ -78,6 +78,7 @@ def test_init_asks_for_what_the_options_do_not_say(
     run = load_config("mine.yaml")
     assert (run.task.name, run.model.model_name_or_path) == ("classification", "embedded")
     assert (run.data.dialogue_column, run.data.summary_column) == ("text", "gist")
+    assert "'classify' is not one of" in err and "'loora' is not one of" in err
     assert "no such file" in err and "talks.csv has the columns ['gist', 'id', 'text']" in err
     assert next(answers, None) is None and out == "mine.yaml\n"
 

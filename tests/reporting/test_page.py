@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import errors_of, set_scheme, set_width
+from support.browser import CONTRASTS, errors_of, set_scheme, set_width
 from support.records import WRITTEN, write_run
 
 from lora_hf.experiments.report import report
@@ -83,37 +83,10 @@ def test_the_page_fits_the_screen(page: Any, width: int) -> None:
     set_width(page, 0)
 
 
-CONTRASTS = """
-const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-const paint = (text) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
-  return [...canvas.getImageData(0, 0, 1, 1).data]; };
-const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
-  .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const behind = (node) => { for (let n = node; n; n = n.parentElement) {
-  const rgb = paint(getComputedStyle(n).backgroundColor);
-  if (rgb[3] === 255) return rgb; } return [255, 255, 255]; };
-const found = [];
-const add = (node, color, paper) => {
-  const [a, b] = [light(paint(color)), light(paper)].sort((x, y) => y - x);
-  const text = (node.textContent || node.placeholder).trim().slice(0, 30);
-  found.push([(a + 0.05) / (b + 0.05), `${node.tagName} ${color} on ${paper}: ${text}`]); };
-for (const node of document.querySelectorAll("main *")) {
-  const style = getComputedStyle(node);
-  const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-  if (own && (node.tagName === "text" || !node.closest("svg")))
-    add(node, node.closest("svg") ? style.fill : style.color, behind(node));
-  if (node.placeholder) add(node, getComputedStyle(node, "::placeholder").color, behind(node));
-}
-return found;
-"""
-"""Contrast of each text on the page with what is behind it (WCAG 2, 1.4.3)."""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_stands_out_from_what_is_behind_it(page: Any, scheme: str) -> None:
     set_scheme(page, scheme)
-    found = page.execute_script(CONTRASTS)
+    found = page.execute_script(CONTRASTS, "main *")
     assert len(found) > 100
     assert [what for ratio, what in found if ratio < 4.5] == []
     script = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from starlette.testclient import TestClient
-from support.browser import LOADED, errors_of, set_scheme
+from support.browser import CONTRASTS, LOADED, errors_of, set_scheme
 from support.families import make_family
 from support.letters import letters
 from support.server_process import DIALOGUES, EXTRA, FIELDS, Server, save_adapters, serving
@@ -272,6 +272,8 @@ def test_the_api_page_lists_the_operations_and_tries_them_out(server: Server, br
 
     browser.get(f"http://127.0.0.1:{server.port}/")
     listed = {block.get_attribute("id") for block in found(".opblock")}
+    contrasts = browser.execute_script(CONTRASTS, ".swagger-ui *")
+    assert len(contrasts) > 30 and [what for ratio, what in contrasts if ratio < 4.5] == []
     assert len(listed) == 9 and "operations-server-health_health_get" in listed
     block = "#operations-summaries-summarize_summarize_post"
     found(f"{block} .opblock-summary-control")[0].click()

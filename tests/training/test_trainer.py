@@ -24,11 +24,12 @@ from support.tiny_trainer import (
     tokenizer,
 )
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
 from lora_hf import (
     LoraConfig,
+    LoraTrainer,
     UserError,
     delete_adapter,
     disable_adapters,
@@ -370,6 +371,13 @@ def test_a_dataset_without_rows_is_one_error_that_names_it(tmp_path: Path) -> No
     trainer.train_dataset = []
     with pytest.raises(UserError, match="^train_dataset has no rows"):
         trainer.train()
+
+
+@pytest.mark.parametrize("given", [None, TrainingArguments])
+def test_arguments_of_a_plain_trainer_are_refused(given: Any, tmp_path: Path) -> None:
+    kind = "NoneType" if given is None else given.__name__
+    with pytest.raises(UserError, match=f"needs a transformers.Seq2SeqTrainingArguments, not {kind};"):
+        LoraTrainer(adapted(), given and given(str(tmp_path), report_to="none", use_cpu=True))
 
 
 def test_disabled_adapters_are_not_trained(tmp_path: Path) -> None:
