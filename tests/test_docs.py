@@ -148,7 +148,8 @@ def run(warm_python: WarmPython, words: list[str], folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_first_page_can_be_followed_from_top_to_bottom(tmp_path: Path, warm_python: WarmPython) -> None:
-    (tmp_path / "dialogues.jsonl").write_text('{"dialogue": "#Tom#: Lunch? #Anna#: Yes."}\n')
+    (made,) = re.findall(r"^    (echo .* > dialogues.jsonl)$", text_of("index"), re.MULTILINE)
+    subprocess.run(["sh", "-c", made], cwd=tmp_path, check=True)
     (tmp_path / "my_data").mkdir()
     for split in ("train", "validation", "test"):
         rows = [DIALOGUE.replace("noon", f"{hour} o'clock ({split})") for hour in range(1, 9)]
