@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_hf.cli.hints import check_not_config
-from lora_hf.cli.next_steps import show_next
+from lora_hf.cli.next_steps import show_next, with_options
 from lora_hf.cli.options import Base, Json, complete_config, complete_override
 from lora_hf.errors import FaultFound, UserError
 
@@ -56,7 +56,7 @@ def doctor(
         "doctor",
         as_json,
         source=shlex.join(["--config", str(config), *(words or [])]) if config else None,
-        adapter=shlex.quote(words[0]) if words and not config else None,
+        adapter=with_options(words[0], base=base) if words and not config else None,
     )
 
 

@@ -1,12 +1,11 @@
 """The command `push`."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lora_hf.cli.next_steps import show_next
+from lora_hf.cli.next_steps import show_next, with_options
 
 
 def push(
@@ -50,7 +49,7 @@ def push(
     options = pushing.CardOptions(base_model, license, samples)
     if not dry_run:
         print(f"pushed: {pushing.push(adapter, destination, options)}")
-        show_next("push", repository=repo_id)
+        show_next("push", repository=with_options(f"{repo_id}@{revision}" if revision else repo_id))
         return
     files = pushing.prepare_push(adapter, destination, options).files
     for name, content in files.items():
@@ -59,4 +58,13 @@ def push(
             print(f"{size:>12,} {name}")
     card = files[CARD]
     print(f"\n{card.decode()}" if isinstance(card, bytes) else "", end="")
-    show_next("preview", adapter=shlex.quote(adapter), repository=repo_id)
+    typed = with_options(
+        repo_id,
+        revision=revision,
+        private=private,
+        base_model=base_model,
+        license=license,
+        samples=samples,
+        overwrite=overwrite,
+    )
+    show_next("preview", adapter=with_options(adapter), repository=typed)

@@ -86,6 +86,20 @@ def show_next(command: str, as_json: bool = False, **paths: str | Path | None) -
     print("", "Next:", *lines, sep="\n", file=sys.stderr)
 
 
+def with_options(word: str | Path, **options: str | int | None) -> str:
+    """Return a word of a next command, quoted, with the options after it that this command was given.
+
+    Args:
+        word: such as a folder.
+        options: by the option's name with `_`; a flag has True. None and False are left out.
+    """
+    words = [str(word)]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
+
+
 def program_name() -> str:
     """Return how this installation's command is called: `lora-hf`, or its path where the shell lacks it."""
     if shutil.which("lora-hf"):

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from lora_hf.cli.next_steps import show_next
+from lora_hf.cli.next_steps import show_next, with_options
 from lora_hf.cli.options import (
     Adapter,
     Base,
@@ -83,6 +83,7 @@ def evaluate(
     if adapter and model:
         raise UserError("--adapter and --model: give one of them")
     run = load_config(config, overrides or [])
+    from lora_hf.adapters.saved_adapter import SavedAdapter
     from lora_hf.saved.evaluate import evaluate as score_saved
     from lora_hf.saved.evaluate import report_unread
     from lora_hf.saved.find_adapter import find_adapter
@@ -95,7 +96,10 @@ def evaluate(
         write_predictions(output / PREDICTIONS, rows)
         write_json(output / RESULTS, scores)
     print(json.dumps(scores)) if as_json else print_scores(scores)
-    show_next("evaluate", as_json, adapter=shlex.quote(adapter) if adapter else None)
+    base = run.model.model_name_or_path  # what it was scored with
+    is_other = isinstance(given, SavedAdapter) and given.base_model != base
+    typed = with_options(adapter, base=base if is_other else None) if adapter else None
+    show_next("evaluate", as_json, adapter=typed)
 
 
 def predict(
@@ -178,7 +182,7 @@ def predict(
     is_shown = output or sys.stdout.isatty()
     show_next(
         "predict",
-        mergeable=shlex.quote(adapter) if adapter and is_shown and is_lora else None,
+        mergeable=with_options(adapter, base=base) if adapter and is_shown and is_lora else None,
         merged="merged",
     )
 
@@ -312,7 +316,7 @@ def truncate(
     Console().print(truncation_terminal(truncation.truncate(saved, output, run, numbers, base)))
     print("report:", ", ".join(str(output / name) for name in truncation.REPORT))
     smallest = min(output.glob("r*"), key=lambda folder: int(folder.name[1:]), default=None)
-    show_next("truncate", adapter=smallest)
+    show_next("truncate", adapter=with_options(smallest, base=base) if smallest else None)
 
 
 def score(

@@ -1,12 +1,15 @@
 """`init`, `train MODEL DATA`, and the commands that a command names at its end."""
 
+import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lora_hf import cli, terminal
+from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.cli import next_steps
 from lora_hf.cli.starting import source_of
 from lora_hf.config import RunConfig
@@ -14,6 +17,9 @@ from lora_hf.config.load import load_config
 from lora_hf.config.starter import starter_config
 from lora_hf.config.task import TASKS
 from lora_hf.errors import UserError
+from lora_hf.hub.upload import CARD
+
+PEFT = {"peft_type": "LORA", "r": 4, "target_modules": ["q"], "base_model_name_or_path": "gone/base"}
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +152,47 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
     monkeypatch.setenv(terminal.PART, "1")
     next_steps.show_next(command, **paths)
     assert capsys.readouterr().err == ""
+
+
+def test_a_next_command_keeps_the_options_that_it_needs(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The push that a dry run proposes must be the one that it shows; an adapter needs its base."""
+    monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
+    monkeypatch.setattr("lora_hf.saved.push.prepare_push", lambda *_: SimpleNamespace(files={CARD: b"card"}))
+    monkeypatch.setattr("lora_hf.saved.push.push", lambda *_: "done")
+    monkeypatch.setattr("lora_hf.saved.predict.predict", lambda *_: [])
+    monkeypatch.setattr("lora_hf.saved.evaluate.evaluate", lambda *_: ({}, []))
+    monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_: True)
+    pushing = ["push", "--adapter", "runs/a", "--repo-id", "user/name", "--revision", "dev"]
+    chosen = ["--private", "--base-model", "user/base", "--license", "mit", "--samples", "0", "--overwrite"]
+    (folder / "ada").mkdir()
+    (folder / "ada/adapter_config.json").write_text(json.dumps(PEFT))
+    monkeypatch.setattr("lora_hf.saved.find_adapter.find_adapter", lambda _: SavedAdapter(folder / "ada"))
+    monkeypatch.setattr("lora_hf.cli.saved.print_scores", lambda _: None)
+    cases = [
+        ([*pushing, *chosen, "--dry-run"], [[*pushing, *chosen]]),
+        (pushing, [["predict", "FILE", "--adapter", "user/name@dev"]]),
+        (
+            ["predict", "talks.csv", "--adapter", "ada", "--base", "my base", "-o", "out.csv"],
+            [
+                ["serve", "--adapter", "mine=ada", "--base", "my base"],
+                ["merge", "--adapter", "ada", "--base", "my base", "--output", "merged"],
+            ],
+        ),
+        (
+            ["doctor", "ada", "--base", "my base"],
+            [["predict", "-", "--adapter", "ada", "--base", "my base", "--format", "text"]],
+        ),
+        (
+            ["evaluate", "--config", "quickstart", "--adapter", "ada"],
+            [["predict", "-", "--adapter", "ada", "--base", "embedded", "--format", "text"]],
+        ),
+    ]
+    for typed, following in cases:
+        _, err = ran(capsys, *typed)
+        commands = [line.partition("| ")[2] or line for line in err.splitlines() if "    " in line]
+        assert [shlex.split(line)[1:] for line in commands] == following
 
 
 def test_a_command_that_the_shell_lacks_is_named_by_its_path(
