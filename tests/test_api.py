@@ -1,15 +1,19 @@
 """The public functions: `load` and what it generates; train, compare, evaluate and score from Python."""
 
+import copy
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from support.letters import letters
 from support.models import randomize
 
@@ -96,6 +100,38 @@ def test_several_adapters_share_one_base(adapters: dict[str, Path]) -> None:
     assert by_base == base.generate(DIALOGUES, prompt="tldr", max_new_tokens=6) != alone["one"]
     with pytest.raises(UserError, match=r"adapter='tow' is not loaded; known are .* Did you mean 'two'"):
         model.generate(DIALOGUES, "tow")
+
+
+def test_threads_that_share_a_model_take_turns(adapters: dict[str, Path]) -> None:
+    model = lora_hf.load(adapters["one"])
+    model.add_adapter(adapters["two"], "two")
+    names, copied = ["default", "two", "base", "two"], copy.deepcopy(model)
+    alone = [model.generate(DIALOGUES, name) for name in names]
+    one_by_one = [model.summarize(DIALOGUES[0], name) for name in names]
+    with ThreadPoolExecutor(4) as threads:
+        together = [threads.submit(model.generate, DIALOGUES, name) for name in names * 3]
+        single = [threads.submit(model.summarize, DIALOGUES[0], name) for name in names * 3]
+        assert [work.result() for work in together] == alone * 3
+        assert [work.result() for work in single] == one_by_one * 3
+    assert copied.generate(DIALOGUES, "two") == alone[1]
+
+
+@pytest.mark.parametrize("name", ["two", "base"])
+def test_a_model_is_as_before_after_an_error_while_it_generates(
+    adapters: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lora_hf.load(adapters["one"])
+    model.add_adapter(adapters["two"], "two")
+    alone = [model.generate(DIALOGUES, known) for known in ("default", "two", "base")]
+    state = {key: value.clone() for key, value in model.model.state_dict().items()}
+    kinds = [type(module) for module in model.model.modules()]
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model, "generate", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(DIALOGUES, name)
+    assert [type(module) for module in model.model.modules()] == kinds
+    assert all(torch.equal(value, state[key]) for key, value in model.model.state_dict().items())
+    assert [model.generate(DIALOGUES, known) for known in ("default", "two", "base")] == alone
 
 
 def test_a_wrong_option_is_named(adapters: dict[str, Path]) -> None:

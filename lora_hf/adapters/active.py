@@ -109,12 +109,12 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
     saved = list(saved_modules(model).values())
     state = [(layer, layer.merged, layer.enabled) for layer in layers]
     state_saved = [(module, module.enabled) for module in saved]
-    for layer in layers:
-        layer.unmerge()
-        layer.enable(False)
-    for module in saved:
-        module.enabled = False
     try:
+        for layer in layers:
+            layer.unmerge()
+            layer.enable(False)
+        for module in saved:
+            module.enabled = False
         yield
     finally:
         for layer, merged, was_enabled in state:

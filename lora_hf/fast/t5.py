@@ -112,9 +112,9 @@ def faster(model: Any) -> Iterator[None]:
     changed = [(m, type(m)) for m in model.modules() if type(m) in FASTER and has_gelu(m)]
     if kept := sum(type(m) in FASTER and not has_gelu(m) for m in model.modules()):
         logger.debug("%d feed-forward layers take the reference path: their activation is not gelu_new", kept)
-    for module, kind in changed:
-        module.__class__ = faster_class(kind)  # type: ignore[arg-type]
     try:
+        for module, kind in changed:
+            module.__class__ = faster_class(kind)  # type: ignore[arg-type]
         AttentionInterface.register(ATTENTION, attention)
         AttentionMaskInterface.register(ATTENTION, eager_mask)
         with fast_branches(True), attention_by(model, ATTENTION), cast_together(_stacks(model)):

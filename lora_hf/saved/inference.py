@@ -6,10 +6,12 @@ CTranslate2 runs a Transformers folder too, each adapter merged into a converted
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -55,11 +57,38 @@ DEFAULT = "int8"
 CPU = torch.device("cpu")
 BASE = "base"
 """The name under which `generate` uses the base model itself."""
+P = ParamSpec("P")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
+
+
+def _in_turn(
+    method: Callable[Concatenate["InferenceModel", P], R],
+) -> Callable[Concatenate["InferenceModel", P], R]:
+    """Let a method wait until no other thread uses the model, whose weights and modules it changes."""
+
+    @wraps(method)
+    def call(self: "InferenceModel", *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._turns.lock:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+class _Turns:
+    """A lock that its owner's thread may take again; a copy of it, also in another process, is a new one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type["_Turns"], tuple[()]]:
+        return _Turns, ()
 
 
 class InferenceModel:
     """A base model and any number of adapters on it; `load` makes one.
+
+    Threads may share it: their calls take turns.
 
     Attributes:
         name: the base model's name.
@@ -94,6 +123,7 @@ class InferenceModel:
             UserError: the model cannot be loaded, quantized or converted.
         """
         check_engine(engine, quantization, base, max_merged)
+        self._turns = _Turns()
         is_converted = engine == "ctranslate2"
         self.name, self._base = base.model_name_or_path, base
         folder = Path(base.model_name_or_path).expanduser()
@@ -139,6 +169,7 @@ class InferenceModel:
         """The names of the adapters, sorted."""
         return sorted(name for name in self.adapters if name is not None)
 
+    @_in_turn
     def add_adapter(
         self,
         adapter: str | Path | SavedAdapter,
@@ -207,6 +238,7 @@ class InferenceModel:
         else:
             load_saved(self.model, saved)
 
+    @_in_turn
     def generate(
         self,
         texts: Sequence[str],
