@@ -31,7 +31,7 @@ from lora_hf.adapters.model_state import (
     saved_modules,
 )
 from lora_hf.adapters.module_names import block_index, identity, layers_in_stacks, own_modules
-from lora_hf.adapters.peft_format import CHANGES_BASE, PREFIX, SHARED_PREFIX
+from lora_hf.adapters.peft_format import CHANGES_BASE, CONFIG_NAME, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
 from lora_hf.adapters.save import INITIALIZATION_NAME, adapted, adapter_state, codes_sha256
 from lora_hf.adapters.saved_adapter import SavedAdapter
@@ -74,6 +74,14 @@ def load_adapter(
     refuse_peft_modules(model)
     refuse_offloaded(model)
     check_base(model, saved)
+    below = [file.parent.name for file in folder.glob(f"*/{CONFIG_NAME}")]
+    if others := [name for name in below if not name.startswith("checkpoint-")]:
+        logger.warning(
+            "%s holds further adapters, which are not loaded: %s. To load one, give its folder, such as %s",
+            folder,
+            few(others),
+            folder / min(others),
+        )
     with rolled_back_on_error(model):
         if config.layer_replication:
             replicate_layers(model, config.layer_replication, is_saved=True)

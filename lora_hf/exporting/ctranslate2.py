@@ -2,13 +2,16 @@
 
 CTranslate2 (https://opennmt.net/CTranslate2) runs encoder-decoders on CPUs in float32, and in int8 with one
 scale for each row of a weight. Its search is its own: greedy tokens are those of Transformers, and beams can
-end elsewhere, because it stops at the first `num_beams` finished outputs, as `early_stopping` does.
+end elsewhere, because it stops at the first `num_beams` finished outputs, as `early_stopping` does. With some
+settings its tokens are others (`own_search`).
 """
 
 import importlib
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from lora_hf.errors import UserError
 from lora_hf.files import read_object, write_json
 from lora_hf.models.exported import AGAIN, ExportedModel
 
+logger = logging.getLogger(__name__)
 QUANTIZATIONS = ("float32", "int8", "int8_bfloat16")
 """Types of the stored weights, by the names of CTranslate2."""
 FAMILIES = ("t5", "mt5", "umt5", "bart", "mbart", "m2m_100", "pegasus")
@@ -231,6 +235,27 @@ def search_options(options: TransformersConfig, max_new_tokens: int) -> dict[str
     return found
 
 
+def own_search(options: TransformersConfig) -> list[str]:
+    """Return the settings with which CTranslate2 writes other tokens than Transformers.
+
+    This was seen with beams in five families, also with `early_stopping`, and
+    in greedy search for BART and mT5.
+    """
+    names = ["repetition_penalty", "no_repeat_ngram_size"]
+    names += ["min_new_tokens"] if (options.num_beams or 1) > 1 else []
+    neutral = {"repetition_penalty": 1.0}
+    return [name for name in names if (getattr(options, name) or 0) not in (0, neutral.get(name, 0))]
+
+
+@cache
+def _warn_of_own_search(names: tuple[str, ...]) -> None:
+    logger.warning(
+        "CTranslate2 applies %s in its own way: some texts differ from those of the run. For the same texts, "
+        "use the adapter, the merged folder or ONNX",
+        " and ".join(f"generation.{name}" for name in names),
+    )
+
+
 def readme_code(tokenizer: Any, options: TransformersConfig) -> str:
     """Return Python code for a README, which prints what the model writes for `text`.
 
@@ -286,6 +311,8 @@ class CTranslate2Model(ExportedModel):
                 f"forced_eos_token_id={options.forced_eos_token_id}: CTranslate2 cannot force a last token; "
                 "leave it out, or use the model that was exported"
             )
+        if names := own_search(options):
+            _warn_of_own_search(tuple(names))
         first = options.forced_bos_token_id
         results = self._translator.translate_batch(
             [self._words(source) for source in sources],

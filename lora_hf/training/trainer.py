@@ -68,7 +68,8 @@ class LoraTrainer(ResumableTrainer):
       them.
     - The loss is the mean over the label tokens of the whole step, over all accumulated batches and all
       processes. The Trainer multiplies T5's loss by their number, because T5 accepts `num_items_in_batch` and
-      does not use it (10.14 became 20.04 with 2 accumulated batches).
+      does not use it (10.14 became 20.04 with 2 accumulated batches). A `compute_loss` of your own that takes
+      keywords has to divide by `num_items_in_batch` itself.
     - The batch order is a pure function of data, seed and epoch, with length grouping too.
     - Resuming is exact to the bit: `ResumableTrainer`.
     - An evaluation leaves the random states unchanged, so that training takes the same steps without it.

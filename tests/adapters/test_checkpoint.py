@@ -41,6 +41,18 @@ def saved(directory: Path, config: LoraConfig = CONFIG, make=make_t5) -> nn.Modu
     return model
 
 
+def test_adapters_beside_the_one_that_is_loaded_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PEFT and `LoraTrainer.save_model` write adapters with a name of their own into folders below."""
+    saved(tmp_path)
+    load_adapter(make_t5(), tmp_path)
+    assert not caplog.text
+    saved(tmp_path / "second")
+    load_adapter(make_t5(), tmp_path)
+    assert "holds further adapters, which are not loaded: second. To load one, give its folder" in caplog.text
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("init", [True, "gaussian"])
 def test_peft_reads_ours_with_the_same_logits(

@@ -11,7 +11,13 @@ from transformers import GenerationConfig
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.exporting import ctranslate2 as exporting
-from lora_hf.exporting.ctranslate2 import CTranslate2Model, readme_code, search_options, write_ctranslate2
+from lora_hf.exporting.ctranslate2 import (
+    CTranslate2Model,
+    own_search,
+    readme_code,
+    search_options,
+    write_ctranslate2,
+)
 from lora_hf.files import write_json
 
 needs_package = pytest.mark.skipif(
@@ -51,6 +57,27 @@ def test_a_converted_model_writes_the_same_tokens(row: str, tmp_path: Path) -> N
         expected = [model.generate(input_ids=one, **options)[0, 1:].tolist() for one in ids]
         found = exported.generate_ids(sources, [12, 12, 12], exported.options(search))
         assert [text_of(row, end) for row in found] == [text_of(row, end) for row in expected]
+
+
+@needs_package
+def test_settings_with_which_the_tokens_differ_come_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case("BART", tmp_path)
+    model = case.load()
+    exported = written(model, case.tokenizer, tmp_path / "exported")
+    for search in SEARCHES:  # with these the tokens are equal in every family: the test above
+        assert own_search(exported.options(search)) == []
+    assert own_search(exported.options({"num_beams": 2, "min_new_tokens": 6})) == ["min_new_tokens"]
+    (source,) = encode_sources([EXAMPLES[0].dialogue], case.tokenizer, case.data).ids
+    search = {"num_beams": 4, "early_stopping": True, "repetition_penalty": 1.5, "max_new_tokens": 12}
+    expected = model.generate(input_ids=torch.tensor([source]), max_length=None, do_sample=False, **search)
+    (found,) = exported.generate_ids([source], [12], exported.options(search))
+    end = model.generation_config.eos_token_id
+    assert text_of(found, end) != text_of(expected[0, 1:].tolist(), end)
+    assert (
+        "CTranslate2 applies generation.repetition_penalty in its own way: some texts differ" in caplog.text
+    )
 
 
 @needs_package
