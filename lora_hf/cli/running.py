@@ -72,10 +72,9 @@ def compare(config: MaybeConfig = None, words: Words = None, output: OutputDir =
     from lora_hf.experiments.compare import compare as run
 
     source = source_of("compare", config, words, output)
-    source.write()
-    _print_comparison(
-        "compare", run(source.file, source.overrides), COMPARISON, source.file, source.overrides
-    )
+    with source.written():
+        comparison = run(source.file, source.overrides)
+    _print_comparison("compare", comparison, COMPARISON, source.file, source.overrides)
 
 
 def methods(config: Config, overrides: Overrides = None) -> None:

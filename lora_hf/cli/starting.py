@@ -202,6 +202,35 @@ class Source:
         write_text(self.file, self.text)
         logger.info("config: %s", self.file)
 
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Write the config for the runs of the body, and remove it again if that fails before any has begun.
+
+        A mistake in the model is found by the first run; the right model is then another config.
+
+        Raises:
+            UserError: as `write`, or a mistake in the config, which is then not written.
+        """
+        from lora_hf.config.load import load_config
+
+        if self.text is None or self.file.exists():
+            self.write()
+            yield
+            return
+        folder = Path(load_config(self.config, self.overrides, is_done=lambda run: True).output_dir)
+        before = _names(folder)
+        self.write()
+        try:
+            yield
+        except BaseException:
+            if _names(folder) == before:
+                self.file.unlink(missing_ok=True)
+            raise
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
 
 def source_of(
     command: str, config: Path | None, words: Sequence[str] | None, output: str | None = None

@@ -16,7 +16,7 @@ from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.starter import starter_config
 from lora_hf.config.task import TASKS
-from lora_hf.errors import UserError
+from lora_hf.errors import RunFailed, UserError
 from lora_hf.hub.upload import CARD
 
 PEFT = {"peft_type": "LORA", "r": 4, "target_modules": ["q"], "base_model_name_or_path": "gone/base"}
@@ -115,6 +115,28 @@ def test_a_model_and_data_are_a_config(
     Path("runs/pairs.yaml").write_text("seed: 3\n")
     with pytest.raises(UserError, match="holds another config"):
         source.write()
+
+
+def test_the_config_of_a_comparison_stays_only_where_a_run_has_begun(
+    capsys: pytest.CaptureFixture[str],
+    runs_in_this_process: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a typo in the model, the same -o takes the right one."""
+    config, words = Path("runs/c1.yaml"), ["pairs.csv", "-o", "runs/c1"]
+    assert cli.run(["compare", "./embeded", *words], debug=False) == 2
+    assert "embeded" in capsys.readouterr().err and len(runs_in_this_process) == 1
+    assert not config.exists() and not config.with_suffix("").exists()
+    assert cli.run(["compare", "embedded", *words, "lora.r=none"], debug=False) == 2
+    assert not config.exists()
+
+    def compare(file: Path, overrides: list[str]) -> None:
+        Path("runs/c1/base").mkdir(parents=True)
+        raise RunFailed(1)
+
+    monkeypatch.setattr("lora_hf.experiments.compare.compare", compare)
+    assert cli.run(["compare", "embedded", *words], debug=False) == 1
+    assert load_config(config).model.model_name_or_path == "embedded"
 
 
 def test_a_positional_name_of_the_new_file_is_an_error_with_the_option(
