@@ -174,6 +174,10 @@ def test_overrides_of_a_wrong_type_are_named(function: Any, overrides: Any, says
         function("quickstart", overrides=overrides)
 
 
+def test_a_run_names_the_tokenizer_of_its_base_and_holds_no_copy(run: Path) -> None:
+    assert (run / "checkpoints" / "checkpoint-2").is_dir() and not [*run.rglob("tokenizer*")]
+
+
 def test_overrides_may_be_none(run: Path) -> None:
     assert lora_hf.train(SMALL | {"output_dir": str(run)}, None)["n_examples"] == 4
     assert lora_hf.evaluate(run / "config.yaml", run, None)["n_examples"] == 4

@@ -131,7 +131,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
         loraplus_lr_ratio=config.loraplus_lr_ratio,
         fast_paths=config.fast_paths,
     )
-    trainer.compiles_by_default = compiles
+    trainer.compiles_by_default, trainer.saves_tokenizer = compiles, False
     for shown in (ProgressCallback, PrinterCallback):  # a notebook keeps its own table
         if trainer.pop_callback(shown):
             trainer.add_callback(ShowProgress(main_first(scoring)))

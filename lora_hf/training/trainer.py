@@ -65,7 +65,7 @@ class LoraTrainer(ResumableTrainer):
     """Seq2SeqTrainer for a model with adapters or with the weights of a baseline.
 
     - Checkpoints hold only these weights, adapters in PEFT's format; resuming and loading the best model read
-      them.
+      them. Beside an adapter lies the tokenizer that the trainer was given, which `lora_hf.load` uses.
     - The loss is the mean over the label tokens of the whole step, over all accumulated batches and all
       processes. The Trainer multiplies T5's loss by their number, because T5 accepts `num_items_in_batch` and
       does not use it (10.14 became 20.04 with 2 accumulated batches). A `compute_loss` of your own that takes
@@ -95,6 +95,8 @@ class LoraTrainer(ResumableTrainer):
     model: Any
     compiles_by_default = False
     """True if a rule, not the user, decided to compile: what cannot be compiled then runs uncompiled."""
+    saves_tokenizer = True
+    """True if the tokenizer is written beside the adapter; the folder of a run names that of its base."""
     _has_begun = False
 
     def __init__(
@@ -341,7 +343,11 @@ class LoraTrainer(ResumableTrainer):
         check_weights(self)
         if added := added_weights(self.model):
             if self.args.should_save:
-                added.save(self.model, Path(output_dir or str(self.args.output_dir)), {})
+                folder = Path(output_dir or str(self.args.output_dir))
+                added.save(self.model, folder, {})
+                tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+                if self.saves_tokenizer and tokenizer is not None:  # its tokens may be others than the base's
+                    tokenizer.save_pretrained(folder)
         else:
             super()._save(output_dir, state_dict)
 

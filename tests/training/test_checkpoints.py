@@ -12,8 +12,18 @@ from support.models import TOKENS, make_t5
 from support.selection import slow_except
 from support.tiny_trainer import CONFIG, Rows, StopAt, adapted, arguments, losses, make_trainer
 from torch import nn
+from transformers import DataCollatorForSeq2Seq, T5ForConditionalGeneration
 
-from lora_hf import LoraTrainer, inject_adapters, load_adapter, save_adapter
+from lora_hf import (
+    LoraTrainer,
+    ModelConfig,
+    inject_adapters,
+    load,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    save_adapter,
+)
 from lora_hf.errors import UserError
 from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, newest_checkpoint, seal
 
@@ -72,6 +82,25 @@ def test_checkpoints_hold_the_adapters_only_and_peft_reads_them(tmp_path: Path, 
     theirs = peft.PeftModel.from_pretrained(make_t5(), checkpoint).eval()
     with torch.no_grad():
         torch.testing.assert_close(theirs(**batch).logits, model.eval()(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_the_tokenizer_is_written_beside_the_adapter_and_loaded_with_it(tmp_path: Path) -> None:
+    tokenizer, model = load_tokenizer(ModelConfig()), load_model(ModelConfig(), torch.device("cpu"))
+    model.resize_token_embeddings(len(tokenizer) + 8)  # as T5, whose embeddings have rows to spare
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    model = inject_adapters(T5ForConditionalGeneration.from_pretrained(tmp_path / "base"), CONFIG)
+    tokenizer.add_tokens(["<turn>"])
+    args = arguments(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    collate = DataCollatorForSeq2Seq(tokenizer)
+    trainer = LoraTrainer(model, args, collate, Rows(4), processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "given"))
+    trainer.processing_class = None  # that of the collator, as in Transformers' Trainer
+    trainer.save_model(str(tmp_path / "of collator"))
+    for name in ("given", "of collator", "checkpoint-1"):
+        own = load(tmp_path / name).tokenizer_of("default")
+        assert own("<turn>").input_ids[0] == len(tokenizer) - 1, name
 
 
 @pytest.mark.parametrize("save_steps", [2, 4])  # at each evaluation, and at every second one
