@@ -88,7 +88,8 @@ class LoraTrainer(ResumableTrainer):
     The other arguments are those of `transformers.Seq2SeqTrainer`.
 
     Raises:
-        UserError: the ratio is below 1, the model has no lora_B, or `args` are none of a `Seq2SeqTrainer`.
+        UserError: the ratio is below 1 or given beside an optimizer, the model has no lora_B, or `args` are
+            none of a `Seq2SeqTrainer`.
     """
 
     loss_is_scaled_for_ga = True
@@ -126,6 +127,13 @@ class LoraTrainer(ResumableTrainer):
         skip_unused_search(given, model)
         inner = unwrapped(model)  # the Trainer reads names of columns from it, and wraps it as it needs
         super().__init__(inner, *args, **kwargs)
+        if loraplus_lr_ratio is not None and self.optimizer is not None:
+            raise UserError(
+                f"loraplus_lr_ratio={loraplus_lr_ratio!r} has no effect on the "
+                f"{type(self.optimizer).__name__} given as optimizers, whose groups have rates of their own: "
+                "leave out one of them; without optimizers, args.optim and args.learning_rate make it",
+                "loraplus_lr_ratio",
+            )
         if hasattr(model, "_orig_mod"):
             self._set_signature_columns_if_needed()
             self.model = self.model_wrapped = model

@@ -114,3 +114,11 @@ def test_loraplus_without_b_or_with_a_ratio_below_one_is_refused(tmp_path: Path)
             make_trainer(model, arguments(tmp_path), loraplus_lr_ratio=0.5).create_optimizer()
     with pytest.raises(UserError, match="loraplus_lr_ratio=16 has no effect: the model trains no lora_B"):
         make_trainer(make_t5().train(), arguments(tmp_path), loraplus_lr_ratio=RATIO).create_optimizer()
+
+
+def test_loraplus_beside_an_optimizer_that_was_given_is_refused(tmp_path: Path) -> None:
+    model = adapted()
+    own = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    says = "^loraplus_lr_ratio=16.0 has no effect on the AdamW given as optimizers.*leave out one of them"
+    with pytest.raises(UserError, match=says):
+        make_trainer(model, arguments(tmp_path), loraplus_lr_ratio=RATIO, optimizers=(own, None))
