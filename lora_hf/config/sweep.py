@@ -57,13 +57,12 @@ class SweepSection(Section):
     def _read_space(cls, space: Any) -> Any:
         if not isinstance(space, Mapping):
             return {} if space is None else space
-        flat: dict[str, Any] = {}
-        for axis, values in space.items():
-            is_section = (
-                axis in NESTED and isinstance(values, Mapping) and not {"low", "high"} <= values.keys()
-            )
-            flat |= {f"{axis}.{key}": v for key, v in values.items()} if is_section else {axis: values}
-        return {axis: _read_axis(axis, values) for axis, values in flat.items()}
+        flat = [pair for axis, values in space.items() for pair in _flat(axis, values)]
+        names = [axis for axis, _ in flat]
+        if twice := [axis for axis in names if names.count(axis) > 1]:
+            remedy = f"gives {twice[0]} twice, nested and with a dot: write it once"
+            raise PydanticCustomError("together", remedy, {"path": SPACE})
+        return {axis: _read_axis(axis, values) for axis, values in flat}
 
     @model_validator(mode="after")
     def _check_space(self) -> "SweepSection":
@@ -71,7 +70,33 @@ class SweepSection(Section):
         if ranges and not self.trials:
             remedy = f"has a range for {ranges[0]}, which has no grid: list values, or set sweep.trials"
             raise PydanticCustomError("together", remedy, {"path": SPACE})
+        set_by: dict[str, str] = {}
+        for axis, values in self.space.items():
+            for field in dict.fromkeys(_fields(axis, values)):
+                other = next((known for known in set_by if _overlap(known, field)), None)
+                if other is not None:
+                    remedy = (
+                        f"sets {field} on the axes {set_by[other]!r} and {axis!r}, so that one value replaces "
+                        "the other and two runs are the same: set it on one of them"
+                    )
+                    raise PydanticCustomError("together", remedy, {"path": SPACE})
+            set_by |= dict.fromkeys(_fields(axis, values), axis)
         return self
+
+
+def _flat(axis: str, values: Any) -> list[tuple[str, Any]]:
+    """Return the fields of a section, or what is no section as it is: `{lora: {r: 8}}` is `lora.r`."""
+    is_section = axis in NESTED and isinstance(values, Mapping) and not {"low", "high"} <= values.keys()
+    return [(f"{axis}.{key}", v) for key, v in values.items()] if is_section else [(axis, values)]
+
+
+def _fields(axis: str, values: Any) -> list[str]:
+    """Return the fields that an axis sets."""
+    return [field for of in values.values() for field in of] if isinstance(values, Mapping) else [axis]
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _read_axis(axis: str, values: Any) -> Any:
@@ -80,7 +105,10 @@ def _read_axis(axis: str, values: Any) -> Any:
     if isinstance(values, Mapping) and {"low", "high"} <= values.keys():
         return Range.model_validate(values)
     if isinstance(values, Mapping) and values and all(isinstance(v, Mapping) for v in values.values()):
-        return dict(values)
+        return {
+            label: dict(pair for field, value in of.items() for pair in _flat(field, value))
+            for label, of in values.items()
+        }
     remedy = f"must give {axis} a list of values, or low and high, or {{label: {{section.key: value}}}}"
     raise PydanticCustomError("together", remedy, {"path": SPACE})
 

@@ -28,6 +28,8 @@ def test_every_combination_has_a_name_and_its_changes() -> None:
 
 
 def test_dotted_and_nested_fields_are_one() -> None:
+    inner = section(lora={"r": [2]}, x={"a": {"lora": {"lora_alpha": 3}}})
+    assert changes_of(inner, {"lora.r": 2, "x": "a"}) == {"lora": {"r": 2, "lora_alpha": 3}}
     nested = section(lora={"r": [2, 4]}, training={"learning_rate": [1e-3]})
     assert nested == section(**{"lora.r": [2, 4], "training.learning_rate": [1e-3]})
     assert list(grid(nested)) == ["r-2_learning_rate-0_001", "r-4_learning_rate-0_001"]
@@ -55,6 +57,10 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
         ("{training: {learning_rate: {low: 1e-2, high: 1e-4}}}", "low must be below high"),
         ("{training: {learning_rate: {low: 0, high: 1, log: true}}}", "above 0 with log"),
         ("{output_dir: [a, b]}", "'output_dir' cannot vary"),
+        ("{lora: {r: [4, 8]}, x: {a: {lora.r: 2}}}", "sets lora.r on the axes 'lora.r' and 'x'"),
+        ("{x: {a: {lora: {r: 2}}}, y: {b: {lora.r: 4}}}", "sets lora.r on the axes 'x' and 'y'"),
+        ("{lora.rank_pattern: [{q: 1}], x: {a: {lora.rank_pattern.q: 2}}}", "'lora.rank_pattern' and 'x'"),
+        ("{lora: {r: [4]}, lora.r: [8]}", "gives lora.r twice"),
     ],
 )
 def test_a_mistake_in_a_sweep_names_its_field(tmp_path: Path, written: str, expected: str) -> None:
