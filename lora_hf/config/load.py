@@ -26,11 +26,12 @@ from lora_hf.config.problems import (
     wrong_value,
 )
 from lora_hf.config.schema import DataConfig, GenerationConfig, RunConfig
+from lora_hf.config.sweep import SPACE
 from lora_hf.config.task import SUMMARIZATION, best_scores
 from lora_hf.config.together import check_together
 from lora_hf.config.training import check_training
 from lora_hf.config.unread import unread_fields
-from lora_hf.config.variants import check_variants
+from lora_hf.config.variants import check_variants, sweep_mistakes, variant_mistakes, with_variant
 from lora_hf.config.yaml_reader import SHIPPED as SHIPPED
 from lora_hf.config.yaml_reader import Document, read_document, read_value, write_value
 from lora_hf.errors import UserError
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 MAX_DEPTH = 50
 """Nesting of a dict config beyond which it is refused; fields need at most six levels."""
 NOT_INPUTS = ("output_dir", "overwrite")  # they do not affect the results
+ENDED = "has no effect, because training.max_steps={} ends training"
 COMMAND_LINE = 10**9  # beyond every file's lines: mistakes of the command line come last
 
 
@@ -85,6 +87,8 @@ def load_config(
     mistakes = mistakes or (check_variants(config) if is_study else [])
     if not mistakes and not is_recorded and not is_done(config):
         mistakes = _check_epochs(config, document) or _check_combinations(config)
+        mistakes = mistakes or (variant_mistakes(config, _check_run) if is_study else [])
+        mistakes = mistakes or (sweep_mistakes(config, _check_run) if is_study else [])
     if mistakes:
         raise UserError("\n".join(_lines_of(path, document, mistakes)))
     return config
@@ -326,19 +330,38 @@ def _check_trainings(data: dict[str, Any]) -> list[Mistake]:
 
 def _check_combinations(config: RunConfig) -> list[Mistake]:
     """Check the settings of each run together, as Transformers does; a common mistake is reported once."""
-    generation, plain = config.generation, GenerationConfig()
-    for field in BEAM_FIELDS if generation.num_beams == 1 else ():
-        if (value := getattr(generation, field)) != getattr(plain, field):
-            text = "has no effect with generation.num_beams=1: set num_beams above 1, or remove it"
-            return [wrong_value(("generation", field), value, text)]
+    if found := _check_beams(config.generation):
+        return found
     if unread := unread_fields(config):
         return unread
     common = check_together(config.training) if config.training else []
     own: dict[KeyPath, Mapping[str, Any]] = {("arms", n): one.training for n, one in config.arms.items()}
     own |= {("variants", name): changes.get("training", {}) for name, changes in config.variants.items()}
     merged = {p: {**config.training, **own[p]} for p in own if own[p] and isinstance(own[p], dict)}
-    found = [check_together(training, (*path, "training")) for path, training in merged.items()]
-    return common or [mistake for mistakes in found for mistake in mistakes]
+    checked = [check_together(training, (*path, "training")) for path, training in merged.items()]
+    return common or [mistake for mistakes in checked for mistake in mistakes]
+
+
+def _check_beams(generation: GenerationConfig) -> list[Mistake]:
+    """Check that a field that only several beams read is not given for one."""
+    plain = GenerationConfig()
+    for field in BEAM_FIELDS if generation.num_beams == 1 else ():
+        if (value := getattr(generation, field)) != getattr(plain, field):
+            text = "has no effect with generation.num_beams=1: set num_beams above 1, or remove it"
+            return [wrong_value(("generation", field), value, text)]
+    return []
+
+
+def _check_run(study: RunConfig, name: str) -> list[Mistake]:
+    """Check the settings of a variant, or of a combination of a sweep, together, as its run will."""
+    changes, run = study.variants[name], with_variant(study, name)
+    if found := _check_beams(run.generation):
+        return found
+    own = changes.get("training") or {}
+    if "num_train_epochs" in own and (steps := run.training.get("max_steps", -1)) > 0:
+        text = f"{ENDED.format(steps)}; add training.max_steps=-1"
+        return [wrong_value(("training", "num_train_epochs"), own["num_train_epochs"], text)]
+    return check_together(run.training) if own else []
 
 
 def _check_epochs(config: RunConfig, document: Document) -> list[Mistake]:
@@ -351,7 +374,7 @@ def _check_epochs(config: RunConfig, document: Document) -> list[Mistake]:
         return []
     path: KeyPath = ("training", "num_train_epochs")
     line = _line(document, path)
-    text = f"has no effect, because training.max_steps={steps} ends training"
+    text = ENDED.format(steps)
     if line == COMMAND_LINE:
         return [wrong_value(path, epochs, f"{text}; add training.max_steps=-1")]
     if line and _line(document, ("training", "max_steps")) != COMMAND_LINE:
@@ -366,6 +389,9 @@ def _lines_of(path: Path | None, document: Document, mistakes: list[Mistake]) ->
 
 def _line(document: Document, path: KeyPath) -> int:
     """Return the line of the key, or of the nearest enclosing section."""
+    if path[: len(SPACE)] == SPACE and path[: len(SPACE) + 1] not in document.places:
+        axis, rest = path[len(SPACE) : len(SPACE) + 1], path[len(SPACE) + 1 :]
+        path = (*SPACE, *(part for name in axis for part in str(name).split(".")), *rest)  # written nested
     while path and path not in document.places:
         path = path[:-1]
     return document.places.get(path, 0)

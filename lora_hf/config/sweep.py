@@ -76,8 +76,8 @@ class SweepSection(Section):
                 other = next((known for known in set_by if _overlap(known, field)), None)
                 if other is not None:
                     remedy = (
-                        f"sets {field} on the axes {set_by[other]!r} and {axis!r}, so that one value replaces "
-                        "the other and two runs are the same: set it on one of them"
+                        f"sets {field} on the axes {set_by[other]!r} and {axis!r}, so that one value "
+                        "replaces the other and two runs are the same: set it on one of them"
                     )
                     raise PydanticCustomError("together", remedy, {"path": SPACE})
             set_by |= dict.fromkeys(_fields(axis, values), axis)

@@ -1,14 +1,15 @@
 """The `variants:` of a study: runs that replace a few of the common fields."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from lora_hf.config.problems import KeyPath, Mistake, mistakes_of
+from lora_hf.config.problems import Mistake, dotted, mistakes_of
 from lora_hf.config.schema import RunConfig
-from lora_hf.config.sweep import changes_of, grid
+from lora_hf.config.sweep import SPACE, Point, Range, changes_of, choices, grid
+from lora_hf.config.training import check_training
 
 OF_THE_STUDY = ("arms", "output_dir", "overwrite", "seed", "seeds", "sweep", "task", "variants")
 """Fields that no variant may change."""
@@ -41,10 +42,52 @@ def with_grid(config: RunConfig) -> RunConfig:
 
 def check_variants(config: RunConfig) -> list[Mistake]:
     """Return every mistake in the variants of a study."""
-    mistakes = [mistake for name in config.variants for mistake in _check(config, name)]
+    return variant_mistakes(config, _check) + sweep_mistakes(config, _check_point)
+
+
+def variant_mistakes(config: RunConfig, check: Callable[[RunConfig, str], list[Mistake]]) -> list[Mistake]:
+    """Return what a check finds in the variants of a study, each mistake at its variant.
+
+    Args:
+        config: the study.
+        check: takes the study and the name of a variant; its paths begin in the variant's fields.
+    """
+    return [
+        Mistake(("variants", name, *mistake.path), f"variants.{name}: {mistake.text}")
+        for name in config.variants
+        for mistake in check(config, name)
+    ]
+
+
+def sweep_mistakes(config: RunConfig, check: Callable[[RunConfig, str], list[Mistake]]) -> list[Mistake]:
+    """Return what a check finds in the combinations of a sweep, each mistake once, at the value of its axis.
+
+    Args:
+        config: with the sweep.
+        check: as for `variant_mistakes`; takes the config with each combination as a variant.
+    """
     swept = with_grid(config)
-    found = [mistake for name in swept.variants for mistake in _check(swept, name)]
-    return mistakes + [Mistake(("sweep",), text.replace("variants.", "sweep: ", 1)) for _, text in found]
+    found = [
+        _at_axis(config, name, point, mistake)
+        for name, point in grid(config.sweep).items()
+        for mistake in check(swept, name)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _at_axis(config: RunConfig, name: str, point: Point, mistake: Mistake) -> Mistake:
+    """Return a mistake in a combination at the value that sets its field, or else with the run's name."""
+    for axis, choice in point.items():
+        values = config.sweep.space[axis]
+        is_labelled = isinstance(values, Mapping)
+        for field in values[choice] if is_labelled else (axis,):
+            if not re.match(rf"{re.escape(field)}(\W|$)", dotted(mistake.path)):
+                continue
+            if is_labelled:
+                return Mistake((*SPACE, axis, choice, field), f"sweep.space: {axis}.{choice}: {mistake.text}")
+            place = () if isinstance(values, Range) else (choices(values).index(choice),)
+            return Mistake((*SPACE, axis, *place), f"sweep.space: {mistake.text}")
+    return Mistake(SPACE, f"sweep.space: run {name}: {mistake.text}")
 
 
 def _merged(config: RunConfig, name: str) -> dict[str, Any]:
@@ -52,15 +95,20 @@ def _merged(config: RunConfig, name: str) -> dict[str, Any]:
 
 
 def _check(config: RunConfig, name: str) -> list[Mistake]:
-    path: KeyPath = ("variants", name)
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):  # it becomes a folder's name
-        return [Mistake(path, f"variants: {name!r} must consist of 1 to 64 letters, digits, '_' and '-'")]
+        return [Mistake((), f"{name!r} must consist of 1 to 64 letters, digits, '_' and '-'")]
     if wrong := [key for key in config.variants[name] if key in OF_THE_STUDY]:
-        text = f"variants.{name}: {wrong[0]!r} cannot vary; move it to the top level"
-        return [Mistake((*path, wrong[0]), text)]
+        return [Mistake((wrong[0],), f"{wrong[0]!r} cannot vary; move it to the top level")]
     try:
         with_variant(config, name)
     except ValidationError as error:
-        found = mistakes_of(error, _merged(config, name))
-        return [Mistake((*path, *inner), f"variants.{name}: {text}") for inner, text in found]
+        return mistakes_of(error, _merged(config, name))
     return []
+
+
+def _check_point(swept: RunConfig, name: str) -> list[Mistake]:
+    """As `_check`, and each field of `training`; those of listed variants are checked where they are read."""
+    training = swept.variants[name].get("training")
+    scores = swept.task.score_names
+    found = check_training(training, scores=scores)[1] if isinstance(training, Mapping) else []
+    return found + _check(swept, name)

@@ -48,7 +48,7 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        ("{lora: {r: [4, x]}}", "sweep: r-x: lora.r='x' is not an integer"),
+        ("{lora: {r: [4, x]}}", "sweep.space: lora.r='x' is not an integer"),
         ("{lora: {rank: [4]}}", "unknown key 'lora.rank'"),
         ("{lora: {r: 4}}", "must give lora.r a list"),
         ("{lora: {r: []}}", "must give lora.r a list"),
@@ -69,3 +69,46 @@ def test_a_mistake_in_a_sweep_names_its_field(tmp_path: Path, written: str, expe
     with pytest.raises(UserError) as error:
         load_config(file, is_study=True)
     assert expected in str(error.value)
+
+
+RANKS = "sweep:\n  space:\n    lora: {r: [1, 2]}\n"
+AXES = [
+    (
+        RANKS + "    training:\n      lr_scheduler_type: [linear,\n        cosin]",
+        "6: sweep.space: training.lr_scheduler_type='cosin' is not",
+    ),
+    (
+        RANKS + "    training.learning_rat:\n      [1]",
+        "5: sweep.space: unknown key 'training.learning_rat' (value 1); did you mean",
+    ),
+    (
+        RANKS + "    generation.num_beams:\n      [1,\n      x]",
+        "6: sweep.space: generation.num_beams='x' is not",
+    ),
+    (
+        RANKS + "    x:\n      a: {training.eval_steps: 5}",
+        "5: sweep.space: x.a: training.eval_steps=5 has no effect without training.eval_strategy: steps",
+    ),
+    (
+        "generation: {num_beams: 4, length_penalty: 2}\nsweep: {space: {generation.num_beams: [1, 4]}}",
+        "2: sweep.space: run num_beams-1: generation.length_penalty=2.0 has no effect with generation.",
+    ),
+    (
+        "training: {max_steps: 5}\nsweep: {space: {training: {num_train_epochs: [3]}}}",
+        "2: sweep.space: training.num_train_epochs=3 has no effect, because training.max_steps=5",
+    ),
+    (
+        "training: {max_steps: 5}\nvariants: {a: {training: {num_train_epochs: 3}}}",
+        "2: variants.a: training.num_train_epochs=3 has no effect, because training.max_steps=5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), AXES, ids=[expected[3:50] for _, expected in AXES])
+def test_the_values_of_every_axis_are_checked_before_a_run(tmp_path: Path, text: str, expected: str) -> None:
+    """Each mistake once, whatever the other axes have, at the line of the value."""
+    file = tmp_path / "s.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(file, is_study=True)
+    assert str(error.value).startswith(f"{file}:{expected}") and len(str(error.value).splitlines()) == 1

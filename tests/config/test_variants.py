@@ -45,7 +45,7 @@ MISTAKES = [
     ),
     ("variants: {a: 3}", "1: variants.a=3 is not a section of keys"),
     ("variants: {a: {training: 3}}", "1: variants.a: training=3 is not a section of keys"),
-    ("variants: {a/b: {}}", "1: variants: 'a/b' must consist of 1 to 64 letters, digits, '_' and '-'"),
+    ("variants: {a/b: {}}", "1: variants.a/b: 'a/b' must consist of 1 to 64 letters, digits, '_' and '-'"),
     (
         "variants: {a: {seeds: [1]}}",
         "1: variants.a: 'seeds' cannot vary; move it to the top level",
