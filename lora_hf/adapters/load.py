@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from lora_hf.adapters.checkpoint_io import (
 )
 from lora_hf.adapters.config import LoraConfig, name_matches
 from lora_hf.adapters.embeddings import check_rows, embedding_keys, embedding_tensors, put_embeddings
+from lora_hf.adapters.functional import lora_scaling
 from lora_hf.adapters.initialize import LayerInit, initialize_layer, requantized_base, zero_init
 from lora_hf.adapters.inject import base_weights_of, inject_adapters
 from lora_hf.adapters.layer import LoraLayer, check_adapter_name
@@ -33,7 +35,13 @@ from lora_hf.adapters.model_state import (
 from lora_hf.adapters.module_names import block_index, identity, layers_in_stacks, own_modules
 from lora_hf.adapters.peft_format import CHANGES_BASE, CONFIG_NAME, PREFIX, SHARED_PREFIX
 from lora_hf.adapters.rollback import rolled_back_on_error
-from lora_hf.adapters.save import INITIALIZATION_NAME, adapted, adapter_state, codes_sha256
+from lora_hf.adapters.save import (
+    INITIALIZATION_NAME,
+    adapted,
+    adapter_state,
+    codes_sha256,
+    written_config,
+)
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.adapters.targets import find_saved, find_targets
 from lora_hf.adapters.wrappers import plain_keys, refuse_synchronized, unwrapped
@@ -41,6 +49,7 @@ from lora_hf.errors import UserError, few
 
 _BESIDE = re.compile(r"\.(original_module|modules_to_save)\.")
 _PART = re.compile(r"\.(?=lora_|vera_lambda_)")  # before the names of a layer's tensors
+SCALING_FIELDS = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora")
 logger = logging.getLogger(__name__)
 
 
@@ -277,15 +286,51 @@ class _SavedInit:
         return LayerInit(init.factors._replace(subtracted=subtracted), weight)
 
 
-def put_adapter_state(model: nn.Module, tensors: dict[str, Tensor], adapter_name: str = "default") -> None:
+def put_adapter_state(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    adapter_name: str = "default",
+    saved_as: LoraConfig | None = None,
+) -> None:
     """Copy tensors under PEFT's names into an injected adapter; strict, as `load_adapter`.
 
     Base offsets are restored too: they are the second half of each factor.
+
+    Args:
+        model: carries the adapter.
+        tensors: PEFT's key -> tensor.
+        adapter_name: which adapter.
+        saved_as: the configuration in the tensors' folder; the model must have its scales.
+
+    Raises:
+        UserError: names, shapes or scales differ; nothing is then changed.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in adapter_state(model, adapter_name).items()}
     check_tensors(tensors, shapes, adapter_name)
+    if saved_as is not None:
+        _check_scales(unwrapped(model), adapter_name, saved_as)
     put_embeddings(model, {key: tensors[key] for key in embedding_tensors(model)})
     _put(model, tensors, adapter_name)
+
+
+def _check_scales(model: nn.Module, adapter_name: str, saved_as: LoraConfig) -> None:
+    """Compare the scale of each layer's update with that of a file; other fields may lead to the same one."""
+    here = written_config(model, adapter_name)
+    for path, _, method in adapted(model, adapter_name):
+        own = saved_as.at(path)
+        scale = lora_scaling(own.r, own.lora_alpha, own.use_rslora)
+        if "lora_alpha" not in method.peft_fields.values() or math.isclose(scale, method.scaling):
+            continue
+        pairs = {name: (getattr(saved_as, name), getattr(here, name)) for name in SCALING_FIELDS}
+        other = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        raise UserError(
+            f"adapter {adapter_name!r} was saved with "
+            f"{', '.join(f'{name}={there!r}' for name, (there, _) in other.items())}, and the model has "
+            f"{', '.join(f'{name}={now!r}' for name, (_, now) in other.items())}: the update of {path} was "
+            f"scaled by {scale:g} and would be by {method.scaling:g}; inject the adapter with the saved "
+            "settings, or train from the beginning",
+            next(iter(other), None),
+        )
 
 
 def _put(model: nn.Module, tensors: dict[str, Tensor], adapter_name: str) -> None:

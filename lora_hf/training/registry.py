@@ -70,7 +70,7 @@ def _save_adapters(model: Any, folder: Path, extra: dict[str, Any]) -> None:
 def _restore_adapters(model: Any, folder: Path) -> None:
     for name in adapter_configs(model):
         saved = SavedAdapter(folder if name == "default" else folder / name)
-        put_adapter_state(model, saved.read_weights(), name)
+        put_adapter_state(model, saved.read_weights(), name, saved.config)
 
 
 def _restore_extras(model: Any, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from support.families import make_family
+from support.models import make_t5
 from support.resuming import KillAt, Killed, assert_equal, resume, trainer_of
 from support.selection import slow_except
-from support.tiny_trainer import Rows, arguments, dropping, losses, make_trainer
+from support.tiny_trainer import Rows, StopAt, arguments, dropping, losses, make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_hf import LoraConfig, inject_adapters
+from lora_hf.adapters.save import adapter_state
 from lora_hf.errors import NotWritten, UserError
 from lora_hf.files import PARTIAL
 from lora_hf.training import LoraTrainer
@@ -268,6 +271,34 @@ def test_a_checkpoint_of_another_optimizer_is_refused_before_a_step(
     with pytest.raises(UserError, match=f"checkpoint-4 was saved with another .*{words}"):
         resume(trainer, tmp_path)
     assert trainer.state.global_step in (0, 4)
+
+
+def test_a_checkpoint_of_an_adapter_with_another_scale_is_refused_before_a_step(tmp_path: Path) -> None:
+    def trainer_of(**fields: Any) -> LoraTrainer:
+        config = {"r": 4, "lora_alpha": 10, "target_modules": ("q", "v")} | fields
+        args = arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+        return make_trainer(inject_adapters(make_t5(), LoraConfig(**config)), args)
+
+    stopped = trainer_of()
+    stopped.add_callback(StopAt(1))
+    stopped.train()
+    for name, was, now in (
+        ("lora_alpha", 10, 40),
+        ("alpha_pattern", {}, {"q": 40}),
+        ("use_rslora", False, True),
+    ):
+        trainer = trainer_of(**{name: now})
+        before = adapter_state(trainer.model)
+        says = (
+            f"adapter 'default' was saved with {name}={was}, and the model has {name}={now}: the update of "
+        )
+        with pytest.raises(UserError, match=re.escape(says)):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        assert trainer.state.global_step in (0, 1)
+        assert all(torch.equal(t, before[name]) for name, t in adapter_state(trainer.model).items())
+    same = trainer_of(lora_alpha=40, alpha_pattern={"q": 10, "v": 10.0})
+    same.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same.state.global_step == 2
 
 
 def test_a_learning_rate_that_resuming_does_not_take_is_reported(
