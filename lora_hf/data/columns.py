@@ -44,6 +44,8 @@ DEFAULTS = {(task.source_column, task.target_column) for task in TASKS.values()}
 OTHER_IDS = ("fname",)
 SPEAKERS = ("speaker", "role", "name", "from", "user")
 TEXTS = ("text", "content", "utterance", "value", "message")
+ALIASES = {"speaker": SPEAKERS, "text": TEXTS}
+"""Usual names of the keys of a turn, by the names in a template."""
 SOURCES = ("instruction", *(source for source, _ in PAIRS))
 TURN = "{speaker}: {text}"
 """Default of `data.turn_template`."""
@@ -204,8 +206,7 @@ def _line(turn: Mapping[str, Any], template: str) -> str | None:
     """Return a turn as a line, or None if it lacks what the template names."""
 
     def value(name: str) -> str | None:
-        keys = {"speaker": SPEAKERS, "text": TEXTS}.get(name, ())
-        found = (_said(turn.get(key)) for key in (name, *keys))
+        found = (_said(turn.get(key)) for key in (name, *ALIASES.get(name, ())))
         return next((text for text in found if text is not None), None)
 
     values = {name: value(name) for name in PLACES.findall(template)}
@@ -215,6 +216,21 @@ def _line(turn: Mapping[str, Any], template: str) -> str | None:
     if None in values.values():
         return None
     return PLACES.sub(lambda match: str(values[match[1]]), template)
+
+
+def null_in(turns: list[Any], template: str) -> str:
+    """Return what is null in the first turn that lacks its text for that; an empty text if none is."""
+    for number, turn in enumerate(turns, start=1):
+        if turn is None:
+            return f"has null as turn {number}: remove it, or give it a text"
+        if not isinstance(turn, Mapping) or _line(turn, template) is not None:
+            continue
+        nulls = [key for key, value in turn.items() if value is None or value != value]  # NaN
+        places = PLACES.findall(template)
+        read = {key for name in places for key in (name, *ALIASES.get(name, ()))}
+        if named := [key for key in reversed(nulls) if key in read or len(turn) == 1]:
+            return f"has null under {named[0]!r} in turn {number}: remove the turn, or give it a text"
+    return ""
 
 
 def _said(value: Any) -> str | None:

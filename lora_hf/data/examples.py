@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_hf.arguments import HALVES
 from lora_hf.config import DataConfig
-from lora_hf.data.columns import DIALOGUE, ID, MESSAGES, SUMMARY, Columns, Row
+from lora_hf.data.columns import DIALOGUE, ID, MESSAGES, SUMMARY, Columns, Row, null_in
 from lora_hf.data.sources import Part
 from lora_hf.errors import UserError, few
 
@@ -160,7 +160,9 @@ def _names(rows: list[Row]) -> list[str]:
 
 def fault_of(row: Row, columns: Columns) -> str:
     """Return what is wrong with a row that was read by its columns; an empty text if nothing is."""
-    if fault := _not_text(row.get(DIALOGUE)):
+    said = row.get(DIALOGUE)
+    fault = (null_in(said, columns.turn_template) if isinstance(said, list) else "") or _not_text(said)
+    if fault:
         return f"{columns.bad_column(row)} {fault}"
     if not columns.references:
         return ""

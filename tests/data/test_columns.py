@@ -471,6 +471,25 @@ def test_a_template_for_turns_that_the_data_does_not_have_is_warned_of(
     assert caplog.text.count(words) == is_unused
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("turns", "fault"),
+    [
+        ([{"speaker": "A", "text": None}], "dialogue has null under 'text' in turn 1: remove the turn"),
+        ([{"speaker": "A", "text": "Hi"}, {"speaker": None, "text": None}], "null under 'text' in turn 2"),
+        ([{"role": "user", "content": None}], "null under 'content' in turn 1"),
+        ([{"Ann": "Hi"}, {"Ben": None}], "null under 'Ben' in turn 2"),
+        (["A: Hi", None], "dialogue has null as turn 2"),
+        ([{"who": "A", "said": "Hi", "mood": None}], "has turns with the keys who, said, mood: set"),
+    ],
+)
+def test_a_null_in_the_turns_is_named_with_its_row(turns, fault, streaming, tmp_path):
+    rows = [{"dialogue": TALK, "summary": GIST}, {"dialogue": turns, "summary": GIST}]
+    with pytest.raises(UserError) as error:
+        load(tmp_path, rows, streaming=streaming)
+    assert fault in str(error.value) and ("row 2" in str(error.value) or "rows [2]" in str(error.value))
+
+
 INNER = {"dialogue": TALK, "summary": GIST}
 
 
