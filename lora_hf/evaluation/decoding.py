@@ -271,6 +271,7 @@ class _ModelDecoder:
             decoder_input_ids=tokens[:, None],
             past_key_values=self._cache,
             use_cache=True,
+            return_dict=True,
         )
         logits: Tensor = outputs.logits[:, -1]
         return logits

@@ -254,7 +254,7 @@ def _encode(model: Any, input_ids: Tensor, attention_mask: Tensor) -> ModelOutpu
             keep(rows)
             longest = max(1, lengths[rows[0]])
             part = {"input_ids": input_ids[rows, :longest], "attention_mask": attention_mask[rows, :longest]}
-            output = encoder(**part)
+            output = encoder(**part, return_dict=True)
             parts.append(output.last_hidden_state)
     widest = parts[0].shape[1]
     wide = [torch.nn.functional.pad(part, (0, 0, 0, widest - part.shape[1])) for part in parts]

@@ -129,6 +129,11 @@ def _why_all_logits(trainer: Any) -> str | None:
         return "a loss function was given, which reads them"
     if trainer.label_smoother is not None:
         return "label smoothing needs all logits"
+    model = unwrapped(trainer.model)
+    if not type(model).forward.__module__.startswith("transformers."):
+        return f"{type(model).__name__} has a forward of its own"
+    if not model.config.return_dict:
+        return "the model returns tuples (return_dict is off)"
     if has_plain_frozen_head(trainer.model):
         return None
     return "the output head is trainable, or not a linear layer"

@@ -204,7 +204,10 @@ class LoraTrainer(ResumableTrainer):
         else:
             no_cache = without_cache(self.model) if self.fast_paths and model.training else {}
             outputs = model(**inputs, **no_cache)
-            loss = self.label_smoother(outputs, inputs["labels"]) if self.label_smoother else outputs["loss"]
+            if self.label_smoother:
+                loss = self.label_smoother(outputs, inputs["labels"])
+            else:  # a tuple begins with the loss
+                loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         if num_items_in_batch is not None:
             tokens = (inputs["labels"] != -100).sum()
             share = (

@@ -24,7 +24,12 @@ from support.tiny_trainer import (
     tokenizer,
 )
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, TrainingArguments
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    T5ForConditionalGeneration,
+    TrainingArguments,
+)
 from transformers.trainer_callback import TrainerCallback
 
 from lora_hf import (
@@ -262,6 +267,58 @@ def test_a_loss_function_that_is_given_is_the_one_that_trains(accumulated: int, 
         trainer.train()
         found += losses(trainer)
     assert found[1] == pytest.approx(3 * found[0], rel=1e-5)
+
+
+class Around(nn.Module):
+    """A script's own module around a T5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make_t5()
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None) -> Any:
+        outputs = self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        return outputs.loss, outputs.logits
+
+
+class Doubled(T5ForConditionalGeneration):
+    """A T5 with a loss of its own."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None) -> Any:
+        outputs = super().forward(input_ids, attention_mask, labels=labels)
+        return 2 * outputs.loss, outputs.logits
+
+
+def _without_return_dict() -> Any:
+    model = make_t5()
+    model.config.return_dict = False
+    return model
+
+
+def _doubled() -> Any:
+    model = make_t5()
+    model.__class__ = Doubled
+    return model
+
+
+TUPLES = {
+    "own module": (Around, 1),
+    "return_dict": (_without_return_dict, 1),
+    "own forward": (_doubled, 2),
+}
+
+
+@pytest.mark.parametrize("kind", TUPLES)
+def test_a_model_that_returns_tuples_trains_by_its_own_loss(kind: str, tmp_path: Path) -> None:
+    make, factor = TUPLES[kind]
+    writes, found = kind == "return_dict", []
+    for model in (adapted(), adapted(make=make)):
+        args = arguments(tmp_path, max_steps=2, predict_with_generate=writes, generation_max_length=4)
+        trainer = make_trainer(model, args, eval_dataset=Rows(4, seed=9))
+        evaluated = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        found.append([evaluated, *losses(trainer)[: 3 - factor]])  # twice the loss, other later steps
+    assert found[1] == pytest.approx([factor * loss for loss in found[0]], rel=1e-5)
 
 
 def test_a_batch_without_labels_is_one_error(tmp_path: Path) -> None:
