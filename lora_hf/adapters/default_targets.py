@@ -92,9 +92,13 @@ def _inside(parts: Iterable[str], roots: Iterable[str]) -> Callable[[str], str |
 
 
 def stacks(model: Any) -> dict[str, str]:
-    """Return the prefixes of the names in the encoder and the decoder; empty for other models."""
+    """Return the prefixes of the names in the encoder and the decoder; empty for other models.
+
+    A module around a Transformers model may have its config, and still does not say which parts they are.
+    """
     model = unwrapped(model)
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    is_whole = hasattr(model, "get_encoder") and hasattr(model, "get_decoder")
+    if not is_whole or not getattr(model.config, "is_encoder_decoder", False):
         return {}
     parts = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
     names = {id(module): name for name, module in model.named_modules()}

@@ -6,13 +6,14 @@ import logging
 import pytest
 import torch
 from support.families import EVERY, family_settings, make_family
+from support.models import make_t5
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config
 
 from lora_hf import families
 from lora_hf.adapters import LoraConfig, inject_adapters, save_adapter
 from lora_hf.adapters.default_targets import doubts, end_of, with_names
-from lora_hf.adapters.model_state import adapter_configs
+from lora_hf.adapters.model_state import adapter_configs, lora_layers
 from lora_hf.adapters.targets import find_targets
 from lora_hf.errors import UserError
 
@@ -132,6 +133,19 @@ def test_targets_of_another_family_are_an_error_that_names_this_ones_default(fam
     with pytest.raises(UserError) as error:
         find_targets(outline(family), LoraConfig(target_modules=targets))
     assert str(error.value).endswith(f" The default of this model, target_modules: auto, {says}")
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), "auto"])
+def test_a_module_with_the_config_of_the_model_inside_takes_adapters(targets):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make_t5()
+            self.config = self.inner.config
+
+    plain = inject_adapters(make_t5(), LoraConfig(r=2, target_modules=targets))
+    around = inject_adapters(Around(), LoraConfig(r=2, target_modules=targets))
+    assert [f"inner.{name}" for name in lora_layers(plain)] == list(lora_layers(around))
 
 
 def test_auto_reads_a_decoder_only_model_and_refuses_one_without_attention():
