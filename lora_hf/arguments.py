@@ -10,6 +10,8 @@ from lora_hf.errors import UserError
 
 HALVES = re.compile("[\ud800-\udfff]")
 """Lone surrogates, which JSON can hold, and neither tokenizers nor UTF-8 files accept."""
+BLANK = re.compile(r"[\s\u200b\ufeff]*")
+"""What has no text: whitespace, zero-width spaces and byte order marks."""
 MAX_MERGED = 4
 """Adapters that `engine="ctranslate2"` keeps merged by default; commands show it without loading torch."""
 
@@ -24,6 +26,18 @@ def check_text(name: str, value: Any) -> str:
             "remove it"
         )
     return value
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has nothing to read: it is empty, or all of it is invisible."""
+    return BLANK.fullmatch(text) is not None
+
+
+def check_not_blank(name: str, value: Any) -> str:
+    """Return the value, which must be a text with something to read."""
+    if is_blank(check_text(name, value)):
+        raise UserError(f"{name}={shown(value)} is empty: pass a text, or leave it out")
+    return str(value)
 
 
 def check_texts(name: str, values: Any) -> list[str]:

@@ -190,6 +190,9 @@ def test_overrides_may_be_none(run: Path) -> None:
         ([None], "texts[0]=None is not text"),
         ([b"a"], "texts[0]=b'a' is not text"),
         (["a", "\ud800"], "texts[1]='\\ud800' is not text: character 1 is half of a surrogate pair"),
+        ([""], "texts[0]='' is empty: pass a text, or leave it out"),
+        (["a", " \n"], "texts[1]=' \\n' is empty"),
+        (["\ufeff\u200b "], "texts[0]='\\ufeff\\u200b ' is empty"),
         (None, "texts=None is not a list of texts: pass a list of str"),
         ({"a": "b"}, "texts={'a': 'b'} is not a list of texts"),
         (b"a", "texts=b'a' is not a list of texts"),
@@ -203,6 +206,7 @@ def test_texts_of_a_wrong_type_are_named(embedded: Any, texts: Any, says: str) -
 def test_other_arguments_of_a_wrong_type_are_named(embedded: Any) -> None:
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: embedded.summarize(None), "dialogue=None is not text"),
+        (lambda: embedded.summarize(""), "dialogue='' is empty"),
         (lambda: embedded.summarize(["a", "b"]), "dialogue=['a', 'b'] is not text"),
         (lambda: embedded.generate(["a"], 3), "adapter=3 is not text"),
         (lambda: embedded.generate(["a"], ["x"]), "adapter=['x'] is not text"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from lora_hf.arguments import is_blank
 from lora_hf.config import DataConfig
 from lora_hf.config.task import TASKS
 from lora_hf.data.translation import TRANSLATION, direction, languages_in
@@ -100,12 +101,12 @@ class Columns:
         if len(self.references) == 1:
             read[SUMMARY] = self._cell(row, self.references[0])
             if isinstance(read[SUMMARY], list):
-                read[SUMMARY] = [text for text in read[SUMMARY] if not _is_blank(text)]
+                read[SUMMARY] = [text for text in read[SUMMARY] if not _lacks_text(text)]
             if self.is_numeric and _is_number(read[SUMMARY]):
                 read[SUMMARY] = str(read[SUMMARY]).lower()  # true and false, as json has them
         elif self.references:  # an annotator may have left one out, but not all
             found = [cell(row, name) for name in self.references]
-            read[SUMMARY] = [text for text in found if not _is_blank(text)]
+            read[SUMMARY] = [text for text in found if not _lacks_text(text)]
         return row | read
 
     def _cell(self, row: Row, name: str) -> Any:
@@ -154,7 +155,7 @@ def cell(row: Mapping[str, Any], name: str, turn_template: str = TURN) -> Any:
 def bad_part(found: Mapping[str, Any]) -> str | None:
     """Return the first column of a template that is missing, empty, or neither text nor a number."""
     for column, value in found.items():
-        if not (value.strip() if isinstance(value, str) else _is_number(value)):
+        if is_blank(value) if isinstance(value, str) else not _is_number(value):
             return column
     return None
 
@@ -296,8 +297,8 @@ def value_in(cell: Any) -> Any:
     return cell
 
 
-def _is_blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+def _lacks_text(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and is_blank(value))
 
 
 def holds_numbers(columns: Columns, row: Row) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from lora_hf.arguments import HALVES
+from lora_hf.arguments import HALVES, is_blank
 from lora_hf.config import DataConfig
 from lora_hf.data.columns import DIALOGUE, ID, MESSAGES, SUMMARY, Columns, Row, null_in
 from lora_hf.data.sources import Part
@@ -176,7 +176,7 @@ def fault_of(row: Row, columns: Columns) -> str:
 def _not_text(cell: Any) -> str:
     """Return what a cell is in the place of text; an empty text if it is text."""
     if isinstance(cell, str):
-        if not cell.strip():
+        if is_blank(cell):
             return "is empty"
         return "has half of a character (a surrogate)" if HALVES.search(cell) else ""
     if cell is None or cell == []:

@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio as gr
 from fastapi import FastAPI
 
+from lora_hf.arguments import is_blank
 from lora_hf.demo.models import DemoModels
 from lora_hf.reporting.highlight import marked
 from lora_hf.serving.limits import Limits
@@ -125,7 +126,7 @@ def _sample(models: DemoModels, number: int | None) -> tuple[str, str]:
 
 def _summarize(models: DemoModels, dialogue: str, reference: str, names: list[str]) -> Iterator[str]:
     """Yield the summaries as HTML, again with each that is finished."""
-    if not dialogue.strip():
+    if is_blank(dialogue):
         yield _note("There is no dialogue yet. Write one above, or choose one of the test split.")
         return
     if not names:

@@ -20,7 +20,7 @@ from lora_hf.adapters import disable_adapters, load_adapter, set_adapter
 from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.model_state import model_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.arguments import MAX_MERGED, check_place, check_text, check_texts
+from lora_hf.arguments import MAX_MERGED, check_list, check_not_blank, check_place, check_text
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.config.problems import phrase_of
@@ -269,9 +269,11 @@ class InferenceModel:
                 place of those that the adapter was scored with.
 
         Raises:
-            UserError: `texts` is not a list of texts, the adapter is unknown, or an option has a wrong value.
+            UserError: `texts` is not a list of texts, one of them is empty, the adapter is unknown, or an
+                option has a wrong value.
         """
-        texts, long = check_texts("texts", texts), check_long(long)
+        texts = [check_not_blank(f"texts[{i}]", text) for i, text in enumerate(check_list("texts", texts))]
+        long = check_long(long)
         name = self._named(adapter)
         options |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         if num_beams is not None:
@@ -317,7 +319,7 @@ class InferenceModel:
 
     def summarize(self, dialogue: str, adapter: str | None = None, **options: Any) -> str:
         """Summarize one dialogue; the arguments are those of `generate`."""
-        return self.generate([check_text("dialogue", dialogue)], adapter, **options)[0]
+        return self.generate([check_not_blank("dialogue", dialogue)], adapter, **options)[0]
 
     @staticmethod
     def _with_prompt(data: DataConfig, prompt: str) -> DataConfig:

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails
 
+from lora_hf.arguments import is_blank
 from lora_hf.config.problems import near_choice, phrase_of, shown
 
 
 def check_letters(text: str) -> str:
     """Refuse an empty text, and one with what paths or UTF-8 cannot have: character 0, lone surrogates."""
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("is empty")
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError("has an invalid character")

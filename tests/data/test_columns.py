@@ -202,7 +202,7 @@ def test_labels_of_a_dataset_are_read_by_their_names(tmp_path, name):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_without_text_are_left_out_on_request_and_listed(tmp_path, streaming, caplog):
-    rows = [{"dialogue": f"A: {i}", "summary": "" if i in (3, 5) else GIST} for i in range(8)]
+    rows = [{"dialogue": f"A: {i}", "summary": {3: "", 5: "\u200b\ufeff "}.get(i, GIST)} for i in range(8)]
     with pytest.raises(UserError, match="data.on_bad_row: skip"):
         load(tmp_path, rows, streaming=streaming)
     _, examples = load(tmp_path, rows, streaming=streaming, on_bad_row="skip")
