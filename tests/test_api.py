@@ -76,7 +76,7 @@ def test_a_loaded_adapter_generates_in_the_order_of_the_texts(adapters: dict[str
     assert all(len(model.tokenizer(text).input_ids) <= 7 for text in texts)  # 6 and the end token
     longer = model.generate(DIALOGUES, max_new_tokens=20)
     assert all(long.startswith(short) for long, short in zip(longer, texts, strict=True)) and longer != texts
-    assert model.generate(DIALOGUES, num_beams=2, length_penalty=2.0) != []
+    assert model.generate(DIALOGUES, num_beams=np.int64(2), length_penalty=2.0) != []
     assert model.generate(DIALOGUES, prompt="plain") != texts
 
 

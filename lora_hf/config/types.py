@@ -2,6 +2,8 @@
 
 import os
 import re
+from contextlib import suppress
+from operator import index
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -22,8 +24,13 @@ def _read_number(value: Any) -> Any:
 
 
 def _read_integer(value: Any) -> Any:
-    """Read `1e3`, a float in YAML, as the integer it stands for."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """Read `1e3`, a float in YAML, and an integer of NumPy or PyTorch as the integer it stands for."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if not isinstance(value, int):
+        with suppress(TypeError):  # it has no integer value
+            return index(value)
+    return value
 
 
 def _read_flag(value: Any) -> Any:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from unicodedata import normalize
 
 from lora_hf.arguments import is_blank
 from lora_hf.config import DataConfig
@@ -343,6 +344,7 @@ def find_columns(
         UserError: a column is missing; the message lists the existing ones.
     """
     present = list(dict.fromkeys(key for row in head for key in row))
+    config = _as_spelled(config, present)
     is_there = {name for name in present} | {
         name for name in _configured(config) if any(cell(row, name) is not None for row in head)
     }
@@ -380,6 +382,23 @@ def find_columns(
 def _configured(config: DataConfig) -> Iterable[str]:
     names = config.summary_column
     return (config.dialogue_column, *([names] if isinstance(names, str) else names))
+
+
+def _as_spelled(config: DataConfig, present: list[str]) -> DataConfig:
+    """Return the config with the columns in the Unicode form that the source has them in: é as one or two."""
+    forms = {normalize("NFC", name): name for name in present}
+
+    def spelled(name: str) -> str:
+        return name if name in present else forms.get(normalize("NFC", name), name)
+
+    names = config.summary_column
+    columns = {
+        "dialogue_column": spelled(config.dialogue_column),
+        "summary_column": spelled(names) if isinstance(names, str) else tuple(map(spelled, names)),
+        "id_column": spelled(config.id_column),
+    }
+    changed = {field: value for field, value in columns.items() if value != getattr(config, field)}
+    return config.model_copy(update=changed) if changed else config
 
 
 def _known(

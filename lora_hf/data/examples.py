@@ -185,5 +185,7 @@ def _not_text(cell: Any) -> str:
         keys = [str(key)[:20] for key in cell[0]][:6]
         template = ": ".join(f"{{{key}}}" for key in keys[:2])
         return f"has turns with the keys {', '.join(keys)}: set data.turn_template, such as {template!r}"
-    kind = {list: "a list", dict: "an object", bool: "true or false"}.get(type(cell), "a number")
+    kinds = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+    if (kind := kinds.get(type(cell))) is None:  # of parquet, arrow or Python
+        kind = f"of type {type(cell).__name__}; convert the column to text"
     return f"is {str(cell)[:40]}, {kind}"

@@ -16,7 +16,7 @@ INTERRUPTED = ("RemoteProtocolError", "ReadError", "WriteError")
 """Exceptions of the transports after the connection was made."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """The system's numbers for: the disk or quota is full, the place is not writable."""
-OFFLINE = "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to download"
+OFFLINE = "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to reach the Hub"
 AGAIN = "rerun the command: files that are complete are not transferred again"
 
 

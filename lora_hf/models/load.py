@@ -87,7 +87,7 @@ def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
     if path.is_file():
         raise UserError(
             f"{field}={name_or_path!r} is a file: give the folder of the model, {str(path.parent)!r}; in "
-            "`lora-hf train MODEL DATA`, the model comes before the data"
+            "commands that take MODEL DATA, the model comes before the data"
         )
     refuse_address(name_or_path, field, "model.revision" if field == NAME_FIELD else "")
     is_path = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1

@@ -292,12 +292,18 @@ async def _invalid_body(request: Request, error: Any) -> JSONResponse:
     path, faults = request.url.path, error.errors()
     request.app.state.service.count_refused(path, 422)
     if any(fault["type"] == "json_invalid" or fault["loc"] == ("body",) for fault in faults):
-        return _no_object(path)
+        return _no_object(request)
     detail = wrong_fields(faults, BODIES.get(path, LoadRequest))
     return refusal(path, 422, detail, field=str(faults[0]["loc"][1]))
 
 
-def _no_object(path: str) -> JSONResponse:
+def _no_object(request: Request) -> JSONResponse:
+    path, encoding = request.url.path, request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        text = (
+            f"body: Content-Encoding {encoding!r} is not decoded; send the JSON as it is, without the header"
+        )
+        return refusal(path, 422, text)
     example = '{"model": "base", "prompt": "..."}' if path.startswith(OPENAI) else '{"dialogue": "..."}'
     return refusal(path, 422, NO_OBJECT + example)
 
@@ -307,7 +313,7 @@ async def _http_error(request: Request, error: Any) -> JSONResponse:
     path = request.url.path
     if error.status_code == 400:
         request.app.state.service.count_refused(path, 422)
-        return _no_object(path)
+        return _no_object(request)
     detail = error.detail
     if error.status_code == 404:
         paths = [route.path for route in request.app.routes if isinstance(route, Route)]

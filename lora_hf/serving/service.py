@@ -224,7 +224,7 @@ class Service:
         division = Division.of([parts for parts, _ in encoded], settings.data.max_source_length)
         if division.divided:
             logger.info("%s", division)
-        self._check_number(asked, sum(len(parts) for parts, _ in encoded), "parts")
+        self._check_number(413, asked, sum(len(parts) for parts, _ in encoded), "parts")
         remedy = 'send "truncate": true to have it cut' if asked.text_field == "dialogue" else "divide it"
         if not asked.truncate and any(truncated for _, truncated in encoded):
             raise RequestError(
@@ -246,7 +246,7 @@ class Service:
                     f"{asked.text_field}: {len(text):,} characters; at most {limits.max_chars:,} are accepted"
                 )
                 raise RequestError(413, detail, field=asked.text_field)
-        self._check_number(asked, len(asked.texts), "texts")
+        self._check_number(422, asked, len(asked.texts), "texts")
         new = asked.max_new_tokens
         _, positions = positions_of(self.engine.model.config)
         for name, value, most in (
@@ -261,11 +261,11 @@ class Service:
             detail = f"{name}={new} is more than the model's {positions} positions"
             raise RequestError(422, detail, field=name)
 
-    def _check_number(self, asked: Asked, n: int, what: str) -> None:
-        """Refuse what never fits into the queue."""
+    def _check_number(self, status: int, asked: Asked, n: int, what: str) -> None:
+        """Refuse what never fits into the queue, with a status that says whether one text is too long."""
         if n > self.limits.max_queue:
             detail = f"{asked.text_field}: {n:,} {what}; at most {self.limits.max_queue:,} may wait"
-            raise RequestError(413, detail, field=asked.text_field)
+            raise RequestError(status, detail, field=asked.text_field)
 
     def _settings(self, settings: PredictionSettings, request: Asked) -> PredictionSettings:
         """Return the adapter's settings with what the request asks for, within the server's limit."""
@@ -346,6 +346,8 @@ class Service:
         folder = (root / path).resolve()
         if not folder.is_relative_to(root.resolve()):
             raise RequestError(403, f"path: {path!r} is not below the server's folder of adapters")
+        if folder.is_file():
+            raise RequestError(422, f"path: {path!r} is a file; give the folder of the adapter or of its run")
         return folder
 
     async def unload(self, name: str) -> None:

@@ -3,12 +3,15 @@
 import csv
 import json
 import logging
+from datetime import date, datetime
+from decimal import Decimal
 
 import pytest
 
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
-from lora_hf.data.columns import cell, joined
+from lora_hf.data.columns import PLAIN, cell, joined
+from lora_hf.data.examples import fault_of
 from lora_hf.data.explode import exploded
 from lora_hf.data.hub_dataset import with_label_names
 from lora_hf.data.input_file import read_file
@@ -469,6 +472,27 @@ def test_a_template_for_turns_that_the_data_does_not_have_is_warned_of(
     load_split(config.model_copy(update={"streaming": streaming}), "train")
     words = "data.turn_template='{speaker} - {text}' has no effect on the first row"
     assert caplog.text.count(words) == is_unused
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (3, "dialogue is 3, a number"),
+        (b"A: Hi", "dialogue is b'A: Hi', of type bytes; convert the column to text"),
+        (date(2026, 1, 2), "dialogue is 2026-01-02, of type date; convert"),
+        (datetime(2026, 1, 2), "of type datetime; convert"),
+        (Decimal("1.50"), "dialogue is 1.50, of type Decimal; convert"),
+        (True, "dialogue is True, true or false"),
+    ],
+)
+def test_a_cell_that_is_no_text_is_called_what_it_is(value, fault):
+    assert fault in fault_of({"dialogue": value, "summary": GIST}, PLAIN)
+
+
+def test_a_column_is_found_in_either_form_of_its_letters(tmp_path):
+    rows = [{"resume\u0301": GIST, "te\u0301xte": TALK}]
+    _, [example] = load(tmp_path, rows, dialogue_column="t\u00e9xte", summary_column="resum\u00e9")
+    assert (example.dialogue, example.references) == (TALK, (GIST,))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -414,7 +414,9 @@ def test_without_a_network_only_whole_copies_of_the_same_commit_are_used(hub, cl
     config, rows = ModelConfig(model_name_or_path="acme/t5"), DataConfig(dataset_name="acme/talks")
     assert load_model(config).config._commit_hash and len(load_tokenizer(config)) == 1600
     assert [one.id for one in load_split(rows, "test")][:2] == ["test_0", "test_1"]
-    offline = "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to download"
+    offline = (
+        "HF_HUB_OFFLINE is set, so that only files downloaded before can be used; unset it to reach the Hub"
+    )
     with pytest.raises(UserError, match=f"{offline}; its local copy .* lacks model.safetensors"):
         load_model(ModelConfig(model_name_or_path="acme/half"))
     with pytest.raises(UserError, match=offline):

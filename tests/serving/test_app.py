@@ -1,6 +1,7 @@
 """The application in this process: OpenAI's API, streams, the token, and what batches share."""
 
 import asyncio
+import gzip
 import json
 import shutil
 import threading
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 from support.server_process import DIALOGUES, EXTRA, save_adapters
 
 from lora_hf.adapters import mixed_batch
+from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.data.parts import divided
@@ -156,7 +158,7 @@ def test_a_growing_text_waits_for_parts_and_whole_characters() -> None:
         ({"model": "a", "prompt": "A", "max_token": 7}, 400, "max_token", None, "did you mean 'max_tokens'?"),
         ({"model": "a", "prompt": "x" * 2001}, 400, "prompt", TOO_LONG, "2,001 characters"),
         ({"model": "a", "prompt": "A: Hi there. " * 60}, 400, "prompt", TOO_LONG, "the 96 tokens"),
-        ({"model": "a", "prompt": ["A: Hi"] * 4}, 400, "prompt", TOO_LONG, "4 texts; at most 3"),
+        ({"model": "a", "prompt": ["A: Hi"] * 4}, 400, "prompt", None, "4 texts; at most 3"),
         ([], 400, None, None, "not a JSON object"),
     ],
 )  # fmt: skip
@@ -344,6 +346,19 @@ def test_stacks_are_kept_until_an_adapter_comes_or_goes(
     assert batch("a", "b") == layers
     assert client.delete("/adapters/new").status_code == 204
     assert batch("a", "b") == layers
+
+
+def test_a_compressed_body_and_the_path_of_a_file_are_named(client: TestClient, folder: Path) -> None:
+    body, headers = gzip.compress(b'{"dialogue": "A: Hi"}'), {"content-type": "application/json"}
+    for encoding in ("gzip", "br"):
+        sent = client.post("/summarize", content=body, headers=headers | {"content-encoding": encoding})
+        assert sent.status_code == 422 and f"Content-Encoding '{encoding}'" in sent.json()["detail"]
+    file = f"a/{MANIFEST_NAME}"
+    loaded = client.post("/adapters", json={"name": "new", "path": file})
+    assert (folder / file).is_file() and loaded.status_code == 422
+    assert (
+        loaded.json()["detail"] == f"path: {file!r} is a file; give the folder of the adapter or of its run"
+    )
 
 
 def test_the_base_has_a_name_on_both_routes(client: TestClient) -> None:
