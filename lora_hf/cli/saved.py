@@ -161,10 +161,10 @@ def predict(
         )
     if output:
         check_new(output)
-    from lora_hf.config.load import reading_fields
+    from lora_hf.config.load import OF_THE_MODEL, reading_fields
 
     column = [] if dialogue_column is None else [f"data.dialogue_column={dialogue_column}"]
-    data, generation = reading_fields([*column, *(settings or [])])
+    data, generation = reading_fields([*column, *(settings or [])], OF_THE_MODEL)
     from lora_hf.saved import predict as saved
 
     known = saved.format_of(output, form)

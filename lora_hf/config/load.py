@@ -115,10 +115,16 @@ READING = (
     *("encoding", "delimiter", "escapechar", "column_names", "json_field", "explode"),
 )
 """Fields of `data` that say how a file is read."""
+OF_THE_MODEL = ("prompt", "source_language", "target_language")
+"""Fields of `data` that say in which form a model reads a text."""
 
 
-def reading_fields(overrides: Sequence[str]) -> tuple[DataConfig, dict[str, Any]]:
+def reading_fields(overrides: Sequence[str], more: tuple[str, ...] = ()) -> tuple[DataConfig, dict[str, Any]]:
     """Return how a file is read, by `data.key=value` arguments, and the fields of `generation` among them.
+
+    Args:
+        overrides: the arguments.
+        more: further fields of `data` that may be set.
 
     Raises:
         UserError: an argument that is not of this form, a field that says something else, or a wrong value.
@@ -130,10 +136,10 @@ def reading_fields(overrides: Sequence[str]) -> tuple[DataConfig, dict[str, Any]
         if others := [key for key in document.data if key not in ("data", "generation")]:
             meant = meant_by(others[0], ("data.", "generation.")) or "such as generation.num_beams=4"
             raise UserError(f"{others[0]}: only fields of data and generation can be set here; {meant}")
-        if others := [key for key in given if key in DataConfig.model_fields and key not in READING]:
+        if others := [key for key in given if key in DataConfig.model_fields and key not in READING + more]:
             raise UserError(
                 f"data.{others[0]}: only fields that say how a file is read can be set here: "
-                f"{', '.join(READING)}"
+                f"{', '.join(READING + more)}"
             )
         try:
             data = RunConfig.model_validate({"data": given}).data

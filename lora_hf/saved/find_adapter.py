@@ -309,16 +309,41 @@ def settings_of(saved: SavedAdapter, **data: Any) -> PredictionSettings:
 
     Args:
         saved: the adapter; what its manifest lacks is taken from the run that it is in. If neither names a
-            prompt, `summarize_dialogue` is used.
-        data: further fields of `data`.
+            prompt, `summarize_dialogue` is used, with a warning.
+        data: further fields of `data`; a prompt or a language only where the adapter records none.
 
     Raises:
-        UserError: the manifest's values are not valid.
+        UserError: the manifest's values are not valid, or `data` has another prompt or language.
     """
     recorded = _settings_of_run(saved) | saved.manifest
-    if not any(name in recorded for name in PROMPT_FIELDS):
-        logger.info("%s does not say its prompt: 'summarize_dialogue' is used", saved.folder)
+    check_form(recorded, data, str(saved.folder))
+    if "prompt" not in data and not any(name in recorded for name in PROMPT_FIELDS):
+        logger.warning(
+            "%s does not say its prompt: 'summarize_dialogue' is assumed. If it was trained with another, "
+            'add "prompt" (plain for none), and "target_language" for a multilingual model, to %s; '
+            "predict also takes data.prompt and data.target_language",
+            *(saved.folder, saved.folder / MANIFEST_NAME),
+        )
     return PredictionSettings.read(recorded, saved.folder / MANIFEST_NAME, **data)
+
+
+def check_form(recorded: Mapping[str, Any], given: Mapping[str, Any], name: str) -> None:
+    """Check that a prompt and languages are not given in place of those that a model was trained with.
+
+    Args:
+        recorded: the entries of its manifest.
+        given: fields of `data`.
+        name: of the model, for errors.
+
+    Raises:
+        UserError: it records another value.
+    """
+    for field, value in given.items():
+        own = recorded.get(field) if field in PROMPT_FIELDS else None
+        if own is not None and own != value:
+            raise UserError(
+                f"data.{field}={value!r}: {name} was trained with {own!r}, which is used; leave the field out"
+            )
 
 
 def settings_on_sample(saved: SavedAdapter, **data: Any) -> PredictionSettings:
@@ -329,7 +354,11 @@ def settings_on_sample(saved: SavedAdapter, **data: Any) -> PredictionSettings:
 
 
 def settings_on_base(
-    saved: SavedAdapter, base: ModelConfig, where: str, changes: Mapping[str, Any]
+    saved: SavedAdapter,
+    base: ModelConfig,
+    where: str,
+    changes: Mapping[str, Any],
+    form: Mapping[str, Any] | None = None,
 ) -> PredictionSettings:
     """Return the settings that an adapter is used with on a base, checked before the base is loaded.
 
@@ -338,12 +367,14 @@ def settings_on_base(
         base: its base model; lengths that the adapter does not record are at most its positions.
         where: who asks, for errors, such as `generate`.
         changes: fields of `generation` that replace the adapter's.
+        form: the prompt and the languages, as fields of `data`, of an adapter that records none.
 
     Raises:
         UserError: as `settings_of`, `PredictionSettings.changed` and `check_positions`.
     """
     model = model_config(base)  # first: a base that is not there is the error, whatever the adapter lacks
-    return changed_settings(settings_of(saved), model, base, where, changes, virtual_tokens_of(saved))
+    settings = settings_of(saved, **(form or {}))
+    return changed_settings(settings, model, base, where, changes, virtual_tokens_of(saved))
 
 
 def changed_settings(

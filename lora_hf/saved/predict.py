@@ -4,10 +4,12 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from lora_hf.config import DataConfig
+from lora_hf.config.load import OF_THE_MODEL
 from lora_hf.data.input_file import read_file
 from lora_hf.data.parts import check_long
 from lora_hf.errors import UserError
@@ -41,7 +43,8 @@ def predict(
         model: an adapter: a folder, or USER/NAME[@REVISION] on the Hub; or what `find_source` found.
         base: the base model of an adapter, or None for the one it names.
         data: how the file is read: its columns, encoding and delimiter. Columns that it does not set are
-            those of the training, if the file has them.
+            those of the training, if the file has them. Also the prompt and the languages, where the model
+            records none.
         generation: fields of `generation` that replace the model's own.
         is_lines: whether a text has one dialogue per line.
         long: what is done with dialogues that are too long: `cut` or `split`, as `InferenceModel.generate`.
@@ -61,6 +64,7 @@ def predict(
         model = Source(model, base_config(saved, base), saved)
     else:
         examples = read_file(file, data, is_lines, model.columns)
+    model = replace(model, form=data.model_dump(include={*OF_THE_MODEL}, exclude_unset=True))
     settings = model.settings_with("generate", generation or {})
     loaded = load_source(model, settings, quantization, engine)
     predictions = loaded.generate([example.dialogue for example in examples], long=long, **(generation or {}))

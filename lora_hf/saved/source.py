@@ -4,7 +4,7 @@ A source is a run, an adapter, a whole model (merged, trained whole, or of the H
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lora_hf.run_records import read_result
 from lora_hf.saved.find_adapter import (
     base_config,
     changed_settings,
+    check_form,
     columns_of,
     find_adapter,
     run_directory,
@@ -46,6 +47,8 @@ class Source:
     """Of a whole model; None where nothing records them, and for an adapter, whose manifest does."""
     run: Path | None = None
     """The run directory that it is in."""
+    form: Mapping[str, Any] = field(default_factory=dict)
+    """The prompt and the languages of its texts, as fields of `data`, where it records none itself."""
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -64,11 +67,13 @@ class Source:
             changes: fields of `generation` that replace those that it was scored with.
 
         Raises:
-            UserError: as `settings_on_base`.
+            UserError: as `settings_on_base`, or the model records another prompt or language than `form`.
         """
         if self.adapter:
-            return settings_on_base(self.adapter, self.model, where, changes)
+            return settings_on_base(self.adapter, self.model, where, changes, self.form)
         settings, model = self.settings or PredictionSettings(), model_config(self.model)
+        check_form(self.settings.manifest() if self.settings else {}, self.form, self.name)
+        settings = replace(settings, data=settings.data.model_copy(update=self.form))
         return changed_settings(settings, model, self.model, where, changes)
 
 
@@ -84,12 +89,12 @@ def find_source(name: str, base: str | None = None, option: str = "--model") -> 
         UserError: there is none of these, a run has not finished, or `base` without an adapter.
     """
     folder = Path(name).expanduser()
-    field = option.removeprefix("--")
+    named = option.removeprefix("--")
     if (folder / CONFIG).is_file() and not (folder / ADAPTER).is_dir():
         source = _run_without_adapter(name, folder)
     elif engine_of(folder):
         export_record(folder)
-        model = ModelConfig(model_name_or_path=name).with_name_field(field)
+        model = ModelConfig(model_name_or_path=name).with_name_field(named)
         source = Source(name, model, settings=settings_beside(folder))
     else:
         is_model = (
@@ -103,11 +108,11 @@ def find_source(name: str, base: str | None = None, option: str = "--model") -> 
         repo_id, revision = (name, None) if folder.exists() else split_name(name)
         if saved and (exported := _exported_on_hub(saved, f"{option} {name!r}")):
             repo_id, revision = str(exported), None
-        model = ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field(field)
+        model = ModelConfig(model_name_or_path=repo_id, revision=revision).with_name_field(named)
         settings = settings_beside(saved.folder if saved else folder)
         source = Source(name, model, settings=settings, run=_run_of_model(folder))
     if base:
-        raise UserError(f"base={base!r} is for an adapter, and {field}={name!r} is none: leave out base")
+        raise UserError(f"base={base!r} is for an adapter, and {named}={name!r} is none: leave out base")
     return source
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.shapes import COLUMN_SHAPES, FILES, FOLDERS
 
 from lora_hf.config import DataConfig
-from lora_hf.config.load import reading_fields
+from lora_hf.config.load import OF_THE_MODEL, reading_fields
 from lora_hf.data.input_file import STANDARD_INPUT, read_file
 from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
@@ -79,6 +79,7 @@ def test_rows_that_are_left_out_do_not_move_the_ids_of_the_others(tmp_path):
 def test_only_fields_that_say_how_a_file_is_read_can_be_set():
     data, generation = reading_fields(["data.encoding=cp949", "generation.num_beams=2"])
     assert (data.encoding, generation) == ("cp949", {"num_beams": 2})
+    assert reading_fields(["data.prompt=plain"], OF_THE_MODEL)[0].prompt == "plain"
     for override, words in {
         "data.prompt=x": "only fields that say how a file is read can be set here",
         "data.encodin=x": "unknown key 'data.encodin' .*did you mean 'data.encoding'",

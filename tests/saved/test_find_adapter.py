@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -31,6 +32,7 @@ from lora_hf.saved.find_adapter import (
 )
 from lora_hf.saved.inference import InferenceModel, load
 from lora_hf.saved.merge import merge
+from lora_hf.saved.source import find_source
 from lora_hf.serving.engine import Engine, Job
 from lora_hf.system import pick_device
 
@@ -223,6 +225,33 @@ def test_columns_are_those_that_the_adapter_records_or_its_run(folder: Path, tmp
     found = {"dialogue_column": "translation.de", "turn_template": "{who}"}
     assert columns_of(SavedAdapter.at(saved.folder)) == found
     assert settings_of(SavedAdapter.at(saved.folder)).data.dialogue_column == "translation.de"
+
+
+def test_a_prompt_and_languages_that_an_adapter_does_not_record_can_be_given(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter of a script of one's own, or of PEFT, records none."""
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / "lora_hf.json").unlink()
+    asked = ["predict", str(tmp_path / "talk.txt"), "--adapter"]
+    (tmp_path / "talk.txt").write_text(TALK := "A: Shall we go? B: At noon.")
+    model = load(own)
+    assumed = [one for one in caplog.records if "'summarize_dialogue' is assumed" in one.getMessage()]
+    assert [one.levelname for one in assumed] == ["WARNING"]
+    assert cli.run([*asked, str(own), "data.prompt=plain"], debug=False) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["prediction"] == model.generate([TALK], prompt="plain")[0]
+    assert "is assumed" not in err
+    assert cli.run([*asked, str(folder), "data.prompt=plain"], debug=False) == 2
+    assert "data.prompt='plain': " in (err := capsys.readouterr().err) and "was trained with 'tldr'" in err
+    assert cli.run([*asked, str(own), "data.target_language=deu_Latn"], debug=False) == 2
+    assert (
+        "data.target_language='deu_Latn': the model's tokenizer has no languages" in capsys.readouterr().err
+    )
+    form = {"prompt": "plain", "target_language": "deu_Latn"}
+    for given in (find_source(str(own)), find_source("embedded")):
+        settings = replace(given, form=form).settings_with("generate", {})
+        assert (settings.data.prompt, settings.data.target_language) == ("plain", "deu_Latn")
 
 
 def test_a_config_beside_an_adapter_that_is_no_run_s_is_not_used(
