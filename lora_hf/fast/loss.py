@@ -18,7 +18,7 @@ IGNORED = -100
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the labels that are not -100, in float32.
+    """Return the mean cross-entropy over the labels that are not -100, in float32; 0 if all of them are.
 
     Args:
         hidden: (..., d_model), the input of the head.
@@ -39,13 +39,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
         rows, targets = hidden.detach().flatten(0, -2), labels.flatten()
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        total, count = torch.zeros((), dtype=dtype, device=hidden.device), (targets != IGNORED).sum()
+        total, is_label = torch.zeros((), dtype=dtype, device=hidden.device), targets != IGNORED
+        count = is_label.sum().clamp_(min=1)
         gradient, on_cpu = torch.empty_like(rows), device_path(hidden) == "cpu"
         size, of_chunk = (CHUNK, _chunk) if on_cpu else (CHUNK_GPU, _chunk_gpu)
         for start in range(0, len(rows), size):
-            part, target = rows[start : start + size], targets[start : start + size]
-            is_label, index = target != IGNORED, target.clamp(min=0)[:, None]
-            loss, gradient[start : start + size] = of_chunk(part, head, is_label, index, dtype)
+            chunk = slice(start, start + size)
+            index = targets[chunk].clamp(min=0)[:, None]
+            loss, gradient[chunk] = of_chunk(rows[chunk], head, is_label[chunk], index, dtype)
             total += loss
         ctx.save_for_backward(gradient.div_(count).view_as(hidden))
         return total / count

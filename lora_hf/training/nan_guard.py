@@ -43,10 +43,12 @@ class NanGuard:
         self.trainer = trainer
         self.losses: list[Tensor] = []
         """Losses of the batches since the last step (their shares of its loss), still on the device."""
+        self.tokens: Tensor | int | None = None
+        """Number of label tokens in these batches."""
         self._skipping: Any = None
         """The optimizer, if it skips bad steps on the device."""
-        self._unread: tuple[int, Tensor, Any] | None = None
-        """A step, its numbers on their way to the host, and the event after which they are there."""
+        self._unread: tuple[int, Tensor, Any, Tensor | int | None] | None = None
+        """A step, its numbers on their way to the host, the event after which they are there, its tokens."""
 
     def check_step(self, grad_norm: Tensor | float | None) -> None:
         """Check a step after its backward passes and before its weights change.
@@ -57,15 +59,15 @@ class NanGuard:
             grad_norm: norm of all gradients; None if the engine (DeepSpeed) does not report it.
 
         Raises:
-            UserError: the loss or the norm is not finite, all gradients are zero, or the learning rate stays
-                0.
+            UserError: the loss or the norm is not finite, there is no label token, all gradients are zero, or
+                the learning rate stays 0.
         """
         self.check_unread()
         step, numbers = self.trainer.state.global_step + 1, self._numbers(grad_norm)
         is_sharded = hasattr(grad_norm, "full_tensor")
         self._skipping = None if is_sharded else self._skipping_optimizer(numbers)
         if self._skipping is None:
-            self._check(step, numbers.tolist())
+            self._check(step, numbers.tolist(), self.tokens)
         else:
             loss, norm = numbers
             is_bad = ~(loss + norm).isfinite() | ((norm == 0) & (loss > 0))
@@ -74,7 +76,7 @@ class NanGuard:
             if numbers.device.type == "cuda":
                 event = torch.cuda.Event()
                 event.record(torch.cuda.current_stream(numbers.device))
-            self._unread = step, host, event
+            self._unread = step, host, event, self.tokens
         scaler = self._scaler()
         if step == (ZERO_STEPS if scaler is None else SCALER_STEPS) + 1 and self._learning_rate() == 0:
             raise AgreedError(
@@ -89,10 +91,10 @@ class NanGuard:
         """
         if self._unread is None:
             return
-        (step, host, event), self._unread = self._unread, None
+        (step, host, event, tokens), self._unread = self._unread, None
         if event is not None:
             event.synchronize()  # recorded a step ago: the device has more to compute, and continues
-        self._check(step, host.tolist())
+        self._check(step, host.tolist(), tokens)
 
     def end(self) -> None:
         """Give the optimizer back as it was."""
@@ -118,8 +120,13 @@ class NanGuard:
         can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)
         return optimizer if can_skip and all(group["fused"] for group in optimizer.param_groups) else None
 
-    def _check(self, step: int, numbers: list[float]) -> None:
+    def _check(self, step: int, numbers: list[float], tokens: Tensor | int | None) -> None:
         loss, norm = numbers[0], numbers[1] if len(numbers) > 1 else None
+        if not isfinite(loss) and tokens is not None and not int(tokens):
+            raise AgreedError(
+                f"step {step}: the labels of all of its rows are -100, so that there is no token to learn: "
+                "leave rows without labels out of the dataset"
+            )
         scaled = self._scaler() is not None
         for what, value in (("loss", loss), ("gradient norm", None if scaled else norm)):
             if value is not None and not isfinite(value):  # a scaler handles infinite gradients itself

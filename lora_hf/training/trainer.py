@@ -178,6 +178,8 @@ class LoraTrainer(ResumableTrainer):
     ) -> Any:
         """Return the batch's share of the mean loss over the step's `num_items_in_batch` label tokens.
 
+        It is 0 for a batch without a label token, and NaN, which the guard reports, in a step without one.
+
         A `compute_loss_func` that was given to the trainer is called in the place of the model's own loss.
 
         Raises:
@@ -213,7 +215,7 @@ class LoraTrainer(ResumableTrainer):
             share = (
                 tokens / num_items_in_batch * self.accelerator.num_processes
             )  # DDP averages over processes
-            loss = loss * share
+            loss = torch.where(tokens > 0, loss, 0.0) * share  # NaN is the mean over no token, and of no step
         return (loss, outputs) if return_outputs else loss
 
     def _loss_without_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -249,6 +251,7 @@ class LoraTrainer(ResumableTrainer):
             self.micro_batching.run(step, inputs) if self.micro_batching.is_on and adds_up else step(inputs)
         )
         self.nan_guard.losses.append(loss)
+        self.nan_guard.tokens = num_items_in_batch
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from support.inputs import FEW
 from support.screen import screen_of
-from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
+from support.tiny_trainer import OursInOrder, Rows, adapted, arguments, losses, make_trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
@@ -114,6 +114,39 @@ def test_the_last_step_is_checked_too(late: None, tmp_path: Path) -> None:
     trainer.batch = 2
     with pytest.raises(UserError, match="^step 2: the loss is nan"):
         trainer.train()
+
+
+class Unlabelled(Rows):
+    """Rows of which some have no label token."""
+
+    def __init__(self, without: int) -> None:
+        super().__init__(8)
+        for row in self.rows[:without]:
+            row["labels"] = [-100] * len(row["labels"])
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"fast_paths": False}, {"label_smoothing_factor": 0.1}], ids=["fast", "plain", "smoothed"]
+)
+def test_a_batch_without_a_label_token_adds_nothing_to_its_step(more: dict[str, Any], tmp_path: Path) -> None:
+    own = {name: value for name, value in more.items() if name == "fast_paths"}
+    fields = {name: value for name, value in more.items() if name not in own} | {"max_steps": 2}
+    found = []
+    for size in (1, 4):
+        args = arguments(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, **fields
+        )
+        trainer = make_trainer(adapted(), args, OursInOrder, train_dataset=Unlabelled(1), **own)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_a_step_without_a_label_token_is_one_error(late: None, tmp_path: Path) -> None:
+    for args in (arguments(tmp_path), quiet(tmp_path)):  # read at once, and late
+        trainer = make_trainer(adapted(), args, train_dataset=Unlabelled(8))
+        with pytest.raises(UserError, match="^step 1: the labels of all of its rows are -100.*leave rows"):
+            trainer.train()
 
 
 def test_a_non_finite_gradient_stops_training(tmp_path: Path) -> None:
