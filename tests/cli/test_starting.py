@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from lora_hf import cli, terminal
-from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.cli import next_steps
 from lora_hf.cli.starting import source_of
 from lora_hf.config import RunConfig
@@ -190,7 +189,6 @@ def test_a_next_command_keeps_the_options_that_it_needs(
     chosen = ["--private", "--base-model", "user/base", "--license", "mit", "--samples", "0", "--overwrite"]
     (folder / "ada").mkdir()
     (folder / "ada/adapter_config.json").write_text(json.dumps(PEFT))
-    monkeypatch.setattr("lora_hf.saved.find_adapter.find_adapter", lambda _: SavedAdapter(folder / "ada"))
     monkeypatch.setattr("lora_hf.cli.saved.print_scores", lambda _: None)
     cases = [
         ([*pushing, *chosen, "--dry-run"], [[*pushing, *chosen]]),
