@@ -110,7 +110,8 @@ PredictOverrides = Annotated[
     typer.Argument(
         metavar="SECTION.KEY=VALUE",
         help="Settings for reading the file, such as data.encoding=cp1252, and for generation, such as "
-        "generation.num_beams=4. Generation defaults to the settings the adapter was scored with.",
+        "generation.num_beams=4. Generation defaults to the settings the adapter was scored with. For an "
+        "adapter that records none: data.prompt and data.target_language.",
         show_default=False,
         autocompletion=complete_override,
     ),
