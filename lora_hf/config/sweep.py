@@ -85,7 +85,7 @@ class SweepSection(Section):
 
 
 def _flat(axis: str, values: Any) -> list[tuple[str, Any]]:
-    """Return the fields of a section, or what is no section as it is: `{lora: {r: 8}}` is `lora.r`."""
+    """Return the fields of a section, or anything else as it is: `{lora: {r: 8}}` is `lora.r`."""
     is_section = axis in NESTED and isinstance(values, Mapping) and not {"low", "high"} <= values.keys()
     return [(f"{axis}.{key}", v) for key, v in values.items()] if is_section else [(axis, values)]
 

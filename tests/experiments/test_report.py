@@ -138,7 +138,7 @@ def test_a_report_of_one_run(drawn: Path, capsys: pytest.CaptureFixture[str]) ->
     page = (run / "report.html").read_text()
     assert f"lora-hf train --config {run}/config.yaml" in page
     assert data_of(page)["labels"] == {"lora": "LoRA"} and page.count("<svg") == 4
-    assert "against the weights trained" not in page  # one point is no comparison
+    assert "against the weights trained" not in page  # it would have one point
     assert "| ROUGE-1 | 0.400 [" in (run / "report.md").read_text()
 
 
