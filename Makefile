@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread for each process: two test processes on two cores would otherwise wait for each other's threads.
-# Some slow tests wait for processes that they started, so three of them run at a time (test-full).
 # tests/conftest.py orders the files. A worker that crashes ends the run: xdist may wait for ever for a new one.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
@@ -20,7 +19,7 @@ test: lint types                   ## what a change must pass
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not gpu"
 
 test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figures, the notebooks in short, the wheel
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n 3 -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "slow and not gpu"
 
 test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest that pyproject.toml admits but of torch
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(addprefix tests/,$(TOUCHED))
