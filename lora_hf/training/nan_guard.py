@@ -59,8 +59,8 @@ class NanGuard:
             grad_norm: norm of all gradients; None if the engine (DeepSpeed) does not report it.
 
         Raises:
-            UserError: the loss or the norm is not finite, there is no label token, all gradients are zero, or
-                the learning rate stays 0.
+            UserError: the loss or the norm is not finite, all labels are -100, all gradients are zero, or the
+                learning rate stays 0.
         """
         self.check_unread()
         step, numbers = self.trainer.state.global_step + 1, self._numbers(grad_norm)
@@ -124,7 +124,7 @@ class NanGuard:
         loss, norm = numbers[0], numbers[1] if len(numbers) > 1 else None
         if not isfinite(loss) and tokens is not None and not int(tokens):
             raise AgreedError(
-                f"step {step}: the labels of all of its rows are -100, so that there is no token to learn: "
+                f"step {step}: the labels of all of its rows are -100, so nothing can be learned from them: "
                 "leave rows without labels out of the dataset"
             )
         scaled = self._scaler() is not None
