@@ -34,6 +34,8 @@ PAGES = (
     "processes",
     "concepts",
     "hub",
+    "inference",
+    "engines",
     "serving",
     "from_peft",
     "quickstart",

@@ -445,7 +445,7 @@ def load(
             that `lora-hf export` wrote, `embedded`, or USER/NAME[@REVISION] on the Hub.
         base: the base model, if not the one that the adapter names; for an adapter only.
         quantization: `int8` stores the linear layers in int8 and runs on the CPU: faster, with outputs that
-            can differ from those of training (docs/serving.md). Adapters stay as they are. With
+            can differ from those of training (docs/engines.md). Adapters stay as they are. With
             `engine="ctranslate2"` it is `int8` (the default), `int8_bfloat16` or `float32`.
         engine: `ctranslate2` converts the model to CTranslate2's format in memory, each adapter merged when
             it is first used: the fastest on a CPU. None takes torch, or the engine of an exported folder.

@@ -238,7 +238,7 @@ def test_an_exported_run_writes_the_same_in_every_command_and_without_this_packa
 ) -> None:
     by_engine = load(exported)
     written = by_engine.generate(trained.dialogues)
-    if trained.generation == GREEDY:  # beams end elsewhere: docs/serving.md
+    if trained.generation == GREEDY:  # beams end elsewhere: docs/engines.md
         assert written == trained.written
     assert by_engine.description.startswith(f"{exported} in float32 by ctranslate2 on cpu")
     assert [row["prediction"] for row in predict(trained.file, find_source(str(exported)))] == written
