@@ -235,7 +235,7 @@ def test_texts_may_come_from_any_ordered_collection(embedded: Any) -> None:
 def test_only_an_adapter_takes_another_base(run: Path, tmp_path: Path) -> None:
     lora_hf.train(SMALL, ["method=base", f"output_dir={tmp_path / 'base'}"])
     for source in ("embedded", tmp_path / "base"):
-        with pytest.raises(UserError, match=r"base='xx' is for an adapter, and source=.* leave out base"):
+        with pytest.raises(UserError, match=r"base='xx' is for an adapter, and source=.* leave it out"):
             lora_hf.load(source, base="xx")
     assert lora_hf.load(run, base="embedded").names == ["default"]
 

@@ -8,6 +8,8 @@ from typing import Any
 FIELD = "fields of the config are written as key=value, such as lora.r=8"
 OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 """By an option that the command lacks, the one that takes the same in this command."""
+SOURCES = ("--adapter", "--model", "--base")
+"""Options that name a trained or base model."""
 READ_ELSEWHERE = ("data.", "generation.")
 """Fields that commands without a config take."""
 CONFIG_EXAMPLE = "give a YAML file or the name of a shipped config, such as --config quickstart"
@@ -43,6 +45,8 @@ def explain(error: Any, words: list[str]) -> str:
             value = _value_of(option, words)
             return f"No such option: {option}; fields are written without dashes: {field}={value}"
         return message if _near_options(error) else f"{message}; {FIELD}"
+    if option in SOURCES and (hint := _source_instead(option, error, words)):
+        return f"No such option: {option}{hint}"
     if option and (other := OTHER_OPTIONS.get(option)) in _options(error):
         return f"No such option: {option}. Did you mean {other}?"
     missing = [name for name in getattr(getattr(error, "param", None), "opts", ()) if name.startswith("--")]
@@ -57,11 +61,23 @@ def explain(error: Any, words: list[str]) -> str:
             return f"{message} Did you mean `lora-hf train --config {words[0]}`?"
     if message.startswith("Got unexpected extra argument"):
         remedies = {
-            "serve": "write --adapter NAME=DIR for each adapter",
+            "serve": "write --adapter NAME=DIR for each adapter, or --base DIR for a whole model",
             "init": "name the new file by --output",
         }
         return f"{message}; {remedies[words[0]]}" if words[0] in remedies else message
     return message
+
+
+def _source_instead(option: str, error: Any, words: list[str]) -> str:
+    """Return how the command takes the model named by an option that it lacks, or an empty text."""
+    parameters = getattr(getattr(getattr(error, "ctx", None), "command", None), "params", ())
+    metavars = {one.metavar for one in parameters if one.param_type_name == "argument"}
+    if metavars & {"MODEL", "RUN"}:
+        return f"; write the folder without an option: `lora-hf {words[0]} {_value_of(option, words)}`"
+    is_missing = any("--adapter" in one.opts and one.required for one in parameters) and not any(
+        word.partition("=")[0] == "--adapter" for word in words
+    )
+    return f"; write --adapter {_value_of(option, words)}" if option == "--model" and is_missing else ""
 
 
 def field_of(option: str) -> str | None:

@@ -132,11 +132,15 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Whole model instead of an adapter: a merged or exported folder, a run, or USER/NAME.",
+        help="Whole model, used instead of an adapter: a merged, fully fine-tuned or exported folder, a run, "
+        "or USER/NAME on the Hub.",
     ),
 ]
 Base = Annotated[
-    str | None, typer.Option("--base", help="Base model. Default: the one that the adapter names.")
+    str | None,
+    typer.Option(
+        "--base", help="Base model to load the adapter on. Default: the one that the adapter names."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -153,12 +153,16 @@ def predict(
     """
     from lora_hf.files import check_new, write_text
 
-    if (adapter is None) == (model is None):
-        raise UserError(
-            "give --adapter, or --model for a whole model"
-            if adapter is None
-            else "--adapter and --model: give one of them"
-        )
+    if adapter and model:
+        raise UserError("--adapter and --model: give one of them")
+    if not adapter and not model:
+        whole = "a whole model (merged, fully fine-tuned or exported)"
+        if base:
+            write = f"for {whole}, write --model {shlex.quote(base)}"
+            raise UserError(
+                f"--base {base!r} is the model that an adapter is loaded on: add --adapter; {write}"
+            )
+        raise UserError(f"give --adapter DIR, or --model DIR for {whole}")
     if output:
         check_new(output)
     from lora_hf.config.load import OF_THE_MODEL, reading_fields

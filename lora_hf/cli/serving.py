@@ -23,7 +23,13 @@ def serve(
             help="Adapter to serve, from a folder or USER/NAME on the Hub. Repeat for several.",
         ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model. Default: the first adapter's.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Base model to load the adapters on, or a whole model to serve alone: a merged, fully "
+            "fine-tuned or exported folder. Default: the first adapter's base model."
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -84,6 +90,8 @@ def serve(
     One adapter: [dim]lora-hf serve --adapter brief=runs/quickstart/lora[/dim]
 
     Several: [dim]lora-hf serve --base google/flan-t5-base --adapter brief=runs/a --adapter long=runs/b[/dim]
+
+    A merged or exported folder: [dim]lora-hf serve --base merged[/dim]
     """
     limits = Limits(
         max_chars=max_chars,

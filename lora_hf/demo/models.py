@@ -127,7 +127,8 @@ def find_runs(root: Path) -> dict[str, tuple[Path, RunConfig]]:
     runs = {folder.name: (folder, _config(folder / CONFIG)) for folder in folders}
     shown = {name: run for name, run in runs.items() if "-seed-" not in name}
     if not shown:
-        hint = run_above(root)
+        is_model = (root / "config.json").is_file()
+        hint = run_above(root) or ("; a whole model is shown once it is exported" if is_model else "")
         raise UserError(f"{root} is not a run: neither it nor a folder in it has a {CONFIG}{hint}")
     return shown
 

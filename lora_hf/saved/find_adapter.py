@@ -32,7 +32,7 @@ ADAPTER_FILES = (
 )
 """The files of a Hub repository that belong to an adapter, with those of a tokenizer of its own."""
 logger = logging.getLogger(__name__)
-AS_MODEL = "give it as the base model or, in predict and evaluate, by --model"
+AS_MODEL = "predict and evaluate take it by --model, and serve takes it by --base"
 
 
 def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -> SavedAdapter:
@@ -51,10 +51,9 @@ def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -
         return SavedAdapter(folder / ADAPTER, name)
     if (folder / MODEL).is_dir():
         raise UserError(
-            f"{option} {name!r} is a run of full fine-tuning: it holds a whole model and no adapter; "
-            f"give the run of a method that trains one; the whole model is used by `predict --model {name}`, "
-            f"`evaluate --model {name}`, and lora_hf.load({name!r}) in Python; "
-            f"to publish it, {upload_hint(folder / MODEL)}"
+            f"{option} {name!r} is a run of full fine-tuning: it holds a whole model and no adapter; use the "
+            f"model by `predict --model {name}`, `evaluate --model {name}`, `serve --base {folder / MODEL}`, "
+            f"or lora_hf.load({name!r}) in Python; {upload_hint(folder / MODEL)}"
         )
     if folder.is_dir():
         if problem := not_adapter(folder):
@@ -138,7 +137,7 @@ def _holder(file: Path) -> str:
 
 def upload_hint(model: Path) -> str:
     """Name the shell command that uploads a full model."""
-    return f"upload a whole model with `hf upload USER/NAME {model}`"
+    return f"publish a whole model with `hf upload USER/NAME {model}`"
 
 
 def config_of_run(saved: SavedAdapter) -> RunConfig:

@@ -112,7 +112,7 @@ def find_source(name: str, base: str | None = None, option: str = "--model") -> 
         settings = settings_beside(saved.folder if saved else folder)
         source = Source(name, model, settings=settings, run=_run_of_model(folder))
     if base:
-        raise UserError(f"base={base!r} is for an adapter, and {named}={name!r} is none: leave out base")
+        raise UserError(f"base={base!r} is for an adapter, and {named}={name!r} is none: leave it out")
     return source
 
 

@@ -103,7 +103,7 @@ def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
                 )
         return config
     if base is None:
-        raise UserError("give --base, or an adapter that names its base")
+        raise UserError("give --adapter NAME=DIR, or --base DIR for a model without adapters")
     return ModelConfig(model_name_or_path=base).with_name_field("--base")
 
 

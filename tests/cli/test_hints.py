@@ -111,6 +111,15 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         ("init --base a/b", "No such option: --base. Did you mean --model?"),
         ("merge --adapter runs/mine --model a/b", "No such option: --model. Did you mean --base?"),
+        ("merge --model runs/mine -o new", "No such option: --model; write --adapter runs/mine"),
+        ("push --model=runs/mine --repo-id a/b", "No such option: --model; write --adapter runs/mine"),
+        ("serve --model merged", "No such option: --model. Did you mean --base?"),
+        (
+            "export --adapter runs/mine -o new",
+            "write the folder without an option: `lora-hf export runs/mine`",
+        ),
+        ("export --model merged -o new", "write the folder without an option: `lora-hf export merged`"),
+        ("demo --base ct2", "write the folder without an option: `lora-hf demo ct2`"),
         ("report runs/mine/adapter", "give the run that it is in, 'runs/mine'"),
         ("train --config quickstart model=a/b", "write model: {model_name_or_path: a/b}"),
     ],
@@ -177,7 +186,7 @@ def comparison() -> None:
         ("runs/mine/base", "is a run of the base model, which has no adapter"),
         ("runs/stopped", "has not finished, and holds no adapter yet: rerun its command"),
         ("model", "is a whole model and not an adapter"),
-        ("merged", "is a whole model and not an adapter"),
+        ("merged", "not an adapter: predict and evaluate take it by --model, and serve takes it by --base"),
         ("runs/mnie/lora", "Did you mean 'runs/mine/lora'?"),
         ("./runs/mine/lroa", "Did you mean 'runs/mine/lora'?"),
         (r"C:\Users\me\lora", "'/mnt/c/Users/me/lora'"),
@@ -200,7 +209,11 @@ def test_what_stands_beside_an_adapter_leads_to_it(
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["predict", "talk.txt"], "give --adapter, or --model for a whole model"),
+        (["predict", "talk.txt"], "give --adapter DIR, or --model DIR for a whole model (merged,"),
+        (
+            ["predict", "talk.txt", "--base", "model"],
+            "(merged, fully fine-tuned or exported), write --model model",
+        ),
         (
             ["predict", "talk.txt", "--adapter", "a", "--model", "b"],
             "--adapter and --model: give one of them",

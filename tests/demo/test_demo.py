@@ -50,6 +50,9 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
         find_runs(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         find_runs(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="a whole model is shown once it is exported"):
+        find_runs(tmp_path)
     (tmp_path / "config.yaml").write_text("lora: {rank: 3}")
     with pytest.raises(UserError, match="config.yaml is not readable"):
         find_runs(tmp_path)

@@ -121,7 +121,7 @@ def test_a_repository_that_is_not_an_adapter_s_is_one_line_with_the_remedy(hub, 
     hub.store.seed("acme/below", **{f"lora/{name}": content for name, content in settings.items()})
     hub.store.seed("acme/card", **{"README.md": b"---\nlanguage: [en]\n---\n"})
     expected = {
-        "acme/whole": "the repository is that of a whole model and not of an adapter: give it as",
+        "acme/whole": "is that of a whole model and not of an adapter: predict and evaluate take it by",
         "acme/pickle": "its weights only as a pickle, adapter_model.bin, which can run code when it is read",
         "acme/below": "write `hf download acme/below --local-dir copy`, and give copy/lora",
         "acme/card": "has no adapter (adapter_config.json and adapter_model.safetensors); it holds README.md",

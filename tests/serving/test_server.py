@@ -381,7 +381,7 @@ def test_a_late_answer_is_504() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "give --base, or an adapter that names its base"),
+        ([], "give --adapter NAME=DIR, or --base DIR for a model without adapters"),
         (["--adapter", "a"], "--adapter 'a': write --adapter NAME=DIR"),
         (["--adapter", "a=no/such/folder"], "--adapter 'no/such/folder'"),
         (["--adapter", "{a}", "--adapter", "{a}"], "the name 'a' is taken"),
