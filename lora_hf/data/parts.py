@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 from lora_hf.arguments import shown
 from lora_hf.config import DataConfig
+from lora_hf.data.prompts import unix_lines
 from lora_hf.data.tokenize import ABSURD, source_lengths
 from lora_hf.errors import UserError, did_you_mean
 
@@ -80,8 +81,10 @@ def divided(texts: Sequence[str], tokenizer: Any, data: DataConfig) -> list[list
         data: its `prompt`, `max_source_length` and languages are used.
 
     Returns:
-        One list per text; a text that fits is its only part, unchanged. Parts lose the spaces around them.
+        One list per text; a text that fits is its only part, with `\n` as its line ends. Parts lose the
+        spaces around them.
     """
+    texts = list(map(unix_lines, texts))
     limit = data.max_source_length
 
     def measure(texts: Sequence[str]) -> list[int]:

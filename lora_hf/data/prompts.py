@@ -29,15 +29,15 @@ PROMPTS: dict[str, str] = {
 def prompt_template(name_or_template: str) -> str:
     """Return the template of a shipped prompt, or the text itself if it contains `{dialogue}` or `{source}`.
 
-    The template returned contains `{dialogue}`.
+    The template returned contains `{dialogue}`, and its line ends are those of `unix_lines`.
 
     Raises:
         ValueError: neither. The message begins with a verb: callers put the field before it.
     """
     if PLACE in name_or_template:
-        return name_or_template
+        return unix_lines(name_or_template)
     if OTHER_PLACE in name_or_template:
-        return name_or_template.replace(OTHER_PLACE, PLACE)
+        return unix_lines(name_or_template.replace(OTHER_PLACE, PLACE))
     if name_or_template in PROMPTS:
         return PROMPTS[name_or_template]
     shipped = ", ".join(map(repr, PROMPTS))
@@ -74,3 +74,11 @@ def unfilled_prompt(prompt: str, columns: Collection[str]) -> str:
 def fill_prompt(template: str, dialogue: str) -> str:
     """Return the template with the dialogue inserted."""
     return template.replace(PLACE, dialogue)
+
+
+def unix_lines(text: str) -> str:
+    """Return the text with `\n` for each line end that is written `\r\n` (Windows) or `\r`.
+
+    Some tokenizers (ByT5's, BART's) have tokens of their own for `\r`: a model would read another text.
+    """
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -29,6 +29,7 @@ from lora_hf.data.opened import (
     open_text,
     readable,
 )
+from lora_hf.data.prompts import unix_lines
 from lora_hf.data.split_names import split_named
 from lora_hf.errors import NOT_JSON, UserError, did_you_mean, first_line, listed, path_hint
 
@@ -119,7 +120,7 @@ def read_lines(path: Path, form: Form = SEEN) -> list[str]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file.{path_hint(str(path))}")
-    text = read_text(path, form).replace("\r\n", "\n").replace("\r", "\n")
+    text = unix_lines(read_text(path, form))
     return text.removesuffix("\n").split("\n") if text else []
 
 

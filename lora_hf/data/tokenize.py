@@ -1,5 +1,7 @@
 """Tokenize examples, and count what is truncated and what the tokenizer does not know.
 
+Line ends are the same whichever way a file has written them (`prompts.unix_lines`).
+
 Special tokens are those that the tokenizer itself puts around a text, in the config's languages. What looks
 like one inside a text (`</s>` in HTML) is text: it would end a summary where it stands.
 """
@@ -14,7 +16,7 @@ from torch.utils.data import Dataset
 from lora_hf.config import DataConfig
 from lora_hf.config.task import Task
 from lora_hf.data.examples import Example
-from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template
+from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template, unix_lines
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens, count_unknown
 from lora_hf.errors import UserError
 from lora_hf.models.languages import frame, in_languages, target_vocabulary
@@ -135,7 +137,7 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
                 f"data.max_source_length={limit} leaves no room for text: the prompt alone has "
                 f"{prompt_length} tokens"
             )
-        dialogues = [_beginning(dialogue, limit, tokenizer) for dialogue in dialogues]
+        dialogues = [_beginning(unix_lines(dialogue), limit, tokenizer) for dialogue in dialogues]
         ids, with_special = _encode_texts(dialogues, tokenizer, template)
         after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
         tail = [*after, *frame(tokenizer).tail]
@@ -152,7 +154,8 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
 def source_lengths(dialogues: list[str], tokenizer: Any, config: DataConfig) -> list[int]:
     """Return the number of tokens of each dialogue in its prompt, before anything is cut."""
     with in_languages(tokenizer, config):
-        ids, _ = _encode_texts(dialogues, tokenizer, prompt_template(config.prompt))
+        texts = list(map(unix_lines, dialogues))
+        ids, _ = _encode_texts(texts, tokenizer, prompt_template(config.prompt))
         return [len(row) for row in ids]
 
 
@@ -169,7 +172,7 @@ def encode_targets(references: list[str], tokenizer: Any, config: DataConfig) ->
     limit, end = config.max_target_length, tokenizer.eos_token_id
     with in_languages(tokenizer, config):
         head, tail = frame(tokenizer, is_target=True)
-        references = [_beginning(reference, limit, tokenizer) for reference in references]
+        references = [_beginning(unix_lines(reference), limit, tokenizer) for reference in references]
         ids, with_special = _encode_texts(references, tokenizer, is_target=True)
     if head[:1] == [end]:
         ids = [row[1:] for row in ids]

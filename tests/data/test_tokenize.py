@@ -4,15 +4,16 @@ import pytest
 import torch
 from support.inputs import shared_data
 from support.selection import slow_except
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq
+from transformers import AutoTokenizer, ByT5Tokenizer, DataCollatorForSeq2Seq
 
 from lora_hf.config import DataConfig, RunConfig
 from lora_hf.config.task import TASKS
 from lora_hf.data.examples import Example
+from lora_hf.data.parts import divided
 from lora_hf.data.prepare import load_data
 from lora_hf.data.prompts import PROMPTS
 from lora_hf.data.splits import load_split
-from lora_hf.data.tokenize import TokenizedDialogues, encode_sources, generation_length
+from lora_hf.data.tokenize import TokenizedDialogues, encode_sources, generation_length, source_lengths
 from lora_hf.errors import UserError
 from lora_hf.models.load import ASSETS
 
@@ -77,6 +78,21 @@ def test_a_cut_source_has_just_the_limit_and_keeps_both_ends_of_its_prompt(token
     assert cut[: -len(tail)] == whole[: 64 - len(tail)]  # the dialogue's last tokens went, nothing else
     assert short == tokenizer(PROMPTS[prompt].replace("{dialogue}", "A: Hi.")).input_ids
     assert (sources.cut, sources.long) == (1, 1)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+@pytest.mark.parametrize("make", [lambda: AutoTokenizer.from_pretrained(ASSETS), ByT5Tokenizer])
+def test_line_ends_of_windows_are_those_of_unix(make, end):
+    tokenizer, lines = make(), ["Tom: Hi Anna!", "Anna: Hello, Tom.", ""] * 30
+    unix, other = ("\n".join(lines), "\n\n{dialogue}\n"), (end.join(lines), f"{end}{end}{{dialogue}}{end}")
+
+    def tokens(text, prompt):
+        data = DataConfig(prompt=prompt, max_source_length=99)
+        rows = TokenizedDialogues([Example("1", text, (text,))], tokenizer, data, "train")
+        return rows.rows, source_lengths([text], tokenizer, data), divided([text], tokenizer, data)
+
+    assert tokens(*other) == tokens(*unix)
+    assert encode_sources(["\n"], ByT5Tokenizer(), DataConfig(prompt="plain")).ids == [[13, 1]]
 
 
 def test_a_source_at_the_limit_is_whole_and_a_longer_one_is_cut(tokenizer):

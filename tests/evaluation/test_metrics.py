@@ -204,6 +204,16 @@ def test_rouge_by_the_registry_is_rouge_to_the_bit():
         assert measured.best[name].by_example() == known.best[name]
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_scores_do_not_depend_on_how_line_ends_are_written(end):
+    scoring = scoring_by(["rouge", "accuracy"])
+    made, true = ["Anna calls.\nTom waits.", "yes\nno"], [["Tom waits.\nAnna calls."], ["yes\nno"]]
+    ends = [[text.replace("\n", end) for text in texts] for texts in true]
+    unix, other = scoring.measure(made, true), scoring.measure(made, ends)
+    for name, values in unix.scores.items():
+        assert other.scores[name].value == values.value, name
+
+
 def test_english_words_are_no_measure_of_an_output_in_another_script():
     record = score(["hello я не знаю", "he walks", "they sing"], ["hello", "he is walking", "all sing"])
     assert record["rouge_tokenizer"].startswith("english") and record["rouge_unicode_examples"] == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_hf.config import RunConfig
 from lora_hf.config.task import SUFFIX, SUMMARIZATION, TASKS, Task, not_a_metric, task_of
+from lora_hf.data.prompts import unix_lines
 from lora_hf.errors import UserError
 from lora_hf.evaluation.metrics import answers, errors, translation
 from lora_hf.evaluation.metrics.own import own_metric, own_score
@@ -108,14 +109,15 @@ class Scoring:
         references: Sequence[Sequence[str]],
         known: Mapping[str, Measured] | None = None,
     ) -> Measured:
-        """Score predictions by all metrics.
+        """Score predictions by all metrics; line ends count as the same whichever way they are written.
 
         Args:
             predictions: n texts.
             references: n lists of one or more texts.
             known: scores of metrics that were computed before.
         """
-        texts, of_each = list(predictions), [list(own) for own in references]
+        texts = list(map(unix_lines, predictions))
+        of_each = [list(map(unix_lines, own)) for own in references]
         found = []
         for name in self.task.metrics:
             if known and name in known:
