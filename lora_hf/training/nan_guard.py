@@ -45,6 +45,8 @@ class NanGuard:
         """Losses of the batches since the last step (their shares of its loss), still on the device."""
         self.tokens: Tensor | int | None = None
         """Number of label tokens in these batches."""
+        self._first: int | None = None
+        """The first step of this training; above 1 in one that was resumed."""
         self._skipping: Any = None
         """The optimizer, if it skips bad steps on the device."""
         self._unread: tuple[int, Tensor, Any, Tensor | int | None] | None = None
@@ -78,7 +80,11 @@ class NanGuard:
                 event.record(torch.cuda.current_stream(numbers.device))
             self._unread = step, host, event, self.tokens
         scaler = self._scaler()
-        if step == (ZERO_STEPS if scaler is None else SCALER_STEPS) + 1 and self._learning_rate() == 0:
+        self._first = self._first or step
+        last = (ZERO_STEPS if scaler is None else SCALER_STEPS) + 1
+        if self._first == last:  # resumed: this step still has the rate of the checkpoint
+            last += 1
+        if step == last and self._learning_rate() == 0:
             raise AgreedError(
                 f"step {step}: the learning rate is still 0; {self._why_stuck(scaler is not None)}"
             )
@@ -200,9 +206,10 @@ class NanGuard:
         args = self.trainer.args
         if args.learning_rate == 0:
             return "choose a training.learning_rate above 0"
+        schedule: Any = args.lr_scheduler_type
         return (
             f"nothing raises it to training.learning_rate={args.learning_rate:g}: "
-            f"check training.lr_scheduler_type={str(args.lr_scheduler_type)!r} and training.warmup_steps"
+            f"check training.lr_scheduler_type={schedule.value!r} and training.warmup_steps"
         )
 
 

@@ -227,7 +227,7 @@ def test_gradients_that_are_all_zero_stop_training(tmp_path: Path) -> None:
         ({"learning_rate": 0.0}, "choose a training.learning_rate above 0"),
         (
             {"learning_rate": 0.1},
-            "nothing raises it to training.learning_rate=0.1: check training.lr_scheduler",
+            "nothing raises it to training.learning_rate=0.1: check training.lr_scheduler_type='linear' and",
         ),
     ],
 )
@@ -252,6 +252,28 @@ def test_a_warm_up_from_zero_is_accepted(schedule: str, tmp_path: Path) -> None:
     assert rates[0] == 0 < rates[1] and len(rates) == 5
 
 
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_finished_training_may_go_on_although_its_rate_ended_at_zero(done: int, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": done}
+    make_trainer(adapted(), arguments(tmp_path, max_steps=done, **saving)).train()
+    trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=done + 3, **saving))
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == done + 3
+
+
+def test_a_rate_that_stays_zero_ends_a_training_that_was_resumed_too(tmp_path: Path) -> None:
+    def stuck(steps: int) -> Any:
+        model = adapted()
+        optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        optimizers = optimizer, LambdaLR(optimizer, lambda step: 0.0)
+        args = arguments(tmp_path, max_steps=steps, save_strategy="steps", save_steps=2)
+        return make_trainer(model, args, optimizers=optimizers)
+
+    stuck(2).train()
+    with pytest.raises(UserError, match="step 4: the learning rate is still 0"):
+        stuck(6).train(resume_from_checkpoint=True)
+
+
 class Scaled:
     """A trainer, as the guard sees it, whose float16 scaler skips every step."""
 
@@ -262,12 +284,15 @@ class Scaled:
 
 
 def test_a_scaler_may_skip_steps_until_it_has_found_its_scale() -> None:
+    guard = NanGuard(Scaled(0))
+
     def look(step: int) -> None:
-        guard = NanGuard(Scaled(step))
+        guard.trainer.state.global_step = step
         guard.losses = [torch.tensor(2.0)]
         guard.check_step(torch.tensor(float("inf")))
 
-    look(0), look(2), look(16)
+    for step in (0, 2, 16):
+        look(step)
     with pytest.raises(UserError, match="step 18: the learning rate is still 0; every step was skipped"):
         look(17)
 
