@@ -5,8 +5,10 @@ the class. A model without adapters is trained whole by the same code.
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
 from lora_hf.data.collate import check_padding_side, check_tokens, warn_of_padded_labels, with_decoder_inputs
 from lora_hf.distributed import full_weights
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError, did_you_mean, first_line
 from lora_hf.evaluation.decoding import decoding_for
 from lora_hf.evaluation.generate import fast_generation, numbers_kept
 from lora_hf.fast.loss import chunked_cross_entropy
@@ -61,6 +63,10 @@ from lora_hf.training.unused_layers import UnusedLayers
 logger = logging.getLogger(__name__)
 
 
+OTHER_NAMES = {"tokenizer": "processing_class", "peft_config": "inject_adapters(model, LoraConfig(...))"}
+"""What takes the place of arguments that older versions of Transformers or other trainers have."""
+
+
 class LoraTrainer(ResumableTrainer):
     """Seq2SeqTrainer for a model with adapters or with the weights of a baseline.
 
@@ -88,8 +94,8 @@ class LoraTrainer(ResumableTrainer):
     The other arguments are those of `transformers.Seq2SeqTrainer`.
 
     Raises:
-        UserError: the ratio is below 1 or given beside an optimizer, the model has no lora_B, or `args` are
-            none of a `Seq2SeqTrainer`.
+        UserError: the ratio is below 1 or given beside an optimizer, the model has no lora_B, `args` are
+            none of a `Seq2SeqTrainer`, or it has no argument of a name.
     """
 
     loss_is_scaled_for_ga = True
@@ -123,6 +129,7 @@ class LoraTrainer(ResumableTrainer):
                 "args: LoraTrainer needs a transformers.Seq2SeqTrainingArguments, not "
                 f"{type(given).__name__}; it takes the same fields as TrainingArguments"
             )
+        check_arguments(super().__init__, kwargs)
         use_one_gpu(given)
         skip_unused_search(given, model)
         inner = unwrapped(model)  # the Trainer reads names of columns from it, and wraps it as it needs
@@ -385,3 +392,22 @@ class LoraTrainer(ResumableTrainer):
             text = "the weights of step %d of %d are kept: the best %s, %.4g"
             what = labels.get(name, name)
             logger.info(text, state.best_global_step, state.global_step, what, state.best_metric)
+
+
+def check_arguments(function: Callable[..., Any], given: dict[str, Any]) -> None:
+    """Refuse keywords that the trainer's `__init__` does not have.
+
+    Raises:
+        UserError: there is one. The message names what takes its place.
+    """
+    known = signature(function).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in given.keys() - known.keys():
+        if name in OTHER_NAMES:
+            hint = f" Use {OTHER_NAMES[name]} instead."
+        elif name in signature(Seq2SeqTrainingArguments).parameters:
+            hint = " It is a field of args, the Seq2SeqTrainingArguments."
+        else:
+            hint = did_you_mean(name, known)
+        raise UserError(f"LoraTrainer has no argument {name!r}.{hint}", name)

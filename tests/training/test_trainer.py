@@ -437,6 +437,22 @@ def test_arguments_of_a_plain_trainer_are_refused(given: Any, tmp_path: Path) ->
         LoraTrainer(adapted(), given and given(str(tmp_path), report_to="none", use_cpu=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tokenizer", "Use processing_class instead."),
+        ("compute_metric", "Did you mean 'compute_metrics'?"),
+        ("learning_rate", "It is a field of args"),
+        ("peft_config", "Use inject_adapters"),
+    ],
+)
+def test_arguments_that_the_trainer_does_not_have_are_refused_with_what_takes_their_place(
+    name: str, hint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(f"LoraTrainer has no argument {name!r}. {hint}")):
+        make_trainer(adapted(), arguments(tmp_path), **{name: None})
+
+
 def test_disabled_adapters_are_not_trained(tmp_path: Path) -> None:
     model = adapted()
     trainer = make_trainer(model, arguments(tmp_path))
