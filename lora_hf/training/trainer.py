@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from inspect import Parameter, signature
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
 from lora_hf.data.collate import check_padding_side, check_tokens, warn_of_padded_labels, with_decoder_inputs
-from lora_hf.distributed import full_weights
+from lora_hf.distributed import AgreedError, add_up, full_weights
 from lora_hf.errors import UserError, did_you_mean, first_line
 from lora_hf.evaluation.decoding import decoding_for
 from lora_hf.evaluation.generate import fast_generation, numbers_kept
@@ -105,6 +106,8 @@ class LoraTrainer(ResumableTrainer):
     saves_tokenizer = True
     """True if the tokenizer is written beside the adapter; the folder of a run names that of its base."""
     _has_begun = False
+    _rows_without_token = 0
+    """Rows of an evaluation in batches without a label token, whose loss is NaN."""
 
     def __init__(
         self,
@@ -338,10 +341,61 @@ class LoraTrainer(ResumableTrainer):
             fast_generation(self.model) if fast else nullcontext(),
             without_autocast(self.model) if generates else nullcontext(False) as self._has_autocast_outside,
         ):
+            self._rows_without_token = 0
             try:
-                return super().evaluation_loop(*args, **kwargs)
+                output = super().evaluation_loop(*args, **kwargs)
             finally:
                 self._has_autocast_outside = False
+            self._report_rows_without_token(output)
+            return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Any, Any, Any]:
+        """Evaluate a batch. Rows without labels get texts, if texts are to be generated, and no loss.
+
+        Raises:
+            UserError: there are no labels, and no text is to be generated.
+        """
+        labels = inputs.get("labels")
+        can_generate = getattr(unwrapped(self.model), "can_generate", lambda: False)
+        args: Any = self.args
+        if labels is None and self.label_names == ["labels"] and can_generate():
+            if prediction_loss_only or not args.predict_with_generate:
+                raise UserError(
+                    "the rows have no labels, without which there is neither a loss nor a prediction: add "
+                    "the token ids of the target texts as `labels`, or call predict with "
+                    f"predict_with_generate=True in args (it is {args.predict_with_generate})"
+                )
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        elif isinstance(labels, Tensor) and not bool((labels != -100).any()):
+            self._rows_without_token += len(labels)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+
+    def _report_rows_without_token(self, output: Any) -> None:
+        """Say what the loss of an evaluation leaves out, or why it is NaN.
+
+        Raises:
+            UserError: it is NaN; in `predict`, whose texts are there, this is a warning.
+        """
+        rows = torch.tensor(self._rows_without_token, device=self.args.device)
+        add_up(rows)
+        for name, value in output.metrics.items():
+            if not rows or not name.endswith("_loss"):
+                continue
+            effect = "has nothing of" if isfinite(value) else f"is {value}, because of"
+            text = (
+                f"{name} {effect} {int(rows):,} rows in batches whose labels are all -100: leave rows "
+                "without labels out of the dataset"
+            )
+            if name.startswith("eval") and not isfinite(value):
+                raise AgreedError(text)
+            logger.warning("%s", text)
 
     def compute_loss_context_manager(self) -> Any:
         """Return the context of an evaluation's loss: the training's autocast, if the forward lacks it."""

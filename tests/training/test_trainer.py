@@ -321,11 +321,44 @@ def test_a_model_that_returns_tuples_trains_by_its_own_loss(kind: str, tmp_path:
     assert found[1] == pytest.approx([factor * loss for loss in found[0]], rel=1e-5)
 
 
-def test_a_batch_without_labels_is_one_error(tmp_path: Path) -> None:
-    class WithoutLabels(Rows):
-        def __getitem__(self, i: int) -> dict[str, list[int]]:
-            return {name: ids for name, ids in super().__getitem__(i).items() if name != "labels"}
+class WithoutLabels(Rows):
+    def __getitem__(self, i: int) -> dict[str, list[int]]:
+        return {name: ids for name, ids in super().__getitem__(i).items() if name != "labels"}
 
+
+def test_rows_without_labels_get_texts_and_no_scores(tmp_path: Path) -> None:
+    trainer = make_trainer(adapted(), arguments(tmp_path, predict_with_generate=True))
+    found = trainer.predict(WithoutLabels(5))
+    texts = trainer.predict(Rows(5)).predictions
+    assert (found.predictions[:, : texts.shape[1]] == texts).all()
+    assert found.label_ids is None and "test_loss" not in found.metrics
+    with pytest.raises(UserError, match="the rows have no labels"):
+        trainer.evaluate(WithoutLabels(5))
+    trainer = make_trainer(adapted(), arguments(tmp_path))
+    with pytest.raises(UserError, match="predict_with_generate=True in args .it is False"):
+        trainer.predict(WithoutLabels(5))
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_evaluation_rows_whose_labels_are_all_masked_are_counted(
+    generates: bool, tmp_path: Path, caplog: Any
+) -> None:
+    rows = Rows(9)
+    for row in rows.rows[1:]:
+        row["labels"] = [-100, -100]
+    args = arguments(tmp_path, predict_with_generate=generates, per_device_eval_batch_size=4)
+    trainer = make_trainer(adapted(), args, eval_dataset=rows)
+    first = trainer.evaluate(rows.rows[:4])["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == first
+    says = "rows in batches whose labels are all -100: leave rows without labels out of the dataset"
+    assert f"eval_loss has nothing of 5 {says}" in caplog.text
+    assert len(trainer.predict(rows.rows[1:]).label_ids) == 8
+    assert f"test_loss is nan, because of 8 {says}" in caplog.text
+    with pytest.raises(UserError, match=f"eval_loss is nan, because of 8 {says}"):
+        trainer.evaluate(rows.rows[1:])
+
+
+def test_a_batch_without_labels_is_one_error(tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=1), train_dataset=WithoutLabels(8))
     with pytest.raises(
         UserError, match="a batch has no labels, only .*input_ids.*: add the token ids of the"
