@@ -122,7 +122,7 @@ def _section_fields() -> dict[str, Any]:
 
 if TYPE_CHECKING:
 
-    class LoraSection(_LoraSection, LoraConfig):  # type: ignore[misc]
+    class LoraSection(_LoraSection, LoraConfig):
         """The section with the fields of `LoraConfig`."""
 
 else:

@@ -65,10 +65,11 @@ class PredictionSettings:
             if not isinstance(own, dict):
                 raise UserError(f"{file}: generation={shown(own)} is not an object; {AGAIN}")
             # null says that nobody set the length: it may be lowered to what a model can take
-            generation = GenerationConfig(
-                **(own | {"max_new_tokens": manifest.get("max_new_tokens") or None})
+            generation = GenerationConfig.model_validate(
+                own | {"max_new_tokens": manifest.get("max_new_tokens") or None}
             )
-            return cls(DataConfig(**(prompt | data)), length, generation, _task_in(manifest, file))
+            asked = DataConfig.model_validate(prompt | data)
+            return cls(asked, length, generation, _task_in(manifest, file))
         except ValidationError as error:
             raise UserError(f"{file}: {'; '.join(map(_wrong_field, error.errors()))}; {AGAIN}") from None
 
@@ -95,7 +96,7 @@ class PredictionSettings:
         if given.get("num_beams") == 1:
             own = {key: value for key, value in own.items() if key not in BEAM_FIELDS}
         try:
-            generation = GenerationConfig(**(own | given))
+            generation = GenerationConfig.model_validate(own | given)
         except ValidationError as error:
             raise UserError(f"{where}: {'; '.join(map(_wrong_field, error.errors()))}") from None
         for name in BEAM_FIELDS if generation.num_beams == 1 else ():

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from lora_hf.config.schema import METHOD_CHOICES, RunConfig, Section
+from lora_hf.config.sweep import SPACE, Range
+from lora_hf.config.task import Task
 from lora_hf.config.training_fields import DROPPED, ELSEWHERE, FIXED, training_fields
 from lora_hf.errors import UserError
 
@@ -217,7 +219,22 @@ def _reason_of_training(name: str, value: Any) -> str:
 
 def mistakes_of(error: ValidationError, data: Any) -> list[Mistake]:
     """Return Pydantic's errors as mistakes, one per key."""
-    return list({mistake.path: mistake for mistake in (_mistake(e, data) for e in error.errors())}.values())
+    return _mistakes(error.errors(), data)
+
+
+def _mistakes(errors: Sequence[Any], data: Any) -> list[Mistake]:
+    return list({mistake.path: mistake for mistake in (_mistake(error, data) for error in errors)}.values())
+
+
+def of_call(section: type[Section], error: ValidationError, fields: dict[str, Any]) -> UserError:
+    """Return the error of a section that was made in Python, in the words of `load_config`."""
+    homes: dict[Any, KeyPath] = {field.annotation: (name,) for name, field in RunConfig.model_fields.items()}
+    at = (homes | {Task: ("task",), Range: SPACE}).get(section, ())
+    data: Any = {key: one.model_dump() if isinstance(one, Section) else one for key, one in fields.items()}
+    for part in reversed(at):
+        data = {part: data}
+    mistakes = _mistakes([one | {"loc": (*at, *one["loc"])} for one in error.errors()], data)
+    return UserError("\n".join(mistake.text for mistake in mistakes))
 
 
 def phrase_of(error: ErrorDetails) -> str:
@@ -236,6 +253,8 @@ def _mistake(error: ErrorDetails, data: Any) -> Mistake:
     value, context = error["input"], error.get("ctx", {})
     if error["type"] == "extra_forbidden":
         return unknown_key(path, value)
+    if error["type"] == "missing":
+        return Mistake(path, f"{dotted(path)} is missing")
     if path and path[-1] == "[key]":  # a key of `arms`, or a key that is not text
         return unknown_key(path[:-1], _value_at(data, path[:-1]))
     if error["type"] == "together":  # two fields that do not go together; the error names the one to change

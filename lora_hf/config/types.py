@@ -3,11 +3,19 @@
 import os
 import re
 from contextlib import suppress
+from importlib import import_module
 from operator import index
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
+
+from lora_hf.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 _FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; no file system accepts more
@@ -62,10 +70,40 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
 Items = Annotated[tuple[T, ...], BeforeValidator(_read_list)]
 
 
-class Section(BaseModel):
+class Explained(ModelMetaclass):
+    """The type of the sections: a call with wrong fields raises a `UserError` in the words of `load_config`.
+
+    `model_validate` raises Pydantic's own, for those who know more about the place of a mistake.
+    """
+
+    def __call__(cls, /, **fields: Any) -> Any:
+        """Return the section with these fields."""
+        try:
+            return super().__call__(**fields)
+        except ValidationError as error:
+            problems = import_module("lora_hf.config.problems")  # which imports the sections, and YAML
+            raise problems.of_call(cls, error, fields) from None
+
+
+class Section(BaseModel, metaclass=Explained):
     """A part of the YAML."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change a field.
+
+        Raises:
+            UserError: the message says how to get a changed copy.
+        """
+        if name.startswith("_"):  # a private attribute
+            super().__setattr__(name, value)
+            return
+        raise UserError(
+            f"{name}: the fields of a {type(self).__name__} cannot be changed; make another one, or a copy: "
+            f"config.model_copy(update={{{name!r}: ...}})",
+            name,
+        )
 
 
 class Forgiving(GenerateJsonSchema):

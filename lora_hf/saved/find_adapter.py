@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.adapters.saved_adapter import CONVERT, PICKLE, SavedAdapter
@@ -244,7 +242,7 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     storage = manifest.get("base_store", {})
     try:
         config = ModelConfig(**where, **storage)
-    except (TypeError, ValidationError) as error:
+    except (TypeError, UserError) as error:
         raise UserError(
             f"{saved.folder}: {CONFIG_NAME} and {MANIFEST_NAME} do not describe a base model: {where} with "
             f"base_store={storage!r}: {first_line(error)}"

@@ -324,7 +324,7 @@ class InferenceModel:
     @staticmethod
     def _with_prompt(data: DataConfig, prompt: str) -> DataConfig:
         try:
-            return DataConfig(**(data.model_dump(exclude_unset=True) | {"prompt": prompt}))
+            return DataConfig.model_validate(data.model_dump(exclude_unset=True) | {"prompt": prompt})
         except ValidationError as error:
             raise UserError(f"generate: prompt={prompt!r} {phrase_of(error.errors()[0])}") from None
 

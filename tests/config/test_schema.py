@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from lora_hf.adapters.config import LoraConfig
 from lora_hf.config.load import load_config
 from lora_hf.config.schema import METHOD_CHOICES, SECTIONS, LoraSection, RunConfig, Section
+from lora_hf.config.sweep import Range
+from lora_hf.config.task import Task
 from lora_hf.data.prompts import PROMPTS, fill_prompt, prompt_template
 from lora_hf.errors import UserError
 
@@ -89,6 +91,46 @@ def test_common_spellings_of_values_are_accepted(data: dict[str, Any], value: An
 def test_a_config_that_would_fail_later_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RunConfig.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"data": {"on_bad_row": "x"}},
+        {"data": {"dialog_column": "said", "max_source_length": "long"}},
+        {"data": {"prompt": "no place"}},
+        {"data": {"validation_share": 0.9, "test_share": 0.9}},
+        {"model": {"load_in_4bit": True, "load_in_8bit": True}},
+        {"model": {"revision": 3}},
+        {"generation": {"num_beams": 0, "lengths": 3}},
+        {"lora": {"r": "x", "alpha": 3}},
+        {"bottleneck": {"bottleneck_dim": 0}},
+        {"prompt_tuning": {"init": "zeros"}},
+        {"task": {"metrics": ["x"]}},
+        {"sweep": {"runs": "all"}},
+        {"method": "x", "data": {"lr": 1}, "lora": 3},
+    ],
+    ids=str,
+)
+def test_a_section_made_in_python_is_refused_in_the_words_of_load_config(
+    data: dict[str, Any],
+) -> None:
+    kinds = {name: field.annotation for name, field in RunConfig.model_fields.items()} | {"task": Task}
+    with pytest.raises(UserError) as expected:
+        load_config(data)
+    (name, fields), *others = data.items()
+    with pytest.raises(UserError) as error:
+        RunConfig(**data) if others else kinds[name](**fields)
+    assert str(error.value) == str(expected.value).replace("config: ", "")
+
+
+def test_a_field_that_is_changed_or_missing_is_one_error() -> None:
+    with pytest.raises(UserError, match="^seed: the fields of a RunConfig cannot be changed"):
+        RunConfig().seed = 3
+    with pytest.raises(UserError, match="^sweep.space.high is missing$"):
+        Range(low=1)
+    with pytest.raises(UserError, match="^sweep.space={low: 3, high: 1} holds an empty range"):
+        Range(low=3, high=1)
 
 
 IN_4_BITS = {"load_in_4bit": True}

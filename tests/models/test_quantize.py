@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from support.families import make_family
 from support.models import CPU, T5_SHAPE, gradients_of, randomize, saved, untie_head
 from support.selection import slow_except
@@ -157,16 +156,14 @@ def test_finite_gradients_reach_every_adapter(store: str, dtype: str, tmp_path: 
 
 def test_quantize_wo_is_refused_in_float16_and_two_bit_widths_are_refused(tmp_path: Path) -> None:
     for fields in ({"dtype": "float16"}, {"bnb_4bit_compute_dtype": "float16"}):
-        with pytest.raises(
-            ValidationError, match="cannot be combined with float16, in which T5's wo overflows"
-        ):
+        with pytest.raises(UserError, match="cannot be combined with float16, in which T5's wo overflows"):
             ModelConfig(load_in_4bit=True, quantize_wo=True, **fields)
         ModelConfig(quantize_wo=True, **fields)
-    with pytest.raises(ValidationError, match="and model.load_in_4bit=true exclude each other"):
+    with pytest.raises(UserError, match="and model.load_in_4bit=true exclude each other"):
         ModelConfig(load_in_4bit=True, load_in_8bit=True)
-    with pytest.raises(ValidationError, match="has 8 bits only: set load_in_8bit: true, or quant"):
+    with pytest.raises(UserError, match="has 8 bits only: set load_in_8bit: true, or quant"):
         ModelConfig(load_in_4bit=True, quant_method="torchao")
-    with pytest.raises(ValidationError, match="has 4 bits only: set load_in_4bit: true, or quant"):
+    with pytest.raises(UserError, match="has 4 bits only: set load_in_4bit: true, or quant"):
         ModelConfig(load_in_8bit=True, quant_method="hqq")
 
 
@@ -174,7 +171,7 @@ def test_quantize_wo_is_refused_in_float16_and_two_bit_widths_are_refused(tmp_pa
 def test_a_library_that_would_store_nothing_is_refused_unless_dense_is_asked_for(
     method: str, bits: int
 ) -> None:
-    with pytest.raises(ValidationError, match=f"stores nothing without model.load_in_{bits}bit: true"):
+    with pytest.raises(UserError, match=f"stores nothing without model.load_in_{bits}bit: true"):
         ModelConfig(quant_method=method)
     dense = {"load_in_4bit": False, "load_in_8bit": False}
     for given in ({f"load_in_{bits}bit": False}, dense):  # one variant that switches quantization off
@@ -187,7 +184,7 @@ def test_a_library_that_would_store_nothing_is_refused_unless_dense_is_asked_for
 @pytest.mark.parametrize("store", STORES)
 def test_full_fine_tuning_is_dense_in_a_comparison_and_refused_by_itself(store: str, tmp_path: Path) -> None:
     config = stored(tmp_path, store)
-    with pytest.raises(ValidationError, match=r"cannot be trained in full.*or load_in_[48]bit: false"):
+    with pytest.raises(UserError, match=r"cannot be trained in full.*or load_in_[48]bit: false"):
         RunConfig(method="full", model=config)
     assert RunConfig(model=config).for_run("full", 1, "x").model.storage == "dense"
     with pytest.raises(UserError, match="-bit weights cannot all be trained"):
