@@ -1,6 +1,7 @@
 """Commands that train, or plan a training, from a config or from a model and data."""
 
 import json
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -155,6 +156,8 @@ def plan(
     From a config: [dim]lora-hf plan --config configs/flan_t5_base_dialogsum_lora.yaml lora.r=16[/dim]
 
     Without one: [dim]lora-hf plan google/flan-t5-small talks.csv[/dim]
+
+    With the GPU for each size of FLAN-T5: [dim]lora-hf plan -v --config flan_t5_base_dialogsum_lora[/dim]
     """
     from lora_hf.config.load import load_config
 
@@ -174,6 +177,7 @@ def plan(
 
     from lora_hf.reporting.plan_table import plan_terminal
 
-    Console(highlight=False).print(*plan_terminal(record), sep="\n")
+    is_verbose = logging.getLogger("lora_hf").isEnabledFor(logging.DEBUG)
+    Console(highlight=False).print(*plan_terminal(record, is_verbose), sep="\n")
     shown = source.words if source.text is None else shlex.join(words or [])
     show_next("plan", as_json, source=shown)

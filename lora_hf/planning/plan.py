@@ -474,9 +474,9 @@ def _work(config: RunConfig, rows: Rows | None, read: bool) -> tuple[Batch, int 
             missing = "the model's tokenizer is"
             if read and steps is None and not config.data.streaming:
                 steps = steps_of(sum(len(row.references) for row in load_split(config.data, "train")))
-        return bounds, steps, f"the limits in the config, because {missing} not on this machine"
+        return bounds, steps, f"limits of the config, because {missing} not on this machine"
     longest = max(len(row["input_ids"]) for row in rows.rows), max(len(row["labels"]) for row in rows.rows)
-    said = f"the longest of {len(rows):,} training rows; {rows.truncation}"
+    said = f"longest of {len(rows):,} rows; {rows.truncation}"
     return Batch(size, *longest), steps_of(len(rows)), said
 
 

@@ -10,12 +10,17 @@ from lora_hf.planning.plan import BY_DEFAULT
 from lora_hf.reporting.tables import bytes_cell, terminal_table
 from lora_hf.training.compiling import LEAST_STEPS
 
-STORED = {"bfloat16": "in bfloat16", "float32": "in float32 (T4, V100)", "nf4": "in 4 bits"}
+STORED = {"bfloat16": "bfloat16", "float32": "float32 (T4, V100)", "nf4": "4 bits"}
 """Storage formats of the sizes of FLAN-T5 -> words for them."""
 
 
-def plan_terminal(record: dict[str, Any]) -> list[Table | str]:
-    """Return the run, a table of the memory that it needs, and notes: about 20 lines of 80 columns."""
+def plan_terminal(record: dict[str, Any], is_verbose: bool = False) -> list[Table | str]:
+    """Return the run, a table of the memory that it needs, and notes: at most 15 lines of 80 columns.
+
+    Args:
+        record: what `lora_hf.plan` returned.
+        is_verbose: show the sizes of FLAN-T5 also where changes are listed that make the run fit.
+    """
     total, train = sum(record["parameters"].values()), record["trainable"]
     batch, task, disk = record["batch"], task_of(record), record["disk"]
     lines: list[Table | str] = [
@@ -27,10 +32,12 @@ def plan_terminal(record: dict[str, Any]) -> list[Table | str]:
     lines += _compiled(record)
     if "not_counted" in record:
         lines.append(f"{record['not_counted']}.".capitalize())
-    lines += _sizes(record)
+    if is_verbose or len(record.get("ways", ())) < 2:
+        lines += _sizes(record)
+    lengths = batch["lengths"].partition(";")[0].partition(", because")[0]
     lines.append(
-        f"A step has {batch['dialogues']} {task.sources} of at most {batch['source']} tokens, "
-        f"{task.targets} of {batch['target']}: {batch['lengths'].partition(';')[0]}."
+        f"Step: {batch['dialogues']} {task.sources} of up to {batch['source']} tokens, "
+        f"{task.targets} of {batch['target']}: {lengths}."
     )
     lines.append(_time(record))
     lines.append(
@@ -65,14 +72,14 @@ def _how(record: dict[str, Any]) -> str:
 
 
 def _compiled(record: dict[str, Any]) -> list[str]:
-    """Return what the figures of a compiled run are, and whether it is compiled without asking for it."""
+    """Return that the figures of a compiled run are bounds, and whether it is compiled by default."""
     reasons = {record["compiled"], *(way["compiled"] for way in record.get("ways", ()))} - {None}
     if not reasons:
         return []
-    lines = ["Compiled: an upper bound, because what uncompiled blocks keep is counted."]
+    note = "Compiled: an upper bound."
     if BY_DEFAULT in reasons:
-        lines.append(f"Runs of {LEAST_STEPS:,} steps or more are compiled by default on such a GPU.")
-    return lines
+        note += f" Runs of {LEAST_STEPS:,} steps or more compile on such a GPU."
+    return [note]
 
 
 def _largest(record: dict[str, Any]) -> int:
@@ -89,21 +96,20 @@ def _here(record: dict[str, Any]) -> list[str]:
     return [bytes_cell(needed), f"{'yes' if needed <= free else 'no'}, {bytes_cell(free)} free"]
 
 
-def _sizes(record: dict[str, Any]) -> list[str]:
+def _sizes(record: dict[str, Any]) -> list[Table | str]:
     """Return the GPU that each size of FLAN-T5 fits, with the run's batch, by storage format."""
-    lines, sizes = [], record.get("sizes", {})
+    sizes = record.get("sizes", {})
+    if not sizes:
+        return []
     is_compiled = BY_DEFAULT in [way["compiled"] for way in record.get("ways", ())]
-    uncompiled = ", uncompiled" if is_compiled else ""
+    lines = [["smallest GPU for FLAN-T5", *sizes]]
     for name, label in STORED.items():
-        fits: dict[int | None, list[str]] = {}
-        for size, of in sizes.items():
-            if name in of:
-                fits.setdefault(of[name]["fits_gb"], []).append(size)
-        if fits:
-            parts = [f"{', '.join(names)} {f'{gb} GB' if gb else 'none'}" for gb, names in fits.items()]
-            label += uncompiled if name == "bfloat16" else ""
-            lines.append(f"FLAN-T5 {label}: {'; '.join(parts)}.")
-    return lines
+        fits = [of[name]["fits_gb"] if name in of else "" for of in sizes.values()]
+        cells = ["none" if gb is None else gb and f"{gb} GB" for gb in fits]
+        if any(cells):
+            label += ", uncompiled" if is_compiled and name == "bfloat16" else ""
+            lines.append([label, *cells])
+    return [terminal_table(lines, [], box=None, pad_edge=False, padding=(0, 3, 0, 0))]
 
 
 def _time(record: dict[str, Any]) -> str:
