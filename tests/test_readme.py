@@ -10,6 +10,7 @@ from support.inputs import FEW
 from typer.main import get_command
 
 from lora_hf import cli
+from lora_hf.serving.schemas import SummarizeRequest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +48,13 @@ def test_its_commands_take_these_options() -> None:
     for line in lines:
         _, verb, *words = shlex.split(line, comments=True)
         get_command(cli.app).commands[verb].make_context(verb, words)  # type: ignore[attr-defined]
+
+
+def test_its_request_is_one_that_the_server_takes() -> None:
+    (line,) = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("curl ")]
+    words = shlex.split(line, comments=True)
+    assert SummarizeRequest.model_validate_json(words[words.index("-d") + 1]).adapter == "talks"
+    assert words[1] == "localhost:8000/summarize" and "--adapter talks=" in README
 
 
 def test_its_figures_are_those_of_the_pages_that_hold_them() -> None:
