@@ -47,7 +47,9 @@ def init(
     ] = None,
     columns: Annotated[
         str | None,
-        typer.Option(help="Column to read and column to write, such as text,title. Default: found by name."),
+        typer.Option(
+            help="Columns of the input and of the target, such as text,title. Default: found by name."
+        ),
     ] = None,
     method: Annotated[
         str | None,
@@ -105,6 +107,7 @@ def _find_data(
 ) -> "tuple[str, Path, list[str], Look]":
     """Return the data, the new file, the columns and what was seen; ask again for what cannot be read."""
     from lora_hf.config.starter import default_output
+    from lora_hf.config.task import TASKS
     from lora_hf.config.yaml_reader import write_inline
 
     while True:
@@ -125,7 +128,11 @@ def _find_data(
             typer.echo(str(error), err=True)
             if is_of_columns:
                 data = place
-                names = [_ask("Column to read"), _ask("Column to learn to write")]
+                words = TASKS[task]
+                names = [
+                    _ask(f"Column of the input, the {words.source}"),
+                    _ask(f"Column of the target, the {words.target}"),
+                ]
 
 
 @dataclass(frozen=True)

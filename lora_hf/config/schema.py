@@ -115,11 +115,13 @@ class DataConfig(Section):
     """Endings of text files, source first: with `[de, en]`, line n of `train.en` is the target of line n of
     `train.de`. The columns are `source` and `target`."""
     dialogue_column: Text = "dialogue"
-    """Column of the dialogues: text, or a list of turns; `a.b` is the field b of the objects in a. Where the
-    columns of the default names are missing, known pairs of names are taken (docs/data.md)."""
+    """Column of the input, whatever the task: the dialogue, or the sentence to translate. It holds text or a
+    list of turns; `a.b` is the field b of the objects in a. Where the columns of the default names are
+    missing, known pairs of names are taken (docs/data.md)."""
     summary_column: Annotated[Text | Items[Text], BeforeValidator(_check_columns)] = "summary"
-    """Column of the reference summaries, or a list of columns of which each holds one. Rows with the same
-    dialogue are several references of it, and so are the texts of a list in a cell."""
+    """Column of the target, whatever the task: the reference summary, or the translation. A list of columns
+    gives one reference each. Rows with the same dialogue are several references of it, and so are the texts
+    of a list in a cell."""
     id_column: Text = "id"
     """Column copied to predictions.jsonl; `fname` where there is no `id`. Without both, the row number."""
     on_bad_row: Literal["error", "skip"] = "error"
