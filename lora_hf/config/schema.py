@@ -305,7 +305,8 @@ class RunConfig(Section):
     name: `task` and `data` each (docs/tasks.md). `embedded` takes those that the embedded model was made
     with."""
     arms: dict[Method, ArmOverride] = {}
-    """For a comparison: by method, the fields that differ from the common ones."""
+    """For `compare`: by method, the fields that only this run of the comparison has (in trials, the runs that
+    are compared are called arms)."""
     variants: dict[str, dict[str, Any]] = {}
     """For a study of methods: by name, the fields that replace the common ones, nested like them."""
     sweep: SweepSection = SweepSection()

@@ -83,6 +83,7 @@ def test_init_asks_for_what_the_options_do_not_say(
     run = load_config("mine.yaml")
     assert (run.task.name, run.model.model_name_or_path) == ("classification", "embedded")
     assert (run.data.dialogue_column, run.data.summary_column) == ("text", "gist")
+    assert {"Column of the input, the text", "Column of the target, the label"} <= set(asked)
     assert "'classify' is not one of" in err and "'loora' is not one of" in err
     assert "no such file" in err and "talks.csv has the columns ['gist', 'id', 'text']" in err
     assert next(answers, None) is None and out == "mine.yaml\n"
