@@ -196,6 +196,8 @@ class LoraConfig:
 
     def at(self, layer_name: str) -> "LoraConfig":
         """Return the settings of one layer: its own rank and alpha where a pattern names it."""
+        if not self.rank_pattern and not self.alpha_pattern:  # of any layer; a copy would be checked again
+            return self
         r = next((v for key, v in self.rank_pattern.items() if pattern_matches(key, layer_name)), self.r)
         alphas = (v for key, v in self.alpha_pattern.items() if pattern_matches(key, layer_name))
         return replace(self, r=r, lora_alpha=next(alphas, self.lora_alpha), rank_pattern={}, alpha_pattern={})

@@ -189,6 +189,8 @@ def _add_saved(model: nn.Module, saved: dict[str, nn.Module], adapter_name: str)
 
 def put_in_place(model: nn.Module, wrappers: Mapping[int, nn.Module]) -> None:
     """Put each wrapper at every place of its layer, given by the layer's `identity`."""
+    if not wrappers:
+        return
     new = {id(m): wrappers[identity(m)] for m in model.modules() if identity(m) in wrappers}
     replace_modules(model, new)
 

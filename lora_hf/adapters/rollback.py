@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+CONTAINERS = (dict, list, set)
+
 
 @contextmanager
 def rolled_back_on_error(model: nn.Module) -> Iterator[None]:
@@ -44,8 +46,13 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
         *{id(m.config): m.config for m in modules if hasattr(m, "config")}.values(),
     ]
     contents: dict[int, tuple[Any, Any]] = {}  # modules, parameters and buffers are in dicts
-    for owner in owners:
-        _keep(owner.__dict__, contents)
+    waiting: list[Any] = [owner.__dict__ for owner in owners]
+    while waiting:
+        container = waiting.pop()
+        if id(container) not in contents:
+            contents[id(container)] = container, container.copy()
+            values = container.values() if isinstance(container, dict) else container
+            waiting += [value for value in values if isinstance(value, CONTAINERS)]
 
     def restore() -> None:
         for container, held in contents.values():
@@ -55,11 +62,3 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
             parameter.requires_grad_(required)
 
     return restore
-
-
-def _keep(container: Any, contents: dict[int, tuple[Any, Any]]) -> None:
-    """Add the present content of a dict, list or set, and of those in it, to `contents`, once each."""
-    if isinstance(container, dict | list | set) and id(container) not in contents:
-        contents[id(container)] = container, container.copy()
-        for value in container.values() if isinstance(container, dict) else container:
-            _keep(value, contents)
