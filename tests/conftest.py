@@ -93,6 +93,18 @@ def no_collection_of_old_objects():
     gc.enable()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_handlers():
+    """Let PyTorch's loggers pass their records on to one, `torch`, in place of a handler each.
+
+    Three times a test pytest puts its two handlers on every logger that does not propagate, and PyTorch has
+    ninety: in the thousands of short tests this took most of the time.
+    """
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch.") and isinstance(logger, logging.Logger):
+            logger.propagate, logger.handlers = True, []
+
+
 @pytest.fixture(autouse=True)
 def default_loggers():
     """Reset the package's loggers before each test.

@@ -3,6 +3,7 @@
 import re
 
 import torch
+from support.built_once import built_once
 from support.families import make_family
 from support.models import T5_SHAPE, TOKENS, untie_head
 from torch import nn
@@ -32,6 +33,7 @@ BART = (("attention_heads", 2), ("ffn_dim", 48))
 CAUSAL = {**SMALL, "vocab_size": TOKENS, "num_key_value_heads": 1, "max_position_embeddings": 64}
 
 
+@built_once
 def build(kind: str, encoder: int, decoder: int) -> nn.Module:
     """Return a model whose outputs depend on the order of its blocks; with one stack, one number counts."""
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from support.built_once import built_once
 from support.models import T5_SHAPE, TOKENS
 
 BART_SHAPE = {
@@ -138,6 +139,7 @@ SIX = ("T5", "Bart", "M2M100", "T5Gemma", "UMT5", "SwitchTransformers")
 """Families in `make test`: one for each difference (scale, positions, layout, ties, experts)."""
 
 
+@built_once
 def make_family(family: str, **fields: Any) -> Any:
     """Build a model of a key of `EVERY`, its head tied to the embeddings where the family ties it."""
     torch.manual_seed(0)

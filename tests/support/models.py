@@ -1,10 +1,9 @@
 """Models built from configs, small enough to train in a test, with the structure of the real ones."""
 
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 
 import torch
+from support.built_once import built_once
 from torch import Tensor, nn
 from transformers import (
     BartConfig,
@@ -44,31 +43,27 @@ def untie_head(model: torch.nn.Module) -> None:
     model.config.tie_word_embeddings = False
 
 
+@built_once
 def make_t5() -> T5ForConditionalGeneration:
-    """Return the same T5 each time, and leave the random numbers that follow the same too."""
-    model, state = _t5()
-    torch.set_rng_state(state)
-    return deepcopy(model)
-
-
-@cache
-def _t5() -> tuple[T5ForConditionalGeneration, Tensor]:  # a thousand tests begin with it
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**T5_SHAPE))
     untie_head(model)
-    return model.eval(), torch.get_rng_state()
+    return model.eval()
 
 
+@built_once
 def make_mt5() -> MT5ForConditionalGeneration:
     torch.manual_seed(0)
     return MT5ForConditionalGeneration(MT5Config(**T5_SHAPE)).eval()
 
 
+@built_once
 def make_umt5() -> UMT5ForConditionalGeneration:
     torch.manual_seed(0)
     return UMT5ForConditionalGeneration(UMT5Config(**T5_SHAPE)).eval()
 
 
+@built_once
 def make_bart() -> BartForConditionalGeneration:
     torch.manual_seed(0)
     shape = {

@@ -19,7 +19,7 @@ from lora_hf import cli
 from lora_hf.config.load import load_config
 from lora_hf.config.problems import OTHER_NAMES
 from lora_hf.config.training_fields import DROPPED, installed_fields, training_fields
-from lora_hf.doctor import configs, of_config
+from lora_hf.doctor import CONFIG, configs, of_config
 from lora_hf.errors import UserError
 from lora_hf.runs.run import execute
 from lora_hf.training.arguments import check_half, check_training_settings, training_arguments
@@ -133,6 +133,7 @@ def test_the_run_and_the_doctor_refuse_a_setting_before_a_model_is_loaded(
     assert says in error
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not left
+    monkeypatch.delitem(CONFIG, "memory")  # the last check, and the slowest
     checks = ("fields", "training", "batches")
     found = [finding for finding in of_config(Path("quickstart"), overrides) if finding.check in checks]
     (fault,) = [finding for finding in found if finding.state == "fault"]
