@@ -103,7 +103,7 @@ clean:
 
 .venv/.installed-zero: .venv/.installed-test
 	$(call install,.venv) -c constraints.txt --target .venv/zero --upgrade --no-deps \
-	  deepspeed hjson py-cpuinfo msgpack einops ninja
+	  deepspeed hjson py-cpuinfo msgpack einops
 	@touch $@
 
 .venv/.installed-audit: .venv/bin/python pyproject.toml constraints.txt

@@ -31,26 +31,28 @@ STARTING = (
     "cli/test_exit_status.py",
     "cli/test_screen.py",
     "cli/test_shell.py",
+    "distributed/",
     "doctor/test_verify.py",
     "experiments/test_compare.py",
     "experiments/test_methods.py",
     "hub/",
+    "runs/test_processes.py",
     "serving/test_server.py",
     "test_docs.py",
 )
 """Files of tests that start commands. One worker runs them, so that only one imports what the commands need
 (`warm_python`)."""
 LONGEST = (
-    "runs/test_processes.py",
     "distributed/test_zero.py",
+    "distributed/test_torchrun.py",
+    "hub/test_main_job.py",
+    "runs/test_processes.py",
     "planning/test_plan.py",
     "test_quickstart.py",
     "test_notebook.py",
     "matrix/test_first_families.py",
-    "distributed/test_torchrun.py",
     "matrix/test_last_families.py",
     "scripts/test_bench.py",
-    "hub/test_main_job.py",
     "data/test_streaming_memory.py",
 )
 """Files that take longest, half a minute or more. They run first, so that no process begins one of them when

@@ -1,7 +1,10 @@
-"""Comparisons as a person starts them: real processes, each arm in its own. Minutes, not seconds."""
+"""Comparisons as a person starts them: real processes, each arm in its own.
+
+They are forks of `warm_python`, the arms too; `test_quickstart.py` starts a comparison whose processes each
+import everything.
+"""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,12 +30,11 @@ def stamps(root):
     return {p.parent.name: p.stat().st_mtime_ns for p in root.rglob(RESULTS)}
 
 
-def test_the_script_runs_each_arm_in_a_process_of_its_own_and_reuses_them(config_file):
+def test_the_script_runs_each_arm_in_a_process_of_its_own_and_reuses_them(config_file, warm_python):
     root = config_file.parent / "run"
 
     def script(*overrides):
-        words = [sys.executable, "scripts/compare.py", "--config", str(config_file), *overrides]
-        return subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        return warm_python.run(["scripts/compare.py", "--config", config_file, *overrides])
 
     done = script()
     assert done.returncode == 0, done.stderr
@@ -61,12 +63,11 @@ def test_the_script_runs_each_arm_in_a_process_of_its_own_and_reuses_them(config
     assert [name for name in before if after[name] != before[name]] == ["lora"]
 
 
-def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(config_file):
+def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(config_file, warm_python):
     root = config_file.parent / "run"
-    words = [sys.executable, "-m", "lora_hf", "compare", "--config", str(config_file)]
+    words = ["-m", "lora_hf", "compare", "--config", str(config_file)]
     words += ["training.max_steps=80", "training.logging_steps=1", "arms.full.training.max_steps=2"]
-    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unbuffered)
+    child = warm_python.start(words)
     for line in child.stderr:
         if ": loss " in line:
             break
@@ -75,36 +76,36 @@ def test_ctrl_c_stops_a_comparison_in_its_arm_and_the_same_command_ends_it(confi
     assert child.returncode == 130 and "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("interrupted: stopped after")]) == 1
     assert list((root / "lora" / "checkpoints").iterdir()) and not (root / "full").exists()
-    assert subprocess.run(words, capture_output=True).returncode == 0
+    assert warm_python.run(words).returncode == 0
     record = json.loads((root / "comparison.json").read_text())["arms"]["lora"]
     assert record["resumed_at_step"] > 0 and record["steps"] == 80
 
 
 @pytest.mark.timeout(1800)  # on a busy machine
 @pytest.mark.parametrize("verb, arm", [("compare", "lora"), ("sweep", "r-2")])
-def test_a_study_whose_process_is_killed_goes_on_where_it_was(verb, arm, config_file):
+def test_a_study_whose_process_is_killed_goes_on_where_it_was(verb, arm, config_file, warm_python):
     """SIGKILL of the parent alone: its arm stops by itself, and the same command, at once, takes it up."""
     root = config_file.parent / "run"
     own = ["training.max_steps=40", "training.save_strategy=steps", "training.save_steps=5"]
     own += ["arms.full.training.max_steps=2"]
     if verb == "sweep":
         own += ["sweep.space={lora: {r: [2]}}", "training.eval_strategy=steps", "training.eval_steps=20"]
-    words = [sys.executable, "-m", "lora_hf", verb, "--config", str(config_file), *own]
-    parent = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["-m", "lora_hf", verb, "--config", str(config_file), *own]
+    parent = warm_python.start(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (root / arm / "checkpoints" / "checkpoint-10").exists():
         assert parent.poll() is None
         time.sleep(0.005)
     parent.kill()
     parent.wait()
     before = stamps(root)
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = warm_python.run(words)
     assert done.returncode == 0, done.stderr
     assert list(before) == ["base"] and stamps(root)["base"] == before["base"]
     record = json.loads((root / arm / RESULTS).read_text())
     assert 10 <= record["resumed_at_step"] < 40 and record["steps"] == 40
     if verb == "compare":
-        whole = [*words[:3], "train", *words[4:], f"output_dir={root.parent / 'whole'}"]
-        assert subprocess.run(whole, capture_output=True).returncode == 0
+        whole = [*words[:2], "train", *words[3:], f"output_dir={root.parent / 'whole'}"]
+        assert warm_python.run(whole).returncode == 0
         weights = Path("adapter") / "adapter_model.safetensors"
         assert (root / arm / weights).read_bytes() == (root.parent / "whole" / weights).read_bytes()
 
@@ -115,20 +116,22 @@ def test_an_arms_peak_memory_does_not_begin_at_its_parents():
     code = """
 import subprocess, sys
 held = b"x" * 2**30
-inner = "import torch; from lora_hf.runs.run import peak_memory_mib as p; print(p(torch.device('cpu')))"
+inner = "import torch; from lora_hf.system import peak_memory_mib as p; print(p(torch.device('cpu')))"
 print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=True).stdout)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 100 < float(done.stdout) < 1000
 
 
-def test_the_study_s_script_runs_each_variant_in_a_process_of_its_own_and_reuses_them(config_file):
+def test_the_study_s_script_runs_each_variant_in_a_process_of_its_own_and_reuses_them(
+    config_file, warm_python
+):
     with config_file.open("a") as file:
         file.write("variants: {base: {method: base}, lora: {}, houlsby: {method: bottleneck}}\n")
-    words = [sys.executable, "scripts/methods.py", "--config", str(config_file)]
+    words = ["scripts/methods.py", "--config", config_file]
     root, written = config_file.parent / "run", []
     for _ in range(2):
-        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        done = warm_python.run(words)
         assert done.returncode == 0, done.stderr
         assert "houlsby" in done.stdout and {"methods.md", "methods.png"} <= {p.name for p in root.iterdir()}
         written.append(stamps(root))

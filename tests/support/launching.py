@@ -4,13 +4,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TRAIN = """train --config configs/quickstart.yaml data.max_train_samples=37 data.max_eval_samples=5
 data.max_test_samples=7 data.max_source_length=96 generation.max_new_tokens=6 training.logging_steps=1
 training.disable_tqdm=true training.save_steps=3 training.learning_rate=1e-3 training.max_steps=7
@@ -19,18 +16,10 @@ training.eval_strategy=steps training.eval_steps=6 retention={}""".split()
 ROWS = "training.per_device_train_batch_size"
 
 
-def start(folder, rows, *more, processes=2, env=None):
-    launcher = TORCHRUN if processes == 2 else [sys.executable]
-    words = [*launcher, "-m", "lora_hf", *TRAIN, f"output_dir={folder}", f"{ROWS}={rows}", *more]
-    known = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (env or {})
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, cwd=ROOT, env=known, **pipes)
-
-
-def run(*words, **options):
-    child = start(*words, **options)
-    out, err = child.communicate(timeout=6000)
-    return child.returncode, out, err
+def command(folder, rows, *more, processes=2):
+    """Return the words after `python` of a run, which each process gives so many rows of a batch."""
+    launcher = TORCHRUN if processes == 2 else []
+    return [*launcher, "-m", "lora_hf", *TRAIN, f"output_dir={folder}", f"{ROWS}={rows}", *more]
 
 
 def record(folder, name="results.json"):
@@ -57,23 +46,23 @@ def assert_same_run(found, expected):
     assert ids[0] == ids[1] and len(ids[0]) == 7
 
 
-def kill_one_of_two(folder, env=None):
+def kill_one_of_two(python, folder, env=None):
     """Start a run, kill one of its processes after the first checkpoint, and return the launcher's output."""
-    child = start(folder, 4, env=env)
+    child = python.start(command(folder, 4), env=env)
     for line in child.stderr:
         if ": loss " in line and (folder / "checkpoints/checkpoint-3/rng_state_1.pth").exists():
             break
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child.pid)], capture_output=True, text=True)
     os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
-    _, err = child.communicate(timeout=600)
+    _, err = child.communicate()
     assert child.returncode != 0 and not (folder / "results.json").exists()
     assert "another process of this run has ended" in err or "SIGTERM: saving a checkpoint" in err
 
 
 @pytest.fixture(scope="session")
-def one(tmp_path_factory):
+def one(tmp_path_factory, warm_python):
     """Return the folder of a run of one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    status, _, err = run(folder, 8, processes=1)
-    assert status == 0, err
+    done = warm_python.run(command(folder, 8, processes=1))
+    assert done.returncode == 0, done.stderr
     return folder

@@ -2,11 +2,13 @@
 
 Importing costs each process seconds. `WarmPython` starts one interpreter, which imports everything once and
 then forks: every command still is a process of its own, with its own exit status, signals, memory and open
-files. Variables that a package reads on import, such as HF_ENDPOINT, keep the value they had when the
-interpreter started. Linux only. Run as a script, this module is that interpreter.
+files. A Python process that a command starts, such as a run of a comparison or a worker of torchrun, is a
+fork of that command (`Forked`). Variables that a package reads on import, such as HF_ENDPOINT, keep the value
+they had when the interpreter started. Linux only. Run as a script, this module is that interpreter.
 """
 
 import gc
+import inspect
 import io
 import json
 import os
@@ -17,11 +19,13 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).parents[2]
 IMPORTED = (
@@ -41,14 +45,19 @@ LONGEST = 2**18
 class WarmPython:
     """Run `python WORDS...` as a fork; `sys.executable` before the words is allowed."""
 
-    def __init__(self, **environment: str | None) -> None:
-        """Start the interpreter with variables that differ from this process's; None removes one."""
+    def __init__(self, first: str = "", **environment: str | None) -> None:
+        """Start the interpreter.
+
+        Args:
+            first: Python code that it runs before it imports the package.
+            environment: variables that differ from this process's; None removes one.
+        """
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._turn = threading.Lock()
         known = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), first],
                 env={name: value for name, value in known.items() if value is not None},
                 pass_fds=[theirs.fileno()],
             )
@@ -179,13 +188,7 @@ def _serve(connection: socket.socket) -> list[str]:
             for number, file in enumerate(files):
                 os.dup2(file, number)
                 os.close(file)
-            # made anew: a stream keeps whether its first file could be searched, which a pipe cannot
-            sys.stdout, sys.stderr = (
-                io.TextIOWrapper(
-                    open(number, "wb", 0, closefd=False), old.encoding, old.errors, write_through=True
-                )
-                for number, old in ((1, sys.stdout), (2, sys.stderr))
-            )
+            _renew_streams()
             os.environ.update(request["env"])
             os.chdir(request["cwd"])
             return request["start"]
@@ -194,34 +197,110 @@ def _serve(connection: socket.socket) -> list[str]:
         connection.send(json.dumps(answer).encode())
 
 
-def _become(words: list[str]) -> None:
-    """Do what `python WORDS...` would do."""
+def _renew_streams() -> None:
+    """Make the streams anew: one keeps whether its first file could be searched, which a pipe cannot."""
+    sys.stdin = open(0, encoding=sys.stdin.encoding, closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(open(number, "wb", 0, closefd=False), old.encoding, old.errors, write_through=True)
+        for number, old in ((1, sys.stdout), (2, sys.stderr))
+    )
+
+
+def _become(words: list[str]) -> NoReturn:
+    """Do what `python WORDS...` would do, and end."""
     how, *rest = words
-    if how == "-m":
-        sys.argv = rest
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif how == "-c":
-        sys.argv = ["-c", *rest[1:]]
-        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
-    else:
-        sys.argv, sys.path[0] = words, str(Path(how).resolve().parent)
-        runpy.run_path(str(Path(how).resolve()), run_name="__main__")
+    status: Any = 0
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
+    try:
+        if how == "-m":
+            sys.argv, sys.path[0] = rest, os.getcwd()
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        elif how == "-c":
+            sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv, sys.path[0] = words, str(Path(how).resolve().parent)
+            runpy.run_path(str(Path(how).resolve()), run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+            status = 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    from lora_hf.distributed import leave
+
+    leave(status or 0)  # as a command ends: without taking all that is imported apart
+
+
+_EXECUTE = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+
+class Forked(subprocess.Popen):
+    """`subprocess.Popen` in a forked process: where it would start this interpreter, it forks."""
+
+    def _execute_child(self, *given: Any) -> None:
+        names = inspect.signature(_EXECUTE).parameters
+        asked = SimpleNamespace(**dict(zip(names, (self, *given), strict=True)))
+        program, *words = map(str, asked.args)
+        if words[:1] == ["-u"]:  # streams are unbuffered here anyway
+            del words[0]
+        if program != sys.executable or (words[0][0] == "-" and words[0] not in ("-m", "-c")):
+            _EXECUTE(self, *given)
+            return
+        sys.audit("subprocess.Popen", program, asked.args, asked.cwd, asked.env)
+        self.pid = os.fork()
+        self._child_created = True
+        if self.pid:
+            pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+            self._close_pipe_fds(*(getattr(asked, name) for name in pipes))  # type: ignore[attr-defined]
+            return
+        try:
+            _prepare(asked)
+            _become(words)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(255)
+
+
+def _prepare(asked: SimpleNamespace) -> None:
+    """Do in a new fork what `subprocess.Popen` does before it starts a program."""
+    for handled in signal.valid_signals():
+        if callable(signal.getsignal(handled)):
+            signal.signal(handled, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, file in enumerate((asked.p2cread, asked.c2pwrite, asked.errwrite)):
+        if file >= 0:
+            os.dup2(file, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    _renew_streams()
+    if asked.process_group >= 0:
+        os.setpgid(0, asked.process_group)
+    if asked.start_new_session:
+        os.setsid()
+    if asked.preexec_fn:
+        asked.preexec_fn()
+    if asked.env is not None:
+        os.environ.clear()
+        os.environ.update(asked.env)
+    if asked.cwd is not None:
+        os.chdir(asked.cwd)
 
 
 if __name__ == "__main__":
     gc.disable()
+    subprocess.Popen = Forked  # type: ignore[misc]
     sys.modules |= dict.fromkeys(import_module("lora_hf.cli").HIDDEN)
+    exec(sys.argv[2])
     for name in IMPORTED:
         import_module(name)
-    from lora_hf.distributed import leave
-
     gc.freeze()  # what is shared with forks stays shared
     gc.enable()
-    status: Any = 0
-    try:
-        _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            raise  # it is printed
-        status = end.code
-    leave(status or 0)  # as a command ends: without taking all that is imported apart
+    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
