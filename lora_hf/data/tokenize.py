@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
+from lora_hf.arguments import check_texts
 from lora_hf.config import DataConfig
 from lora_hf.config.task import Task
 from lora_hf.data.examples import Example
@@ -124,9 +125,10 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
     what the tokenizer puts before and after a text, such as the source language.
 
     Raises:
-        UserError: the prompt alone fills `max_source_length`, or the tokenizer lacks a special token or a
-            language.
+        UserError: `dialogues` is not a list of texts, the prompt alone fills `max_source_length`, or the
+            tokenizer lacks a special token or a language.
     """
+    check_texts("dialogues", dialogues)
     if missing := missing_tokens(tokenizer):
         raise UserError(f"the tokenizer has no {missing[0]}: name one in its tokenizer_config.json")
     template, limit = prompt_template(config.prompt), config.max_source_length

@@ -1,7 +1,7 @@
 """Generate summaries: sources sorted into batches of similar length, results in the original order."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import NoneType
@@ -16,6 +16,8 @@ from lora_hf.adapters.active import adapter_rows, shrinking_batch
 from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.merge import merged_where_exact, merging_bytes
 from lora_hf.adapters.mixed_batch import KeptStacks
+from lora_hf.arguments import shown
+from lora_hf.errors import UserError
 from lora_hf.evaluation.decoding import LargestScores, decoding_for, effective_config, greedy
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
@@ -89,9 +91,14 @@ def generate_summaries(
         One text per source, in the order of `sources`.
 
     Raises:
-        UserError: memory runs out.
+        UserError: an argument is not of this form, or memory runs out.
     """
+    sources = _checked_sources(sources, model)
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
+    _check_numbers(max_new_tokens=limits, batch_size=[batch_size], batch_tokens=[batch_tokens])
+    for name, values in (("max_new_tokens", limits), ("adapters", adapters)):
+        if values is not None and len(values) != len(sources):
+            raise UserError(f"{name}: {len(values)} values for {len(sources)} sources; give one for each")
     if isinstance(model, ExportedModel):
         return _by_engine(
             *(model, tokenizer, sources, limits, batch_size, batch_tokens, on_batch, observer, options)
@@ -131,6 +138,42 @@ def generate_summaries(
                 texts[i] = text.strip()
             on_batch(len(rows))
     return texts
+
+
+def _checked_sources(sources: Any, model: Any) -> list[list[int]]:
+    """Return the token ids of each source as lists; some are on a GPU.
+
+    Raises:
+        UserError: they are no lists of token ids of the model.
+    """
+    remedy = "pass lists of token ids, as encode_sources(texts, tokenizer, data).ids"
+    if isinstance(sources, str) or not isinstance(sources, Iterable):
+        raise UserError(f"sources={shown(sources)} are not token ids: {remedy}")
+    of_model = None if isinstance(model, ExportedModel) else model.get_input_embeddings()
+    known = getattr(of_model, "num_embeddings", None)
+    rows = []
+    for number, source in enumerate(sources):
+        row = source.tolist() if hasattr(source, "tolist") else source
+        if not isinstance(row, list | tuple) or not all(type(token) is int for token in row):
+            raise UserError(f"sources[{number}]={shown(row)} is not a list of token ids: {remedy}")
+        if not row:
+            raise UserError(f"sources[{number}] has no token: {remedy}")
+        if min(row) < 0 or (known is not None and max(row) >= known):
+            token = min(row) if min(row) < 0 else max(row)
+            raise UserError(
+                f"sources[{number}] has the token {token}, and the model has {known} tokens: tokenize the "
+                "texts with the model's own tokenizer"
+            )
+        rows.append(list(row))
+    return rows
+
+
+def _check_numbers(**given: list[Any]) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    for name, values in given.items():
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}={shown(value)} must be a whole number of at least 1", name)
 
 
 def _by_engine(

@@ -99,8 +99,10 @@ def score_dialogues(
 
     Raises:
         ValueError: the two differ in length, or a dialogue has no reference.
-        TypeError: an item is not a string, or a dialogue's references are a bare string.
+        TypeError: an item is not a string, or the predictions or a dialogue's references are a bare string.
     """
+    if isinstance(predictions, str):
+        raise TypeError("predictions is a string; give a list of strings")
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions, but references for {len(references)} dialogues")
     for index, texts in enumerate(references):
@@ -112,6 +114,7 @@ def score_dialogues(
     ends = [0]
     for texts in references:
         ends.append(ends[-1] + len(texts))
+    _require_strings("references", [text for _, text in pairs])
     tokenizer = choose_tokenizer([text for _, text in pairs], language)
     per_pair = rouge_per_pair([p for p, _ in pairs], [text for _, text in pairs], tokenizer)
     return group_scores(per_pair, [range(start, end) for start, end in pairwise(ends)])

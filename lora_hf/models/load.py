@@ -222,9 +222,17 @@ def report_model(config: ModelConfig, device: torch.device, train_all: bool = Fa
     logger.log(terminal.level_once(text), "%s", text)
 
 
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        known = "cpu, cuda or cuda:1"
+        raise UserError(f"device={device!r} is not a device, such as {known}: {first_line(error)}") from None
+
+
 def load_model(
     config: ModelConfig,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     train_all: bool = False,
     report_generation: bool = True,
 ) -> Any:
@@ -236,7 +244,7 @@ def load_model(
 
     Args:
         config: the model and its storage format.
-        device: device of the model; None takes the best of this machine.
+        device: device of the model, such as `cuda:1`; None takes the best of this machine.
         train_all: all weights will train, so they are loaded in float32, whatever `dtype` says.
         report_generation: log which generation settings of the checkpoint are not used.
 
@@ -254,7 +262,7 @@ def load_model(
         raise UserError(
             f"model.load_in_{bits}bit=true: {bits}-bit weights cannot all be trained; use method lora"
         )
-    device = device or pick_device()
+    device = pick_device() if device is None else _device(device)
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
     folder, commit = find_base(config, "weights")
     stored_bits = check_base(config, folder)

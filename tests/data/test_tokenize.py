@@ -120,6 +120,12 @@ def test_a_tokenizer_that_also_begins_with_a_token_gets_none_in_the_middle():
     assert encode_sources(["hi " * 9], bart_like, data).ids == [[0, 4, 4, 5, 6, 1]]
 
 
+@pytest.mark.parametrize("given", ["A: Hi.", [3], [None], None], ids=str)
+def test_what_is_no_list_of_texts_is_one_error(tokenizer, given):
+    with pytest.raises(UserError, match=r"^dialogues(\[0\])?=.* is (one text, )?not"):
+        encode_sources(given, tokenizer, DataConfig())
+
+
 def test_a_limit_that_the_prompt_alone_fills_is_a_mistake(tokenizer):
     alone = len(tokenizer(PROMPTS["tldr"].replace("{dialogue}", "")).input_ids)
     with pytest.raises(UserError) as error:

@@ -1,6 +1,7 @@
 """The fast way of writing summaries writes what `generate` writes, and leaves the model as it was."""
 
 import logging
+import re
 from contextlib import nullcontext
 from itertools import product
 from typing import Any
@@ -168,6 +169,49 @@ def test_prompt_tuning_whose_encoder_puts_positions_before_the_text() -> None:
     torch.manual_seed(0)
     add_prompt(model, 5, "random")
     assert write(model) == write(model, fast_paths=False, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("sources", "says"),
+    [
+        ("Hi", "sources='Hi' are not token ids: pass lists of token ids, as encode_sources"),
+        (None, "sources=None are not token ids"),
+        (["Hi"], "sources[0]='Hi' is not a list of token ids"),
+        ([[3, 1], ["a"]], "sources[1]=['a'] is not a list of token ids"),
+        ([3, 1], "sources[0]=3 is not a list of token ids"),
+        ([[True, 1.5]], "sources[0]=[True, 1.5] is not a list of token ids"),
+        ([[3, 1], []], "sources[1] has no token"),
+        ([[3, TOKENS]], f"sources[0] has the token {TOKENS}, and the model has {TOKENS} tokens"),
+        ([[-100]], "sources[0] has the token -100"),
+    ],
+    ids=str,
+)
+def test_sources_that_are_no_token_ids_are_one_error(sources: Any, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        generate_summaries(make_t5(), Tokenizer(), sources, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number of at least 1"),
+        ({"max_new_tokens": "9"}, "max_new_tokens='9' must be a whole number"),
+        ({"max_new_tokens": [3, 3]}, "max_new_tokens: 2 values for 1 sources"),
+        ({"adapters": [None, None]}, "adapters: 2 values for 1 sources"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number"),
+    ],
+    ids=str,
+)
+def test_numbers_that_fit_no_generation_are_one_error(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        generate_summaries(make_t5(), Tokenizer(), [[3, 1]], **({"max_new_tokens": 3} | options))
+
+
+def test_token_ids_may_be_tuples_and_tensors() -> None:
+    model = make_t5()
+    expected = generate_summaries(model, Tokenizer(), [[5, 4, 1]], 3)
+    assert generate_summaries(model, Tokenizer(), [(5, 4, 1)], 3) == expected
+    assert generate_summaries(model, Tokenizer(), torch.tensor([[5, 4, 1]]), 3) == expected
 
 
 def test_generation_is_correct_when_the_buffer_grows() -> None:

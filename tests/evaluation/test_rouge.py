@@ -131,6 +131,8 @@ def test_groups_need_not_be_neighbours():
             r"predictions\[1\]=None is not a string",
         ),
         (lambda: score_dialogues(["a"], []), ValueError, "1 predictions, but references for 0"),
+        (lambda: score_dialogues("a", [["a"]]), TypeError, "predictions is a string"),
+        (lambda: score_dialogues(["a"], [[3]]), TypeError, r"references\[0\]=3 is not a string"),
         (lambda: score_dialogues(["a"], ["abc"]), TypeError, r"references\[0\] is a string"),
         (lambda: score_dialogues(["a", "b"], [["a"], []]), ValueError, r"references\[1\] is empty"),
     ],

@@ -37,6 +37,13 @@ def test_any_seq2seq_model_loads_from_a_folder_with_its_own_outputs(
     assert not model.training and len(model_state(model).base_fingerprint) == 16
 
 
+def test_the_device_may_be_a_name(tmp_path: Path) -> None:
+    assert load_model(saved(tmp_path), "cpu").device == CPU
+    for wrong in ("gpu", 1.5):
+        with pytest.raises(UserError, match=f"^device={wrong!r} is not a device, such as cpu"):
+            load_model(saved(tmp_path), wrong)
+
+
 def test_an_untied_head_stays_untied_and_a_tied_one_tied(tmp_path: Path) -> None:
     untied = load_model(saved(tmp_path / "a"), CPU)
     untied.tie_weights()
