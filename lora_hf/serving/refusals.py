@@ -26,7 +26,7 @@ def refusal(
 
     Args:
         path: of the request. Below `OPENAI`, the error is an object as OpenAI's API has it, and what is wrong
-            with a request has status 400.
+            with a request has status 400, and a body over the limit of bytes 413.
         status: the HTTP status.
         detail: why, and what to do.
         headers: further ones.
@@ -35,11 +35,15 @@ def refusal(
     if not path.startswith(OPENAI):
         return JSONResponse({"detail": detail}, status, headers)
     code = {401: "invalid_api_key", 413: "context_length_exceeded"}.get(status)
+    is_large = status == 413 and field is None  # the body itself, which nobody has read
+    if is_large:
+        code = "request_too_large"
     if status == 404 and field == "model":
         code = "model_not_found"
     kind = "invalid_request_error" if status < 500 else "server_error"
     error = {"message": detail, "type": kind, "param": field, "code": code}
-    return JSONResponse({"error": error}, 400 if status in (411, 413, 422) else status, headers)
+    is_bad = status in (411, 413, 422) and not is_large
+    return JSONResponse({"error": error}, 400 if is_bad else status, headers)
 
 
 def refusal_event(path: str, error: RequestError) -> dict[str, Any]:

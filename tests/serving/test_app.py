@@ -180,6 +180,15 @@ def test_a_refused_completion_is_an_error_object(
     assert expected in error["message"] and error["type"] == "invalid_request_error"
 
 
+def test_a_body_over_the_limit_of_bytes_has_a_status_and_a_code_of_its_own(client: TestClient) -> None:
+    body = {"model": "a", "prompt": "x" * 12 * 2000, "user": "x" * 5000}
+    response = client.post("/v1/completions", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (413, None, "request_too_large")
+    assert "bytes; at most" in error["message"]
+    assert client.post("/summarize", json=body).status_code == 413
+
+
 def test_the_models_are_the_base_and_the_adapters(client: TestClient) -> None:
     listed = client.get("/v1/models").json()
     assert listed["object"] == "list" and [model["id"] for model in listed["data"]] == ["base", "a", "b"]
