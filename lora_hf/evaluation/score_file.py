@@ -174,6 +174,12 @@ def _table(
             if len(lines) != len(rows):
                 raise UserError(f"--reference {name} has {len(lines):,} lines, and {path} {len(rows):,} rows")
             rows = [row | {name: line} for row, line in zip(rows, lines, strict=True)]
+        elif name not in columns and Path(name).expanduser().is_file():
+            raise UserError(
+                f"--reference {name} is a file of columns: --reference takes a column of {path} "
+                f"({listed(columns)}) or a .txt with one reference per line; put the references into one of "
+                "the two"
+            )
     prediction = prediction or PREDICTION
     for name in {prediction, *given} - {*columns}:
         if any(cell(row, name) is not None for row in rows):  # `answers.text`: a field of objects

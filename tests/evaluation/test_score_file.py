@@ -237,6 +237,14 @@ def test_texts_are_scored_line_by_line_against_texts_or_columns(tmp_path):
         score_file(made)
 
 
+def test_a_file_of_columns_as_references_is_called_a_file(tmp_path):
+    made, gold = tmp_path / "made.txt", tmp_path / "gold.csv"
+    made.write_text("a\nb\n"), gold.write_text("reference\na\nb\n")
+    says = r"gold.csv is a file of columns: --reference takes a column of .*made.txt .*or a .txt"
+    with pytest.raises(UserError, match=says):
+        score_file(made, reference=str(gold))
+
+
 def test_several_columns_of_references_are_those_of_a_list(tmp_path):
     columns = [{"made": "Tom asks.", "x": "Tom asks why.", "y": "Why?", "z": ""}]
     listed = [{"prediction": "Tom asks.", "references": ["Tom asks why.", "Why?"]}]
