@@ -194,11 +194,12 @@ def tokenizer_of(saved: SavedAdapter, base: ModelConfig) -> Any:
 
 
 def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any:
-    """Return the tokenizer in an adapter's folder if its tokens are others than the base's; else None.
+    """Return the tokenizer beside an adapter if its tokens are others than the base's; else None.
 
-    Scripts that add tokens save the tokenizer beside PEFT's files, and PEFT, vLLM and
-    `AutoTokenizer.from_pretrained(adapter)` use it. With the base's, texts would be divided otherwise than in
-    training, also where the base has rows to spare, as T5 has 28.
+    It is in the adapter's folder, or in the one above: trainers write it once, there, and adapters that are
+    not named `default` into subfolders. Scripts that add tokens save it beside PEFT's files, and PEFT, vLLM
+    and `AutoTokenizer.from_pretrained(adapter)` use it. With the base's, texts would be divided otherwise
+    than in training, also where the base has rows to spare, as T5 has 28.
 
     Args:
         saved: the adapter.
@@ -207,12 +208,15 @@ def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any
             tokens for which the base has no embeddings.
     """
     files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
-    if not any((saved.folder / file).is_file() for file in files):
+    above = saved.folder.absolute().parent
+    places = [saved.folder, *([] if (above / "config.json").exists() else [above])]  # a model has its own
+    held_in = [place for place in places if any((place / file).is_file() for file in files)]
+    if not held_in:
         return None
     try:
-        own = load_tokenizer(base, saved.folder)
+        own = load_tokenizer(base, held_in[0])
     except UserError as error:
-        logger.warning("the tokenizer in %s is not used, but that of the base: %s", saved.folder, error)
+        logger.warning("the tokenizer in %s is not used, but that of the base: %s", held_in[0], error)
         return None
     known, held = tokenizer.get_vocab(), own.get_vocab()
     if held == known:
@@ -220,7 +224,7 @@ def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any
     others = [token for token, number in held.items() if known.get(token) != number]
     logger.info(
         "%s has a tokenizer of its own, which is used; its tokens are not those of the base's (%s)",
-        *(saved.folder, few(map(repr, others)) or f"{len(known) - len(held)} fewer"),
+        *(held_in[0], few(map(repr, others)) or f"{len(known) - len(held)} fewer"),
     )
     return own
 

@@ -303,6 +303,18 @@ def test_an_adapter_s_own_tokenizer_divides_its_texts(with_tokenizer: Path, tmp_
     engine.close()
 
 
+def test_the_tokenizer_above_a_named_adapter_is_its_own(with_tokenizer: Path, tmp_path: Path) -> None:
+    """Trainers write the tokenizer once, and a named adapter into a subfolder."""
+    place = shutil.copytree(with_tokenizer, tmp_path / "run")
+    (place / "second").mkdir()
+    for file in place.glob("adapter_*"):
+        file.rename(place / "second" / file.name)
+    model = load(place / "second")
+    assert "<turn>" in model.tokenizer_of("default").get_vocab()
+    (place / "config.json").write_text("{}")  # a model, whose tokenizer is its own
+    assert "<turn>" not in load(place / "second").tokenizer_of("default").get_vocab()
+
+
 def test_the_tokenizer_of_an_adapter_on_the_hub_is_downloaded_with_it(
     with_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
