@@ -4,8 +4,10 @@ mBART, NLLB, M2M100, PLBart and Seamless mark each text with a token of its lang
 source and a target language, which the config's `data.source_language` and `data.target_language` set.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from lora_hf.config import DataConfig
 from lora_hf.errors import UserError, did_you_mean, few
 from lora_hf.language_codes import primary_code
 from lora_hf.models.exported import ExportedModel
+
+logger = logging.getLogger(__name__)
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that have a name of their own and so are no language."""
@@ -127,7 +131,8 @@ def language_start(model: Any, tokenizer: Any, data: DataConfig) -> dict[str, in
 
     A language before the labels' text is the first token that is written (mBART-50, NLLB, M2M100, Seamless);
     one behind the text is what the decoder starts from, as these models shift it there (mBART, PLBart). An
-    exported model has the start of its language in its generation settings.
+    exported model has the start of its language in its generation settings. A warning names the language
+    that is taken where neither the config nor the tokenizer has one of the labels.
 
     Raises:
         UserError: the tokenizer does not know a language, or the model was exported for another one.
@@ -136,11 +141,20 @@ def language_start(model: Any, tokenizer: Any, data: DataConfig) -> dict[str, in
         check_languages(tokenizer, data)
         model.check_language(data.target_language)
         return {}
-    known = set(languages(tokenizer).values())
+    codes = {token: code for code, token in languages(tokenizer).items()}
+    known = set(codes)
     if not known:
         return {}
+    is_open = data.target_language is None and tokenizer.tgt_lang is None
     with in_languages(tokenizer, data):
         around = frame(tokenizer, is_target=True)
+    if is_open:
+        taken = [codes[token] for token in (*around.head, *around.tail) if token in known]
+        _warn_once(
+            f"data.target_language is not set: outputs are in {taken[0] if taken else None!r}, which the "
+            "tokenizer has for sources. For another language set data.target_language, also in predict; "
+            'an adapter records it as "target_language" in its lora_hf.json'
+        )
     if found := [token for token in around.head if token in known]:
         return {"forced_bos_token_id": found[0]}
     for token in around.tail:
@@ -149,6 +163,11 @@ def language_start(model: Any, tokenizer: Any, data: DataConfig) -> dict[str, in
             is_start = shift and shift(torch.tensor([[*around.head, *around.tail]]))[0, 0] == token
             return {"decoder_start_token_id" if is_start else "forced_bos_token_id": token}
     return {}
+
+
+@cache  # each call that generates comes here
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def set_language(model: Any, tokenizer: Any, data: DataConfig) -> None:

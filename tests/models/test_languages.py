@@ -14,6 +14,7 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.examples import Example
 from lora_hf.data.tokenize import TokenizedDialogues, encode_sources
 from lora_hf.errors import UserError
+from lora_hf.models import languages as module
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import decode, in_languages, language_start, languages, set_language
 from lora_hf.models.plain_folder import save_model
@@ -74,6 +75,22 @@ def test_generation_begins_in_the_labels_language(family: str, model: str, start
     own = next(iter(language_start(built, tokenizer, DataConfig()).values()))
     with in_languages(tokenizer, DataConfig()):
         assert own in tokenizer(text_target="a").input_ids  # without a field: the language of the labels
+
+
+@pytest.mark.parametrize(("family", "taken"), [("mbart", "en_XX"), ("nllb", "eng_Latn")])
+def test_a_language_that_nobody_has_set_is_named_once(
+    family: str, taken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer, model = MULTILINGUAL[family][0](), make_family("MBart")
+    module._warn_once.cache_clear()
+    for _ in range(2):
+        language_start(model, tokenizer, DataConfig())
+    language_start(model, tokenizer, DataConfig(target_language=MULTILINGUAL[family][1][1]))
+    assert caplog.text.count(f"data.target_language is not set: outputs are in {taken!r}, which the") == 1
+    caplog.clear(), module._warn_once.cache_clear()
+    tokenizer.tgt_lang = MULTILINGUAL[family][1][1]  # as a saved folder says it
+    language_start(model, tokenizer, DataConfig())
+    assert not caplog.text
 
 
 def test_a_saved_folder_and_the_manifest_have_the_languages(tmp_path: Path) -> None:
