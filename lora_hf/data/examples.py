@@ -104,12 +104,18 @@ def _number(row: Row, number: int) -> Row:
     return row
 
 
+DATES = (
+    "`datasets` reads texts of json that look like dates as dates: to have them as they are, name the file "
+    "itself, data.dataset_name: hf://datasets/USER/NAME/FILE"
+)
 SKIP = ". Correct them, or set data.on_bad_row: skip to leave them out"
 
 
 def _bad_rows(bad: list[int], n: int, columns: Columns, part: Part, fault: str, at: str = "") -> str:
     names = " or ".join(dict.fromkeys((columns.dialogue, *columns.references))).replace("\n", "\\n")
     place = part.place(bad[0])
+    if not part.files and "of type date" in fault:  # date or datetime
+        fault += f". {DATES}"
     first = f" ({place}: {fault})" if place else f" ({fault})"
     listed = "" if at else f"; the first are rows {bad[:5]}"
     return (

@@ -280,6 +280,16 @@ def test_a_csv_of_the_hub_keeps_its_texts_and_one_with_too_many_cells_is_refused
         load_split(config, "test")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_texts_of_a_json_of_the_hub_that_were_read_as_dates_are_called_so(streaming, monkeypatch, tmp_path):
+    read_from_folder(tmp_path, monkeypatch)
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks/test.jsonl").write_text('{"dialogue": "A: When?", "summary": "2024-01-01"}\n')
+    says = "summary is 2024-01-01 00:00:00, of type datetime; .*`datasets` reads texts of json that look like"
+    with pytest.raises(UserError, match=f"{says}.*name the file itself, data.dataset_name: hf://datasets/"):
+        load_split(DataConfig(dataset_name="acme/talks", streaming=streaming), "test")
+
+
 def test_without_the_hub_a_copy_of_other_files_of_a_dataset_is_not_used(monkeypatch, tmp_path):
     """`datasets` prepares each choice of files in a folder of its own, under the same commit."""
     commit = "c" * 40
