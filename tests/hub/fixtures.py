@@ -104,10 +104,11 @@ def client_environment(tmp_path_factory, port):
 def client(tmp_path, warm_python, client_environment):
     made = Client(warm_python, client_environment)
     yield made
-    for secret in (TOKEN, OTHERS, READER):
-        assert secret not in made.heard
-        for folder in (made.home, tmp_path / "hub"):
-            assert not [p for p in folder.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+    secrets = (TOKEN, OTHERS, READER)
+    assert not [secret for secret in secrets if secret in made.heard]
+    for file in (p for folder in (made.home, tmp_path / "hub") for p in folder.rglob("*") if p.is_file()):
+        content = file.read_bytes()
+        assert not [secret for secret in secrets if secret.encode() in content], file
 
 
 def push(adapter, *more, repo=REPO):

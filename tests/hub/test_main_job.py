@@ -186,10 +186,10 @@ def test_make_reproduce_runs_from_the_hub_with_another_model(published, client, 
     out = tmp_path / "runs"
     base = f"model.model_name_or_path={BASE}"
 
-    def make(*overrides):
+    def make(*overrides, options=()):
         """Run `make reproduce` with the interpreter of the tests, whose environment is installed."""
         folder = Path(sys.executable).parent
-        command = ["make", f"BIN={folder}", "-o", ".venv/.installed", "reproduce"]
+        command = ["make", *options, f"BIN={folder}", "-o", ".venv/.installed", "reproduce"]
         arguments = shlex.join([base, *overrides, *NO_CHECKPOINTS, f"output_dir={out}", *SHORT])
         known = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
         known |= client.environment | {"PYTHONPATH": str(ROOT)}
@@ -203,7 +203,10 @@ def test_make_reproduce_runs_from_the_hub_with_another_model(published, client, 
     assert f"{base.partition('=')[0]}='{BASE}' at model.revision='7bcac" in error
     assert error.endswith("or model.revision=main for its main branch")
 
-    done = make("model.revision=main")
+    printed = make("model.revision=main", options=["--dry-run"]).stdout
+    program, *words = shlex.split(printed)
+    assert Path(program) == Path(sys.executable).parent / "python"
+    done = client.python.run(words)
     assert done.returncode == 0, done.stdout + done.stderr
     results = check_comparison(out)
     comparison = json.loads((out / "comparison.json").read_text())
