@@ -6,13 +6,16 @@ shows is checked on the committed outputs, and by `make notebooks`, which runs a
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from support.inputs import shared_data
+from support.warm_python import WarmPython
 
 from lora_hf.config import DataConfig
 from lora_hf.data.splits import load_split
@@ -96,10 +99,42 @@ def pictures(notebook: NotebookNode) -> list[int]:
     ]
 
 
-def executed(path: Path, directory: Path) -> NotebookNode:
-    """Run, without a time limit, from an empty directory: the kernel imports the package as installed."""
+KERNEL = """import sys
+del sys.modules["sklearn"]  # hidden from commands
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()"""
+
+
+class Started(AsyncKernelManager):
+    """A manager of a kernel that is started and ended elsewhere."""
+
+    has_kernel = True
+    owns_kernel = False
+
+
+def executed(path: Path, directory: Path, warm_python: WarmPython | None = None) -> NotebookNode:
+    """Run, without a time limit, from an empty directory.
+
+    The kernel imports the package as installed, or is a fork of an interpreter that has imported it.
+    """
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(directory)}}).execute()
+    if warm_python:
+        manager = Started()
+        manager.write_connection_file()
+        kernel = warm_python.start(
+            ["-c", KERNEL, "-f", manager.connection_file],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=directory,
+            env={name: os.environ[name] for name in ("LORA_HF_NOTEBOOK_SHARE", "OMP_NUM_THREADS")},
+        )
+        try:
+            NotebookClient(notebook, timeout=None, km=manager).execute(cleanup_kc=True)
+        finally:
+            kernel.kill()
+            kernel.wait()
+    else:
+        NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(directory)}}).execute()
     assert not list(directory.iterdir())
     return notebook
 
@@ -248,10 +283,10 @@ def check(name: str, notebook: NotebookNode, whole: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_notebook_runs_and_its_outputs_support_its_text(name, tmp_path, monkeypatch):
+def test_a_notebook_runs_and_its_outputs_support_its_text(name, tmp_path, monkeypatch, warm_python):
     monkeypatch.setenv("LORA_HF_NOTEBOOK_SHARE", SHARE)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
-    check(name, executed(NOTEBOOKS / f"{name}.ipynb", tmp_path), whole=float(SHARE) == 1)
+    check(name, executed(NOTEBOOKS / f"{name}.ipynb", tmp_path, warm_python), whole=float(SHARE) == 1)
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -225,6 +225,7 @@ def test_a_step_s_peak_is_within_15_percent_of_the_plan(size: str, dtype: str) -
         size,
         "--dtypes",
         dtype,
+        *("--batch", "4", "300", "40"),
         "--json",
     ]
     (case,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
