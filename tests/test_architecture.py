@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def module(file):
 NAMES = {module(file) for file in FILES}
 
 
+@cache
 def imports(file, top_only=False):
     """Return the modules that a file imports, inside functions too unless `top_only`; ours by full name."""
     tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -62,6 +62,8 @@ STYLE = """<style>
 .swagger-ui a, .swagger-ui .info .link { color: #1f6fbf; }
 .swagger-ui .info .title small { background: #5c6370; }
 .swagger-ui .info .title small.version-stamp { background: #4d7a00; }
+.swagger-ui .btn.authorize { border-color: #1a7f4f; color: #1a7f4f; }
+.swagger-ui .btn.authorize svg { fill: #1a7f4f; }
 .swagger-ui .opblock.opblock-get .opblock-summary-method { background: #1f6fbf; }
 .swagger-ui .opblock.opblock-post .opblock-summary-method { background: #1a7f4f; }
 .swagger-ui .opblock.opblock-delete .opblock-summary-method { background: #c92a2a; }

@@ -177,6 +177,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, warm_p
     run = tmp_path / "run"
     words = ["scripts/train.py", "--config", config, *FEW, f"output_dir={run}"]
     words += ["training.max_steps=60", "training.logging_steps=1", "training.save_strategy='no'"]
+    words += ["training.per_device_train_batch_size=1", "data.max_source_length=32"]
     child = warm_python.start(words)
     fcntl.fcntl(child.stderr, fcntl.F_SETPIPE_SZ, 4096)
     assert any(": loss " in line for line in child.stderr)

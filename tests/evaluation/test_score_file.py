@@ -326,7 +326,7 @@ def test_the_published_predictions_score_what_was_published(
 
 
 def test_rows_of_a_dialogue_are_not_independent(published):
-    rows, dialogues = (published("peft", size) for size in (None, 3))
+    rows, dialogues = (published("instruct", size) for size in (None, 3))
     assert rows["rouge1"] == pytest.approx(dialogues["rouge1"], abs=1e-12)
     low, high = rows["rouge1_interval"]
     wide_low, wide_high = dialogues["rouge1_interval"]

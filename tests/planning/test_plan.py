@@ -164,8 +164,7 @@ def test_label_smoothing_is_planned_with_all_logits() -> None:
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
-def test_a_full_fine_tuning_on_a_gpu_stores_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", lambda *of, **options: 2**20)
+def test_a_full_fine_tuning_on_a_gpu_stores_float32(monkeypatch: pytest.MonkeyPatch, uncounted: None) -> None:
     monkeypatch.setattr("lora_hf.planning.plan._sizes", lambda *of: {})
     record = plan(config(method="full", data={"dataset_name": "nobody/nothing"}))
     assert {record["store"], *(way["store"] for way in record["ways"])} == {"float32"}
@@ -276,7 +275,7 @@ def test_a_full_fine_tuning_keeps_weights_gradients_and_moments_in_float32() -> 
 
 def test_gradient_checkpointing_needs_less_memory() -> None:
     how, settings = Computation(torch.bfloat16, torch.bfloat16, False), flan_t5("base")
-    settings.num_layers = settings.num_decoder_layers = 3  # traced once, and not with two layers as well
+    settings.num_layers = settings.num_decoder_layers = 2
     plain, saved = (
         activation_bytes(config(training=training), settings, Batch(8, 256, 32), how)
         for training in ({}, {"gradient_checkpointing": True})
@@ -284,7 +283,13 @@ def test_gradient_checkpointing_needs_less_memory() -> None:
     assert saved < 0.4 * plain
 
 
-def test_lengths_and_steps_come_from_local_data() -> None:
+@pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes longest and does not depend on data: the bytes of a step."""
+    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", lambda *of, **options: 2**20)
+
+
+def test_lengths_and_steps_come_from_local_data(uncounted: None) -> None:
     run = RunConfig(
         data={"max_train_samples": 50}, training={"per_device_train_batch_size": 4, "num_train_epochs": 2}
     )
@@ -296,7 +301,7 @@ def test_lengths_and_steps_come_from_local_data() -> None:
     assert plan_step(accumulated)["steps"] == 10  # 50 rows are five steps of 12
 
 
-def test_steps_are_known_where_only_the_tokenizer_is_elsewhere(tmp_path: Path) -> None:
+def test_steps_are_known_where_only_the_tokenizer_is_elsewhere(tmp_path: Path, uncounted: None) -> None:
     rows = [{"dialogue": f"Al: {n // 2} o'clock?", "summary": f"Al asks, {n}."} for n in range(20)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data, fields = {"dataset_name": str(tmp_path)}, {"per_device_train_batch_size": 4, "num_train_epochs": 2}
@@ -434,9 +439,8 @@ def test_a_plan_names_what_makes_a_run_fit_a_smaller_gpu(
 
 
 def test_a_toy_has_no_rows_of_flan_t5_and_no_changes_that_it_does_not_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, uncounted: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", lambda *of, **options: 2**20)
     T5Config(**COMMON, d_model=8, d_ff=16, num_layers=1, num_heads=1).save_pretrained(tmp_path)
     toy = [f"model.model_name_or_path={tmp_path}", "data.dataset_name=nobody/nothing"]
     assert cli.run(["plan", "--config", "quickstart", *toy], debug=False) == 0

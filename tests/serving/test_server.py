@@ -262,7 +262,9 @@ def test_the_address_leads_to_the_api_page(server: Server) -> None:
     assert (status, headers["Location"]) == (307, "/docs")
 
 
-def test_the_api_page_lists_the_operations_and_tries_them_out(server: Server, browser: Any) -> None:
+def test_the_api_page_lists_the_operations_takes_the_token_and_tries_them_out(
+    warm_python: WarmPython, browser: Any
+) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     def found(selector: str) -> list[Any]:
@@ -270,52 +272,37 @@ def test_the_api_page_lists_the_operations_and_tries_them_out(server: Server, br
             lambda _: browser.find_elements("css selector", selector), f"no {selector} on the page"
         )
 
-    browser.get(f"http://127.0.0.1:{server.port}/")
-    listed = {block.get_attribute("id") for block in found(".opblock")}
-    contrasts = browser.execute_script(CONTRASTS, ".swagger-ui *")
-    assert len(contrasts) > 30 and [what for ratio, what in contrasts if ratio < 4.5] == []
-    assert len(listed) == 9 and "operations-server-health_health_get" in listed
     block = "#operations-summaries-summarize_summarize_post"
-    found(f"{block} .opblock-summary-control")[0].click()
-    found(f"{block} .try-out__btn")[0].click()
-    body = found(f"{block} textarea")[0]
-    assert json.loads(body.get_attribute("value"))["dialogue"].startswith("Anna: ")
-    found(f"{block} .execute")[0].click()
-    answer = found(f"{block} .live-responses-table .highlight-code")[0].text
-    assert '"summary"' in answer and '"seconds"' in answer
-    assert errors_of(browser) == []
-    filters = []
-    for scheme in ("light", "dark"):
-        set_scheme(browser, scheme)
-        filters.append(browser.execute_script("return getComputedStyle(document.documentElement).filter"))
-    assert filters[0] == "none" and "invert" in filters[1]
-    address = f"http://127.0.0.1:{server.port}/"
-    assert all(name.startswith((address, "data:")) for name in browser.execute_script(LOADED))
-
-
-def test_the_api_page_takes_the_token(warm_python: WarmPython, browser: Any) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def found(selector: str) -> Any:
-        return WebDriverWait(browser, 60).until(
-            lambda _: browser.find_elements("css selector", selector), f"no {selector} on the page"
-        )[0]
-
-    block = "#operations-summaries-summarize_summarize_post"
-    answer = f"{block} .live-responses-table .response-col_description"
+    shown = f"{block} .live-responses-table .response-col_description .highlight-code"
     with serving(warm_python, "--base", "embedded", LORA_HF_SERVE_TOKEN="a-token") as server:
-        browser.get(f"http://127.0.0.1:{server.port}/docs")
-        found(f"{block} .opblock-summary-control").click()
-        found(f"{block} .try-out__btn").click()
-        found(f"{block} .execute").click()
-        assert "token" in found(f"{answer} .highlight-code").text  # refused
-        found(".auth-wrapper .authorize").click()
-        found(".modal-ux input").send_keys("a-token")
-        found(".modal-ux button.authorize").click()
-        found(".modal-ux .btn-done").click()
-        found(f"{block} .execute").click()
-        WebDriverWait(browser, 60).until(lambda _: '"summary"' in found(f"{answer} .highlight-code").text)
-    errors_of(browser)  # the refused request
+        address = f"http://127.0.0.1:{server.port}/"
+        browser.get(address)
+        listed = {operation.get_attribute("id") for operation in found(".opblock")}
+        assert len(listed) == 9 and "operations-server-health_health_get" in listed
+        contrasts = browser.execute_script(CONTRASTS, ".swagger-ui *")
+        assert len(contrasts) > 30 and [what for ratio, what in contrasts if ratio < 4.5] == []
+        found(f"{block} .opblock-summary-control")[0].click()
+        found(f"{block} .try-out__btn")[0].click()
+        body = found(f"{block} textarea")[0]
+        assert json.loads(body.get_attribute("value"))["dialogue"].startswith("Anna: ")
+        assert errors_of(browser) == []
+        found(f"{block} .execute")[0].click()
+        assert "token" in found(shown)[0].text  # refused
+        assert len(errors_of(browser)) == 1
+        found(".auth-wrapper .authorize")[0].click()
+        found(".modal-ux input")[0].send_keys("a-token")
+        found(".modal-ux button.authorize")[0].click()
+        found(".modal-ux .btn-done")[0].click()
+        found(f"{block} .execute")[0].click()
+        WebDriverWait(browser, 60).until(lambda _: '"summary"' in found(shown)[0].text)
+        assert '"seconds"' in found(shown)[0].text and errors_of(browser) == []
+        filters = []
+        for scheme in ("light", "dark"):
+            set_scheme(browser, scheme)
+            filters.append(browser.execute_script("return getComputedStyle(document.documentElement).filter"))
+        assert filters[0] == "none" and "invert" in filters[1]
+        loaded = browser.execute_script(LOADED)
+        assert all(name.startswith((address, "data:")) for name in loaded)
 
 
 def test_requests_are_counted_by_adapter_and_status(server: Server) -> None:
