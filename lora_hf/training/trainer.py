@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from inspect import Parameter, signature
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,8 @@ class LoraTrainer(ResumableTrainer):
     _has_begun = False
     _rows_without_token = 0
     """Rows of an evaluation in batches without a label token, whose loss is NaN."""
+    _has_nan = False
+    """True if another batch of the evaluation has a loss that is not finite."""
 
     def __init__(
         self,
@@ -341,12 +343,12 @@ class LoraTrainer(ResumableTrainer):
             fast_generation(self.model) if fast else nullcontext(),
             without_autocast(self.model) if generates else nullcontext(False) as self._has_autocast_outside,
         ):
-            self._rows_without_token = 0
+            self._rows_without_token, self._has_nan = 0, False
             try:
                 output = super().evaluation_loop(*args, **kwargs)
             finally:
                 self._has_autocast_outside = False
-            self._report_rows_without_token(output)
+            self._correct_loss(output.metrics, f"{kwargs.get('metric_key_prefix', 'eval')}_loss")
             return output
 
     def prediction_step(
@@ -375,27 +377,38 @@ class LoraTrainer(ResumableTrainer):
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         elif isinstance(labels, Tensor) and not bool((labels != -100).any()):
             self._rows_without_token += len(labels)
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+        found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+        if labels is not None and isinstance(found[0], Tensor):
+            self._has_nan = self._has_nan or not bool(found[0].isfinite().all())
+        return found
 
-    def _report_rows_without_token(self, output: Any) -> None:
+    def _correct_loss(self, metrics: dict[str, float], name: str) -> None:
         """Say what the loss of an evaluation leaves out, or why it is NaN.
 
+        The Trainer takes its mean over the batches where it is finite: one that is not finite, although it
+        has labels, makes it NaN here.
+
         Raises:
-            UserError: it is NaN; in `predict`, whose texts are there, this is a warning.
+            UserError: it is NaN because of labels; in `predict`, whose texts are there, this is a warning.
         """
-        rows = torch.tensor(self._rows_without_token, device=self.args.device)
+        rows, spoiled = torch.tensor([self._rows_without_token, self._has_nan], device=self.args.device)
         add_up(rows)
-        for name, value in output.metrics.items():
-            if not rows or not name.endswith("_loss"):
-                continue
-            effect = "has nothing of" if isfinite(value) else f"is {value}, because of"
-            text = (
-                f"{name} {effect} {int(rows):,} rows in batches whose labels are all -100: leave rows "
-                "without labels out of the dataset"
-            )
-            if name.startswith("eval") and not isfinite(value):
-                raise AgreedError(text)
-            logger.warning("%s", text)
+        add_up(spoiled)
+        if name not in metrics or not (rows or spoiled):
+            return
+        if spoiled:
+            metrics[name] = nan
+            return
+        value = metrics[name]
+        effect = "has nothing of" if isfinite(value) else f"is {value}, because of"
+        text = (
+            f"{name} {effect} {int(rows):,} rows in batches whose labels are all -100: leave rows "
+            "without labels out of the dataset"
+        )
+        if name.startswith("eval") and not isfinite(value):
+            raise AgreedError(text)
+        logger.warning("%s", text)
 
     def compute_loss_context_manager(self) -> Any:
         """Return the context of an evaluation's loss: the training's autocast, if the forward lacks it."""

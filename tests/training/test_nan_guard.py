@@ -1,5 +1,6 @@
 """The NaN guard: a number that goes wrong ends training at its step; the checkpoint before it resumes."""
 
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,22 @@ def test_a_non_finite_evaluation_loss_stops_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="after step 3: eval_loss is nan"):
         trainer.train()
     assert last_checkpoint(tmp_path) is None
+
+
+def test_one_batch_whose_evaluation_loss_is_not_finite_is_not_left_out(tmp_path: Path) -> None:
+    """The Trainer takes the mean over the other batches."""
+    model, batches = adapted(), list[int]()
+
+    def spoil(module: Any, args: Any, outputs: Any) -> Any:
+        batches.append(len(batches))
+        outputs.loss = outputs.loss * (float("nan") if len(batches) == 2 else 1.0)
+        return outputs
+
+    trainer = make_trainer(model, arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=Rows(12))
+    hook = model.register_forward_hook(spoil)
+    assert isnan(trainer.evaluate()["eval_loss"]) and len(batches) == 3
+    hook.remove()
+    assert isfinite(trainer.evaluate()["eval_loss"])
 
 
 def test_nan_in_the_base_is_named_as_the_cause(tmp_path: Path) -> None:
