@@ -110,8 +110,8 @@ def score(
         UserError: an argument is not a list of texts, their lengths differ, an example has no reference, or a
             metric is unknown or needs a package that is missing.
     """
-    from lora_hf.evaluation.evaluate import score_record
     from lora_hf.evaluation.metrics import scoring_by
+    from lora_hf.evaluation.predictions import score_record
 
     if isinstance(metrics, str):  # as the command takes them
         metrics = [name.strip() for name in metrics.split(",") if name.strip()]

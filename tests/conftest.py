@@ -153,6 +153,20 @@ def batch() -> "dict[str, Tensor]":
 
 
 @pytest.fixture
+def no_figures(monkeypatch):
+    """Build figures and do not draw them, which takes most of a report's time."""
+    from matplotlib.figure import Figure
+
+    def savefig(figure, file, *, format, **options):
+        if format == "svg":
+            file.write("<svg></svg>")
+        else:
+            Path(file).write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
 def runs_in_this_process(monkeypatch):
     """Run each run of a comparison by its command line in this process, which saves its start-up."""
     import signal

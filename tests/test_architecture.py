@@ -152,6 +152,21 @@ def test_what_every_command_imports_is_light(folder):
         assert not libraries(file, top_only=True) & heavy, file
 
 
+@pytest.mark.parametrize("file", ["experiments/report.py", "evaluation/score_file.py"])
+def test_texts_that_are_written_are_scored_and_reported_without_a_model_library(file):
+    """Those take five seconds to import: what the file imports anywhere, and these at their top."""
+    files = {module(each): each for each in FILES}
+    reached, found = list(ours(PACKAGE / file)), {}
+    while reached:
+        name = reached.pop()
+        if name in files and name not in found:
+            found[name] = libraries(files[name], top_only=True)
+            reached += [*ours(files[name], top_only=True), name.rpartition(".")[0]]
+    assert len(found) > 10
+    heavy = {"torch", "transformers", "datasets", "accelerate"}
+    assert not {name for name, imported in found.items() if imported & heavy}
+
+
 def test_only_the_commands_print():
     def prints(file):
         calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]

@@ -74,7 +74,7 @@ def evaluate(
     An exported model: [dim]lora-hf evaluate --config quickstart --model ct2[/dim]
     """
     from lora_hf.config.load import load_config
-    from lora_hf.evaluation.evaluate import write_predictions
+    from lora_hf.evaluation.predictions import write_predictions
     from lora_hf.files import check_new, write_json
     from lora_hf.run_files import PREDICTIONS, RESULTS
 

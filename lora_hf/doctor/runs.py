@@ -12,9 +12,9 @@ from lora_hf.config.load import changed_fields, load_config
 from lora_hf.data.prepare import RunData, load_data
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.errors import UserError, few, first_line
-from lora_hf.evaluation.evaluate import score_record
 from lora_hf.evaluation.metrics import Scoring
-from lora_hf.evaluation.retention import retention_record, retention_scores, scorings_of
+from lora_hf.evaluation.predictions import score_record
+from lora_hf.evaluation.retention_scores import retention_record, retention_scores, scorings_of
 from lora_hf.files import file_sha256, read_object
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.run_files import CONFIG, INPUTS, RESULTS, TRAINED

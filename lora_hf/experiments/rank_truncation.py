@@ -17,8 +17,9 @@ from lora_hf.config.prediction import NEW_TOKENS
 from lora_hf.data.prepare import encode_test
 from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
-from lora_hf.evaluation.evaluate import kept_scores, score_model
+from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.predictions import kept_scores
 from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL
 from lora_hf.experiments.summary import Scores, mean_scores, paired_record
 from lora_hf.files import check_new, write_json, write_text

@@ -185,7 +185,7 @@ def _read(
     Raises:
         UserError: a run was scored with another version of a metric's file.
     """
-    from lora_hf.evaluation.evaluate import kept_scores, measure_rows  # here: they take seconds to import
+    from lora_hf.evaluation.predictions import kept_scores, measure_rows  # here: NLTK takes a second
 
     results: dict[str, list[RunResult]] = {name: [] for name in folders}
     rows: dict[str, list[Any]] = {name: [] for name in folders}
@@ -220,7 +220,7 @@ def _write(
 ) -> tuple[Comparison, list[Path]]:
     """Write the figures as JSON, the table as Markdown, the page, and a picture of several runs."""
     from lora_hf.evaluation.metrics import Scoring  # here: it takes seconds to import
-    from lora_hf.evaluation.retention import mean_pair, retention_scores, scorings_of
+    from lora_hf.evaluation.retention_scores import mean_pair, retention_scores, scorings_of
     from lora_hf.experiments.summary import mean_scores, summarize
     from lora_hf.reporting.comparison_table import (
         best_places,

@@ -8,7 +8,7 @@ from typing import Any, cast
 from lora_hf.config.task import Task
 from lora_hf.evaluation.metrics import Measured, ScoreValues, Scoring
 from lora_hf.evaluation.metrics.values import mean_of
-from lora_hf.evaluation.retention import Pair, retention_record, retention_test
+from lora_hf.evaluation.retention_scores import Pair, retention_record, retention_test
 from lora_hf.evaluation.significance import is_significant
 from lora_hf.run_files import COMPARISON, REPORT, SWEEP, VARIANTS
 from lora_hf.run_records import (

@@ -19,17 +19,17 @@ from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
 from lora_hf.distributed import all_gather, from_main, in_all_processes, is_sharded, world_size
-from lora_hf.evaluation.evaluate import score_model, write_predictions
+from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.predictions import write_predictions
 from lora_hf.evaluation.retention import (
     load_retention,
     retention_fingerprint,
-    retention_record,
     retention_rows,
-    retention_scores,
     write_outputs,
     write_retention,
 )
+from lora_hf.evaluation.retention_scores import retention_record, retention_scores
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer, report_model

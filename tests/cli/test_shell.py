@@ -18,6 +18,7 @@ from support.warm_python import WarmPython
 from lora_hf import cli
 from lora_hf.cli.options import complete_config, complete_override
 from lora_hf.config.load import find_config
+from lora_hf.terminal import split_verbosity
 
 ROOT = Path(__file__).parents[2]
 VERBS = {verb.__name__: verb for verb in cli.VERBS}
@@ -39,7 +40,7 @@ def test_the_example_in_a_command_s_help_is_valid(verb: str, capsys: pytest.Capt
     assert str(VERBS[verb].__doc__).count("[dim]") == len(examples(verb))  # each has a label
     for example in examples(verb):
         assert not expanded(example)
-        words = shlex.split(example.partition(" >")[0])[2:]
+        words, _ = split_verbosity(shlex.split(example.partition(" >")[0])[2:])
         command = typer.main.get_command(cli.app).commands[verb]
         with command.make_context(verb, list(words)) as context:  # raises where it takes an option not so
             named = context.params.get("config")
@@ -72,32 +73,31 @@ def bash(tmp_path: Path):
     return run
 
 
-def completed(bash, line: str) -> list[str]:
-    """Return bash's completions at the end of a line."""
-    words = line.split(" ")
-    return bash(
-        f"""
+OFFERED = {
+    "lora-hf ": set(VERBS),
+    "lora-hf e": {verb for verb in VERBS if verb.startswith("e")},
+    "lora-hf doctor --b": {"--base"},
+    "lora-hf merge --": {"--adapter", "--output", "--base", "--onto", "--check", "--dtype", "--help"},
+    "lora-hf train --config quick": {"quickstart"},
+    "lora-hf train --config quickstart lora.lora_": {"lora.lora_alpha=", "lora.lora_dropout="},
+}
+"""What is typed, and the completions of its last word."""
+
+
+def test_bash_completes_verbs_options_configs_and_their_keys(bash) -> None:
+    script = """
         eval "$(lora-hf --show-completion bash)"
+        complete=$(complete -p lora-hf | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+    """
+    for line in OFFERED:
+        words = line.split(" ")
+        script += f"""
         COMP_WORDS=({" ".join(map(shlex.quote, words))}) COMP_CWORD={len(words) - 1}
-        $(complete -p lora-hf | sed 's/.*-F \\([^ ]*\\) .*/\\1/') lora-hf
-        printf '%s\\n' "${{COMPREPLY[@]}}"
+        $complete lora-hf
+        echo "${{COMPREPLY[@]}}"
         """
-    ).split()
-
-
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("lora-hf ", set(VERBS)),
-        ("lora-hf e", {verb for verb in VERBS if verb.startswith("e")}),
-        ("lora-hf doctor --b", {"--base"}),
-        ("lora-hf merge --", {"--adapter", "--output", "--base", "--onto", "--check", "--dtype", "--help"}),
-        ("lora-hf train --config quick", {"quickstart"}),
-        ("lora-hf train --config quickstart lora.lora_", {"lora.lora_alpha=", "lora.lora_dropout="}),
-    ],
-)
-def test_bash_completes_verbs_options_configs_and_their_keys(bash, line: str, offered: set[str]) -> None:
-    assert set(completed(bash, line)) == offered
+    completed = [set(found.split()) for found in bash(script).splitlines()]
+    assert dict(zip(OFFERED, completed, strict=True)) == OFFERED
 
 
 def test_completion_is_installed_where_bash_reads_it(bash, tmp_path: Path) -> None:

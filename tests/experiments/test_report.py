@@ -11,25 +11,14 @@ from support.records import WRITTEN, write_run
 
 from lora_hf import cli
 from lora_hf.errors import UserError
-from lora_hf.evaluation.evaluate import write_predictions
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.predictions import write_predictions
 from lora_hf.experiments.report import report, write_report
 from lora_hf.files import file_sha256, write_json, write_text
 from lora_hf.reporting.figures import Report, _scores_by_weights, dots, logged
 from lora_hf.reporting.highlight import marked
 from lora_hf.run_files import ROUGE_NAMES
 from lora_hf.run_records import PREDICTIONS_VERSION, read_predictions, same_order
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def savefig(figure: Figure, file: Any, *, format: str, **options: Any) -> None:
-        if format == "svg":
-            file.write("<svg></svg>")
-        else:
-            Path(file).write_bytes(b"")
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ EMBEDDED = ["model.model_name_or_path=embedded", "model.revision=null", "data.da
 
 
 def test_the_report_stands_beside_the_published_figures_and_says_what_was_changed(
-    tmp_path, capsys, runs_in_this_process
+    tmp_path, capsys, runs_in_this_process, no_figures
 ):
     words = ["reproduce", *EMBEDDED, *FEW, "training.max_steps=1", "training.eval_strategy='no'"]
     words += [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lora_hf.config.task import Task
-from lora_hf.evaluation.evaluate import measure_rows
 from lora_hf.evaluation.metrics import ScoreValues, Scoring
+from lora_hf.evaluation.predictions import measure_rows
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.experiments.summary import (
     gains,

@@ -57,7 +57,9 @@ def test_the_loss_is_that_of_validation_if_measured_and_a_mean_over_seeds() -> N
     assert last_loss({"runs": [{"log": log}, {"log": [{"eval_loss": 1.5}]}]}) == 2.0
 
 
-def test_a_grid_is_run_reused_and_reported(config_file: Path, runs_in_this_process: list[Any]) -> None:
+def test_a_grid_is_run_reused_and_reported(
+    config_file: Path, runs_in_this_process: list[Any], no_figures: None
+) -> None:
     space = [
         "sweep.space={lora: {r: [1, 4]}, scaling: {a: {lora.use_rslora: false}, b: {lora.use_rslora: true}}}"
     ]

@@ -208,7 +208,7 @@ def test_a_finished_run_where_nothing_can_be_written_is_left_as_it_is(
 
 
 def test_a_comparison_that_is_done_starts_no_process_and_writes_nothing(
-    tmp_path: Path, runs_in_this_process: list[Any]
+    tmp_path: Path, runs_in_this_process: list[Any], no_figures: None
 ) -> None:
     file, root = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(f"{SMALL_COMPARISON}output_dir: {root}\n")

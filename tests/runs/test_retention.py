@@ -134,7 +134,7 @@ def test_a_wrong_task_is_one_error_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_comparison_shows_what_each_variant_keeps(tmp_path: Path) -> None:
+def test_a_comparison_shows_what_each_variant_keeps(tmp_path: Path, no_figures: None) -> None:
     right = {"base": 4, "full": 1, "lora": 3}
     for method, n in right.items():
         write_run(tmp_path, method)
