@@ -35,8 +35,10 @@ def is_text_to_text(model_type: str) -> bool:
 
     The same list has speech models that are not encoder-decoders.
     """
-    config = CONFIG_MAPPING[model_type]
     listed = modeling_auto.AutoModelForSeq2SeqLM._model_mapping  # with what a program has registered
+    if model_type not in listed._model_mapping and not listed._extra_content:
+        return False  # its config need not be imported
+    config = CONFIG_MAPPING[model_type]
     return config in listed and bool(getattr(config, "is_encoder_decoder", False))
 
 
