@@ -72,7 +72,7 @@ def test_generation_with_and_without_the_cache_equals_the_reference(
     kind: str, spec: dict, num_beams: int, batch: dict, writes_alike: Callable[[str, Tensor, dict], bool]
 ) -> None:
     model = replicate_layers(build(kind, 3, 3), spec)
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": num_beams, "do_sample": False}
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": num_beams, "do_sample": False}
     options |= {"pad_token_id": 0, "attention_mask": batch["attention_mask"].flip(1)}
     ids = (batch["input_ids"] * batch["attention_mask"]).flip(1)  # padded on the left, for decoders
     reference = deeper(kind, spec)

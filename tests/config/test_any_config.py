@@ -1,6 +1,7 @@
 """Any config is either refused by a `UserError` or reads back as itself."""
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from scripts.tools.fuzzing.junk import YAML_LINES
 KEYS = [*fields(), "lora.rnk", "x.y"]
 
 
+@cache
+def shipped(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
+    return data
+
+
 @st.composite
 def changed(draw: st.DrawFn) -> str:
     """Draw a shipped config with one to three fields changed to one of their choices or to any value."""
-    data: dict[str, Any] = copy.deepcopy(
-        yaml.safe_load((SHIPPED / f"{draw(st.sampled_from(CONFIGS))}.yaml").read_text())
-    )
+    data = copy.deepcopy(shipped(draw(st.sampled_from(CONFIGS))))
     for key in draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)):
         *sections, name = key.split(".")
         section = data

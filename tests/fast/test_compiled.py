@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import MODELS, T5_SHAPE, make_t5, randomize
+from support.models import MODELS, make_shallow_t5, make_t5, randomize
 from support.tiny_trainer import Rows, adapted, all_losses, arguments, make_trainer
 from torch._dynamo.utils import counters
-from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_hf import LoraConfig, inject_adapters
@@ -41,9 +40,7 @@ def gradients(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
 
 def shallow() -> Any:
     """A model of two blocks, as two graphs are quicker made than four."""
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config(**T5_SHAPE | {"num_layers": 1})).eval()
-    return adapted(make=lambda: model)
+    return adapted(make=make_shallow_t5)
 
 
 @pytest.mark.slow

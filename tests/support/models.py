@@ -52,6 +52,15 @@ def make_t5() -> T5ForConditionalGeneration:
 
 
 @built_once
+def make_shallow_t5() -> T5ForConditionalGeneration:
+    """Return a T5 with one block in each stack, where nothing passes from block to block."""
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(**T5_SHAPE | {"num_layers": 1}))
+    untie_head(model)
+    return model.eval()
+
+
+@built_once
 def make_mt5() -> MT5ForConditionalGeneration:
     torch.manual_seed(0)
     return MT5ForConditionalGeneration(MT5Config(**T5_SHAPE)).eval()

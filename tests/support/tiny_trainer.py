@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.models import TOKENS, make_t5
+from support.models import TOKENS, make_shallow_t5, make_t5
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import (
@@ -89,7 +89,7 @@ def adapted(seed: int = 5, make: Any = make_t5, targets: tuple[str, ...] = ("q",
 
 def dropping() -> nn.Module:
     """Return a model with dropout, whose steps draw random numbers."""
-    model = make_t5()
+    model = make_shallow_t5()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.1

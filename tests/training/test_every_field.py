@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.models import make_shallow_t5
 from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
 from transformers import Seq2SeqTrainingArguments
 
@@ -93,7 +94,7 @@ def outcome(folder: Path, **settings: Any) -> dict[str, Any]:
     start = {"max_steps": 4, "per_device_train_batch_size": 4, "train_sampling_strategy": "random", "seed": 3}
     values = iter([2.0, 1.0, 0.0, 0.0])
     trainer = make_trainer(
-        adapted(),
+        adapted(make=make_shallow_t5),
         arguments(folder, **(start | settings)),
         train_dataset=Rows(48),
         eval_dataset=Rows(6, seed=9),
