@@ -1,27 +1,53 @@
 """The benchmark as it is run: real processes in turn, the record and the picture; and the check of a GPU."""
 
 import json
+import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from support.warm_python import WarmPython
 
 from scripts.benchmarks import costs, gpu_check
+from scripts.benchmarks.against_peft import turns
 from scripts.benchmarks.against_peft.picture import draw_bench
 from scripts.benchmarks.against_peft.turns import ratio
 from scripts.benchmarks.bench import parsed
 
+PREPARE = """
+import sys
+del sys.modules["peft"]  # which commands hide
+import scripts.benchmarks.against_peft.worker
+"""
+
 
 @pytest.fixture(scope="module")
-def record() -> dict[str, Any]:
+def python() -> Iterator[WarmPython]:
+    """Return an interpreter that has imported what the benchmark's workers import, PEFT too."""
+    started = WarmPython(PREPARE, OMP_NUM_THREADS="1")
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def record(python: WarmPython) -> dict[str, Any]:
     """Return the record of the benchmark as `make test-gpu` calls it, with its other comparisons."""
+
+    def run(command: list[str], check: bool, **options: Any) -> None:
+        done = python.run(command, **options)
+        assert done.returncode == 0, done.stderr
+
     given = Namespace(small=True, device="cpu", shape="tiny")
     sample = ("--data", "embedded", "--tokenizer", "lora_hf/assets/tiny_t5")
     more = ("--count", "--load-in-4bit", "--only", "train", "evaluate", "beams")
-    return gpu_check.bench(given, *sample, *more)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gpu_check, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
+        return gpu_check.bench(given, *sample, *more)
 
 
 def test_the_ratio_is_that_of_the_sums_with_percentiles_over_pairs() -> None:
@@ -94,7 +120,11 @@ def test_the_figure_shows_the_parts_that_were_measured(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_cost_grows_with_length_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_grows_with_length_and_is_drawn(
+    tmp_path: Path, python: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = SimpleNamespace(Popen=python.start, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(turns, "subprocess", started)
     # Lengths far apart: the allocator alone moves the peak of a small step by tens of MiB.
     monkeypatch.setitem(costs.VARIED, "length", [64, 1024])
     monkeypatch.setattr(costs, "TIMED", 1)

@@ -1,9 +1,14 @@
 """The kill test in short: a run that is killed at any of three moments ends with identical results."""
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from support.warm_python import Started, WarmPython
 
+from scripts.tools import soak_kill
 from scripts.tools.soak_kill import (
     NO_STAGE,
     RUN,
@@ -40,7 +45,17 @@ def test_a_moment_is_counted_from_the_first_file_or_from_a_checkpoint(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, warm_python: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(words: list[str], process_group: int, **options: Any) -> Started:
+        return warm_python.start(words, **options)
+
+    def run(words: list[str], capture_output: bool, **options: Any) -> "subprocess.CompletedProcess[str]":
+        return warm_python.run(words, **options)
+
+    started = SimpleNamespace(Popen=start, run=run, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(soak_kill, "subprocess", started)
     config = tmp_path / "run.yaml"
     config.write_text(RUN)
     seconds = time_run(config, tmp_path / "whole")
