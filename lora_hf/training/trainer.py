@@ -108,7 +108,7 @@ class LoraTrainer(ResumableTrainer):
     _has_begun = False
     _rows_without_token = 0
     """Rows of an evaluation in batches without a label token, whose loss is NaN."""
-    _has_nan = False
+    _has_nan: Tensor | bool = False
     """True if another batch of the evaluation has a loss that is not finite."""
 
     def __init__(
@@ -380,7 +380,7 @@ class LoraTrainer(ResumableTrainer):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         if labels is not None and isinstance(found[0], Tensor):
-            self._has_nan = self._has_nan or not bool(found[0].isfinite().all())
+            self._has_nan = ~found[0].isfinite().all() | self._has_nan  # read at the end: a GPU does not wait
         return found
 
     def _correct_loss(self, metrics: dict[str, float], name: str) -> None:
@@ -392,7 +392,7 @@ class LoraTrainer(ResumableTrainer):
         Raises:
             UserError: it is NaN because of labels; in `predict`, whose texts are there, this is a warning.
         """
-        rows, spoiled = torch.tensor([self._rows_without_token, self._has_nan], device=self.args.device)
+        rows, spoiled = torch.tensor([self._rows_without_token, int(self._has_nan)], device=self.args.device)
         add_up(rows)
         add_up(spoiled)
         if name not in metrics or not (rows or spoiled):
