@@ -1,5 +1,6 @@
 """Names of a run's files. They are part of the public interface, so they do not change."""
 
+import re
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -39,6 +40,12 @@ OWN = (
     *(REPORT + end for end in ENDS),
 )
 """Everything a run writes, in the order of writing."""
+
+
+def split_seed(name: str) -> tuple[str, int | None]:
+    """Return the variant and the seed in a run's name; the seed of a variant's first run is None."""
+    found = re.fullmatch(r"(.+)-seed-(\d+)", name)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
 def run_above(folder: Path) -> str:

@@ -13,7 +13,7 @@ from lora_hf.config.prediction import NEW_TOKENS, PredictionSettings
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
 from lora_hf.models.exported import engine_of
-from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, run_above
+from lora_hf.run_files import ADAPTER, CONFIG, MODEL, PREDICTIONS, run_above, split_seed
 from lora_hf.run_records import read_predictions, read_result
 from lora_hf.saved.inference import BASE
 from lora_hf.saved.source import model_of_run
@@ -116,7 +116,9 @@ def find_exports(root: Path) -> dict[str, Path]:
 
 
 def find_runs(root: Path) -> dict[str, tuple[Path, RunConfig]]:
-    """Return folder and config of a run, or of each run in a folder, by name; only the first seed of each.
+    """Return folder and config of a run, or of each run in a folder, by name.
+
+    Of the runs of one variant, which differ in the seed, it is the first.
 
     Raises:
         UserError: there is no run.
@@ -125,12 +127,16 @@ def find_runs(root: Path) -> dict[str, tuple[Path, RunConfig]]:
         raise UserError(f"{root}: no such folder")
     folders = [root] if (root / CONFIG).is_file() else sorted(f.parent for f in root.glob(f"*/{CONFIG}"))
     runs = {folder.name: (folder, _config(folder / CONFIG)) for folder in folders}
-    shown = {name: run for name, run in runs.items() if "-seed-" not in name}
-    if not shown:
+    if not runs:
         is_model = (root / "config.json").is_file()
         hint = run_above(root) or ("; a whole model is shown once it is exported" if is_model else "")
         raise UserError(f"{root} is not a run: neither it nor a folder in it has a {CONFIG}{hint}")
-    return shown
+
+    def is_first(name: str) -> bool:
+        variant, seed = split_seed(name)
+        return seed is None or variant not in runs
+
+    return {name: run for name, run in runs.items() if is_first(name)}
 
 
 def _config(file: Path) -> RunConfig:

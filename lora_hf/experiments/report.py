@@ -5,7 +5,6 @@ single run's.
 """
 
 import logging
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ from lora_hf.run_files import (
     SWEEP,
     VARIANTS,
     run_above,
+    split_seed,
 )
 from lora_hf.run_records import (
     Comparison,
@@ -54,7 +54,6 @@ Folders = Mapping[str, Sequence[Path]]
 KEY = "made_from"
 """In a report's JSON: `report_key`."""
 WEIGHTS = "adapter_model.safetensors"
-_SEED = re.compile(r"-seed-(\d+)$")
 if TYPE_CHECKING:
     from lora_hf.evaluation.metrics import Scoring
 
@@ -129,12 +128,12 @@ def found_runs(root: Path) -> dict[str, list[Path]]:
     """
 
     def first_seed_first(file: Path) -> tuple[str, int]:
-        seed = _SEED.search(file.parent.name)
-        return _SEED.sub("", file.parent.name), int(seed.group(1)) + 1 if seed else 0
+        variant, seed = split_seed(file.parent.name)
+        return variant, 0 if seed is None else seed + 1
 
     found: dict[str, list[Path]] = {}
     for results in sorted(root.glob(f"*/{RESULTS}"), key=first_seed_first):
-        found.setdefault(_SEED.sub("", results.parent.name), []).append(results.parent)
+        found.setdefault(split_seed(results.parent.name)[0], []).append(results.parent)
     if not found:
         below = sorted({str(results.parents[1]) for results in root.glob(f"*/*/{RESULTS}")})
         near = f", such as {' or '.join(map(repr, below[:3]))}" if below else run_above(root)

@@ -58,6 +58,15 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
         find_runs(tmp_path)
 
 
+def test_other_seeds_are_left_out_beside_the_first_one_alone(tmp_path: Path) -> None:
+    for name in ("lora", "lora-seed-2", "new-seed-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("method: base\noutput_dir: run\n")
+    assert [*find_runs(tmp_path)] == ["lora", "new-seed-3"]
+    for name in ("lora-seed-2", "new-seed-3"):
+        assert [*find_runs(tmp_path / name)] == [name]
+
+
 def test_exported_models_are_shown_alone_and_beside_runs(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="the package ctranslate2 is not installed")
     folder, text = tmp_path / "runs/ct2", "Anna: Lunch at noon?\nBen: Yes."
