@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import MODELS, make_shallow_t5, make_t5, randomize
-from support.tiny_trainer import Rows, adapted, all_losses, arguments, make_trainer
+from support.models import MODELS, make_t5, randomize
+from support.tiny_trainer import Rows, adapted, all_losses, arguments, make_trainer, shallow
 from torch._dynamo.utils import counters
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -36,11 +36,6 @@ def batch(length: int, labels: int, rows: int = 3) -> dict[str, torch.Tensor]:
 def gradients(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
     loss = model(**inputs, use_cache=False).loss
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
-
-
-def shallow() -> Any:
-    """A model of two blocks, as two graphs are quicker made than four."""
-    return adapted(make=make_shallow_t5)
 
 
 @pytest.mark.slow

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import make_shallow_t5
-from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
+from support.tiny_trainer import Rows, arguments, losses, make_trainer, shallow
 from transformers import Seq2SeqTrainingArguments
 
 from lora_hf.config.load import load_config
@@ -94,7 +93,7 @@ def outcome(folder: Path, **settings: Any) -> dict[str, Any]:
     start = {"max_steps": 4, "per_device_train_batch_size": 4, "train_sampling_strategy": "random", "seed": 3}
     values = iter([2.0, 1.0, 0.0, 0.0])
     trainer = make_trainer(
-        adapted(make=make_shallow_t5),
+        shallow(),
         arguments(folder, **(start | settings)),
         train_dataset=Rows(48),
         eval_dataset=Rows(6, seed=9),
@@ -299,5 +298,5 @@ def test_the_value_that_a_fixed_field_has_may_be_written_down(field: str) -> Non
 
 def test_a_beta_of_zero_is_written_as_an_integer_too(tmp_path: Path) -> None:
     training = load_config({"training": {"adam_beta1": 0}}).training
-    optimizer = make_trainer(adapted(), arguments(tmp_path, **training)).create_optimizer()
+    optimizer = make_trainer(shallow(), arguments(tmp_path, **training)).create_optimizer()
     assert optimizer.param_groups[0]["betas"] == (0.0, 0.999)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_trainer import Rows, StopAt, adapted, arguments, dropping, losses, make_trainer
+from support.tiny_trainer import Rows, StopAt, arguments, dropping, losses, make_trainer, shallow
 
 from lora_hf import LoraTrainer
 from lora_hf.errors import UserError
@@ -42,7 +42,7 @@ def trained(trainer: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize(("make", "accumulation"), [(adapted, 2), (dropping, 1)])
+@pytest.mark.parametrize(("make", "accumulation"), [(shallow, 2), (dropping, 1)])
 def test_micro_batches_take_the_same_steps_whenever_they_begin(
     make: Any, accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -83,7 +83,7 @@ def test_running_out_of_memory_in_the_second_batch_of_a_step_repeats_the_step(tm
     sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 4}
     runs = []
     for kind, fields in ((LoraTrainer, {}), (Late, MICRO_BATCHING)):
-        trainer = make_trainer(adapted(), arguments(tmp_path, **sizes, **fields), kind)
+        trainer = make_trainer(shallow(), arguments(tmp_path, **sizes, **fields), kind)
         trainer.train()
         runs.append((torch.tensor(losses(trainer)), trained(trainer)))
     assert trainer.taken[4:][:6] == [(2, 8), (2, 8), (2, 4), (2, 4), (2, 4), (2, 4)]
@@ -117,7 +117,7 @@ def test_without_auto_find_batch_size_the_error_names_the_remedy(compiles: bool,
     class FromTwo(Small):
         since, compiles_by_default = 2, compiles
 
-    trainer = make_trainer(adapted(), args, FromTwo)
+    trainer = make_trainer(shallow(), args, FromTwo)
     first = "training.torch_compile: false .*; " if compiles else ""
     said = (
         rf"step 3: out of memory \(CUDA out of memory.*\); {first}training.auto_find_batch_size: true "
@@ -129,7 +129,7 @@ def test_without_auto_find_batch_size_the_error_names_the_remedy(compiles: bool,
 
 
 def test_one_dialogue_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
-    trainer = make_trainer(adapted(), arguments(tmp_path, **MICRO_BATCHING), Small)
+    trainer = make_trainer(shallow(), arguments(tmp_path, **MICRO_BATCHING), Small)
     trainer.room = 0
     with pytest.raises(
         UserError, match="step 1: out of memory with one dialogue at a time; training.gradient"
@@ -148,7 +148,7 @@ def test_an_evaluation_that_runs_out_of_memory_is_an_error_with_a_remedy(
 
     args = arguments(tmp_path, eval_strategy="steps", eval_steps=2, **fields)
     with pytest.raises(UserError, match="evaluation after step 2: out of memory .*generation.batch_size"):
-        make_trainer(adapted(), args, Trainer, eval_dataset=Rows(4)).train()
+        make_trainer(shallow(), args, Trainer, eval_dataset=Rows(4)).train()
 
 
 @pytest.mark.parametrize("fields", [{}, MICRO_BATCHING])
@@ -158,12 +158,12 @@ def test_other_errors_are_not_caught(fields: dict[str, Any], tmp_path: Path) -> 
             raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="^shapes do not match$"):
-        make_trainer(adapted(), arguments(tmp_path, **fields), Trainer).train()
+        make_trainer(shallow(), arguments(tmp_path, **fields), Trainer).train()
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = arguments(tmp_path, **MICRO_BATCHING)
-    trainer = make_trainer(adapted(), args)
+    trainer = make_trainer(shallow(), args)
     monkeypatch.setattr(type(args), "world_size", 2)
     with pytest.raises(UserError, match="auto_find_batch_size=true works in a single process"):
         trainer.train()

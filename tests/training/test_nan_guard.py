@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from support.inputs import FEW
 from support.screen import screen_of
-from support.tiny_trainer import OursInOrder, Rows, adapted, arguments, losses, make_trainer
+from support.tiny_trainer import OursInOrder, Rows, arguments, losses, make_trainer, shallow
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
@@ -46,7 +46,7 @@ def test_a_non_finite_loss_stops_training_before_weights_change(
 
     def trainer_of(folder: str, kind: type) -> Any:
         args = arguments(tmp_path / folder, gradient_accumulation_steps=accumulation, **SAVING)
-        return make_trainer(adapted(), args, kind)
+        return make_trainer(shallow(), args, kind)
 
     whole, broken = trainer_of("whole", LoraTrainer), trainer_of("broken", Trainer)
     whole.train()
@@ -89,7 +89,7 @@ def test_numbers_that_are_read_late_end_the_same_step_and_write_no_more(
     step: int, kept: int, late: None, tmp_path: Path
 ) -> None:
     weights = Weights()
-    trainer = make_trainer(adapted(), quiet(tmp_path, **SAVING), Spoiled, callbacks=[weights])
+    trainer = make_trainer(shallow(), quiet(tmp_path, **SAVING), Spoiled, callbacks=[weights])
     trainer.batch = step
     with pytest.raises(UserError, match=f"^step {step}: the loss is nan; no weight was changed by this step"):
         trainer.train()
@@ -101,17 +101,17 @@ def test_numbers_that_are_read_late_end_the_same_step_and_write_no_more(
 
 
 def test_numbers_that_are_read_late_change_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once = make_trainer(adapted(), quiet(tmp_path, max_steps=4))
+    at_once = make_trainer(shallow(), quiet(tmp_path, max_steps=4))
     at_once.train()
     monkeypatch.setattr("lora_hf.training.nan_guard.LATE", ("cpu",))
-    later = make_trainer(adapted(), quiet(tmp_path, max_steps=4))
+    later = make_trainer(shallow(), quiet(tmp_path, max_steps=4))
     later.train()
     for ours, theirs in zip(later.model.parameters(), at_once.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_the_last_step_is_checked_too(late: None, tmp_path: Path) -> None:
-    trainer = make_trainer(adapted(), quiet(tmp_path, max_steps=2), Spoiled)
+    trainer = make_trainer(shallow(), quiet(tmp_path, max_steps=2), Spoiled)
     trainer.batch = 2
     with pytest.raises(UserError, match="^step 2: the loss is nan"):
         trainer.train()
@@ -137,7 +137,7 @@ def test_a_batch_without_a_label_token_adds_nothing_to_its_step(more: dict[str, 
         args = arguments(
             tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, **fields
         )
-        trainer = make_trainer(adapted(), args, OursInOrder, train_dataset=Unlabelled(1), **own)
+        trainer = make_trainer(shallow(), args, OursInOrder, train_dataset=Unlabelled(1), **own)
         trainer.train()
         found.append(losses(trainer))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
@@ -145,13 +145,13 @@ def test_a_batch_without_a_label_token_adds_nothing_to_its_step(more: dict[str, 
 
 def test_a_step_without_a_label_token_is_one_error(late: None, tmp_path: Path) -> None:
     for args in (arguments(tmp_path), quiet(tmp_path)):  # read at once, and late
-        trainer = make_trainer(adapted(), args, train_dataset=Unlabelled(8))
+        trainer = make_trainer(shallow(), args, train_dataset=Unlabelled(8))
         with pytest.raises(UserError, match="^step 1: the labels of all of its rows are -100.*leave rows"):
             trainer.train()
 
 
 def test_a_non_finite_gradient_stops_training(tmp_path: Path) -> None:
-    trainer = make_trainer(adapted(), arguments(tmp_path, max_grad_norm=0.0))
+    trainer = make_trainer(shallow(), arguments(tmp_path, max_grad_norm=0.0))
     next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(lambda g: g / 0)
     said = r"step 1: the gradient norm is (nan|inf); nothing was trained yet: .* \(float32\)"
     with pytest.raises(UserError, match=said):
@@ -171,7 +171,7 @@ class Overflow(TrainerCallback):
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     args = arguments(tmp_path, save_strategy="steps", save_steps=1)
-    trainer = make_trainer(adapted(), args, callbacks=[Overflow()])
+    trainer = make_trainer(shallow(), args, callbacks=[Overflow()])
     with pytest.raises(
         UserError, match=r"after step 1: 1 trainable tensors hold NaN or infinity \(.*lora_B\)"
     ):
@@ -181,20 +181,20 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
 
 def test_non_finite_weights_are_not_written_without_checkpoints_either(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hold NaN or infinity"):
-        make_trainer(adapted(), arguments(tmp_path, max_steps=1), callbacks=[Overflow()]).train()
+        make_trainer(shallow(), arguments(tmp_path, max_steps=1), callbacks=[Overflow()]).train()
 
 
 def test_weights_that_left_their_range_are_reported_at_the_next_step(tmp_path: Path) -> None:
     args = arguments(tmp_path, max_grad_norm=9)
     said = r"step 2: the loss is nan; trainable weights overflowed in the step before \(.*lora_B"
     with pytest.raises(UserError, match=said) as raised:
-        make_trainer(adapted(), args, callbacks=[Overflow()]).train()
+        make_trainer(shallow(), args, callbacks=[Overflow()]).train()
     assert "training.max_grad_norm: 1.0 (it is 9)" in str(raised.value)
 
 
 def test_a_non_finite_evaluation_loss_stops_training(tmp_path: Path) -> None:
     args = arguments(tmp_path, eval_strategy="steps", eval_steps=3, **SAVING)
-    trainer = make_trainer(adapted(), args, Spoiled, eval_dataset=Rows(4))
+    trainer = make_trainer(shallow(), args, Spoiled, eval_dataset=Rows(4))
     trainer.batch = 4  # the fourth loss is the evaluation's
     with pytest.raises(UserError, match="after step 3: eval_loss is nan"):
         trainer.train()
@@ -203,7 +203,7 @@ def test_a_non_finite_evaluation_loss_stops_training(tmp_path: Path) -> None:
 
 def test_one_batch_whose_evaluation_loss_is_not_finite_is_not_left_out(tmp_path: Path) -> None:
     """The Trainer takes the mean over the other batches."""
-    model, batches = adapted(), list[int]()
+    model, batches = shallow(), list[int]()
 
     def spoil(module: Any, args: Any, outputs: Any) -> Any:
         batches.append(len(batches))
@@ -218,7 +218,7 @@ def test_one_batch_whose_evaluation_loss_is_not_finite_is_not_left_out(tmp_path:
 
 
 def test_nan_in_the_base_is_named_as_the_cause(tmp_path: Path) -> None:
-    model = adapted()
+    model = shallow()
     with torch.no_grad():
         model.get_submodule("decoder.final_layer_norm").weight[3] = float("nan")
     said = r"step 1: the loss is nan; the base model itself holds NaN .*\(decoder.final_layer_norm.weight\)"
@@ -227,7 +227,7 @@ def test_nan_in_the_base_is_named_as_the_cause(tmp_path: Path) -> None:
 
 
 def test_gradients_that_are_all_zero_stop_training(tmp_path: Path) -> None:
-    model = adapted()
+    model = shallow()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_A" in name:
@@ -251,7 +251,7 @@ def test_gradients_that_are_all_zero_stop_training(tmp_path: Path) -> None:
 def test_a_learning_rate_stuck_at_zero_stops_training(
     fields: dict[str, Any], remedy: str, tmp_path: Path
 ) -> None:
-    model = adapted()
+    model = shallow()
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=fields["learning_rate"])
     stuck = (optimizer, LambdaLR(optimizer, lambda step: 0.0)) if fields["learning_rate"] else (None, None)
     trainer = make_trainer(model, arguments(tmp_path, warmup_steps=2, **fields), optimizers=stuck)
@@ -263,7 +263,7 @@ def test_a_learning_rate_stuck_at_zero_stops_training(
 @pytest.mark.parametrize("schedule", ["linear", "inverse_sqrt"])
 def test_a_warm_up_from_zero_is_accepted(schedule: str, tmp_path: Path) -> None:
     args = arguments(tmp_path, max_steps=5, warmup_steps=3, lr_scheduler_type=schedule)
-    trainer = make_trainer(adapted(), args)
+    trainer = make_trainer(shallow(), args)
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates[0] == 0 < rates[1] and len(rates) == 5
@@ -272,15 +272,15 @@ def test_a_warm_up_from_zero_is_accepted(schedule: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_a_finished_training_may_go_on_although_its_rate_ended_at_zero(done: int, tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": done}
-    make_trainer(adapted(), arguments(tmp_path, max_steps=done, **saving)).train()
-    trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=done + 3, **saving))
+    make_trainer(shallow(), arguments(tmp_path, max_steps=done, **saving)).train()
+    trainer = make_trainer(shallow(), arguments(tmp_path, max_steps=done + 3, **saving))
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == done + 3
 
 
 def test_a_rate_that_stays_zero_ends_a_training_that_was_resumed_too(tmp_path: Path) -> None:
     def stuck(steps: int) -> Any:
-        model = adapted()
+        model = shallow()
         optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         optimizers = optimizer, LambdaLR(optimizer, lambda step: 0.0)
         args = arguments(tmp_path, max_steps=steps, save_strategy="steps", save_steps=2)
@@ -356,6 +356,6 @@ def test_the_error_begins_on_a_new_line_after_a_progress_bar(
 
 
 def test_a_healthy_run_is_not_stopped(tmp_path: Path) -> None:
-    trainer = make_trainer(adapted(), arguments(tmp_path, logging_nan_inf_filter=False))
+    trainer = make_trainer(shallow(), arguments(tmp_path, logging_nan_inf_filter=False))
     trainer.train()
     assert len(losses(trainer)) == 10 and trainer.nan_guard.losses == []
