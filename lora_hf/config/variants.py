@@ -42,7 +42,8 @@ def with_grid(config: RunConfig) -> RunConfig:
 
 def check_variants(config: RunConfig) -> list[Mistake]:
     """Return every mistake in the variants of a study."""
-    return variant_mistakes(config, _check) + sweep_mistakes(config, _check_point)
+    of_sweep = sweep_mistakes(config, _check_point) or _fraction_mistakes(config)
+    return variant_mistakes(config, _check) + of_sweep
 
 
 def variant_mistakes(config: RunConfig, check: Callable[[RunConfig, str], list[Mistake]]) -> list[Mistake]:
@@ -73,6 +74,27 @@ def sweep_mistakes(config: RunConfig, check: Callable[[RunConfig, str], list[Mis
         for mistake in check(swept, name)
     ]
     return list(dict.fromkeys(found))
+
+
+def _fraction_mistakes(config: RunConfig) -> list[Mistake]:
+    """Return the ranges that a search would draw fractions from, for fields that take whole numbers only.
+
+    Args:
+        config: with a sweep whose combinations are valid; of a range, these hold the two ends.
+    """
+    first, found = next(iter(grid(config.sweep).values()), {}), []
+    for axis, values in config.sweep.space.items():
+        if isinstance(values, Range) and not values.integer and _are_whole(values):
+            changes = changes_of(config.sweep, first | {axis: values.high - 0.5})
+            name = f"{axis.rpartition('.')[2]}-fraction"
+            if _check_point(config.model_copy(update={"variants": {name: changes}}), name):
+                text = f"sweep.space.{axis} takes whole numbers only: add integer: true to the range"
+                found.append(Mistake((*SPACE, axis), text))
+    return found
+
+
+def _are_whole(values: Range) -> bool:
+    return values.low.is_integer() and values.high.is_integer()
 
 
 def _at_axis(config: RunConfig, name: str, point: Point, mistake: Mistake) -> Mistake:

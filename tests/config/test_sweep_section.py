@@ -112,3 +112,20 @@ def test_the_values_of_every_axis_are_checked_before_a_run(tmp_path: Path, text:
     with pytest.raises(UserError) as error:
         load_config(file, is_study=True)
     assert str(error.value).startswith(f"{file}:{expected}") and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("axis", "ends"), [("lora.r", "low: 1, high: 64"), ("training.max_steps", "low: 2, high: 3, log: true")]
+)
+def test_a_range_of_fractions_for_a_whole_number_names_the_remedy(
+    tmp_path: Path, axis: str, ends: str
+) -> None:
+    file = tmp_path / "s.yaml"
+    text = "sweep:\n  trials: 2\n  space:\n    generation.num_beams: [1, 4]\n    {}: {{{}}}\n"
+    file.write_text(text.format(axis, ends))
+    with pytest.raises(UserError) as error:
+        load_config(file, is_study=True)
+    assert f"{file}:5: sweep.space.{axis} takes whole numbers only" in str(error.value)
+    assert "add integer: true to the range" in str(error.value)
+    file.write_text(text.format(axis, f"{ends}, integer: true"))
+    assert load_config(file, is_study=True).sweep.trials == 2
