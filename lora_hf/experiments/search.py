@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lora_hf.config import RunConfig
 from lora_hf.config.sweep import Point, Range
 from lora_hf.errors import NotWritten, UserError
@@ -67,6 +69,7 @@ def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
         else:
             study.tell(trial.number, state=TrialState.FAIL)
     while len(found := _points(study)) < (config.sweep.trials or 0):
+        study.sampler = _sampler(config.seed, len(found))
         asked = study.ask()
         point = {axis: _suggest(asked, axis, values) for axis, values in config.sweep.space.items()}
         asked.set_user_attr(SPACE, point)
@@ -82,7 +85,6 @@ def _study(config: RunConfig, file: Path) -> Any:
     study = optuna.create_study(
         storage=f"sqlite:///{file}",
         study_name="sweep",
-        sampler=optuna.samplers.TPESampler(seed=config.seed),
         direction="maximize" if Scoring.of_config(config).main.higher_is_better else "minimize",
         load_if_exists=True,
     )
@@ -93,6 +95,20 @@ def _study(config: RunConfig, file: Path) -> Any:
         )
     study.set_user_attr(SPACE, space)
     return study
+
+
+def _sampler(seed: int, finished: int) -> Any:
+    """Return the sampler of one trial. Its own seed lets a resumed search propose what a whole one does.
+
+    The database holds the trials, not the state of a sampler.
+
+    Args:
+        seed: of the search.
+        finished: the number of trials before it.
+    """
+    from optuna.samplers import TPESampler
+
+    return TPESampler(seed=int(np.random.SeedSequence([seed, finished]).generate_state(1)[0]))
 
 
 def _points(study: Any) -> dict[str, Point]:

@@ -91,19 +91,29 @@ def test_an_invalid_or_read_only_search_database_is_one_error(tmp_path: Path) ->
         search(RunConfig.model_validate(fields), lambda name, point: None)
 
 
-def test_a_repeated_search_tries_the_same_values(tmp_path: Path) -> None:
-    def points(folder: str, seed: int) -> dict[str, Any]:
+def test_a_repeated_resumed_or_extended_search_tries_the_same_values(tmp_path: Path) -> None:
+    """Beyond the tenth trial too, from which on a point depends on the scores before it."""
+
+    def points(folder: str, seed: int, trials: int = 12, killed_at: str = "") -> dict[str, Any]:
         space = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [2, 4]}
-        sweep = {"space": space, "trials": 4}
+        sweep = {"space": space, "trials": trials}
         fields = {"output_dir": str(tmp_path / folder), "seed": seed, "sweep": sweep}
 
         def run(name: str, point: Any) -> None:
+            if name == killed_at:
+                raise RunFailed(-9)
             log = [{"eval_rouge1": point["training.learning_rate"]}]
             write_json(tmp_path / folder / name / TRAINED, {"log": log})
 
         return search(RunConfig.model_validate(fields), run)
 
-    assert points("one", 1) == points("again", 1) != points("other", 2)
+    whole = points("one", 1)
+    assert len({point["training.learning_rate"] for point in whole.values()}) == 12
+    assert points("extended", 1, trials=2) == {name: whole[name] for name in ("trial-000", "trial-001")}
+    for name in ("trial-003", "trial-010"):
+        with pytest.raises(RunFailed):
+            points("extended", 1, killed_at=name)
+    assert points("extended", 1) == points("again", 1) == whole != points("other", 2)
 
 
 @pytest.mark.slow
