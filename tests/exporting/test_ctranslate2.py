@@ -46,7 +46,8 @@ def text_of(tokens: list[int], end: int) -> list[int]:
 def test_a_converted_model_writes_the_same_tokens(row: str, tmp_path: Path) -> None:
     """Beams show the scale of T5's logits, which the converter reads from a field that says otherwise."""
     case = Case(row, tmp_path)
-    model, fields = case.load(), dict(vars(case.load().config))
+    model = case.load()
+    fields = dict(vars(model.config))
     exported = written(model, case.tokenizer, tmp_path / "exported")
     assert vars(model.config).keys() == fields.keys()
     sources = encode_sources([example.dialogue for example in EXAMPLES], case.tokenizer, case.data).ids
