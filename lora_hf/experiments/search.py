@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lora_hf.config import RunConfig
+from lora_hf.config.load import changed_fields
 from lora_hf.config.sweep import Point, Range
 from lora_hf.errors import NotWritten, UserError
 from lora_hf.evaluation.metrics import Scoring
@@ -24,12 +25,13 @@ logger = logging.getLogger(__name__)
 Run = Callable[[str, Point], None]
 
 
-def search(config: RunConfig, run: Run) -> dict[str, Point]:
+def search(config: RunConfig, run: Run, is_new: bool = False) -> dict[str, Point]:
     """Run trials until there are `sweep.trials`; the objective is the main score on the validation split.
 
     Args:
         config: `sweep` is the space and the number of trials, `seed` the sampler's.
         run: makes the run of a name and a point, unless it is finished.
+        is_new: forget the trials that the folder's database holds.
 
     Returns:
         The point of each trial by name, in order.
@@ -38,21 +40,46 @@ def search(config: RunConfig, run: Run) -> dict[str, Point]:
         UserError: Optuna is not installed, or the folder holds a search of another space.
         NotWritten: the database cannot be written.
     """
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise UserError("sweep.trials needs the package optuna: pip install 'lora_hf[sweep]'") from None
-    with _stored(Path(config.output_dir) / f"{SWEEP}{STORE}") as file:
+    with _stored(config) as file:
+        if is_new and file.exists():
+            import optuna
+
+            _study(config, file)
+            optuna.delete_study(study_name=SWEEP, storage=_address(file))
         return _searched(config, run, _study(config, file))
 
 
+def stored_points(config: RunConfig) -> dict[str, Point]:
+    """Return the points of the trials that the folder's database holds, finished or interrupted, by name.
+
+    Of another space there are none where `overwrite` is set. Nothing is written.
+
+    Raises:
+        UserError, NotWritten: as `search`.
+    """
+    with _stored(config) as file:
+        if not file.exists():
+            return {}
+        study = _study(config, file)
+        changed = _changed_space(config, study)
+        if changed and not config.overwrite:
+            raise UserError(
+                f"output_dir={config.output_dir!r} holds a search of another space ({'; '.join(changed)}); "
+                "choose another output_dir, or add overwrite=true to start it anew"
+            )
+        return {} if changed else {_name(trial.number): trial.user_attrs[SPACE] for trial in _begun(study)}
+
+
 @contextmanager
-def _stored(file: Path) -> Iterator[Path]:
+def _stored(config: RunConfig) -> Iterator[Path]:
     """Yield the database file; errors of the database, such as a full disk, become NotWritten."""
-    from optuna.exceptions import StorageInternalError
+    try:
+        from optuna.exceptions import StorageInternalError
+    except ImportError:
+        raise UserError("sweep.trials needs the package optuna: pip install 'lora_hf[sweep]'") from None
     from sqlalchemy.exc import SQLAlchemyError
 
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = Path(config.output_dir) / f"{SWEEP}{STORE}"
     try:
         yield file
     except (StorageInternalError, SQLAlchemyError) as error:
@@ -63,38 +90,60 @@ def _stored(file: Path) -> Iterator[Path]:
 def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # left by a killed process
-        if SPACE in trial.user_attrs:
-            study.tell(trial.number, _judged(config, trial.number, trial.user_attrs[SPACE], run))
-        else:
-            study.tell(trial.number, state=TrialState.FAIL)
-    while len(found := _points(study)) < (config.sweep.trials or 0):
+    if study.user_attrs.get(SPACE) is None:
+        study.set_user_attr(SPACE, _space(config))
+    begun = _begun(study)
+    for trial in begun:
+        score = _judged(config, trial.number, trial.user_attrs[SPACE], run)
+        if trial.state == TrialState.RUNNING:  # left by a killed process
+            study.tell(trial.number, score)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # killed before it had a point
+        study.tell(trial.number, state=TrialState.FAIL)
+    found = {_name(trial.number): trial.user_attrs[SPACE] for trial in begun}
+    while len(found) < (config.sweep.trials or 0):
         study.sampler = _sampler(config.seed, len(found))
         asked = study.ask()
         point = {axis: _suggest(asked, axis, values) for axis, values in config.sweep.space.items()}
         asked.set_user_attr(SPACE, point)
         logger.info("trial %d: %s", asked.number, point)
         study.tell(asked.number, _judged(config, asked.number, point, run))
+        found[_name(asked.number)] = point
     return found
 
 
 def _study(config: RunConfig, file: Path) -> Any:
     import optuna
 
+    file.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{file}",
-        study_name="sweep",
+    return optuna.create_study(
+        storage=_address(file),
+        study_name=SWEEP,
         direction="maximize" if Scoring.of_config(config).main.higher_is_better else "minimize",
         load_if_exists=True,
     )
-    space = json.dumps(config.sweep.model_dump(mode="json")[SPACE], sort_keys=True)
-    if study.user_attrs.setdefault(SPACE, space) != space:
-        raise UserError(
-            f"{file} holds a search of another space ({study.user_attrs[SPACE]}); choose another output_dir"
-        )
-    study.set_user_attr(SPACE, space)
-    return study
+
+
+def _address(file: Path) -> str:
+    return f"sqlite:///{file}"
+
+
+def _space(config: RunConfig) -> str:
+    return json.dumps(config.sweep.model_dump(mode="json")[SPACE], sort_keys=True)
+
+
+def _changed_space(config: RunConfig, study: Any) -> list[str]:
+    """Return where the space of a stored study differs from the config's; a study without trials has none."""
+    both = [study.user_attrs.get(SPACE) or _space(config), _space(config)]
+    return changed_fields(*({"sweep": {SPACE: json.loads(space)}} for space in both))
+
+
+def _begun(study: Any) -> list[Any]:
+    """Return the trials that have a point, in order."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING))
+    return [trial for trial in trials if SPACE in trial.user_attrs]
 
 
 def _sampler(seed: int, finished: int) -> Any:
@@ -109,13 +158,6 @@ def _sampler(seed: int, finished: int) -> Any:
     from optuna.samplers import TPESampler
 
     return TPESampler(seed=int(np.random.SeedSequence([seed, finished]).generate_state(1)[0]))
-
-
-def _points(study: Any) -> dict[str, Point]:
-    from optuna.trial import TrialState
-
-    done = study.get_trials(states=(TrialState.COMPLETE,))
-    return {_name(trial.number): trial.user_attrs[SPACE] for trial in done}
 
 
 def _name(number: int) -> str:

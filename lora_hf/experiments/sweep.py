@@ -1,6 +1,6 @@
 """A sweep: the same run over a grid of values, or where a search looks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from lora_hf.experiments.runner import (
 )
 from lora_hf.run_files import SWEEP
 from lora_hf.run_records import Comparison
+from lora_hf.runs.run_dir import RunDirectory
 
 BASE = "base"
 
@@ -90,24 +91,30 @@ def plan_base(config: RunConfig) -> list[PlannedRun]:
     return plan_variant(BASE, config.model_copy(update={"method": BASE}), {"method": BASE})
 
 
-def plan_trial(config: RunConfig, name: str, point: Point) -> list[PlannedRun]:
-    """Plan the run of one point of a search, with one seed."""
-    changes = changes_of(config.sweep, point)
-    one = config.model_copy(update={"variants": {name: changes}, "seeds": None})
-    return plan_variant(name, with_variant(one, name), changes)
+def plan_trials(config: RunConfig, points: Mapping[str, Point]) -> list[PlannedRun]:
+    """Plan the runs of points of a search, with one seed each."""
+    runs: list[PlannedRun] = []
+    for name, point in points.items():
+        changes = changes_of(config.sweep, point)
+        one = config.model_copy(update={"variants": {name: changes}, "seeds": None})
+        runs += plan_variant(name, with_variant(one, name), changes)
+    return runs
 
 
 def _run_search(
     config: RunConfig, config_file: str | Path, overrides: Sequence[str]
 ) -> tuple[list[PlannedRun], dict[str, Point]]:
-    from lora_hf.experiments.search import TRIAL, search
+    from lora_hf.experiments.search import TRIAL, search, stored_points
 
-    runs = plan_base(config)
-    check_root(runs[0].config, (BASE, TRIAL), SWEEP)
-    run_each(config_file, overrides, runs)
+    base = plan_base(config)
+    check_root(base[0].config, (BASE, TRIAL), SWEEP)
+    stored = plan_trials(config, stored_points(config))
+    for run in stored:  # all of them before the base is run
+        RunDirectory(run.config).check()
+    run_each(config_file, overrides, base)
     points = search(
-        config, lambda name, point: run_each(config_file, overrides, plan_trial(config, name, point))
+        config,
+        lambda name, point: run_each(config_file, overrides, plan_trials(config, {name: point})),
+        is_new=config.overwrite and not (stored and all_finished(stored)),
     )
-    for name, point in points.items():
-        runs += plan_trial(config, name, point)
-    return runs, points
+    return base + plan_trials(config, points), points

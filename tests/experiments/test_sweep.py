@@ -1,6 +1,7 @@
 """Sweeps: the plateau by hand, a grid and a search as they are run, one that was killed, and the report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from support.inputs import SMALL_COMPARISON
 
 from lora_hf import cli
 from lora_hf.config import RunConfig
+from lora_hf.config.load import load_config
 from lora_hf.errors import NotWritten, RunFailed, UserError
 from lora_hf.evaluation.metrics import ScoreValues, Scoring
+from lora_hf.experiments import runner
 from lora_hf.experiments import sweep as sweeping
 from lora_hf.experiments.search import search
 from lora_hf.experiments.summary import plateau, series_of
 from lora_hf.files import write_json
 from lora_hf.reporting.comparison_table import comparison_lines, last_loss
-from lora_hf.run_files import TRAINED
+from lora_hf.run_files import CONFIG, RESULTS, ROUGE_NAMES, TRAINED
+from lora_hf.runs.run_dir import RunDirectory, sources_of
 
 MAIN = Scoring().main
 EVAL = "eval_strategy: steps, eval_steps: 0.999, "
@@ -142,6 +146,74 @@ def test_a_killed_search_is_resumed(
     assert sweeping.sweep(config_file, space)["points"] == record["points"]  # none is run again
     with pytest.raises(UserError, match="search of another space"):
         sweeping.sweep(config_file, ["sweep.space={lora.r: [2, 4]}", "sweep.trials=3"])
+
+
+@pytest.fixture
+def runs_of_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let each run only write its files, with its learning rate as the score; return the folders' names."""
+    ran: list[str] = []
+
+    def run_process(command: list[str]) -> None:
+        config = load_config(command[5], command[6:])
+        run = RunDirectory(config)
+        run.check()
+        run.prepare({}, sources_of(config))
+        if run.results() is None:
+            score = config.training["learning_rate"]
+            write_json(run / TRAINED, {"log": [{"eval_rouge1": score}]})
+            means = dict.fromkeys(ROUGE_NAMES, score)
+            write_json(run / RESULTS, means | {"rouge1_interval": [0, 1], "n_examples": 6})
+            ran.append(run.path.name)
+
+    monkeypatch.setattr(runner, "run_process", run_process)
+    monkeypatch.setattr(sweeping, "write_report", lambda name, root, folders, known: known)
+    return ran
+
+
+SEARCH = ["sweep.space={training.learning_rate: {low: 1e-4, high: 1e-2, log: true}}", "sweep.trials=2"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (["training.max_steps=6"], "training.max_steps: 2 -> 6"),
+        (["seed=7", "sweep.trials=3"], "seed: 42 -> 7"),
+        (
+            ["sweep.space={training.learning_rate: {low: 1e-4, high: 1e-3, log: true}}"],
+            "sweep.space.training.learning_rate.high: 0.01 -> 0.001",
+        ),
+    ],
+)
+def test_a_search_with_other_inputs_is_refused_or_begins_anew(
+    config_file: Path, runs_of_files: list[str], changed: list[str], expected: str
+) -> None:
+    root, trials = config_file.parent / "run", ["trial-000", "trial-001"]
+    first = sweeping.sweep(config_file, SEARCH)
+    assert runs_of_files == ["base", *trials]
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    with pytest.raises(UserError, match=rf"\({expected}\).*overwrite=true"):
+        sweeping.sweep(config_file, [*SEARCH, *changed])
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert sweeping.sweep(config_file, [*SEARCH, "overwrite=true"])["points"] == first["points"]
+    assert runs_of_files == ["base", *trials]  # the same inputs: nothing is replaced
+
+    anew = [*SEARCH, *changed, "overwrite=true"]  # of a field given twice, the last counts
+    record = sweeping.sweep(config_file, anew)
+    assert runs_of_files[3:5] == trials and sorted(record["points"]) == runs_of_files[3:]
+    for name, point in record["points"].items():
+        config = load_config(root / name / CONFIG)
+        assert config.training["learning_rate"] == point["training.learning_rate"]
+    ran = len(runs_of_files)
+    assert sweeping.sweep(config_file, anew)["points"] == record["points"]
+    assert sweeping.sweep(config_file, anew[:-1])["points"] == record["points"]
+    assert len(runs_of_files) == ran
+
+
+def test_a_trial_whose_folder_was_deleted_is_run_again(config_file: Path, runs_of_files: list[str]) -> None:
+    first = sweeping.sweep(config_file, SEARCH)
+    shutil.rmtree(config_file.parent / "run" / "trial-000")
+    assert sweeping.sweep(config_file, SEARCH)["points"] == first["points"]
+    assert runs_of_files == ["base", "trial-000", "trial-001", "trial-000"]
 
 
 def test_two_runs_with_the_same_name_are_refused(config_file: Path) -> None:
