@@ -37,6 +37,7 @@ STARTING = (
     "experiments/test_methods.py",
     "hub/",
     "runs/test_processes.py",
+    "scripts/test_fuzz.py",
     "scripts/test_soak_",
     "serving/test_server.py",
     "test_docs.py",

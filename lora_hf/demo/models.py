@@ -1,6 +1,7 @@
 """The models that a demo compares: base, fully fine-tuned models, adapters on the one base, and exports."""
 
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ class DemoModels:
         """Load one base with every adapter, each fully fine-tuned model, and each exported one.
 
         Raises:
-            UserError: there is no run with a model, or an exported folder is not complete.
+            UserError: there is no run with a model that can be shown, or an exported folder is not complete.
         """
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
@@ -59,10 +60,15 @@ class DemoModels:
         first = next(iter(runs.values()))[1]
         tested = [folder for folder, _ in runs.values() if (folder / PREDICTIONS).is_file()]
         self.samples = read_predictions(tested[0])[:SAMPLES] if tested else []
+        left_out = {name: why for name, run in runs.items() if (why := _why_not(name, *run, first))}
+        if [*left_out] == [*runs] and not exports:
+            raise UserError("; ".join(f"{runs[name][0]}: {why}" for name, why in left_out.items()))
+        for name, why in left_out.items():
+            logger.warning("%s is left out: %s", name, why)
         adapters = {
-            n: SavedAdapter(folder / ADAPTER, n)
-            for n, (folder, config) in runs.items()
-            if _fits(n, folder, config, first)
+            name: SavedAdapter(folder / ADAPTER, name)
+            for name, (folder, config) in runs.items()
+            if config.method == "lora" and name not in left_out
         }
         length = next((x for folder, _ in runs.values() if (x := _length(folder))), NEW_TOKENS)
         as_trained = PredictionSettings.of_run(first, length)
@@ -71,7 +77,7 @@ class DemoModels:
         for name, (folder, config) in runs.items():
             if name in adapters:
                 self._engines[name] = shared
-            elif (folder / MODEL).is_dir():
+            elif config.method == "full" and name not in left_out:
                 settings = PredictionSettings.of_run(config, _length(folder) or length)
                 self._engines[name] = Engine(model_of_run(folder), {}, settings)
         self.adapters = list(adapters)
@@ -150,11 +156,16 @@ def _length(folder: Path) -> int | None:
     return (read_result(folder) or {}).get("max_new_tokens")
 
 
-def _fits(name: str, folder: Path, config: RunConfig, first: RunConfig) -> bool:
-    """Return whether a run has an adapter for the base of the first run."""
-    if config.method != "lora" or not (folder / ADAPTER).is_dir():
-        return False
-    if config.model != first.model:
-        logger.warning("%s is left out: its base or its storage format differs", name)
-        return False
-    return True
+def _why_not(name: str, folder: Path, config: RunConfig, first: RunConfig) -> str | None:
+    """Return why the model of a run cannot be shown, or None. A run of `base` trains none."""
+    if config.method == "base":
+        return None
+    if config.method not in ("full", "lora"):
+        command = f"lora-hf predict --adapter {shlex.quote(str(folder))}"
+        return f"the demo cannot show method {config.method}; `{command}` generates with it"
+    if not (folder / (MODEL if config.method == "full" else ADAPTER)).is_dir():
+        return "its training has not ended"
+    if name == BASE:
+        return f"{BASE!r} is the name of the base model; rename the folder"
+    is_other = config.method == "lora" and config.model != first.model
+    return "its base or its storage format differs" if is_other else None

@@ -67,6 +67,28 @@ def test_other_seeds_are_left_out_beside_the_first_one_alone(tmp_path: Path) -> 
         assert [*find_runs(tmp_path / name)] == [name]
 
 
+def test_a_run_that_cannot_be_shown_is_named_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons = {
+        "bottleneck": ("bottleneck", None, r"predict --adapter \S*/bottleneck` generates with it"),
+        "unfinished": ("lora", None, "its training has not ended"),
+        "base": ("full", "model", "rename the folder"),
+    }
+    for name, (method, model, why) in reasons.items():
+        (tmp_path / name / (model or "")).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(f"method: {method}\noutput_dir: run\n")
+        with pytest.raises(UserError, match=f"{name}: .*{why}"):
+            DemoModels(tmp_path / name)
+    with pytest.raises(UserError, match="bottleneck.*; .*unfinished"):
+        DemoModels(tmp_path)
+    (tmp_path / "untrained").mkdir()
+    (tmp_path / "untrained/config.yaml").write_text("method: base\noutput_dir: run\n")
+    with closing(DemoModels(tmp_path)) as models:
+        assert models.names == ["base"]
+    assert all(re.search(f"{name} is left out: .*{why}", caplog.text) for name, (*_, why) in reasons.items())
+
+
 def test_exported_models_are_shown_alone_and_beside_runs(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="the package ctranslate2 is not installed")
     folder, text = tmp_path / "runs/ct2", "Anna: Lunch at noon?\nBen: Yes."
