@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lora_hf.config import RunConfig
 from lora_hf.config.load import changed_fields
 from lora_hf.config.sweep import Point, Range
@@ -88,26 +86,44 @@ def _stored(config: RunConfig) -> Iterator[Path]:
 
 
 def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
-    from optuna.trial import TrialState
+    """Run the trials that a study holds, as far as they are not finished, then new ones.
+
+    A database does not hold the state of a sampler. So a study in memory proposes the trials; to go on, it
+    first proposes those that there are once more, and takes what became of them in their place.
+    """
+    import optuna
+    from optuna.trial import TrialState, create_trial
 
     if study.user_attrs.get(SPACE) is None:
         study.set_user_attr(SPACE, _space(config))
-    begun = _begun(study)
-    for trial in begun:
-        score = _judged(config, trial.number, trial.user_attrs[SPACE], run)
-        if trial.state == TrialState.RUNNING:  # left by a killed process
+    sampler = optuna.samplers.TPESampler(seed=config.seed)
+    proposing = optuna.create_study(sampler=sampler, direction=study.direction)
+    found: dict[str, Point] = {}
+
+    def finish(trial: Any) -> None:
+        point = found[_name(trial.number)] = trial.user_attrs[SPACE]
+        score = _judged(config, trial.number, point, run)
+        if trial.state == TrialState.RUNNING:
             study.tell(trial.number, score)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # killed before it had a point
-        study.tell(trial.number, state=TrialState.FAIL)
-    found = {_name(trial.number): trial.user_attrs[SPACE] for trial in begun}
-    while len(found) < (config.sweep.trials or 0):
-        study.sampler = _sampler(config.seed, len(found))
-        asked = study.ask()
+        known = {"params": trial.params, "distributions": trial.distributions}
+        proposing.add_trial(create_trial(value=score, **known))
+
+    def propose() -> tuple[Any, Point]:
+        asked = proposing.ask()
         point = {axis: _suggest(asked, axis, values) for axis, values in config.sweep.space.items()}
-        asked.set_user_attr(SPACE, point)
-        logger.info("trial %d: %s", asked.number, point)
-        study.tell(asked.number, _judged(config, asked.number, point, run))
-        found[_name(asked.number)] = point
+        proposing.tell(asked, state=TrialState.FAIL)  # its place is taken by the trial that was run
+        return asked, point
+
+    for trial in _begun(study):
+        propose()
+        finish(trial)
+    while len(found) < (config.sweep.trials or 0):
+        asked, point = propose()
+        known = {"params": asked.params, "distributions": asked.distributions}
+        study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={SPACE: point}, **known))
+        trial = _begun(study)[-1]
+        logger.info("trial %d: %s", trial.number, point)
+        finish(trial)
     return found
 
 
@@ -144,20 +160,6 @@ def _begun(study: Any) -> list[Any]:
 
     trials = study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING))
     return [trial for trial in trials if SPACE in trial.user_attrs]
-
-
-def _sampler(seed: int, finished: int) -> Any:
-    """Return the sampler of one trial. Its own seed lets a resumed search propose what a whole one does.
-
-    The database holds the trials, not the state of a sampler.
-
-    Args:
-        seed: of the search.
-        finished: the number of trials before it.
-    """
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=int(np.random.SeedSequence([seed, finished]).generate_state(1)[0]))
 
 
 def _name(number: int) -> str:
