@@ -176,6 +176,7 @@ def check_training_settings(config: RunConfig) -> Seq2SeqTrainingArguments | Non
             "use gloo, or remove it"
         )
     check_half(config, pick_device())
+    check_environment(config)
     check_accelerator(training.get("accelerator_config"))
     check_checkpointing(training)
     if asks_to_compile(training):
@@ -234,6 +235,26 @@ def check_half(config: RunConfig, device: torch.device) -> None:
             "use model.dtype: auto, with training.fp16: true for a family whose fast path allows it",
             device_name(device),
         )
+
+
+def check_environment(config: RunConfig) -> None:
+    """Check that no variable of `accelerate launch` changes the training unless the config says the same.
+
+    Raises:
+        UserError: one does; the run's files would not record it.
+    """
+    training = config.training
+    is_bf16 = training.get("bf16") or resolve_dtype(config.model.dtype, pick_device()) == torch.bfloat16
+    precision = "fp16" if training.get("fp16") else "bf16" if is_bf16 else "no"
+    known = {"ACCELERATE_MIXED_PRECISION": (precision, "training.bf16 or training.fp16")}
+    if not asks_to_compile(training):
+        known["ACCELERATE_DYNAMO_BACKEND"] = "no", "training.torch_compile"
+    for name, (own, field) in known.items():
+        if (os.environ.get(name) or "no").lower() not in ("no", own):
+            raise UserError(
+                f"the environment has {name}={os.environ[name]}, which would change the training, and no "
+                f"file of the run would say so: unset it (`accelerate launch` sets it), and use {field}"
+            )
 
 
 def check_accelerator(given: dict[str, Any] | str | None) -> None:

@@ -386,8 +386,8 @@ class LoraTrainer(ResumableTrainer):
     def _correct_loss(self, metrics: dict[str, float], name: str) -> None:
         """Say what the loss of an evaluation leaves out, or why it is NaN.
 
-        The Trainer takes its mean over the batches where it is finite: one that is not finite, although it
-        has labels, makes it NaN here.
+        The Trainer takes its mean over the batches where it is finite, in older versions of Transformers over
+        all. Here a loss that is not finite, although the batch has labels, makes the mean NaN.
 
         Raises:
             UserError: it is NaN because of labels; in `predict`, whose texts are there, this is a warning.

@@ -27,7 +27,7 @@ UNCUT = "data.max_source_length=512"
 
 @pytest.fixture(scope="module", autouse=True)
 def each_step_is_traced_once() -> Iterator[None]:
-    """A step of the first batch stands for those of others: no check here looks at the number of bytes."""
+    """A step of the first batch stands for those of others where no check looks at the number of bytes."""
     held: dict[str, int] = {}
 
     def once(config: RunConfig, settings: Any, batch: Batch, *more: Any) -> int:
@@ -218,6 +218,7 @@ def test_memory_is_judged_where_the_data_cannot_be_read(override: str) -> None:
 def test_a_step_that_does_not_fit_comes_with_a_planned_change_that_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(plan, "activation_bytes", activation_bytes)  # of each batch
     needed = plan.plan_step(load_config(QUICK, [*FEW, UNCUT]))["peak_bytes"]
     monkeypatch.setattr("lora_hf.doctor.configs.free_memory", lambda device: needed - 1)
     (finding,) = found()["memory"]

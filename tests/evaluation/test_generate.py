@@ -22,7 +22,7 @@ from lora_hf.evaluation.decoding import greedy
 from lora_hf.evaluation.generate import fast_generation, generate_summaries, padded
 from lora_hf.fast import packed as packing
 
-NEW, ROOM = 18, 10
+NEW, ROOM = 22, 12
 """Tokens at most, and those that a buffer has room for at first: the longest rows need more."""
 ROWS = 14
 
@@ -51,7 +51,7 @@ def ending(model: nn.Module) -> nn.Module:
         mask = kwargs["attention_mask"]
         lengths = mask.sum(1) if mask.dim() == 2 else (mask[:, 0, 0] == 0).sum(1)  # ready: what is added
         lengths = lengths.repeat_interleave(len(outputs.logits) // len(lengths))  # one source for its beams
-        ends = torch.where(step >= 3 + lengths * 7 % 13, 1e4, -1e4)
+        ends = torch.where(step >= 3 + lengths * 7 % 17, 1e4, -1e4)
         outputs.logits[:, -1, model.config.eos_token_id] = ends.to(outputs.logits.dtype)
         return outputs
 

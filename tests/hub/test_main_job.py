@@ -203,7 +203,7 @@ def test_make_reproduce_runs_from_the_hub_with_another_model(published, client, 
     assert f"{base.partition('=')[0]}='{BASE}' at model.revision='7bcac" in error
     assert error.endswith("or model.revision=main for its main branch")
 
-    printed = make("model.revision=main", options=["--dry-run"]).stdout
+    printed = make("model.revision=main", options=["--dry-run", "--no-print-directory"]).stdout
     program, *words = shlex.split(printed)
     assert Path(program) == Path(sys.executable).parent / "python"
     done = client.python.run(words)

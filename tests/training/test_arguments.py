@@ -313,6 +313,24 @@ def test_settings_of_the_libraries_are_accepted(settings: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "others"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", {"no": [], "bf16": ["training.bf16=true"]}),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", {"NO": [], "inductor": ["training.torch_compile=true"]}),
+    ],
+)
+def test_the_environment_changes_no_training_in_silence(
+    name: str, value: str, others: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"the environment has {name}={value}.* use training"):
+        check_training_settings(load_config("quickstart"))
+    for accepted, words in others.items():
+        monkeypatch.setenv(name, accepted)
+        check_training_settings(load_config("quickstart", words))
+
+
+@pytest.mark.parametrize(
     ("words", "capability", "says"),
     [
         (["training.fp16=true"], None, "training.fp16=true needs a GPU, and this machine has none"),

@@ -1,5 +1,6 @@
 """LoraTrainer: the same losses as PEFT with Seq2SeqTrainer, right at any accumulation."""
 
+import inspect
 import os
 import re
 from functools import partial
@@ -28,6 +29,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
     T5ForConditionalGeneration,
+    Trainer,
     TrainingArguments,
 )
 from transformers.trainer_callback import TrainerCallback
@@ -348,10 +350,14 @@ def test_evaluation_rows_whose_labels_are_all_masked_are_counted(
         row["labels"] = [-100, -100]
     args = arguments(tmp_path, predict_with_generate=generates, per_device_eval_batch_size=4)
     trainer = make_trainer(adapted(), args, eval_dataset=rows)
-    first = trainer.evaluate(rows.rows[:4])["eval_loss"]
-    assert trainer.evaluate()["eval_loss"] == first
     says = "rows in batches whose labels are all -100: leave rows without labels out of the dataset"
-    assert f"eval_loss has nothing of 5 {says}" in caplog.text
+    if "isfinite" in inspect.getsource(Trainer.evaluation_loop):
+        first = trainer.evaluate(rows.rows[:4])["eval_loss"]
+        assert trainer.evaluate()["eval_loss"] == first
+        assert f"eval_loss has nothing of 5 {says}" in caplog.text
+    else:  # older versions of Transformers take the mean of all batches
+        with pytest.raises(UserError, match=f"eval_loss is nan, because of 5 {says}"):
+            trainer.evaluate()
     assert len(trainer.predict(rows.rows[1:]).label_ids) == 8
     assert f"test_loss is nan, because of 8 {says}" in caplog.text
     with pytest.raises(UserError, match=f"eval_loss is nan, because of 8 {says}"):
