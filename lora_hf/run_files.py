@@ -1,6 +1,7 @@
 """Names of a run's files. They are part of the public interface, so they do not change."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,6 +28,8 @@ ROUGE_NAMES: tuple[RougeName, ...] = get_args(RougeName)
 
 COMPARISON, VARIANTS, SWEEP, REPORT = "comparison", "methods", "sweep", "report"
 """Reports of several runs, in the folder above theirs, and of one run, in its own; each with `ENDS`."""
+TRUNCATION = "truncation"
+"""Report of the singular values of an adapter, in the folder of its truncated copies."""
 PAGE = ".html"
 ENDS = (".json", ".md", PAGE, ".png")
 STORE = ".db"
@@ -40,6 +43,20 @@ OWN = (
     *(REPORT + end for end in ENDS),
 )
 """Everything a run writes, in the order of writing."""
+
+
+def outputs_among(names: Collection[str]) -> set[str]:
+    """Return which names of what a folder holds are those of a run, of an evaluation or of a report.
+
+    A file of such a name alone may be anyone's.
+    """
+    held, ours = {*names}, set[str]()
+    if held >= {CONFIG, INPUTS} or held >= {RESULTS, PREDICTIONS}:
+        ours |= {*OWN}
+    for kind in (COMPARISON, VARIANTS, SWEEP, REPORT, TRUNCATION):
+        report = {f"{kind}.json", f"{kind}.md"}
+        ours |= report if held >= report else set()
+    return held & ours
 
 
 def split_seed(name: str) -> tuple[str, int | None]:

@@ -1,7 +1,8 @@
 """Find the files of each split in a folder, by the names that people and `datasets` give them.
 
 A split is named anywhere in the name of a file (`dialogsum.dev.jsonl`, `train-00000-of-00002.parquet`), or by
-the folder that the file is in (`data/val/a.csv`). What `Dataset.save_to_disk` wrote counts as one file.
+the folder that the file is in (`data/val/a.csv`). What `Dataset.save_to_disk` wrote counts as one file. Runs,
+reports, adapters and models that were written in the folder are no data.
 """
 
 import os
@@ -13,6 +14,7 @@ from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import READERS, REMEDIES
 from lora_hf.data.split_names import SPLITS, Split, split_named
 from lora_hf.errors import UserError, few
+from lora_hf.run_files import outputs_among
 
 DEEPEST = 3
 """Levels of subfolders that are looked through."""
@@ -21,6 +23,8 @@ SAVED_STATE = "state.json"
 """File of every folder that `Dataset.save_to_disk` writes."""
 NOT_ROWS = {SAVED_STATE, "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 """Files beside the rows, in folders that `datasets` and the Hub make."""
+WEIGHTS = (".safetensors", ".onnx", "model.bin")
+"""Ends of files of weights: the .json files beside them are settings of an adapter or a model."""
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -65,6 +69,11 @@ def _must_hold(folder: Path, split: Split, candidates: list[Path], files: list[P
     )
     kinds = f"{split}{form.parallel[0]}" if form.parallel else kinds
     must_hold = f"data.dataset_name={str(folder)!r} must hold one {split} file ({kinds}); "
+    if not files and outputs_among([path.name for path in folder.iterdir()]):
+        return (
+            f"data.dataset_name={str(folder)!r} holds what lora-hf wrote (a run or a report) and no data; "
+            "give the file or the folder of the texts"
+        )
     if not files and (others := _unreadable(folder)):
         return f"{must_hold}none of its files can be read: {others}"
     return f"{must_hold}it holds {names[:5]}{more}{remedy}"
@@ -88,7 +97,8 @@ def _unreadable(folder: Path) -> str:
 def data_files_in(folder: Path, form: Form = SEEN) -> Iterator[Path]:
     """Yield the files that can be read, and the folders of `save_to_disk`, in a folder and below it.
 
-    Of parallel files, these are the sources.
+    Of parallel files, these are the sources. What this package wrote there is left out: a run below its data
+    would otherwise change them.
 
     Raises:
         UserError: a folder cannot be read.
@@ -102,13 +112,19 @@ def data_files_in(folder: Path, form: Form = SEEN) -> Iterator[Path]:
         here = Path(place)
         depth = len(here.relative_to(folder).parts)
         yield from (here / name for name in folders if is_saved_dataset(here / name))
+        others = NOT_ROWS | outputs_among([*folders, *names])
+        if any(name.endswith(WEIGHTS) for name in names):
+            others |= {name for name in names if name.endswith(".json")}
         folders[:] = [
             name
             for name in folders
-            if depth < DEEPEST and name[0] not in "._" and not is_saved_dataset(here / name)
+            if depth < DEEPEST
+            and name[0] not in "._"
+            and name not in others
+            and not is_saved_dataset(here / name)
         ]
         for name in names:
-            if name[0] not in "._" and name not in NOT_ROWS and endings(Path(name))[0] in read:
+            if name[0] not in "._" and name not in others and endings(Path(name))[0] in read:
                 yield here / name
 
 

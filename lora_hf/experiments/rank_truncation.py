@@ -25,6 +25,7 @@ from lora_hf.experiments.summary import Scores, mean_scores, paired_record
 from lora_hf.files import check_new, write_json, write_text
 from lora_hf.models.languages import set_language
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
+from lora_hf.run_files import TRUNCATION
 from lora_hf.run_records import PairedRecord, RankResult, TruncationRecord
 from lora_hf.saved.evaluate import report_other_settings
 from lora_hf.saved.find_adapter import load_with_base
@@ -32,7 +33,7 @@ from lora_hf.scores import Score
 from lora_hf.training.registry import saved_method
 
 NAME = "default"
-TABLE, PICTURE, FIGURES = REPORT = ("truncation.md", "truncation.png", "truncation.json")
+TABLE, PICTURE, FIGURES = REPORT = tuple(TRUNCATION + end for end in (".md", ".png", ".json"))
 logger = logging.getLogger(__name__)
 
 

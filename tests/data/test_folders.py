@@ -67,6 +67,23 @@ def test_a_folder_of_other_files_names_them_and_what_makes_rows_of_them(tmp_path
     assert str(error.value).endswith(expected)
 
 
+def test_runs_reports_and_models_in_the_folder_of_the_data_are_no_data(tmp_path):
+    file = write(tmp_path, "talks.jsonl") / "talks.jsonl"
+    run = ("config.yaml", "inputs.json", "training.json", "predictions.jsonl", "adapter/adapter_config.json")
+    for place in ("run", "both/lora", "."):  # the last one by overwrite=true
+        write(tmp_path / place, *run)
+    write(tmp_path / "both", "comparison.json", "comparison.md")
+    write(tmp_path / "evaluation", "results.json", "predictions.jsonl")
+    write(tmp_path / "training", "config.json", "tokenizer.json", "model.safetensors")
+    assert find_files(tmp_path, "train") == {"train": [file]}
+    assert local_files(DataConfig(dataset_name=str(tmp_path))) == [file]
+    config = DataConfig(dataset_name=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="run' holds what lora-hf wrote .*; give the file or the folder of"):
+        load_split(config, "train")
+    own = write(tmp_path / "own", "inputs.json", "training.json")  # names alone are anyone's
+    assert find_files(own, "train") == {"train": [own / "training.json"]}
+
+
 @pytest.mark.parametrize("more", [[], ["test.jsonl"], ["dev.jsonl"]])
 def test_a_missing_split_is_taken_from_train_by_dialogue_and_said(tmp_path, more, caplog):
     copies = [row | {"dialogue": f"a:  number {i}?"} for i, row in enumerate(ROWS)]
