@@ -7,7 +7,9 @@ fails at once, and rows of another commit are refused.
 
 import json
 import logging
+import re
 import warnings
+from ast import literal_eval
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from typing import Any
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.data.folders import split_of_file
-from lora_hf.errors import NOT_JSON, UserError, few
+from lora_hf.errors import NOT_JSON, UserError, did_you_mean, few
 from lora_hf.hub.download import find_dataset
 from lora_hf.hub.errors import AGAIN, causes, hub_errors
 
@@ -129,7 +131,7 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
                 raise unreachable
             logger.info("the Hub cannot be reached: %s is read from its local copy", name)
             return HubDataset(name, what, _split_names(builder), builder.as_dataset)
-    with hub_errors(what, REMEDY), readable_files(what, name):
+    with hub_errors(what, REMEDY), readable_files(what, name, config.dataset_config):
         options = _options(config)
         builder = load_dataset_builder(name, config.dataset_config, revision=revision, **options)
         if is_csv := hasattr(getattr(builder, "config", None), "converters"):
@@ -193,16 +195,38 @@ def _is_archive(file: str) -> bool:
     return file.lower().endswith(ARCHIVES)
 
 
+CONFIGURATIONS = re.compile(r"(?:Available|the available configs): (\[.*\])")
+"""Where `datasets` lists the configurations of a dataset, if none or another one was asked for."""
+
+
 @contextmanager
-def readable_files(what: str, name: str) -> Iterator[None]:
+def readable_files(what: str, name: str, configuration: str | None = None) -> Iterator[None]:
     """Say what to do about files of a dataset that `datasets` cannot read, or not together.
 
+    Args:
+        what: begins the message.
+        name: the dataset's.
+        configuration: the one that was asked for.
+
     Raises:
-        UserError: text in another encoding than UTF-8, or splits in several formats.
+        UserError: text in another encoding than UTF-8, splits in several formats, or no such configuration.
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
+        if isinstance(error, ValueError) and (found := CONFIGURATIONS.search(str(error))):
+            names = literal_eval(found[1])
+            if configuration is None:
+                why = (
+                    f"it has several configurations; set data.dataset_config to one of {few(names, most=12)}"
+                )
+            else:
+                near = did_you_mean(configuration, names)
+                why = f"data.dataset_config={configuration!r} is not one of {few(names, most=12)}"
+                why += f".{near}" if near else ""
+            raise UserError(f"{what}: {why}") from error
         if any(isinstance(one, UnicodeDecodeError) for one in causes(error)):
             remedy = "set data.encoding to its encoding, such as data.encoding: cp1252"
             raise UserError(f"{what}: a file is not UTF-8 text: {remedy}") from error

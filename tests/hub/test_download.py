@@ -264,6 +264,35 @@ def test_files_of_the_hub_that_are_not_read_say_what_to_do(files, says, streamin
         load_split(DataConfig(dataset_name="acme/talks", streaming=streaming), "train")
 
 
+@pytest.mark.parametrize(
+    ("configuration", "says"),
+    [
+        (None, "it has several configurations; set data.dataset_config to one of de, en"),
+        ("fr", "data.dataset_config='fr' is not one of de, en"),
+        ("eng", "data.dataset_config='eng' is not one of de, en. Did you mean 'en'?"),
+        ("en", ""),
+    ],
+)
+def test_configurations_of_a_dataset_are_named_where_one_has_to_be_chosen(
+    configuration, says, monkeypatch, tmp_path
+):
+    read_from_folder(tmp_path, monkeypatch)
+    names = ("en", "de")
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in names)
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks/README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    for name in names:
+        rows = "".join(f"{name} {n}?,{n}.\n" for n in range(40))
+        (tmp_path / f"talks/{name}.csv").write_text(f"dialogue,summary\n{rows}")
+    config = DataConfig(dataset_name="acme/talks", dataset_config=configuration)
+    if not says:
+        assert {row.dialogue[:3] for row in load_split(config, "train")} == {"en "}
+        return
+    with pytest.raises(UserError) as error:
+        load_split(config, "train")
+    assert str(error.value) == f"data.dataset_name='acme/talks' [train] did not load: {says}"
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_csv_of_the_hub_keeps_its_texts_and_one_with_too_many_cells_is_refused(
     streaming, monkeypatch, tmp_path
