@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from traceback import walk_tb
 from typing import Any
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.data.folders import split_of_file
-from lora_hf.errors import NOT_JSON, UserError, did_you_mean, few
+from lora_hf.errors import NOT_JSON, UserError, did_you_mean, few, first_line
 from lora_hf.hub.download import find_dataset
-from lora_hf.hub.errors import AGAIN, causes, hub_errors
+from lora_hf.hub.errors import AGAIN, causes, hub_errors, is_connection_lost
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,8 @@ def readable_files(what: str, name: str, configuration: str | None = None) -> It
         configuration: the one that was asked for.
 
     Raises:
-        UserError: text in another encoding than UTF-8, splits in several formats, or no such configuration.
+        UserError: text in another encoding than UTF-8, splits in several formats, files that are broken or
+            differ in their columns, or no such configuration.
     """
     try:
         yield
@@ -233,7 +235,36 @@ def readable_files(what: str, name: str, configuration: str | None = None) -> It
         if "the same data file format" in str(error):
             remedy = DOWNLOAD.format(name, "")
             raise UserError(f"{what}: its splits are files of several formats: {remedy}") from error
+        came_from = causes(error)
+        if columns := next(filter(None, map(_other_columns, came_from)), ""):
+            remedy = "set data.data_files to files that have the same columns"
+            raise UserError(f"{what}: its files differ in their columns: {columns}; {remedy}") from error
+        is_read = not is_connection_lost(error) and not any(isinstance(one, OSError) for one in came_from)
+        for one in reversed(came_from):
+            if is_read and isinstance(one, ValueError) and (file := _file_read(one)):
+                remedy = DOWNLOAD.format(name, ", mend the file")
+                raise UserError(f"{what}: {file} cannot be read: {first_line(one)}; {remedy}") from error
         raise
+
+
+def _other_columns(error: BaseException) -> str:
+    """Return in which columns the files of one split differ, by the errors of `datasets` and of pyarrow."""
+    if found := re.search(r"same columns, but at some point (.+)", str(error)):
+        return found[1].removesuffix(".")
+    if found := re.search(r"Schema at index \d+ was different: \n(.+)\nvs\n(.+)", str(error), re.DOTALL):
+        return few({*found[1].splitlines()} ^ {*found[2].splitlines()}, most=12)
+    return ""
+
+
+def _file_read(error: BaseException) -> str:
+    """Return the name of the file in which a reader of `datasets` failed; empty if none did.
+
+    Its errors do not name the file: the frame of the reader does.
+    """
+    readers = "datasets.packaged_modules."
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    files = [one.f_locals.get("file") for one in frames if one.f_globals["__name__"].startswith(readers)]
+    return next((PurePosixPath(str(file)).name for file in files if file), "")
 
 
 def _inside(path: str, root: str) -> PurePosixPath:

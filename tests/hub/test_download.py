@@ -253,6 +253,14 @@ def test_an_archive_of_the_hub_with_several_splits_is_not_read_as_one(
             {"train.csv": b"dialogue,summary\nA?,B.\n", "test.jsonl": b'{"dialogue": "A", "summary": "B"}\n'},
             "its splits are files of several formats: download it",
         ),
+        (
+            {"train.csv": b'dialogue,summary\n"a b,c\nd,e\n'},
+            "train.csv cannot be read: .*EOF inside string.*; download it .*, mend the file, and give",
+        ),
+        (
+            {"train.parquet": b"not parquet"},
+            "train.parquet cannot be read: .*magic bytes.*; download it .*, mend the file, and give",
+        ),
     ],
 )
 def test_files_of_the_hub_that_are_not_read_say_what_to_do(files, says, streaming, monkeypatch, tmp_path):
@@ -262,6 +270,19 @@ def test_files_of_the_hub_that_are_not_read_say_what_to_do(files, says, streamin
         (tmp_path / "talks" / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
         load_split(DataConfig(dataset_name="acme/talks", streaming=streaming), "train")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"), [(1, "abstract: .*, summary: "), (2000, "there are 1 new columns .*abstract")]
+)
+def test_files_of_the_hub_with_other_columns_are_said_to_differ(rows, says, monkeypatch, tmp_path):
+    """Of few rows, pyarrow finds it where all of them are written at once."""
+    read_from_folder(tmp_path, monkeypatch)
+    (tmp_path / "talks").mkdir()
+    for name, column in (("train-1", "summary"), ("train-2", "abstract")):
+        (tmp_path / f"talks/{name}.csv").write_text(f"dialogue,{column}\n" + "A?,B.\n" * rows)
+    with pytest.raises(UserError, match=f"differ in their columns: {says}.*; set data.data_files to files"):
+        load_split(DataConfig(dataset_name="acme/talks"), "train")
 
 
 @pytest.mark.parametrize(
