@@ -24,8 +24,11 @@ SUFFIX = ".py"
 
 
 def _check_metrics(value: Any) -> Any:
-    """Accept one name for a list of one."""
-    return (value,) if isinstance(value, str) else value
+    """Accept one name for a list of one, and take a name that is given twice once."""
+    if isinstance(value, str):
+        return (value,)
+    is_names = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return tuple(dict.fromkeys(value)) if is_names else value
 
 
 class Task(Section):

@@ -114,9 +114,10 @@ def render_json(scores: FileScores) -> str:
 
 def render_table(scores: FileScores, metrics: Sequence[str] = ("rouge",)) -> str:
     """Return the scores as a text table: a line per score, a column for mean and best reference."""
-    listed = scoring_by(metrics).scores
+    scoring = scoring_by(metrics)
+    listed, is_rouge = scoring.scores, scoring.task.metrics == ("rouge",)
     has_best = any(f"{score.name}_best" in scores for score in listed)
-    heading = "F1" if tuple(metrics) == ("rouge",) else "score"
+    heading = "F1" if is_rouge else "score"
     kinds = {"": "mean over references", "_best": "best reference"} if has_best else {"": heading}
     width = max(11, *(len(score.label) + 1 for score in listed))
     lines = [" " * width + "".join(f"{title:<32}" for title in kinds.values()).rstrip()]
@@ -124,7 +125,7 @@ def render_table(scores: FileScores, metrics: Sequence[str] = ("rouge",)) -> str
         cells = (_cell(score, scores, kind) for kind in kinds if f"{score.name}{kind}" in scores)
         lines.append(f"{score.label:<{width}}" + "".join(f"{cell:<32}" for cell in cells).rstrip())
     n, n_rows = scores["n"], scores["n_rows"]
-    one = "dialogue" if tuple(metrics) == ("rouge",) else "example"
+    one = "dialogue" if is_rouge else "example"
     counted = f"{n} {one}s in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one {one}"
     lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over {one}s")
     lines += [f"{name.replace('_', ' ')}: {scores[name]}" for name in scores if name.endswith("_signature")]

@@ -91,6 +91,11 @@ def test_a_wrong_task_is_one_error(fields: dict[str, Any], words: str) -> None:
         load_config(fields)
 
 
+def test_a_metric_that_is_named_twice_counts_once() -> None:
+    assert Task.model_validate({"metrics": ["rouge", "bleu", "rouge"]}).metrics == ("rouge", "bleu")
+    assert task_of({"task": TASKS["summarization"].model_dump() | {"metrics": ["rouge"] * 2}}).name
+
+
 def test_plurals_of_the_words() -> None:
     words = {
         "dialogue": "dialogues",

@@ -328,6 +328,21 @@ def test_a_metric_by_the_name_of_a_score_is_answered_with_the_metric(name: str, 
         score(["a"], [["a"]], metrics=name)
 
 
+def test_two_metrics_with_a_score_of_one_name_are_refused_and_one_named_twice_counts_once(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        for name in ("own", "f1"):
+            file = tmp_path / place / f"{name}.py"
+            file.write_text(
+                "def per_example(predictions, references):\n    return [1.0] * len(predictions)\n"
+            )
+    first, second, f1 = (str(tmp_path / name) for name in ("a/own.py", "b/own.py", "a/f1.py"))
+    for metrics, name in (([first, second], "own"), ([f1, "squad"], "f1")):
+        with pytest.raises(UserError, match=f"give two scores of the name '{name}': rename a Python file"):
+            score(["a"], [["a"]], metrics=metrics)
+    assert score(["a b"], [["a c"]], metrics="rouge,rouge") == score(["a b"], [["a c"]])
+
+
 def test_code_from_the_hubs_cache_and_unknown_names_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(own, "HF_HUB_CACHE", str(tmp_path))
     file = tmp_path / "models--a--b" / "mine.py"

@@ -95,13 +95,20 @@ class Scoring:
         """Import what the metrics need.
 
         Raises:
-            UserError: a package is missing, or a metric's file is not there or is not a metric.
+            UserError: a package is missing, a metric's file is not there or is not a metric, or two metrics
+                give a score of one name.
         """
         for metric in self.task.metrics:
             if metric in METRICS:
                 CHECKS.get(metric, lambda: None)()
             else:
                 own_score(metric)
+        names = self.task.score_names
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UserError(
+                f"the metrics {', '.join(self.task.metrics)} give two scores of the name {twice[0]!r}: "
+                "rename a Python file, whose score has its name"
+            )
 
     def measure(
         self,
@@ -162,7 +169,7 @@ def scoring_by(metrics: Sequence[str], language: str | None = None) -> Scoring:
     Raises:
         UserError: an unknown metric or language, or a metric that needs a package that is missing.
     """
-    names = tuple(metrics)
+    names = tuple(dict.fromkeys(metrics))
     task = SUMMARIZATION if names == SUMMARIZATION.metrics else None
     for name in names:
         if name not in METRICS and not name.endswith(SUFFIX):
