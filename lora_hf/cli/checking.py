@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_hf.cli.hints import check_not_config
-from lora_hf.cli.next_steps import show_next, with_options
+from lora_hf.cli.next_steps import show_next, trainer_of, with_options
 from lora_hf.cli.options import Base, Json, complete_config, complete_override
 from lora_hf.errors import FaultFound, UserError
 
@@ -52,9 +52,13 @@ def doctor(
     """
     if not _report(_findings(words or [], config, base), as_json):
         return
+    from lora_hf.config.load import load_config
+
+    checked = load_config(config, words or [], is_done=lambda run: True) if config else None
     show_next(
         "doctor",
         as_json,
+        trainer=trainer_of(checked) if checked else None,
         source=shlex.join(["--config", str(config), *(words or [])]) if config else None,
         adapter=with_options(words[0], base=base) if words and not config else None,
     )

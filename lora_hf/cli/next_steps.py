@@ -10,8 +10,12 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_hf import terminal
+
+if TYPE_CHECKING:
+    from lora_hf.config import RunConfig
 
 TRY = (
     "Try it on a text of your own",
@@ -23,7 +27,7 @@ MERGE = (
     "lora-hf merge --adapter {mergeable} --output {merged}",
 )
 SERVE = ("Serve it over HTTP", "lora-hf serve --adapter mine={mergeable}")
-TRAIN = ("Train", "lora-hf train {source}")
+TRAIN = ("Train", "lora-hf {trainer} {source}")
 NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "init": (("Check the data and the settings", "lora-hf doctor {source}"), TRAIN),
     "plan": (TRAIN,),
@@ -65,25 +69,31 @@ def show_next(command: str, as_json: bool = False, **paths: str | Path | None) -
     Args:
         command: a key of `NEXT`.
         as_json: whether the command printed JSON, after which nothing is printed.
-        paths: what replaces the words in braces; options and overrides are words already quoted.
+        paths: what replaces the words in braces; options and overrides are words already quoted. The
+            `trainer` is `train` unless it is given.
     """
     if as_json or terminal.is_part() or not terminal.is_shown(logging.INFO):
         return
-    program = program_name()
+    program, known = program_name(), {"trainer": "train", **paths}
     lines = []
     for label, template in NEXT[command]:
-        if any(paths.get(name) is None for name in re.findall(r"{(\w+)}", template)):
+        if any(known.get(name) is None for name in re.findall(r"{(\w+)}", template)):
             continue
         text = re.sub(r"\blora-hf\b", lambda match: program, template)
         lines += [
             f"  {label}:",
-            f"    {text.format(**{name: _quoted(path) for name, path in paths.items()})}",
+            f"    {text.format(**{name: _quoted(path) for name, path in known.items()})}",
         ]
     if not lines:
         return
     if program != "lora-hf" and (activate := Path(sys.executable).with_name("activate")).is_file():
         lines += ["  To write lora-hf alone, once per terminal:", f"    source {_near(activate)}"]
     print("", "Next:", *lines, sep="\n", file=sys.stderr)
+
+
+def trainer_of(config: "RunConfig") -> str:
+    """Return the command that makes all runs of a config."""
+    return next((command for _, command in config.listed_runs().values()), "train")
 
 
 def with_options(word: str | Path, **options: str | int | None) -> str:

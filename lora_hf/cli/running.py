@@ -10,7 +10,7 @@ import typer
 
 from lora_hf import distributed as processes
 from lora_hf import terminal
-from lora_hf.cli.next_steps import show_next
+from lora_hf.cli.next_steps import show_next, trainer_of
 from lora_hf.cli.options import (
     Config,
     Json,
@@ -28,6 +28,8 @@ from lora_hf.run_files import CONFIG as CONFIG_FILE
 if TYPE_CHECKING:
     from lora_hf.config import RunConfig
     from lora_hf.run_records import Comparison
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = None) -> None:
@@ -165,6 +167,13 @@ def plan(
     run = load_config(source.config, source.overrides)
     from lora_hf.planning.plan import plan as plan_run
 
+    for field, (values, _) in run.listed_runs().items():
+        if field != "seeds":  # which all need the same
+            logger.warning(
+                "%s=%s is not planned: this is the run of the fields outside it; to plan the largest of its "
+                "runs, add that one's fields as KEY=VALUE",
+                *(field, values),
+            )
     record = plan_run(run)
     if measure:
         from lora_hf.planning.measure import step_seconds
@@ -180,4 +189,4 @@ def plan(
     is_verbose = logging.getLogger("lora_hf").isEnabledFor(logging.DEBUG)
     Console(highlight=False).print(*plan_terminal(record, is_verbose), sep="\n")
     shown = source.words if source.text is None else shlex.join(words or [])
-    show_next("plan", as_json, source=shown)
+    show_next("plan", as_json, source=shown, trainer=trainer_of(run))

@@ -355,6 +355,15 @@ class RunConfig(Section):
             raise PydanticCustomError("together", "names a seed twice", {"path": ("seeds",)})
         return self
 
+    def listed_runs(self) -> dict[str, tuple[list[Any], str]]:
+        """Return the fields that ask for several runs: what each lists, and the command that makes these."""
+        listed: dict[str, tuple[list[Any], str]] = {
+            "variants": (sorted(self.variants), "methods"),
+            "sweep.space": (sorted(self.sweep.space), "sweep"),
+            "seeds": (list(self.seeds or ()), "compare"),
+        }
+        return {field: found for field, found in listed.items() if found[0]}
+
     def for_run(self, method: Method, seed: int, output_dir: str) -> "RunConfig":
         """Return one run of the comparison: `training` merged, without the fields that describe several runs.
 

@@ -69,13 +69,8 @@ def _report_unread(overrides: Sequence[str], method: str) -> None:
 
 def _report_other_runs(config: RunConfig) -> None:
     """Log the runs that the config lists for the commands of several runs, and that are not made here."""
-    listed = {
-        "seeds": (list(config.seeds or ()), "compare"),
-        "variants": (sorted(config.variants), "methods"),
-        "sweep.space": (sorted(config.sweep.space), "sweep"),
-    }
-    for field, (values, command) in listed.items():
-        if values and not terminal.is_part():
+    for field, (values, command) in config.listed_runs().items():
+        if not terminal.is_part():
             logger.warning(
                 "%s=%s is not used: this is one run, of method %s and seed %d; `lora-hf %s` makes them all",
                 *(field, values, config.method, config.seed, command),

@@ -216,6 +216,27 @@ def test_a_next_command_keeps_the_options_that_it_needs(
         assert [shlex.split(line)[1:] for line in commands] == following
 
 
+def test_the_next_command_for_a_config_of_several_runs_makes_all_of_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
+    monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_: True)
+    monkeypatch.setattr("lora_hf.planning.plan.plan", lambda _: {})
+    monkeypatch.setattr("lora_hf.reporting.plan_table.plan_terminal", lambda *_: [])
+    for name, more, makes, field in (
+        ("quickstart", [], "train", None),
+        ("quickstart", ["seeds=[1,2]"], "compare", None),
+        ("methods", [], "methods", "variants=["),
+        ("rank_study", [], "sweep", "sweep.space=["),
+    ):
+        for command in ("doctor", "plan"):
+            _, err = ran(capsys, command, "--config", name, *more)
+            following = [shlex.split(line) for line in err.splitlines() if line.startswith("    ")]
+            assert following == [["lora-hf", makes, "--config", name, *more]]
+            assert ("is not planned" in err) is (command == "plan" and field is not None)
+            assert command == "doctor" or (field or "") in err
+
+
 def test_a_command_that_the_shell_lacks_is_named_by_its_path(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
