@@ -84,6 +84,8 @@ def init(
     place, target, names, found = _find_data(data, file, names, task, asks)
     model = model or (_ask("Base model", MODEL) if asks else MODEL)
     method = _choice("method", method, "lora", METHODS, asks)
+    if _is_file_of_texts(model):
+        raise UserError(f"--model {model!r} is a file of texts and not a model: give texts by --data")
     text = starter_config(
         place,
         model,
@@ -262,6 +264,9 @@ def source_of(
     from lora_hf.config.starter import default_output, starter_config
 
     model, data = named
+    if _is_file_of_texts(model):
+        typed = shlex.join([command, *named])
+        raise UserError(f"{typed}: {model!r} is a file of texts and not a model; the order is MODEL DATA")
     overrides = [word for word in words if "=" in word]
     folder = output or default_output(data)
     found = look(data, overrides)
@@ -275,6 +280,15 @@ def source_of(
         main=found.task.main,
     )
     return Source(Path(f"{folder}.yaml"), overrides, text)
+
+
+def _is_file_of_texts(model: str) -> bool:
+    """Return whether what was given as the model is named like a file of data, there or not."""
+    from lora_hf.data.opened import endings
+    from lora_hf.data.readers import READERS
+
+    path = Path(model).expanduser()
+    return endings(path)[0] in READERS and not path.is_dir()
 
 
 def _choice(name: str, value: str | None, default: str, choices: Sequence[str], asks: bool) -> str:

@@ -67,6 +67,20 @@ def test_init_names_its_own_option_for_columns(capsys: pytest.CaptureFixture[str
     assert "Name both in this command: --columns TEXT,TARGET" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["talks.csv", "gone/talks.jsonl.gz"])
+def test_a_file_of_texts_in_the_place_of_the_model_is_called_so(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("train", "plan", "compare"):
+        assert cli.run([command, name, "embedded"], debug=False) == 2
+        says = f"error: {command} {name} embedded: '{name}' is a file of texts and not a model; the order is"
+        assert says in capsys.readouterr().err
+    given = ["init", "--data", "talks.csv", "--columns", "text,gist", "--yes", "--model", name]
+    assert cli.run(given, debug=False) == 2
+    assert f"--model '{name}' is a file of texts and not a model: give" in capsys.readouterr().err
+    assert not Path("talks.yaml").exists()
+
+
 def test_init_asks_for_what_the_options_do_not_say(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
