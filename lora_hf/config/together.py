@@ -140,6 +140,7 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if get("load_best_model_at_end") and get("eval_strategy", "no") == "no":
         needs = "needs training.eval_strategy: evaluations decide which checkpoint is the best"
         yield "load_best_model_at_end", needs
+    yield from _unsaved_evaluations(training)
     if get("save_strategy") == "steps" and get("save_steps") == 0:
         yield "save_steps", "must be above 0; for no checkpoints, use training.save_strategy: no"
     if get("eval_strategy") == "steps" and get("eval_steps") == 0:  # Transformers reads it as logging_steps
@@ -169,6 +170,25 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "warmup_steps", f"has no effect with training.lr_scheduler_type={schedule!r}{remedy}"
     if get("lr_scheduler_kwargs") and schedule in NO_SCHEDULE_FIELDS:
         yield "lr_scheduler_kwargs", f"has no effect with training.lr_scheduler_type={schedule!r}; remove it"
+
+
+def _unsaved_evaluations(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the strategy that leaves evaluations without a checkpoint, where the best one is loaded."""
+    settings = {**RUN_DEFAULTS, **training}
+    saved, evaluated = settings["save_strategy"], settings.get("eval_strategy", "no")
+    if not settings.get("load_best_model_at_end") or saved in (evaluated, "best") or evaluated == "no":
+        return
+    field, other = ("save", "eval") if "save_strategy" in training else ("eval", "save")
+    change, to, steps = "save", evaluated, settings.get("eval_steps")
+    if saved == "steps":
+        change, to, steps = "eval", saved, settings.get("save_steps", 500)
+    number = f" and training.{change}_steps: {steps:g}" if to == "steps" and steps else ""
+    yield (
+        f"{field}_strategy",
+        f"differs from training.{other}_strategy={settings[f'{other}_strategy']!r}, and "
+        "training.load_best_model_at_end=true needs a checkpoint of each evaluation: set "
+        f"training.{change}_strategy: {to}{number}, or training.load_best_model_at_end: false",
+    )
 
 
 def _schedule_mistake(args: Any) -> tuple[str, str] | None:
@@ -210,6 +230,8 @@ def _refusal(message: str, training: Mapping[str, Any], path: KeyPath) -> Mistak
         r"\b\w+(?:Strategy|Type)\.([A-Z_]+)", lambda match: match[1].lower(), " ".join(message.split())
     )
     message = re.sub(r"--(?=\w)", "", message)
+    if "multiple of the evaluation" in message:
+        message = f"{message.rstrip('.')}; set training.save_steps to a multiple of training.eval_steps"
     named = [key for key in training if re.search(rf"\b{key}\b", message)]
     if not named:
         return Mistake(path, f"{dotted(path)}: {message}")

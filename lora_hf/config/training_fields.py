@@ -80,7 +80,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "enable_jit_checkpoint": (False, "is not needed: SIGTERM and Ctrl-C save a checkpoint"),
 }
 """Fields with one possible value, and why another one is refused."""
-RUN_DEFAULTS: dict[str, Any] = {"save_strategy": "epoch"}
+RUN_DEFAULTS: dict[str, Any] = {"save_strategy": "epoch", "logging_steps": 50}
 """Defaults of a run that differ from Transformers' and that other fields are checked against."""
 ONLY_SPEED = "changes speed or memory alone"
 ONLY_LOG = "changes what is logged, and where to"

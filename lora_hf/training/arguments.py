@@ -69,7 +69,6 @@ def training_arguments(
         "use_cpu": pick_device().type == "cpu",  # otherwise bfloat16 is refused on a CPU
         "bf16": compute_dtype == torch.bfloat16,
         "logging_nan_inf_filter": False,  # the NaN guard checks each step; this filter hides NaN
-        "logging_steps": 50,
         "disable_tqdm": False,  # Transformers' own default follows the level of its log
         "restore_callback_states_from_checkpoint": True,  # the counter of early stopping
     }

@@ -204,9 +204,9 @@ MISTAKES = [
     ),
     (
         "training:\n  save_strategy: epoch\n  eval_strategy: steps\n  load_best_model_at_end: true",
-        "x.yaml:2: training.save_strategy='epoch': load_best_model_at_end requires the save and "
-        'eval strategy to match, except when save_strategy="best", but found - Evaluation '
-        "strategy: steps - Save strategy: epoch",
+        "x.yaml:2: training.save_strategy='epoch' differs from training.eval_strategy='steps', and "
+        "training.load_best_model_at_end=true needs a checkpoint of each evaluation: set "
+        "training.save_strategy: steps, or training.load_best_model_at_end: false",
     ),
     (
         "arms:\n  full:\n    training:\n      weight_decay: a\n",

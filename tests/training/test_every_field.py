@@ -213,8 +213,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"load_best_model_at_end": True, "save_strategy": "no", "eval_strategy": "epoch"},
-        "load_best_model_at_end=true",
+        "evaluation: set training.save_strategy: epoch, or training.load_best_model_at_end: false",
     ),
+    (
+        KEEPS_BEST | {"save_strategy": "steps", "save_steps": 2},
+        "evaluation: set training.eval_strategy: steps and training.eval_steps: 2, or training",
+    ),
+    (
+        {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4},
+        "evaluation: set training.save_strategy: steps and training.save_steps: 4, or training.load_best",
+    ),
+    (
+        BEST | {"save_steps": 3},
+        "which is not a round multiple of 2; set training.save_steps to a multiple of training.eval_steps",
+    ),
+    (KEEPS_BEST | {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 100}, ""),
+    (KEEPS_BEST | {"save_strategy": "best", "metric_for_best_model": "loss"}, ""),
     (
         {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 60}
         | {"eval_strategy": "steps", "eval_steps": 30, "max_steps": 20},
