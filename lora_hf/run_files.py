@@ -65,6 +65,11 @@ def split_seed(name: str) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found else (name, None)
 
 
+def comparison_folder(folder: str | Path) -> str:
+    """Return the folder that is proposed for a comparison where a run has `folder`: `runs/talks-compared`."""
+    return f"{Path(folder)}-compared"
+
+
 def run_above(folder: Path) -> str:
     """Return `; give the run that it is in, 'DIR'` for a folder inside a run, or an empty text."""
     above = next((part for part in list(folder.parents)[:2] if (part / CONFIG).is_file()), None)

@@ -36,7 +36,7 @@ NEXT: dict[str, tuple[tuple[str, str], ...]] = {
         TRY,
         ("Write its report", "lora-hf report {run}"),
         MERGE,
-        ("Compare it with the base model and full fine-tuning", "lora-hf compare --config {config} {other}"),
+        ("Compare it with the base model and full fine-tuning", "lora-hf compare {compared}"),
     ),
     "compare": (PAGE, TRY, ("Train on your own texts", "lora-hf init --data {file}")),
     "methods": (PAGE,),

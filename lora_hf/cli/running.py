@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +22,6 @@ from lora_hf.cli.options import (
 )
 from lora_hf.cli.starting import source_of
 from lora_hf.run_files import ADAPTER, COMPARISON, PAGE, SWEEP, VARIANTS
-from lora_hf.run_files import CONFIG as CONFIG_FILE
 
 if TYPE_CHECKING:
     from lora_hf.config import RunConfig
@@ -60,8 +58,7 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
             run=folder,
             mergeable=folder if has_adapter and run.method == "lora" else None,
             merged=Path(f"{folder}-merged"),
-            config=folder / CONFIG_FILE,
-            other=shlex.quote(f"output_dir={folder}-compared"),
+            compared=source.compared(folder),
         )
 
 
@@ -188,5 +185,4 @@ def plan(
 
     is_verbose = logging.getLogger("lora_hf").isEnabledFor(logging.DEBUG)
     Console(highlight=False).print(*plan_terminal(record, is_verbose), sep="\n")
-    shown = source.words if source.text is None else shlex.join(words or [])
-    show_next("plan", as_json, source=shown, trainer=trainer_of(run))
+    show_next("plan", as_json, source=source.words, trainer=trainer_of(run))

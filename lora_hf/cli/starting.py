@@ -15,6 +15,7 @@ from lora_hf.cli.hints import config_or_texts
 from lora_hf.cli.next_steps import show_next
 from lora_hf.errors import UserError, did_you_mean
 from lora_hf.files import check_new, write_text
+from lora_hf.run_files import comparison_folder
 
 if TYPE_CHECKING:
     from lora_hf.config import Method
@@ -92,6 +93,7 @@ def init(
         task,
         names,
         cast("Method", method),
+        output_dir=f"runs/{target.stem}",
         file=str(target),
         rows=found.rows,
         notes=found.notes,
@@ -183,6 +185,8 @@ class Source:
     overrides: list[str]
     text: str | None = None
     """The config itself, where the command line names a model and data; the file is then not written yet."""
+    named: tuple[str, ...] = ()
+    """That model and data."""
 
     @property
     def config(self) -> Any:
@@ -194,7 +198,32 @@ class Source:
     @property
     def words(self) -> str:
         """The source as a command line has it."""
-        return shlex.join(["--config", str(self.file), *self.overrides])
+        return shlex.join([*self._beginning, *self.overrides])
+
+    @property
+    def _beginning(self) -> tuple[str, ...]:
+        return self.named or ("--config", str(self.file))
+
+    def compared(self, folder: str | Path) -> str | None:
+        """Return the source as `compare` takes it after a run, with a folder of its own; None if it does not.
+
+        The run's own config.yaml would not do: the fields of one method are in the place of the common ones.
+
+        Args:
+            folder: the run's.
+        """
+        from lora_hf.config.load import NOT_INPUTS, load_config
+        from lora_hf.experiments.runner import check_sections
+
+        try:  # the file may have changed since the run began
+            check_sections(load_config(self.config, self.overrides, is_done=lambda run: True), "compare")
+        except UserError:
+            return None
+        kept = [word for word in self.overrides if word.partition("=")[0].strip() not in NOT_INPUTS]
+        other = comparison_folder(folder)
+        return shlex.join(
+            [*self._beginning, *kept, *(["-o", other] if self.named else [f"output_dir={other}"])]
+        )
 
     def write(self) -> None:
         """Write the config, unless it is a file already.
@@ -279,7 +308,7 @@ def source_of(
         rows=found.rows,
         main=found.task.main,
     )
-    return Source(Path(f"{folder}.yaml"), overrides, text)
+    return Source(Path(f"{folder}.yaml"), overrides, text, (model, data))
 
 
 def _is_file_of_texts(model: str) -> bool:

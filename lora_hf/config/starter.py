@@ -1,5 +1,6 @@
 """A first config, with a comment beside each field: `lora-hf init` writes it, `train MODEL DATA` runs it."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from lora_hf.config.model import EMBEDDED
 from lora_hf.config.schema import Method
 from lora_hf.config.task import TASKS
 from lora_hf.config.yaml_reader import write_inline
+from lora_hf.run_files import comparison_folder
 
 TEMPLATE = Path(__file__).parents[1] / "assets/starter.yaml.jinja"
 MODEL = "google/flan-t5-small"
@@ -50,14 +52,16 @@ def starter_config(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["yaml"] = write_inline
+    folder = output_dir or default_output(data)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         data=data,
         model=model,
         task=task,
         columns=columns,
         method=method,
-        output_dir=output_dir or default_output(data),
-        file=file,
+        output_dir=folder,
+        file=shlex.quote(file),
+        compared=shlex.quote(f"output_dir={comparison_folder(folder)}"),
         notes=[" ".join(note.split()) for note in notes],
         rates=EMBEDDED_RATES if model == EMBEDDED else RATES,
         epochs=10 if rows is not None and rows < FEW_ROWS else 3,

@@ -24,7 +24,7 @@ from lora_hf.errors import RunFailed, UserError
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.files import PARTIAL
 from lora_hf.reporting.tables import with_interval
-from lora_hf.run_files import ENDS, STORE
+from lora_hf.run_files import ENDS, STORE, comparison_folder
 from lora_hf.run_records import interval_of, read_result, score_of
 from lora_hf.runs.run_dir import RunDirectory, finished_result
 
@@ -188,9 +188,10 @@ def check_root(config: RunConfig, variants: tuple[str, ...], report: str) -> Non
     ours = (*variants, report + STORE, PARTIAL)  # of a store also its journal, which a kill leaves
     foreign = sorted(name for name in found - {report + end for end in ENDS} if not name.startswith(ours))
     if foreign and not config.overwrite:
+        other = shlex.quote(f"output_dir={comparison_folder(root)}")
         raise UserError(
-            f"output_dir={str(root)!r} holds {foreign[:5]} but no comparison; choose another output_dir, or "
-            "add overwrite=true to write beside them"
+            f"output_dir={str(root)!r} holds {foreign[:5]} but no comparison; choose another output_dir, "
+            f"such as {other}, or add overwrite=true, which leaves these files as they are"
         )
 
 

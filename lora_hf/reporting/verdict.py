@@ -58,6 +58,10 @@ def _of_comparison(comparison: Comparison) -> list[str]:
     main, labels = scoring_of(comparison).main, variant_labels(variants_of(comparison))
     test, share = comparison["paired_test"], comparison["gains"]["lora_share_of_full"]
     lines = [difference_words(labels["lora"], labels["full"], test, main)]
+    line, trivial = _best_trivial(comparison)
+    scores = [main.sign * score_of(comparison["arms"][name], main.name) for name in ("lora", "full")]
+    if main.sign * trivial > max(scores):
+        lines.append(f"{line}, better than {labels['lora']} and {labels['full']}")
     lines += [
         difference_words(labels[name], labels["base"], comparison["against_base"][name], main)
         for name in ("lora", "full")
@@ -87,15 +91,22 @@ def _trained_share(comparison: Comparison, name: str) -> str:
 
 def _of_run(comparison: Comparison) -> list[str]:
     scoring, (name, result) = scoring_of(comparison), next(iter(variants_of(comparison).items()))
-    main, task = scoring.main, scoring.task
-    n = f"{result['n_examples']:,} test {task.sources}"
-    trivial = {what: scores[main.name] for what, scores in comparison["trivial"].items()}
-    best = max(trivial, key=lambda what: main.sign * trivial[what])
+    main, n = scoring.main, f"{result['n_examples']:,} test {scoring.task.sources}"
     lines = [
         f"{variant_labels([name])[name]}: {main.label} {scored(comparison, name, main)} on {n}",
-        f"The best trivial {task.target} ({best}) scores {main.text(trivial[best], DIGITS)}",
+        _best_trivial(comparison)[0],
     ]
     return [*lines, _trained_share(comparison, name)] if result["trainable_parameters"] else lines
+
+
+def _best_trivial(comparison: Comparison) -> tuple[str, float]:
+    """Return the best output that needs no model in words, and its main score."""
+    scoring = scoring_of(comparison)
+    main = scoring.main
+    trivial = {what: scores[main.name] for what, scores in comparison["trivial"].items()}
+    best = max(trivial, key=lambda what: main.sign * trivial[what])
+    words = f"The best trivial {scoring.task.target} ({best}) scores {main.text(trivial[best], DIGITS)}"
+    return words, trivial[best]
 
 
 def _best_line(comparison: Comparison, best: str, other: str) -> str:

@@ -288,7 +288,7 @@ class RunDirectory:
         if held and not self.config.overwrite:
             raise UserError(
                 f"output_dir={str(self.path)!r} holds {held[:5]} but no run; choose another output_dir, or "
-                "add overwrite=true to write beside them"
+                "add overwrite=true, which leaves these files as they are"
             )
 
     def _refuse(self, changed: list[str]) -> None:

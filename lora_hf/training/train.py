@@ -1,13 +1,21 @@
 """The training stage of a run: add weights, run the Trainer, save the result."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from lora_hf.adapters import count_parameters
 from lora_hf.adapters.model_state import model_state, update_state
@@ -36,6 +44,8 @@ from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.signals import Interrupted, StopOnSignal
 from lora_hf.training.trainer import LoraTrainer
 
+CLEAR_GAIN = 0.02
+"""Share of the best earlier score by which the last one must be better, for the advice to train longer."""
 logger = logging.getLogger(__name__)
 
 
@@ -82,6 +92,8 @@ def train(run: Run) -> TrainingRecord:
         logger.info("resuming from %s", checkpoint)
     with _own_forward(run.model):
         output = _run_trainer(trainer, stop, str(checkpoint) if checkpoint else None)
+    if is_main() and (advice := longer_training(trainer.state, trainer.args)):
+        logger.info(advice)
     with full_weights(run.model, only_trained=run.has_added_weights):
         if is_main():
             save_trained(run)
@@ -141,6 +153,31 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
 def main_first(scoring: Scoring) -> list[Score]:
     """Return the scores of an evaluation, the main one first."""
     return sorted(scoring.scores, key=lambda score: score != scoring.main)
+
+
+def longer_training(state: TrainerState, args: TrainingArguments) -> str | None:
+    """Return the advice to train longer if the last step's evaluation was the best one, by a clear margin.
+
+    Args:
+        state: after training.
+        args: those of the training; without `load_best_model_at_end`, no evaluation is known to be the best.
+    """
+    if (
+        not args.load_best_model_at_end
+        or state.best_metric is None
+        or state.best_global_step != state.max_steps
+    ):
+        return None
+    name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+    known = [log[name] for log in state.log_history if name in log and log["step"] < state.max_steps]
+    if not known:
+        return None
+    before = max(known) if args.greater_is_better else min(known)
+    if abs(state.best_metric - before) <= CLEAR_GAIN * abs(before):
+        return None
+    field, what = ("max_steps", "steps") if args.max_steps > 0 else ("num_train_epochs", "epochs")
+    twice = math.ceil(2 * getattr(args, field))
+    return f"the last evaluation was the best: more {what} may help (training.{field}={twice})"
 
 
 def _run_trainer(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> Any:

@@ -16,6 +16,8 @@ from lora_hf.config.load import load_config
 from lora_hf.config.starter import starter_config
 from lora_hf.config.task import TASKS
 from lora_hf.errors import RunFailed, UserError
+from lora_hf.experiments.compare import plan_comparison
+from lora_hf.experiments.runner import check_root
 from lora_hf.hub.upload import CARD
 
 PEFT = {"peft_type": "LORA", "r": 4, "target_modules": ["q"], "base_model_name_or_path": "gone/base"}
@@ -62,6 +64,82 @@ def test_init_writes_a_config_and_says_how_the_data_is_split(capsys: pytest.Capt
     assert "'talks.yaml' is a file; nothing is overwritten" in capsys.readouterr().err
 
 
+def test_two_configs_of_the_same_data_have_folders_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["-o", "q 2.yaml"]):
+        ran(capsys, "init", "--data", "talks.csv", "--columns", "text,gist", "--yes", *words)
+    assert [load_config(f"{name}.yaml").output_dir for name in ("talks", "q 2")] == ["runs/talks", "runs/q 2"]
+
+
+def test_the_commands_in_a_starter_config_work_one_after_the_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`compare` used to find the run of `train` in its folder."""
+    ran(capsys, "init", "--data", "talks.csv", "--columns", "text,gist", "--yes", "-o", "q 2.yaml")
+    lines = Path("q 2.yaml").read_text().splitlines()
+    commands = [shlex.split(line[1:]) for line in lines if line.startswith("#   lora-hf ")]
+    assert [command[:4] for command in commands] == [
+        ["lora-hf", verb, "--config", "q 2.yaml"] for verb in ("train", "compare")
+    ]
+    (folder / load_config("q 2.yaml", commands[0][4:]).output_dir / "adapter").mkdir(parents=True)
+    planned = plan_comparison(load_config("q 2.yaml", commands[1][4:]))
+    check_root(planned[0].config, ("base", "lora", "full"), "comparison")
+    with pytest.raises(UserError, match="no comparison") as refused:
+        check_root(plan_comparison(load_config("q 2.yaml"))[0].config, (), "comparison")
+    assert f"such as '{commands[1][4]}', or" in str(refused.value)
+
+
+@pytest.fixture
+def trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_config(source: Any, overrides: list[str]) -> tuple[RunConfig, dict[str, Any]]:
+        run = load_config(source, overrides)
+        (Path(run.output_dir) / "adapter").mkdir(parents=True)
+        return run, {}
+
+    monkeypatch.setattr("lora_hf.runs.start.run_config", run_config)
+    monkeypatch.setattr("lora_hf.cli.running.print_scores", lambda record: None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "proposed"),
+    [
+        ("--config talks.yaml", "--config talks.yaml output_dir=runs/talks-compared"),
+        ("--config quickstart seed=3 -o runs/y", "--config quickstart seed=3 output_dir=runs/y-compared"),
+        ("--config talks.yaml overwrite=true", "--config talks.yaml output_dir=runs/talks-compared"),
+        ("embedded talks.csv -o 'runs/a b'", "embedded talks.csv -o 'runs/a b-compared'"),
+        ("embedded talks.csv output_dir=x lora.r=4", "embedded talks.csv lora.r=4 -o x-compared"),
+        ("--config methods", None),  # `compare` does not take variants
+    ],
+)
+def test_the_proposed_comparison_gives_full_fine_tuning_its_own_rate(
+    typed: str,
+    proposed: str | None,
+    folder: Path,
+    trains_nothing: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run's own config.yaml has no `arms`: with it, the rate was LoRA's."""
+    monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
+    (folder / "talks.csv").write_text(
+        (folder / "talks.csv").read_text().replace("text,gist", "dialogue,summary")
+    )
+    ran(capsys, "init", "--data", "talks.csv", "--model", "embedded", "--yes")
+    _, err = ran(capsys, "train", *shlex.split(typed))
+    found = [line.strip() for line in err.splitlines() if line.startswith("    lora-hf compare ")]
+    assert found == ([f"lora-hf compare {proposed}"] if proposed else [])
+    if proposed is None:
+        return
+    words = shlex.split(proposed)
+    at = {word: words[words.index(word) + 1] for word in ("--config", "-o") if word in words}
+    rest = [word for word in words if word not in (*at, *at.values())]
+    config = Path(at["--config"]) if "--config" in at else None
+    source = source_of("compare", config, rest, at.get("-o"))
+    runs = plan_comparison(load_config(source.config, source.overrides))
+    rates = {run.name: run.config.training["learning_rate"] for run in runs}
+    assert rates["full"] < rates["lora"]
+    check_root(runs[0].config, ("base", "lora", "full"), "comparison")
+
+
 def test_init_names_its_own_option_for_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["init", "--data", "talks.csv", "--yes"], debug=False) == 2
     assert "Name both in this command: --columns TEXT,TARGET" in capsys.readouterr().err
@@ -103,18 +181,8 @@ def test_init_asks_for_what_the_options_do_not_say(
     assert next(answers, None) is None and out == "mine.yaml\n"
 
 
-def test_a_model_and_data_are_a_config(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_and_data_are_a_config(trains_nothing: None, capsys: pytest.CaptureFixture[str]) -> None:
     """What the run writes is tested in `test_docs.py`, on the page docs/from_zero.md."""
-
-    def run_config(source: Any, overrides: list[str]) -> tuple[RunConfig, dict[str, Any]]:
-        run = load_config(source, overrides)
-        (Path(run.output_dir) / "adapter").mkdir(parents=True)
-        return run, {}
-
-    monkeypatch.setattr("lora_hf.runs.start.run_config", run_config)
-    monkeypatch.setattr("lora_hf.cli.running.print_scores", lambda record: None)
     out, err = ran(capsys, "train", "embedded", "pairs.csv", "-o", "runs/x", "lora.r=4")
     assert "predict - --adapter runs/x" in err and "merge --adapter runs/x --output runs/x-merged" in err
     assert "Next:" not in out
@@ -170,9 +238,9 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
     from typer.main import get_command
 
     monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
-    names = "page adapter mergeable merged config run onnx ct2 exportable exported".split()
+    names = "page adapter mergeable merged run onnx ct2 exportable exported".split()
     paths = {name: Path(f"a b/{name}") for name in names} | {"source": "--config quickstart"}
-    paths |= {"repository": "USER/NAME", "file": "FILE", "other": "output_dir=x"}
+    paths |= {"repository": "USER/NAME", "file": "FILE", "compared": "--config quickstart"}
     next_steps.show_next(command, **paths)
     err = capsys.readouterr().err
     lines = [line.partition("|")[2] or line for line in err.splitlines() if line.startswith("    ")]

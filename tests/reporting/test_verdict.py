@@ -82,6 +82,15 @@ def test_a_comparison_gives_no_share_of_a_gain_that_does_not_differ() -> None:
     assert len([line for line in verdict(compared) if "vs base" in line]) == 2
 
 
+def test_a_comparison_says_that_both_lose_to_the_best_trivial_output() -> None:
+    compared: Any = make_comparison()
+    for score, loses in ((0.39, False), (0.4, False), (0.41, True)):  # full has 0.4, LoRA 0.35
+        compared["trivial"]["first three lines"] = dict.fromkeys(compared["trivial"]["first line"], score)
+        line = f"The best trivial summary (first three lines) scores {score:.3f}, better than LoRA and full"
+        assert (verdict(compared)[1] == line) is loses
+        assert (len(verdict(compared)) == 3) is loses
+
+
 def test_a_comparison_says_what_each_keeps_of_the_base() -> None:
     compared: Any = make_comparison()
     compared["retention"] = {"place": {"base": {"kept": 1}, "lora": {"kept": 0.98}, "full": {"kept": 0.9}}}

@@ -1,7 +1,9 @@
 """The training stage of a run."""
 
+import logging
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,3 +55,46 @@ def test_a_model_trained_in_bfloat16_is_scored_in_the_precision_in_which_it_is_l
     with torch.no_grad():
         again = saved(input_ids=ids, decoder_input_ids=ids[:, :6]).logits
     torch.testing.assert_close(seen["logits"], again, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rises", "limit", "expected"),
+    [
+        ([0.30, 0.31, 0.33], True, {}, "more epochs may help (training.num_train_epochs=6)"),
+        ([0.30, 0.31, 0.33], True, {"max_steps": 30}, "more steps may help (training.max_steps=60)"),
+        ([2.0, 1.5, 1.4], False, {}, "more epochs may help (training.num_train_epochs=6)"),
+        ([0.30, 0.31, 0.313], True, {}, None),  # hardly better
+        ([0.30, 0.33, 0.31], True, {}, None),  # another one was the best
+        ([0.33], True, {}, None),
+        ([0.0, 0.0, 0.0], True, {}, None),
+        ([0.30, 0.31, 0.33], True, {"load_best_model_at_end": False}, None),
+    ],
+)
+def test_more_training_is_advised_if_the_last_evaluation_was_clearly_the_best(
+    scores: list[float], rises: bool, limit: dict[str, Any], expected: str | None
+) -> None:
+    best = (max if rises else min)(scores)
+    steps = [30 * (1 + n) // len(scores) for n in range(len(scores))]
+    history = [{"step": 5, "loss": 1.0}]
+    history += [{"step": step, "eval_x": score} for step, score in zip(steps, scores, strict=True)]
+    state: Any = SimpleNamespace(
+        best_metric=best, best_global_step=steps[scores.index(best)], max_steps=30, log_history=history
+    )
+    fields = {"num_train_epochs": 3.0, "max_steps": -1, "load_best_model_at_end": True}
+    args: Any = SimpleNamespace(metric_for_best_model="x", greater_is_better=rises, **(fields | limit))
+    advice = training.longer_training(state, args)
+    assert advice == (f"the last evaluation was the best: {expected}" if expected else None)
+
+
+def test_the_advice_to_train_longer_follows_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lora_hf"), "propagate", True)
+    caplog.set_level("INFO")
+    monkeypatch.setattr(training, "CLEAR_GAIN", 0.0)
+    each = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    fields = each | {"max_steps": 2, "learning_rate": 1e-2, "load_best_model_at_end": True}
+    options = [*FEW, *(f"training.{name}={value}" for name, value in fields.items())]
+    record = lora_hf.train(load_config({"output_dir": str(tmp_path / "run")}, options))
+    first, second = (entry["eval_loss"] for entry in record["log"] if "eval_loss" in entry)
+    assert second < first and "more steps may help (training.max_steps=4)" in caplog.text
