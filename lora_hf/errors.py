@@ -7,6 +7,7 @@ its value, what to do, and the nearest valid name.
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -99,6 +100,17 @@ def listed(names: Iterable[str], most: int = 12) -> list[str]:
     """Return the first names for a message, long ones cut, and the number of further ones."""
     names = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, names)]
     return names if len(names) <= most else [*names[:most], f"... {len(names) - most} more"]
+
+
+def in_words(names: Iterable[str], most: int = 12) -> str:
+    """Return the first names for a sentence, `id, text, 'a b'`: in quotes only what is not one plain word."""
+    plain = re.compile(r"[\w.-]+|\.\.\. \d+ more")
+    return ", ".join(name if plain.fullmatch(name) else repr(name) for name in listed(names, most))
+
+
+def as_typed(word: str) -> str:
+    """Return a word as a command line has it, in quotes where it needs them, on one line."""
+    return shlex.quote(word) if word.isprintable() else repr(word)
 
 
 def few(names: Iterable[str], most: int = 3) -> str:

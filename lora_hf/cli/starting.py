@@ -1,9 +1,10 @@
 """The command `init`, and what runs without a YAML: `lora-hf train MODEL DATA -o DIR`."""
 
 import logging
+import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 
 from lora_hf.cli.hints import config_or_texts
 from lora_hf.cli.next_steps import show_next
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import UserError, as_typed, did_you_mean, in_words
 from lora_hf.files import check_new, write_text
 from lora_hf.run_files import comparison_folder
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
 """Values of `method` that train."""
+TO_SET = re.compile(r"set data\.dialogue_column: (\S+) and data\.summary_column: (\[.*?\]|[^\s,;]+)")
+"""A remedy of messages on columns, which `init` writes as its option."""
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +82,7 @@ def init(
     if data is None and not asks:
         raise UserError("--data is missing: give a file, a folder or a name on the Hub that holds your texts")
     names = [name.strip() for name in (columns or "").split(",") if name.strip()]
-    if columns is not None and len(names) < 2:
+    if columns is not None and len({*names}) < 2:
         raise UserError(f"--columns {columns!r} does not name two columns, such as text,title")
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
     place, target, names, found = _find_data(data, file, names, task, asks)
@@ -125,11 +128,11 @@ def _find_data(
         try:
             return place, target, names, look(place, fields)
         except UserError as error:
-            is_of_columns = "_column=" in str(error)
+            is_of_columns = "data.dialogue_column" in str(error) or "data.summary_column" in str(error)
+            text = _by_columns(error, names)
             if not asks or (data and not is_of_columns):
-                named = " Name both in this command: --columns TEXT,TARGET" if is_of_columns else ""
-                raise UserError(f"{error}{named}") from error
-            typer.echo(str(error), err=True)
+                raise UserError(text) from error
+            typer.echo(text, err=True)
             if is_of_columns:
                 data = place
                 words = TASKS[task]
@@ -137,6 +140,26 @@ def _find_data(
                     _ask(f"Column of the input, the {words.source}"),
                     _ask(f"Column of the target, the {words.target}"),
                 ]
+
+
+def _by_columns(error: UserError, names: list[str]) -> str:
+    """Return a message on the columns of the data with the option of `init` that names them."""
+    from lora_hf.data.columns import MissingColumn
+
+    if not isinstance(error, MissingColumn):
+        return TO_SET.sub(lambda found: _option([found[1], *found[2].strip("[]").split(", ")]), str(error))
+    given = f"{_option(names)}: " if names else ""
+    text = f"{given}{error.source} has the columns {in_words(error.present)}."
+    if near := did_you_mean(error.name, error.present) if names else "":
+        return f"{text}{near}"
+    if len(error.present) < 2 and not error.likely:
+        return f"{text} Two are needed, the input's and the target's"
+    such_as = ", such as" if len(error.present) > 2 else ":"
+    return f"{text} Name the input's and the target's{such_as} {_option(error.likely or ('INPUT', 'TARGET'))}"
+
+
+def _option(columns: Iterable[str]) -> str:
+    return f"--columns {as_typed(','.join(columns))}"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import ast
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 from unicodedata import normalize
@@ -20,7 +21,7 @@ from lora_hf.arguments import is_blank
 from lora_hf.config import DataConfig
 from lora_hf.config.task import TASKS
 from lora_hf.data.translation import TRANSLATION, direction, languages_in
-from lora_hf.errors import NOT_JSON, UserError, did_you_mean, listed
+from lora_hf.errors import NOT_JSON, UserError, as_typed, did_you_mean, in_words
 
 Row = dict[str, Any]
 DIALOGUE, SUMMARY, ID = "dialogue", "summary", "id"
@@ -130,6 +131,26 @@ class Columns:
 
 
 PLAIN = Columns(DIALOGUE, (SUMMARY,), ID)
+
+
+class MissingColumn(UserError):
+    """A source lacks a column, and the remedy is to name another: commands name their own option for that.
+
+    Args:
+        message: as of `UserError`.
+        option: the field that names the column.
+        name: the missing column.
+        source: what messages call the rows.
+        present: the columns of the source, in its order.
+        likely: of these, what may be the input and the target; empty where no two are texts.
+    """
+
+    def __init__(
+        self, message: str, option: str, name: str, source: str, present: list[str], likely: tuple[str, ...]
+    ) -> None:
+        super().__init__(message)
+        self.option, self.name, self.source = option, name, source
+        self.present, self.likely = present, likely
 
 
 def cell(row: Mapping[str, Any], name: str, turn_template: str = TURN) -> Any:
@@ -343,14 +364,14 @@ def find_columns(
     Raises:
         UserError: a column is missing; the message lists the existing ones.
     """
-    present = list(dict.fromkeys(key for row in head for key in row))
+    present = _names(head)
     config = _as_spelled(config, present)
     is_there = {name for name in present} | {
         name for name in _configured(config) if any(cell(row, name) is not None for row in head)
     }
     id_column = config.id_column
     if id_column != ID and not has_column(head, id_column):
-        raise UserError(_missing("data.id_column", id_column, sorted(present), source, config))
+        raise _missing("data.id_column", id_column, head, source, config)
     if id_column == ID and ID not in present:
         id_column = next((name for name in OTHER_IDS if name in present), ID)
     dialogue, turn = config.dialogue_column, config.turn_template
@@ -369,14 +390,24 @@ def find_columns(
         return Columns(*found, id_column, is_found=True, turn_template=turn)
     if dialogue in is_there and len(missing) == len(references) and not needs_references:
         return Columns(dialogue, (), id_column, turn_template=turn)
-    if dialogue not in is_there and (remedy := _nested(head, config)):
-        columns = listed(sorted(present), 4)
-        raise UserError(f"data.dialogue_column={dialogue!r}: {source} has the columns {columns}; {remedy}")
+    if dialogue not in is_there and (nested := _nested(head, config)):
+        remedy, inner = nested
+        text = f"data.dialogue_column={dialogue!r}: {source} has the columns {in_words(present, 4)}; {remedy}"
+        if inner:
+            raise MissingColumn(text, "data.dialogue_column", dialogue, source, present, inner)
+        raise UserError(text)
     if dialogue not in is_there:
-        text = _missing("data.dialogue_column", dialogue, sorted(present), source, config)
-        hint = "" if CONVERSATIONS in present else _explode_hint(head)
-        raise UserError(f"{text}{'.' * (bool(hint) and text[-1] not in '.?')}{hint}")
-    raise UserError(_missing("data.summary_column", min(missing), sorted(present), source, config))
+        is_both = needs_references and len(missing) == len(references)
+        error = _missing("data.dialogue_column", dialogue, head, source, config, is_both)
+        if hint := "" if CONVERSATIONS in present else _explode_hint(head):
+            text = str(error)
+            raise UserError(f"{text}{'.' * (text[-1] not in '.?')}{hint}")
+        raise error
+    raise _missing("data.summary_column", min(missing), head, source, config)
+
+
+def _names(head: list[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in head for key in row))
 
 
 def _configured(config: DataConfig) -> Iterable[str]:
@@ -456,20 +487,20 @@ def has_column(head: list[Row], name: str) -> bool:
     return any(name in row or cell(row, name) is not None for row in head)
 
 
-def _nested(head: list[Row], config: DataConfig) -> str:
-    """Return what to set or change where the texts are inside of objects in the columns; else nothing."""
+def _nested(head: list[Row], config: DataConfig) -> tuple[str, tuple[str, ...]] | None:
+    """Return what to set, and the fields to name, where the texts are inside of objects; None where not."""
     names = [*_configured(config)]
     for column, value in ((name, value) for row in head for name, value in row.items()):
         if not isinstance(value, Mapping):
             continue
         if {*names} <= {*value}:
-            inner = [f"{column}.{name}" for name in names]
+            inner = tuple(f"{column}.{name}" for name in names)
             target = inner[1] if len(inner) == 2 else f"[{', '.join(inner[1:])}]"
-            return f"set data.dialogue_column: {inner[0]} and data.summary_column: {target}"
+            return f"set data.dialogue_column: {inner[0]} and data.summary_column: {target}", inner
         for key, rows in value.items():
             if isinstance(rows, list) and rows and isinstance(rows[0], Mapping) and {*names} <= {*rows[0]}:
-                return f"set data.json_field: {column}.{key}"
-    return ""
+                return f"set data.json_field: {column}.{key}", ()
+    return None
 
 
 def _explode_hint(head: list[Row]) -> str:
@@ -492,36 +523,74 @@ def _delimiter_in(head: str) -> str | None:
     return next((mark for mark in marks if mark in head), None)
 
 
-def _missing(option: str, name: str, present: list[str], source: str, config: DataConfig) -> str:
-    """Return the message on a missing column, with the existing ones and what to write."""
+def _missing(
+    option: str, name: str, head: list[Row], source: str, config: DataConfig, is_both: bool = False
+) -> UserError:
+    """Return the error of a missing column, with the existing ones and what to write.
+
+    Args:
+        option: the field that names the column.
+        name: the column.
+        head: the first rows.
+        source: what messages call the rows.
+        config: the names.
+        is_both: whether the other column of the texts is missing too.
+    """
+    present = _names(head)
     if any(len(column) > LONGEST_NAME or LIKE_TEXT.search(column) for column in present):
         first = min(present, key=len)
-        return (
+        return UserError(
             f"{option}={name!r}: {source} has texts such as {first[:40]!r} where the names of columns should "
             "be; if the header is missing, set data.column_names, such as [id, dialogue, summary]"
         )
-    text = f"{option}={name!r}: {source} has the columns {listed(present)}."
+    text = f"{option}={name!r}: {source} has the columns {in_words(present)}."
     if len(present) == 1 and (mark := _delimiter_in(present[0])):
-        return f"{text} Set data.delimiter: {mark!r}"
+        return UserError(f"{text} Set data.delimiter: {mark!r}")
     text += did_you_mean(name, present)
+    if CONVERSATIONS in present and option != "data.id_column":
+        return UserError(
+            f"{text} Rename the column to {MESSAGES}, with objects {{role, content}} that end with the "
+            "assistant's"
+        )
     fits = [pair for pair in PAIRS if {*pair} <= {*present}]
+    targets = {target for _, target in (*PAIRS, *DEFAULTS)}
+    likely = _likely(head, present, config, targets)
     if len(fits) > 1 and config.dialogue_column == DIALOGUE and config.summary_column == SUMMARY:
+        likely = fits[0]
         pairs = " or ".join(" and ".join(pair) for pair in fits)
         text += f" Several pairs of columns fit: {pairs}. Choose: "
-        text += f"data: {{dialogue_column: {fits[0][0]}, summary_column: {fits[0][1]}}}"
-    elif CONVERSATIONS in present and option != "data.id_column":
-        text += (
-            f" Rename the column to {MESSAGES}, with objects {{role, content}} that end with the assistant's"
-        )
+        text += f"data: {{dialogue_column: {likely[0]}, summary_column: {likely[1]}}}"
     elif len(present) == 2 and option != "data.id_column" and not text.endswith("?"):
-        if not all(map(str.isidentifier, present)):
-            return text
-        targets = {target for _, target in (*PAIRS, *DEFAULTS)}
-        first, second = sorted(present, key=lambda column: (column in targets, column not in SOURCES))
-        text += f" If they are the source and the target, set data.dialogue_column: {first} and "
-        text += f"data.summary_column: {second}"
-        is_clear = (second in targets) != (first in targets) or (first in SOURCES) != (second in SOURCES)
-        text += "" if is_clear else ", or the other way round"
+        if all(map(str.isidentifier, present)):
+            first, second = likely
+            text += f" If they are the source and the target, set data.dialogue_column: {first} and "
+            text += f"data.summary_column: {second}"
+            is_clear = (second in targets) != (first in targets) or (first in SOURCES) != (second in SOURCES)
+            text += "" if is_clear else ", or the other way round"
+    elif is_both and likely:
+        first, second = likely
+        text += f" Name both, such as {as_typed(f'data.dialogue_column={first}')} "
+        text += as_typed(f"data.summary_column={second}")
+    elif is_both and len(present) == 1:
+        text += " Two are needed, the text and its target"
     elif not text.endswith("?"):
         text += f" Set {option} to the right one"
-    return text
+    return MissingColumn(text, option, name, source, present, likely)
+
+
+def _likely(
+    head: list[Row], present: list[str], config: DataConfig, targets: Collection[object]
+) -> tuple[str, ...]:
+    """Return the two columns that may be the input and the target; empty where there are fewer.
+
+    The first is the one of nearly the right name. Of two columns, usual names decide, else the longest texts.
+    """
+    near = get_close_matches(config.dialogue_column, present, n=1, cutoff=0.5)
+    known = [column for column in present if column not in (ID, config.id_column, *OTHER_IDS)]
+    are_two = len(present) == 2
+
+    def order(column: str) -> tuple[bool, bool, bool, int]:
+        length = max(len(str(row.get(column) or "")) for row in head)
+        return column not in near, are_two and column in targets, are_two and column not in SOURCES, -length
+
+    return tuple(sorted(present if are_two else known, key=order)[:2]) if are_two or len(known) > 1 else ()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_hf.data.columns import value_in
-from lora_hf.errors import UserError, did_you_mean, listed
+from lora_hf.errors import UserError, did_you_mean, in_words, listed
 
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ def exploded(
         yield from ((line, one) for one in _rows(row, found, column, at))
     if columns and not is_there:
         raise UserError(
-            f"data.explode={column!r}: {source} has the columns {listed(list(columns))}."
+            f"data.explode={column!r}: {source} has the columns {in_words(columns)}."
             f"{did_you_mean(column, columns)}"
         )
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.config import DataConfig
-from lora_hf.data.columns import DIALOGUE, HEAD, PLAIN, Row, find_columns, has_column
+from lora_hf.data.columns import DIALOGUE, HEAD, PLAIN, MissingColumn, Row, find_columns, has_column
 from lora_hf.data.examples import Example, check_rows, dialogues_of
 from lora_hf.data.opened import UTF_16, Form, endings
 from lora_hf.data.readers import READERS, REMEDIES, TEXT, read_lines, read_text
 from lora_hf.data.remote import files_at, is_address
 from lora_hf.data.sources import Part, read_source
 from lora_hf.data.splits import read_part
-from lora_hf.errors import NOT_JSON, UserError
+from lora_hf.errors import NOT_JSON, UserError, as_typed, in_words
 
 logger = logging.getLogger(__name__)
 STANDARD_INPUT = "-"
@@ -76,12 +76,14 @@ def _read(
         part = Part(read_source(file, form), name, files=(file,), form=form)
         head = list(islice(part.rows, HEAD))
         part = replace(part, rows=chain(head, part.rows))
-        config = _as_trained(head, config, trained_by, part.name)
         try:
-            found, columns = read_part(part, config, needs_references=False)
+            read_by = _as_trained(head, config, trained_by, part.name)
+            found, columns = read_part(part, read_by, needs_references=False)
+        except MissingColumn as error:
+            raise UserError(_by_option(error, config, trained_by)) from error
         except UserError as error:
             raise UserError(str(error).replace("data.dialogue_column=", "--dialogue-column=", 1)) from error
-        rows = list(found)
+        rows, config = list(found), read_by
     columns = replace(columns, references=())
     return dialogues_of(check_rows(rows, columns, config, part))
 
@@ -95,15 +97,33 @@ def _as_trained(head: list[Row], config: DataConfig, trained_by: Mapping[str, An
     column = taken.get("dialogue_column")
     if column is not None and head and not has_column(head, column):
         try:
-            find_columns(head, config, name, needs_references=False)
+            found = find_columns(head, config, name, needs_references=False)
             del taken["dialogue_column"]
         except UserError:
             pass  # the error names the column of training
         else:
-            logger.info("%s has no column %r, by which the model was trained", name, column)
+            text = "%s has no column %r, on which the model was trained; column %r is read instead"
+            logger.info(text, name, column, found.dialogue)
     elif column is not None:
         logger.info("%s: the texts are read by %r, as in training (--dialogue-column)", name, column)
     return config.model_copy(update=taken)
+
+
+def _by_option(error: MissingColumn, config: DataConfig, trained_by: Mapping[str, Any]) -> str:
+    """Return the message on a missing column with the option of `predict` that names another."""
+    if error.option != "data.dialogue_column":
+        return str(error)
+    columns = f"(columns: {in_words(error.present)})"
+    if "dialogue_column" in config.model_fields_set:
+        text = f"--dialogue-column={error.name!r}: {error.source} has no such column {columns}"
+    elif error.name == trained_by.get("dialogue_column"):
+        trained = f"the model was trained on the column {error.name!r}"
+        text = f"{trained}, which {error.source} does not have {columns}"
+    else:
+        text = f"{error.source} has no column {error.name!r} {columns}"
+    likely = (*error.likely, *error.present, "COLUMN")[0]
+    such_as = ", such as" if len(error.present) > 1 else ":"
+    return f"{text}; name yours{such_as} --dialogue-column {as_typed(likely)}"
 
 
 @contextmanager

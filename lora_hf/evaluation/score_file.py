@@ -16,7 +16,7 @@ from lora_hf.data.columns import cell, list_in
 from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import TEXT, Row, read_lines, read_rows
 from lora_hf.data.sources import CSV
-from lora_hf.errors import UserError, did_you_mean, listed
+from lora_hf.errors import UserError, did_you_mean, in_words
 from lora_hf.evaluation.metrics import Measured, Scoring, scoring_by
 from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
 from lora_hf.evaluation.rouge import group_scores, rouge_per_pair
@@ -160,13 +160,13 @@ def _table(
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if prediction is None and PREDICTION not in columns:
         raise UserError(
-            f"--prediction: {path} has no column {PREDICTION!r}; name the column: {listed(columns)}"
+            f"--prediction: {path} has no column {PREDICTION!r}; name the column: {in_words(columns)}"
         )
     given = [reference] if isinstance(reference, str) else list(reference or ())
     given = given or [name for name in REFERENCES if name in columns][:1]
     if not given:
         raise UserError(
-            f"{path}: give --reference, one of the columns {listed(columns)}, or a text file with one "
+            f"{path}: give --reference, one of the columns {in_words(columns)}, or a text file with one "
             "reference per line"
         )
     for name in given:
@@ -178,8 +178,8 @@ def _table(
         elif name not in columns and Path(name).expanduser().is_file():
             raise UserError(
                 f"--reference {name} is a file of columns: --reference takes a column of {path} "
-                f"({listed(columns)}) or a .txt with one reference per line; put the references into one of "
-                "the two"
+                f"({in_words(columns)}) or a .txt with one reference per line; put the references into one "
+                "of the two"
             )
     prediction = prediction or PREDICTION
     for name in {prediction, *given} - {*columns}:
@@ -195,7 +195,7 @@ def _require_column(rows: Sequence[Row], name: str, where: str) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if name not in columns:
         raise UserError(
-            f"{where} has no such column; its columns are {listed(columns)}.{did_you_mean(name, columns)}"
+            f"{where} has no such column; its columns are {in_words(columns)}.{did_you_mean(name, columns)}"
         )
 
 

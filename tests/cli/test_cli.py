@@ -317,7 +317,7 @@ def test_mistakes_about_adapters_are_one_error_each(mistake, config, trained, tm
     assert "no such file" in mistake("predict", tmp_path / "none.csv", "--adapter", trained / "adapter")
     (tmp_path / "talks.csv").write_text("talk\nA: Hi\n")
     error = mistake("predict", tmp_path / "talks.csv", "--adapter", trained / "adapter")
-    assert error.startswith("error: --dialogue-column='dialogue': ") and "['talk']" in error
+    assert "has no column 'dialogue' (columns: talk); name yours: --dialogue-column talk" in error
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

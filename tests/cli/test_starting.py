@@ -140,9 +140,37 @@ def test_the_proposed_comparison_gives_full_fine_tuning_its_own_rate(
     check_root(runs[0].config, ("base", "lora", "full"), "comparison")
 
 
-def test_init_names_its_own_option_for_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["init", "--data", "talks.csv", "--yes"], debug=False) == 2
-    assert "Name both in this command: --columns TEXT,TARGET" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("header", "options", "error"),
+    [
+        ("id,text,gist", (), "has the columns id, text, gist. Name the input's and the target's, such as "
+         "--columns text,gist"),
+        ("text,gist", (), "columns text, gist. Name the input's and the target's: --columns text,gist"),
+        ("my text,gist", (), "the columns 'my text', gist. Name the input's and the target's: "
+         "--columns 'my text,gist'"),
+        ("id,text,gist", ("--columns", "txt,gist"), "--columns txt,gist: mine.csv has the columns id, text, "
+         "gist. Did you mean 'text'?"),
+        ("id,text,gist", ("--columns", "text,text"), "--columns 'text,text' does not name two columns"),
+        ("gist", (), "has the columns gist. Two are needed, the input's and the target's"),
+        ("en^de", (), "has the columns 'en^de'. Set data.delimiter: '^'"),
+    ],
+)  # fmt: skip
+def test_init_names_only_its_own_option_for_columns(
+    header: str, options: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ("n", "Ann: Is it so? Bob: Yes.", "It is so.")[-header.count(",") - 1 :]
+    Path("mine.csv").write_text("\n".join([header, *[",".join(cells)] * 9]))
+    assert cli.run(["init", "--data", "mine.csv", *options, "--yes"], debug=False) == 2
+    told = capsys.readouterr().err
+    assert error in told and "Set data.dialogue_column" not in told
+
+
+def test_training_without_a_config_names_both_missing_columns_and_what_to_type(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.run(["train", "embedded", "talks.csv", "-o", "runs/x"], debug=False) == 2
+    words = "Name both, such as data.dialogue_column=text data.summary_column=gist"
+    assert f"talks.csv has the columns id, text, gist. {words}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["talks.csv", "gone/talks.jsonl.gz"])
@@ -177,7 +205,7 @@ def test_init_asks_for_what_the_options_do_not_say(
     assert (run.data.dialogue_column, run.data.summary_column) == ("text", "gist")
     assert {"Column of the input, the text", "Column of the target, the label"} <= set(asked)
     assert "'classify' is not one of" in err and "'loora' is not one of" in err
-    assert "no such file" in err and "talks.csv has the columns ['gist', 'id', 'text']" in err
+    assert "no such file" in err and "talks.csv has the columns id, text, gist" in err
     assert next(answers, None) is None and out == "mine.yaml\n"
 
 

@@ -65,7 +65,8 @@ def test_the_remedy_names_the_cause_in_a_file_that_is_nearly_readable(tmp_path, 
 
 def test_an_error_of_standard_input_names_it(monkeypatch):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b'{"talk": "A"}')))
-    with pytest.raises(UserError, match="^--dialogue-column='dialogue': standard input has the columns"):
+    says = "^standard input has no column 'dialogue' .columns: talk.; name yours: --dialogue-column talk$"
+    with pytest.raises(UserError, match=says):
         read_file(STANDARD_INPUT, DataConfig())
 
 
@@ -147,13 +148,38 @@ def test_texts_are_read_by_the_columns_of_the_training(tmp_path, row, trained_by
     assert (example.id, example.dialogue) == found
 
 
-def test_a_file_without_the_columns_of_the_training_is_asked_for_them(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "column", "remedy"),
+    [
+        ({"passage": "Ann."}, "{question}", "(columns: passage); name yours: --dialogue-column passage"),
+        ({"nr": "7", "my talk": "A: Hi"}, "chat", "(columns: nr, 'my talk'); name yours, such as "
+         "--dialogue-column 'my talk'"),
+    ],
+)  # fmt: skip
+def test_a_file_without_the_columns_of_the_training_is_asked_for_them(tmp_path, row, column, remedy):
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"passage": "Ann."}))
-    with pytest.raises(
-        UserError, match=r"^--dialogue-column='\{question\}': .* has the columns \['passage'\]"
-    ):
-        read_file(file, DataConfig(), trained_by={"dialogue_column": "{question}"})
+    file.write_text(json.dumps(row))
+    with pytest.raises(UserError) as error:
+        read_file(file, DataConfig(), trained_by={"dialogue_column": column})
+    does_not = f"the model was trained on the column {column!r}, which {file} does not have"
+    assert str(error.value) == f"{does_not} {remedy}"
+
+
+def test_a_text_inside_of_an_object_is_named_by_the_option(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"row": {"dialogue": "A: Hi", "summary": "Hi."}}))
+    with pytest.raises(UserError, match="columns: row.; name yours: --dialogue-column row.dialogue$"):
+        read_file(file, DataConfig())
+
+
+def test_the_column_that_is_read_instead_of_the_one_of_the_training_is_named(tmp_path, caplog):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"dialogue": "A: Hi"}))
+    with caplog.at_level("INFO", logger="lora_hf"):
+        read_file(file, DataConfig(), trained_by={"dialogue_column": "chat"})
+    assert (
+        "no column 'chat', on which the model was trained; column 'dialogue' is read instead" in caplog.text
+    )
 
 
 def test_an_output_of_another_format_is_refused():

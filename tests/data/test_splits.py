@@ -81,7 +81,7 @@ def test_columns_go_by_the_names_of_the_config(tmp_path):
     [
         (
             [{"dialog": "A: Hi", "summary": "Hi."}],
-            "data.dialogue_column='dialogue': {source} [test] has the columns ['dialog', 'summary']. "
+            "data.dialogue_column='dialogue': {source} [test] has the columns dialog, summary. "
             "Did you mean 'dialog'?",
         ),
         (
@@ -241,7 +241,7 @@ def test_what_is_only_summarized_keeps_every_row_and_needs_no_references(tmp_pat
     rows = [{"dialogue": row["dialogue"]} for row in ROWS]
     read = read_file(write(tmp_path / "talks.csv", rows), DataConfig())
     assert [(e.id, e.dialogue) for e in read] == [(str(i), row["dialogue"]) for i, row in enumerate(ROWS)]
-    with pytest.raises(UserError, match="^--dialogue-column='talk': .*talks.csv has the columns"):
+    with pytest.raises(UserError, match="^--dialogue-column='talk': .*talks.csv has no such column"):
         read_file(tmp_path / "talks.csv", DataConfig(dialogue_column="talk"))
 
 

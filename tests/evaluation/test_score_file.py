@@ -169,7 +169,7 @@ def test_the_table_shows_four_digits_and_says_what_was_counted(tmp_path):
     [
         (
             {"prediction": "mades"},
-            r"--prediction mades: .*rows.csv has no .*\['id', 'made', 'human'\].*mean 'made'",
+            r"--prediction mades: .*rows.csv has no .*id, made, human\..*mean 'made'",
         ),
         ({"reference": "x"}, "--reference x: "),
         ({"group": "ids"}, "--group ids: .*Did you mean 'id'"),
@@ -252,7 +252,7 @@ def test_several_columns_of_references_are_those_of_a_list(tmp_path):
     assert score_file(write(tmp_path, columns), "made", ["x", "y", "z"]) == expected
     with pytest.raises(UserError, match="row 1, column 'z' is empty"):
         score_file(write(tmp_path, columns), "made", ["z"])
-    with pytest.raises(UserError, match="--prediction: .* name the column: \\['made', 'x', 'y', 'z'\\]"):
+    with pytest.raises(UserError, match="--prediction: .* name the column: made, x, y, z"):
         score_file(write(tmp_path, columns), reference="x")
 
 
