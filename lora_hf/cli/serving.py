@@ -136,4 +136,4 @@ def needing(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UserError(f"{extra} needs {error.name}: pip install 'lora_hf[{extra}]'") from None
+        raise UserError(f"{extra} needs the package {error.name}: pip install 'lora_hf[{extra}]'") from None

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_hf import cli
-from lora_hf.cli.help_page import PAGE, SECTIONS
+from lora_hf.cli.help_page import PAGE, SECTIONS, help_line, page
+from lora_hf.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lora_hf"
@@ -69,4 +70,29 @@ def test_a_mistake_names_its_section(
     monkeypatch.chdir(tmp_path)
     assert cli.run(words, debug=False) == 2
     error, help_line = capsys.readouterr().err.splitlines()[-2:]
-    assert error.startswith("error: ") and help_line == f"help: {PAGE}#{section}"
+    assert error.startswith("error: ") and help_line == f"help: {ROOT / PAGE}#{section}"
+
+
+def test_the_page_is_named_as_it_is_found_from_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert page() == PAGE
+    monkeypatch.chdir(ROOT / "lora_hf")
+    assert page() == str(ROOT / PAGE)
+    monkeypatch.setattr("lora_hf.cli.help_page.ROOT", ROOT / "lora_hf")  # no documentation beside the package
+    assert page() == PAGE
+
+
+@pytest.mark.parametrize(
+    ("part", "message", "section"),
+    [
+        ("exporting", "ONNX needs the package onnxruntime: pip install 'lora_hf[onnx]'", "configuration"),
+        ("exporting", "CTranslate2 folders need the package ctranslate2: pip install", "configuration"),
+        ("evaluation", "task.metrics: this metric needs the package sacrebleu", "scores"),
+        ("models", "its tokenizer needs the package sentencepiece", "base-model"),
+    ],
+)
+def test_a_missing_package_is_explained_where_the_page_does(part: str, message: str, section: str) -> None:
+    scope = {"__name__": f"lora_hf.{part}", "UserError": UserError}
+    with pytest.raises(UserError) as error:
+        exec(f"raise UserError({message!r})", scope)
+    assert str(help_line(error.value)).endswith(f"#{section}")

@@ -24,7 +24,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert cli.run(list(words), debug=False) == 2
     out, err = capsys.readouterr()
-    found = re.fullmatch(r"(model: .*\n)?(error: .*)\n(help: docs/troubleshooting\.md#.*\n)?", err)
+    found = re.fullmatch(r"(model: .*\n)?(error: .*)\n(help: .*docs/troubleshooting\.md#.*\n)?", err)
     assert found and not out, err
     return found[2]
 
