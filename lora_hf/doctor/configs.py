@@ -31,7 +31,7 @@ from lora_hf.models.load import check_run_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import check_fit, count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Plan, Rows, needs_less, plan_step
-from lora_hf.reporting.tables import bytes_cell
+from lora_hf.reporting.tables import ON_TOP, bytes_cell
 from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import (
     check_dtype,
@@ -179,13 +179,16 @@ def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
         raise CannotTell(f"a step needs {bytes_cell(needed)}; the free memory is unknown here")
     needed = max(needed, record["scoring_bytes"] or 0)
     less = needs_less(fields, record, free) if needed > free else []
-    yield judge_memory(needed, free, less, bool(record["compiled"]))
+    yield judge_memory(needed, free, less, bool(record["compiled"]), pick_device().type == "cpu")
 
 
-def judge_memory(needed: int, free: int, less: list[Plan], is_compiled: bool = False) -> Finding:
+def judge_memory(
+    needed: int, free: int, less: list[Plan], is_compiled: bool = False, is_on_cpu: bool = False
+) -> Finding:
     """Return the finding on the memory of a step; `less` are the changes with which it fits."""
     step = "a compiled step needs at most" if is_compiled else "a step needs"
-    text = f"{step} {bytes_cell(needed)}, and {bytes_cell(free)} are free"
+    on_top = f" {ON_TOP}" if is_on_cpu else ""
+    text = f"{step} {bytes_cell(needed)}{on_top}, and {bytes_cell(free)} are free"
     if needed <= free:
         return ok(text)
     if not less:

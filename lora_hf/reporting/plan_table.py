@@ -7,8 +7,9 @@ from rich.table import Table
 
 from lora_hf.config.task import task_of
 from lora_hf.planning.plan import BY_DEFAULT
-from lora_hf.reporting.tables import bytes_cell, terminal_table
+from lora_hf.reporting.tables import ON_TOP, bytes_cell, terminal_table
 from lora_hf.training.compiling import LEAST_STEPS
+from lora_hf.training.progress import duration
 
 STORED = {"bfloat16": "bfloat16", "float32": "float32 (T4, V100)", "nf4": "4 bits"}
 """Storage formats of the sizes of FLAN-T5 -> words for them."""
@@ -56,7 +57,8 @@ def _targets(targets: list[str] | str) -> str:
 
 
 def _table(record: dict[str, Any]) -> Table:
-    lines = [["memory of a run", "needs", "fits"]]
+    on_top = f" {ON_TOP}" if record["device"] == "cpu" else ""
+    lines = [[f"memory of a run{on_top}", "needs", "fits"]]
     lines.append([f"on this machine: {record['device']}, {_how(record)}", *_here(record)])
     for number, way in enumerate(record.get("ways", ())):
         label = "\n".join(f"  {override}" for override in way["overrides"])
@@ -120,5 +122,4 @@ def _time(record: dict[str, Any]) -> str:
         return (
             f"{seconds:.2f} s per step; the number of steps is unknown until the data are available locally."
         )
-    minutes = seconds * steps / 60
-    return f"{steps:,} steps of {seconds:.2f} s: {minutes:,.0f} minutes, without evaluations."
+    return f"{steps:,} steps of {seconds:.2f} s: {duration(seconds * steps)}, without evaluations."

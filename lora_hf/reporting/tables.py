@@ -9,8 +9,8 @@ from rich.text import Text
 from lora_hf.scores import Score
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-
-
+ON_TOP = "on top of Python and PyTorch"
+"""How the memory of a plan is meant on a CPU; a run reports the peak of its whole process."""
 Place = tuple[int, int]
 """Line and column of a cell, counted from the header's first."""
 DIGITS = 3

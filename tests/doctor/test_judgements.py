@@ -80,6 +80,8 @@ def test_too_little_memory_is_a_fault() -> None:
     assert short.state == "fault" and short.title == "a step needs 1.0 GiB, and 1.0 GiB are free"
     assert short.remedy == "one of these fits: model.load_in_4bit=true (512.0 MiB)"
     assert "smaller model" in judge_memory(2**30 + 1, 2**30, []).remedy
+    on_cpu = judge_memory(2**30, 2**30, [], is_on_cpu=True)
+    assert on_cpu.title.startswith("a step needs 1.0 GiB on top of Python and PyTorch, and")
 
 
 def test_activations_beyond_float16_are_reported_and_infinite_logits_are_a_fault() -> None:

@@ -456,7 +456,18 @@ def test_a_toy_has_no_rows_of_flan_t5_and_no_changes_that_it_does_not_need(
     toy = [f"model.model_name_or_path={tmp_path}", "data.dataset_name=nobody/nothing"]
     assert cli.run(["plan", "--config", "quickstart", *toy], debug=False) == 0
     shown = capsys.readouterr().out
+    is_on_cpu = "on this machine: cpu" in shown
+    assert ("memory of a run on top of Python and PyTorch" in shown) == is_on_cpu
     assert "FLAN-T5" not in shown and "on a GPU: bfloat16" in shown and "gradient_checkpointing" not in shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.53, "58 s"), (0.6, "1 min 06 s"), (40.0, "1 h 13 min")])
+def test_the_time_of_a_run_is_in_its_largest_units(seconds: float, shown: str) -> None:
+    record = plan_step(config(data={"dataset_name": "nobody/nothing"})) | {
+        "steps": 110,
+        "step_seconds": seconds,
+    }
+    assert f"110 steps of {seconds:.2f} s: {shown}, without evaluations." in plan_terminal(record)
 
 
 def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
