@@ -11,6 +11,7 @@ from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.peft_format import PREFIX
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
+from lora_hf.doctor.base import stored
 from lora_hf.doctor.check import Finding, Findings, fault, ok
 from lora_hf.errors import UserError, few
 from lora_hf.reporting.tables import bytes_cell
@@ -78,5 +79,5 @@ def names(tensors: list[str]) -> str:
 def storage(adapter: SavedAdapter, settings: Any, base_name: str | None) -> Findings:
     """Check that the adapter names its base and storage format; return the section `model` that loads it."""
     config: ModelConfig = base_config(adapter, base_name)
-    yield ok(f"{config.model_name_or_path}, stored {config.storage}")
+    yield ok(f"{config.model_name_or_path}, {stored([config.storage])}")
     return config

@@ -1,5 +1,6 @@
 """Checks of a base model's files, for configs and adapters. Nothing is downloaded."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from lora_hf.adapters.checkpoint_io import read_shapes
@@ -48,9 +49,14 @@ def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
     return found
 
 
+def stored(formats: Iterable[str]) -> str:
+    """Return how a base's weights are stored, in words, from keys of `STORAGE_FORMATS`."""
+    return " or ".join("not quantized" if name == "dense" else f"quantized to {name}" for name in formats)
+
+
 def head(checkpoint: Path) -> Findings:
     """Check that an untied output head was not replaced by the embeddings when the model was saved."""
     if lost := lost_head(checkpoint):
         yield fault(lost, KEEPS_HEAD)
     else:
-        yield ok("the output head was not replaced by the embeddings")
+        yield ok("the output layer is the one that was trained")

@@ -22,6 +22,7 @@ from lora_hf.data.splits import load_split, scored_split
 from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.data.unknown_tokens import UnknownTokens
+from lora_hf.doctor.base import stored
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.errors import Unavailable, UserError
 from lora_hf.evaluation.metrics import Scoring
@@ -76,7 +77,7 @@ def storage(fields: RunConfig) -> Findings:
     formats = sorted({run.model.storage for run in runs.values()})
     for name in formats:
         STORAGE_FORMATS[name].check_package()
-    yield ok(f"{fields.model.model_name_or_path}, stored {' or '.join(formats)}")
+    yield ok(f"{fields.model.model_name_or_path}, {stored(formats)}")
     return fields.model
 
 
@@ -164,7 +165,7 @@ def batches(fields: RunConfig, tokens: Rows | None) -> Findings:
             check_full_batches(run, tokens)
         if short := unfinished_warmup(run, tokens):
             yield fault(f"{name}{short[0]}", short[1])
-    yield ok("the training split fills a batch")
+    yield ok("the training split has enough rows for a full batch")
 
 
 def memory(fields: RunConfig, targets: None, tokens: Rows | None) -> Findings:
@@ -219,7 +220,7 @@ def retention(fields: RunConfig, tokenizer: Any) -> Findings:
             raise CannotTell(f"{section.data.dataset_name} (retention.{name}) is downloaded by a run first")
     tasks = load_retention(fields, tokenizer)
     if not tasks:
-        yield ok("no further tasks are scored")
+        yield ok("the config has no other tasks to score")
     for task in tasks:
         words = task.scoring.task
         what = words.source if len(task.test) == 1 else words.sources

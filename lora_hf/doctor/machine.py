@@ -57,4 +57,4 @@ def device() -> Findings:
     free = free_memory(here)
     memory = "" if free is None else f", {bytes_cell(free)} free"
     dtype = str(resolve_dtype("auto", here)).removeprefix("torch.")
-    yield ok(f"{device_name(here)}{memory}; dtype: auto is {dtype}")
+    yield ok(f"{device_name(here)}{memory}; {dtype} by default")

@@ -59,6 +59,10 @@ def states(findings: dict[str, list[Finding]]) -> dict[str, str]:
 def test_every_check_of_a_shipped_config_is_green() -> None:
     findings = found()
     assert states(findings) == dict.fromkeys(CONFIG, "ok")
+    assert findings["storage"][0].title == "embedded, not quantized"
+    assert findings["head"][0].title == "the output layer is the one that was trained"
+    assert findings["batches"][0].title == "the training split has enough rows for a full batch"
+    assert findings["retention"][0].title == "the config has no other tasks to score"
     titles = [f.title.split(":")[0] for f in findings["tokens"]]
     assert titles == ["train", "validation", "test", "no dialogue is in more than one split"]
     # q and v of 6 attentions, r (in + out) each: 16 (128 + 128)
