@@ -277,8 +277,10 @@ class Service:
         return settings.changed("request", changes)
 
     def _unknown(self, name: str, field: str = "adapter") -> RequestError:
-        names = [BASE, *self.engine.names]
-        detail = f"no {field} {name!r}; loaded are {names}.{did_you_mean(name, names)}"
+        names = list(dict.fromkeys([BASE, *self.engine.names]))
+        *others, last = names
+        loaded = f"the loaded ones are {', '.join(others)} and {last}" if others else f"only {last} is loaded"
+        detail = f"no {field} is named {name!r}; {loaded}.{did_you_mean(name, names)}"
         return RequestError(404, detail, field=field)
 
     def model(self, name: str) -> str | None:

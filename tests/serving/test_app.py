@@ -147,7 +147,7 @@ def test_a_growing_text_waits_for_parts_and_whole_characters() -> None:
     [
         ({"prompt": "A: Hi"}, 400, "model", None, "model is missing and required"),
         ({"model": "a"}, 400, "prompt", None, "prompt is missing and required"),
-        ({"model": "aa", "prompt": "A: Hi"}, 404, "model", "model_not_found", "are ['base', 'a', 'b']"),
+        ({"model": "aa", "prompt": "A: Hi"}, 404, "model", "model_not_found", "are base, a and b"),
         ({"model": "a", "prompt": [1, 2]}, 400, "prompt", None, "token ids are not accepted"),
         ({"model": "a", "prompt": []}, 400, "prompt", None, "is empty"),
         ({"model": "a", "prompt": ["A: Hi", " "]}, 400, "prompt", None, "is empty"),
@@ -310,7 +310,7 @@ def test_an_adapter_that_is_unloaded_during_tokenizing_is_404(
         patch.setattr(service.engine, "encode", unloading)
         response = client.post("/summarize", json={"dialogue": "A: Hi", "adapter": "a"})
     service.engine.adapters["a"] = settings
-    assert response.status_code == 404 and "no adapter 'a'" in response.json()["detail"]
+    assert response.status_code == 404 and "no adapter is named 'a'" in response.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/summarize", "/v1/completions"])

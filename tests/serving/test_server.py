@@ -126,7 +126,7 @@ def test_requests_with_different_lengths_and_beams_equal_single_requests(server:
         ({"dialogue": "A: Hi", "num_beams": 3}, 422, "num_beams=3 is more than this server's limit of 2"),
         ({"dialogue": "A: Hi", "max_new_tokens": 17}, 422, "max_new_tokens=17 is more than"),
         ({"dialogue": "A: Hi", "max_new_tokens": 0}, 422, "max_new_tokens=0 must be at least 1"),
-        ({"dialogue": "A: Hi", "adapter": "aa"}, 404, "'aa'; loaded are ['base', 'a', 'b']. Did you mean"),
+        ({"dialogue": "A: Hi", "adapter": "aa"}, 404, "'aa'; the loaded ones are base, a and b. Did you"),
         ({"dialogue": "x" * 2001}, 413, "dialogue: 2,001 characters; at most 2,000"),
         ({"dialogue": "A: Hi there. " * 60, "adapter": "a"}, 413, "longer than the 96 tokens"),
         ({"dialogue": "A: Hi", "zzz": 1}, 422, "unknown field 'zzz' (value 1); known fields are dialogue, a"),
