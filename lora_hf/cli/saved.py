@@ -272,6 +272,7 @@ def export(
     """
     from lora_hf.config.load import load_config
     from lora_hf.models.exported import ENGINES, Engine
+    from lora_hf.reporting.tables import bytes_cell
     from lora_hf.saved.export import export as write
     from lora_hf.saved.source import find_source
 
@@ -281,8 +282,8 @@ def export(
     engine = cast(Engine, to)
     source = find_source(model, base, "MODEL")
     found = write(source, output, engine, quantization, run, examples, allow_loss)
-    megabytes = sum(file.stat().st_size for file in output.iterdir()) / 1e6
-    print(f"{output}: {quantization} for {to}, {megabytes:,.1f} MB; {found}")
+    size = bytes_cell(sum(file.stat().st_size for file in output.iterdir()))
+    print(f"{output}: {quantization} for {to}, {size}; {found}")
     show_next("export", exported=output)
 
 

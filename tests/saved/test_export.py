@@ -119,7 +119,7 @@ def test_onnx_graphs_are_written_by_the_command_under_the_names_that_others_read
     exported: tuple[Path, str],
 ) -> None:
     folder, said = exported
-    assert "8 of 8 texts of the package's sample equal the float32 model's" in said
+    assert " MiB; 8 of 8 texts of the package's sample equal the float32 model's" in said
     files = {"encoder_model.onnx", "decoder_model_merged.onnx", "config.json", "generation_config.json"}
     assert files < {file.name for file in folder.iterdir()} and (folder / "tokenizer.json").is_file()
     alone = """
