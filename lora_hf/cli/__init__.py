@@ -131,5 +131,13 @@ def _invoke(words: list[str]) -> None:
 
 @cache
 def command() -> Any:
-    """Return the command line that Typer makes of `app`, made once: it takes ten milliseconds."""
-    return typer.main.get_command(app)
+    """Return the command line that Typer makes of `app`, made once: it takes ten milliseconds.
+
+    In `--help`, Typer writes `<bool>` after flags, which take no value: theirs is empty.
+    """
+    group: Any = typer.main.get_command(app)
+    for one in (group, *group.commands.values()):
+        for option in one.get_params(typer.Context(one)):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return group

@@ -37,6 +37,7 @@ def test_the_example_in_a_command_s_help_is_valid(verb: str, capsys: pytest.Capt
     assert cli.run([verb, "--help"], debug=False) == 0
     said = capsys.readouterr().out
     assert examples(verb) and all(example in said for example in examples(verb))
+    assert "--help" in said and "<bool" not in said  # a flag takes no value
     assert str(VERBS[verb].__doc__).count("[dim]") == len(examples(verb))  # each has a label
     for example in examples(verb):
         assert not expanded(example)
