@@ -243,7 +243,7 @@ def _gain(comparison: Comparison, method: str) -> str:
     gains = comparison["gains"]
     share = gains["lora_share_of_full"]
     has_share = method == "lora" and is_significant(comparison["paired_test"]["p_value"])
-    of_full = f" ({share * 100:.0f} %)" if share is not None and has_share else ""
+    of_full = f" ({share * 100:.0f}%)" if share is not None and has_share else ""
     gain = gains["full" if method == "full" else "lora"]
     return f"{scoring_of(comparison).main.text(gain, DIGITS, signed=True)}{of_full}"
 

@@ -71,13 +71,13 @@ def _of_comparison(comparison: Comparison) -> list[str]:
     if share is None:
         trained += "; full fine-tuning gains nothing over the base here"
     elif is_significant(test["p_value"]):  # a share of a gain that does not differ is noise
-        trained += f" and reaches {share * 100:.0f} % of full fine-tuning's gain over the base"
+        trained += f" and reaches {share * 100:.0f}% of full fine-tuning's gain over the base"
     kept = {name: kept_share(comparison, name) for name in ("lora", "full")}
     if None in kept.values():
         return [*lines, trained]
     n = len(comparison["retention"])
     tasks = f"{n} tasks that were" if n > 1 else "1 task that was"
-    lora, full = (f"{share * 100:.0f} %" for share in kept.values() if share is not None)
+    lora, full = (f"{share * 100:.0f}%" for share in kept.values() if share is not None)
     keeps = f"On {tasks} not trained, LoRA keeps {lora} of the base's score, full fine-tuning {full}"
     return [*lines, trained, keeps]
 
@@ -86,7 +86,7 @@ def _trained_share(comparison: Comparison, name: str) -> str:
     result = variants_of(comparison)[name]
     label = variant_labels([name])[name]
     share = result["trainable_parameters"] / result["total_parameters"]
-    return f"{label} trains {share * 100:.2f} % of the weights"
+    return f"{label} trains {share * 100:.2f}% of the weights"
 
 
 def _of_run(comparison: Comparison) -> list[str]:
@@ -154,7 +154,7 @@ def _of_sweep(comparison: Comparison) -> list[str]:
     share = variants[cheapest]["trainable_parameters"] / max(1, variants[best]["trainable_parameters"])
     return [
         *lines,
-        f"{cheapest} is within the interval of {best} and trains {share * 100:.3g} % of its weights",
+        f"{cheapest} is within the interval of {best} and trains {share * 100:.3g}% of its weights",
     ]
 
 

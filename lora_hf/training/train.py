@@ -74,7 +74,7 @@ def adapt(run: Run) -> None:
         ADDED_WEIGHTS[run.config.method].add(run.config, run.model)
     trainable, total = count_parameters(run.model)
     logger.info(
-        "method: %s, %s of %s parameters are trainable (%.2f %%)",
+        "method: %s, %s of %s parameters are trainable (%.2f%%)",
         *(run.config.method, f"{trainable:,}", f"{total:,}", 100 * trainable / total),
     )
 

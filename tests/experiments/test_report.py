@@ -64,7 +64,7 @@ def test_a_report_of_a_comparison_from_its_folders(drawn: Path) -> None:
     assert data["examples"][0]["score"]["full"] == 1 > data["examples"][0]["score"]["lora"] > 0
     gaps = [f"largest gap: |{of}|" for of in ("LoRA − full", "LoRA − base", "full − base")]
     assert [order["label"] for order in data["orders"]][:4] == ["as in the test set", *gaps]
-    assert page.count("<svg") == 5 and "LoRA trains 1.40 % of the weights" in page
+    assert page.count("<svg") == 5 and "LoRA trains 1.40% of the weights" in page
     verdict = "LoRA vs full: -0.083 ROUGE-1, 95 % CI -0.250 to +0.000, p = 1: 3 examples are too few to find"
     for text in (page, files[1].read_text()):
         assert verdict in text and text.index(verdict) < text.index("ROUGE-2")

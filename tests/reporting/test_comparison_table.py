@@ -25,7 +25,7 @@ def test_every_figure_is_in_its_run_s_column():
     assert lines[""] == ["base", "full", "LoRA"]
     cells = ["0.200 [0.180, 0.230]", "0.400 [0.370, 0.420]", "0.350 [0.320, 0.370]"]
     assert lines["ROUGE-1"] == cells
-    assert lines["gain in ROUGE-1"] == ["–", "+0.200", "+0.150 (75 %)"]
+    assert lines["gain in ROUGE-1"] == ["–", "+0.200", "+0.150 (75%)"]
     assert lines["words"] == ["19.0"] * 3
     assert lines["weights trained"] == ["0 (0.00%)", "250,000 (100.00%)", "3,500 (1.40%)"]
     assert lines["on disk"] == ["–", "3.0 GiB", "14.2 KiB"]

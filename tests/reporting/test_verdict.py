@@ -70,10 +70,10 @@ def test_a_comparison_gives_no_share_of_a_gain_that_does_not_differ() -> None:
     compared: Any = make_comparison()
     assert verdict(compared) == [
         "LoRA vs full: -0.050 ROUGE-1, 95 % CI -0.070 to -0.030, p = 0.00012: LoRA is significantly worse",
-        "LoRA trains 1.40 % of the weights and reaches 75 % of full fine-tuning's gain over the base",
+        "LoRA trains 1.40% of the weights and reaches 75% of full fine-tuning's gain over the base",
     ]
     compared["paired_test"]["p_value"] = 0.4
-    assert verdict(compared)[1] == "LoRA trains 1.40 % of the weights"
+    assert verdict(compared)[1] == "LoRA trains 1.40% of the weights"
     compared["against_base"] = {
         "full": paired(0.2, 0.1, 0.3, 0.0001),
         "lora": paired(0.15, 0.1, 0.2, 0.0001),
@@ -95,7 +95,7 @@ def test_a_comparison_says_what_each_keeps_of_the_base() -> None:
     compared: Any = make_comparison()
     compared["retention"] = {"place": {"base": {"kept": 1}, "lora": {"kept": 0.98}, "full": {"kept": 0.9}}}
     assert verdict(compared)[-1] == (
-        "On 1 task that was not trained, LoRA keeps 98 % of the base's score, full fine-tuning 90 %"
+        "On 1 task that was not trained, LoRA keeps 98% of the base's score, full fine-tuning 90%"
     )
 
 
@@ -106,7 +106,7 @@ def test_a_single_run_stands_beside_the_best_trivial_output() -> None:
     assert verdict(compared) == [
         "LoRA: ROUGE-1 0.350 [0.320, 0.370] on 1,500 test dialogues",
         "The best trivial summary (first line) scores 0.150",
-        "LoRA trains 1.40 % of the weights",
+        "LoRA trains 1.40% of the weights",
     ]
 
 
@@ -144,7 +144,7 @@ def test_a_sweep_says_what_is_enough() -> None:
     assert verdict(study) == [
         "Highest ROUGE-1: r-8, 0.400 [0.370, 0.420]; base has 0.200 [0.180, 0.230]",
         "No value of lora.r above 4 is significantly better",
-        "r-4 is within the interval of r-8 and trains 1.4 % of its weights",
+        "r-4 is within the interval of r-8 and trains 1.4% of its weights",
     ]
     study["cheapest"], study["series"][""]["plateau"] = "r-8", 8
     assert verdict(study)[1:] == [

@@ -158,7 +158,7 @@ def test_a_comparison_shows_what_each_variant_keeps(tmp_path: Path, no_figures: 
     study = comparison | {"variants": comparison.pop("arms"), "order": [*right], "series": {}}
     lines = comparison_lines(cast(Comparison, study))
     assert [line[-1] for line in lines] == ["keeps", "100%", "25%", "75%"]
-    assert "On 1 tasks" not in page and "LoRA keeps 75 % of the base" in page
+    assert "On 1 tasks" not in page and "LoRA keeps 75% of the base" in page
 
 
 def test_the_interval_of_a_share_is_that_of_paired_resamples() -> None:
