@@ -161,7 +161,7 @@ FILES = [
         "caret.csv",
         "separated by another character, `^`",
         lambda p: as_csv(PLAIN_ROWS, delimiter="^"),
-        "the columns ['id^dialogue^summary']",
+        "the columns 'id^dialogue^summary'",
         remedy=set_fields(delimiter="^"),
     ),
     Shape(
