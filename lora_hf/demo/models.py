@@ -47,7 +47,7 @@ class DemoModels:
         """Load one base with every adapter, each fully fine-tuned model, and each exported one.
 
         Raises:
-            UserError: there is no run with a model that can be shown, or an exported folder is not complete.
+            UserError: no run has a model that can be shown, or an exported folder is not complete.
         """
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
