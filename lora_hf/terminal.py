@@ -22,6 +22,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
@@ -170,10 +171,13 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """A progress bar at the bottom of a terminal until it is closed; elsewhere it does nothing."""
+    """A progress bar at the bottom of a terminal until it is closed; elsewhere it does nothing.
+
+    Without a total, it is a spinner beside the description.
+    """
 
     def __init__(self, description: str, total: int | None, done: int = 0, unit: str = "step") -> None:
-        columns = [
+        columns: list[ProgressColumn] = [
             TextColumn("{task.description}", style="bold"),
             BarColumn(None, style="bright_black", complete_style="green", finished_style="green"),
             MofNCompleteColumn(),
@@ -182,12 +186,14 @@ class Bar:
             TimeRemainingColumn(),
             TextColumn("left", style="dim"),
         ]
+        if total is None:
+            columns = [SpinnerColumn(), columns[0]]
         is_drawn = console.is_interactive and is_shown(logging.INFO)
         self._progress = Progress(
             *columns,
             console=console,
             transient=True,
-            expand=True,
+            expand=total is not None,
             disable=not is_drawn,
             redirect_stdout=sys.stdout.isatty(),  # what others print there appears above the bar
         )

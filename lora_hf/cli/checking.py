@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_hf import terminal
 from lora_hf.cli.hints import check_not_config
 from lora_hf.cli.next_steps import show_next, trainer_of, with_options
 from lora_hf.cli.options import Base, Json, complete_config, complete_override
@@ -44,13 +45,18 @@ def doctor(
 ) -> None:
     """Check an adapter or a config, and this machine. Exit with status 1 if a check fails.
 
+    It prints what needs attention. With -v, it prints every check.
+
     This machine alone: [dim]lora-hf doctor[/dim]
 
     An adapter: [dim]lora-hf doctor runs/quickstart/lora[/dim]
 
     A config: [dim]lora-hf doctor --config quickstart lora.r=8[/dim]
     """
-    if not _report(_findings(words or [], config, base), as_json):
+    of_adapter = f"{words[0]} and its base model" if words else None
+    named = f"{config}, its data and its base model" if config else of_adapter
+    subjects = f"this machine; {named}" if named else "this machine"
+    if not _report(_findings(words or [], config, base), as_json, subjects, is_full=named is None):
         return
     from lora_hf.config.load import load_config
 
@@ -75,18 +81,26 @@ def verify(
 ) -> None:
     """Repeat the scoring of a finished run. Exit with status 1 if a result differs.
 
+    It prints what differs. With -v, it prints every check.
+
     One run: [dim]lora-hf verify runs/quickstart/lora[/dim]
 
     All runs of a comparison: [dim]lora-hf verify runs/quickstart[/dim]
     """
     from lora_hf import doctor as checks
 
-    _report(checks.of_run(run), as_json)
+    _report(checks.of_run(run), as_json, f"{run}, its data and its base model")
     show_next("verify", as_json, run=run)
 
 
-def _report(findings: "Iterator[Finding]", as_json: bool) -> bool:
-    """Print each finding as soon as it is known, or all of them as JSON.
+def _report(findings: "Iterator[Finding]", as_json: bool, checked: str, is_full: bool = False) -> bool:
+    """Print the findings that need attention as soon as they are known, or all findings as JSON.
+
+    Args:
+        findings: of the checks.
+        as_json: print them as JSON.
+        checked: what the checks look at, in words.
+        is_full: print the findings of passed checks too, as with -v.
 
     Returns:
         Whether everything could be checked. Without the Hub, for instance, a model that is there is not.
@@ -94,12 +108,20 @@ def _report(findings: "Iterator[Finding]", as_json: bool) -> bool:
     Raises:
         FaultFound: a check failed.
     """
-    with _each_notice_once():
-        found = list(findings) if as_json else [_print_finding(finding) for finding in findings]
+    is_full = is_full or terminal.is_shown(logging.DEBUG)
+    found = []
+    with _each_notice_once(), terminal.bar("checking", None, "check"):
+        for finding in findings:
+            found.append(finding)
+            if not as_json and (is_full or finding.state != "ok"):
+                _print_finding(finding)
     states = [finding.state for finding in found]
     counts = {state: states.count(state) for state in ("ok", "fault", "unknown")}
     if as_json:
         print(json.dumps(counts | {"findings": [asdict(finding) for finding in found]}))
+    elif counts["ok"] == len(found):
+        print(f"{len(found)} checks passed{'' if is_full else ' (-v lists them)'}")
+        print(f"checked: {checked}")
     else:
         print("{ok} ok, {fault} failed, {unknown} not checked".format(**counts))
     if counts["fault"]:
@@ -152,8 +174,7 @@ def _each_notice_once() -> "Iterator[None]":
             handler.removeFilter(is_news)
 
 
-def _print_finding(finding: "Finding") -> "Finding":
-    """Print a finding and return it."""
+def _print_finding(finding: "Finding") -> None:
     from rich.console import Console
 
     from lora_hf.reporting.findings import finding_terminal
@@ -161,8 +182,9 @@ def _print_finding(finding: "Finding") -> "Finding":
     console = Console()
     if not console.is_terminal:  # a pipe takes whole lines, as of every command
         console.width = UNBOUNDED
-    console.print(finding_terminal(asdict(finding)))
-    return finding
+    with console.capture() as shown:
+        console.print(finding_terminal(asdict(finding)))
+    print(shown.get(), end="")  # as `print` writes it, it appears above a bar
 
 
 def schema() -> None:

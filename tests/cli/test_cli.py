@@ -13,6 +13,7 @@ from support.inputs import FEW
 
 from lora_hf import cli
 from lora_hf.cli import streams
+from lora_hf.doctor.check import Finding
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.files import checkpoint_fingerprint
 
@@ -139,9 +140,43 @@ def test_doctor_prints_each_notice_once(trained, tmp_path, capsys):
 def test_doctor_prints_whole_lines_where_no_terminal_shows_them(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     cli.run(["doctor"], debug=False)
-    *findings, counts = capsys.readouterr().out.splitlines()
+    *findings, counts, checked = capsys.readouterr().out.splitlines()
     assert all(line.split()[0] in ("ok", "fault", "unknown", "remedy:") for line in findings)
-    assert max(map(len, findings)) > 60 and counts.endswith(" not checked")
+    assert max(map(len, findings)) > 60
+    assert (counts, checked) == ("2 checks passed", "checked: this machine")
+
+
+def test_doctor_and_verify_print_passed_checks_only_if_asked(trained, monkeypatch, capsys):
+    """A config without faults used to be 18 equal lines."""
+    found = [Finding("ok", "as it should be", "", name) for name in ("fields", "dtype")]
+    monkeypatch.setattr("lora_hf.doctor.of_machine", lambda: iter(()))
+    monkeypatch.setattr("lora_hf.doctor.of_config", lambda path, overrides: iter(found))
+    monkeypatch.setattr("lora_hf.doctor.of_run", lambda run: iter(found))
+    of_config, of_run = ["doctor", "--config", "quickstart"], ["verify", str(trained)]
+    for words, checked in (
+        (of_config, "this machine; quickstart, its data and its base model"),
+        (of_run, f"{trained}, its data and its base model"),
+    ):
+        assert cli.run(words, debug=False) == 0
+        told = capsys.readouterr()
+        assert told.out == f"2 checks passed (-v lists them)\nchecked: {checked}\n"
+        assert "\nNext:\n" in told.err
+        assert cli.run([*words, "-v"], debug=False) == 0
+        *lines, count, _ = capsys.readouterr().out.splitlines()
+        assert [line.split()[:2] for line in lines] == [["ok", "fields"], ["ok", "dtype"]]
+        assert count == "2 checks passed"
+        assert cli.run([*words, "--json"], debug=False) == 0
+        assert len(json.loads(capsys.readouterr().out)["findings"]) == 2
+    found.append(Finding("unknown", "not checked: no network", "", "tokens"))
+    assert cli.run(of_config, debug=False) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "unknown tokens       not checked: no network",
+        "2 ok, 0 failed, 1 not checked",
+    ]
+    found.append(Finding("fault", "too long", "cut it", "tokens"))
+    assert cli.run(of_run, debug=False) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out] == ["unknown", "fault", "remedy:", "2"]
 
 
 def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):

@@ -37,3 +37,21 @@ def test_a_bar_runs_below_whole_lines_and_leaves_none_of_itself(tmp_path, warm_p
     assert [line.partition(":")[0] for line in shown[:2]] == ["model", "data"]
     assert text.count("step 3/6: validation loss ") == text.count("step 6/6: validation loss ") == 1
     assert text.count("trained 6 steps in ") == 1 and "rouge1 " in text and "it/s" not in written
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_doctor_s_findings_are_above_its_spinner_which_leaves_nothing(warm_python, width):
+    terminal = Terminal(width)
+    few = [word for word in FEW if word.startswith("data.max_") and "length" not in word]
+    child = warm_python.start(
+        ["-m", "lora_hf", "doctor", "--config", "quickstart", *few, "training.warmup_steps=9999"],
+        stdout=terminal.child,
+        stderr=terminal.child,
+        env={"TERM": "xterm", "COLUMNS": str(width)},
+    )
+    written = terminal.read()
+    assert child.wait() == 1, written
+    assert "checking" in plain(written)
+    shown = [line for line in screen_of(written, width) if line]
+    assert shown[0].startswith("fault   batches") and "checking" not in " ".join(shown)
+    assert [line.split()[0] for line in shown].count("fault") == 1 and " 1 failed, 0 " in shown[-1]

@@ -295,7 +295,7 @@ def test_a_next_command_keeps_the_options_that_it_needs(
     monkeypatch.setattr("lora_hf.saved.push.push", lambda *_: "done")
     monkeypatch.setattr("lora_hf.saved.predict.predict", lambda *_: [])
     monkeypatch.setattr("lora_hf.saved.evaluate.evaluate", lambda *_: ({}, []))
-    monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_: True)
+    monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_, **__: True)
     pushing = ["push", "--adapter", "runs/a", "--repo-id", "user/name", "--revision", "dev"]
     chosen = ["--private", "--base-model", "user/base", "--license", "mit", "--samples", "0", "--overwrite"]
     (folder / "ada").mkdir()
@@ -330,7 +330,7 @@ def test_the_next_command_for_a_config_of_several_runs_makes_all_of_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
-    monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_: True)
+    monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_, **__: True)
     monkeypatch.setattr("lora_hf.planning.plan.plan", lambda _: {})
     monkeypatch.setattr("lora_hf.reporting.plan_table.plan_terminal", lambda *_: [])
     for name, more, makes, field in (
