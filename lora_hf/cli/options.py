@@ -84,6 +84,13 @@ Words = Annotated[
         autocompletion=complete_override,
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        help="Columns of the input and of the target, such as text,title. Default: found by name.",
+    ),
+]
 OutputDir = Annotated[
     str | None, typer.Option("--output", "-o", help="Run directory; the same as output_dir=DIR.")
 ]

@@ -11,6 +11,7 @@ from lora_hf import distributed as processes
 from lora_hf import terminal
 from lora_hf.cli.next_steps import show_next, trainer_of
 from lora_hf.cli.options import (
+    Columns,
     Config,
     Json,
     MaybeConfig,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = None) -> None:
+def train(
+    config: MaybeConfig = None, words: Words = None, output: OutputDir = None, columns: Columns = None
+) -> None:
     """Train one model and score it.
 
     The run directory holds the adapter, scores and predictions. Its config.yaml has every field of the run.
@@ -40,11 +43,14 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
     From a config: [dim]lora-hf train --config quickstart lora.r=8[/dim]
 
     Without one: [dim]lora-hf train google/flan-t5-small talks.csv -o runs/talks[/dim]
+
+    With columns of other names: [dim]lora-hf train embedded talks.csv --columns text,title[/dim]
     """
     from lora_hf.runs.start import run_config
 
-    source = source_of("train", config, words, output)
-    run, record = run_config(source.config, source.overrides)
+    source = source_of("train", config, words, output, columns)
+    with source.naming_columns():
+        run, record = run_config(source.config, source.overrides)
     processes.stop()
     if processes.is_main() and not terminal.is_part():
         terminal.line("")
@@ -62,7 +68,9 @@ def train(config: MaybeConfig = None, words: Words = None, output: OutputDir = N
         )
 
 
-def compare(config: MaybeConfig = None, words: Words = None, output: OutputDir = None) -> None:
+def compare(
+    config: MaybeConfig = None, words: Words = None, output: OutputDir = None, columns: Columns = None
+) -> None:
     """Score the base model, full fine-tuning and LoRA on the same data, and compare them.
 
     With several seeds: [dim]lora-hf compare --config quickstart "seeds=[1,2,3]"[/dim]
@@ -71,7 +79,7 @@ def compare(config: MaybeConfig = None, words: Words = None, output: OutputDir =
     """
     from lora_hf.experiments.compare import compare as run
 
-    source = source_of("compare", config, words, output)
+    source = source_of("compare", config, words, output, columns)
     with source.written():
         comparison = run(source.file, source.overrides)
     _print_comparison("compare", comparison, COMPARISON, source.file, source.overrides)
@@ -145,6 +153,7 @@ def reproduce(overrides: Overrides = None) -> None:
 def plan(
     config: MaybeConfig = None,
     words: Words = None,
+    columns: Columns = None,
     measure: Annotated[
         bool, typer.Option(help="Time three training steps on random weights of the same shape.")
     ] = False,
@@ -160,7 +169,7 @@ def plan(
     """
     from lora_hf.config.load import load_config
 
-    source = source_of("plan", config, words)
+    source = source_of("plan", config, words, columns=columns)
     run = load_config(source.config, source.overrides)
     from lora_hf.planning.plan import plan as plan_run
 
@@ -171,7 +180,8 @@ def plan(
                 "runs, add that one's fields as KEY=VALUE",
                 *(field, values),
             )
-    record = plan_run(run)
+    with source.naming_columns():
+        record = plan_run(run)
     if measure:
         from lora_hf.planning.measure import step_seconds
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,6 +14,7 @@ import typer
 
 from lora_hf.cli.hints import config_or_texts
 from lora_hf.cli.next_steps import show_next
+from lora_hf.cli.options import Columns
 from lora_hf.errors import UserError, as_typed, did_you_mean, in_words
 from lora_hf.files import check_new, write_text
 from lora_hf.run_files import comparison_folder
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
 """Values of `method` that train."""
+COLUMNS = ("data.dialogue_column", "data.summary_column")
+"""The fields that `--columns` sets."""
 TO_SET = re.compile(r"set data\.dialogue_column: (\S+) and data\.summary_column: (\[.*?\]|[^\s,;]+)")
-"""A remedy of messages on columns, which `init` writes as its option."""
+"""A remedy of messages on columns, in whose place commands name their option."""
 logger = logging.getLogger(__name__)
 
 
@@ -49,12 +52,7 @@ def init(
             "classification or text_to_text."
         ),
     ] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="Columns of the input and of the target, such as text,title. Default: found by name."
-        ),
-    ] = None,
+    columns: Columns = None,
     method: Annotated[
         str | None,
         typer.Option(help="How it is trained: lora (the default), full, bottleneck or prompt_tuning."),
@@ -81,9 +79,7 @@ def init(
         check_new(file)
     if data is None and not asks:
         raise UserError("--data is missing: give a file, a folder or a name on the Hub that holds your texts")
-    names = [name.strip() for name in (columns or "").split(",") if name.strip()]
-    if columns is not None and len({*names}) < 2:
-        raise UserError(f"--columns {columns!r} does not name two columns, such as text,title")
+    names = _column_names(columns)
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
     place, target, names, found = _find_data(data, file, names, task, asks)
     model = model or (_ask("Base model", MODEL) if asks else MODEL)
@@ -115,20 +111,15 @@ def _find_data(
     """Return the data, the new file, the columns and what was seen; ask again for what cannot be read."""
     from lora_hf.config.starter import default_output
     from lora_hf.config.task import TASKS
-    from lora_hf.config.yaml_reader import write_inline
 
     while True:
         place = data or _ask("Your texts (a file, a folder, or a name on the Hub)")
         target = file or Path(f"{Path(default_output(place)).name}.yaml")
         check_new(target)
-        fields = [f"task={task}"]
-        if names:
-            fields.append(f"data.dialogue_column={names[0]}")
-            fields.append(f"data.summary_column={write_inline(names[1:] if len(names) > 2 else names[1])}")
         try:
-            return place, target, names, look(place, fields)
+            return place, target, names, look(place, [f"task={task}", *_column_fields(names)])
         except UserError as error:
-            is_of_columns = "data.dialogue_column" in str(error) or "data.summary_column" in str(error)
+            is_of_columns = any(field in str(error) for field in COLUMNS)
             text = _by_columns(error, names)
             if not asks or (data and not is_of_columns):
                 raise UserError(text) from error
@@ -142,12 +133,36 @@ def _find_data(
                 ]
 
 
+def _column_names(columns: str | None) -> list[str]:
+    """Return the names in a value of `--columns`: the input's, and one or more of the target's.
+
+    Raises:
+        UserError: fewer than two.
+    """
+    names = [name.strip() for name in (columns or "").split(",") if name.strip()]
+    if columns is not None and len({*names}) < 2:
+        raise UserError(f"--columns {columns!r} does not name two columns, such as text,title")
+    return names
+
+
+def _column_fields(names: list[str]) -> list[str]:
+    """Return the overrides that name these columns."""
+    from lora_hf.config.yaml_reader import write_inline
+
+    if not names:
+        return []
+    target = write_inline(names[1:] if len(names) > 2 else names[1])
+    return [f"{COLUMNS[0]}={write_inline(names[0])}", f"{COLUMNS[1]}={target}"]
+
+
 def _by_columns(error: UserError, names: list[str]) -> str:
-    """Return a message on the columns of the data with the option of `init` that names them."""
+    """Return a message on the columns of the data with the option that names them."""
     from lora_hf.data.columns import MissingColumn
 
     if not isinstance(error, MissingColumn):
         return TO_SET.sub(lambda found: _option([found[1], *found[2].strip("[]").split(", ")]), str(error))
+    if error.option not in COLUMNS:  # the id's
+        return str(error)
     given = f"{_option(names)}: " if names else ""
     text = f"{given}{error.source} has the columns {in_words(error.present)}."
     if near := did_you_mean(error.name, error.present) if names else "":
@@ -209,7 +224,9 @@ class Source:
     text: str | None = None
     """The config itself, where the command line names a model and data; the file is then not written yet."""
     named: tuple[str, ...] = ()
-    """That model and data."""
+    """That model and data, and the option that names the columns."""
+    columns: tuple[str, ...] = ()
+    """The columns that this option names."""
 
     @property
     def config(self) -> Any:
@@ -247,6 +264,23 @@ class Source:
         return shlex.join(
             [*self._beginning, *kept, *(["-o", other] if self.named else [f"output_dir={other}"])]
         )
+
+    @contextmanager
+    def naming_columns(self) -> Iterator[None]:
+        """Let errors on the columns of the data name the option, where a config has not named them.
+
+        Raises:
+            UserError: as in the body, with this option as the remedy.
+        """
+        try:
+            yield
+        except UserError as error:
+            is_by_field = not self.named or any(word.startswith(COLUMNS) for word in self.overrides)
+            text = str(error) if is_by_field and not self.columns else _by_columns(error, [*self.columns])
+            if text == str(error):
+                raise
+            fields = "" if self.columns else f" (the fields {' and '.join(COLUMNS)})"
+            raise UserError(f"{text}{fields}") from error
 
     def write(self) -> None:
         """Write the config, unless it is a file already.
@@ -294,7 +328,11 @@ def _names(folder: Path) -> set[str]:
 
 
 def source_of(
-    command: str, config: Path | None, words: Sequence[str] | None, output: str | None = None
+    command: str,
+    config: Path | None,
+    words: Sequence[str] | None,
+    output: str | None = None,
+    columns: str | None = None,
 ) -> Source:
     """Return the config that a command line means: that of `--config`, or one for MODEL and DATA.
 
@@ -303,13 +341,17 @@ def source_of(
         config: the value of `--config`.
         words: the arguments: overrides, and without a config the model and the data before them.
         output: the value of `--output`, which replaces `output_dir`.
+        columns: the value of `--columns`.
 
     Raises:
         UserError: neither a config nor a model and data, or a mistake in the data.
     """
     words = words or []
+    names = _column_names(columns)
+    fields = _column_fields(names)
     if config is not None:
-        return Source(config, [*words, *([f"output_dir={output}"] if output else [])])
+        fields_after = [f"output_dir={output}"] if output else []
+        return Source(config, [*fields, *words, *fields_after], columns=tuple(names))
     named = [word for word in words if "=" not in word]
     if len(named) != 2:
         raise UserError(config_or_texts(command, named))
@@ -321,17 +363,21 @@ def source_of(
         raise UserError(f"{typed}: {model!r} is a file of texts and not a model; the order is MODEL DATA")
     overrides = [word for word in words if "=" in word]
     folder = output or default_output(data)
-    found = look(data, overrides)
+    typed_columns = ("--columns", columns) if columns is not None else ()
+    source = Source(Path(f"{folder}.yaml"), overrides, "", (model, data, *typed_columns), tuple(names))
+    with source.naming_columns():
+        found = look(data, [*fields, *overrides])
     text = starter_config(
         data,
         model,
         found.task.name or "text_to_text",
+        names,
         output_dir=folder,
         file=f"{folder}.yaml",
         rows=found.rows,
         main=found.task.main,
     )
-    return Source(Path(f"{folder}.yaml"), overrides, text, (model, data))
+    return replace(source, text=text)
 
 
 def _is_file_of_texts(model: str) -> bool:

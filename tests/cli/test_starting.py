@@ -165,12 +165,43 @@ def test_init_names_only_its_own_option_for_columns(
     assert error in told and "Set data.dialogue_column" not in told
 
 
-def test_training_without_a_config_names_both_missing_columns_and_what_to_type(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("command", ["train", "plan", "compare"])
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "talks.csv has the columns id, text, gist. Name the input's and the target's, such as "
+         "--columns text,gist (the fields data.dialogue_column and data.summary_column)\n"),
+        (["--columns", "txt,gist"], "--columns txt,gist: talks.csv has the columns id, text, gist. "
+         "Did you mean 'text'?\n"),
+        (["data.dialogue_column=txt"], "data.dialogue_column='txt': talks.csv has the columns"),
+        (["--columns", "text,gist", "data.id_column=n"], "data.id_column='n': talks.csv has the columns"),
+        (["--columns", "text"], "--columns 'text' does not name two columns, such as text,title\n"),
+    ],
+)  # fmt: skip
+def test_a_command_without_a_config_names_its_option_for_columns_and_the_fields(
+    command: str, words: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["train", "embedded", "talks.csv", "-o", "runs/x"], debug=False) == 2
-    words = "Name both, such as data.dialogue_column=text data.summary_column=gist"
-    assert f"talks.csv has the columns id, text, gist. {words}\n" in capsys.readouterr().err
+    typed = [command, "embedded", "talks.csv", *([] if command == "plan" else ["-o", "runs/x"]), *words]
+    assert cli.run(typed, debug=False) == 2
+    assert error in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_columns_on_the_command_line_are_written_into_the_config_and_into_the_next_commands(
+    trains_nothing: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
+    columns = ["--columns", "text,gist"]
+    _, err = ran(capsys, "train", "embedded", "talks.csv", *columns, "-o", "runs/x", "seed=3")
+    proposed = "compare embedded talks.csv --columns text,gist seed=3 -o runs/x-compared"
+    assert proposed in err
+    source = source_of("compare", None, ["embedded", "talks.csv"], "runs/y", "text,gist")
+    source.write()
+    for run in (load_config("runs/y.yaml"), load_config(source.config, source.overrides)):
+        assert (run.data.dialogue_column, run.data.summary_column) == ("text", "gist")
+    several = source_of("plan", Path("runs/y.yaml"), ["seed=3"], None, "id,text,gist")
+    data = load_config(several.config, several.overrides).data
+    assert (data.dialogue_column, data.summary_column) == ("id", ("text", "gist"))
 
 
 @pytest.mark.parametrize("name", ["talks.csv", "gone/talks.jsonl.gz"])
