@@ -259,7 +259,11 @@ def export(
         int, typer.Option(min=1, help="Largest number of test examples to compare.")
     ] = EXPORTED_EXAMPLES,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Keep an export that loses more than 0.005 of the score.")
+        bool,
+        typer.Option(
+            "--allow-loss",
+            help="Keep an export whose score falls by more than 0.005 and more than by chance.",
+        ),
     ] = False,
 ) -> None:
     """Export a trained model to CTranslate2 or ONNX, and compare what it writes.

@@ -20,6 +20,7 @@ from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
 from lora_hf.evaluation.evaluate import summarize
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.evaluation.significance import is_significant
 from lora_hf.exporting.engines import EXPORTERS, check_model, open_exported
 from lora_hf.files import check_new, file_sha256, whole, write_json
 from lora_hf.models.exported import EXPORT, Engine, export_record
@@ -35,9 +36,10 @@ from lora_hf.scores import Score
 from lora_hf.training.registry import load_saved, saved_method
 
 LARGEST_LOSS = 0.005
-"""Loss of the task's main score, on a scale of 1, beyond which an export is refused."""
+"""Loss of the task's main score, on a scale of 1, beyond which an export is refused if it is significant."""
 EQUAL_SHARE = 0.9
-"""Share of greedy outputs of an export in float32 that must be those of the model: others are near ties."""
+"""Share of greedy outputs of an export in float32 that must be those of the model: others are near ties, of
+which there is one in few outputs too."""
 SAMPLE = 8
 """Dialogues of the package's test split on which a model of unknown data is compared."""
 logger = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class Comparison:
     """The task's main score; None where the model's data are not known."""
     of_model: float = 0.0
     of_export: float = 0.0
+    p_value: float = 1.0
+    """Of the paired test of both scores."""
 
     @property
     def loss(self) -> float:
@@ -95,7 +99,7 @@ def export(
         config: whose test split is compared; None takes the config of the run that the model is in. Without
             one, texts of the package's sample are compared and no score.
         examples: the most examples that are compared.
-        allow_loss: write the folder even if the score falls by more than `LARGEST_LOSS`.
+        allow_loss: write the folder even if the score falls as `check_loss` refuses it.
 
     Raises:
         UserError: `output` exists, a package is missing, the engine does not know the model's family, the
@@ -143,23 +147,35 @@ def export(
 def check_loss(
     found: Comparison, quantization: str, settings: PredictionSettings, allow_loss: bool = False
 ) -> None:
-    """Refuse an export that writes something else than its model.
+    """Refuse an export that writes something else than its model, and warn of a loss that may be chance.
+
+    One text that differs moves the score of ten texts by more than `LARGEST_LOSS`, so that the paired test
+    decides: it finds no difference where fewer than six texts differ.
 
     Raises:
-        UserError: the score falls by more than `LARGEST_LOSS` and `allow_loss` is false; or greedy texts in
-            float32 differ, which no rounding explains.
+        UserError: the score falls by more than `LARGEST_LOSS`, significantly, and `allow_loss` is false; or
+            greedy texts in float32 differ, which no rounding explains.
     """
     is_exact = quantization == "float32" and settings.generation.num_beams == 1
-    if is_exact and found.equal < EQUAL_SHARE * found.n:
+    different = found.n - found.equal
+    if is_exact and different > 1 and found.equal < EQUAL_SHARE * found.n:
         raise UserError(
             f"the export computes another model: {found}. Nothing was written; please report this, with the "
             "model's family and the versions of the packages"
         )
-    if found.loss > LARGEST_LOSS and not allow_loss:
+    if found.score is None or found.loss <= LARGEST_LOSS or allow_loss:
+        return
+    if is_significant(found.p_value):
         raise UserError(
-            f"the export loses more than {LARGEST_LOSS} of the score, and nothing was written: {found}. "
-            "Choose another --quantization (float32 loses nothing), or accept it with --allow-loss"
+            f"the export loses more than {LARGEST_LOSS} of the score, and nothing was written: {found} "
+            f"(p = {found.p_value:.2g}). Choose another --quantization (float32 loses nothing), or accept it "
+            "with --allow-loss"
         )
+    logger.warning(
+        "%s of %s texts differ from the float32 model's, and the loss of %s may have come about by chance "
+        "(p = %.2f): read these texts, or compare more of them (--examples, --config)",
+        *(different, found.n, found.score.label, found.p_value),
+    )
 
 
 def _check_source(source: Source, engine: Engine, quantization: str) -> None:
@@ -225,7 +241,6 @@ def _compared(
         return Comparison(len(test), of, equal)
     scoring = Scoring.of_config(config)
     references = [list(example.references) for example in test]
-    before, after = (
-        scoring.measure(one, references).scores[scoring.main.name].value for one in (texts, exported)
-    )
-    return Comparison(len(test), of, equal, scoring.main, before, after)
+    before, after = (scoring.measure(one, references).scores[scoring.main.name] for one in (texts, exported))
+    p_value = after.against(before).p_value
+    return Comparison(len(test), of, equal, scoring.main, before.value, after.value, p_value)

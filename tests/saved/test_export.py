@@ -13,8 +13,10 @@ from support.families import make_family
 from support.models import saved
 
 from lora_hf import cli
+from lora_hf.config import RunConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.config.schema import GenerationConfig
+from lora_hf.data.examples import Example
 from lora_hf.errors import UserError
 from lora_hf.exporting.onnx import OnnxModel
 from lora_hf.saved import export as exporting
@@ -26,8 +28,10 @@ ROUGE = METRICS["rouge"][0]
 WRONG = METRICS["ter"][0]
 
 
-def compared(before: float, after: float, equal: int = 200, score: object = ROUGE) -> Comparison:
-    return Comparison(200, 1500, equal, score, before, after)  # type: ignore[arg-type]
+def compared(
+    before: float, after: float, equal: int = 200, score: object = ROUGE, p_value: float = 0.01
+) -> Comparison:
+    return Comparison(200, 1500, equal, score, before, after, p_value)  # type: ignore[arg-type]
 
 
 def test_an_export_that_loses_too_much_is_refused_unless_it_is_allowed() -> None:
@@ -51,6 +55,31 @@ def test_greedy_texts_in_float32_that_differ_are_another_model() -> None:
         check_loss(other, "float32", PredictionSettings(), allow_loss=True)
     check_loss(other, "float32", PredictionSettings(generation=GenerationConfig(num_beams=4)))
     check_loss(compared(0.02, 0.02, equal=180), "float32", PredictionSettings())
+
+
+def test_one_text_of_few_is_reported_and_not_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """The score of eight texts moves by more than 0.005 with any one of them."""
+    references = [f"Anna meets Ben at {hour} in the park." for hour in range(8)]
+    test = [Example(f"{n}", "Anna: Hi", (one,)) for n, one in enumerate(references)]
+    tie = [references[0].replace("Ben", "Tom"), *references[1:]]
+
+    def check(exported: list[str], rows: int = 8) -> Comparison:
+        found = exporting._compared(references[:rows], exported[:rows], test[:rows], rows, RunConfig())
+        check_loss(found, "int8", PredictionSettings())
+        return found
+
+    with caplog.at_level("WARNING", "lora_hf"):
+        assert check(references).loss == 0 and not caplog.text  # equal texts never fail
+        for rows in (8, 1):
+            caplog.clear()
+            assert check(tie, rows).loss > 10 * exporting.LARGEST_LOSS / rows
+            assert f"1 of {rows} texts differ" in caplog.text and "by chance (p = 1.00)" in caplog.text
+    with pytest.raises(UserError, match=r"0 of 8 texts equal .* \(p = 0.0\d+\)"):
+        check([one.replace("Ben", "Tom") for one in references])
+    for n, equal in ((8, 7), (1, 0)):  # a near tie of float32 too
+        check_loss(Comparison(n, n, equal), "float32", PredictionSettings())
+    with pytest.raises(UserError, match="another model"):
+        check_loss(Comparison(8, 8, 6), "float32", PredictionSettings())
 
 
 @pytest.fixture
