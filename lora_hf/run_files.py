@@ -70,6 +70,12 @@ def comparison_folder(folder: str | Path) -> str:
     return f"{Path(folder)}-compared"
 
 
+def merged_folder(folder: str | Path) -> str:
+    """Return the folder that is proposed for the merged model of a run or an adapter: `runs/talks-merged`."""
+    path = Path(folder)
+    return f"{path.parent if path.name == ADAPTER and path.parent.name else path}-merged"
+
+
 def run_above(folder: Path) -> str:
     """Return `; give the run that it is in, 'DIR'` for a folder inside a run, or an empty text."""
     above = next((part for part in list(folder.parents)[:2] if (part / CONFIG).is_file()), None)

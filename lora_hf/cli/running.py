@@ -22,7 +22,7 @@ from lora_hf.cli.options import (
     print_scores,
 )
 from lora_hf.cli.starting import source_of
-from lora_hf.run_files import ADAPTER, COMPARISON, PAGE, SWEEP, VARIANTS
+from lora_hf.run_files import ADAPTER, COMPARISON, PAGE, SWEEP, VARIANTS, merged_folder
 
 if TYPE_CHECKING:
     from lora_hf.config import RunConfig
@@ -63,7 +63,7 @@ def train(
             adapter=folder if has_adapter else None,
             run=folder,
             mergeable=folder if has_adapter and run.method == "lora" else None,
-            merged=Path(f"{folder}-merged"),
+            merged=Path(merged_folder(folder)),
             compared=source.compared(folder),
         )
 

@@ -25,7 +25,7 @@ from lora_hf.cli.options import (
     print_scores,
 )
 from lora_hf.errors import UserError, did_you_mean
-from lora_hf.run_files import ADAPTER, CONFIG, PAGE
+from lora_hf.run_files import ADAPTER, CONFIG, PAGE, merged_folder
 
 EXPORTED_EXAMPLES = 200
 """Examples of a test split that `export` compares by default."""
@@ -187,7 +187,7 @@ def predict(
     show_next(
         "predict",
         mergeable=with_options(adapter, base=base) if adapter and is_shown and is_lora else None,
-        merged="merged",
+        merged=Path(merged_folder(adapter)) if adapter else None,
     )
 
 

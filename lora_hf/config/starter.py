@@ -1,8 +1,10 @@
 """A first config, with a comment beside each field: `lora-hf init` writes it, `train MODEL DATA` runs it."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from lora_hf.config.model import EMBEDDED
 from lora_hf.config.schema import Method
@@ -16,6 +18,10 @@ RATES: dict[Method, float] = {"lora": 1e-3, "full": 1e-4, "bottleneck": 1e-3, "p
 """Learning rates for FLAN-T5: those of the shipped configs, and of docs/methods.md for the last two."""
 EMBEDDED_RATES = RATES | {"lora": 1e-2, "full": 1e-3, "bottleneck": 1e-2}
 """Those of the embedded model: docs/quickstart.md and docs/methods.md."""
+WIDTH = 100
+"""Characters of a line of the config, unless a value is longer."""
+COMMAND = re.compile(r"(\s*#\s+)(lora-hf .*)")
+"""A command in a comment."""
 FEW_ROWS = 1000
 """Training rows below which three epochs are too few steps."""
 
@@ -67,8 +73,28 @@ def starter_config(
         epochs=10 if rows is not None and rows < FEW_ROWS else 3,
         main=main or TASKS[task].main,
     )
-    parts = (line.partition("\t") for line in text.splitlines())
-    return "".join(f"{field:<34}  {comment}".rstrip() + "\n" for field, _, comment in parts)
+    return "".join(f"{part}\n" for line in text.splitlines() for part in _laid_out(*line.split("\t")))
+
+
+def _laid_out(field: str, comment: str = "") -> list[str]:
+    """Return a line with its comment beside it, or above it where both are too wide; comments are wrapped."""
+    line = f"{field:<34}  {comment}".rstrip()
+    indent = field[: len(field) - len(field.lstrip())]
+    if len(line) <= WIDTH:
+        return [line]
+    if comment:
+        return [f"{indent}{comment}", field]
+    if not field.lstrip().startswith("#"):
+        return [field]
+    is_command = COMMAND.match(field)
+    if is_command:  # a shell takes the lines, without #, as one
+        field = is_command[1] + " ".join(
+            shlex.quote(w).replace(" ", "\0") for w in shlex.split(is_command[2])
+        )
+    wrapped = wrap(
+        field, WIDTH - 2, subsequent_indent=f"{indent}#     ", break_long_words=False, break_on_hyphens=False
+    )
+    return (" \\\n" if is_command else "\n").join(wrapped).replace("\0", " ").split("\n")
 
 
 def default_output(data: str) -> str:

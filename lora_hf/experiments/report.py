@@ -64,15 +64,16 @@ logger = logging.getLogger(__name__)
 class Kind:
     """A kind of report: its title, and the variants that it cannot be without."""
 
-    title: str
+    title: str = ""
+    """Empty where the results name it."""
     needs: tuple[str, ...] = ()
 
 
 KINDS = {
     COMPARISON: Kind("Base, full fine-tuning and LoRA", ("base", "full", "lora")),
     VARIANTS: Kind("Methods side by side", ("base", "lora")),
-    SWEEP: Kind("A sweep"),
-    REPORT: Kind("One run"),
+    SWEEP: Kind(),
+    REPORT: Kind(),
 }
 """By the name of its files."""
 
@@ -256,11 +257,12 @@ def _write(
 
     variants = variants_of(comparison)
     labels = variant_labels(variants) if "arms" in comparison else {n: n for n in comparison["order"]}
-    title = KINDS[kind].title
+    one = f"Sweep over {comparison['axis']}" if kind == SWEEP else next(iter(labels.values()))
+    title = f"{KINDS[kind].title or one}: {subject(comparison, folders)}"
     found, rests_on = verdict(comparison), basis(comparison, folders, root)
     page = report_page(
         Report(
-            title=f"{title}: {next(iter(variants.values()))['base_model']}",
+            title=title,
             verdict=found,
             basis=rests_on,
             lines=comparison_lines(comparison),
@@ -277,9 +279,8 @@ def _write(
     )
     files = [root / f"{kind}{end}" for end in (".json", ".md", PAGE)]
     write_json(files[0], comparison)
-    heading = f"Sweep over {comparison['axis']}" if kind == SWEEP else title
     opening = [*found, *(f"{name}: {value}" for name, value in rests_on.items() if name != "command")]
-    write_text(files[1], comparison_markdown(comparison, heading, opening))
+    write_text(files[1], comparison_markdown(comparison, title, opening))
     write_text(files[2], page)
     if kind != REPORT:
         files.append(root / f"{kind}.png")
@@ -288,13 +289,24 @@ def _write(
     return comparison, files
 
 
+def subject(comparison: Comparison, folders: Folders) -> str:
+    """Return model, task and data for a title: `embedded, translation (data: talks.csv)`."""
+    first = next(iter(variants_of(comparison).values()))
+    task = task_of(first).title
+    return f"{first['base_model']}, {task[0].lower()}{task[1:]} (data: {dataset_of(folders)})"
+
+
+def dataset_of(folders: Folders) -> str:
+    """Return `data.dataset_name` of the runs."""
+    config = read_document(next(iter(folders.values()))[0] / CONFIG).data
+    return (config.get("data") or {}).get("dataset_name") or DataConfig().dataset_name
+
+
 def basis(comparison: Comparison, folders: Folders, root: Path) -> dict[str, str]:
     """Return what a verdict rests on: data, model, seeds, date, folder and command."""
     first = next(iter(variants_of(comparison).values()))
     task = task_of(first)
-    runs = [run for of in folders.values() for run in of]
-    config = read_document(runs[0] / CONFIG).data
-    dataset = (config.get("data") or {}).get("dataset_name") or DataConfig().dataset_name
+    runs, dataset = [run for of in folders.values() for run in of], dataset_of(folders)
     test = first.get("splits", {}).get("test")
     seeds = next((result["seeds"] for result in variants_of(comparison).values() if "seeds" in result), None)
     last = max((run / RESULTS).stat().st_mtime for run in runs)

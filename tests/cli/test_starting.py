@@ -64,6 +64,20 @@ def test_init_writes_a_config_and_says_how_the_data_is_split(capsys: pytest.Capt
     assert "'talks.yaml' is a file; nothing is overwritten" in capsys.readouterr().err
 
 
+def test_long_names_in_a_starter_config_are_on_lines_of_their_own() -> None:
+    folder, file = f"runs/{'a-long-name/' * 5}x", f"my talks {'and more ' * 8}.yaml"
+    notes = [f"train: 36 dialogues, about 80 % of {folder}, by a hash of the text (data.split_seed=0)"]
+    text = starter_config("talks.csv", output_dir=folder, file=file, notes=notes)
+    *lines, tail = text.splitlines()
+    comments = [line for line in lines if line.lstrip().startswith("#")]
+    assert max(map(len, [*comments, tail])) <= 100
+    assert f"\n# adapter, scores and predictions\noutput_dir: {folder}\n" in text
+    assert any("(data.split_seed=0)" in line for line in comments)
+    command = text.partition("fine-tuning too:\n")[2].partition("\nmethod:")[0]
+    command = command.replace("#", "").replace("\\\n", "")
+    assert shlex.split(command)[2:] == ["--config", file, f"output_dir={folder}-compared"]
+
+
 def test_two_configs_of_the_same_data_have_folders_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["-o", "q 2.yaml"]):
         ran(capsys, "init", "--data", "talks.csv", "--columns", "text,gist", "--yes", *words)
@@ -329,8 +343,9 @@ def test_a_next_command_keeps_the_options_that_it_needs(
     monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_, **__: True)
     pushing = ["push", "--adapter", "runs/a", "--repo-id", "user/name", "--revision", "dev"]
     chosen = ["--private", "--base-model", "user/base", "--license", "mit", "--samples", "0", "--overwrite"]
-    (folder / "ada").mkdir()
-    (folder / "ada/adapter_config.json").write_text(json.dumps(PEFT))
+    for name in ("ada", "run/adapter"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "adapter_config.json").write_text(json.dumps(PEFT))
     monkeypatch.setattr("lora_hf.cli.saved.print_scores", lambda _: None)
     cases = [
         ([*pushing, *chosen, "--dry-run"], [[*pushing, *chosen]]),
@@ -339,7 +354,14 @@ def test_a_next_command_keeps_the_options_that_it_needs(
             ["predict", "talks.csv", "--adapter", "ada", "--base", "my base", "-o", "out.csv"],
             [
                 ["serve", "--adapter", "mine=ada", "--base", "my base"],
-                ["merge", "--adapter", "ada", "--base", "my base", "--output", "merged"],
+                ["merge", "--adapter", "ada", "--base", "my base", "--output", "ada-merged"],
+            ],
+        ),
+        (
+            ["predict", "talks.csv", "--adapter", "run/adapter", "-o", "out2.csv"],
+            [
+                ["serve", "--adapter", "mine=run/adapter"],
+                ["merge", "--adapter", "run/adapter", "--output", "run-merged"],  # as `train` names it
             ],
         ),
         (

@@ -128,7 +128,10 @@ def test_a_report_of_one_run(drawn: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"lora-hf train --config {run}/config.yaml" in page
     assert data_of(page)["labels"] == {"lora": "LoRA"} and page.count("<svg") == 4
     assert "against the weights trained" not in page  # it would have one point
-    assert "| ROUGE-1 | 0.400 [" in (run / "report.md").read_text()
+    table = (run / "report.md").read_text()
+    title = "LoRA: tiny, dialogue summarization (data: embedded)"  # two runs are told apart by their titles
+    assert "| ROUGE-1 | 0.400 [" in table and table.startswith(f"# {title}\n")
+    assert f"<title>{title}</title>" in page
 
 
 def test_changed_summaries_are_reported(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
