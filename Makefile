@@ -30,7 +30,7 @@ test-full: .venv/.installed-zero   ## what takes minutes: the quickstart's figur
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "slow and not gpu"
 
 test-lowest: $(LOWEST)/.installed  ## what a version can change, on the oldest that pyproject.toml admits but of torch
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(addprefix tests/,$(TOUCHED))
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "(versions or not slow) and not gpu" $(addprefix tests/,$(TOUCHED))
 
 test-peft-versions: .venv/.installed  ## adapters exchanged with PEFT 0.4 to 0.17, each in its own environment; ARGS="--only 0.17.1"
 	$(BIN)/python scripts/tools/peft_versions.py $(ARGS)

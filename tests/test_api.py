@@ -16,6 +16,7 @@ import pytest
 import torch
 from support.letters import letters
 from support.models import randomize
+from support.selection import slow_except
 
 import lora_hf
 from lora_hf import UserError
@@ -260,7 +261,7 @@ def test_a_run_is_trained_loaded_and_scored_from_python(run: Path) -> None:
     assert (again["rouge1"], again["rouge1_interval"]) == (record["rouge1"], record["rouge1_interval"])
 
 
-@pytest.mark.parametrize("method", ["base", "full", "bottleneck"])
+@pytest.mark.parametrize("method", slow_except(["full"], ["base", "full", "bottleneck"]))
 def test_a_run_of_any_method_is_loaded(method: str, tmp_path: Path) -> None:
     lora_hf.train(SMALL, [f"method={method}", f"output_dir={tmp_path / 'run'}"])
     rows = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]

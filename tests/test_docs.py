@@ -270,6 +270,7 @@ def test_the_figures_beside_the_choice_of_a_method_are_those_of_the_study() -> N
         assert row.startswith(f"| {name} | {score} | {difference} |") and f"| {weights} |" in row
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -240,16 +240,23 @@ def check_environment(config: RunConfig) -> None:
     """Check that no variable of `accelerate launch` changes the training unless the config says the same.
 
     Raises:
-        UserError: one does; the run's files would not record it.
+        UserError: one does, and the run's files would not record it; or it asks for what cannot be had.
     """
-    training = config.training
-    is_bf16 = training.get("bf16") or resolve_dtype(config.model.dtype, pick_device()) == torch.bfloat16
+    training, device = config.training, pick_device()
+    is_bf16 = training.get("bf16") or resolve_dtype(config.model.dtype, device) == torch.bfloat16
     precision = "fp16" if training.get("fp16") else "bf16" if is_bf16 else "no"
-    known = {"ACCELERATE_MIXED_PRECISION": (precision, "training.bf16 or training.fp16")}
+    known = {
+        "ACCELERATE_MIXED_PRECISION": (precision, "training.bf16 or training.fp16"),
+        "ACCELERATE_TORCH_DEVICE": (device.type, "CUDA_VISIBLE_DEVICES to choose a GPU"),
+        "ACCELERATE_USE_MEGATRON_LM": ("no", "training.deepspeed or training.fsdp"),
+        "ACCELERATE_USE_SAGEMAKER": ("no", "training.deepspeed or training.fsdp"),
+    }
     if not asks_to_compile(training):
         known["ACCELERATE_DYNAMO_BACKEND"] = "no", "training.torch_compile"
+    if not find_spec("deepspeed"):
+        known["ACCELERATE_USE_DEEPSPEED"] = "no", "training.deepspeed after pip install 'lora_hf[deepspeed]'"
     for name, (own, field) in known.items():
-        if (os.environ.get(name) or "no").lower() not in ("no", own):
+        if (os.environ.get(name) or "no").lower() not in ("no", "false", "0", own):
             raise UserError(
                 f"the environment has {name}={os.environ[name]}, which would change the training, and no "
                 f"file of the run would say so: unset it (`accelerate launch` sets it), and use {field}"

@@ -56,7 +56,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("wrapper", slow_except(["compiled", "DataParallel"], WRAPPERS))
+@pytest.mark.parametrize("wrapper", slow_except(["DataParallel"], WRAPPERS))
 def test_an_adapter_of_a_wrapped_model_is_written_as_of_the_plain_one(
     wrapper: str, tmp_path: Path, batch: dict
 ) -> None:

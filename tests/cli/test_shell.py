@@ -85,6 +85,7 @@ OFFERED = {
 """What is typed, and the completions of its last word."""
 
 
+@pytest.mark.slow
 def test_bash_completes_verbs_options_configs_and_their_keys(bash) -> None:
     script = """
         eval "$(lora-hf --show-completion bash)"

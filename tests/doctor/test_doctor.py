@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import randomize
+from support.selection import slow_except
 
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
@@ -238,6 +239,7 @@ def test_one_fault_leaves_the_others_green(folder: Path) -> None:
     assert seen["dtype"] == seen["merging"] == "unknown"
 
 
+@pytest.mark.slow
 def test_a_changed_byte_anywhere_ends_in_findings(whole: Path, tmp_path: Path) -> None:
     """No byte of the three files can make the doctor fail, and one in the tensors is always noticed."""
     chance = random.Random(5)
@@ -293,9 +295,9 @@ def test_a_baseline_is_examined_without_what_is_lora_s_alone(tmp_path: Path) -> 
     assert states(found(tmp_path))["adapted"] == "fault"
 
 
-@pytest.mark.parametrize("store", [{"load_in_4bit": True}, {"load_in_8bit": True}])
-def test_a_quantized_base_is_checked_in_its_storage_format(store: dict[str, bool], tmp_path: Path) -> None:
-    config = ModelConfig(**store)
+@pytest.mark.parametrize("store", slow_except(["load_in_4bit"], ["load_in_4bit", "load_in_8bit"]))
+def test_a_quantized_base_is_checked_in_its_storage_format(store: str, tmp_path: Path) -> None:
+    config = ModelConfig(**{store: True})
     model = inject_adapters(load_model(config, pick_device()), LoraConfig(r=4, lora_alpha=10))
     randomize(model)
     findings = found(save_adapter(model, tmp_path, extra=USE | {"base_store": config.storage_fields()}))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from support.inputs import FEW
-from support.selection import slow_except
 
 from lora_hf import cli
 from lora_hf.doctor import RUN, of_run
@@ -48,6 +47,7 @@ def faults(run):
     return {finding.check: finding.title for finding in of_run(run) if finding.state == "fault"}
 
 
+@pytest.mark.slow
 def test_the_same_run_in_another_process_writes_the_same_bytes(trained, warm_python, tmp_path):
     second = tmp_path / "second"
     done = warm_python.run(["-m", "lora_hf", *training(second)])
@@ -139,7 +139,8 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", slow_except(["changed weights"], DAMAGES))
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_the_remedy_in_the_report_repairs_the_run(run, damage):
     DAMAGES[damage](run)
     found = [finding for finding in of_run(run) if finding.state == "fault"]
@@ -160,6 +161,7 @@ def write_splits(folder, summary):
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+@pytest.mark.slow
 def test_changed_data_is_seen(tmp_path):
     write_splits(tmp_path / "mine", "{} is meant.")
     words = ["train", "--config", "configs/quickstart.yaml", *FEW, "method=base"]

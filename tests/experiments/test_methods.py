@@ -56,6 +56,7 @@ def test_fields_become_words_that_read_back():
     assert runner.words(changes) == ["lora.r=4", 'lora.rank_pattern={"a.b": 2}', 'method="lora"', "seed=null"]
 
 
+@pytest.mark.slow
 def test_a_study_is_run_reused_and_refused_variant_by_variant(config_file, runs_in_this_process, capsys):
     root = config_file.parent / "run"
     assert cli.run(["methods", "--config", str(config_file)], debug=False) == 0

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.matrix_models import EXAMPLES, Case
+from support.selection import slow_except
 from transformers import GenerationConfig
 
 from lora_hf.data.tokenize import encode_sources
@@ -37,12 +38,15 @@ def written(model: Any, tokenizer: Any, folder: Path, quantization: str = "float
     return CTranslate2Model(folder)
 
 
+FAMILIES = ["T5", "mT5", "UMT5", "BART", "mBART", "mBART-50", "NLLB", "Pegasus"]
+
+
 def text_of(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
 @needs_package
-@pytest.mark.parametrize("row", ["T5", "mT5", "UMT5", "BART", "mBART", "mBART-50", "NLLB", "Pegasus"])
+@pytest.mark.parametrize("row", slow_except(["T5", "BART"], FAMILIES))
 def test_a_converted_model_writes_the_same_tokens(row: str, tmp_path: Path) -> None:
     """Beams show the scale of T5's logits, which the converter reads from a field that says otherwise."""
     case = Case(row, tmp_path)

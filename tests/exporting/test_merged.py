@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.matrix_models import EXAMPLES, Case
+from support.selection import slow_except
 from support.server_process import DIALOGUES, save_adapters
 
 import lora_hf
@@ -51,7 +52,9 @@ def randomize(model: Any) -> None:
                 parameter += 0.3 * torch.randn_like(parameter)
 
 
-@pytest.mark.parametrize("row", ["T5", "mT5", "BART", "mBART", "NLLB", "Pegasus"])
+@pytest.mark.parametrize(
+    "row", slow_except(["T5", "BART"], ["T5", "mT5", "BART", "mBART", "NLLB", "Pegasus"])
+)
 def test_each_family_writes_what_torch_writes_with_the_adapter(row: str, tmp_path: Path) -> None:
     """Embeddings and head are among the targets, and weights that the converter joins (q, k, v)."""
     case = Case(row, tmp_path)

@@ -106,7 +106,9 @@ def test_a_model_without_named_blocks_is_compiled_whole(caplog: pytest.LogCaptur
     assert "torch_compile: the model, which names no blocks" in caplog.text
 
 
-@pytest.mark.parametrize("more", [{}, pytest.param({"label_smoothing_factor": 0.1}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.versions
+@pytest.mark.parametrize("more", [{}, {"label_smoothing_factor": 0.1}])
 def test_a_training_takes_the_same_steps_and_its_evaluations_are_not_compiled(
     more: dict[str, Any],
     tmp_path: Path,
@@ -180,6 +182,8 @@ def test_many_configurations_in_one_process_are_all_compiled() -> None:
         assert counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 def test_a_backend_that_cannot_compile_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(graph: Any, inputs: Any, **kwargs: Any) -> Any:
         raise RuntimeError("no compiler is here")

@@ -48,7 +48,7 @@ def logits(model: Any) -> torch.Tensor:
         return model.cpu()(input_ids=ids, labels=ids[:, :9]).logits
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", slow_except(["affine4"], STORES))
 def test_an_adapter_brings_its_base_as_it_was_stored(store: str, tmp_path: Path) -> None:
     saved = find_adapter(str(trained_on(store, tmp_path)))
     model, _ = load_with_base(saved)
@@ -63,7 +63,7 @@ def test_an_unknown_choice_is_refused_before_the_base_is_loaded(tmp_path: Path) 
         merge(str(trained_on("nf4", tmp_path / "adapter")), folder, "./no-such-base", "dequantised")
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", slow_except(["nf4"], STORES))
 def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store: str, tmp_path: Path) -> None:
     adapter = trained_on(store, tmp_path / "adapter")
     ways = ["checkpoint", "dequantized"] + (["requantized"] if store in ("nf4", "int8") else [])
@@ -77,7 +77,7 @@ def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store:
 @pytest.mark.parametrize(
     ("store", "onto"),
     slow_except(
-        [("affine4", "dequantized"), ("nf4", "requantized")],
+        [("nf4", "requantized")],
         [*product(("nf4", "affine4", "torchao_int8"), ("dequantized",)), ("nf4", "requantized")],
     ),
 )
@@ -170,7 +170,7 @@ def test_memory_that_runs_out_while_merging_is_one_error(
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.mark.parametrize("store", ["affine4", "nf4"])
+@pytest.mark.parametrize("store", slow_except(["affine4"], ["affine4", "nf4"]))
 def test_a_base_that_is_quantized_to_other_values_is_noticed(
     store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -98,7 +98,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[GREEDY, SEARCHED], ids=["greedy", "searched"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(GREEDY, id="greedy"),
+        pytest.param(SEARCHED, id="searched", marks=pytest.mark.slow),
+    ],
+)
 def trained(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("trained"), base, request.param, "lora")
 

@@ -22,6 +22,7 @@ from lora_hf.config.training_fields import DROPPED, installed_fields, training_f
 from lora_hf.doctor import CONFIG, configs, of_config
 from lora_hf.errors import UserError
 from lora_hf.runs.run import execute
+from lora_hf.system import pick_device
 from lora_hf.training.arguments import check_half, check_training_settings, training_arguments
 from lora_hf.training.optimizer import check_optimizer
 
@@ -317,13 +318,16 @@ def test_settings_of_the_libraries_are_accepted(settings: dict[str, Any]) -> Non
     [
         ("ACCELERATE_MIXED_PRECISION", "bf16", {"no": [], "bf16": ["training.bf16=true"]}),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", {"NO": [], "inductor": ["training.torch_compile=true"]}),
+        ("ACCELERATE_TORCH_DEVICE", "meta", {pick_device().type: []}),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", {"false": []}),
+        ("ACCELERATE_USE_SAGEMAKER", "true", {"false": []}),
     ],
 )
 def test_the_environment_changes_no_training_in_silence(
     name: str, value: str, others: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"the environment has {name}={value}.* use training"):
+    with pytest.raises(UserError, match=f"the environment has {name}={value}.*, and use "):
         check_training_settings(load_config("quickstart"))
     for accepted, words in others.items():
         monkeypatch.setenv(name, accepted)

@@ -136,6 +136,8 @@ def without(known: dict[str, dict[str, Any]], folder: Path, settings: dict[str, 
     return known[key]
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("field", EFFECT)
 def test_a_field_with_an_effect_changes_the_run(field: str, tmp_path: Path, known: dict[str, Any]) -> None:
     value, needed = EFFECT[field]
@@ -143,6 +145,8 @@ def test_a_field_with_an_effect_changes_the_run(field: str, tmp_path: Path, know
     assert changed != without(known, tmp_path / "without", needed)
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("field", TRIED)
 def test_a_field_without_effect_leaves_weights_and_evaluations(
     field: str, tmp_path: Path, known: dict[str, Any]

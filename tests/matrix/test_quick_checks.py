@@ -1,4 +1,4 @@
-"""Six families through the quick checks of the matrix, and the page that is made from it."""
+"""Three families through the quick checks of the matrix, and the page that is made from it."""
 
 from collections.abc import Callable
 from pathlib import Path
