@@ -40,6 +40,12 @@ def explain(error: Any, words: list[str]) -> str:
         if field and field.startswith(READ_ELSEWHERE):
             value = _value_of(option, words)
             return f"No such option: {option}; write {field}={value}, without dashes"
+    if option == "--base" and "--model" in _options(error) and _takes_fields(error):
+        value = _value_of(option, words)
+        return (
+            f"No such option: {option}; for another base model, write model.model_name_or_path={value}; a "
+            f"merged, fully fine-tuned or exported model is given by --model {value}"
+        )
     if option and _takes_fields(error):
         if field := field_of(option):
             value = _value_of(option, words)

@@ -247,7 +247,7 @@ class Source:
     def compared(self, folder: str | Path) -> str | None:
         """Return the source as `compare` takes it after a run, with a folder of its own; None if it does not.
 
-        The run's own config.yaml would not do: the fields of one method are in the place of the common ones.
+        Without `arms`, as in the run's own config.yaml, the other methods would have the run's learning rate.
 
         Args:
             folder: the run's.
@@ -256,8 +256,11 @@ class Source:
         from lora_hf.experiments.runner import check_sections
 
         try:  # the file may have changed since the run began
-            check_sections(load_config(self.config, self.overrides, is_done=lambda run: True), "compare")
+            config = load_config(self.config, self.overrides, is_done=lambda run: True)
+            check_sections(config, "compare")
         except UserError:
+            return None
+        if not config.arms:
             return None
         kept = [word for word in self.overrides if word.partition("=")[0].strip() not in NOT_INPUTS]
         other = comparison_folder(folder)

@@ -96,7 +96,7 @@ def of_adapter(name: str, base_name: str | None = None) -> Iterator[Finding]:
     Raises:
         UserError: the adapter or the base's folder does not exist.
     """
-    adapter = find_adapter(name)
+    adapter = find_adapter(name, "ADAPTER")
     if base_name:
         locate(base_name, "--base")
     return examine(ADAPTER, {"adapter": adapter, "base_name": base_name})

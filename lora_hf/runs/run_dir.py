@@ -22,7 +22,7 @@ from lora_hf.config.model import ASSETS, EMBEDDED
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.data.sources import is_on_hub, local_files, unpacked
 from lora_hf.distributed import world_size
-from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
+from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
 from lora_hf.files import PARTIAL, file_sha256, file_state, json_text, write_json, write_text
 from lora_hf.hub.names import COMMIT
@@ -286,6 +286,11 @@ class RunDirectory:
                 "choose another output_dir, or move them away"
             )
         if held and not self.config.overwrite:
+            if several := [name for name in held if (self / name / CONFIG).is_file()]:
+                raise UserError(
+                    f"output_dir={str(self.path)!r} holds several runs, each in a folder of its own "
+                    f"({few(several)}); choose another output_dir"
+                )
             raise UserError(
                 f"output_dir={str(self.path)!r} holds {held[:5]} but no run; choose another output_dir, or "
                 "add overwrite=true, which leaves these files as they are"

@@ -12,7 +12,7 @@ from lora_hf import cli, terminal
 from lora_hf.cli import next_steps
 from lora_hf.cli.starting import source_of
 from lora_hf.config import RunConfig
-from lora_hf.config.load import load_config
+from lora_hf.config.load import load_config, resolved_yaml
 from lora_hf.config.starter import starter_config
 from lora_hf.config.task import TASKS
 from lora_hf.errors import RunFailed, UserError
@@ -122,6 +122,8 @@ def trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("embedded talks.csv -o 'runs/a b'", "embedded talks.csv -o 'runs/a b-compared'"),
         ("embedded talks.csv output_dir=x lora.r=4", "embedded talks.csv lora.r=4 -o x-compared"),
         ("--config methods", None),  # `compare` does not take variants
+        ("--config runs/earlier/config.yaml -o runs/z", None),  # a run's own: it has no `arms`
+        ("--config full.yaml", None),
     ],
 )
 def test_the_proposed_comparison_gives_full_fine_tuning_its_own_rate(
@@ -138,6 +140,23 @@ def test_the_proposed_comparison_gives_full_fine_tuning_its_own_rate(
         (folder / "talks.csv").read_text().replace("text,gist", "dialogue,summary")
     )
     ran(capsys, "init", "--data", "talks.csv", "--model", "embedded", "--yes")
+    ran(
+        capsys,
+        "init",
+        "--data",
+        "talks.csv",
+        "--model",
+        "embedded",
+        "--yes",
+        "--method",
+        "full",
+        "-o",
+        "full.yaml",
+    )
+    assert "lora-hf compare" not in Path("full.yaml").read_text()
+    earlier = load_config("talks.yaml").for_run("lora", 42, "runs/earlier")
+    (folder / "runs/earlier").mkdir(parents=True)
+    (folder / "runs/earlier/config.yaml").write_text(resolved_yaml(earlier))
     _, err = ran(capsys, "train", *shlex.split(typed))
     found = [line.strip() for line in err.splitlines() if line.startswith("    lora-hf compare ")]
     assert found == ([f"lora-hf compare {proposed}"] if proposed else [])

@@ -124,6 +124,16 @@ def test_a_folder_of_other_things_is_left_alone_unless_told_to_write_beside_them
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
+def test_a_folder_of_several_runs_is_called_so(tmp_path):
+    """`train` after `compare` with the same folder used to say that it holds no run."""
+    (tmp_path / "comparison.json").write_text("{}")
+    for name in ("base", "lora"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CONFIG).write_text("")
+    with pytest.raises(UserError, match=r"holds several runs, each in a folder of its own \(base, lora\);"):
+        run_of(tmp_path).check()
+
+
 @pytest.mark.parametrize("name", [name for name in OWN if name != CONFIG])
 def test_files_under_a_runs_names_that_no_config_explains_are_never_taken_nor_removed(tmp_path, name):
     (tmp_path / name).mkdir()
