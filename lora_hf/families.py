@@ -45,6 +45,8 @@ class Family:
     positions: tuple[str, str] | None = None
     """Fields of config.json with the numbers of positions for which encoder and decoder have embeddings; None
     where they are computed for any length."""
+    reads_ahead: bool = False
+    """The decoder looks up the position after each token's as well; positions begin after that of padding."""
     shifts_labels: bool = True
     """True if the model's forward makes the decoder's inputs from labels."""
     own_head: str | None = None
@@ -167,6 +169,7 @@ FAMILIES: dict[str, Family] = {
         ("num_encoder_layers", "num_decoder_layers"),
         start=("bos",),
         positions=_POSITIONS,
+        reads_ahead=True,
     ),
     "encoder-decoder": Family(
         stacks=("encoder.num_hidden_layers", "decoder.num_hidden_layers"),

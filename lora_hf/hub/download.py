@@ -20,8 +20,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 """Endings of the files in which models have their weights, here or elsewhere."""
-TEXTS = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".codes", ".jinja")
-"""Endings of the files of settings and tokenizers."""
+TEXTS = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".codes", ".jinja", ".tokenizer")
+"""Endings of the files of settings and tokenizers; the last one is that of ProphetNet's vocabulary."""
 logger = logging.getLogger(__name__)
 
 

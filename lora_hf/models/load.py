@@ -46,7 +46,7 @@ from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
 from lora_hf.models.exported import engine_of, exported_config, refuse_exported
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import KEEPS_HEAD, guard_ties, lost_head, untie_head
-from lora_hf.models.positions import check_positions
+from lora_hf.models.positions import check_positions, keep_position_tables
 from lora_hf.models.special_tokens import complete_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.models.weight_values import check_values, file_tensors
@@ -281,6 +281,7 @@ def load_model(
         logger.warning("%s: %s; %s", config.as_written, lost, KEEPS_HEAD)
     keep_differentiable(model)
     keep_attention_type(model)
+    keep_position_tables(model)
     guard_ties(model)
     if config.untie_head:
         untie_head(model)

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import torch
@@ -23,9 +23,12 @@ def positions_of(settings: Any) -> tuple[int | None, int | None]:
     Args:
         settings: the model's Transformers configuration.
     """
-    if not (paths := family_of(settings).positions):
+    family = family_of(settings)
+    if not family.positions:
         return None, None
-    encoder, decoder = (_positions(settings, path) for path in paths)
+    encoder, decoder = (_positions(settings, path) for path in family.positions)
+    if decoder is not None and family.reads_ahead:
+        decoder -= settings.pad_token_id + 2
     if encoder is not None:
         encoder -= encoder % _multiple(settings)
     return encoder, decoder
@@ -53,6 +56,25 @@ def _first_position(model_type: str, pad: int | None) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0
+
+
+def keep_position_tables(model: nn.Module) -> None:
+    """Save tables of positions with the size that config.json says, and load them into it.
+
+    FSMT's tables are parameters that a longer text enlarges; Transformers cannot read them again.
+    """
+    for table in model.modules():
+        if isinstance(table, nn.Embedding) and hasattr(table, "make_weight"):
+            table.register_state_dict_post_hook(partial(_shortened, size=table.num_embeddings))
+            table.register_load_state_dict_pre_hook(_shorten)
+
+
+def _shortened(table: Any, state: dict[str, Any], prefix: str, _: Any, size: int) -> None:
+    state[f"{prefix}weight"] = state[f"{prefix}weight"][:size]
+
+
+def _shorten(table: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    table.make_weight(table.num_embeddings, table.embedding_dim, table.padding_idx)
 
 
 def _multiple(settings: Any) -> int:

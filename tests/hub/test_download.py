@@ -11,12 +11,15 @@ from types import SimpleNamespace
 import pytest
 from hub.fixtures import TOKEN
 from support.inputs import FEW
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data import hub_dataset
 from lora_hf.data.split_names import SPLITS
 from lora_hf.data.splits import load_split, load_split_and_origin
 from lora_hf.errors import NotWritten, Unavailable, UserError
+from lora_hf.hub.download import TEXTS
 from lora_hf.hub.errors import hub_errors
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 from lora_hf.saved.export import export
@@ -48,6 +51,15 @@ def dialogues(first=0):
 def load(kind, name, **fields):
     """Load the part that a run loads first, from the repository `acme/<name>`."""
     return [f"load-{kind}", json.dumps({NAMES[kind]: f"acme/{name}", **fields})], None
+
+
+def test_every_file_of_a_tokenizer_is_downloaded():
+    """ProphetNet's vocabulary is prophetnet.tokenizer."""
+    types = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys() & TOKENIZER_MAPPING_NAMES.keys()
+    classes = [tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES[one]) for one in types]
+    files = {file for one in classes if one for file in one.vocab_files_names.values()}
+    assert {"spiece.model", "prophetnet.tokenizer"} < files
+    assert [file for file in files if not file.endswith(TEXTS)] == []
 
 
 def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import family_settings, make_family
+from support.families import EVERY, family_settings, make_family
 from support.letters import letters
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -20,7 +20,7 @@ from lora_hf.baselines import add_prompt
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
 from lora_hf.doctor.configs import tokens
 from lora_hf.errors import UserError
-from lora_hf.models.load import check_run_lengths
+from lora_hf.models.load import check_run_lengths, load_model
 from lora_hf.models.positions import check_positions, positions_of
 
 PART = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -40,6 +40,31 @@ def runs(model: Any, source: int, target: int = 2) -> bool:
     except (IndexError, RuntimeError):
         return False
     return True
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_longest_texts_that_are_accepted_run(family: str) -> None:
+    model = make_family(family)
+    encoder, decoder = positions_of(model.config)
+    assert runs(model, encoder or 80, decoder or 80)
+
+
+def test_a_table_of_positions_is_saved_in_the_size_of_its_config(tmp_path: Path) -> None:
+    """FSMT's grow with the texts, and Transformers would read neither a model nor a checkpoint again."""
+    make_family("FSMT").save_pretrained(tmp_path / "base")
+    letters().save_pretrained(tmp_path / "base")
+    model = load_model(ModelConfig(model_name_or_path=str(tmp_path / "base")))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert runs(model, 80, 80)
+    model.save_pretrained(tmp_path / "written")
+    assert torch.equal(
+        *(
+            one.model.encoder.embed_positions.weight[:60]
+            for one in (model, AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "written"))
+        )
+    )
+    model.load_state_dict(state)
+    assert runs(model, 90, 90)
 
 
 def source_problem(settings: Any, length: int, virtual_tokens: int = 0) -> str:
