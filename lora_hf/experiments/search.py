@@ -124,6 +124,8 @@ def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
         trial = _begun(study)[-1]
         logger.info("trial %d: %s", trial.number, point)
         finish(trial)
+    if len(found) > (asked_for := config.sweep.trials or 0):
+        logger.warning("sweep.trials=%d, and the folder holds %d: all of them count", asked_for, len(found))
     return found
 
 

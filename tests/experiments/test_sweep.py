@@ -96,7 +96,9 @@ def test_an_invalid_or_read_only_search_database_is_one_error(tmp_path: Path) ->
         search(RunConfig.model_validate(fields), lambda name, point: None)
 
 
-def test_a_repeated_resumed_or_extended_search_tries_the_same_values(tmp_path: Path) -> None:
+def test_a_repeated_resumed_or_extended_search_tries_the_same_values(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Beyond the tenth trial too, from which on a point depends on the scores before it."""
 
     def points(folder: str, seed: int, trials: int = 12, killed_at: str = "") -> dict[str, Any]:
@@ -119,6 +121,9 @@ def test_a_repeated_resumed_or_extended_search_tries_the_same_values(tmp_path: P
         with pytest.raises(RunFailed):
             points("extended", 1, killed_at=name)
     assert points("extended", 1) == points("again", 1) == whole != points("other", 2)
+    assert not caplog.messages
+    assert points("extended", 1, trials=2) == whole
+    assert caplog.messages == ["sweep.trials=2, and the folder holds 12: all of them count"]
 
 
 @pytest.mark.slow
