@@ -22,7 +22,7 @@ from rich.text import Text
 from lora_hf import distributed as processes
 from lora_hf import terminal
 from lora_hf.cli.help_page import help_line
-from lora_hf.cli.hints import by_option, explain, repeated_options
+from lora_hf.cli.hints import as_arguments, by_option, explain, repeated_options
 from lora_hf.cli.streams import Results, finish_output
 from lora_hf.errors import FaultFound, NotWritten, RunFailed, UserError, WrittenModelDiffers
 
@@ -97,8 +97,11 @@ def invoke(command: Any, words: list[str]) -> None:
                 logger.warning("%s is not used, because %s after it replaces it", earlier, later)
             command.invoke(context)
     except Exception as error:
-        if type(error) is UserError and (text := by_option(str(error), words)) != str(error):
-            raise UserError(text) from error
+        if type(error) is UserError:
+            has_config = any(word.partition("=")[0] == "--config" for word in words)
+            text = by_option(str(error), words)
+            if (text := text if has_config else as_arguments(text)) != str(error):
+                raise UserError(text) from error
         if isinstance(error, UserError) or not hasattr(error, "format_message"):
             raise
         raise UserError(explain(error, words)) from error

@@ -5,7 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_hf.errors import as_typed
+
 FIELD = "fields of the config are written as key=value, such as lora.r=8"
+AS_YAML = re.compile(r"\b([Ss]et) (data\.\w+): (?:'(?=[^']*'))?(\[[^\]]*\]|[^'\s,;]+)'?")
+"""A remedy as a config has it."""
 OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 """By an option that the command lacks, the one that takes the same in this command."""
 SOURCES = ("--adapter", "--model", "--base")
@@ -24,6 +28,11 @@ def by_option(message: str, words: Sequence[str]) -> str:
         return f"{option} " if option in typed else name[0]
 
     return re.sub(r"(?<![\w.-])(\w+)=(?=['\d])", renamed, message)
+
+
+def as_arguments(message: str) -> str:
+    """Return a message with remedies as arguments, `data.delimiter=^`, in the place of lines of a YAML."""
+    return AS_YAML.sub(lambda found: f"{found[1]} {as_typed(f'{found[2]}={found[3]}')}", message)
 
 
 def explain(error: Any, words: list[str]) -> str:
@@ -66,11 +75,8 @@ def explain(error: Any, words: list[str]) -> str:
         if _is_config(words[0]):
             return f"{message} Did you mean `lora-hf train --config {words[0]}`?"
     if message.startswith("Got unexpected extra argument"):
-        remedies = {
-            "serve": "write --adapter NAME=DIR for each adapter, or --base DIR for a whole model",
-            "init": "name the new file by --output",
-        }
-        return f"{message}; {remedies[words[0]]}" if words[0] in remedies else message
+        serve = "; write --adapter NAME=DIR for each adapter, or --base DIR for a whole model"
+        return f"{message}{serve if words[0] == 'serve' else ''}"
     return message
 
 

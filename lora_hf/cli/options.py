@@ -132,6 +132,15 @@ ReadingOverrides = Annotated[
         autocompletion=complete_override,
     ),
 ]
+DataFields = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="data.KEY=VALUE",
+        help="Config fields that say how the data is read, such as data.delimiter=';'.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
 Adapter = Annotated[
     str, typer.Option("--adapter", help="Folder of an adapter or a run, or USER/NAME@REVISION on the Hub.")
 ]

@@ -14,7 +14,7 @@ import typer
 
 from lora_hf.cli.hints import config_or_texts
 from lora_hf.cli.next_steps import show_next
-from lora_hf.cli.options import Columns
+from lora_hf.cli.options import Columns, DataFields
 from lora_hf.errors import UserError, as_typed, did_you_mean, in_words
 from lora_hf.files import check_new, write_text
 from lora_hf.run_files import comparison_folder
@@ -27,8 +27,8 @@ METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
 """Values of `method` that train."""
 COLUMNS = ("data.dialogue_column", "data.summary_column")
 """The fields that `--columns` sets."""
-TO_SET = re.compile(r"set data\.dialogue_column: (\S+) and data\.summary_column: (\[.*?\]|[^\s,;]+)")
-"""A remedy of messages on columns, in whose place commands name their option."""
+UNNAMED = re.compile(r"^data\.(?:dialogue|summary)_column='[^']*': ")
+"""The beginning of an error on columns that nobody has named."""
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +60,7 @@ def init(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of each missing option.")
     ] = False,
+    fields: DataFields = None,
 ) -> None:
     """Write a config for your own data, with a comment beside each field.
 
@@ -80,8 +81,9 @@ def init(
     if data is None and not asks:
         raise UserError("--data is missing: give a file, a folder or a name on the Hub that holds your texts")
     names = _column_names(columns)
+    given = _data_fields(fields or [])
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
-    place, target, names, found = _find_data(data, file, names, task, asks)
+    place, target, names, found = _find_data(data, file, names, [f"task={task}", *(fields or [])], asks)
     model = model or (_ask("Base model", MODEL) if asks else MODEL)
     method = _choice("method", method, "lora", METHODS, asks)
     if _is_file_of_texts(model):
@@ -96,6 +98,7 @@ def init(
         file=str(target),
         rows=found.rows,
         notes=found.notes,
+        fields=given,
     )
     load_config(read_value(text))  # a mistake in a value is an error here, not in the next command
     write_text(target, text)
@@ -106,31 +109,51 @@ def init(
 
 
 def _find_data(
-    data: str | None, file: Path | None, names: list[str], task: str, asks: bool
+    data: str | None, file: Path | None, names: list[str], fields: list[str], asks: bool
 ) -> "tuple[str, Path, list[str], Look]":
     """Return the data, the new file, the columns and what was seen; ask again for what cannot be read."""
     from lora_hf.config.starter import default_output
     from lora_hf.config.task import TASKS
+    from lora_hf.data.columns import TO_SET, MissingColumn
 
     while True:
         place = data or _ask("Your texts (a file, a folder, or a name on the Hub)")
         target = file or Path(f"{Path(default_output(place)).name}.yaml")
         check_new(target)
         try:
-            return place, target, names, look(place, [f"task={task}", *_column_fields(names)])
+            return place, target, names, look(place, [*fields, *_column_fields(names)])
         except UserError as error:
-            is_of_columns = any(field in str(error) for field in COLUMNS)
+            is_of_columns = isinstance(error, MissingColumn) or TO_SET.search(str(error)) is not None
             text = _by_columns(error, names)
             if not asks or (data and not is_of_columns):
                 raise UserError(text) from error
             typer.echo(text, err=True)
             if is_of_columns:
                 data = place
-                words = TASKS[task]
+                words = TASKS[fields[0].removeprefix("task=")]
                 names = [
                     _ask(f"Column of the input, the {words.source}"),
                     _ask(f"Column of the target, the {words.target}"),
                 ]
+
+
+def _data_fields(words: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of `data` that `data.key=value` arguments of `init` give.
+
+    Raises:
+        UserError: an argument that is not of this form, or a field with an option of its own, or a wrong one.
+    """
+    from lora_hf.config.load import load_config
+
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"Got unexpected extra argument ({word}); name the new file by --output")
+        if not word.startswith("data."):
+            raise UserError(f"{word}: only fields of data can be set here; add this one to the new file")
+        if word.startswith(("data.dataset_name=", *COLUMNS)):
+            raise UserError(f"{word}: write --data, or --columns with both names, such as text,title")
+    data = load_config({}, words, is_done=lambda run: True).data
+    return data.model_dump(mode="json", include={word[5:].partition("=")[0].strip() for word in words})
 
 
 def _column_names(columns: str | None) -> list[str]:
@@ -157,10 +180,13 @@ def _column_fields(names: list[str]) -> list[str]:
 
 def _by_columns(error: UserError, names: list[str]) -> str:
     """Return a message on the columns of the data with the option that names them."""
-    from lora_hf.data.columns import MissingColumn
+    from lora_hf.data.columns import TO_SET, MissingColumn
 
     if not isinstance(error, MissingColumn):
-        return TO_SET.sub(lambda found: _option([found[1], *found[2].strip("[]").split(", ")]), str(error))
+        text = str(error) if names else UNNAMED.sub("", str(error))
+        return TO_SET.sub(
+            lambda found: _option([found[1], *found[2].strip("[]").split(", ")]) + (found[3] or ""), text
+        )
     if error.option not in COLUMNS:  # the id's
         return str(error)
     given = f"{_option(names)}: " if names else ""
@@ -282,7 +308,9 @@ class Source:
             text = str(error) if is_by_field and not self.columns else _by_columns(error, [*self.columns])
             if text == str(error):
                 raise
-            fields = "" if self.columns else f" (the fields {' and '.join(COLUMNS)})"
+            fields = (
+                f" (the fields {' and '.join(COLUMNS)})" if not self.columns and "--columns" in text else ""
+            )
             raise UserError(f"{text}{fields}") from error
 
     def write(self) -> None:

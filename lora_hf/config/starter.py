@@ -2,9 +2,10 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 from lora_hf.config.model import EMBEDDED
 from lora_hf.config.schema import Method
@@ -37,6 +38,7 @@ def starter_config(
     rows: int | None = None,
     notes: Sequence[str] = (),
     main: str | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a config as YAML with comments.
 
@@ -51,6 +53,7 @@ def starter_config(
         rows: number of training rows, if it is known: with few of them there are more epochs.
         notes: one line each, written above the columns.
         main: score that chooses the best epoch; None for the task's main score.
+        fields: further fields of `data`.
     """
     from jinja2 import Environment, StrictUndefined  # here: most commands do not need it
 
@@ -72,6 +75,7 @@ def starter_config(
         rates=EMBEDDED_RATES if model == EMBEDDED else RATES,
         epochs=10 if rows is not None and rows < FEW_ROWS else 3,
         main=main or TASKS[task].main,
+        fields=fields or {},
     )
     return "".join(f"{part}\n" for line in text.splitlines() for part in _laid_out(*line.split("\t")))
 

@@ -64,6 +64,11 @@ LONGEST_NAME = 80
 """Characters of the longest name of a column; longer ones are texts of a file without a header."""
 LIKE_TEXT = re.compile(r"\n|^\d+$|[.?!。？！]$")
 """What is in a text and in no name of a column: a line break, digits alone, the end of a sentence."""
+TO_SET = re.compile(
+    r"set data\.dialogue_column: (\S+) and data\.summary_column: (\[.*?\]|[^\s,;]+)"
+    r"(, or the other way round)?"
+)
+"""A remedy of messages on columns, in whose place commands name their option."""
 logger = logging.getLogger(__name__)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.config import DataConfig
-from lora_hf.data.columns import DIALOGUE, HEAD, PLAIN, MissingColumn, Row, find_columns, has_column
+from lora_hf.data.columns import (
+    DIALOGUE,
+    HEAD,
+    PLAIN,
+    TO_SET,
+    MissingColumn,
+    Row,
+    find_columns,
+    has_column,
+)
 from lora_hf.data.examples import Example, check_rows, dialogues_of
 from lora_hf.data.opened import UTF_16, Form, endings
 from lora_hf.data.readers import READERS, REMEDIES, TEXT, read_lines, read_text
@@ -82,7 +92,8 @@ def _read(
         except MissingColumn as error:
             raise UserError(_by_option(error, config, trained_by)) from error
         except UserError as error:
-            raise UserError(str(error).replace("data.dialogue_column=", "--dialogue-column=", 1)) from error
+            text = str(error).replace("data.dialogue_column=", "--dialogue-column=", 1)
+            raise UserError(TO_SET.sub(_to_read, text)) from error
         rows, config = list(found), read_by
     columns = replace(columns, references=())
     return dialogues_of(check_rows(rows, columns, config, part))
@@ -107,6 +118,12 @@ def _as_trained(head: list[Row], config: DataConfig, trained_by: Mapping[str, An
     elif column is not None:
         logger.info("%s: the texts are read by %r, as in training (--dialogue-column)", name, column)
     return config.model_copy(update=taken)
+
+
+def _to_read(to_set: re.Match[str]) -> str:
+    """Return the option of `predict` in the place of a remedy that names the columns of a config."""
+    others = f" or --dialogue-column {as_typed(to_set[2])}" if to_set[3] else ""
+    return f"write --dialogue-column {as_typed(to_set[1])}{others}"
 
 
 def _by_option(error: MissingColumn, config: DataConfig, trained_by: Mapping[str, Any]) -> str:

@@ -185,7 +185,7 @@ def test_the_proposed_comparison_gives_full_fine_tuning_its_own_rate(
          "gist. Did you mean 'text'?"),
         ("id,text,gist", ("--columns", "text,text"), "--columns 'text,text' does not name two columns"),
         ("gist", (), "has the columns gist. Two are needed, the input's and the target's"),
-        ("en^de", (), "has the columns 'en^de'. Set data.delimiter: '^'"),
+        ("en^de", (), "error: mine.csv has the columns 'en^de'. Set 'data.delimiter=^'\n"),
     ],
 )  # fmt: skip
 def test_init_names_only_its_own_option_for_columns(
@@ -196,6 +196,32 @@ def test_init_names_only_its_own_option_for_columns(
     assert cli.run(["init", "--data", "mine.csv", *options, "--yes"], debug=False) == 2
     told = capsys.readouterr().err
     assert error in told and "Set data.dialogue_column" not in told
+
+
+def test_what_init_says_to_set_can_be_typed_after_it_and_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A config, to which `set data.delimiter: '^'` belongs, does not exist yet."""
+    Path("mine.csv").write_text(
+        "\n".join(["dialogue^summary", *(f"Ann: {n}?^It is {n}." for n in range(40))])
+    )
+    for typed in (["init", "--data", "mine.csv", "--yes"], ["train", "embedded", "mine.csv"]):
+        assert cli.run(typed, debug=False) == 2
+        assert "error: mine.csv has the columns 'dialogue^summary'. Set 'data.delimiter=^'\n" in (
+            capsys.readouterr().err
+        )
+    fields = ["data.delimiter=^", "data.max_source_length=64", "data.split_seed=3"]
+    ran(capsys, "init", "--data", "mine.csv", "--yes", *fields)
+    data = load_config("mine.yaml").data
+    assert (data.delimiter, data.max_source_length, data.split_seed) == ("^", 64, 3)
+    for word, error in (
+        ("lora.r=3", "lora.r=3: only fields of data can be set here"),
+        ("data.summary_column=x", "data.summary_column=x: write --data, or --columns"),
+        ("data.delimitr=x", "did you mean 'data.delimiter'?"),
+    ):
+        assert cli.run(["init", "--data", "mine.csv", "--yes", "-o", "other.yaml", word], debug=False) == 2
+        assert error in capsys.readouterr().err
+    assert not Path("other.yaml").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "plan", "compare"])

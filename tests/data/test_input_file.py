@@ -187,3 +187,14 @@ def test_an_output_of_another_format_is_refused():
     assert format_of(Path("a.xlsx"), "csv") == "csv" and format_of(Path("a.json"), None) == "jsonl"
     with pytest.raises(UserError, match="cannot write '.xlsx'; give a file with .csv, .txt, .jsonl"):
         format_of(Path("a.xlsx"), None)
+
+
+def test_languages_of_which_neither_is_known_as_the_source_are_named_by_the_option_of_predict(tmp_path):
+    """It said `set data.dialogue_column: ... and data.summary_column: ...`, fields of a config."""
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"translation": {"de": "Hallo", "en": "Hello"}}, {"translation": {"en": "Bye", "de": "Tschau"}}]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UserError) as refused:
+        read_file(file, DataConfig())
+    columns = "--dialogue-column translation.en or --dialogue-column translation.de"
+    assert str(refused.value).endswith(f"nothing says which is the source; write {columns}")
