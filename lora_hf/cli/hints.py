@@ -8,7 +8,7 @@ from typing import Any
 from lora_hf.errors import as_typed
 
 FIELD = "fields of the config are written as key=value, such as lora.r=8"
-AS_YAML = re.compile(r"\b([Ss]et) (data\.\w+): (?:'(?=[^']*'))?(\[[^\]]*\]|[^'\s,;]+)'?")
+AS_YAML = re.compile(r"\b([Ss]et) (data\.\w+): (?:'([^']*)'|(\[[^\]]*\]|[^'\s,;]+))")
 """A remedy as a config has it."""
 OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 """By an option that the command lacks, the one that takes the same in this command."""
@@ -32,7 +32,7 @@ def by_option(message: str, words: Sequence[str]) -> str:
 
 def as_arguments(message: str) -> str:
     """Return a message with remedies as arguments, `data.delimiter=^`, in the place of lines of a YAML."""
-    return AS_YAML.sub(lambda found: f"{found[1]} {as_typed(f'{found[2]}={found[3]}')}", message)
+    return AS_YAML.sub(lambda found: f"{found[1]} {as_typed(f'{found[2]}={found[4] or found[3]}')}", message)
 
 
 def explain(error: Any, words: list[str]) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from lora_hf import LoraConfig, ModelConfig, cli, inject_adapters, load_model, save_adapter
 from lora_hf.adapters.saved_adapter import SavedAdapter
+from lora_hf.cli.hints import as_arguments
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError, is_windows_path, path_hint
 from lora_hf.saved.find_adapter import find_adapter
@@ -349,3 +350,17 @@ def test_a_tilde_is_the_user_s_folder_wherever_a_path_is_given(
     assert save_adapter(model, "~/adapter") == home / "adapter"
     assert SavedAdapter.at("~/adapter").folder == home / "adapter"
     assert [entry.name for entry in Path().iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize(
+    ("as_yaml", "typed"),
+    [
+        ("Set data.delimiter: ';'", "Set 'data.delimiter=;'"),
+        ("set data.escapechar: '\\', or", "set 'data.escapechar=\\', or"),
+        ("set data.json_field: data.talks", "set data.json_field=data.talks"),
+        ("set data.column_names: [id, text]; then", "set 'data.column_names=[id, text]'; then"),
+        ("set data.encoding, such as x", "set data.encoding, such as x"),
+    ],
+)
+def test_a_line_of_a_config_is_an_argument_that_a_shell_takes(as_yaml: str, typed: str) -> None:
+    assert as_arguments(as_yaml) == typed
