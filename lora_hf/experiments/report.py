@@ -290,10 +290,17 @@ def _write(
 
 
 def subject(comparison: Comparison, folders: Folders) -> str:
-    """Return model, task and data for a title: `embedded, translation (data: talks.csv)`."""
+    """Return model, task and data for a title: `embedded, translation (data: talks.csv)`.
+
+    Paths that cannot be names on the Hub are shortened to the name of the file; the page has them below.
+    """
     first = next(iter(variants_of(comparison).values()))
     task = task_of(first).title
-    return f"{first['base_model']}, {task[0].lower()}{task[1:]} (data: {dataset_of(folders)})"
+    model, data = (
+        Path(name).name if name.startswith(("/", "~", ".")) else name
+        for name in (first["base_model"], dataset_of(folders))
+    )
+    return f"{model}, {task[0].lower()}{task[1:]} (data: {data})"
 
 
 def dataset_of(folders: Folders) -> str:

@@ -134,6 +134,14 @@ def test_a_report_of_one_run(drawn: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"<title>{title}</title>" in page
 
 
+def test_a_title_has_the_file_of_the_data_and_not_its_folders(compared: Path) -> None:
+    run = compared / "lora"
+    write_text(run / "config.yaml", "method: lora\ndata: {dataset_name: /home/me/a/long/way/talks.csv}\n")
+    files = report(run)
+    assert files[1].read_text().startswith("# LoRA: tiny, dialogue summarization (data: talks.csv)\n")
+    assert "<dd>/home/me/a/long/way/talks.csv, " in files[2].read_text()
+
+
 def test_changed_summaries_are_reported(compared: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = compared / "lora"
     record = json.loads((run / "results.json").read_text())
