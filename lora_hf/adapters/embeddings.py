@@ -63,17 +63,28 @@ def embedding_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_resized(model: Any) -> bool:
-    """Return whether the vocabulary's size differs from that in the checkpoint's config, if it is on disk."""
+    """Return whether a vocabulary's size differs from that in the checkpoint's config, if it is on disk."""
     config: Any = getattr(model, "config", None)
-    rows, name = getattr(config, "vocab_size", None), getattr(model, "name_or_path", None)
-    if not rows or not name:
+    name = getattr(model, "name_or_path", None)
+    if config is None or not name:
         return False
     try:
         revision = getattr(config, "_commit_hash", None) or "main"
         loaded = type(config).from_pretrained(name, local_files_only=True, revision=revision)
     except Exception:  # a name that is on no disk, or another library's config
         return False
-    return bool(loaded.vocab_size != rows)
+    return _vocabularies(loaded.to_dict()) != _vocabularies(config.to_dict())
+
+
+def _vocabularies(settings: Mapping[str, Any]) -> list[int]:
+    """Return the sizes of vocabularies in a config and its parts, in order; T5Gemma's are in the parts'."""
+    found = []
+    for key, value in sorted(settings.items()):
+        if isinstance(value, dict):
+            found += _vocabularies(value)
+        elif key.endswith("vocab_size"):
+            found.append(value)
+    return found
 
 
 def embedding_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, nn.Parameter]:

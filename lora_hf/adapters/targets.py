@@ -23,7 +23,8 @@ from lora_hf.adapters.weight_readers import refuse_weight_reader
 from lora_hf.adapters.wrappers import named_modules, unwrapped
 from lora_hf.errors import UserError, did_you_mean
 
-Owners = dict[int, list[tuple[str, type[nn.Module]]]]
+Owner = tuple[str, type[nn.Module]]
+Owners = dict[int, list[Owner]]
 UNTIE = "give the output head its own weight (model.untie_head: true, or lora_hf.untie_head(model))"
 
 
@@ -169,8 +170,8 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
     weights = [p for name, p in module.named_parameters(recurse=False) if name != "bias"]
     if other := _tied_to(owners, module, weights):  # an adapter leaves the bias as it is
         raise UserError(
-            f"target_modules: the weight of {name} is also that of {other}, which would not see "
-            f"the adapter; {UNTIE}, or leave it out",
+            f"target_modules: the weight of {name} is also that of {other[0]}, which would not see "
+            f"the adapter; {_untie(module, other)}leave it out",
             "target_modules",
         )
 
@@ -183,9 +184,11 @@ def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
             "modules_to_save",
         )
     if other := _tied_outside(_owners(model), name, module):
-        remedy = f"name {other} in its place" if name.startswith(f"{other}.") else f"{UNTIE}, or leave it out"
+        place = other[0]
+        is_inside = name.startswith(f"{place}.")
+        remedy = f"name {place} in its place" if is_inside else f"{_untie(module, other)}leave it out"
         raise UserError(
-            f"modules_to_save: the weight of {name} is also that of {other}, which would keep "
+            f"modules_to_save: the weight of {name} is also that of {place}, which would keep "
             f"the old one; {remedy}",
             "modules_to_save",
         )
@@ -201,20 +204,26 @@ def _owners(model: nn.Module) -> Owners:
     return owners
 
 
-def _tied_to(owners: Owners, module: nn.Module, parameters: Iterable[nn.Parameter]) -> str | None:
+def _tied_to(owners: Owners, module: nn.Module, parameters: Iterable[nn.Parameter]) -> Owner | None:
     """Return a layer of another type with one of a module's Parameters: the head of an embedding."""
     holders = [holder for p in parameters for holder in owners[id(p)]]
-    return next((name for name, kind in holders if kind is not type(module)), None)
+    return next((holder for holder in holders if holder[1] is not type(module)), None)
 
 
-def _tied_outside(owners: Owners, name: str, module: nn.Module) -> str | None:
+def _untie(module: nn.Module, other: Owner) -> str:
+    """Return the remedy for a tie of the output head; Seamless' is one between tables of embeddings."""
+    are_tables = isinstance(module, nn.Embedding) and issubclass(other[1], nn.Embedding)
+    return "" if are_tables else f"{UNTIE}, or "
+
+
+def _tied_outside(owners: Owners, name: str, module: nn.Module) -> Owner | None:
     """Return a layer of another type outside of a module that holds a Parameter of anything inside it."""
     for parameter in module.parameters():
         holders = owners[id(parameter)]
         inside = [holder for holder in holders if f"{holder[0]}.".startswith(f"{name}.")]
         kinds = {kind for _, kind in inside}
         if other := next((held for held in holders if held not in inside and held[1] not in kinds), None):
-            return other[0]
+            return other
     return None
 
 

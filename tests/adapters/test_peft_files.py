@@ -8,12 +8,13 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.families import make_family
+from support.families import EVERY, make_family
 from support.models import logits, make_bart, make_t5, randomize, untie_head
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
 from lora_hf import LoraConfig, UserError, inject_adapters, load_adapter, save_adapter, set_adapter
+from lora_hf.adapters.embeddings import embedding_tensors
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.adapters.save import adapter_state
@@ -216,6 +217,18 @@ def test_rows_that_were_added_to_the_vocabulary_are_saved_with_the_adapter(
     assert torch.equal(logits(fresh, batch), expected)
     reference = peft.PeftModel.from_pretrained(resized(base, rows, seed=7), tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(reference, batch), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_rows_added_to_any_family_are_saved_with_the_adapter(family: str, tmp_path: Path) -> None:
+    """T5Gemma's vocabulary is a field of its config's parts."""
+    make_family(family).save_pretrained(tmp_path)
+    kept, more = (AutoModelForSeq2SeqLM.from_pretrained(tmp_path) for _ in range(2))
+    try:
+        more.resize_token_embeddings(len(more.get_input_embeddings().weight) + 5)
+    except (AttributeError, NotImplementedError, TypeError) as error:
+        pytest.skip(f"Transformers cannot resize it: {error!r}")
+    assert not embedding_tensors(kept) and embedding_tensors(more)
 
 
 @pytest.mark.parametrize("family", ["BertBert", "T5Gemma2"])

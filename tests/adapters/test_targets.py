@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import make_bart, make_mt5, make_t5, randomize
+from support.models import make_bart, make_mt5, make_t5, randomize, untie_head
 from support.packages import import_or_skip
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -203,6 +203,18 @@ def test_a_weight_of_two_kinds_of_layers_is_refused_with_the_other_s_name(
     fields = {"target_modules": r".*\.[qv](_proj)?"} | {field: [name]}
     with pytest.raises(UserError, match=rf"{field}: the weight of {name} is also that of .*untie"):
         inject_adapters(model, LoraConfig(**fields))
+
+
+def test_the_remedy_for_tables_that_are_tied_is_not_to_untie_the_head() -> None:
+    class Scaled(nn.Embedding):  # as in Seamless
+        pass
+
+    model = make_bart()
+    model.model.decoder.embed_tokens = Scaled(*model.model.shared.weight.shape)
+    model.model.decoder.embed_tokens.weight = model.model.shared.weight
+    untie_head(model)
+    with pytest.raises(UserError, match="also that of model.decoder.embed_tokens, .*; leave it out$"):
+        inject_adapters(model, LoraConfig(r=2, modules_to_save=["shared"]))
 
 
 def test_an_embedding_s_dropout_and_padding_are_harmless(batch: dict) -> None:
