@@ -79,11 +79,11 @@ def _is_resized(model: Any) -> bool:
 def _vocabularies(settings: Mapping[str, Any]) -> list[int]:
     """Return the sizes of vocabularies in a config and its parts, in order; T5Gemma's are in the parts'."""
     found = []
-    for key, value in sorted(settings.items()):
-        if isinstance(value, dict):
-            found += _vocabularies(value)
-        elif key.endswith("vocab_size"):
-            found.append(value)
+    for key in sorted(settings, key=str):
+        if isinstance(settings[key], dict):
+            found += _vocabularies(settings[key])
+        elif str(key).endswith("vocab_size"):
+            found.append(settings[key])
     return found
 
 
