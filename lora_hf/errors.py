@@ -127,7 +127,7 @@ def is_windows_path(name: str) -> bool:
 def path_hint(name: str) -> str:
     """Return a sentence on a path that does not exist: the nearest existing one, or an empty text.
 
-    For a path of Windows: how it is written here.
+    For a path of Windows: how it is written here. For one that begins with a dot: where it begins.
     """
     if is_windows_path(name):
         drive, colon, rest = name.rpartition(":")
@@ -143,4 +143,4 @@ def path_hint(name: str) -> str:
             found = missing.with_name(near) / path.relative_to(missing)
             if found.exists():
                 return f" Did you mean {str(found)!r}?"
-    return ""
+    return f" The path begins at the current folder, {str(Path.cwd())!r}." if name.startswith(".") else ""

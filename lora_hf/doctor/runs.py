@@ -111,7 +111,11 @@ def config(run: Path) -> Findings:
 
 def data(config: RunConfig, record: RunResult) -> Findings:
     """Check that the data is unchanged; return it tokenized."""
-    found = load_data(config, load_tokenizer(config.model))
+    try:
+        tokenizer = load_tokenizer(config.model)
+    except UserError:
+        raise CannotTell("it needs the tokenizer of the base model, which cannot be loaded") from None
+    found = load_data(config, tokenizer)
     remedy = f"restore the data that it was trained on, or {REPLACE}"
     yield _same(config.data.dataset_name, found.fingerprint, record.get("data_fingerprint"), remedy)
     return found

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 from support.inputs import FEW
 
 from lora_hf import cli
@@ -178,6 +179,20 @@ def test_another_base_is_seen(run):
     record = results(run) | {"base_fingerprint": "0" * 16}  # as if the run had been on another one
     (run / "results.json").write_text(json.dumps(record))
     assert "0" * 16 in faults(run)["model"]
+
+
+def test_without_the_base_the_data_is_not_checked(run):
+    held = yaml.safe_load((run / "config.yaml").read_text())
+    held["model"]["model_name_or_path"] = "./base"  # a path of the folder in which the run was started
+    (run / "config.yaml").write_text(yaml.safe_dump(held))
+    found = {finding.check: (finding.state, finding.title) for finding in of_run(run)}
+    assert found["data"] == (
+        "unknown",
+        "not checked: it needs the tokenizer of the base model, which cannot be loaded",
+    )
+    assert (
+        found["model"][0] == "fault" and f"begins at the current folder, '{Path.cwd()}'" in found["model"][1]
+    )
 
 
 def test_a_folder_of_several_runs_names_each_and_one_of_none_is_refused(run, tmp_path, capsys):
