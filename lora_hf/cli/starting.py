@@ -22,6 +22,7 @@ from lora_hf.run_files import comparison_folder
 if TYPE_CHECKING:
     from lora_hf.config import Method
     from lora_hf.config.task import Task
+    from lora_hf.data.columns import MissingColumn
 
 METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
 """Values of `method` that train."""
@@ -84,7 +85,8 @@ def init(
     given = _data_fields(fields or [])
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
     place, target, names, found = _find_data(data, file, names, [f"task={task}", *(fields or [])], asks)
-    model = model or (_ask("Base model", MODEL) if asks else MODEL)
+    known = "Base model (a name on the Hub, a folder, or embedded, a toy)"
+    model = model or (_ask(known, MODEL) if asks else MODEL)
     method = _choice("method", method, "lora", METHODS, asks)
     if _is_file_of_texts(model):
         raise UserError(f"--model {model!r} is a file of texts and not a model: give texts by --data")
@@ -127,13 +129,17 @@ def _find_data(
             text = _by_columns(error, names)
             if not asks or (data and not is_of_columns):
                 raise UserError(text) from error
+            likely: Sequence[str] = ()
+            if isinstance(error, MissingColumn) and error.option in COLUMNS:
+                text, likely = _columns_of(error), error.likely
             typer.echo(text, err=True)
             if is_of_columns:
                 data = place
                 words = TASKS[fields[0].removeprefix("task=")]
+                first, second = likely[:2] if len(likely) > 1 else (None, None)
                 names = [
-                    _ask(f"Column of the input, the {words.source}"),
-                    _ask(f"Column of the target, the {words.target}"),
+                    _ask(f"Column of the input, the {words.source}", first),
+                    _ask(f"Column of the target, the {words.target}", second),
                 ]
 
 
@@ -190,13 +196,17 @@ def _by_columns(error: UserError, names: list[str]) -> str:
     if error.option not in COLUMNS:  # the id's
         return str(error)
     given = f"{_option(names)}: " if names else ""
-    text = f"{given}{error.source} has the columns {in_words(error.present)}."
+    text = f"{given}{_columns_of(error)}."
     if near := did_you_mean(error.name, error.present) if names else "":
         return f"{text}{near}"
     if len(error.present) < 2 and not error.likely:
         return f"{text} Two are needed, the input's and the target's"
     such_as = ", such as" if len(error.present) > 2 else ":"
     return f"{text} Name the input's and the target's{such_as} {_option(error.likely or ('INPUT', 'TARGET'))}"
+
+
+def _columns_of(error: "MissingColumn") -> str:
+    return f"{error.source} has the columns {in_words(error.present)}"
 
 
 def _option(columns: Iterable[str]) -> str:
