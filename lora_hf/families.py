@@ -65,6 +65,7 @@ _CODE_FIRST: dict[str, Any] = {
     "languages": "codes",
     "generation": ("forced_bos_token_id",),
 }
+INT8 = "int8 of bitsandbytes"
 _POSITIONS = ("max_position_embeddings", "max_position_embeddings")
 _LENGTH_FIRST = (
     "Transformers gives its layers (length, batch, width), so rows of a batch cannot be told apart "
@@ -170,6 +171,9 @@ FAMILIES: dict[str, Family] = {
         start=("bos",),
         positions=_POSITIONS,
         reads_ahead=True,
+        impossible={
+            INT8: "its layers are called on tensors of four dimensions, which bitsandbytes cannot multiply"
+        },
     ),
     "encoder-decoder": Family(
         stacks=("encoder.num_hidden_layers", "decoder.num_hidden_layers"),

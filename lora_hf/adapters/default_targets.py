@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_hf.adapters.backends import is_supported
+from lora_hf.adapters.backends import is_linear, is_supported
 from lora_hf.adapters.config import AUTO, LoraConfig
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.module_names import called, layer_ends, own_modules
@@ -181,3 +181,19 @@ def _projections(names: Iterable[str]) -> list[str]:
     }
     ours = QUERIES | VALUES | FUSED
     return [name for name in names if name.rpartition(".")[0] in attentions and end_of(name) in ours]
+
+
+def output_head(model: Any) -> nn.Module | None:
+    """Return the layer that gives the logits, or None for a model without one."""
+    head = unwrapped(model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None)
+    if isinstance(head, nn.Embedding):  # FSMT's is a table; its head is the last layer
+        for _, module in reversed(list(own_modules(model))):
+            layer = bare(module)
+            if is_linear(layer) and getattr(layer, "out_features", 0) == head.num_embeddings:
+                return module
+    return head
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """Return the layer below an adapter, or the module itself."""
+    return module.base_layer if isinstance(module, LoraLayer) else module

@@ -111,8 +111,8 @@ def loftq(
     if quantize is None:
         raise UserError(
             "init_lora_weights='loftq' compensates for quantization, and this layer is dense; store it in "
-            "4 or 8 bits (T5's wo needs quantize_wo: true), leave it out (exclude_modules: [wo]), "
-            "or choose another initialization",
+            "4 or 8 bits (T5's wo needs quantize_wo: true), leave it out by exclude_modules, or choose "
+            "another initialization",
             "init_lora_weights",
         )
     _check_rank(weight, r)

@@ -7,20 +7,27 @@ silently train fewer layers.
 import re
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
 from lora_hf.adapters.computed_weights import refuse_computed_weight
 from lora_hf.adapters.config import ALL_LINEAR, AUTO, LoraConfig, name_matches, pattern_matches
-from lora_hf.adapters.default_targets import QUERIES, VALUES, default_ends, not_language, with_names
+from lora_hf.adapters.default_targets import (
+    QUERIES,
+    VALUES,
+    bare,
+    default_ends,
+    not_language,
+    output_head,
+    with_names,
+)
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.methods import ADAPTER_METHODS
 from lora_hf.adapters.module_names import WRAPPERS, block_index, called, identity, layer_ends, own_modules
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.weight_readers import refuse_weight_reader
-from lora_hf.adapters.wrappers import named_modules, unwrapped
+from lora_hf.adapters.wrappers import named_modules
 from lora_hf.errors import UserError, did_you_mean
 
 Owner = tuple[str, type[nn.Module]]
@@ -98,20 +105,11 @@ def find_saved(model: nn.Module, config: LoraConfig, strict: bool = True) -> dic
 def _is_target(model: nn.Module, config: LoraConfig, names: list[str], module: nn.Module) -> bool:
     targets, exclude = config.target_modules, config.exclude_modules
     if targets == ALL_LINEAR:
-        wanted = _is_linear(module) and module is not _output_head(model) and not _is_saved(config, names)
+        wanted = is_linear(bare(module)) and module is not output_head(model) and not _is_saved(config, names)
     else:
         wanted = any(name_matches(targets, name) for name in names)
     excluded = any(name_matches(exclude, name) for name in names)
     return wanted and not excluded and _in_chosen_block(config, names[0])
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return is_linear(module.base_layer if isinstance(module, LoraLayer) else module)
-
-
-def _output_head(model: Any) -> nn.Module | None:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return unwrapped(head)
 
 
 def _is_saved(config: LoraConfig, names: list[str]) -> bool:

@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSeq2SeqLM, T5Config
 
 from lora_hf.adapters import inject
-from lora_hf.adapters.backends import is_linear
+from lora_hf.adapters.backends import Backend, is_linear, is_transposed
 from lora_hf.adapters.default_targets import doubts, stacks
 from lora_hf.adapters.inits import SHAPE_ONLY, init_for
+from lora_hf.adapters.methods.qalora import group_size_of
 from lora_hf.adapters.model_state import adapter_configs, lora_layers
 from lora_hf.adapters.wrappers import named_modules
 from lora_hf.config import ModelConfig, RunConfig
@@ -27,7 +28,7 @@ from lora_hf.models.flan_t5 import COMMON, SIZES
 from lora_hf.models.head import untie_head
 from lora_hf.models.load import find_base
 from lora_hf.models.storage import STORAGE_FORMATS
-from lora_hf.models.storage.base import check_quantize_wo
+from lora_hf.models.storage.base import LayerwiseFormat, check_quantize_wo, quantized_layers
 from lora_hf.planning.memory_tracker import NoValues
 from lora_hf.training.optimizer import check_optimizer_layers
 from lora_hf.training.registry import ADDED_WEIGHTS
@@ -177,27 +178,31 @@ def check_fit(run: RunConfig, model: Any) -> None:
     """
     STORAGE_FORMATS[run.model.storage].check_model(model, run.model)
     check_optimizer_layers(run.training.get("optim_target_modules"), model)
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    stored = {id(layer) for layer in quantized_layers(model, run.model).values()}
     for path, layer in lora_layers(model).items():
-        stays_dense = not kept.isdisjoint(path.split(".")) and not run.model.quantize_wo
-        shape = layer.base.out_features, layer.base.in_features
-        _check_initialization(run, path, shape, stays_dense)
+        # Transformers, which stores the formats of bitsandbytes, takes GPT-2's Conv1D too.
+        is_stored = id(layer.base.layer) in stored or (
+            is_transposed(layer.base.layer)
+            and not isinstance(STORAGE_FORMATS[run.model.storage], LayerwiseFormat)
+        )
+        _check_layer(run, path, layer.base, run.model.is_quantized and is_stored)
 
 
-def _check_initialization(run: RunConfig, layer: str, shape: tuple[int, int], stays_dense: bool) -> None:
-    """Check a layer's initialization by the shape of its weight, and by whether a storage format keeps it.
+def _check_layer(run: RunConfig, layer: str, base: Backend, is_quantized: bool) -> None:
+    """Check a layer's adapter by the shape of its weight, and by whether the storage format quantizes it.
 
     Raises:
-        UserError: the rank is above the weight's smaller side, or the layer of LoftQ stays dense.
+        UserError: the rank is above the weight's smaller side, or the layer of LoftQ or of QA-LoRA stays
+            dense.
     """
-    init = run.lora.init_lora_weights
-    if init in SHAPE_ONLY:
-        return
-    quantized = run.model.is_quantized and not stays_dense
-    r = run.lora.to_config().at(layer).r
+    init, config = run.lora.init_lora_weights, run.lora.to_config()
     try:
-        weight = torch.empty(shape, device="meta")
-        init_for(init, run.lora.loftq_iter)(weight, r, 1.0, torch.clone if quantized else None)
+        if run.lora.use_qalora and not is_quantized:
+            group_size_of(config, base)
+        if init not in SHAPE_ONLY:
+            weight = torch.empty(base.out_features, base.in_features, device="meta")
+            make = init_for(init, run.lora.loftq_iter)
+            make(weight, config.at(layer).r, 1.0, torch.clone if is_quantized else None)
     except UserError as error:
         raise UserError(f"{error.in_section('lora')} (layer {layer})") from error
 

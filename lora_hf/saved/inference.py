@@ -24,6 +24,7 @@ from lora_hf.arguments import MAX_MERGED, check_list, check_not_blank, check_pla
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.config.problems import phrase_of
+from lora_hf.data.familiar import count_far, far_note
 from lora_hf.data.parts import Division, check_long, divided
 from lora_hf.data.tokenize import Truncation, encode_sources
 from lora_hf.data.unknown_tokens import UnknownTokens
@@ -298,6 +299,8 @@ class InferenceModel:
             logger.warning("%s", cut)
         if unknown := UnknownTokens("input", sources.unknown):
             logger.warning("%s", unknown)
+        if far := far_note(count_far(self.name, texts, tokenizer), len(texts)):
+            logger.warning("%s", far)
         with self._only(name, start) as model:
             written = iter(
                 summarize(

@@ -10,7 +10,7 @@ import contextvars
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.arguments import MAX_MERGED
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.config.prediction import PredictionSettings
+from lora_hf.data.familiar import count_far, far_note
 from lora_hf.data.parts import divided
 from lora_hf.data.tokenize import encode_sources
 from lora_hf.errors import UserError
@@ -117,6 +118,8 @@ class Engine(InferenceModel):
         # `tokenizer` encodes in another thread meanwhile
         self._decoder, self._own_decoders = copy.deepcopy(self.tokenizer), dict[str | None, Any]()
         self._starts: dict[tuple[str | None, ...], dict[str, int]] = {}  # `language_start` by languages
+        self._has_named_far = False
+        self._mixes = True  # rows of a batch can have adapters of their own
         self._fast, self._stacks = ExitStack(), KeptStacks()
         self._context = contextvars.copy_context()  # fast paths set context variables, whatever the thread
         try:
@@ -183,6 +186,9 @@ class Engine(InferenceModel):
             anything was cut.
         """
         tokenizer = self.tokenizer_of(adapter)
+        if not self._has_named_far and count_far(self.name, [dialogue], tokenizer):
+            self._has_named_far = True
+            logger.warning("a request: %s (further requests are not named)", far_note(1, 1))
         parts = divided([dialogue], tokenizer, data)[0] if long == "split" else [dialogue]
         sources = encode_sources(parts, tokenizer, data)
         return sources.ids, bool(sources.cut)
@@ -196,7 +202,8 @@ class Engine(InferenceModel):
         options = self._options(job.settings)
         is_free = options["num_beams"] == 1 and "forced_eos_token_id" not in options
         length = None if is_free else job.settings.max_new_tokens
-        is_alone = self._converted or job.adapter in self._own_decoders  # one tokenizer decodes a batch
+        # one tokenizer decodes a batch
+        is_alone = self._converted or not self._mixes or job.adapter in self._own_decoders
         return tuple(options.items()), length, job.adapter if is_alone else None
 
     def generate_batch(self, jobs: list[Job]) -> list[Written]:
@@ -204,21 +211,22 @@ class Engine(InferenceModel):
         first = jobs[0]
         decoder = self._own_decoders.get(first.adapter, self._decoder)
         observer = _BatchObserver(jobs, decoder)
-        model = self.model
-        if self._converted:
-            model = self._converted.of(first.adapter, self._start(first.settings))
-        texts = self._context.run(
-            generate_summaries,
-            model,
-            decoder,
-            [job.ids for job in jobs],
-            [job.settings.max_new_tokens for job in jobs],
-            batch_size=len(jobs),
-            adapters=[job.adapter for job in jobs],
-            stacks=self._stacks,
-            observer=observer,
-            **self._options(first.settings),
-        )
+        is_whole = self._converted or not self._mixes  # one adapter for all rows
+        rows: dict[str, Any] = {"adapters": [job.adapter for job in jobs], "stacks": self._stacks}
+        with (
+            self._only(first.adapter, self._start(first.settings)) if is_whole else nullcontext(self.model)
+        ) as model:
+            texts = self._context.run(
+                generate_summaries,
+                model,
+                decoder,
+                [job.ids for job in jobs],
+                [job.settings.max_new_tokens for job in jobs],
+                batch_size=len(jobs),
+                observer=observer,
+                **({"kept": self._kept} if is_whole else rows),
+                **self._options(first.settings),
+            )
         ends = self.model.generation_config.eos_token_id
         return observer.written(texts, ends if isinstance(ends, list) else [ends])
 
@@ -251,8 +259,9 @@ class Engine(InferenceModel):
             with adapter_rows(self.model, [*self.names, name, None]):
                 pass
         except UserError:
-            delete_adapter(self.model, name)
-            raise
+            if self._mixes:
+                logger.info("%s mixes the rows of a batch: each batch is of one adapter", self.name)
+            self._mixes = False
 
     @contextmanager
     def _reference_path(self) -> Iterator[None]:
@@ -265,4 +274,5 @@ class Engine(InferenceModel):
         try:
             yield
         finally:
-            self._context.run(self._fast.enter_context, fast_generation(self.model, False, self._kept))
+            if self._mixes:  # else each batch enters it with its adapter
+                self._context.run(self._fast.enter_context, fast_generation(self.model, False, self._kept))

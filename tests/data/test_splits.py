@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -166,7 +167,8 @@ def test_a_folder_without_the_split_says_what_it_holds(tmp_path):
 def test_a_missing_path_is_not_looked_up_on_the_hub(name):
     with pytest.raises(UserError) as error:
         load_split(config(name), "train")
-    assert str(error.value) == f"data.dataset_name='{name}': no such file or folder"
+    where = f". The path begins at the current folder, {str(Path.cwd())!r}" if name[0] == "." else ""
+    assert str(error.value) == f"data.dataset_name='{name}': no such file or folder{where}"
 
 
 def test_a_hub_name_that_cannot_be_reached_says_what_works_without():

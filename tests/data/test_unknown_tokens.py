@@ -152,7 +152,8 @@ def test_a_run_warns_per_split_before_training(
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"dataset_name": str(tmp_path), "prompt": "plain", "streaming": streams}
     with caplog.at_level("INFO", logger="lora_hf"):
-        load_data(RunConfig.model_validate({"data": data}), letters())
+        model = {"model_name_or_path": "google/flan-t5-small"}
+        load_data(RunConfig.model_validate({"model": model, "data": data}), letters())
     expected = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert [line.split(":")[0].split(",")[0] for line in expected] == ["train", "test"]
     assert all("does not know" in line and "google/mt5-small" in line for line in expected)

@@ -1,17 +1,23 @@
 """A plan of every family: it counts what a step holds, or says that it cannot."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.families import EVERY, SIX, make_family
+from support.letters import letters
 from support.models import T5_SHAPE
 from support.selection import slow_except
 
 from lora_hf import LoraConfig, cli, inject_adapters
+from lora_hf.adapters.targets import find_targets
 from lora_hf.config import RunConfig
+from lora_hf.errors import UserError
 from lora_hf.families import has_own_head
+from lora_hf.models.load import load_model
 from lora_hf.planning.activations import Batch, Computation, activation_bytes
 from lora_hf.planning.fake_model import count_weights, outline
 from lora_hf.planning.memory_tracker import LiveBytes
@@ -23,6 +29,7 @@ COUNTED = [name for name in EVERY if name not in (*UNCOUNTED, "T5")]  # T5 is th
 ASK = ("LED", "FSMT")
 """Families whose forward asks for values; the others' traces take seconds without finding more."""
 RUN = RunConfig(lora={"r": 2})
+HQQ = {"load_in_4bit": True, "quant_method": "hqq", "hqq_group_size": 16}
 
 
 @pytest.mark.parametrize("name", slow_except((*SIX, *UNCOUNTED), EVERY))
@@ -78,3 +85,49 @@ def test_targets_are_tried_on_the_model_itself(tmp_path: Path) -> None:
     )
     assert record["trainable"] == 4 * (32 + 24) and record["targets"] == [late]
     assert record["peak_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "says"),
+    [
+        (
+            "ProphetNet",
+            {"model": {"load_in_8bit": True}},
+            "model.load_in_8bit=true does not work with prophetnet",
+        ),
+        (
+            "BertGpt2",
+            {"model": HQQ, "lora": {"r": 2, "use_qalora": True, "target_modules": ["c_attn"]}},
+            "lora.use_qalora=True: a Conv1D is not quantized in groups; set qalora_group_size",
+        ),
+        (
+            "FSMT",
+            {
+                "model": {"load_in_4bit": True},
+                "lora": {"r": 2, "init_lora_weights": "loftq", "target_modules": ["output_projection"]},
+            },
+            "lora.init_lora_weights='loftq' compensates for quantization, and this layer is dense",
+        ),
+    ],
+)
+def test_what_the_run_would_refuse_once_it_is_loaded_is_refused_by_the_plan(
+    family: str, fields: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    make_family(family).save_pretrained(tmp_path)
+    letters().save_pretrained(tmp_path)
+    model = fields["model"] | {"model_name_or_path": str(tmp_path)}
+    run = RunConfig(**fields | {"model": model}, data={"dataset_name": "nobody/nothing"})
+    with pytest.raises(UserError, match=re.escape(says)):
+        plan_step(run)
+    with pytest.raises(UserError, match=re.escape(says.removeprefix("lora."))):
+        inject_adapters(load_model(run.model), run.lora.to_config())
+
+
+def test_all_linear_leaves_out_the_head_of_every_family() -> None:
+    """FSMT's `get_output_embeddings` names a table."""
+    for family in EVERY:
+        model = make_family(family)
+        settings = model.config.get_text_config(decoder=True)
+        rows = getattr(settings, "tgt_vocab_size", None) or settings.vocab_size
+        targets = find_targets(model, LoraConfig(r=2, target_modules="all-linear"))
+        assert rows not in [getattr(layer, "out_features", None) for layer in targets.values()], family

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lora_hf.adapters.backends.quantized import QuantizedLinear, QuantizedWeight
+from lora_hf.adapters.default_targets import bare, output_head
 from lora_hf.adapters.save_pretrained import guard_save_pretrained
 from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
@@ -121,7 +122,8 @@ def check_quantize_wo(model: Any, config: ModelConfig) -> None:
 def quantized_layers(model: Any, config: ModelConfig) -> dict[str, nn.Linear]:
     """Return the linear layers to quantize by name: not the head, nor what the model keeps in float32."""
     kept = set() if config.quantize_wo else set(model._keep_in_fp32_modules or ())
-    head = model.get_output_embeddings()
+    found = output_head(model)
+    head = found and bare(found)
     return {
         name: layer
         for name, layer in model.named_modules()

@@ -17,6 +17,8 @@ from transformers import (
 
 from lora_hf.adapters.weight_readers import casts_to_weight
 from lora_hf.config import ModelConfig
+from lora_hf.errors import UserError
+from lora_hf.families import INT8, family_of
 from lora_hf.models.checkpoint import load_checkpoint
 from lora_hf.models.storage.base import StorageFormat
 from lora_hf.system import resolve_dtype
@@ -70,6 +72,20 @@ class FourBit(BitsAndBytes):
 
 class Int8(BitsAndBytes):
     """int8, one scale per output row."""
+
+    def check_model(self, model: Any, config: ModelConfig) -> None:
+        self._check_family(model.config)
+
+    def load(self, name: str, config: ModelConfig, device: torch.device, options: dict[str, Any]) -> Any:
+        self._check_family(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        return super().load(name, config, device, options)
+
+    def _check_family(self, settings: PretrainedConfig) -> None:
+        if reason := family_of(settings).impossible.get(INT8):
+            raise UserError(
+                f"model.load_in_8bit=true does not work with {settings.model_type}: {reason}; add "
+                "model.quant_method: torchao, or use model.load_in_4bit: true"
+            )
 
     def settings(self, config: ModelConfig, device: torch.device, casts: bool) -> BitsAndBytesConfig:
         # It warns per layer and step that activations are rounded to float16 on their way to int8.
