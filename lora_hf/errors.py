@@ -127,7 +127,8 @@ def is_windows_path(name: str) -> bool:
 def path_hint(name: str) -> str:
     """Return a sentence on a path that does not exist: the nearest existing one, or an empty text.
 
-    For a path of Windows: how it is written here. For one that begins with a dot: where it begins.
+    For a path of Windows: how it is written here. For a relative one that is no name of the Hub: where it
+    begins.
     """
     if is_windows_path(name):
         drive, colon, rest = name.rpartition(":")
@@ -143,4 +144,5 @@ def path_hint(name: str) -> str:
             found = missing.with_name(near) / path.relative_to(missing)
             if found.exists():
                 return f" Did you mean {str(found)!r}?"
-    return f" The path begins at the current folder, {str(Path.cwd())!r}." if name.startswith(".") else ""
+    is_relative = name.startswith(".") or (path.suffix[1:].isalpha() and not path.is_absolute())
+    return f" The path begins at the current folder, {str(Path.cwd())!r}." if is_relative else ""

@@ -52,8 +52,9 @@ def check_kind(settings: Mapping[str, Any], model: str) -> None:
         model: the model as errors name it.
 
     Raises:
-        UserError: it is another model of Transformers, or one half of an encoder-decoder. The message says
-            which, and where the Python API is shown with it.
+        UserError: it is another model of Transformers, or one half of an encoder-decoder, or a pair whose
+            encoder is itself an encoder-decoder. The message says which, and, where it helps, where the
+            Python API is shown with it.
     """
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -62,6 +63,7 @@ def check_kind(settings: Mapping[str, Any], model: str) -> None:
     built = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else ""
     if is_text_to_text(kind):
         _check_whole(kind, built, model)
+        _check_encoder(settings, model)
         return
     auto = _auto_class(kind, built)
     loaded = f", which Transformers loads with {auto}" if auto else ""
@@ -83,6 +85,18 @@ def _check_whole(kind: str, built: str, model: str) -> None:
             f"{model} is {half} alone (architectures: [{built!r}] in its config.json), and the commands work "
             f"with whole encoder-decoders: give a checkpoint of {tables[TEXT_TO_TEXT][kind]}, or train this "
             f"one with the Python API ({GUIDE})"
+        )
+
+
+def _check_encoder(settings: Mapping[str, Any], model: str) -> None:
+    """Refuse a pair of models (`EncoderDecoderModel`) whose encoder has a decoder, which nobody would call."""
+    encoder = settings.get("encoder")
+    inner = encoder.get("model_type") if isinstance(encoder, dict) else None
+    if isinstance(inner, str) and inner in CONFIG_MAPPING and is_text_to_text(inner):
+        raise UserError(
+            f"{model}: the encoder in its config.json is itself an encoder-decoder (model_type {inner!r}), "
+            "and Transformers cannot run such a pair. Make the pair with an encoder, such as BERT, or use "
+            f"the {inner} model alone"
         )
 
 

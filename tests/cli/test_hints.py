@@ -307,7 +307,9 @@ def test_a_text_in_place_of_a_file_is_told_what_a_file_is(capsys: pytest.Capture
 def test_paths_that_exist_or_are_near_nothing_have_no_hint(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     assert path_hint(str(tmp_path / "data")) == path_hint(str(tmp_path / "zzz" / "x")) == ""
-    assert path_hint("./zzz/x") == f" The path begins at the current folder, {str(Path.cwd())!r}."
+    for name in ("./zzz/x", "zzz.csv", "zzz/x.jsonl"):
+        assert path_hint(name) == f" The path begins at the current folder, {str(Path.cwd())!r}."
+    assert path_hint("acme/t5-v1.1") == path_hint("acme/talks") == ""
     assert path_hint(str(tmp_path / "daat")) == f" Did you mean {str(tmp_path / 'data')!r}?"
     assert not any(map(is_windows_path, ("a/b", "google/flan-t5-base", "./x", "C:x", "embedded")))
     shutil.rmtree(tmp_path / "data")

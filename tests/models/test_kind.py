@@ -86,6 +86,13 @@ def test_half_of_an_encoder_decoder_is_refused_by_name(
         check_kind(settings, "--base='x'")
 
 
+def test_a_pair_whose_encoder_has_a_decoder_is_refused() -> None:
+    pair = {"model_type": "encoder-decoder", "decoder": {"model_type": "bart"}}
+    check_kind(pair | {"encoder": {"model_type": "bert"}}, "--base='x'")
+    with pytest.raises(UserError, match=r"^--base='x': the encoder .* \(model_type 't5'\)"):
+        check_kind(pair | {"encoder": {"model_type": "t5"}}, "--base='x'")
+
+
 def test_every_model_of_transformers_is_of_one_kind_or_the_other() -> None:
     taken = [kind for kind in CONFIG_MAPPING if is_text_to_text(kind)]
     assert sorted(taken) == [kind for kind in LISTED if is_encoder_decoder(kind)]
