@@ -89,7 +89,7 @@ def _check_whole(kind: str, built: str, model: str) -> None:
 
 
 def _check_encoder(settings: Mapping[str, Any], model: str) -> None:
-    """Refuse a pair of models (`EncoderDecoderModel`) whose encoder has a decoder, which nobody would call."""
+    """Refuse a pair of models (`EncoderDecoderModel`) whose encoder has a decoder of its own."""
     encoder = settings.get("encoder")
     inner = encoder.get("model_type") if isinstance(encoder, dict) else None
     if isinstance(inner, str) and inner in CONFIG_MAPPING and is_text_to_text(inner):

@@ -32,6 +32,16 @@ SCALER_STEPS = 17
 """The same in float16, whose scaler starts at 65,536 and skips a step each time it halves the scale."""
 
 
+ZERO_IN_A_ROW = 30
+"""Steps without a gradient that a model may have in a row if it skips blocks at random (LayerDrop,
+arXiv:1909.11556): at a probability of one half for all adapted blocks together, once in a billion times."""
+
+
+def skips_blocks(model: nn.Module) -> bool:
+    """Return whether a model in training mode leaves out blocks at random, as `encoder_layerdrop` says."""
+    return any(getattr(module, "layerdrop", 0) for module in model.modules())
+
+
 class NanGuard:
     """Checks the numbers of one training.
 
@@ -45,6 +55,7 @@ class NanGuard:
         """Losses of the batches since the last step (their shares of its loss), still on the device."""
         self.tokens: Tensor | int | None = None
         """Number of label tokens in these batches."""
+        self._zeros = 0
         self._first: int | None = None
         """The first step of this training; above 1 in one that was resumed."""
         self._skipping: Any = None
@@ -72,7 +83,9 @@ class NanGuard:
             self._check(step, numbers.tolist(), self.tokens)
         else:
             loss, norm = numbers
-            is_bad = ~(loss + norm).isfinite() | ((norm == 0) & (loss > 0))
+            is_bad = ~(loss + norm).isfinite()
+            if not self._may_be_zero():
+                is_bad |= (norm == 0) & (loss > 0)
             self._skipping.found_inf = is_bad.float()
             host, event = numbers.to("cpu", non_blocking=True), None
             if numbers.device.type == "cuda":
@@ -137,10 +150,15 @@ class NanGuard:
         for what, value in (("loss", loss), ("gradient norm", None if scaled else norm)):
             if value is not None and not isfinite(value):  # a scaler handles infinite gradients itself
                 raise AgreedError(f"step {step}: the {what} is {value}; {self._remedy(step)}")
-        if norm == 0 and loss > 0:
+        self._zeros = self._zeros + 1 if norm == 0 and loss > 0 else 0
+        if self._zeros and not self._may_be_zero():
             raise AgreedError(
                 f"step {step}: all gradients are zero at a loss of {loss:.4g}; {self._why_zero()}"
             )
+
+    def _may_be_zero(self) -> bool:
+        """Return whether every block with trained weights may have been skipped in the last step."""
+        return self._zeros < ZERO_IN_A_ROW and skips_blocks(self.trainer.model)
 
     def _scaler(self) -> Any:
         return getattr(self.trainer.accelerator, "scaler", None)

@@ -54,6 +54,7 @@ from lora_hf.training.nan_guard import (
     check_base_dtype,
     check_steps,
     check_weights,
+    skips_blocks,
 )
 from lora_hf.training.optimizer import check_given_optimizer, check_optimizer, check_optimizer_layers
 from lora_hf.training.registry import added_weights, check_saved, warn_of_dtype
@@ -212,6 +213,7 @@ class LoraTrainer(ResumableTrainer):
             loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
             if num_items_in_batch is not None:  # the function's mean is over the tokens of all processes
                 loss = loss * self.accelerator.num_processes
+            loss = self._with_gradient(loss)
             return (loss, outputs) if return_outputs else loss
         if self.has_fast_loss and model.training and not return_outputs:
             outputs, loss = None, self._loss_without_logits(model, inputs)
@@ -228,7 +230,15 @@ class LoraTrainer(ResumableTrainer):
                 tokens / num_items_in_batch * self.accelerator.num_processes
             )  # DDP averages over processes
             loss = torch.where(tokens > 0, loss, 0.0) * share  # NaN is the mean over no token, and of no step
+        loss = self._with_gradient(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _with_gradient(self, loss: Tensor) -> Tensor:
+        """Return the loss, with a gradient of zero where all blocks with adapters were skipped."""
+        if torch.is_grad_enabled() and not loss.requires_grad and skips_blocks(self.model):
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            return loss + 0.0 * sum(parameter.sum() for parameter in trained)
+        return loss
 
     def _loss_without_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         labels = inputs["labels"]
