@@ -34,7 +34,7 @@ OBJECTS = (
 """Files that hold one JSON object; `tokenizer.json` is left to its own reader, because it may be large."""
 TOKENIZER_FILES = (
     *(TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.*", "merges.txt", "*.model", "*.spm"),
+    *("vocab*", "*_vocab.json", "merges.txt", "*.model", "*.spm", "*.tokenizer"),
 )
 NO_EFFECT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 """Keys of the settings that change no output: the dtype is chosen by `model.dtype`."""

@@ -113,7 +113,8 @@ def outline(
     if layers is not None:
         for field in family_of(settings).stacks:
             setattr(settings, field, layers)
-    with SharedFakeMode() if is_run else torch.device("meta"), NoValues() if is_run else nullcontext():
+    mode, values = (SharedFakeMode(), NoValues()) if is_run else (torch.device("meta"), nullcontext())
+    with _without_torch_s_tracebacks(), mode, values:
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         model.name_or_path = config.model.model_name_or_path
         check_quantize_wo(model, config.model)
@@ -139,6 +140,18 @@ def _checkpoint(model: Any, field: str) -> None:
             "instead of keeping them. Leave it out; a smaller training.per_device_train_batch_size with more "
             "training.gradient_accumulation_steps saves memory too"
         ) from error
+
+
+@contextmanager
+def _without_torch_s_tracebacks() -> Iterator[None]:
+    """Suppress what PyTorch logs about an operation that fails on fake tensors: it also raises an error."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from transformers.trainer_callback import TrainerState
 
 from lora_hf.errors import NOT_JSON, UserError
-from lora_hf.files import file_sha256, folder_sha256, remove, whole, write_json
+from lora_hf.files import file_sha256, folder_sha256, read_object, remove, whole, write_json
 from lora_hf.run_files import UNFINISHED
 
 PREFIX = "checkpoint-"
@@ -27,6 +27,8 @@ RANDOM_STATES = "rng_state"
 MANIFEST = "checkpoint.json"
 """Name of the file with the SHA-256 of all others; it is written last."""
 BROKEN = "broken-"
+LOSSES = "losses.json"
+"""Name of the file with the sum of the losses."""
 logger = logging.getLogger(__name__)
 
 
@@ -108,6 +110,17 @@ def is_over(state: TrainerState) -> bool:
 def was_interrupted(state: TrainerState) -> bool:
     """Return whether a signal stopped the run during an evaluation, which is still to be made."""
     return bool(_saved(state, "TrainerControl").get("args", {}).get("should_evaluate"))
+
+
+def keep_loss(checkpoint: Path, total: float) -> None:
+    """Write the sum of the losses of all steps so far, so that a resumed run knows their mean."""
+    write_json(checkpoint / LOSSES, {"total": total})
+
+
+def kept_loss(checkpoint: Path) -> float | None:
+    """Return what `keep_loss` has written; None in a checkpoint of an older version or of the Trainer's."""
+    total = read_object(checkpoint / LOSSES).get("total") if (checkpoint / LOSSES).is_file() else None
+    return total if isinstance(total, float) else None
 
 
 def _saved(state: TrainerState, callback: str) -> dict[str, Any]:

@@ -25,8 +25,10 @@ class ShowProgress(TrainerCallback):
     def __init__(self, scores: Sequence[Score] = ()) -> None:
         self.scores = scores
         self._bar: terminal.Bar | None = None
+        self._before = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before = state.global_step
         if state.is_world_process_zero and not args.disable_tqdm:
             self._bar = terminal.Bar("training", state.max_steps, state.global_step)
 
@@ -49,7 +51,9 @@ class ShowProgress(TrainerCallback):
         at = f"step {state.global_step:,}/{state.max_steps:,}"
         if "train_runtime" in logs:
             seconds, loss = logs["train_runtime"], logs.get("train_loss", 0.0)
-            terminal.line(f"trained {state.global_step:,} steps in {duration(seconds)}, mean loss {loss:.4g}")
+            last = f"{state.global_step:,}"
+            steps = f"steps {self._before + 1:,} to {last}" if self._before else f"{last} steps"
+            terminal.line(f"trained {steps} in {duration(seconds)}, mean loss {loss:.4g}")
         elif any(name.startswith("eval_") for name in logs):
             terminal.line(f"{at}: {evaluation_text(logs, self.scores)}")
         elif "loss" in logs:

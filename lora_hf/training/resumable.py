@@ -14,6 +14,8 @@ from lora_hf.training.checkpoints import (
     STATE,
     checkpoint_in,
     is_over,
+    keep_loss,
+    kept_loss,
     seal,
     was_interrupted,
     whole_checkpoint,
@@ -35,9 +37,11 @@ class ResumableTrainer(OrderedTrainer):
     model: Any
     _writing_in: Path | None = None
     _resumed_from: str | None = None
+    _loss_before: float | None = 0.0
+    """Sum of the losses of the steps before this call; None if the checkpoint does not say it."""
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._resumed_from = kwargs.get("resume_from_checkpoint")
+        self._resumed_from, self._loss_before = kwargs.get("resume_from_checkpoint"), 0.0
         return super()._inner_training_loop(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -83,11 +87,17 @@ class ResumableTrainer(OrderedTrainer):
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         self._repeat_evaluation(trial, None)
-        return super()._finalize_training(trial, *args, **kwargs)
+        output = super()._finalize_training(trial, *args, **kwargs)
+        if not self._loss_before:
+            return output
+        total = self._loss_before + self._total_loss_scalar  # the Trainer's mean is over this call's steps
+        return output._replace(training_loss=total / self.state.global_step)
 
     def _repeat_evaluation(self, trial: Any, ignore_keys: Any) -> None:
         """Repeat the evaluation that a signal interrupted, and save a checkpoint with its result."""
         checkpoint, self._resumed_from = self._resumed_from, None
+        if checkpoint:
+            self._loss_before = kept_loss(Path(checkpoint))
         if checkpoint and was_interrupted(self.state):
             self._load_rng_state(checkpoint)
             self.control.should_evaluate, self.control.should_save = True, True
@@ -114,6 +124,8 @@ class ResumableTrainer(OrderedTrainer):
             wait()  # until leftovers of a kill are removed
             with self._writing(beside.parent):
                 super()._save_checkpoint(model, trial)
+            if self._loss_before is not None and self.args.should_save:
+                keep_loss(beside, self._loss_before + self._total_loss_scalar + self._tr_loss.item())
             best = checkpoint_in(folder, self.state.best_global_step or 0)
             if best == place or best.is_dir():
                 self.state.best_model_checkpoint = str(best)

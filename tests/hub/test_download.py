@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hub.fixtures import TOKEN
 from support.inputs import FEW
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+from support.tokenizer_files import tokenizer_files
 
 from lora_hf.config import DataConfig, ModelConfig
 from lora_hf.data import hub_dataset
@@ -55,9 +54,7 @@ def load(kind, name, **fields):
 
 def test_every_file_of_a_tokenizer_is_downloaded():
     """ProphetNet's vocabulary is prophetnet.tokenizer."""
-    types = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys() & TOKENIZER_MAPPING_NAMES.keys()
-    classes = [tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES[one]) for one in types]
-    files = {file for one in classes if one for file in one.vocab_files_names.values()}
+    files = tokenizer_files()
     assert {"spiece.model", "prophetnet.tokenizer"} < files
     assert [file for file in files if not file.endswith(TEXTS)] == []
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from support.broken_bases import (
     write,
 )
 from support.models import CPU, saved
+from support.tokenizer_files import tokenizer_files
 
 from lora_hf import UserError
 from lora_hf.adapters.checkpoint_io import read_tensors
 from lora_hf.config import ModelConfig
 from lora_hf.data.readers import read_rows
-from lora_hf.models.base_files import settings_hash
+from lora_hf.models.base_files import TOKENIZER_FILES, settings_hash
 from lora_hf.models.load import ASSETS, load_model, load_tokenizer
 
 BROKEN = {
@@ -151,3 +153,10 @@ def test_settings_are_hashed_by_what_they_say_also_files_that_hold_no_object(tmp
     assert settings_hash(tmp_path) == first
     (tmp_path / "vocab.json").write_text('["b", "a"]')
     assert settings_hash(tmp_path) != first
+
+
+def test_the_settings_hash_holds_every_file_of_a_tokenizer() -> None:
+    """FSMT's vocabularies are vocab-src.json and vocab-tgt.json, ProphetNet's is prophetnet.tokenizer."""
+    files = tokenizer_files()
+    assert {"vocab-src.json", "prophetnet.tokenizer", "target_vocab.json", "spiece.model"} < files
+    assert [f for f in files if not any(fnmatch(f, pattern) for pattern in TOKENIZER_FILES)] == []

@@ -21,7 +21,7 @@ from lora_hf.models.load import load_model
 from lora_hf.planning.activations import Batch, Computation, activation_bytes
 from lora_hf.planning.fake_model import count_weights, outline
 from lora_hf.planning.memory_tracker import LiveBytes
-from lora_hf.planning.plan import plan_step
+from lora_hf.planning.plan import plan, plan_step
 
 BATCH = Batch(2, 32, 8)
 UNCOUNTED = ("SwitchTransformers", "NllbMoe")
@@ -70,6 +70,16 @@ def test_a_family_whose_steps_depend_on_values_has_a_plan_without_activations(
     assert cli.run(["plan", "--config", "quickstart", *words], debug=False) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Activations are not counted for this family, switch_transformers" in shown
+
+
+def test_a_step_that_cannot_be_traced_shows_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MVP's prompts are a fixed number of rows, which PyTorch reports by 25 lines of its own."""
+    make_family("Mvp", use_prompt=True, prompt_length=4, prompt_mid_dim=16).save_pretrained(tmp_path)
+    model, data = {"model_name_or_path": str(tmp_path)}, {"dataset_name": "nobody/nothing"}
+    plan(RunConfig(model=model, data=data | {"max_source_length": 40, "max_target_length": 16}))
+    assert "failed while attempting" not in caplog.text
 
 
 def test_targets_are_tried_on_the_model_itself(tmp_path: Path) -> None:

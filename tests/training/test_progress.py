@@ -61,6 +61,10 @@ def test_a_pipe_gets_one_line_per_logged_step_with_its_figures(shown):
     ]
 
 
+def test_a_resumed_training_names_its_own_steps(shown):
+    assert "trained steps 21 to 300 in 3 min 46 s" in shown(is_terminal=False, global_step=20)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_gets_the_loss_in_its_bar_and_evaluations_above_it(shown, width):
     seen = shown(is_terminal=True, width=width)

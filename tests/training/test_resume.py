@@ -46,6 +46,15 @@ def test_a_run_killed_after_its_last_step_takes_no_further_step(whole: LoraTrain
     assert_equal(resumed, whole)
 
 
+def test_the_mean_loss_of_a_resumed_run_is_over_all_of_its_steps(tmp_path: Path) -> None:
+    whole = trainer_of(tmp_path / "whole").train()
+    with pytest.raises(Killed):
+        trainer_of(tmp_path / "run", KillAt(4)).train()
+    resumed = trainer_of(tmp_path / "run")
+    output = resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "run")))
+    assert output.training_loss == pytest.approx(whole.training_loss, rel=1e-6)
+
+
 def test_worker_processes_change_no_step_before_or_after_a_resume(whole: LoraTrainer, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         trainer_of(tmp_path / "run", KillAt(4), dataloader_num_workers=2).train()
