@@ -26,7 +26,7 @@ from lora_hf.run_files import ADAPTER, COMPARISON, PAGE, SWEEP, VARIANTS, merged
 
 if TYPE_CHECKING:
     from lora_hf.config import RunConfig
-    from lora_hf.run_records import Comparison
+    from lora_hf.run_records import Comparison, RunResult
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def train(
         terminal.line("")
         print_scores(record)
         folder = Path(run.output_dir)
+        _print_trivial(record, folder)
         print(f"results: {folder / 'results.json'}")
         has_adapter = (folder / ADAPTER).is_dir()
         show_next(
@@ -66,6 +67,19 @@ def train(
             merged=Path(merged_folder(folder)),
             compared=source.compared(folder),
         )
+
+
+def _print_trivial(record: "RunResult", run: Path) -> None:
+    """Print the best score that needs no model, which shows what a run's own score is worth."""
+    from lora_hf.evaluation.metrics import Scoring
+    from lora_hf.experiments.summary import trivial_scores
+    from lora_hf.reporting.verdict import best_trivial
+    from lora_hf.run_records import read_predictions, score_of
+
+    scoring = Scoring.of_result(record)
+    words, best = best_trivial(trivial_scores(read_predictions(run), scoring), scoring)
+    sign, own = scoring.main.sign, score_of(record, scoring.main.name)
+    print(f"{words}, better than this run" if sign * best > sign * own else words)
 
 
 def compare(

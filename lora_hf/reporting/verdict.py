@@ -4,8 +4,9 @@ A difference is called significant by its paired test alone: at `SIGNIFICANCE_LE
 tests where several variants are compared with one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.significance import SIGNIFICANCE_LEVEL, is_significant
 from lora_hf.reporting.comparison_table import kept_share, scored, scoring_of, variant_labels
 from lora_hf.reporting.tables import DIGITS
@@ -58,7 +59,7 @@ def _of_comparison(comparison: Comparison) -> list[str]:
     main, labels = scoring_of(comparison).main, variant_labels(variants_of(comparison))
     test, share = comparison["paired_test"], comparison["gains"]["lora_share_of_full"]
     lines = [difference_words(labels["lora"], labels["full"], test, main)]
-    line, trivial = _best_trivial(comparison)
+    line, trivial = best_trivial(comparison["trivial"], scoring_of(comparison))
     scores = [main.sign * score_of(comparison["arms"][name], main.name) for name in ("lora", "full")]
     if main.sign * trivial > max(scores):
         lines.append(f"{line}, better than {labels['lora']} and {labels['full']}")
@@ -94,16 +95,20 @@ def _of_run(comparison: Comparison) -> list[str]:
     main, n = scoring.main, f"{result['n_examples']:,} test {scoring.task.sources}"
     lines = [
         f"{variant_labels([name])[name]}: {main.label} {scored(comparison, name, main)} on {n}",
-        _best_trivial(comparison)[0],
+        best_trivial(comparison["trivial"], scoring)[0],
     ]
     return [*lines, _trained_share(comparison, name)] if result["trainable_parameters"] else lines
 
 
-def _best_trivial(comparison: Comparison) -> tuple[str, float]:
-    """Return the best output that needs no model in words, and its main score."""
-    scoring = scoring_of(comparison)
+def best_trivial(scores: Mapping[str, Mapping[str, float]], scoring: Scoring) -> tuple[str, float]:
+    """Return the best output that needs no model in words, and its main score.
+
+    Args:
+        scores: what needs no model -> its scores (`experiments.summary.trivial_scores`).
+        scoring: the task and its main score.
+    """
     main = scoring.main
-    trivial = {what: scores[main.name] for what, scores in comparison["trivial"].items()}
+    trivial = {what: of[main.name] for what, of in scores.items()}
     best = max(trivial, key=lambda what: main.sign * trivial[what])
     words = f"The best trivial {scoring.task.target} ({best}) scores {main.text(trivial[best], DIGITS)}"
     return words, trivial[best]

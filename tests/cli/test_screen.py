@@ -37,6 +37,7 @@ def test_a_bar_runs_below_whole_lines_and_leaves_none_of_itself(tmp_path, warm_p
     assert [line.partition(":")[0] for line in shown[:2]] == ["model", "data"]
     assert text.count("step 3/6: validation loss ") == text.count("step 6/6: validation loss ") == 1
     assert text.count("trained 6 steps in ") == 1 and "rouge1 " in text and "it/s" not in written
+    assert re.search(r"The best trivial summary \(first .*line.*\) scores \d", text)
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -110,7 +110,8 @@ def trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return run, {}
 
     monkeypatch.setattr("lora_hf.runs.start.run_config", run_config)
-    monkeypatch.setattr("lora_hf.cli.running.print_scores", lambda record: None)
+    for name in ("print_scores", "_print_trivial"):
+        monkeypatch.setattr(f"lora_hf.cli.running.{name}", lambda *given: None)
 
 
 @pytest.mark.parametrize(
