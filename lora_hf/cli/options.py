@@ -132,11 +132,12 @@ ReadingOverrides = Annotated[
         autocompletion=complete_override,
     ),
 ]
-DataFields = Annotated[
+DataWords = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="data.KEY=VALUE",
-        help="Config fields that say how the data is read, such as data.delimiter=';'.",
+        metavar="DATA | data.KEY=VALUE",
+        help="Your texts: a file (csv, jsonl, parquet, ...), a folder, or a name on the Hub; and config "
+        "fields that say how they are read, such as data.delimiter=';'.",
         show_default=False,
         autocompletion=complete_override,
     ),

@@ -14,7 +14,7 @@ import typer
 
 from lora_hf.cli.hints import config_or_texts
 from lora_hf.cli.next_steps import show_next
-from lora_hf.cli.options import Columns, DataFields
+from lora_hf.cli.options import Columns, DataWords
 from lora_hf.errors import UserError, as_typed, did_you_mean, in_words
 from lora_hf.files import check_new, write_text
 from lora_hf.run_files import comparison_folder
@@ -40,7 +40,9 @@ def init(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="File (csv, jsonl, parquet, ...), folder, or name on the Hub with your texts."),
+        typer.Option(
+            help="File (csv, jsonl, parquet, ...), folder, or name on the Hub with your texts, as DATA."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -61,15 +63,15 @@ def init(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of each missing option.")
     ] = False,
-    fields: DataFields = None,
+    words: DataWords = None,
 ) -> None:
     """Write a config for your own data, with a comment beside each field.
 
     In a terminal, it asks for what the options do not say. It reads the data, to find its columns.
 
-    Answer a few questions: [dim]lora-hf init[/dim]
+    Answer a few questions: [dim]lora-hf init talks.csv[/dim]
 
-    Without questions: [dim]lora-hf init --data talks.csv --model google/flan-t5-base --yes[/dim]
+    Without questions: [dim]lora-hf init talks.csv --model google/flan-t5-base --yes[/dim]
     """
     from lora_hf.config.load import load_config
     from lora_hf.config.starter import MODEL, starter_config
@@ -79,12 +81,16 @@ def init(
     asks = sys.stdin.isatty() and not yes
     if file:
         check_new(file)
+    data, fields = _data_and_fields(data, words or [])
     if data is None and not asks:
-        raise UserError("--data is missing: give a file, a folder or a name on the Hub that holds your texts")
+        raise UserError(
+            "DATA is missing: give a file, a folder or a name on the Hub that holds your texts, as in "
+            "`lora-hf init talks.csv`"
+        )
     names = _column_names(columns)
-    given = _data_fields(fields or [])
+    given = _data_fields(fields)
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
-    place, target, names, found = _find_data(data, file, names, [f"task={task}", *(fields or [])], asks)
+    place, target, names, found = _find_data(data, file, names, [f"task={task}", *fields], asks)
     known = "Base model (a name on the Hub, a folder, or embedded, a toy)"
     model = model or (_ask(known, MODEL) if asks else MODEL)
     method = _choice("method", method, "lora", METHODS, asks)
@@ -143,17 +149,34 @@ def _find_data(
                 ]
 
 
+def _data_and_fields(data: str | None, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the data that `--data` or the one word without `=` names, and the `data.key=value` arguments.
+
+    Raises:
+        UserError: several such words, a word and `--data`, or a word that names the new file.
+    """
+    named = [word for word in words if "=" not in word]
+    if file := next((word for word in named if word.endswith((".yaml", ".yml"))), None):
+        raise UserError(f"Got unexpected extra argument ({file}); name the new file by --output")
+    if named and data is not None:
+        raise UserError(f"{named[0]} and --data {data}: give the data once")
+    if len(named) > 1:
+        raise UserError(
+            f"{shlex.join(['init', *named])}: give one word, the data; name the base model by --model, and "
+            "the new file by --output"
+        )
+    return (named[0] if named else data), [word for word in words if "=" in word]
+
+
 def _data_fields(words: Sequence[str]) -> dict[str, Any]:
     """Return the fields of `data` that `data.key=value` arguments of `init` give.
 
     Raises:
-        UserError: an argument that is not of this form, or a field with an option of its own, or a wrong one.
+        UserError: a field of another section, or with an option of its own, or a wrong one.
     """
     from lora_hf.config.load import load_config
 
     for word in words:
-        if "=" not in word:
-            raise UserError(f"Got unexpected extra argument ({word}); name the new file by --output")
         if not word.startswith("data."):
             raise UserError(f"{word}: only fields of data can be set here; add this one to the new file")
         if word.startswith(("data.dataset_name=", *COLUMNS)):

@@ -73,7 +73,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("sweep", "Shipped configs: flan_t5_base_dialogsum_base, "),
         ("compare", "or a model and data (`lora-hf compare MODEL DATA`). Shipped configs: flan_t5_base_"),
         ("train embedded ./none.csv", "'./none.csv': no such file"),
-        ("init", "--data is missing: give a file"),
+        ("init", "DATA is missing: give a file"),
         ("init --data embedded --columns text", "does not name two columns, such as text,title"),
         ("init --data embedded --task sumarization", "Did you mean 'summarization'?"),
         ("init --data embedded --method qlora", "--method 'qlora' is not one of lora, full"),

@@ -341,11 +341,31 @@ def test_the_config_of_a_comparison_stays_only_where_a_run_has_begun(
     assert load_config(config).model.model_name_or_path == "embedded"
 
 
-def test_a_positional_name_of_the_new_file_is_an_error_with_the_option(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["new.yaml", "--data", "talks.csv"], "(new.yaml); name the new file by --output"),
+        (["talks.csv", "new.yml"], "(new.yml); name the new file by --output"),
+        (["pairs.csv", "--data", "talks.csv"], "error: pairs.csv and --data talks.csv: give the data once\n"),
+        (["embedded", "talks.csv"], "error: init embedded talks.csv: give one word, the data; name the base "
+         "model by --model, and the new file by --output\n"),
+        ([], "error: DATA is missing: give a file, a folder or a name on the Hub that holds your texts, as "
+         "in `lora-hf init talks.csv`\n"),
+    ],
+)  # fmt: skip
+def test_init_takes_one_word_which_is_the_data(
+    words: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["init", "new.yaml", "--data", "talks.csv"], debug=False) == 2
-    assert "(new.yaml); name the new file by --output" in capsys.readouterr().err
+    ran(capsys, "init", "talks.csv", "--columns", "text,gist", "-o", "q.yaml", "data.split_seed=3", "--yes")
+    written = load_config("q.yaml").data
+    assert (written.dataset_name, written.split_seed) == ("talks.csv", 3)
+    assert cli.run(["init", *words, "--yes"], debug=False) == 2
+    assert error in capsys.readouterr().err and not Path("talks.yaml").exists()
+
+
+def test_an_ending_that_no_predictions_have_is_an_error_with_the_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.run(["predict", "talks.csv", "--adapter", "runs/x", "-o", "out.xlsx"], debug=False) == 2
     error, where = capsys.readouterr().err.splitlines()[-2:]
     assert error.startswith("error: --output out.xlsx") and where.endswith("#command-line")
