@@ -65,7 +65,7 @@ RECORDED = "base_model_name_or_path"
 """Field of an adapter's files that names its base model."""
 REMEDY = (
     " (give a folder with config.json, tokenizer files and safetensors, or a name on the Hub if it can be "
-    f"reached; {EMBEDDED!r} needs neither)"
+    f"reached; {EMBEDDED!r}, a toy, needs neither)"
 )
 
 

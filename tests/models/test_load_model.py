@@ -164,7 +164,7 @@ def test_the_embedded_model_and_its_tokenizer_load_by_name() -> None:
     [
         ("./nowhere", r"model.model_name_or_path='./nowhere': no such folder"),
         ("/a/b/c", "no such folder"),
-        ("nobody/nothing", "'nobody/nothing' cannot be loaded.*'embedded' needs neither"),
+        ("nobody/nothing", "'nobody/nothing' cannot be loaded.*'embedded', a toy, needs neither"),
     ],
 )
 def test_a_missing_model_is_named(name: str, message: str) -> None:
