@@ -127,8 +127,8 @@ def is_windows_path(name: str) -> bool:
 def path_hint(name: str) -> str:
     """Return a sentence on a path that does not exist: the nearest existing one, or an empty text.
 
-    For a path of Windows: how it is written here. For a relative one that is no name of the Hub: where it
-    begins.
+    For a path of Windows: how it is written here. For a relative path that cannot be a Hub name: the folder
+    in which it begins.
     """
     if is_windows_path(name):
         drive, colon, rest = name.rpartition(":")

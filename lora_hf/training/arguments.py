@@ -240,7 +240,7 @@ def check_environment(config: RunConfig) -> None:
     """Check that no variable of `accelerate launch` changes the training unless the config says the same.
 
     Raises:
-        UserError: one does, and the run's files would not record it; or it asks for what cannot be had.
+        UserError: one does, and the run's files would not record it; or it asks for a missing package.
     """
     training, device = config.training, pick_device()
     is_bf16 = training.get("bf16") or resolve_dtype(config.model.dtype, device) == torch.bfloat16
