@@ -17,7 +17,7 @@ from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import Columns, DataWords
 from lora_hf.errors import UserError, as_typed, did_you_mean, in_words
 from lora_hf.files import check_new, write_text
-from lora_hf.run_files import comparison_folder
+from lora_hf.run_files import COMPARISON, CONFIG, comparison_folder
 
 if TYPE_CHECKING:
     from lora_hf.config import Method
@@ -404,7 +404,8 @@ def source_of(
         command: the command, for errors.
         config: the value of `--config`.
         words: the arguments: overrides, and without a config the model and the data before them.
-        output: the value of `--output`, which replaces `output_dir`.
+        output: the value of `--output`, which replaces `output_dir`. Without one, the folder is named after
+            the data; a comparison beside a run that has this folder goes to `comparison_folder` of it.
         columns: the value of `--columns`.
 
     Raises:
@@ -427,6 +428,10 @@ def source_of(
         raise UserError(f"{typed}: {model!r} is a file of texts and not a model; the order is MODEL DATA")
     overrides = [word for word in words if "=" in word]
     folder = output or default_output(data)
+    is_set = output or any(word.partition("=")[0].strip() == "output_dir" for word in overrides)
+    if command == "compare" and not is_set and _is_single_run(Path(folder)):
+        logger.info("%s holds a run: the comparison goes to %s", folder, comparison_folder(folder))
+        folder = comparison_folder(folder)
     typed_columns = ("--columns", columns) if columns is not None else ()
     source = Source(Path(f"{folder}.yaml"), overrides, "", (model, data, *typed_columns), tuple(names))
     with source.naming_columns():
@@ -442,6 +447,10 @@ def source_of(
         main=found.task.main,
     )
     return replace(source, text=text)
+
+
+def _is_single_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and not (folder / f"{COMPARISON}.json").exists()
 
 
 def _is_file_of_texts(model: str) -> bool:

@@ -319,6 +319,34 @@ def test_a_model_and_data_are_a_config(trains_nothing: None, capsys: pytest.Capt
         source.write()
 
 
+def test_a_comparison_after_a_run_of_the_same_data_has_a_folder_of_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are named after the data, and a folder of a run takes no comparison."""
+    made: list[str] = []
+    monkeypatch.setattr(
+        "lora_hf.experiments.compare.compare",
+        lambda file, overrides: made.append(load_config(file, overrides).output_dir),
+    )
+    monkeypatch.setattr("lora_hf.cli.running._print_comparison", lambda *_: None)
+    typed = ["compare", "embedded", "pairs.csv"]
+    _, err = ran(capsys, *typed)
+    assert "holds a run" not in err
+    (folder / "runs/pairs").mkdir(parents=True)
+    (folder / "runs/pairs/config.yaml").write_text("seed: 1\n")
+    _, err = ran(capsys, *typed)
+    assert "runs/pairs holds a run: the comparison goes to runs/pairs-compared\n" in err
+    written = Path("runs/pairs-compared.yaml").read_text()
+    for more in (["-o", "runs/pairs-compared"], ["-o", "runs/pairs"], ["output_dir=runs/y"]):
+        _, err = ran(capsys, *typed, *more)
+        assert "holds a run" not in err
+    (folder / "runs/pairs/comparison.json").write_text("{}")
+    ran(capsys, *typed)
+    named = ["pairs", "pairs-compared", "pairs-compared", "pairs", "y", "pairs"]
+    assert made == [f"runs/{name}" for name in named]
+    assert Path("runs/pairs-compared.yaml").read_text() == written  # as `train` proposes it, by -o
+
+
 def test_the_config_of_a_comparison_stays_only_where_a_run_has_begun(
     capsys: pytest.CaptureFixture[str],
     runs_in_this_process: list[Any],
