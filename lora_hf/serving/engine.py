@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_hf.adapters import adapter_rows, delete_adapter
+from lora_hf.adapters import adapter_rows, delete_adapter, set_adapter
 from lora_hf.adapters.mixed_batch import KeptStacks
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.arguments import MAX_MERGED
@@ -169,6 +169,8 @@ class Engine(InferenceModel):
         self._keep_tokenizer(name, None)
         with self._reference_path():
             delete_adapter(self.model, name)
+            if not self._mixes and len(self.names) == 1:  # a batch of the only adapter does not activate it
+                set_adapter(self.model, self.names[0])
 
     def _keep_tokenizer(self, name: str, own: Any) -> None:
         super()._keep_tokenizer(name, own)

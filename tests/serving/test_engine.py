@@ -46,6 +46,10 @@ def test_each_batch_is_of_one_adapter_and_writes_what_it_writes_alone(family: st
     keys = [engine.batch_key(job)[-1] for job in jobs]
     assert keys == [job.adapter for job in jobs]
     written = {at: [one.text for one in engine.generate_batch(jobs[3 * at : 3 * at + 3])] for at in range(4)}
+    engine.generate_batch(jobs[3:6])
+    del engine.adapters["b"]
+    engine.remove_adapter("b")
+    assert [one.text for one in engine.generate_batch(jobs[:3])] == written[0]
     engine.close()
     assert written[0] == written[3] == alone["a"] != written[1] == alone["b"]
     of_base = lora_hf.load(tmp_path / "a").generate(TEXTS, "base")
