@@ -9,6 +9,8 @@ from lora_hf.config.model import EMBEDDED
 MOST = 1.4
 """Tokens of the embedded model per word or sign, from which on a text is far: 99.3 % of the embedded sample's
 dialogues have fewer, 99 % of DialogSum's more. The model has seen words as often as their pieces are long."""
+LEAST = 20
+"""Words and signs, below which a text is far: the shortest dialogue of the sample has 30."""
 UNIT = re.compile(r"\w+|[^\w\s]")
 BETTER = "a real base model, such as google/flan-t5-small, reads everyday English"
 TO_TRY = f"it can show how the commands work, and not how well they do; {BETTER}"
@@ -25,7 +27,8 @@ def count_far(model: str, texts: Sequence[str], tokenizer: Any) -> int:
     if model != EMBEDDED or not texts:
         return 0
     rows = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-    return sum(len(row) > MOST * len(UNIT.findall(text)) for text, row in zip(texts, rows, strict=True))
+    sizes = [len(UNIT.findall(text)) for text in texts]
+    return sum(size < LEAST or len(row) > MOST * size for size, row in zip(sizes, rows, strict=True))
 
 
 def far_note(far: int, texts: int) -> str:

@@ -26,7 +26,7 @@ def test_the_embedded_sample_is_near_and_other_texts_are_far() -> None:
     tokenizer = load_tokenizer(ModelConfig())
     sample = [example.dialogue for example in load_split(DataConfig(), "test")]
     assert count_far(EMBEDDED, sample, tokenizer) <= len(sample) // 100
-    assert count_far(EMBEDDED, [PARCEL, RIVER], tokenizer) == 2
+    assert count_far(EMBEDDED, [PARCEL, RIVER, "A: Lunch at noon?\nB: Yes."], tokenizer) == 3
     assert count_far("google/flan-t5-small", [RIVER], tokenizer) == count_far(EMBEDDED, [], tokenizer) == 0
     assert far_note(0, 3) == ""
 
