@@ -127,17 +127,26 @@ def _print_comparison(
 
     from lora_hf.config.load import load_config
     from lora_hf.reporting.comparison_table import comparison_terminal
-    from lora_hf.reporting.verdict import verdict
 
     console = Console()
     terminal.line("")
     console.print(comparison_terminal(comparison))
     console.print()
-    for number, finding in enumerate(verdict(comparison)):
+    for number, finding in enumerate(_findings(comparison)):
         console.print(Text(finding, "bold" if number == 0 else ""), soft_wrap=not console.is_terminal)
     config = load_config(config_file, overrides or [], is_done=lambda run: True)
     print_report(Path(config.output_dir), kind)
     _show_after(command, config, kind)
+
+
+def _findings(comparison: "Comparison") -> list[str]:
+    """Return the verdict; its first finding says if it rests on one seed, as the facts of a report do."""
+    from lora_hf.reporting.verdict import verdict
+    from lora_hf.run_records import variants_of
+
+    first, *others = verdict(comparison)
+    has_seeds = any("seeds" in result for result in variants_of(comparison).values())
+    return [first if has_seeds else f"{first} (one seed)", *others]
 
 
 def _show_after(command: str, config: "RunConfig", kind: str) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.records import make_comparison
 
 from lora_hf import cli, terminal
 from lora_hf.cli import next_steps
@@ -16,6 +17,7 @@ from lora_hf.config.load import load_config, resolved_yaml
 from lora_hf.config.starter import starter_config
 from lora_hf.config.task import TASKS
 from lora_hf.errors import RunFailed, UserError
+from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.experiments.compare import plan_comparison
 from lora_hf.experiments.runner import check_root
 from lora_hf.hub.upload import CARD
@@ -317,6 +319,18 @@ def test_a_model_and_data_are_a_config(trains_nothing: None, capsys: pytest.Capt
     Path("runs/pairs.yaml").write_text("seed: 3\n")
     with pytest.raises(UserError, match="holds another config"):
         source.write()
+
+
+@pytest.mark.parametrize(("seeds", "says_so"), [({}, True), ({"seeds": [1, 2]}, False)])
+def test_a_verdict_on_one_seed_says_so(
+    seeds: dict[str, Any], says_so: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = {"spread": dict.fromkeys(ROUGE_NAMES, 0.01)} if seeds else {}
+    compared = make_comparison(**seeds, **spread)
+    monkeypatch.setattr("lora_hf.experiments.compare.compare", lambda file, overrides: compared)
+    assert cli.run(["compare", "--config", "quickstart"], debug=False) == 0
+    out = capsys.readouterr().out
+    assert "LoRA is significantly worse" in out and ("significantly worse (one seed)" in out) is says_so
 
 
 def test_a_comparison_after_a_run_of_the_same_data_has_a_folder_of_its_own(
