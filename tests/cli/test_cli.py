@@ -13,6 +13,8 @@ from support.inputs import FEW
 
 from lora_hf import cli
 from lora_hf.cli import streams
+from lora_hf.config import DataConfig
+from lora_hf.data.splits import load_split
 from lora_hf.doctor.check import Finding
 from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.files import checkpoint_fingerprint
@@ -210,7 +212,8 @@ def test_a_finished_run_is_skipped(config, trained, capsys):
 def test_results_go_to_standard_output_and_the_rest_to_standard_error(
     config, trained, tmp_path, capsys, words, result
 ):
-    (tmp_path / "talk.txt").write_text("A: Hi")
+    (example,) = load_split(DataConfig(max_test_samples=1), "test")
+    (tmp_path / "talk.txt").write_text(example.dialogue)
     places = {"CONFIG": config, "RUN": trained, "TALK": tmp_path / "talk.txt", "NEW": tmp_path}
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
