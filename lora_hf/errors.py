@@ -119,6 +119,11 @@ def few(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(n: int, one: str, several: str = "") -> str:
+    """Return a number with its noun: `1 row`, `1,200 rows`; `several` is a plural that has more than an s."""
+    return f"{n:,} {one if n == 1 else several or f'{one}s'}"
+
+
 def is_windows_path(name: str) -> bool:
     """Return whether a name is written as a path of Windows on a system that reads it as one odd name."""
     return os.name != "nt" and bool(re.match(r"[A-Za-z]:[\\/]|[^/]*\\", name))

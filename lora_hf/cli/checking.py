@@ -4,7 +4,7 @@ import json
 import logging
 import shlex
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from lora_hf import terminal
 from lora_hf.cli.hints import check_not_config
 from lora_hf.cli.next_steps import show_next, trainer_of, with_options
 from lora_hf.cli.options import Base, Json, complete_config, complete_override
-from lora_hf.errors import FaultFound, UserError
+from lora_hf.errors import FaultFound, UserError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lora_hf.doctor.check import Finding
 
 
+RECORDED = ("state", "title", "remedy", "check")
+"""Fields of a finding in `--json`."""
 UNBOUNDED = 10_000
 """Characters of the longest line that a finding has where nothing shows it."""
 
@@ -45,7 +47,7 @@ def doctor(
 ) -> None:
     """Check an adapter or a config, and this machine. Exit with status 1 if a check fails.
 
-    It prints what needs attention. With -v, it prints every check.
+    It prints what needs attention, and what is cut. With -v, it prints every check.
 
     This machine alone: [dim]lora-hf doctor[/dim]
 
@@ -56,7 +58,10 @@ def doctor(
     of_adapter = f"{words[0]} and its base model" if words else None
     named = f"{config}, its data and its base model" if config else of_adapter
     subjects = f"this machine; {named}" if named else "this machine"
-    if not _report(_findings(words or [], config, base), as_json, subjects, is_full=named is None):
+    subject = str(config or (words[0] if words else "this machine"))
+    otherwise = "; a run checks data and model too, before it trains" if config else ""
+    findings = _findings(words or [], config, base)
+    if not _report(findings, as_json, subjects, subject, otherwise, is_full=named is None):
         return
     from lora_hf.config.load import load_config
 
@@ -89,18 +94,29 @@ def verify(
     """
     from lora_hf import doctor as checks
 
-    _report(checks.of_run(run), as_json, f"{run}, its data and its base model")
+    _report(checks.of_run(run), as_json, f"{run}, its data and its base model", str(run))
     show_next("verify", as_json, run=run)
 
 
-def _report(findings: "Iterator[Finding]", as_json: bool, checked: str, is_full: bool = False) -> bool:
+def _report(
+    findings: "Iterator[Finding]",
+    as_json: bool,
+    checked: str,
+    subject: str,
+    otherwise: str = "",
+    is_full: bool = False,
+) -> bool:
     """Print the findings that need attention as soon as they are known, or all findings as JSON.
+
+    What is not checked because another check failed is named in one line for each such check, at the end.
 
     Args:
         findings: of the checks.
         as_json: print them as JSON.
         checked: what the checks look at, in words.
-        is_full: print the findings of passed checks too, as with -v.
+        subject: the argument that names it.
+        otherwise: added to the last line where something could not be checked and nothing failed.
+        is_full: print the findings of passed checks, and each of those that were not checked, as with -v.
 
     Returns:
         Whether everything could be checked. Without the Hub, for instance, a model that is there is not.
@@ -113,20 +129,49 @@ def _report(findings: "Iterator[Finding]", as_json: bool, checked: str, is_full:
     with _each_notice_once(), terminal.bar("checking", None, "check"):
         for finding in findings:
             found.append(finding)
-            if not as_json and (is_full or finding.state != "ok"):
+            if not as_json and (is_full or (finding.state != "ok" and not finding.cause)):
                 _print_finding(finding)
     states = [finding.state for finding in found]
     counts = {state: states.count(state) for state in ("ok", "fault", "unknown")}
     if as_json:
-        print(json.dumps(counts | {"findings": [asdict(finding) for finding in found]}))
-    elif counts["ok"] == len(found):
-        print(f"{len(found)} checks passed{'' if is_full else ' (-v lists them)'}")
-        print(f"checked: {checked}")
+        records = [{name: getattr(finding, name) for name in RECORDED} for finding in found]
+        print(json.dumps(counts | {"findings": records}))
     else:
-        print("{ok} ok, {fault} failed, {unknown} not checked".format(**counts))
+        if not is_full:
+            _print_dependents(found)
+        if counts["ok"] == len(found):
+            print(f"{counted(len(found), 'check')} passed{'' if is_full else ' (-v lists them)'}")
+            print(f"checked: {checked}")
+        else:
+            each = " (-v lists each)" if not is_full and any(finding.cause for finding in found) else ""
+            print(f"{counts['ok']} ok, {counts['fault']} failed, {counts['unknown']} not checked{each}")
+        if not is_full and (notices := [finding.title for finding in found if finding.is_notice]):
+            print(f"note: {'; '.join(notices)}")
+        if counts["unknown"]:
+            reasons = sum(finding.state != "ok" and not finding.cause for finding in found)
+            those = f"the reason{'s' * (reasons != 1)} above"
+            advice = (
+                "correct what failed, then check again"
+                if counts["fault"]
+                else f"remove {those} and check again"
+            )
+            print(f"{subject} could not be checked whole: {advice}{'' if counts['fault'] else otherwise}")
     if counts["fault"]:
         raise FaultFound
     return not counts["unknown"]
+
+
+def _print_dependents(found: "list[Finding]") -> None:
+    """Print one line for each check that others need: their names."""
+    dependents: dict[str, dict[str, None]] = {}
+    for finding in found:
+        if finding.cause:
+            dependents.setdefault(finding.cause, {})[finding.check] = None
+    for cause, checks in dependents.items():
+        run, colon, check = cause.rpartition(": ")
+        need = "they need" if len(checks) > 1 else "it needs"
+        title = f"{run}{colon}not checked, because {need} {check}: {', '.join(checks)}"
+        _print_finding(replace(found[0], state="unknown", title=title, remedy="", check=check))
 
 
 def _findings(words: list[str], config: Path | None, base: str | None) -> "Iterator[Finding]":
@@ -183,7 +228,7 @@ def _print_finding(finding: "Finding") -> None:
     if not console.is_terminal:  # a pipe takes whole lines, as of every command
         console.width = UNBOUNDED
     with console.capture() as shown:
-        console.print(finding_terminal(asdict(finding)))
+        console.print(finding_terminal(vars(finding)))
     print(shown.get(), end="")  # as `print` writes it, it appears above a bar
 
 

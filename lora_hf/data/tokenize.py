@@ -19,7 +19,7 @@ from lora_hf.config.task import Task
 from lora_hf.data.examples import Example
 from lora_hf.data.prompts import PLACE, fill_prompt, prompt_template, unix_lines
 from lora_hf.data.unknown_tokens import Unknown, UnknownTokens, count_unknown
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, counted
 from lora_hf.models.languages import frame, in_languages, target_vocabulary
 
 ABSURD = 2**18
@@ -73,20 +73,22 @@ class Truncation:
     cut_targets: int | None = None
     max_target_length: int | None = None
     sources: str = "dialogues"
+    target: str = "summary"
     targets: str = "summaries"
 
     def in_words_of(self, task: Task) -> "Truncation":
         """Return the same with the task's words for the texts."""
-        return replace(self, sources=task.sources, targets=task.targets)
+        return replace(self, sources=task.sources, target=task.target, targets=task.targets)
 
     def __str__(self) -> str:
-        text = f"{self.split}: {self.cut_sources:,} of {self.n:,} {self.sources} are cut at "
+        are = "is" if self.cut_sources == 1 else "are"
+        text = f"{self.split}: {self.cut_sources:,} of {self.n:,} {self.sources} {are} cut at "
         text += f"{self.max_source_length} tokens"
         if self.long_dialogues < self.cut_sources:
             text += f", prompt included ({self.long_dialogues:,} of {self.n:,} without it)"
         if self.cut_targets is None:
             return text
-        return f"{text}, {self.cut_targets:,} {self.targets} at {self.max_target_length}"
+        return f"{text}, {counted(self.cut_targets, self.target, self.targets)} at {self.max_target_length}"
 
 
 class TokenizedDialogues(Dataset):

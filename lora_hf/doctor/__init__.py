@@ -116,4 +116,5 @@ def of_run(path: Path) -> Iterator[Finding]:
     for run in found:
         name = "" if len(found) == 1 else f"{run.relative_to(path)}: "
         for finding in examine(RUN, {"run": run}):
-            yield replace(finding, title=f"{name}{finding.title}")
+            cause = f"{name}{finding.cause}" if finding.cause else ""
+            yield replace(finding, title=f"{name}{finding.title}", cause=cause)

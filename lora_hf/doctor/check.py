@@ -29,6 +29,10 @@ class Finding:
     """The remedy of a fault."""
     check: str = ""
     """Key of the check in its registry."""
+    cause: str = ""
+    """Of what is not checked: key of the check that it needs, the first of a chain. Else empty."""
+    is_notice: bool = False
+    """Of a passed check: worth reading before a training. It is printed without `-v` too."""
 
 
 Findings = Generator[Finding, None, Any]
@@ -44,7 +48,16 @@ class Check(NamedTuple):
 
 
 class CannotTell(Exception):
-    """A check is impossible here; the message gives the reason."""
+    """A check is impossible here.
+
+    Args:
+        reason: why.
+        cause: key of the check that found or reported the reason, if there is one.
+    """
+
+    def __init__(self, reason: str, cause: str = "") -> None:
+        super().__init__(reason)
+        self.cause = cause
 
 
 def ok(title: str) -> Finding:
@@ -57,9 +70,14 @@ def fault(title: str, remedy: str) -> Finding:
     return Finding("fault", title, remedy)
 
 
-def unknown(title: str) -> Finding:
+def notice(title: str) -> Finding:
+    """Return a finding that all is well, but something should be known before a training."""
+    return Finding("ok", title, is_notice=True)
+
+
+def unknown(title: str, cause: str = "") -> Finding:
     """Return a finding that something could not be checked."""
-    return Finding("unknown", title)
+    return Finding("unknown", title, cause=cause)
 
 
 def examine(checks: Mapping[str, Check], known: Mapping[str, Any]) -> Iterator[Finding]:
@@ -70,8 +88,14 @@ def examine(checks: Mapping[str, Check], known: Mapping[str, Any]) -> Iterator[F
         known: the values that are examined, by name.
     """
     values = dict(known)
+    causes: dict[str, str] = {}
+    reported: dict[str, str] = {}
     for name, check in checks.items():
         for finding in _one(name, check, values):
+            if finding.state == "unknown":  # for a reason reported before, or one of its own
+                cause = finding.cause or reported.setdefault(finding.title, name)
+                causes[name] = causes.get(cause, cause)
+                finding = replace(finding, cause=causes[name] if causes[name] != name else "")
             yield replace(finding, check=name)
 
 
@@ -79,12 +103,13 @@ def _one(name: str, check: Check, values: dict[str, Any]) -> Iterator[Finding]:
     """Run one check, and put its value into `values` unless it raises."""
     wanted = list(inspect.signature(check.run).parameters)
     if missing := [need for need in wanted if need not in values]:
-        yield unknown(f"not checked: it needs {', '.join(missing)}, which failed or could not be checked")
+        names = ", ".join(missing)
+        yield unknown(f"not checked: it needs {names}, which failed or could not be checked", missing[0])
         return
     try:
         values[name] = yield from check.run(*(values[need] for need in wanted))
     except (CannotTell, Unavailable) as reason:
-        yield unknown(f"not checked: {reason}")
+        yield unknown(f"not checked: {reason}", getattr(reason, "cause", ""))
     except UserError as error:
         for line in str(error).splitlines():
             installed = INSTALL.search(line)

@@ -1,5 +1,6 @@
 """Checks of a config on this machine, with its model and data; no weights are read."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
-from lora_hf.config.load import load_config
+from lora_hf.config.load import find_config, load_config
 from lora_hf.config.model import EMBEDDED
 from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.config.variants import with_grid, with_variant
@@ -23,8 +24,8 @@ from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.doctor.base import stored
-from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
-from lora_hf.errors import Unavailable, UserError
+from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, notice, ok, unknown
+from lora_hf.errors import Unavailable, UserError, as_typed, counted
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.retention import load_retention
 from lora_hf.memory import free_memory
@@ -137,7 +138,7 @@ def _settings_of(base: ModelConfig, checked: ModelConfig) -> Any:
     except UserError as error:
         name = base.model_name_or_path
         if name == checked.model_name_or_path and Path(name).expanduser().is_dir():
-            raise CannotTell("the base cannot be used, see checkpoint") from error
+            raise CannotTell("the base cannot be used, see checkpoint", "checkpoint") from error
         raise
 
 
@@ -159,7 +160,7 @@ def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
 def batches(fields: RunConfig, tokens: Rows | None) -> Findings:
     """Check that the training split fills a batch, and that its steps are more than those of the warm-up."""
     if tokens is None:
-        raise CannotTell("the number of training rows is unknown")
+        raise CannotTell("the number of training rows is unknown", "tokens")
     for name, run in runs_of(fields).items():
         with named(name):
             check_full_batches(run, tokens)
@@ -198,7 +199,7 @@ def judge_memory(
     return fault(text, f"one of these fits: {'; '.join(changes)}")
 
 
-def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
+def tokens(path: Path, fields: RunConfig, tokenizer: Any) -> Findings:
     """Check that the data is valid and few rows are truncated; return the token ids of the training split."""
     try:
         for name, run in (runs_of(fields) or {"": fields}).items():
@@ -209,8 +210,19 @@ def tokens(fields: RunConfig, tokenizer: Any) -> Findings:
         yield unknown(f"not checked: {reason}")
     except UserError as error:
         for line in str(error).splitlines():
-            yield fault(line, "correct the section `data`")
+            yield fault(line, _remedy_of_data(line, path, fields.data.dataset_name))
     return None
+
+
+def _remedy_of_data(error: str, path: Path, name: str) -> str:
+    """Return the remedy of an error on the data; of a missing file, the one of its name beside the config."""
+    if "no such file or folder" in error:
+        folder = find_config(path).parent
+        for beside in (folder / name, folder / Path(name).name):
+            if beside.exists():
+                return f"a file of that name is beside the config: {as_typed(f'data.dataset_name={beside}')}"
+    field = re.match(r"(data\.\w+)", error)
+    return f"correct {field[1] if field else 'the section data'} in {path}, or set it after the config"
 
 
 def retention(fields: RunConfig, tokenizer: Any) -> Findings:
@@ -291,10 +303,9 @@ def held_rows(
 def judge_cut(cut: Truncation, longest: int) -> Finding:
     """Return the finding on a split: its longest input, and the number of truncated rows."""
     if max(cut.cut_sources, cut.cut_targets or 0) <= CUT_SHARE * cut.n:
-        whole = not cut.cut_sources and not cut.cut_targets
-        return ok(
-            f"{cut.split}: {cut.n:,} rows, the longest {longest} tokens, none cut" if whole else str(cut)
-        )
+        if cut.cut_sources or cut.cut_targets:
+            return notice(str(cut))
+        return ok(f"{cut.split}: {counted(cut.n, 'row')}, the longest {longest} tokens, none cut")
     field = "max_source_length" if cut.cut_sources > CUT_SHARE * cut.n else "max_target_length"
     return fault(
         str(cut), f"raise data.{field}, or shorten the rows: what is cut is neither read nor learned"

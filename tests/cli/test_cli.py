@@ -174,11 +174,55 @@ def test_doctor_and_verify_print_passed_checks_only_if_asked(trained, monkeypatc
     assert capsys.readouterr().out.splitlines() == [
         "unknown tokens       not checked: no network",
         "2 ok, 0 failed, 1 not checked",
+        "quickstart could not be checked whole: remove the reason above and check again; a run checks data "
+        "and model too, before it trains",
     ]
     found.append(Finding("fault", "too long", "cut it", "tokens"))
     assert cli.run(of_run, debug=False) == 1
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in out] == ["unknown", "fault", "remedy:", "2"]
+    assert [line.split()[0] for line in out] == ["unknown", "fault", "remedy:", "2", str(trained)]
+    assert out[-1] == f"{trained} could not be checked whole: correct what failed, then check again"
+
+
+def test_doctor_names_the_checks_that_need_another_one_in_one_line(monkeypatch, capsys):
+    """A model that could not be downloaded used to be seven lines, one for each check that needs it."""
+    monkeypatch.setattr("lora_hf.doctor.of_machine", lambda: iter(()))
+    monkeypatch.setattr("lora_hf.doctor.configs.share_trained", lambda *_: ("all", []))
+    typed = ["doctor", "--config", "quickstart", "model.model_name_or_path=google/flan-t5-small"]
+    assert cli.run(typed, debug=False) == 0
+    cause, dependents, counts, last = capsys.readouterr().out.splitlines()
+    assert cause.startswith(
+        "unknown checkpoint   not checked: model.model_name_or_path='google/flan-t5-small'"
+    )
+    assert dependents == (
+        "unknown checkpoint   not checked, because they need checkpoint: tokenizer, head, tokens, retention, "
+        "batches, memory"
+    )
+    assert counts == "6 ok, 0 failed, 7 not checked (-v lists each)"
+    assert last.startswith("quickstart could not be checked whole: remove the reason above and check again")
+    assert cli.run([*typed, "-v"], debug=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 15 and lines[-3].startswith("unknown memory       not checked: it needs tokens")
+    assert cli.run([*typed, "--json"], debug=False) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["unknown"] == 7 and {*record["findings"][0]} == {"state", "title", "remedy", "check"}
+
+
+def test_doctor_says_without_v_what_is_cut(tmp_path, monkeypatch, capsys):
+    rows = [
+        {"dialogue": f"Ann: {n}? Bob: yes." + " No." * 40 * (n == 3), "summary": f"{n}."} for n in range(60)
+    ]
+    for split in ("train", "validation", "test"):
+        of_split = [row | {"dialogue": f"{split} {row['dialogue']}"} for row in rows]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
+    monkeypatch.setattr("lora_hf.doctor.of_machine", lambda: iter(()))
+    typed = ["doctor", "--config", "quickstart", f"data.dataset_name={tmp_path}"]
+    typed += [f"data.max_{split}_samples=null" for split in ("train", "eval", "test")]
+    assert cli.run([*typed, "data.max_source_length=80"], debug=False) == 0
+    _, _, note = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: train: 1 of 60 dialogues is cut at 80 tokens") and note.count(";") == 2
+    assert cli.run([*typed, "data.max_source_length=512"], debug=False) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):

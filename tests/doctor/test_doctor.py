@@ -25,7 +25,7 @@ from lora_hf.cli import checking
 from lora_hf.config import ModelConfig
 from lora_hf.doctor import ADAPTER, CONFIG, MACHINE, of_adapter, of_machine
 from lora_hf.doctor.adapter_files import settings
-from lora_hf.doctor.check import Check, Finding, examine, fault, ok
+from lora_hf.doctor.check import CannotTell, Check, Finding, examine, fault, ok
 from lora_hf.errors import UserError
 from lora_hf.models.load import ASSETS, load_model
 from lora_hf.system import pick_device
@@ -351,6 +351,41 @@ def test_an_error_inside_a_check_is_reported_and_the_next_check_runs() -> None:
     assert "ZeroDivisionError: of its own" in findings[1].title
     assert [(f.title, f.remedy) for f in findings[2:4]] == [("one", "do this"), ("two", "do this")]
     assert "refuses" in findings[4].title
+
+
+def test_what_is_not_checked_names_the_check_at_the_beginning_of_the_chain() -> None:
+    def first():
+        raise CannotTell("no network")
+        yield
+
+    def second(first):
+        yield ok("never")
+
+    def third(second):
+        yield ok("never")
+
+    def same():
+        raise CannotTell("no network")
+        yield
+
+    def judged():
+        raise CannotTell("the number of rows is unknown", "third")
+        yield
+
+    def other():
+        raise CannotTell("too large")
+        yield
+
+    checks = {check.__name__: Check(check, "-") for check in (first, second, third, same, judged, other)}
+    causes = {finding.check: finding.cause for finding in examine(checks, {})}
+    assert causes == {
+        "first": "",
+        "second": "first",
+        "third": "first",
+        "same": "first",
+        "judged": "first",
+        "other": "",
+    }
 
 
 def test_no_next_command_is_proposed_where_something_could_not_be_checked(

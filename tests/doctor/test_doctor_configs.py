@@ -230,6 +230,24 @@ def test_a_step_that_does_not_fit_comes_with_a_planned_change_that_does(
     assert "fits: training.per_device_train_batch_size=" in finding.remedy
 
 
+def test_the_remedy_of_a_missing_file_is_the_one_of_its_name_beside_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path in a config begins at the current folder, and not at the config's."""
+    (tmp_path / "my runs").mkdir()
+    (tmp_path / "my runs/talks.yaml").write_text("data: {dataset_name: talks.csv}\n")
+    (tmp_path / "my runs/talks.csv").write_text("dialogue,summary\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("talks.csv", "gone/talks.csv"):
+        findings = found(f"data.dataset_name={name}", path="my runs/talks.yaml")
+        (finding,) = findings["tokens"]
+        beside = "'data.dataset_name=my runs/talks.csv'"
+        assert finding.remedy == f"a file of that name is beside the config: {beside}"
+        assert findings["batches"][0].cause == "tokens"
+    (finding,) = found("data.dataset_name=x.csv", path="my runs/talks.yaml")["tokens"]
+    assert finding.remedy == "correct data.dataset_name in my runs/talks.yaml, or set it after the config"
+
+
 def test_every_split_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     opened = splits.open_part
