@@ -65,7 +65,8 @@ def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -
     is_path = name.startswith((".", "~", "/")) or is_windows_path(name)
     if name.partition("@")[0].count("/") != 1 or is_path:
         raise UserError(f"{option} {name!r}: no such folder.{path_hint(name)}".removesuffix("."))
-    near = path_hint(name).replace(" Did", " (did").replace("?", "?)")
+    hint = path_hint(name).strip(" .")
+    near = f" ({hint[0].lower()}{hint[1:]})" if hint else ""
     if not near and (folder.parent / ADAPTER).is_dir():
         near = f" (did you mean the run {str(folder.parent)!r}?)"
     action = (

@@ -17,10 +17,12 @@ PACKAGE = ROOT / "lora_hf"
 
 @cache
 def texts() -> str:
-    """All string literals of the package, and the names of parts that raise a UserError."""
+    """All string literals of the package, without the docstrings, which nobody sees as a message."""
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    return "\0".join(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    constants = [node for node in nodes if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    return "\0".join(node.value for node in constants if isinstance(node.value, str))
 
 
 def sections() -> dict[str, str]:

@@ -119,6 +119,28 @@ def test_a_saved_adapter_says_where_it_came_from_and_what_it_holds(
 
 
 @pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("runs/talk", "there is no such folder here (did you mean 'runs/talks'?), and from the Hub"),
+        ("runs/x.yaml", "here (the path begins at the current folder, '{here}'), and from the Hub"),
+    ],
+)
+def test_a_name_that_is_no_folder_may_be_one_near_it(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/talks").mkdir(parents=True)
+
+    def fetch(repo: str, files: object, action: str) -> None:
+        raise UserError(action)
+
+    monkeypatch.setattr(finding, "fetch", fetch)
+    with pytest.raises(UserError) as error:
+        find_adapter(name)
+    assert says.format(here=tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("manifest", "peft", "expected"),
     [
         ({}, {"revision": "v1"}, "v1"),  # PEFT's own folder
