@@ -74,8 +74,11 @@ def _print_trivial(record: "RunResult", run: Path) -> None:
     from lora_hf.evaluation.metrics import Scoring
     from lora_hf.experiments.summary import trivial_scores
     from lora_hf.reporting.verdict import best_trivial
+    from lora_hf.run_files import PREDICTIONS
     from lora_hf.run_records import read_predictions, score_of
 
+    if not (run / PREDICTIONS).is_file():
+        return
     scoring = Scoring.of_result(record)
     words, best = best_trivial(trivial_scores(read_predictions(run), scoring), scoring)
     sign, own = scoring.main.sign, score_of(record, scoring.main.name)

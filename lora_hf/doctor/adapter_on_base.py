@@ -15,6 +15,7 @@ from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.configs import tokens_cut
 from lora_hf.errors import UserError
+from lora_hf.evaluation.metrics import Scoring
 from lora_hf.families import family_of
 from lora_hf.models.load import load_model
 from lora_hf.saved.find_adapter import config_of_run, own_tokenizer, run_directory, settings_on_sample
@@ -144,7 +145,7 @@ def tokens(adapter: SavedAdapter, storage: ModelConfig, tokenizer: Any) -> Findi
     tokenizer = own_tokenizer(adapter, storage, tokenizer) or tokenizer
     if run := run_of(adapter):
         try:
-            yield from tokens_cut(run.data, tokenizer, task=run.task)
+            yield from tokens_cut(run.data, tokenizer, scoring=Scoring.of_config(run))
         except UserError as error:  # the data was removed: not a fault of the adapter
             raise CannotTell(f"the run's data cannot be read: {error}") from error
         return

@@ -26,8 +26,10 @@ from lora_hf.data.unknown_tokens import UnknownTokens
 from lora_hf.doctor.base import stored
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, notice, ok, unknown
 from lora_hf.errors import Unavailable, UserError, as_typed, counted
+from lora_hf.evaluation import writable
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.retention import load_retention
+from lora_hf.evaluation.writable import unwritable
 from lora_hf.memory import free_memory
 from lora_hf.models.load import check_run_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -205,7 +207,7 @@ def tokens(path: Path, fields: RunConfig, tokenizer: Any) -> Findings:
         for name, run in (runs_of(fields) or {"": fields}).items():
             with named(name), suppress(Unavailable):  # a variant's own base, which is reported by `targets`
                 check_run_lengths(run)
-        return (yield from tokens_cut(fields.data, tokenizer, task=fields.task))
+        return (yield from tokens_cut(fields.data, tokenizer, scoring=Scoring.of_config(fields)))
     except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")
     except UserError as error:
@@ -240,13 +242,16 @@ def retention(fields: RunConfig, tokenizer: Any) -> Findings:
 
 
 def tokens_cut(
-    data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS, task: Task = SUMMARIZATION
+    data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS, scoring: Scoring | None = None
 ) -> Findings:
     """Yield findings on truncated rows, unknown tokens and shared dialogues; return the training token ids.
+
+    With the scoring of a config, also on references that cannot be written.
 
     Raises:
         CannotTell: the data has to be downloaded first.
     """
+    task = scoring.task if scoring else SUMMARIZATION
     if is_remote(data):
         where = "on the Hub" if is_on_hub(data) else "at an address"
         raise CannotTell(f"{data.dataset_name} is {where}; a run downloads it first")
@@ -274,6 +279,10 @@ def tokens_cut(
     if "test" in held_out and scored_split(data, "test") == "validation":
         yield ok("test has no references: scores are those of validation")
         del held_out["test"]
+    if scoring and (test := held_out.get("test")):
+        lost = unwritable(scoring, [example.references for example in test], tokenizer, data)
+        if lost.text:
+            yield fault(lost.text, writable.REMEDY) if lost.is_fault else ok(lost.text)
     yield from judge_shared(train.shared_with(held_out), task)
     return train.rows
 

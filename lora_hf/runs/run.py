@@ -13,6 +13,7 @@ import torch
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from lora_hf import terminal
 from lora_hf.adapters import count_parameters
 from lora_hf.adapters.inits import SHAPE_ONLY
 from lora_hf.adapters.model_state import model_state
@@ -30,6 +31,7 @@ from lora_hf.evaluation.retention import (
     write_retention,
 )
 from lora_hf.evaluation.retention_scores import retention_record, retention_scores
+from lora_hf.evaluation.writable import REMEDY, unwritable
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer, report_model
@@ -95,6 +97,11 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_run_lengths(config)
     report_model(config.model, device, train_all=config.method == "full")
     data = load_data(config, tokenizer)
+    references = [example.references for example in data.test]
+    lost = unwritable(Scoring.of_config(config), references, tokenizer, config.data)
+    if lost.text:
+        logger.log(terminal.level_once(lost.text, logging.WARNING), "%s. Remedy: %s", lost.text, REMEDY)
+    data.warnings.extend([lost.text] * lost.is_fault)
     check_full_batches(config, data.train)
     if short := unfinished_warmup(config, data.train):
         logger.warning("%s; %s", *short)
