@@ -97,7 +97,9 @@ class TokenizedDialogues(Dataset):
     def __init__(self, examples: list[Example], tokenizer: Any, config: DataConfig, split: str) -> None:
         pairs = [(example.dialogue, reference) for example in examples for reference in example.references]
         sources = encode_sources([dialogue for dialogue, _ in pairs], tokenizer, config)
-        targets = encode_targets([reference for _, reference in pairs], tokenizer, config)
+        self.references = [reference for _, reference in pairs]
+        """The text of each row's labels, which may be cut."""
+        targets = encode_targets(self.references, tokenizer, config)
         limit = config.max_target_length
         self.rows = [
             {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}

@@ -10,6 +10,7 @@ from transformers import EvalPrediction
 from lora_hf import terminal
 from lora_hf.config import GenerationConfig
 from lora_hf.data.examples import Example
+from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.distributed import all_gather, from_main, rank, shares, world_size
 from lora_hf.evaluation.generate import generate_summaries
 from lora_hf.evaluation.metrics import Scoring
@@ -25,16 +26,27 @@ logger = logging.getLogger(__name__)
 
 
 class ValidationScores:
-    """`compute_metrics` of a Seq2SeqTrainer: the task's scores, and a few outputs in the log."""
+    """`compute_metrics` of a Seq2SeqTrainer: the task's scores, and a few outputs in the log.
 
-    def __init__(self, tokenizer: Any, scoring: Scoring | None = None) -> None:
+    Args:
+        tokenizer: the model's.
+        scoring: the metrics; None scores summaries.
+        rows: those that are evaluated. Outputs are compared with their whole references, as those of the
+            test split are, and not with labels, which `max_target_length` may have cut.
+    """
+
+    def __init__(
+        self, tokenizer: Any, scoring: Scoring | None = None, rows: TokenizedDialogues | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.scoring = scoring or Scoring()
+        self._texts: dict[tuple[int, ...], list[str]] = {}
+        for row, text in zip(rows.rows, rows.references, strict=True) if rows else ():
+            self._texts.setdefault(tuple(row["labels"]), []).append(text)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        predictions, references = (
-            self._decode(ids) for ids in (prediction.predictions, prediction.label_ids)
-        )
+        predictions = self._decode(prediction.predictions)
+        references = self._references(prediction.label_ids)
         for written, reference in list(zip(predictions, references, strict=True))[:LOGGED_SUMMARIES]:
             logger.debug("reference: %s\ngenerated: %s", reference, written)
         words = [len(spaced_words(text)) for text in predictions]
@@ -44,6 +56,14 @@ class ValidationScores:
         """Return the scores of outputs, each with its reference."""
         measured = self.scoring.measure(predictions, [[text] for text in references])
         return {score.name: measured.scores[score.name].value for score in self.scoring.scores}
+
+    def _references(self, label_ids: Any) -> list[str]:
+        """Return the text of each row of labels, (rows, length), in whichever order they come."""
+        texts = self._decode(label_ids)
+        left = {labels: iter(known) for labels, known in self._texts.items()}
+        for number, ids in enumerate(np.asarray(label_ids)):
+            texts[number] = next(left.get(tuple(ids[ids != -100].tolist()), iter(())), texts[number])
+        return texts
 
     def _decode(self, ids: Any) -> list[str]:
         ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)  # no tokenizer can decode -100

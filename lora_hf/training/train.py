@@ -138,7 +138,7 @@ def make_trainer(run: Run, stop: StopOnSignal) -> LoraTrainer:
         eval_dataset=data.validation,
         processing_class=run.tokenizer,
         data_collator=collator(run.tokenizer, run.model),
-        compute_metrics=ValidationScores(run.tokenizer, scoring),
+        compute_metrics=ValidationScores(run.tokenizer, scoring, data.validation),
         callbacks=callbacks,
         loraplus_lr_ratio=config.loraplus_lr_ratio,
         fast_paths=config.fast_paths,
