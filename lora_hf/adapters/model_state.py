@@ -51,6 +51,8 @@ class ModelState:
     """The checkpoint's weights of a quantized model, read on demand."""
     rows_probed: frozenset[Any] = frozenset()
     """Modes and sets of adapted layers in which rows can have adapters of their own; see `row_probe`."""
+    keeps_apart: bool = False
+    """Weights that its class may tie are apart, so Transformers warns when it loads them; see `head`."""
     checkpoint_generation: Any = None
     """The generation settings that the checkpoint brought; see `models.generation`."""
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from lora_hf.adapters.model_state import update_state
 from lora_hf.errors import UserError
 from lora_hf.families import has_own_head
 from lora_hf.files import read_object
@@ -71,6 +72,7 @@ def guard_ties(model: Any) -> None:
         known = getattr(model, "all_tied_weights_keys", {})
         names = {f"{prefix}{k}" for k in apart}
         model.all_tied_weights_keys = {k: source for k, source in known.items() if k not in names}
+        update_state(model, keeps_apart=True)
         if getattr(part.config, "scale_decoder_outputs", None) is False:
             part.config.tie_word_embeddings = False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.model_state import model_state
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.config.prediction import PredictionSettings
@@ -43,6 +44,11 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 
 `lora_hf.load(".")` does the same and cuts a {source} that is too long at its end, not the end of the prompt.
 """
+TIES = """
+While it loads this folder, Transformers may print a long warning about the `tied weights mapping`. It can be
+ignored: all the weights that it names are in this folder, each with its own values.
+"""
+"""The end of the README of a model with weights apart that its class may tie."""
 EXPORTED = """# {title}, for {engine}
 
 Its input is a {source} in this prompt, at most {length} tokens in all:
@@ -92,7 +98,7 @@ def save_model(
     with quiet():
         model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, settings.data)
-    write_prompt(folder, settings, origin)
+    write_prompt(folder, settings, origin, TIES if model_state(model).keeps_apart else "")
     check_written(model, folder, always_check)
 
 
@@ -146,8 +152,8 @@ def _words(settings: PredictionSettings) -> dict[str, Any]:
     }
 
 
-def write_prompt(folder: Path, settings: PredictionSettings, origin: str = "") -> None:
-    """Write the manifest with prompt, lengths and generation settings, and the README."""
+def write_prompt(folder: Path, settings: PredictionSettings, origin: str = "", end: str = "") -> None:
+    """Write the manifest with prompt, lengths and generation settings, and the README, with `end` last."""
     write_json(folder / MANIFEST_NAME, settings.manifest())
     text = TEXT.format(**_words(settings), origin=origin)
-    write_text(folder / README, text.replace("\n\n\n", "\n\n"))
+    write_text(folder / README, text.replace("\n\n\n", "\n\n") + end)

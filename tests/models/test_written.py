@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support.families import make_family
+from support.families import make_family, read_folder
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lora_hf.config import DataConfig, ModelConfig
@@ -14,6 +14,7 @@ from lora_hf.config.prediction import PredictionSettings
 from lora_hf.errors import WrittenModelDiffers
 from lora_hf.files import whole
 from lora_hf.models import plain_folder, written
+from lora_hf.models.head import guard_ties, untie_head
 from lora_hf.models.load import ASSETS, load_tokenizer
 from lora_hf.models.written import check_written
 
@@ -67,6 +68,22 @@ def test_a_folder_that_differs_is_put_aside_and_not_called_finished(
             check_written(model, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["merged.differs"]
     assert (tmp_path / "merged.differs/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("family", "is_untied"),
+    [("T5", True), ("T5", False), ("UMT5", True), ("Bart", True), ("Marian", False), ("FSMT", False)],
+)
+def test_the_readme_names_a_warning_of_transformers_where_it_is_printed(
+    family: str, is_untied: bool, tmp_path: Path
+) -> None:
+    model = make_family(family)
+    guard_ties(model)
+    if is_untied:
+        untie_head(model).get_output_embeddings().weight.data *= 1.1
+    plain_folder.save_model(model, load_tokenizer(ModelConfig()), tmp_path, PredictionSettings())
+    assert read_folder(tmp_path)[1] is is_untied
+    assert ("tied weights mapping" in (tmp_path / "README.md").read_text()) is is_untied
 
 
 def test_large_folders_are_read_again_on_request_only(

@@ -1,6 +1,9 @@
 """A small random model of each encoder-decoder family, built from its config."""
 
+import logging
 from copy import deepcopy
+from logging.handlers import BufferingHandler
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -146,6 +149,17 @@ def make_family(family: str, **fields: Any) -> Any:
     settings = family_settings(family, **fields)
     _, head_class = CLASSES.get(family, ("", f"{family}ForConditionalGeneration"))
     return getattr(transformers, head_class)(settings).eval()
+
+
+def read_folder(folder: Path) -> tuple[Any, bool]:
+    """Return the model of a folder as Transformers reads it, and whether it warned about tied weights."""
+    handler, logger = BufferingHandler(1000), logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(handler)
+    try:
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    finally:
+        logger.removeHandler(handler)
+    return model, any("tied weights mapping" in record.getMessage() for record in handler.buffer)
 
 
 def is_encoder_decoder(model_type: str) -> bool:
