@@ -69,7 +69,8 @@ INT8 = "int8 of bitsandbytes"
 _POSITIONS = ("max_position_embeddings", "max_position_embeddings")
 _LENGTH_FIRST = (
     "Transformers gives its layers (length, batch, width), so rows of a batch cannot be told apart "
-    "by the first dimension: refused at the first call; use one adapter at a time"
+    "by the first dimension: `adapter_rows` refuses such a batch; `lora-hf serve` computes each batch with "
+    "one adapter"
 )
 
 FAMILIES: dict[str, Family] = {
