@@ -16,12 +16,17 @@ from lora_hf.training.arguments import check_streaming
 class OrderedTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer whose processes share the batches of a single one; evaluations count each row once."""
 
+    epoch_sampler: EpochSampler | None = None
+    """The order of the training rows, unless they are streamed or ordered by the Trainer."""
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         strategy = str(getattr(self.args, "train_sampling_strategy", "random"))
         if strategy not in ("random", "group_by_length") or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(dataset)
-        return self._sampler(len(dataset), self._lengths(dataset) if strategy == "group_by_length" else None)
+        lengths = self._lengths(dataset) if strategy == "group_by_length" else None
+        self.epoch_sampler = self._sampler(len(dataset), lengths)
+        return self.epoch_sampler
 
     def _lengths(self, dataset: Any) -> list[int]:
         """Return the lengths of rows: their column of lengths, which sound or images need, or their tokens.

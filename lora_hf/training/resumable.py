@@ -82,6 +82,8 @@ class ResumableTrainer(OrderedTrainer):
         self._repeat_evaluation(kwargs.get("trial"), kwargs.get("ignore_keys_for_eval"))
         if is_over(self.state):
             self.control.should_training_stop = True
+        if self.epoch_sampler:  # accelerate does not find it in a resumed run of several processes
+            self.epoch_sampler.set_epoch(kwargs["epoch"])
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 

@@ -19,6 +19,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from lora_hf.adapters.active import check_trainable
 from lora_hf.adapters.attention_type import keep_attention_type
+from lora_hf.adapters.model_state import adapter_configs
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
 from lora_hf.data.collate import check_padding_side, check_tokens, warn_of_padded_labels, with_decoder_inputs
@@ -234,11 +235,18 @@ class LoraTrainer(ResumableTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _with_gradient(self, loss: Tensor) -> Tensor:
-        """Return the loss, with a gradient of zero where all blocks with adapters were skipped."""
-        if torch.is_grad_enabled() and not loss.requires_grad and skips_blocks(self.model):
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            return loss + 0.0 * sum(parameter.sum() for parameter in trained)
-        return loss
+        """Return the loss, with a gradient of zero where all blocks with adapters were skipped.
+
+        Raises:
+            UserError: a callback has merged or disabled the adapters.
+        """
+        if not torch.is_grad_enabled() or loss.requires_grad:
+            return loss
+        check_trainable(self.model)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return (
+            loss + 0.0 * sum(parameter.sum() for parameter in trained) if skips_blocks(self.model) else loss
+        )
 
     def _loss_without_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         labels = inputs["labels"]
@@ -257,8 +265,15 @@ class LoraTrainer(ResumableTrainer):
 
         Raises:
             UserError: a token without an embedding, or a collator that pads on the left. On a GPU only the
-                first batch is checked, because each check waits for the device.
+                first batch is checked, because each check waits for the device. Or a callback has added or
+                removed an adapter.
         """
+        if (now := sorted(adapter_configs(self.model))) != self.adapters_at_start:
+            raise UserError(
+                f"step {self.state.global_step + 1}: the model's adapters have changed during the training, "
+                f"from {self.adapters_at_start} to {now}, and the optimizer holds the weights of the first "
+                "ones: add and delete adapters before train() or after it"
+            )
         if not self._has_begun or self.args.device.type == "cpu":
             check_tokens(unwrapped(self.model), inputs)
         if not self._has_begun:
@@ -305,6 +320,7 @@ class LoraTrainer(ResumableTrainer):
         check_base_dtype(self.model)
         check_float16(self)
         check_trainable(self.model)
+        self.adapters_at_start = sorted(adapter_configs(self.model))
         check_saved(self.model)
         warn_of_dtype(self.model)
         self.unused_layers = UnusedLayers(self.model)

@@ -26,7 +26,7 @@ OVERRIDDEN: dict[str, Internal] = {
     ),
     "_run_epoch": Internal(
         "Before its first step, an interrupted evaluation is repeated, and a run that has ended takes no "
-        "step. `trial` and `ignore_keys_for_eval` are read as keywords.",
+        "step. `epoch`, `trial` and `ignore_keys_for_eval` are read as keywords.",
         (
             *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
             *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
@@ -89,7 +89,12 @@ USED: dict[str, Internal] = {
     "_load_rng_state": Internal(
         "Random states at the beginning of a repeated evaluation: those of the checkpoint.", ("checkpoint",)
     ),
-    "_tr_loss": Internal("An argument of `_maybe_log_save_evaluate`.", None),
+    "_tr_loss": Internal(
+        "An argument of `_maybe_log_save_evaluate`, and the last part of the loss so far.", None
+    ),
+    "_total_loss_scalar": Internal(
+        "The sum of the losses that were logged: a checkpoint keeps it, for the mean of a resumed run.", None
+    ),
     "_gen_kwargs": Internal(
         "Keywords of `generate` in an evaluation between two steps, where nobody calls `evaluate` with them.",
         None,

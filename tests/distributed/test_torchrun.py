@@ -1,6 +1,7 @@
 """Runs in two processes, as torchrun starts them: what one process computes, whole files, orderly ends."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,9 +13,13 @@ from support.warm_python import ROOT
 pytestmark = pytest.mark.slow
 
 
-def test_two_processes_equal_one_and_one_can_resume_where_two_were_killed(one, tmp_path, warm_python):
-    two = tmp_path / "two"
+def test_two_processes_equal_one_and_one_or_two_resume_where_two_were_killed(one, tmp_path, warm_python):
+    two, again = tmp_path / "two", tmp_path / "again"
     kill_one_of_two(warm_python, two)
+    shutil.copytree(two, again)
+    done = warm_python.run(command(again, 4))
+    assert done.returncode == 0 and "resuming from" in done.stderr, done.stderr
+    assert_same_run(again, one)
     done = warm_python.run(command(two, 4, processes=1))  # half the batch: another run
     assert done.returncode == 2 and "per_device_train_batch_size x processes: 8 -> 4" in done.stderr
     done = warm_python.run(command(two, 8, processes=1))

@@ -8,11 +8,11 @@ import subprocess
 import pytest
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TRAIN = """train --config configs/quickstart.yaml data.max_train_samples=37 data.max_eval_samples=5
+TRAIN = """train --config configs/quickstart.yaml data.max_train_samples=9 data.max_eval_samples=5
 data.max_test_samples=7 data.max_source_length=96 generation.max_new_tokens=6 training.logging_steps=1
 training.disable_tqdm=true training.save_steps=3 training.learning_rate=1e-3 training.max_steps=7
 training.eval_strategy=steps training.eval_steps=6 retention={}""".split()
-"""7 steps: the last batch of an epoch has one row, and the second epoch begins."""
+"""7 steps, two in an epoch, whose last batch has one row. The checkpoint of step 3 is in the second epoch."""
 ROWS = "training.per_device_train_batch_size"
 
 

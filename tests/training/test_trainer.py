@@ -142,6 +142,27 @@ def test_generation_and_rouge_run_at_each_evaluation(tmp_path: Path, caplog: Any
     assert sum("reference: " in message for message in caplog.messages) == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda model: inject_adapters(model, LoraConfig(r=2), "b"),
+            r"from \['default'\] to \['b', 'default'\]",
+        ),
+        (merge_adapters, r"adapters \['default'\] are merged and cannot train"),
+    ],
+    ids=["injected", "merged"],
+)
+def test_adapters_that_a_callback_changes_end_the_training(change: Any, says: str, tmp_path: Path) -> None:
+    class Changes(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                change(model)
+
+    with pytest.raises(UserError, match=says):
+        make_trainer(adapted(), arguments(tmp_path, max_steps=4), callbacks=[Changes()]).train()
+
+
 def test_trackers_named_by_report_to_get_the_losses(tmp_path: Path) -> None:
     received: list[dict] = []
 
