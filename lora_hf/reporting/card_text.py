@@ -37,6 +37,7 @@ def card_words(facts: CardFacts) -> Fields:
         "peft_base": _peft_base(base),
         "prompt": prompt_template(prompt).replace(PLACE, place) if prompt else "",
         "generate_options": _generate_options(manifest),
+        "languages": _languages(manifest),
         "max_source_length": manifest.get("max_source_length"),
         "data_warnings": facts.record.get("data_warnings", []),
         "samples": "\n\n".join(_sample(row) for row in facts.samples),
@@ -51,6 +52,12 @@ def _generate_options(manifest: Fields) -> str:
         return ""
     settings = PredictionSettings.read(manifest, Path(MANIFEST_NAME))
     return repr(settings.generation.options() | {"max_new_tokens": settings.max_new_tokens})
+
+
+def _languages(manifest: Fields) -> str:
+    """Return the languages of the training in words; empty for a model without any."""
+    known = {side: manifest.get(f"{side}_language") for side in ("source", "target")}
+    return " and ".join(f"the {side} language `{code.strip('_')}`" for side, code in known.items() if code)
 
 
 def why_no_peft(facts: CardFacts) -> str:

@@ -156,6 +156,16 @@ def test_a_card_gives_the_settings_that_the_adapter_was_scored_with():
     assert ast.literal_eval(line.removeprefix("options = ")) == written | {"max_new_tokens": 40}
 
 
+def test_a_card_of_a_multilingual_model_names_its_languages_and_how_peft_gets_them():
+    assert "tgt_lang" not in model_card(facts())
+    manifest = {"prompt": "plain", "source_language": "ron_Latn", "target_language": "deu_Latn"}
+    text = " ".join(model_card(facts(manifest=manifest)).split())
+    assert "with the source language `ron_Latn` and the target language `deu_Latn`. lora_hf sets both" in text
+    assert "as `forced_bos_token_id` for mBART-50, M2M100 and NLLB" in text
+    alone = model_card(facts(manifest={"target_language": "deu_Latn"}))
+    assert "with the target language `deu_Latn`. lora_hf sets it by itself" in " ".join(alone.split())
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [
