@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lora_hf import __version__
+from lora_hf.errors import counted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,7 +54,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type} {platform.machine()}, {threads} thread{'s' * (threads != 1)}"
+    return f"{device.type} {platform.machine()}, {counted(threads, 'thread')}"
 
 
 def peak_memory_mib(device: torch.device) -> float:

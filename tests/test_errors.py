@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, counted
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,8 @@ def test_a_section_is_put_before_the_field(field: str | None, message: str, in_y
 def test_an_error_survives_pickling_with_its_field() -> None:
     again = pickle.loads(pickle.dumps(UserError("r=0 must be at least 1", "r")))
     assert (str(again), again.field) == ("r=0 must be at least 1", "r")
+
+
+def test_a_number_has_its_noun_in_the_right_form() -> None:
+    assert [counted(n, "row") for n in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
+    assert [counted(n, "summary", "summaries") for n in (1, 2)] == ["1 summary", "2 summaries"]

@@ -5,6 +5,7 @@ import logging
 import shlex
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from lora_hf import terminal
 from lora_hf.cli.hints import check_not_config
 from lora_hf.cli.next_steps import show_next, trainer_of, with_options
 from lora_hf.cli.options import Base, Json, complete_config, complete_override
+from lora_hf.data.split_names import SPLITS
 from lora_hf.errors import FaultFound, UserError, counted
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def doctor(
 ) -> None:
     """Check an adapter or a config, and this machine. Exit with status 1 if a check fails.
 
-    It prints what needs attention, and what is cut. With -v, it prints every check.
+    It prints what needs attention, what is cut, and if scores rest on few rows. With -v, it prints all.
 
     This machine alone: [dim]lora-hf doctor[/dim]
 
@@ -145,8 +147,9 @@ def _report(
         else:
             each = " (-v lists each)" if not is_full and any(finding.cause for finding in found) else ""
             print(f"{counts['ok']} ok, {counts['fault']} failed, {counts['unknown']} not checked{each}")
-        if not is_full and (notices := [finding.title for finding in found if finding.is_notice]):
-            print(f"note: {'; '.join(notices)}")
+        notices = () if is_full else (finding.title for finding in found if finding.is_notice)
+        for _, of_kind in groupby(notices, lambda title: title.partition(":")[0] in SPLITS):
+            print(f"note: {'; '.join(of_kind)}")
         if counts["unknown"]:
             reasons = sum(finding.state != "ok" and not finding.cause for finding in found)
             those = f"the reason{'s' * (reasons != 1)} above"

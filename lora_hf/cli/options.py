@@ -170,7 +170,7 @@ def print_scores(scores: RunResult) -> None:
     for score in scoring.scores:
         low, high = map(score.text, interval_of(scores, score.name))
         print(f"{score.name:10} {score.text(score_of(scores, score.name))}  [{low}, {high}]")
-    print(f"{scores['n_examples']:,} {scoring.task.sources}; {scores['mean_words']:.1f} words per prediction")
+    print(f"{scoring.task.counted(scores['n_examples'])}; {scores['mean_words']:.1f} words per prediction")
     for name, of in scores.get("retention", {}).items():
         if (kept := of["kept"]) is not None:
             interval = "[{:.0%}, {:.0%}]".format(*of["kept_interval"])

@@ -24,7 +24,7 @@ from lora_hf.cli.options import (
     ReadingOverrides,
     print_scores,
 )
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import UserError, counted, did_you_mean
 from lora_hf.run_files import ADAPTER, CONFIG, PAGE, merged_folder
 
 EXPORTED_EXAMPLES = 200
@@ -179,7 +179,7 @@ def predict(
     text = saved.rendered(rows, known)
     write_text(output, text) if output else print(text, end="")
     if output:
-        print(f"{output}: {len(rows):,} prediction{'s' * (len(rows) != 1)}", file=sys.stderr)
+        print(f"{output}: {counted(len(rows), 'prediction')}", file=sys.stderr)
     is_lora = adapter and any(
         (Path(adapter) / name).is_file() for name in (f"{ADAPTER}/{PEFT_CONFIG}", PEFT_CONFIG)
     )

@@ -268,9 +268,7 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
     with _quiet("lora_hf.data"):
         splits = {split: load_split_and_origin(config.data, split) for split in SPLITS}
     train = splits["train"]
-    sizes = (
-        f"{split}: {len(of.examples):,} {config.task.sources}, {of.origin}" for split, of in splits.items()
-    )
+    sizes = (f"{split}: {config.task.counted(len(of.examples))}, {of.origin}" for split, of in splits.items())
     return Look(config.task, len(train.examples), (f"columns: {train.columns}", *sizes))
 
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from lora_hf.config.types import Items, Section, Text
 from lora_hf.data.prompts import prompt_template
-from lora_hf.errors import did_you_mean
+from lora_hf.errors import counted, did_you_mean
 from lora_hf.scores import METRICS, Score
 
 TaskName = Literal["summarization", "translation", "question_answering", "classification", "text_to_text"]
@@ -92,6 +92,11 @@ class Task(Section):
     def main(self) -> str:
         """Return the name of the score that decides."""
         return self.main_metric or self.score_names[0]
+
+    def counted(self, n: int, split: str = "") -> str:
+        """Return a number of sources: `1 dialogue`, or `1,200 test dialogues` of a split."""
+        kind = f"{split} " if split else ""
+        return counted(n, f"{kind}{self.source}", f"{kind}{self.sources}")
 
     @property
     def sources(self) -> str:

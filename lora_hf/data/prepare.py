@@ -12,7 +12,13 @@ from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.familiar import TO_TRY, count_far
 from lora_hf.data.overlap import SharedDialogues
-from lora_hf.data.splits import BY_HASH, SCORED_ON_VALIDATION, load_split_and_origin, scored_split
+from lora_hf.data.splits import (
+    BY_HASH,
+    SCORED_ON_VALIDATION,
+    few_scored,
+    load_split_and_origin,
+    scored_split,
+)
 from lora_hf.data.streaming import StreamedDialogues, check_steps, load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation, encode_sources, generation_length
 from lora_hf.data.translation import TRANSLATION
@@ -69,6 +75,8 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     warnings = _log_unknown(task, train_rows.unknown, validation_rows.unknown)
     test_sources, found = encode_test(test, tokenizer, config.data, config.task)
     warnings += found
+    if text := few_scored(config.data, task, len(test), test_origin):
+        logger.log(terminal.level_once(text, logging.WARNING), "%s", text)
     far = count_far(config.model.model_name_or_path, [example.dialogue for example in test], tokenizer)
     if 2 * far > len(test):
         text = f"most test {task.sources} are far from the invented dialogues that the embedded model knows"

@@ -47,10 +47,14 @@ BY_HASH = "by a hash of the text"
 
 SPLIT_COLUMNS = {"split", "set", "subset", "partition", "fold"}
 """Last words of the name of a column that may say which split a row of a file with all splits belongs to."""
+OF_VALIDATION = "validation"
+"""Beginning of the origin of a test split that has no references."""
 MOST_NAMES = 6
 """Most different names of splits in such a column."""
 SCORED_ON_VALIDATION = "the test split has no references; scores are those of the validation split"
 """What a run warns of and records where its scores are not those of the test split."""
+FEW_SCORED = 20
+"""Test dialogues below which a score says little."""
 
 
 class LoadedSplit(NamedTuple):
@@ -83,7 +87,7 @@ def load_split_and_origin(config: DataConfig, split: Split, reported: Columns | 
     part = open_part(config, scored)
     origin = origin_of(part, config, scored)
     if scored != split:
-        origin = f"validation, because test has no references: {origin}"
+        origin = f"{OF_VALIDATION}, because test has no references: {origin}"
     part.log_notes()
     rows, columns = read_part(part, config, reported=reported)
     if config.streaming:
@@ -271,6 +275,23 @@ def origin_of(part: Part, config: DataConfig, split: Split) -> str:
     share = {"validation": validation, "test": test, "train": 1 - validation - test}
     percent = f"{100 * sum(share[home] for home in part.homes):.3g} %"
     return f"about {percent} of {source}, {BY_HASH} (data.split_seed={config.split_seed})"
+
+
+def few_scored(config: DataConfig, task: Task, n: int, origin: str) -> str:
+    """Return a warning on scores of very few dialogues; empty if there are enough, or so few were asked for.
+
+    Args:
+        config: of the data.
+        task: its words are used.
+        n: number of scored dialogues.
+        origin: of the test split, as `load_split_and_origin` returns it.
+    """
+    if n >= FEW_SCORED or n == config.max_test_samples:
+        return ""
+    split = "validation" if origin.startswith(f"{OF_VALIDATION}, ") else "test"
+    more = "more rows, or a larger data.test_share" if BY_HASH in origin else f"more {split} rows"
+    tells = "anything" if n <= 5 else "much"
+    return f"the score rests on {task.counted(n, split)}: too few to tell {tells}; give {more}"
 
 
 def _slice(

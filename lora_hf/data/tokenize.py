@@ -81,8 +81,7 @@ class Truncation:
         return replace(self, sources=task.sources, target=task.target, targets=task.targets)
 
     def __str__(self) -> str:
-        are = "is" if self.cut_sources == 1 else "are"
-        text = f"{self.split}: {self.cut_sources:,} of {self.n:,} {self.sources} {are} cut at "
+        text = f"{self.split}: {self.cut_sources:,} of {self.n:,} {self.sources} are cut at "
         text += f"{self.max_source_length} tokens"
         if self.long_dialogues < self.cut_sources:
             text += f", prompt included ({self.long_dialogues:,} of {self.n:,} without it)"

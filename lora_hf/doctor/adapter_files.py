@@ -13,7 +13,7 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.doctor.base import stored
 from lora_hf.doctor.check import Finding, Findings, fault, ok
-from lora_hf.errors import UserError, few
+from lora_hf.errors import UserError, counted, few
 from lora_hf.reporting.tables import bytes_cell
 from lora_hf.saved.find_adapter import base_config
 from lora_hf.training.registry import saved_method
@@ -25,7 +25,7 @@ def weights(adapter: SavedAdapter) -> Findings:
     tensors = read_tensors(file)
     if not tensors:
         raise UserError(f"{file} holds no tensors")
-    yield ok(f"{len(tensors)} tensors, {bytes_cell(file.stat().st_size)}")
+    yield ok(f"{counted(len(tensors), 'tensor')}, {bytes_cell(file.stat().st_size)}")
     return tensors
 
 

@@ -14,7 +14,7 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.check import CannotTell, Finding, Findings, fault, ok, unknown
 from lora_hf.doctor.configs import tokens_cut
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, counted
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.families import family_of
 from lora_hf.models.load import load_model
@@ -50,7 +50,7 @@ def adapted(adapter: SavedAdapter, base: Any, tokenizer: Any) -> Findings:
     """
     model = load_saved(base, adapter).eval()
     layers = len(lora_layers(model))
-    yield ok(f"loads on {layers} layers" if layers else "loads")
+    yield ok(f"loads on {counted(layers, 'layer')}" if layers else "loads")
     if adapter.is_intact is None:
         yield unknown(
             "the weights' hash is not recorded (PEFT writes none): a changed file would not be noticed"

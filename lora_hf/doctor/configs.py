@@ -19,7 +19,7 @@ from lora_hf.data.overlap import SharedDialogues
 from lora_hf.data.prepare import ADDED_END, WITH_SPECIAL, prompt_problem
 from lora_hf.data.sources import is_on_hub, is_remote
 from lora_hf.data.split_names import SPLITS, Split
-from lora_hf.data.splits import load_split, scored_split
+from lora_hf.data.splits import few_scored, load_split_and_origin, scored_split
 from lora_hf.data.streaming import load_train
 from lora_hf.data.tokenize import TokenizedDialogues, Truncation
 from lora_hf.data.unknown_tokens import UnknownTokens
@@ -155,7 +155,7 @@ def share_trained(run: RunConfig, settings: Any) -> tuple[str, list[str]]:
         check_fit(run, model)
         parts, trainable, _ = count_weights(model, run.method != "full")
         adapted, found = len(lora_layers(model)), targets_of(model)
-    where = f" on {adapted} layers" if adapted else ""
+    where = f" on {counted(adapted, 'layer')}" if adapted else ""
     return f"{trainable:,} weights train{where} ({trainable / sum(parts.values()):.1%})", found.warnings
 
 
@@ -261,15 +261,17 @@ def tokens_cut(
         if split == "train" and train:
             rows = train.rows
         else:
-            held_out[split] = load_split(data, split)
+            held_out[split], origin, _ = load_split_and_origin(data, split)
             rows = held_rows(held_out[split], data, split, tokenizer)
         longest = max(len(row["input_ids"]) for row in rows.rows)
         yield judge_cut(rows.truncation.in_words_of(task), longest)
         if rows.with_special:
-            counted = f"{rows.with_special:,}", task.sources, task.targets
-            yield ok(WITH_SPECIAL % (split, *counted, tokenizer.eos_token))
+            words = f"{rows.with_special:,}", task.sources, task.targets
+            yield ok(WITH_SPECIAL % (split, *words, tokenizer.eos_token))
         if rows.unknown:
             yield judge_unknown(rows.unknown.in_words_of(task))
+        if split == "test" and (text := few_scored(data, task, len(held_out[split]), origin)):
+            yield notice(text)
     if rows.unknown_in_prompt.unknown:
         yield fault(prompt_problem(data, rows.unknown_in_prompt), "change data.prompt")
     if rows.added_end is not None:

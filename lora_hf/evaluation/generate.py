@@ -17,7 +17,7 @@ from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.merge import merged_where_exact, merging_bytes
 from lora_hf.adapters.mixed_batch import KeptStacks
 from lora_hf.arguments import shown
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, counted
 from lora_hf.evaluation.decoding import LargestScores, decoding_for, effective_config, greedy
 from lora_hf.fast.packed import packed
 from lora_hf.fast.t5 import faster, why_not
@@ -114,7 +114,7 @@ def generate_summaries(
     searched["max_length"] = None  # Transformers warns if a checkpoint's own stands beside max_new_tokens
     fast = fast_generation(model, adapters is None, kept) if fast_paths else nullcontext()
     texts = [""] * len(sources)
-    reported = out_of_memory_reported(lambda: f"writing {len(sources)} texts", SMALLER_GENERATION)
+    reported = out_of_memory_reported(lambda: f"writing {counted(len(sources), 'text')}", SMALLER_GENERATION)
     with reported, numbers_kept(model), fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
             inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)

@@ -16,7 +16,7 @@ from lora_hf.data.columns import cell, list_in
 from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import TEXT, Row, read_lines, read_rows
 from lora_hf.data.sources import CSV
-from lora_hf.errors import UserError, did_you_mean, in_words
+from lora_hf.errors import UserError, counted, did_you_mean, in_words
 from lora_hf.evaluation.metrics import Measured, Scoring, scoring_by
 from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
 from lora_hf.evaluation.rouge import group_scores, rouge_per_pair
@@ -126,8 +126,9 @@ def render_table(scores: FileScores, metrics: Sequence[str] = ("rouge",)) -> str
         lines.append(f"{score.label:<{width}}" + "".join(f"{cell:<32}" for cell in cells).rstrip())
     n, n_rows = scores["n"], scores["n_rows"]
     one = "dialogue" if is_rouge else "example"
-    counted = f"{n} {one}s in {n_rows} rows" if n_rows != n else f"{n} rows, each counted as one {one}"
-    lines.append(f"{counted}; 95 % intervals in brackets, by bootstrap over {one}s")
+    rows = counted(n_rows, "row")
+    what = f"{counted(n, one)} in {rows}" if n_rows != n else f"{rows}, each counted as one {one}"
+    lines.append(f"{what}; 95 % intervals in brackets, by bootstrap over {one}s")
     lines += [f"{name.replace('_', ' ')}: {scores[name]}" for name in scores if name.endswith("_signature")]
     notes = [name for name in scores if name.endswith("_note")]
     lines += [f"{name.removesuffix('_note').upper()}: {scores[name]}" for name in notes]
@@ -173,7 +174,8 @@ def _table(
         if name not in columns and endings(Path(name))[0] == TEXT:
             lines = read_lines(Path(name), form)
             if len(lines) != len(rows):
-                raise UserError(f"--reference {name} has {len(lines):,} lines, and {path} {len(rows):,} rows")
+                both = f"{counted(len(lines), 'line')}, and {path} {counted(len(rows), 'row')}"
+                raise UserError(f"--reference {name} has {both}")
             rows = [row | {name: line} for row, line in zip(rows, lines, strict=True)]
         elif name not in columns and Path(name).expanduser().is_file():
             raise UserError(
@@ -255,5 +257,5 @@ def _groups(
     if size < 1:
         raise UserError(f"--group-size {size} must be at least 1")
     if len(rows) % size:
-        raise UserError(f"--group-size {size} does not divide the {len(rows)} rows of {path}")
+        raise UserError(f"--group-size {size} does not divide the {counted(len(rows), 'row')} of {path}")
     return [range(start, start + size) for start in range(0, len(rows), size)]

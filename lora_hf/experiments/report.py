@@ -318,7 +318,7 @@ def basis(comparison: Comparison, folders: Folders, root: Path) -> dict[str, str
     seeds = next((result["seeds"] for result in variants_of(comparison).values() if "seeds" in result), None)
     last = max((run / RESULTS).stat().st_mtime for run in runs)
     found = {
-        "data": f"{dataset}, {first['n_examples']:,} test {task.sources}" + (f" ({test})" if test else ""),
+        "data": f"{dataset}, {task.counted(first['n_examples'], 'test')}" + (f" ({test})" if test else ""),
         "model": f"{first['base_model']} in {first['dtype']} on {first['device']}",
         "seeds" if seeds else "seed": ", ".join(map(str, seeds or [first["seed"]])),
         "finished": datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d"),

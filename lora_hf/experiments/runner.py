@@ -135,9 +135,9 @@ def _report_score(run: PlannedRun) -> None:
         main = Scoring.of_result(result).main
         interval = interval_of(result, main.name)
         logger.info(
-            "%s: %s %s on %s test %s",
+            "%s: %s %s on %s",
             *(run.name, main.titled, with_interval(main, score_of(result, main.name), interval)),
-            *(f"{result['n_examples']:,}", run.config.task.sources),
+            run.config.task.counted(result["n_examples"], "test"),
         )
 
 

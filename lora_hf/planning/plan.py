@@ -15,7 +15,7 @@ from lora_hf.data.sources import is_remote
 from lora_hf.data.splits import load_split
 from lora_hf.data.streaming import StreamedDialogues, load_train
 from lora_hf.data.tokenize import TokenizedDialogues
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, counted
 from lora_hf.memory import free_memory
 from lora_hf.models.flan_t5 import SIZES
 from lora_hf.models.load import EMBEDDED, load_tokenizer
@@ -476,7 +476,7 @@ def _work(config: RunConfig, rows: Rows | None, read: bool) -> tuple[Batch, int 
                 steps = steps_of(sum(len(row.references) for row in load_split(config.data, "train")))
         return bounds, steps, f"limits of the config, because {missing} not on this machine"
     longest = max(len(row["input_ids"]) for row in rows.rows), max(len(row["labels"]) for row in rows.rows)
-    said = f"longest of {len(rows):,} rows; {rows.truncation}"
+    said = f"longest of {counted(len(rows), 'row')}; {rows.truncation}"
     return Batch(size, *longest), steps_of(len(rows)), said
 
 

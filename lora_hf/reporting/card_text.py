@@ -148,7 +148,7 @@ def _kept(record: RunResult) -> str:
 def _about_scores(facts: CardFacts) -> str:
     """Say on what the scores were computed, their scale, and how several references count."""
     scoring, n = facts.scoring, facts.record.get("n_examples", 0)
-    on = f"on {n:,} test {scoring.task.sources}"
+    on = f"on {scoring.task.counted(n, 'test')}"
     if scoring.task.metrics == ("rouge",):
         return (
             f"ROUGE is F1 from 0 to 1 {on}, with stemming; ROUGE-Lsum compares sentence by sentence.\nA "

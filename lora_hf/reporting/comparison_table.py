@@ -281,7 +281,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     if "series" in comparison:
         reference = variants[comparison["best"]]
     seeds = f", means of {len(reference['seeds'])} seeds" if "seeds" in reference else ""
-    n = f"{reference['n_examples']:,} test {task.sources}"
+    n = task.counted(reference["n_examples"], "test")
     sample = f"{n}{seeds}; 95 % intervals by bootstrap over {task.sources}."
     notes = [sample]
     if "arms" in comparison:

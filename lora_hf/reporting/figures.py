@@ -136,15 +136,15 @@ def draw_picture(comparison: Comparison, file: Path) -> None:
     if "arms" in comparison:
         render([partial(_bars, comparison)], (8, 4.5), file, legend=True)
         return
-    variants, sources = variants_of(comparison), scoring_of(comparison).task.sources
+    variants, task = variants_of(comparison), scoring_of(comparison).task
     if "series" in comparison:
         best = variants[comparison["best"]]
-        title = f"{best['base_model']}: {comparison['axis']}, {best['n_examples']:,} test {sources}"
+        title = f"{best['base_model']}: {comparison['axis']}, {task.counted(best['n_examples'], 'test')}"
         panels = [_sweep_scores(comparison), _sweep_losses(comparison)]
         render(panels, (9, 3.8), file, title=title, legend=True)
         return
     lora = variants["lora"]
-    title = f"{lora['base_model']}: methods side by side, {lora['n_examples']:,} test {sources}"
+    title = f"{lora['base_model']}: methods side by side, {task.counted(lora['n_examples'], 'test')}"
     panels = [partial(_variant_scores, comparison), partial(_variant_weights, comparison)]
     height = 1.5 + ROW_INCHES * len(comparison["order"])
     render(panels, (9, height), file, title=title, ratios=(3, 2), sharey=True)
@@ -258,7 +258,7 @@ def _bars(comparison: Comparison, axes: Axes) -> None:
     axes.set_ylim(0, min(float(top), room) if all(score.higher_is_better for score in scores) else room)
     lora = variants["lora"]
     what = "ROUGE" if is_rouge else "scores"
-    axes.set_title(f"{lora['base_model']}: {what} on {lora['n_examples']:,} test {task.sources}", loc="left")
+    axes.set_title(f"{lora['base_model']}: {what} on {task.counted(lora['n_examples'], 'test')}", loc="left")
 
 
 def bar_scores(scoring: Scoring) -> list[Score]:

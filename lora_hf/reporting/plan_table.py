@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from lora_hf.config.task import task_of
+from lora_hf.errors import counted
 from lora_hf.planning.plan import BY_DEFAULT
 from lora_hf.reporting.tables import ON_TOP, bytes_cell, terminal_table
 from lora_hf.training.compiling import LEAST_STEPS
@@ -37,7 +38,7 @@ def plan_terminal(record: dict[str, Any], is_verbose: bool = False) -> list[Tabl
         lines += _sizes(record)
     lengths = batch["lengths"].partition(";")[0].partition(", because")[0]
     lines.append(
-        f"Step: {batch['dialogues']} {task.sources} of up to {batch['source']} tokens, "
+        f"Step: {task.counted(batch['dialogues'])} of up to {batch['source']} tokens, "
         f"{task.targets} of {batch['target']}: {lengths}."
     )
     lines.append(_time(record))
@@ -117,9 +118,13 @@ def _sizes(record: dict[str, Any]) -> list[Table | str]:
 def _time(record: dict[str, Any]) -> str:
     seconds, steps = record.get("step_seconds"), record["steps"]
     if seconds is None:
-        return f"{steps:,} steps; --measure times three of them." if steps else "--measure times three steps."
+        return (
+            f"{counted(steps, 'step')}; --measure times three of them."
+            if steps
+            else "--measure times three steps."
+        )
     if steps is None:
         return (
             f"{seconds:.2f} s per step; the number of steps is unknown until the data are available locally."
         )
-    return f"{steps:,} steps of {seconds:.2f} s: {duration(seconds * steps)}, without evaluations."
+    return f"{counted(steps, 'step')} of {seconds:.2f} s: {duration(seconds * steps)}, without evaluations."

@@ -58,7 +58,7 @@ def truncation_notes(record: TruncationRecord) -> list[str]:
         f"Needed: rank {record['needed']} of {record['whole']} is the least that is not worse than the whole "
         f"({scoring.main.label} paired by {task.source}, p < 0.05 for all ranks together).",
         "Energy: the kept share of the updates' squared singular values, over all layers.",
-        f"{n:,} test {task.sources}; 95 % intervals by bootstrap over {task.sources}.",
+        f"{task.counted(n, 'test')}; 95 % intervals by bootstrap over {task.sources}.",
     ]
 
 

@@ -92,7 +92,7 @@ def _trained_share(comparison: Comparison, name: str) -> str:
 
 def _of_run(comparison: Comparison) -> list[str]:
     scoring, (name, result) = scoring_of(comparison), next(iter(variants_of(comparison).items()))
-    main, n = scoring.main, f"{result['n_examples']:,} test {scoring.task.sources}"
+    main, n = scoring.main, scoring.task.counted(result["n_examples"], "test")
     lines = [
         f"{variant_labels([name])[name]}: {main.label} {scored(comparison, name, main)} on {n}",
         best_trivial(comparison["trivial"], scoring)[0],

@@ -24,7 +24,7 @@ from lora_hf.config.task import SUMMARIZATION
 from lora_hf.config.training import asks_to_compile
 from lora_hf.config.training_fields import RUN_DEFAULTS
 from lora_hf.distributed import world_size
-from lora_hf.errors import UserError, did_you_mean, first_line
+from lora_hf.errors import UserError, counted, did_you_mean, first_line
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.system import device_name, pick_device, resolve_dtype
 from lora_hf.training.compiling import steps_of
@@ -370,9 +370,7 @@ def unfinished_warmup(config: RunConfig, rows: Sized) -> tuple[str, str] | None:
     if warmup < steps:
         return None
     least = f"the learning rate only reaches {(steps - 1) / warmup:.0%} of training.learning_rate"
-    title = (
-        f"training.warmup_steps={given:g} is not below the run's {steps:,} step{'s' * (steps > 1)}: {least}"
-    )
+    title = f"training.warmup_steps={given:g} is not below the run's {counted(steps, 'step')}: {least}"
     return title, "lower it (0.1 is a tenth of the steps), or train longer"
 
 

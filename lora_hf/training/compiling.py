@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_hf.config import RunConfig
 from lora_hf.distributed import world_size
+from lora_hf.errors import counted
 
 CAPABILITY = (8, 0)
 """Compute capability of a GPU from which blocks are compiled: that of bfloat16, in which runs train there."""
@@ -65,7 +66,7 @@ def why_uncompiled(config: RunConfig, steps: int | None, capability: tuple[int, 
     if capability < CAPABILITY:
         return "this GPU's compute capability is {}.{}, below {}.{}".format(*capability, *CAPABILITY)
     if steps is None or steps < LEAST_STEPS:
-        known = "of unknown length" if steps is None else f"of {steps:,} steps"
+        known = "of unknown length" if steps is None else f"of {counted(steps, 'step')}"
         return f"a run {known} is not known to earn back what compiling takes ({LEAST_STEPS:,} steps do)"
     if not config.fast_paths:
         return "fast_paths is false"

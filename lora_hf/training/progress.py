@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lora_hf import terminal
+from lora_hf.errors import counted
 from lora_hf.scores import Score
 
 NAMES = {"loss": "loss", "learning_rate": "learning rate", "grad_norm": "gradient norm", "epoch": "epoch"}
@@ -52,7 +53,11 @@ class ShowProgress(TrainerCallback):
         if "train_runtime" in logs:
             seconds, loss = logs["train_runtime"], logs.get("train_loss", 0.0)
             last = f"{state.global_step:,}"
-            steps = f"steps {self._before + 1:,} to {last}" if self._before else f"{last} steps"
+            steps = (
+                f"steps {self._before + 1:,} to {last}"
+                if self._before
+                else counted(state.global_step, "step")
+            )
             terminal.line(f"trained {steps} in {duration(seconds)}, mean loss {loss:.4g}")
         elif any(name.startswith("eval_") for name in logs):
             terminal.line(f"{at}: {evaluation_text(logs, self.scores)}")

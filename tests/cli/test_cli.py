@@ -220,9 +220,15 @@ def test_doctor_says_without_v_what_is_cut(tmp_path, monkeypatch, capsys):
     typed += [f"data.max_{split}_samples=null" for split in ("train", "eval", "test")]
     assert cli.run([*typed, "data.max_source_length=80"], debug=False) == 0
     _, _, note = capsys.readouterr().out.splitlines()
-    assert note.startswith("note: train: 1 of 60 dialogues is cut at 80 tokens") and note.count(";") == 2
+    assert note.startswith("note: train: 1 of 60 dialogues are cut at 80 tokens") and note.count(";") == 2
     assert cli.run([*typed, "data.max_source_length=512"], debug=False) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+    (tmp_path / "test.jsonl").write_text("\n".join((tmp_path / "test.jsonl").read_text().splitlines()[:3]))
+    assert cli.run([*typed, "data.max_source_length=80"], debug=False) == 0
+    *_, cut, few = capsys.readouterr().out.splitlines()
+    assert cut.startswith("note: train: 1 of 60") and few == (
+        "note: the score rests on 3 test dialogues: too few to tell anything; give more test rows"
+    )
 
 
 def test_a_directory_with_other_results_stops_a_run_and_names_what_changed(mistake, config, trained):

@@ -56,8 +56,9 @@ def test_a_run_of_the_embedded_model_on_other_texts_says_what_it_is_good_for(
 ) -> None:
     rows = [{"dialogue": f"{PARCEL} Order {n}.", "summary": f"Parcel {n} is late."} for n in range(30)]
     (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["train", "--config", "quickstart", *FEW, "method=base"]
+    words = ["train", "--config", "quickstart", *FEW, "method=base", "data.max_test_samples=20"]
     for data in (f"data.dataset_name={tmp_path / 'talks.jsonl'}", "data.dataset_name=embedded"):
         assert cli.run([*words, data, f"output_dir={tmp_path / data[-8:]}"], debug=False) == 0
         said = " ".join(capsys.readouterr().err.split())
+        assert ("warning: the score rests on" in said) == ("talks" in data)
         assert (f"most test dialogues are {NOTE}: it can show how" in said) == ("talks" in data)

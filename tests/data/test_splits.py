@@ -11,12 +11,13 @@ import pytest
 from support.inputs import shared_data
 
 from lora_hf.config import DataConfig
+from lora_hf.config.task import SUMMARIZATION, TASKS
 from lora_hf.data.examples import Example, data_fingerprint
 from lora_hf.data.input_file import read_file
 from lora_hf.data.overlap import plain_text
 from lora_hf.data.sources import is_remote
 from lora_hf.data.split_names import SPLITS
-from lora_hf.data.splits import iterate_split, load_split
+from lora_hf.data.splits import few_scored, iterate_split, load_split, load_split_and_origin
 from lora_hf.errors import UserError
 
 ROWS = [
@@ -149,6 +150,32 @@ def test_a_file_too_short_to_be_split_says_so(tmp_path):
     file = write(tmp_path / "two.jsonl", ROWS[:2])
     with pytest.raises(UserError, match=r"is one file, split 80/10/10 .* none of its rows .2. belongs to"):
         [load_split(config(file), split) for split in ("train", "validation", "test")]
+
+
+def test_scores_of_few_test_dialogues_come_with_a_warning_and_a_remedy(tmp_path):
+    rows = [{"dialogue": f"A: Is it {n}?\nB: Yes.", "summary": f"It is {n}."} for n in range(120)]
+    write(tmp_path / "talks.csv", rows)
+    for split in SPLITS:
+        write(tmp_path / f"{split}.jsonl", rows[: 1 if split == "test" else 60])
+
+    def warning(task=SUMMARIZATION, **fields):
+        data = DataConfig(**fields)
+        examples, origin, _ = load_split_and_origin(data, "test")
+        return few_scored(data, task, len(examples), origin)
+
+    one_file = {"dataset_name": str(tmp_path / "talks.csv")}
+    n = len(load_split(DataConfig(**one_file), "test"))
+    assert 5 < n < 20
+    assert warning(**one_file) == (
+        f"the score rests on {n} test dialogues: too few to tell much; give more rows, or a larger "
+        "data.test_share"
+    )
+    assert warning(**one_file, test_share=0.5) == ""
+    assert warning(**one_file, max_test_samples=2) == ""  # as asked
+    assert warning(TASKS["translation"], dataset_name=str(tmp_path)) == (
+        "the score rests on 1 test sentence: too few to tell anything; give more test rows"
+    )
+    assert warning() == ""
 
 
 def test_a_folder_without_the_split_says_what_it_holds(tmp_path):
