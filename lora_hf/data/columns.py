@@ -64,6 +64,8 @@ LONGEST_NAME = 80
 """Characters of the longest name of a column; longer ones are texts of a file without a header."""
 LIKE_TEXT = re.compile(r"\n|^\d+$|[.?!。？！]$")
 """What is in a text and in no name of a column: a line break, digits alone, the end of a sentence."""
+WORDS = re.compile(r"[^\W\d_]+\W+[^\W\d_]+")
+"""Two words, which a date, a number or a label lacks."""
 TO_SET = re.compile(
     r"set data\.dialogue_column: (\S+) and data\.summary_column: (\[.*?\]|[^\s,;]+)"
     r"(, or the other way round)?"
@@ -589,13 +591,17 @@ def _likely(
     """Return the two columns that may be the input and the target; empty where there are fewer.
 
     The first is the one of nearly the right name. Of two columns, usual names decide, else the longest texts.
+    Dates, numbers and codes come last.
     """
     near = get_close_matches(config.dialogue_column, present, n=1, cutoff=0.5)
     known = [column for column in present if column not in (ID, config.id_column, *OTHER_IDS)]
     are_two = len(present) == 2
 
-    def order(column: str) -> tuple[bool, bool, bool, int]:
-        length = max(len(str(row.get(column) or "")) for row in head)
-        return column not in near, are_two and column in targets, are_two and column not in SOURCES, -length
+    def order(column: str) -> tuple[bool, bool, bool, bool, bool, int]:
+        texts = [str(row.get(column) or "") for row in head]
+        has_words = any(WORDS.search(text) for text in texts)
+        has_letters = any(re.search(r"[^\W\d_]", text) for text in texts)
+        named = column not in near, are_two and column in targets, are_two and column not in SOURCES
+        return not has_words, not has_letters, *named, -max(map(len, texts))
 
     return tuple(sorted(present if are_two else known, key=order)[:2]) if are_two or len(known) > 1 else ()

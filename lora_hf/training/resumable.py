@@ -93,7 +93,9 @@ class ResumableTrainer(OrderedTrainer):
         if not self._loss_before:
             return output
         total = self._loss_before + self._total_loss_scalar  # the Trainer's mean is over this call's steps
-        return output._replace(training_loss=total / self.state.global_step)
+        mean = {"train_loss": total / self.state.global_step}
+        self.state.log_history[-1].update(mean)
+        return output._replace(training_loss=mean["train_loss"], metrics=output.metrics | mean)
 
     def _repeat_evaluation(self, trial: Any, ignore_keys: Any) -> None:
         """Repeat the evaluation that a signal interrupted, and save a checkpoint with its result."""

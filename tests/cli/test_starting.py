@@ -280,6 +280,22 @@ def test_a_file_of_texts_in_the_place_of_the_model_is_called_so(
     assert not Path("talks.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows", "proposed"),
+    [
+        ("ticket,conversation,gist,date", ["1000,A: Hi. B: Yes,They meet.,2026-11-30"], "conversation,gist"),
+        ("label,body,date", ["good,It works well today.,2026-11-30"], "body,label"),
+    ],
+)
+def test_the_columns_that_an_error_proposes_are_texts(
+    columns: str, rows: list[str], proposed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`date` resembles `dialogue`, and is longer than a label."""
+    Path("mine.csv").write_text("\n".join([columns, *rows * 3]) + "\n")
+    assert cli.run(["init", "mine.csv"], debug=False) == 2
+    assert f"such as --columns {proposed}" in capsys.readouterr().err
+
+
 def test_init_asks_for_what_the_options_do_not_say(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
