@@ -11,6 +11,7 @@ optimizer itself skips a step whose numbers are bad, on the device, as it does u
 optimizer that cannot skip has its numbers read at once.
 """
 
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -158,7 +159,11 @@ class NanGuard:
 
     def _may_be_zero(self) -> bool:
         """Return whether every block with trained weights may have been skipped in the last step."""
-        return self._zeros < ZERO_IN_A_ROW and skips_blocks(self.trainer.model)
+        return self._skips_blocks and self._zeros < ZERO_IN_A_ROW
+
+    @cached_property
+    def _skips_blocks(self) -> bool:
+        return skips_blocks(self.trainer.model)
 
     def _scaler(self) -> Any:
         return getattr(self.trainer.accelerator, "scaler", None)
