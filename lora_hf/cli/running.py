@@ -80,9 +80,8 @@ def _print_trivial(record: "RunResult", run: Path) -> None:
     if not (run / PREDICTIONS).is_file():
         return
     scoring = Scoring.of_result(record)
-    words, best = best_trivial(trivial_scores(read_predictions(run), scoring), scoring)
-    sign, own = scoring.main.sign, score_of(record, scoring.main.name)
-    print(f"{words}, better than this run" if sign * best > sign * own else words)
+    own = {"this run": score_of(record, scoring.main.name)}
+    print(best_trivial(trivial_scores(read_predictions(run), scoring), scoring, own)[0])
 
 
 def compare(

@@ -59,10 +59,9 @@ def _of_comparison(comparison: Comparison) -> list[str]:
     main, labels = scoring_of(comparison).main, variant_labels(variants_of(comparison))
     test, share = comparison["paired_test"], comparison["gains"]["lora_share_of_full"]
     lines = [difference_words(labels["lora"], labels["full"], test, main)]
-    line, trivial = best_trivial(comparison["trivial"], scoring_of(comparison))
-    scores = [main.sign * score_of(comparison["arms"][name], main.name) for name in ("lora", "full")]
-    if main.sign * trivial > max(scores):
-        lines.append(f"{line}, better than {labels['lora']} and {labels['full']}")
+    scores = {labels[name]: score_of(comparison["arms"][name], main.name) for name in ("lora", "full")}
+    line, is_better = best_trivial(comparison["trivial"], scoring_of(comparison), scores)
+    lines += [line] * is_better
     lines += [
         difference_words(labels[name], labels["base"], comparison["against_base"][name], main)
         for name in ("lora", "full")
@@ -93,25 +92,31 @@ def _trained_share(comparison: Comparison, name: str) -> str:
 def _of_run(comparison: Comparison) -> list[str]:
     scoring, (name, result) = scoring_of(comparison), next(iter(variants_of(comparison).items()))
     main, n = scoring.main, scoring.task.counted(result["n_examples"], "test")
+    label = variant_labels([name])[name]
     lines = [
-        f"{variant_labels([name])[name]}: {main.label} {scored(comparison, name, main)} on {n}",
-        best_trivial(comparison["trivial"], scoring)[0],
+        f"{label}: {main.label} {scored(comparison, name, main)} on {n}",
+        best_trivial(comparison["trivial"], scoring, {label: score_of(result, main.name)})[0],
     ]
     return [*lines, _trained_share(comparison, name)] if result["trainable_parameters"] else lines
 
 
-def best_trivial(scores: Mapping[str, Mapping[str, float]], scoring: Scoring) -> tuple[str, float]:
-    """Return the best output that needs no model in words, and its main score.
+def best_trivial(
+    scores: Mapping[str, Mapping[str, float]], scoring: Scoring, own: Mapping[str, float]
+) -> tuple[str, bool]:
+    """Return a sentence on the best output that needs no model, and whether it is better than all of `own`.
 
     Args:
         scores: what needs no model -> its scores (`experiments.summary.trivial_scores`).
         scoring: the task and its main score.
+        own: models by their labels -> their main scores. They are named if the output is better.
     """
     main = scoring.main
     trivial = {what: of[main.name] for what, of in scores.items()}
     best = max(trivial, key=lambda what: main.sign * trivial[what])
     words = f"The best trivial {scoring.task.target} ({best}) scores {main.text(trivial[best], DIGITS)}"
-    return words, trivial[best]
+    if all(main.sign * trivial[best] > main.sign * score for score in own.values()):
+        return f"{words}, better than {' and '.join(own)}", True
+    return words, False
 
 
 def _best_line(comparison: Comparison, best: str, other: str) -> str:

@@ -108,6 +108,8 @@ def test_a_single_run_stands_beside_the_best_trivial_output() -> None:
         "The best trivial summary (first line) scores 0.150",
         "LoRA trains 1.40% of the weights",
     ]
+    compared["trivial"]["first line"] = dict.fromkeys(compared["trivial"]["first line"], 0.4)
+    assert verdict(compared)[1] == "The best trivial summary (first line) scores 0.400, better than LoRA"
 
 
 def test_methods_are_grouped_by_what_differs_from_lora() -> None:
