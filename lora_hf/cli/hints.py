@@ -194,6 +194,11 @@ def _instead_of(option: str, words: list[str]) -> str:
     return "."
 
 
+def missing_config(command: str, words: Sequence[str]) -> str:
+    """Return the error of a command that needs `--config` and has these other arguments."""
+    return f"Missing option '--config'{_instead_of('--config', [command, *words])}"
+
+
 def config_or_texts(command: str, named: list[str]) -> str:
     """Return what a command without `--config` needs, for arguments that are not a model and data."""
     if config := next((word for word in named if _is_config(word)), None):

@@ -9,11 +9,11 @@ from typing import Annotated, cast
 
 import typer
 
+from lora_hf.cli.hints import missing_config
 from lora_hf.cli.next_steps import show_next, with_options
 from lora_hf.cli.options import (
     Adapter,
     Base,
-    Config,
     Engine,
     GenerationOverrides,
     Json,
@@ -22,6 +22,7 @@ from lora_hf.cli.options import (
     PredictOverrides,
     Quantization,
     ReadingOverrides,
+    complete_config,
     print_scores,
 )
 from lora_hf.errors import UserError, counted, did_you_mean
@@ -53,7 +54,16 @@ def report(
 
 
 def evaluate(
-    config: Config,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="YAML file, or the name of a shipped config, such as quickstart. Default: the config of the "
+            "run that --adapter or --model is in.",
+            autocompletion=complete_config,
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     adapter: Annotated[
         str | None, typer.Option(help="Folder, or USER/NAME@REVISION on the Hub. Default: the base model.")
@@ -67,7 +77,9 @@ def evaluate(
 ) -> None:
     """Score a saved adapter, a whole model or the base model on the test split.
 
-    An adapter: [dim]lora-hf evaluate --config quickstart --adapter runs/quickstart/lora[/dim]
+    A run, with its own config: [dim]lora-hf evaluate --adapter runs/quickstart/lora[/dim]
+
+    With another config: [dim]lora-hf evaluate --config quickstart --adapter runs/quickstart/lora[/dim]
 
     The base model: [dim]lora-hf evaluate --config quickstart[/dim]
 
@@ -82,14 +94,22 @@ def evaluate(
         check_new(output)
     if adapter and model:
         raise UserError("--adapter and --model: give one of them")
-    run = load_config(config, overrides or [])
+    name = adapter or model
+    if config is None and not (name and Path(name).expanduser().is_dir()):
+        raise UserError(missing_config("evaluate", overrides or []))
+    run = load_config(config, overrides or []) if config else None
     from lora_hf.adapters.saved_adapter import SavedAdapter
     from lora_hf.saved.evaluate import evaluate as score_saved
     from lora_hf.saved.evaluate import report_unread
-    from lora_hf.saved.find_adapter import find_adapter
+    from lora_hf.saved.find_adapter import find_adapter, run_directory
     from lora_hf.saved.source import find_source
 
     given = find_source(model) if model else find_adapter(adapter) if adapter else None
+    if run is None:
+        folder = run_directory(given) if isinstance(given, SavedAdapter) else given.run if given else None
+        if folder is None:
+            raise UserError(missing_config("evaluate", overrides or []))
+        run = load_config(folder / CONFIG, overrides or [], is_recorded=True)
     report_unread(overrides or [], given)
     scores, rows = score_saved(run, given, quantization)
     if output:

@@ -69,7 +69,7 @@ def _more_rows(part: Part) -> str:
     if part.files and part.origin not in (None, "train"):
         names = few(file.name for file in part.files)
         return f"remove {names}, and a share of train is taken as {part.origin}"
-    return "give rows"
+    return "add rows with texts to it, or give other data"
 
 
 def check_each(rows: Iterable[Row], columns: Columns, config: DataConfig, part: Part) -> Iterator[Row]:

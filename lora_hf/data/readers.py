@@ -58,7 +58,7 @@ def read_rows(path: str | Path, form: Form = SEEN) -> list[Row]:
     """
     rows = list(iterate_rows(path, form))
     if not rows:
-        raise UserError(f"{path} has no rows")
+        raise UserError(f"{path} has no rows; give a file with one row for each text")
     return rows
 
 

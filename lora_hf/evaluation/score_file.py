@@ -155,7 +155,7 @@ def _table(
             )
         rows: list[Row] = [{PREDICTION: line} for line in read_lines(path, form)]
         if not rows:
-            raise UserError(f"{path} has no rows")
+            raise UserError(f"{path} has no rows; give a file with one line for each text")
     else:
         rows = read_rows(path, form)
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -24,6 +24,7 @@ from lora_hf.experiments.runner import (
 )
 from lora_hf.run_files import COMPARISON, VARIANTS
 from lora_hf.run_records import Comparison
+from lora_hf.runs.start import report_unread
 
 ORDER: tuple[Method, ...] = ("base", "lora", "full")
 """LoRA runs first: a target that matches nothing is found before the hours of full fine-tuning."""
@@ -85,6 +86,7 @@ def _experiment(
 ) -> Comparison:
     config = load_config(config_file, overrides, is_study, lambda found: all_finished(plan(found)))
     runs = plan(config)
+    report_unread(overrides, [run.config.method for run in runs])
     run_all(config_file, overrides, runs, kind)
     made = origin(verb, config_file, overrides) | dict(known or {})
     return write_report(kind, Path(config.output_dir), folders_of(runs), made)

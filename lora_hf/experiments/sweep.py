@@ -24,6 +24,7 @@ from lora_hf.experiments.runner import (
 from lora_hf.run_files import SWEEP
 from lora_hf.run_records import Comparison
 from lora_hf.runs.run_dir import RunDirectory
+from lora_hf.runs.start import report_unread
 
 BASE = "base"
 
@@ -52,6 +53,7 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
 
     config = load_config(config_file, overrides, True, is_finished_grid)
     check_sections(config, "sweep", ["sweep"])
+    report_unread(overrides, [config.method])
     if not config.sweep.space:
         raise UserError(
             f"{config_file}: has no sweep.space; list the values of a field, such as lora: {{r: [4, 8]}}"

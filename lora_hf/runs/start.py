@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def run_config(
     start()
     config = in_all_processes(lambda: load_config(source, overrides, is_done=is_done))
     from_main(lambda: _report_other_runs(config))
-    from_main(lambda: _report_unread(overrides, config.method))
+    if not terminal.is_part():  # an experiment reports what none of its runs reads
+        from_main(lambda: report_unread(overrides, [config.method]))
     run = one(config)
     result = from_main(lambda: finished_result(run))  # all processes must decide the same
     if result is not None:
@@ -56,15 +57,20 @@ def run_config(
     return run, result
 
 
-def _report_unread(overrides: Sequence[str], method: str) -> None:
-    """Warn of fields that were typed for this run and that its method does not read, as a rank by `full`.
+def report_unread(overrides: Sequence[str], methods: Collection[str]) -> None:
+    """Warn of fields that were typed and that none of these methods reads, as a rank by `full`.
 
     Those of a file are not named: it may be shared by runs of several methods.
+
+    Args:
+        overrides: `key.sub=value`.
+        methods: of the runs that the command makes.
     """
     sections = [re.split(r"[.=]", one)[0].strip() for one in overrides]
-    unread = [o for o, s in zip(overrides, sections, strict=True) if s in METHOD_CHOICES and s != method]
+    unread = [o for o, s in zip(overrides, sections, strict=True) if s in METHOD_CHOICES and s not in methods]
     if unread:
-        logger.warning("%s: no effect here, because method is %s", few(unread), method)
+        names = " or ".join(dict.fromkeys(methods))
+        logger.warning("%s: no effect here, because method is %s", few(unread), names)
 
 
 def _report_other_runs(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import closing, suppress
+from errno import EADDRINUSE
 from typing import Any
 
 import uvicorn
@@ -136,7 +137,8 @@ def listening(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise UserError(f"--host {host} --port {port}: {error}") from None
+        remedy = "; choose another --port" if getattr(error, "errno", None) == EADDRINUSE else ""
+        raise UserError(f"--host {host} --port {port}: {error}{remedy}") from None
     return listener
 
 

@@ -290,6 +290,10 @@ def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trai
     written = [(folder / "predictions.jsonl").read_text() for folder in (trained, tmp_path / "out")]
     assert written[0] == written[1]
     assert cli.run(words, debug=False) == 2  # the folder is not empty now
+    for place in (trained, trained / "adapter"):  # by the config of the run
+        assert cli.run(["evaluate", "--adapter", str(place), "--json"], debug=False) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert {name: again[name] for name in ROUGE_NAMES} == {name: said[name] for name in ROUGE_NAMES}
     assert cli.run(["evaluate", "--config", str(config), *FEW], debug=False) == 0  # the base
 
 

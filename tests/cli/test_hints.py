@@ -47,6 +47,9 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "for another base model, write model.model_name_or_path=a/b; a merged, fully fine-tuned or "
             "exported model is given by --model a/b",
         ),
+        ("evaluate", "Missing option '--config'; give a YAML file or the name of a shipped config"),
+        ("evaluate --adapter user/name", "Missing option '--config'; give a YAML file or the name of a"),
+        ("evaluate quickstart --adapter a", "'--config': write `lora-hf evaluate --config quickstart`"),
         ("train --config quickstart --zzz 1", "written as key=value, such as lora.r=8"),
         ("train --cfg quickstart", "--config"),
         ("predict talk.txt --adaptor x", "--adapter"),

@@ -249,7 +249,8 @@ def test_a_pattern_in_the_place_of_a_folder_names_the_field_for_patterns(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("dev", "remove dev.jsonl, and a share of"), ("train", "give rows")]
+    ("name", "remedy"),
+    [("dev", "remove dev.jsonl, and a share of"), ("train", "add rows with texts to it, or give other data")],
 )
 def test_a_split_without_rows_has_a_remedy(tmp_path, name, remedy):
     folder = write(tmp_path, "train.jsonl", "dev.jsonl", "test.jsonl")

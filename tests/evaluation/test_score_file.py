@@ -186,7 +186,7 @@ def test_wrong_arguments_are_named(tmp_path, arguments, words):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.csv", b"", "x.csv has no rows"),
+        ("x.csv", b"", "x.csv has no rows; give a file with one row for each text"),
         ("x.csv", b"made,human\n", "x.csv has no rows"),
         ("x.csv", b"made,human\na,b\na\n", "line 3: fewer cells than the 2 columns"),
         ("x.csv", b"made,human\na,b,c\n", "line 2: more cells than the 2 columns"),

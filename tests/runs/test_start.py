@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lora_hf import terminal
+from lora_hf.experiments import compare
 from lora_hf.runs import start
 
 
@@ -29,6 +30,24 @@ def test_listed_runs_that_train_does_not_make_are_logged(
     start.run_config({"seed": 42, "output_dir": "none"} | fields)
     assert "is not used" not in caplog.text
     assert named is None or lines[0].startswith(named)
+
+
+def test_an_experiment_names_only_typed_fields_that_none_of_its_runs_reads(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """`compare lora.r=8` used to warn in the runs of the base and of full fine-tuning."""
+    monkeypatch.setattr(start, "finished_result", lambda config: {"rouge1": 0.5})
+    monkeypatch.setattr(compare, "run_all", lambda *_: None)
+    monkeypatch.setattr(compare, "write_report", lambda *_: {})
+    typed = ["lora.r=7", "prompt_tuning.num_virtual_tokens=7"]
+    compare.compare("quickstart", typed)
+    assert [text for text in caplog.messages if "no effect" in text] == [
+        "prompt_tuning.num_virtual_tokens=7: no effect here, because method is base or lora or full"
+    ]
+    caplog.clear()
+    monkeypatch.setenv(terminal.PART, "1")
+    start.run_config({"output_dir": "none"}, [*typed, "method=full"])
+    assert "no effect" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -375,7 +375,7 @@ def test_a_late_answer_is_504() -> None:
         (["--adapter", "keys={folder}"], "adapter name 'keys' is reserved by PyTorch; choose"),
         (["--base", "embedded", "--adapters-dir", "no/such"], "--adapters-dir 'no/such': no such folder"),
         (["--base", "./no/model"], "--base='./no/model': no such folder"),
-        (["--base", "embedded", "--port", "{taken}"], "Address already in use"),
+        (["--base", "embedded", "--port", "{taken}"], "Address already in use; choose another --port"),
         (
             ["--base", "embedded", "--port", "0", "--host", "0.0.0.0"],
             "Set the environment variable LORA_HF_S",
