@@ -31,6 +31,13 @@ def count_far(model: str, texts: Sequence[str], tokenizer: Any) -> int:
     return sum(size < LEAST or len(row) > MOST * size for size, row in zip(sizes, rows, strict=True))
 
 
+def far_data(model: str, texts: Sequence[str], tokenizer: Any, sources: str) -> str:
+    """Return a sentence on a run's test texts, `sources`, if most of them are far; else an empty text."""
+    if 2 * count_far(model, texts, tokenizer) <= len(texts):
+        return ""
+    return f"most test {sources} are far from the invented dialogues that the embedded model knows: {TO_TRY}"
+
+
 def far_note(far: int, texts: int) -> str:
     """Return a sentence on texts that a model is given, of which some are far; empty if none is."""
     if not far:

@@ -10,7 +10,7 @@ from lora_hf.config import DataConfig, RunConfig
 from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example, data_fingerprint
-from lora_hf.data.familiar import TO_TRY, count_far
+from lora_hf.data.familiar import far_data
 from lora_hf.data.overlap import SharedDialogues
 from lora_hf.data.splits import (
     BY_HASH,
@@ -77,10 +77,10 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     warnings += found
     if text := few_scored(config.data, task, len(test), test_origin):
         logger.log(terminal.level_once(text, logging.WARNING), "%s", text)
-    far = count_far(config.model.model_name_or_path, [example.dialogue for example in test], tokenizer)
-    if 2 * far > len(test):
-        text = f"most test {task.sources} are far from the invented dialogues that the embedded model knows"
-        logger.log(terminal.level_once(text, logging.WARNING), "%s: %s", text, TO_TRY)
+    if far := far_data(
+        config.model.model_name_or_path, [one.dialogue for one in test], tokenizer, task.sources
+    ):
+        logger.log(terminal.level_once(far, logging.WARNING), "%s", far)
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows.with_special:
             counted = f"{rows.with_special:,}", task.sources, task.targets

@@ -15,6 +15,7 @@ from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.config.variants import with_grid, with_variant
 from lora_hf.data import overlap, unknown_tokens
 from lora_hf.data.examples import Example
+from lora_hf.data.familiar import far_data
 from lora_hf.data.overlap import SharedDialogues
 from lora_hf.data.prepare import ADDED_END, WITH_SPECIAL, prompt_problem
 from lora_hf.data.sources import is_on_hub, is_remote
@@ -207,7 +208,14 @@ def tokens(path: Path, fields: RunConfig, tokenizer: Any) -> Findings:
         for name, run in (runs_of(fields) or {"": fields}).items():
             with named(name), suppress(Unavailable):  # a variant's own base, which is reported by `targets`
                 check_run_lengths(run)
-        return (yield from tokens_cut(fields.data, tokenizer, scoring=Scoring.of_config(fields)))
+        return (
+            yield from tokens_cut(
+                fields.data,
+                tokenizer,
+                scoring=Scoring.of_config(fields),
+                model=fields.model.model_name_or_path,
+            )
+        )
     except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")
     except UserError as error:
@@ -242,11 +250,16 @@ def retention(fields: RunConfig, tokenizer: Any) -> Findings:
 
 
 def tokens_cut(
-    data: DataConfig, tokenizer: Any, splits: tuple[Split, ...] = SPLITS, scoring: Scoring | None = None
+    data: DataConfig,
+    tokenizer: Any,
+    splits: tuple[Split, ...] = SPLITS,
+    scoring: Scoring | None = None,
+    model: str = "",
 ) -> Findings:
     """Yield findings on truncated rows, unknown tokens and shared dialogues; return the training token ids.
 
-    With the scoring of a config, also on references that cannot be written.
+    With the scoring of a config, also on references that cannot be written; with its model, also on texts
+    that are far from what the embedded one knows.
 
     Raises:
         CannotTell: the data has to be downloaded first.
@@ -270,8 +283,10 @@ def tokens_cut(
             yield ok(WITH_SPECIAL % (split, *words, tokenizer.eos_token))
         if rows.unknown:
             yield judge_unknown(rows.unknown.in_words_of(task))
-        if split == "test" and (text := few_scored(data, task, len(held_out[split]), origin)):
-            yield notice(text)
+        if split == "test":
+            texts = [example.dialogue for example in held_out[split]]
+            few = few_scored(data, task, len(texts), origin)
+            yield from map(notice, filter(None, (few, far_data(model, texts, tokenizer, task.sources))))
     if rows.unknown_in_prompt.unknown:
         yield fault(prompt_problem(data, rows.unknown_in_prompt), "change data.prompt")
     if rows.added_end is not None:

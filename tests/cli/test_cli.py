@@ -216,6 +216,7 @@ def test_doctor_says_without_v_what_is_cut(tmp_path, monkeypatch, capsys):
         of_split = [row | {"dialogue": f"{split} {row['dialogue']}"} for row in rows]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
     monkeypatch.setattr("lora_hf.doctor.of_machine", lambda: iter(()))
+    monkeypatch.setattr("lora_hf.doctor.configs.far_data", lambda *of: "")  # these texts are
     typed = ["doctor", "--config", "quickstart", f"data.dataset_name={tmp_path}"]
     typed += [f"data.max_{split}_samples=null" for split in ("train", "eval", "test")]
     assert cli.run([*typed, "data.max_source_length=80"], debug=False) == 0

@@ -62,3 +62,5 @@ def test_a_run_of_the_embedded_model_on_other_texts_says_what_it_is_good_for(
         said = " ".join(capsys.readouterr().err.split())
         assert ("warning: the score rests on" in said) == ("talks" in data)
         assert (f"most test dialogues are {NOTE}: it can show how" in said) == ("talks" in data)
+        assert cli.run(["doctor", *words[1:], data], debug=False) in (0, 1)
+        assert (NOTE in " ".join(capsys.readouterr().out.split())) == ("talks" in data)
