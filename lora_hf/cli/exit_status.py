@@ -45,7 +45,7 @@ def exit_status(task: Callable[[], object], debug: bool = False, verbosity: str 
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # short-lived ones
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        task()
+        _call(task)
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         if processes.is_main():
@@ -86,6 +86,16 @@ def exit_status(task: Callable[[], object], debug: bool = False, verbosity: str 
     finally:
         finish_output()
     return 0
+
+
+def _call(task: Callable[[], object]) -> None:
+    """Call a task. Pydantic makes an error of its own of an interrupt while it writes a config: undo that."""
+    try:
+        task()
+    except ValueError as error:
+        if type(error).__name__ == "PydanticSerializationError" and "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def invoke(command: Any, words: list[str]) -> None:

@@ -12,6 +12,8 @@ import pytest
 from support.inputs import FEW
 
 from lora_hf import cli
+from lora_hf.cli.exit_status import exit_status
+from lora_hf.config import RunConfig
 from lora_hf.errors import RunFailed
 
 ROOT = Path(__file__).parents[2]
@@ -194,3 +196,15 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, warm_p
     assert cli.run([str(word) for word in ["train", *words[1:]]], debug=False) == 0, capsys.readouterr().err
     record = json.loads((run / "results.json").read_text())
     assert (record["resumed_at_step"], record["steps"]) == (step, 60)
+
+
+def test_an_interrupt_while_a_config_is_written_is_one(monkeypatch, capsys):
+    """Pydantic turns what is raised in a serializer into an exception of its own."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_hf.config.schema.embedded_retention", interrupted)
+    config = RunConfig(retention={"place": {"task": "summarization"}})
+    assert exit_status(lambda: config.model_dump_json()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
