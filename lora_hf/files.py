@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import struct
@@ -11,7 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
+
 from lora_hf.errors import NOT_JSON, NotWritten, UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 PIECE = 4096  # bytes
 PIECES = 16
@@ -166,6 +171,58 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
         if beside.parent != place.parent:
             with suppress(OSError):
                 beside.parent.rmdir()
+
+
+@contextmanager
+def whole_output(output: Path) -> Iterator[Path]:
+    """Write a new folder or file of a command as `whole` does; another process with the same place waits.
+
+    The lock is a hidden file beside the place while it is written. A kill may leave the file, and the next
+    command takes it.
+
+    Raises:
+        UserError: the place is taken, perhaps by the process that was waited for.
+        NotWritten: as in `whole`.
+    """
+    file = output.with_name(f"{PARTIAL}{output.name}.lock")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(file, output)
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror or str(error), str(output)) from error
+    try:
+        check_new(output)
+        with whole(output) as beside:
+            yield beside
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(file: Path, place: Path) -> int:
+    """Create and lock a file, and return its descriptor; wait while another process holds it."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        wait_for_lock(descriptor, place)
+        with suppress(FileNotFoundError):  # who held it has removed the file
+            if os.path.samestat(os.fstat(descriptor), file.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def wait_for_lock(descriptor: int, place: Path) -> None:
+    """Lock an open file or folder; wait while another process holds the lock of this place, and say so.
+
+    On a file system without locks, nothing is locked.
+    """
+    try:
+        if not lock_descriptor(descriptor, blocking=False):
+            logger.warning(
+                "%s: another process is running this; waiting for it to end (Ctrl-C stops waiting)", place
+            )
+            lock_descriptor(descriptor)
+    except OSError as error:
+        logger.info("%s: not locked against other processes: %s", place, error.strerror)
 
 
 def remove(path: Path) -> None:

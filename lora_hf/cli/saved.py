@@ -171,7 +171,7 @@ def predict(
 
     With a merged or exported folder: [dim]lora-hf predict talks.csv --model ct2 -o summaries.csv[/dim]
     """
-    from lora_hf.files import check_new, write_text
+    from lora_hf.files import check_new, whole_output
 
     if adapter and model:
         raise UserError("--adapter and --model: give one of them")
@@ -197,7 +197,11 @@ def predict(
     source = find_source(model, base) if model else str(adapter)
     rows = saved.predict(file, source, base, data, generation, lines, long, quantization, engine)
     text = saved.rendered(rows, known)
-    write_text(output, text) if output else print(text, end="")
+    if output:
+        with whole_output(output) as beside:
+            beside.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
     if output:
         print(f"{output}: {counted(len(rows), 'prediction')}", file=sys.stderr)
     is_lora = adapter and any(

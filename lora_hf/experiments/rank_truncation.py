@@ -83,7 +83,7 @@ def truncate(
         return mean_scores([kept_scores(rows, scoring)])
 
     scores = {whole: score()}
-    with files.whole(output) as folder:
+    with files.whole_output(output) as folder:
         for rank in smaller:
             logger.info("rank %d of %d", rank, whole)
             name = f"r{rank}"

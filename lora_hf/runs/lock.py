@@ -1,17 +1,13 @@
 """The lock on a run's folder: one process at a time, whoever started the other."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import lock_descriptor
-
 from lora_hf.distributed import is_main
 from lora_hf.errors import UserError
-
-logger = logging.getLogger(__name__)
+from lora_hf.files import wait_for_lock
 
 
 @contextmanager
@@ -32,18 +28,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         raise UserError(f"output_dir={str(folder)!r} cannot be written: {error.strerror}") from error
     try:
         if is_main():
-            _lock(descriptor, folder)
+            wait_for_lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        if not lock_descriptor(descriptor, blocking=False):
-            logger.warning(
-                "%s: another process is running this; waiting for it to end (Ctrl-C stops waiting)", folder
-            )
-            lock_descriptor(descriptor)
-    except OSError as error:
-        logger.info("%s: not locked against other processes: %s", folder, error.strerror)

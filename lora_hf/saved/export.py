@@ -22,7 +22,7 @@ from lora_hf.evaluation.evaluate import summarize
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.significance import is_significant
 from lora_hf.exporting.engines import EXPORTERS, check_model, open_exported
-from lora_hf.files import check_new, file_sha256, whole, write_json
+from lora_hf.files import check_new, file_sha256, whole_output, write_json
 from lora_hf.models.exported import EXPORT, Engine, export_record
 from lora_hf.models.generation import generation_config
 from lora_hf.models.languages import set_language
@@ -124,7 +124,7 @@ def export(
         return summarize(settings.generation, by, tokenizer, sources, settings.max_new_tokens)
 
     texts = written(model)
-    with whole(output) as folder:
+    with whole_output(output) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         exporter.write(model, tokenizer, folder, quantization)
         own.to_json_file(folder / GENERATION)

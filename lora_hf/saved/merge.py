@@ -16,7 +16,7 @@ from lora_hf.data.collate import collator
 from lora_hf.data.splits import load_split
 from lora_hf.data.tokenize import TokenizedDialogues
 from lora_hf.errors import UserError, did_you_mean
-from lora_hf.files import check_new, whole
+from lora_hf.files import check_new, whole_output
 from lora_hf.memory import out_of_memory_reported
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import stored_dtype
@@ -93,7 +93,7 @@ def merge(
     check_choice(adapter, onto, errors)
     with out_of_memory_reported(lambda: f"merging {adapter}", SMALLER_MERGE):
         merge_and_unload(model, onto)
-    with whole(output) as folder:
+    with whole_output(output) as folder:
         origin = f"{public_name(str(model.name_or_path))} with a trained adapter merged into its weights."
         save_model(model, tokenizer, folder, settings, origin, check)
     return errors

@@ -16,13 +16,12 @@ from support.disks import full_disk, read_only
 from support.inputs import FEW
 from support.resuming import assert_equal, trainer_of
 
-from lora_hf import cli
+from lora_hf import cli, files
 from lora_hf.config import RunConfig
 from lora_hf.errors import NotWritten, UserError
 from lora_hf.experiments.runner import check_root, run_process
-from lora_hf.files import PARTIAL, file_sha256, whole, write_json, write_text
+from lora_hf.files import PARTIAL, file_sha256, whole, whole_output, write_json, write_text
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, RESULTS
-from lora_hf.runs import lock
 from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import RunDirectory
 from lora_hf.training.checkpoints import last_checkpoint
@@ -77,7 +76,6 @@ def test_overwriting_clears_what_a_kill_left(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lora_hf.runs import lock
 from lora_hf.runs.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
@@ -107,6 +105,47 @@ def test_a_second_process_of_a_run_waits_until_the_first_is_killed(tmp_path, cap
     assert held(tmp_path) == {}  # the lock is on the folder: it leaves no file
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from lora_hf.files import whole_output
+with whole_output(Path(sys.argv[1])) as folder:
+    folder.mkdir()
+    (folder / "a").write_text("first")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_of_two_processes_that_write_one_folder_the_second_waits(is_killed, tmp_path, caplog, monkeypatch):
+    """And finds the folder taken, unless the first was killed: `merge -o m` twice left half a folder."""
+    monkeypatch.setattr(logging.getLogger("lora_hf"), "propagate", True)
+    output, ended = tmp_path / "m", []
+
+    def second():
+        try:
+            with whole_output(output) as folder:
+                folder.mkdir()
+                (folder / "b").write_text("second")
+        except UserError as error:
+            ended.append(str(error))
+
+    words = [sys.executable, "-c", WRITER, str(output)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and not output.exists()
+        first.kill() if is_killed else first.communicate("")
+    thread.join()
+    assert "another process is running this; waiting for it to end" in caplog.text
+    assert [file.name for file in output.iterdir()] == (["b"] if is_killed else ["a"])
+    assert bool(ended) != is_killed and all("is not empty; nothing is overwritten" in text for text in ended)
+    assert held(tmp_path).keys() == {f"m/{file.name}" for file in output.iterdir()}  # no hidden files
+
+
 def test_a_run_on_a_read_only_disk_is_locked_too(tmp_path, caplog):
     with full_disk(tmp_path / "disk", 64):
         (tmp_path / "disk" / "run").mkdir()
@@ -119,7 +158,7 @@ def test_a_file_system_without_locks_is_used_unlocked(tmp_path, caplog, monkeypa
     def refuse(*args, **kwargs):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lock, "lock_descriptor", refuse)
+    monkeypatch.setattr(files, "lock_descriptor", refuse)
     monkeypatch.setattr(logging.getLogger("lora_hf"), "propagate", True)
     with caplog.at_level(logging.INFO, "lora_hf"), run_lock(tmp_path / "run"):
         assert "not locked against other processes: No locks available" in caplog.text
