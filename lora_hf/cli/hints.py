@@ -8,7 +8,7 @@ from typing import Any
 from lora_hf.errors import as_typed
 
 FIELD = "fields of the config are written as key=value, such as lora.r=8"
-AS_YAML = re.compile(r"\b([Ss]et) (data\.\w+): (?:'([^']*)'|(\[[^\]]*\]|[^'\s,;]+))")
+AS_YAML = re.compile(r"\b([Ss]et|such as) (data\.\w+): (?:'([^']*)'|(\[[^\]]*\]|[^'\s,;]+))")
 """A remedy as a config has it."""
 OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 """By an option that the command lacks, the one that takes the same in this command."""

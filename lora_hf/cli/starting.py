@@ -92,7 +92,7 @@ def init(
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
     place, target, names, found = _find_data(data, file, names, [f"task={task}", *fields], asks)
     known = "Base model (a name on the Hub, a folder, or embedded, a toy)"
-    model = model or (_ask(known, MODEL) if asks else MODEL)
+    model = model or (_model(known) if asks else MODEL)
     method = _choice("method", method, "lora", METHODS, asks)
     if _is_file_of_texts(model):
         raise UserError(f"--model {model!r} is a file of texts and not a model: give texts by --data")
@@ -135,17 +135,19 @@ def _find_data(
             text = _by_columns(error, names)
             if not asks or (data and not is_of_columns):
                 raise UserError(text) from error
-            likely: Sequence[str] = ()
+            guesses: list[str | None] = [None, None]
             if isinstance(error, MissingColumn) and error.option in COLUMNS:
-                text, likely = _columns_of(error), error.likely
+                text = text.removeprefix(f"{_option(names)}: ") if names else _columns_of(error)
+                right = [name if name in error.present else None for name in names] or guesses  # these stay
+                others = iter([name for name in error.likely if name not in right])
+                guesses = [name or next(others, None) for name in right[:2]]
             typer.echo(text, err=True)
             if is_of_columns:
                 data = place
                 words = TASKS[fields[0].removeprefix("task=")]
-                first, second = likely[:2] if len(likely) > 1 else (None, None)
                 names = [
-                    _ask(f"Column of the input, the {words.source}", first),
-                    _ask(f"Column of the target, the {words.target}", second),
+                    _ask(f"Column of the input, the {words.source}", guesses[0]),
+                    _ask(f"Column of the target, the {words.target}", guesses[1]),
                 ]
 
 
@@ -476,6 +478,21 @@ def _choice(name: str, value: str | None, default: str, choices: Sequence[str], 
         typer.echo(text, err=True)
         value = _ask(question, default)
     return value
+
+
+def _model(question: str) -> str:
+    """Ask for the base model until the answer can be one."""
+    from lora_hf.config.load import load_config
+    from lora_hf.config.starter import MODEL
+
+    while True:
+        name = _ask(question, MODEL)
+        try:
+            load_config({"model": {"model_name_or_path": name}}, is_done=lambda run: True)
+        except UserError as error:
+            typer.echo(str(error).removeprefix("config: "), err=True)
+        else:
+            return name
 
 
 def _ask(question: str, default: str | None = None) -> str:

@@ -77,9 +77,7 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     warnings += found
     if text := few_scored(config.data, task, len(test), test_origin):
         logger.log(terminal.level_once(text, logging.WARNING), "%s", text)
-    if far := far_data(
-        config.model.model_name_or_path, [one.dialogue for one in test], tokenizer, task.sources
-    ):
+    if far := far_data([example.dialogue for example in test], tokenizer, task.sources):
         logger.log(terminal.level_once(far, logging.WARNING), "%s", far)
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows.with_special:

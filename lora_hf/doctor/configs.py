@@ -208,14 +208,7 @@ def tokens(path: Path, fields: RunConfig, tokenizer: Any) -> Findings:
         for name, run in (runs_of(fields) or {"": fields}).items():
             with named(name), suppress(Unavailable):  # a variant's own base, which is reported by `targets`
                 check_run_lengths(run)
-        return (
-            yield from tokens_cut(
-                fields.data,
-                tokenizer,
-                scoring=Scoring.of_config(fields),
-                model=fields.model.model_name_or_path,
-            )
-        )
+        return (yield from tokens_cut(fields.data, tokenizer, scoring=Scoring.of_config(fields)))
     except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")
     except UserError as error:
@@ -254,12 +247,11 @@ def tokens_cut(
     tokenizer: Any,
     splits: tuple[Split, ...] = SPLITS,
     scoring: Scoring | None = None,
-    model: str = "",
 ) -> Findings:
     """Yield findings on truncated rows, unknown tokens and shared dialogues; return the training token ids.
 
-    With the scoring of a config, also on references that cannot be written; with its model, also on texts
-    that are far from what the embedded one knows.
+    Also on texts that are far from what the embedded model knows, and with the scoring of a config on
+    references that cannot be written.
 
     Raises:
         CannotTell: the data has to be downloaded first.
@@ -286,7 +278,7 @@ def tokens_cut(
         if split == "test":
             texts = [example.dialogue for example in held_out[split]]
             few = few_scored(data, task, len(texts), origin)
-            yield from map(notice, filter(None, (few, far_data(model, texts, tokenizer, task.sources))))
+            yield from map(notice, filter(None, (few, far_data(texts, tokenizer, task.sources))))
     if rows.unknown_in_prompt.unknown:
         yield fault(prompt_problem(data, rows.unknown_in_prompt), "change data.prompt")
     if rows.added_end is not None:

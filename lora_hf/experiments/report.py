@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lora_hf import __version__
 from lora_hf.config import DataConfig
+from lora_hf.config.model import EMBEDDED
 from lora_hf.config.task import task_of
 from lora_hf.config.yaml_reader import read_document
 from lora_hf.errors import UserError
@@ -317,9 +318,10 @@ def basis(comparison: Comparison, folders: Folders, root: Path) -> dict[str, str
     test = first.get("splits", {}).get("test")
     seeds = next((result["seeds"] for result in variants_of(comparison).values() if "seeds" in result), None)
     last = max((run / RESULTS).stat().st_mtime for run in runs)
+    model = "embedded, a toy," if first["base_model"] == EMBEDDED else first["base_model"]
     found = {
         "data": f"{dataset}, {task.counted(first['n_examples'], 'test')}" + (f" ({test})" if test else ""),
-        "model": f"{first['base_model']} in {first['dtype']} on {first['device']}",
+        "model": f"{model} in {first['dtype']} on {first['device']}",
         "seeds" if seeds else "seed": ", ".join(map(str, seeds or [first["seed"]])),
         "finished": datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d"),
         "folder": str(root),

@@ -120,7 +120,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, data: DataConfig) -> None:
 def public_name(model: str) -> str:
     """Return a model's name without the local path that it may be: a README is published with its folder."""
     if model == EMBEDDED:
-        return "The tiny T5 that comes with lora_hf"
+        return "The tiny T5 that comes with lora_hf, a toy that knows invented dialogues alone,"
     return Path(model).name if Path(model).expanduser().is_dir() else model
 
 

@@ -299,7 +299,7 @@ class InferenceModel:
             logger.warning("%s", cut)
         if unknown := UnknownTokens("input", sources.unknown):
             logger.warning("%s", unknown)
-        if far := far_note(count_far(self.name, texts, tokenizer), len(texts)):
+        if far := far_note(count_far(texts, tokenizer), len(texts)):
             logger.warning("%s", far)
         with self._only(name, start) as model:
             written = iter(

@@ -188,7 +188,7 @@ class Engine(InferenceModel):
             anything was cut.
         """
         tokenizer = self.tokenizer_of(adapter)
-        if not self._has_named_far and count_far(self.name, [dialogue], tokenizer):
+        if not self._has_named_far and count_far([dialogue], tokenizer):
             self._has_named_far = True
             logger.warning("a request: %s (further requests are not named)", far_note(1, 1))
         parts = divided([dialogue], tokenizer, data)[0] if long == "split" else [dialogue]

@@ -177,7 +177,8 @@ def longer_training(state: TrainerState, args: TrainingArguments) -> str | None:
         return None
     field, what = ("max_steps", "steps") if args.max_steps > 0 else ("num_train_epochs", "epochs")
     twice = math.ceil(2 * getattr(args, field))
-    return f"the last evaluation was the best: more {what} may help (training.{field}={twice})"
+    change = f"training.{field}={twice}, in a new output_dir"
+    return f"the last evaluation was the best: more {what} may help ({change})"
 
 
 def _run_trainer(trainer: LoraTrainer, stop: StopOnSignal, checkpoint: str | None) -> Any:

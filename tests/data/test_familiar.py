@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 from support.inputs import FEW
+from support.letters import letters
 from support.server_process import save_adapters
 
 import lora_hf
 from lora_hf import cli
 from lora_hf.config import DataConfig, ModelConfig
-from lora_hf.config.model import EMBEDDED
 from lora_hf.data.familiar import count_far, far_note
 from lora_hf.data.splits import load_split
 from lora_hf.models.load import load_tokenizer
 from lora_hf.saved.find_adapter import find_adapter
+from lora_hf.saved.merge import merge
 from lora_hf.serving.engine import Engine
 
 PARCEL = "Customer: My parcel has not arrived.\nAgent: Sorry, I will send a new one tomorrow."
@@ -25,9 +26,9 @@ NOTE = "far from the invented dialogues that the embedded model knows"
 def test_the_embedded_sample_is_near_and_other_texts_are_far() -> None:
     tokenizer = load_tokenizer(ModelConfig())
     sample = [example.dialogue for example in load_split(DataConfig(), "test")]
-    assert count_far(EMBEDDED, sample, tokenizer) <= len(sample) // 100
-    assert count_far(EMBEDDED, [PARCEL, RIVER, "A: Lunch at noon?\nB: Yes."], tokenizer) == 3
-    assert count_far("google/flan-t5-small", [RIVER], tokenizer) == count_far(EMBEDDED, [], tokenizer) == 0
+    assert count_far(sample, tokenizer) <= len(sample) // 100
+    assert count_far([PARCEL, RIVER, "A: Lunch at noon?\nB: Yes."], tokenizer) == 3
+    assert count_far([RIVER], letters()) == count_far([], tokenizer) == 0
     assert far_note(0, 3) == ""
 
 
@@ -41,6 +42,11 @@ def test_predictions_and_a_server_say_so_and_near_texts_are_not_named(
     assert NOTE not in caplog.text
     model.generate([*near, PARCEL], max_new_tokens=1)
     assert f"1 of 4 texts are {NOTE}" in caplog.text
+    caplog.clear()
+    merge(str(adapter), tmp_path / "merged", None, None)
+    lora_hf.load(tmp_path / "merged").generate([PARCEL], max_new_tokens=1)
+    assert f"the text is {NOTE}" in caplog.text
+    assert "a toy that knows invented dialogues alone" in (tmp_path / "merged" / "README.md").read_text()
     caplog.clear()
     engine = Engine(ModelConfig(), {"a": find_adapter(str(adapter))})
     for text in (*near, PARCEL, RIVER):

@@ -134,7 +134,7 @@ def test_the_doctor_says_what_the_run_says(tmp_path: Path, fields: dict[str, Any
         data=DataConfig(max_source_length=60, max_target_length=60),
         **fields,
     )
-    findings = list(tokens(run, letters()))
+    findings = list(tokens(Path("x.yaml"), run, letters()))
     assert [one.state for one in findings] == ["fault"] and says in findings[0].title
     if not run.variants:
         with pytest.raises(UserError) as error:

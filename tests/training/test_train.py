@@ -60,9 +60,9 @@ def test_a_model_trained_in_bfloat16_is_scored_in_the_precision_in_which_it_is_l
 @pytest.mark.parametrize(
     ("scores", "rises", "limit", "expected"),
     [
-        ([0.30, 0.31, 0.33], True, {}, "more epochs may help (training.num_train_epochs=6)"),
-        ([0.30, 0.31, 0.33], True, {"max_steps": 30}, "more steps may help (training.max_steps=60)"),
-        ([2.0, 1.5, 1.4], False, {}, "more epochs may help (training.num_train_epochs=6)"),
+        ([0.30, 0.31, 0.33], True, {}, "more epochs may help (training.num_train_epochs=6"),
+        ([0.30, 0.31, 0.33], True, {"max_steps": 30}, "more steps may help (training.max_steps=60"),
+        ([2.0, 1.5, 1.4], False, {}, "more epochs may help (training.num_train_epochs=6"),
         ([0.30, 0.31, 0.313], True, {}, None),  # hardly better
         ([0.30, 0.33, 0.31], True, {}, None),  # another one was the best
         ([0.33], True, {}, None),
@@ -83,7 +83,8 @@ def test_more_training_is_advised_if_the_last_evaluation_was_clearly_the_best(
     fields = {"num_train_epochs": 3.0, "max_steps": -1, "load_best_model_at_end": True}
     args: Any = SimpleNamespace(metric_for_best_model="x", greater_is_better=rises, **(fields | limit))
     advice = training.longer_training(state, args)
-    assert advice == (f"the last evaluation was the best: {expected}" if expected else None)
+    ending = ", in a new output_dir)"
+    assert advice == (f"the last evaluation was the best: {expected}{ending}" if expected else None)
 
 
 def test_the_advice_to_train_longer_follows_the_training(
@@ -97,4 +98,4 @@ def test_the_advice_to_train_longer_follows_the_training(
     options = [*FEW, *(f"training.{name}={value}" for name, value in fields.items())]
     record = lora_hf.train(load_config({"output_dir": str(tmp_path / "run")}, options))
     first, second = (entry["eval_loss"] for entry in record["log"] if "eval_loss" in entry)
-    assert second < first and "more steps may help (training.max_steps=4)" in caplog.text
+    assert second < first and "more steps may help (training.max_steps=4, in a new output_dir)" in caplog.text
