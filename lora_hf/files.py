@@ -127,13 +127,21 @@ def check_new(output: Path) -> None:
     """Refuse to overwrite existing files: the input itself, a base model, another run's results.
 
     Raises:
-        UserError: `output` is a file, or a folder that is not empty.
+        UserError: `output` is a file, or a folder that is not empty, or its place is not writable.
     """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         what = "is a file" if output.is_file() else "is a folder that is not empty"
         raise UserError(
             f"--output {str(output)!r} {what}; nothing is overwritten: choose another name, or remove it"
         )
+    if not is_writable(output):
+        raise UserError(f"--output {str(output)!r} cannot be written there; choose another place")
+
+
+def is_writable(place: Path) -> bool:
+    """Return whether a file or folder can be made at a place: by its nearest folder that exists."""
+    nearest = next((folder for folder in place.absolute().parents if folder.exists()), place)
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 
 @contextmanager

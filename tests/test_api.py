@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -173,6 +174,13 @@ def test_a_config_of_a_wrong_type_is_named(function: Any, config: Any) -> None:
 def test_overrides_of_a_wrong_type_are_named(function: Any, overrides: Any, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
         function("quickstart", overrides=overrides)
+
+
+def test_a_loaded_model_is_copied_and_pickled_after_it_has_written_too(run: Path) -> None:
+    model = lora_hf.load(run)
+    written = model.generate(["Ann: Hi."])
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.generate(["Ann: Hi."]) == written
 
 
 def test_a_run_names_the_tokenizer_of_its_base_and_holds_no_copy(run: Path) -> None:

@@ -37,6 +37,10 @@ class KeptWeights:
             self._results[key] = kept = setting, seen, compute()
         return kept[2]
 
+    def __reduce__(self) -> tuple[type["KeptWeights"], tuple[()]]:
+        """Copy and pickle none of it: a copy computes its own results, and packed weights have no storage."""
+        return type(self), ()
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._results
 

@@ -19,6 +19,7 @@ from lora_hf import distributed as processes
 from lora_hf import terminal
 from lora_hf.cli import checking, hub, running, saved, serving, starting, streams
 from lora_hf.cli.exit_status import exit_status, invoke
+from lora_hf.errors import UserError
 
 PANELS = {
     "Train": (starting.init, running.train, running.compare, running.reproduce),
@@ -122,11 +123,32 @@ def run(words: list[str], debug: bool) -> int:
 
 def _invoke(words: list[str]) -> None:
     processes.check_variables()
+    if words and words[0] not in READERS:
+        check_utf_8(words)
     words = [_HOME.sub(lambda found: f"{found[1]}{os.path.expanduser('~')}", word) for word in words]
     if words and not words[0].startswith("-") and words[0] != running.train.__name__:
         remedy = "start each run by `torchrun ... -m lora_hf train`, and this command without it"
         processes.refuse_several(f"lora-hf {words[0]}", remedy)
     invoke(command(), words)
+
+
+READERS = ("predict", "score", "evaluate", "doctor", "verify")
+"""Commands that write no model."""
+
+
+def check_utf_8(words: list[str]) -> None:
+    """Refuse paths that are not UTF-8: the libraries that read and write models and YAML cannot use them.
+
+    Raises:
+        UserError: a word is none.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{word!r}: the path is not UTF-8, and no model can be written there: rename it"
+            ) from None
 
 
 @cache

@@ -94,7 +94,10 @@ def make_writable(stream: Any) -> None:
     """
     if not hasattr(stream, "reconfigure"):
         return
-    stream.reconfigure(errors="backslashreplace") if stream.isatty() else stream.reconfigure(encoding="utf-8")
+    if stream.isatty():
+        stream.reconfigure(errors="backslashreplace")
+    else:  # a path whose name is not UTF-8 is written by its bytes
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def finish_output() -> None:

@@ -31,6 +31,7 @@ from lora_hf.evaluation import writable
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.retention import load_retention
 from lora_hf.evaluation.writable import unwritable
+from lora_hf.files import is_writable
 from lora_hf.memory import free_memory
 from lora_hf.models.load import check_run_lengths
 from lora_hf.models.storage import STORAGE_FORMATS
@@ -55,6 +56,9 @@ def fields(path: Path, overrides: list[str]) -> Findings:
     config = load_config(path, overrides, is_study=True)
     runs = len(runs_of(config))
     yield ok(f"{path}: method {config.method}" + (f", {runs} training runs" if runs > 1 else ""))
+    place = Path(config.output_dir)
+    if not is_writable(place / "config.yaml"):
+        yield fault(f"output_dir={config.output_dir!r} cannot be written", "choose another output_dir")
     return config
 
 

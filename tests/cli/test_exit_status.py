@@ -1,6 +1,7 @@
 """Ends of commands, many in processes of their own: statuses, one message, Ctrl-C and a closed pipe."""
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.disks import full_disk, read_only
 from support.inputs import FEW
 
 from lora_hf import cli
 from lora_hf.cli.exit_status import exit_status
+from lora_hf.cli.streams import make_writable
 from lora_hf.config import RunConfig
 from lora_hf.errors import RunFailed
 
@@ -208,3 +211,33 @@ def test_an_interrupt_while_a_config_is_written_is_one(monkeypatch, capsys):
     config = RunConfig(retention={"place": {"task": "summarization"}})
     assert exit_status(lambda: config.model_dump_json()) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_place_that_is_not_writable_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    with full_disk(tmp_path / "disk", 64):
+        config = tmp_path / "x.yaml"
+        config.write_text(f"output_dir: {tmp_path}/disk/run\n")
+        with read_only(tmp_path / "disk"):
+            monkeypatch.setattr("lora_hf.saved.predict.load_source", lambda *of: pytest.fail("it is loaded"))
+            (tmp_path / "t.txt").write_text("Ann: Hi.")
+            words = ["predict", str(tmp_path / "t.txt"), "--model", "embedded", "--output"]
+            assert cli.run([*words, str(tmp_path / "disk" / "p.jsonl")], debug=False) == 2
+            assert "cannot be written there; choose another place" in capsys.readouterr().err
+            assert cli.run(["doctor", "--config", str(config)], debug=False) == 1
+            assert "disk/run' cannot be written" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_path_that_is_not_utf_8_is_printed_by_its_bytes():
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii")
+    make_writable(stream)
+    print(os.fsdecode(b"l\xfc.jsonl"), "é", file=stream, flush=True)
+    assert written.getvalue() == b"l\xfc.jsonl " + "é\n".encode()
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_a_model_is_written(capsys):
+    for words in (["merge", "--adapter", "a"], ["train", "embedded", "x.csv"]):
+        assert cli.run([*words, "--output", os.fsdecode(b"m\xfc")], debug=False) == 2
+        assert (
+            "the path is not UTF-8, and models cannot be written there: rename it" in capsys.readouterr().err
+        )
