@@ -238,6 +238,4 @@ def test_a_path_that_is_not_utf_8_is_printed_by_its_bytes():
 def test_a_folder_whose_name_is_not_utf_8_is_refused_before_a_model_is_written(capsys):
     for words in (["merge", "--adapter", "a"], ["train", "embedded", "x.csv"]):
         assert cli.run([*words, "--output", os.fsdecode(b"m\xfc")], debug=False) == 2
-        assert (
-            "the path is not UTF-8, and models cannot be written there: rename it" in capsys.readouterr().err
-        )
+        assert "the path is not UTF-8, and no model can be written there" in capsys.readouterr().err
