@@ -200,10 +200,9 @@ def predict(
     if output:
         with whole_output(output) as beside:
             beside.write_text(text, encoding="utf-8")
+        print(f"{output}: {counted(len(rows), 'prediction')}", file=sys.stderr)
     else:
         print(text, end="")
-    if output:
-        print(f"{output}: {counted(len(rows), 'prediction')}", file=sys.stderr)
     is_lora = adapter and any(
         (Path(adapter) / name).is_file() for name in (f"{ADAPTER}/{PEFT_CONFIG}", PEFT_CONFIG)
     )
