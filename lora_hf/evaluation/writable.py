@@ -4,12 +4,15 @@ An uncased tokenizer writes `yes` for the label `Yes`, T5's joins two spaces and
 """
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from lora_hf.config import DataConfig
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.models.languages import decode, in_languages
 
+AROUND = 20
+"""Characters that a message shows on each side of a difference."""
 SEARCHED = 200
 """References that are tried at most."""
 SHARE = 0.01
@@ -52,9 +55,16 @@ def unwritable(
     )
     if main.sign * (whole - best) < 1e-3 * max(abs(whole), 1.0):
         return Unwritable("")
-    became, was = other[0][0], other[0][1][0]
+    became, was = _first_difference(other[0][0], other[0][1][0].strip())
     text = (
         f"{len(other)} of {len(rows)} test {task.targets} cannot be written by this tokenizer, such as "
         f"{was!r}, which becomes {became!r}: the best possible {main.label} on them is {main.text(best)}"
     )
     return Unwritable(text, len(other) >= SHARE * len(rows))
+
+
+def _first_difference(one: str, other: str) -> tuple[str, str]:
+    """Return the parts of two texts around the first character that differs."""
+    same = len(commonprefix([one, other]))
+    start = max(0, same - AROUND)
+    return one[start : same + AROUND], other[start : same + AROUND]

@@ -38,7 +38,11 @@ def uncased() -> Any:
         ("classification", [["Yes", "yes"]], ""),  # another reference can be written
         ("summarization", [["Anna Comes."]], ""),  # ROUGE compares lower case
         ("question_answering", [["Paris"]], ""),
-        ("translation", [["Guten Tag, Herr Maier."]], "1 of 1 test translations cannot be written"),
+        (
+            "translation",
+            [[f"{'so ' * 300}weit Herr Maier{' und so' * 300}."]],
+            "1 of 1 test translations cannot be written by this tokenizer, such as 'so so so so so weit Herr",
+        ),
     ],
 )
 def test_what_an_uncased_tokenizer_loses_counts_by_the_main_score(
