@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.inputs import FEW
+from support.inputs import FEW, shared_data
 from support.letters import letters
 from support.server_process import save_adapters
 
@@ -30,6 +30,12 @@ def test_the_embedded_sample_is_near_and_other_texts_are_far() -> None:
     assert count_far([PARCEL, RIVER, "A: Lunch at noon?\nB: Yes."], tokenizer) == 3
     assert count_far([RIVER], letters()) == count_far([], tokenizer) == 0
     assert far_note(0, 3) == ""
+
+
+def test_real_dialogues_are_far() -> None:
+    lines = (shared_data("dialogsum") / "test.jsonl").read_text().splitlines()
+    real = [json.loads(line)["dialogue"] for line in lines[::3]]  # three references of each
+    assert len(real) == 500 and count_far(real, load_tokenizer(ModelConfig())) >= 0.99 * len(real)
 
 
 def test_predictions_and_a_server_say_so_and_near_texts_are_not_named(
