@@ -99,6 +99,18 @@ def _shown_lines() -> Any:
     return NamedTemporaryFile(prefix="lora_hf_shown_")  # noqa: SIM115
 
 
+@contextmanager
+def logged_from(name: str, level: int) -> Iterator[None]:
+    """Inside the block, what a module logs below this level is dropped."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 def level_once(text: str, level: int = logging.INFO) -> int:
     """Return the level of a line that many runs of an experiment have: DEBUG from the second run on.
 

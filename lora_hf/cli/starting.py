@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from lora_hf import terminal
 from lora_hf.cli.hints import config_or_texts
 from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import Columns, DataWords
@@ -267,7 +268,7 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
     config = load_config({"data": {"dataset_name": data}}, overrides, is_done=lambda run: True)
     if is_remote(config.data):
         return Look(config.task)
-    with _quiet("lora_hf.data"):
+    with terminal.logged_from("lora_hf.data", logging.WARNING):  # training repeats its notices
         splits = {split: load_split_and_origin(config.data, split) for split in SPLITS}
     train = splits["train"]
     sizes = (f"{split}: {config.task.counted(len(of.examples))}, {of.origin}" for split, of in splits.items())
@@ -505,15 +506,3 @@ def _ask(question: str, default: str | None = None) -> str:
         return str(typer.prompt(question, default=default, err=True)).strip()
     except typer.Abort:
         raise KeyboardInterrupt from None
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep the notices of a module back: training repeats them."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(before)

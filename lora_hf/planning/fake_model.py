@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSeq2SeqLM, T5Config
 
+from lora_hf import terminal
 from lora_hf.adapters import inject
 from lora_hf.adapters.backends import Backend, is_linear, is_transposed
 from lora_hf.adapters.default_targets import doubts, stacks
@@ -114,7 +115,8 @@ def outline(
         for field in family_of(settings).stacks:
             setattr(settings, field, layers)
     mode, values = (SharedFakeMode(), NoValues()) if is_run else (torch.device("meta"), nullcontext())
-    with _without_torch_s_tracebacks(), mode, values:
+    # PyTorch logs the traceback of an operation that fails on fake tensors, and raises the error too.
+    with terminal.logged_from("torch._subclasses.fake_tensor", logging.CRITICAL), mode, values:
         model: Any = AutoModelForSeq2SeqLM.from_config(settings, dtype=dtype)
         model.name_or_path = config.model.model_name_or_path
         check_quantize_wo(model, config.model)
@@ -140,18 +142,6 @@ def _checkpoint(model: Any, field: str) -> None:
             "instead of keeping them. Leave it out; a smaller training.per_device_train_batch_size with more "
             "training.gradient_accumulation_steps saves memory too"
         ) from error
-
-
-@contextmanager
-def _without_torch_s_tracebacks() -> Iterator[None]:
-    """Suppress what PyTorch logs about an operation that fails on fake tensors: it also raises an error."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager
