@@ -156,11 +156,21 @@ def labelled(label: str, style: str, text: str) -> Text:
 
 
 class LineHandler(logging.Handler):
-    """Show log records as lines above the bar; warnings begin with `warning: `."""
+    """Show log records as lines above the bar; warnings begin with `warning: `.
+
+    A warning is shown once where it comes several times in a row, as for each split of the same file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
+        last, self._last = self._last, text
         if record.levelno >= logging.WARNING:
+            if text == last:
+                return
             write(labelled(record.levelname.lower(), STYLES.get(record.levelno, "bold red"), text))
         else:
             shown = Text(text, STYLES.get(record.levelno, ""))

@@ -74,6 +74,16 @@ def test_color_and_bars_appear_only_where_they_can_be_shown(
         assert "\x1b" not in shown and shown.splitlines()[0] == "warning: look [here]"
 
 
+def test_a_warning_is_shown_once_where_it_comes_for_each_split(screen):
+    stream = screen(False)
+    log = logging.getLogger("lora_hf.any")
+    for text in ("row 3 is empty", "row 3 is empty", "row 4 is empty", "row 3 is empty"):
+        log.warning(text)
+    log.info("same"), log.info("same")
+    shown = ["warning: row 3 is empty", "warning: row 4 is empty", "warning: row 3 is empty", "same", "same"]
+    assert stream.getvalue().splitlines() == shown
+
+
 def test_a_line_breaks_at_words_on_a_terminal(screen):
     stream = screen()
     terminal.line(LONG)

@@ -1,6 +1,7 @@
 """The most likely meaning of a mistyped command line, added to Typer's message."""
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,20 @@ def config_or_texts(command: str, named: list[str]) -> str:
     """Return what a command without `--config` needs, for arguments that are not a model and data."""
     if config := next((word for word in named if _is_config(word)), None):
         return f"Missing option '--config': write `lora-hf {command} --config {config}`"
+    if len(named) == 1 and is_file_of_texts(named[0]):
+        right = shlex.join([command, "google/flan-t5-small", named[0]])
+        return f"lora-hf {command} {named[0]}: name the base model before your texts: `lora-hf {right}`"
     either = f"give a config (`--config quickstart`), or a model and data (`lora-hf {command} MODEL DATA`)"
     return f"lora-hf {command} {' '.join(named)}".strip() + f": {either}. {shipped()}"
+
+
+def is_file_of_texts(word: str) -> bool:
+    """Return whether an argument is named like a file of data, there or not."""
+    from lora_hf.data.opened import endings
+    from lora_hf.data.readers import READERS
+
+    path = Path(word).expanduser()
+    return endings(path)[0] in READERS and not path.is_dir()
 
 
 def shipped() -> str:

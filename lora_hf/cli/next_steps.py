@@ -22,6 +22,7 @@ TRY = (
     "echo 'Anna: Lunch at noon? Ben: Yes.' | lora-hf predict - --adapter {adapter} --format text",
 )
 PAGE = ("Open the report in a browser", "{page}")
+TRY_MODEL = (TRY[0], TRY[1].replace("--adapter {adapter}", "--model {whole}"))
 MERGE = (
     "Write a folder that Transformers loads without lora_hf",
     "lora-hf merge --adapter {mergeable} --output {merged}",
@@ -47,15 +48,14 @@ NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (TRY,),
     "predict": (SERVE, MERGE),
     "merge": (
+        TRY_MODEL,
         (
             "Write it for CTranslate2, which is faster on a CPU",
             "lora-hf export {exportable} --to ctranslate2 --quantization int8 --output {ct2}",
         ),
         ("Write it for ONNX", "lora-hf export {exportable} --to onnx --output {onnx}"),
     ),
-    "export": (
-        ("Try it on a text of your own", TRY[1].replace("--adapter {adapter}", "--model {exported}")),
-    ),
+    "export": (TRY_MODEL,),
     "truncate": (("Try the smallest adapter on a text of your own", TRY[1]),),
     "push": (("Use it on any machine", "lora-hf predict FILE --adapter {repository}"),),
     "preview": (("Push it", "lora-hf push --adapter {adapter} --repo-id {repository}"),),

@@ -161,6 +161,14 @@ def predict(
     ] = "cut",
     quantization: Quantization = None,
     engine: Engine = None,
+    keep_columns: Annotated[
+        bool,
+        typer.Option(
+            "--keep-columns",
+            help="Write the columns of FILE, and the column prediction after them, in the place of id, "
+            "dialogue and prediction.",
+        ),
+    ] = False,
     settings: PredictOverrides = None,
 ) -> None:
     """Generate a summary, or whatever the adapter was trained to write, for each text in a file.
@@ -195,7 +203,11 @@ def predict(
     from lora_hf.saved.source import find_source
 
     source = find_source(model, base) if model else str(adapter)
-    rows = saved.predict(file, source, base, data, generation, lines, long, quantization, engine)
+    if keep_columns and known == "text":
+        raise UserError("--keep-columns: text has one prediction per line; write csv or jsonl")
+    rows = saved.predict(
+        file, source, base, data, generation, lines, long, quantization, engine, keep_columns
+    )
     text = saved.rendered(rows, known)
     if output:
         with whole_output(output) as beside:
@@ -260,7 +272,7 @@ def merge(
         output.with_name(f"{output.name}-{name}") if find_spec(package) else None
         for name, package in (("ct2", "ctranslate2"), ("onnx", "onnx"))
     )
-    show_next("merge", exportable=f"{shlex.quote(str(output))}{named}", ct2=ct2, onnx=onnx)
+    show_next("merge", whole=output, exportable=f"{shlex.quote(str(output))}{named}", ct2=ct2, onnx=onnx)
 
 
 def export(
@@ -311,7 +323,7 @@ def export(
     found = write(source, output, engine, quantization, run, examples, allow_loss)
     size = bytes_cell(sum(file.stat().st_size for file in output.iterdir()))
     print(f"{output}: {quantization} for {to}, {size}; {found}")
-    show_next("export", exported=output)
+    show_next("export", whole=output)
 
 
 def truncate(

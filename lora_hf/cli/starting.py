@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lora_hf import terminal
-from lora_hf.cli.hints import config_or_texts
+from lora_hf.cli.hints import config_or_texts, is_file_of_texts
 from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import Columns, DataWords
-from lora_hf.errors import UserError, as_typed, did_you_mean, in_words
+from lora_hf.errors import UserError, as_typed, counted, did_you_mean, in_words
 from lora_hf.files import check_new, write_text
 from lora_hf.run_files import COMPARISON, CONFIG, comparison_folder
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lora_hf.config import Method
     from lora_hf.config.task import Task
     from lora_hf.data.columns import MissingColumn
+    from lora_hf.data.examples import Example
 
 METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
 """Values of `method` that train."""
@@ -90,12 +91,15 @@ def init(
         )
     names = _column_names(columns)
     given = _data_fields(fields)
+    if data is not None:  # before the first question
+        check_new(_new_file(data, file))
+        _check_there(data, fields)
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
     place, target, names, found = _find_data(data, file, names, [f"task={task}", *fields], asks)
     known = "Base model (a name on the Hub, a folder, or embedded, a toy)"
     model = model or (_model(known) if asks else MODEL)
     method = _choice("method", method, "lora", METHODS, asks)
-    if _is_file_of_texts(model):
+    if is_file_of_texts(model):
         raise UserError(f"--model {model!r} is a file of texts and not a model: give texts by --data")
     text = starter_config(
         place,
@@ -121,13 +125,12 @@ def _find_data(
     data: str | None, file: Path | None, names: list[str], fields: list[str], asks: bool
 ) -> "tuple[str, Path, list[str], Look]":
     """Return the data, the new file, the columns and what was seen; ask again for what cannot be read."""
-    from lora_hf.config.starter import default_output
     from lora_hf.config.task import TASKS
     from lora_hf.data.columns import TO_SET, MissingColumn
 
     while True:
         place = data or _ask("Your texts (a file, a folder, or a name on the Hub)")
-        target = file or Path(f"{Path(default_output(place)).name}.yaml")
+        target = _new_file(place, file)
         check_new(target)
         try:
             return place, target, names, look(place, [*fields, *_column_fields(names)])
@@ -150,6 +153,27 @@ def _find_data(
                     _ask(f"Column of the input, the {words.source}", guesses[0]),
                     _ask(f"Column of the target, the {words.target}", guesses[1]),
                 ]
+
+
+def _check_there(data: str, fields: Sequence[str]) -> None:
+    """Find the data, without reading it. Data at an address or on the Hub is not looked for.
+
+    Raises:
+        UserError: no such data, or a wrong field.
+    """
+    from lora_hf.config.load import load_config
+    from lora_hf.data.sources import is_remote, open_part
+
+    config = load_config({"data": {"dataset_name": data}}, fields, is_done=lambda run: True).data
+    if not is_remote(config):
+        open_part(config, "train")
+
+
+def _new_file(data: str, file: Path | None) -> Path:
+    """Return the file that is written: the one that was named, or one named after the data."""
+    from lora_hf.config.starter import default_output
+
+    return file or Path(f"{Path(default_output(data)).name}.yaml")
 
 
 def _data_and_fields(data: str | None, words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -271,8 +295,17 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
     with terminal.logged_from("lora_hf.data", logging.WARNING):  # training repeats its notices
         splits = {split: load_split_and_origin(config.data, split) for split in SPLITS}
     train = splits["train"]
-    sizes = (f"{split}: {config.task.counted(len(of.examples))}, {of.origin}" for split, of in splits.items())
+    sizes = (
+        f"{split}: {config.task.counted(len(of.examples))}{_pairs(of.examples)}, {of.origin}"
+        for split, of in splits.items()
+    )
     return Look(config.task, len(train.examples), (f"columns: {train.columns}", *sizes))
+
+
+def _pairs(examples: "Sequence[Example]") -> str:
+    """Return the number of rows in parentheses, where texts have several, as duplicates and references do."""
+    pairs = sum(len(example.references) for example in examples)
+    return f" ({counted(pairs, 'row')})" if pairs != len(examples) else ""
 
 
 @dataclass(frozen=True)
@@ -424,7 +457,7 @@ def source_of(
     from lora_hf.config.starter import default_output, starter_config
 
     model, data = named
-    if _is_file_of_texts(model):
+    if is_file_of_texts(model):
         typed = shlex.join([command, *named])
         raise UserError(f"{typed}: {model!r} is a file of texts and not a model; the order is MODEL DATA")
     overrides = [word for word in words if "=" in word]
@@ -452,15 +485,6 @@ def source_of(
 
 def _is_single_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / f"{COMPARISON}.json").exists()
-
-
-def _is_file_of_texts(model: str) -> bool:
-    """Return whether what was given as the model is named like a file of data, there or not."""
-    from lora_hf.data.opened import endings
-    from lora_hf.data.readers import READERS
-
-    path = Path(model).expanduser()
-    return endings(path)[0] in READERS and not path.is_dir()
 
 
 def _choice(name: str, value: str | None, default: str, choices: Sequence[str], asks: bool) -> str:

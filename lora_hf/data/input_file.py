@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from lora_hf.config import DataConfig
 from lora_hf.data.columns import (
     DIALOGUE,
     HEAD,
+    ID,
     PLAIN,
+    SUMMARY,
     TO_SET,
     MissingColumn,
     Row,
@@ -35,12 +37,19 @@ logger = logging.getLogger(__name__)
 STANDARD_INPUT = "-"
 
 
+@dataclass(frozen=True)
+class FileText(Example):
+    """A text of a file, with the columns that its row has there."""
+
+    row: Row = field(default_factory=dict, compare=False)
+
+
 def read_file(
     file: str | Path,
     config: DataConfig,
     is_lines: bool = False,
     trained_by: Mapping[str, Any] | None = None,
-) -> list[Example]:
+) -> list[FileText]:
     """Read the dialogues of one file, one per row, without references.
 
     Args:
@@ -67,7 +76,7 @@ def read_file(
 
 def _read(
     file: Path, config: DataConfig, is_lines: bool, trained_by: Mapping[str, Any], name: str = ""
-) -> list[Example]:
+) -> list[FileText]:
     name = name or str(file)
     form = Form.of(config)
     if is_lines and endings(file)[0] in READERS:
@@ -80,11 +89,12 @@ def _read(
         )
     if is_lines or (ending == TEXT and file.is_file()):
         texts = read_lines(file, form) if is_lines else [read_text(file, form).strip()]
-        part = Part(iter([{DIALOGUE: text} for text in texts]), name)
+        part, present = Part(iter([{DIALOGUE: text} for text in texts]), name), {DIALOGUE}
         rows, columns = list(part.rows), PLAIN
     else:
         part = Part(read_source(file, form), name, files=(file,), form=form)
         head = list(islice(part.rows, HEAD))
+        present = {column for row in head for column in row}
         part = replace(part, rows=chain(head, part.rows))
         try:
             read_by = _as_trained(head, config, trained_by, part.name)
@@ -96,7 +106,12 @@ def _read(
             raise UserError(TO_SET.sub(_to_read, text)) from error
         rows, config = list(found), read_by
     columns = replace(columns, references=())
-    return dialogues_of(check_rows(rows, columns, config, part))
+    checked = check_rows(rows, columns, config, part)
+    added = {DIALOGUE, SUMMARY, ID} - present  # by reading
+    return [
+        FileText(text.id, text.dialogue, (), {name: row[name] for name in row if name not in added})
+        for text, row in zip(dialogues_of(checked), checked, strict=True)
+    ]
 
 
 def _as_trained(head: list[Row], config: DataConfig, trained_by: Mapping[str, Any], name: str) -> DataConfig:

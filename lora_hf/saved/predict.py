@@ -17,6 +17,8 @@ from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter
 from lora_hf.saved.inference import load_source
 from lora_hf.saved.source import Source
 
+PREDICTION = "prediction"
+"""The column of what the model writes."""
 Format = Literal["jsonl", "csv", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 BY_ENDING: dict[str, Format] = {".csv": "csv", ".txt": "text"}
@@ -34,7 +36,8 @@ def predict(
     long: str = "cut",
     quantization: str | None = None,
     engine: str | None = None,
-) -> list[dict[str, str]]:
+    keeps_columns: bool = False,
+) -> list[dict[str, Any]]:
     """Summarize each dialogue of a file, with the prompt and the settings that the model was scored with.
 
     Args:
@@ -50,12 +53,15 @@ def predict(
         long: what is done with dialogues that are too long: `cut` or `split`, as `InferenceModel.generate`.
         quantization: of the model's linear layers, as `lora_hf.load` has it.
         engine: as `lora_hf.load` has it.
+        keeps_columns: whether the returned rows have the columns of the file, in the place of `id` and
+            `dialogue`.
 
     Returns:
-        Rows of `id`, `dialogue`, `prediction`, in the file's order.
+        Rows of `id`, `dialogue`, `prediction`, or the file's columns and `prediction`.
 
     Raises:
-        UserError: a mistake in the file, the model or `generation`, or lengths beyond the model's positions.
+        UserError: a mistake in the file, the model or `generation`, lengths beyond the model's positions, or
+            a column `prediction` that would be replaced.
     """
     data, long = data or DataConfig(), check_long(long, "--long")
     if isinstance(model, str):
@@ -64,12 +70,17 @@ def predict(
         model = Source(model, base_config(saved, base), saved)
     else:
         examples = read_file(file, data, is_lines, model.columns)
+    if keeps_columns and any(PREDICTION in example.row for example in examples):
+        raise UserError(
+            f"--keep-columns: {file} has a column {PREDICTION!r} already, which would be replaced: rename it"
+        )
     model = replace(model, form=data.model_dump(include={*OF_THE_MODEL}, exclude_unset=True))
     settings = model.settings_with("generate", generation or {})
     loaded = load_source(model, settings, quantization, engine)
     predictions = loaded.generate([example.dialogue for example in examples], long=long, **(generation or {}))
     return [
-        {"id": example.id, "dialogue": example.dialogue, "prediction": prediction}
+        (example.row if keeps_columns else {"id": example.id, "dialogue": example.dialogue})
+        | {PREDICTION: prediction}
         for example, prediction in zip(examples, predictions, strict=True)
     ]
 
@@ -91,14 +102,23 @@ def format_of(output: Path | None, given: str | None) -> Format:
     return BY_ENDING[ending]
 
 
-def rendered(rows: list[dict[str, str]], form: Format = "jsonl") -> str:
-    """Return the rows as JSON lines, as csv with a header, or as one prediction per line."""
+def rendered(rows: list[dict[str, Any]], form: Format = "jsonl") -> str:
+    """Return the rows as JSON lines, as csv with a header, or as one prediction per line.
+
+    A cell of csv that is a list or an object is written as JSON. What JSON lacks, such as a date of a parquet
+    file, is written as text.
+    """
     if form == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     if form == "text":  # the n-th line belongs to the n-th dialogue, whatever breaks a model writes
-        return "".join(f"{' '.join(row['prediction'].split())}\n" for row in rows)
+        return "".join(f"{' '.join(row[PREDICTION].split())}\n" for row in rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != PREDICTION))
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["id", "dialogue", "prediction"], lineterminator="\n")
+    writer = csv.DictWriter(out, [*columns, PREDICTION], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value

@@ -343,6 +343,37 @@ def test_predict_gives_each_row_a_summary_even_if_dialogues_are_equal(trained, t
     assert "2 rows" in capsys.readouterr().out
 
 
+def test_predict_can_keep_the_columns_of_the_file(trained, tmp_path, capsys, mistake):
+    turns = [{"speaker": "A", "text": "Bye"}]
+    (tmp_path / "talks.csv").write_text('ticket,talk,note\n7,"A: Hi",\n8,"A: Bye","x, y"\n')
+    rows = [{"talk": turns, "tags": ["a"]}, {"talk": "A: Hi", "id": 3, "day": None}]
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    given = ["--adapter", str(trained), "--dialogue-column", "talk"]
+
+    def predicted(name: str, *more: str) -> str:
+        assert cli.run(["predict", str(tmp_path / name), *given, *more], debug=False) == 0
+        return capsys.readouterr().out
+
+    plain = [json.loads(line)["prediction"] for line in predicted("talks.csv").splitlines()]
+    found = csv.DictReader(predicted("talks.csv", "--keep-columns", "--format", "csv").splitlines())
+    kept = [{"ticket": "7", "talk": "A: Hi", "note": ""}, {"ticket": "8", "talk": "A: Bye", "note": "x, y"}]
+    assert list(found) == [row | {"prediction": text} for row, text in zip(kept, plain, strict=True)]
+    plain = [json.loads(line)["prediction"] for line in predicted("talks.json").splitlines()]
+    lines = predicted("talks.json", "--keep-columns").splitlines()
+    found_rows = [json.loads(line) for line in lines]
+    assert [row.pop("prediction") for row in found_rows] == plain
+    assert found_rows == [rows[0] | {"id": 0}, rows[1]]
+    as_csv = list(csv.DictReader(predicted("talks.json", "--keep-columns", "--format", "csv").splitlines()))
+    assert json.loads(as_csv[0]["talk"]) == turns and as_csv[0]["tags"] == '["a"]' and as_csv[0]["day"] == ""
+    (tmp_path / "again.csv").write_text("talk,prediction\nA: Hi,x\n")
+    error = mistake("predict", tmp_path / "again.csv", *given, "--keep-columns")
+    assert "has a column 'prediction' already" in error
+    error = mistake(
+        "predict", tmp_path / "talks.csv", *given, "--keep-columns", "--output", tmp_path / "o.txt"
+    )
+    assert "--keep-columns: text has one prediction per line" in error and not (tmp_path / "o.txt").exists()
+
+
 def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistake):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 

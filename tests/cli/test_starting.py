@@ -1,6 +1,7 @@
 """`init`, `train MODEL DATA`, and the commands that a command names at its end."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +275,12 @@ def test_a_file_of_texts_in_the_place_of_the_model_is_called_so(
         assert cli.run([command, name, "embedded"], debug=False) == 2
         says = f"error: {command} {name} embedded: '{name}' is a file of texts and not a model; the order is"
         assert says in capsys.readouterr().err
+        assert cli.run([command, name], debug=False) == 2
+        error = capsys.readouterr().err
+        assert (
+            f"name the base model before your texts: `lora-hf {command} google/flan-t5-small {name}`" in error
+        )
+        assert "Shipped configs" not in error
     given = ["init", "--data", "talks.csv", "--columns", "text,gist", "--yes", "--model", name]
     assert cli.run(given, debug=False) == 2
     assert f"--model '{name}' is a file of texts and not a model: give" in capsys.readouterr().err
@@ -319,6 +326,30 @@ def test_init_asks_for_what_the_options_do_not_say(
     assert "Did you mean 'embedded'?" in err and "Did you mean 'gist'?" in err
     assert "no such file" in err and "talks.csv has the columns id, text, gist" in err
     assert next(answers, None) is None and out == "mine.yaml\n"
+
+
+@pytest.mark.parametrize("data", ["talkz.csv", "talks.csv"])
+def test_init_asks_nothing_where_the_data_is_not_there_or_the_file_exists(
+    data: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: pytest.fail("it asks"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    Path("talks.yaml").touch()
+    assert cli.run(["init", data], debug=False) == 2
+    says = {
+        "talkz.csv": "Did you mean 'talks.csv'?",
+        "talks.csv": "'talks.yaml' is a file; nothing is overwrit",
+    }
+    assert says[data] in capsys.readouterr().err
+
+
+def test_init_says_how_many_rows_the_texts_have(capsys: pytest.CaptureFixture[str]) -> None:
+    """`doctor` and `plan` count rows; equal texts are one dialogue with several references."""
+    rows = [f"Ann: Is it {n // 2}? Bob: Yes.,It is {n}." for n in range(40)]
+    Path("pairs.csv").write_text("\n".join(["text,gist", *rows]))
+    _, err = ran(capsys, "init", "pairs.csv", "--columns", "text,gist")
+    found = re.findall(r"^\w+: (\d+) dialogues? \((\d+) rows\)", err, re.M)
+    assert len(found) == 3 and all(2 * int(texts) == int(pairs) for texts, pairs in found)
 
 
 def test_a_model_and_data_are_a_config(trains_nothing: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -438,7 +469,7 @@ def test_the_next_commands_are_commands_and_are_left_out_of_json(
     from typer.main import get_command
 
     monkeypatch.setattr(next_steps, "program_name", lambda: "lora-hf")
-    names = "page adapter mergeable merged run onnx ct2 exportable exported".split()
+    names = "page adapter mergeable merged run onnx ct2 exportable whole".split()
     paths = {name: Path(f"a b/{name}") for name in names} | {"source": "--config quickstart"}
     paths |= {"repository": "USER/NAME", "file": "FILE", "compared": "--config quickstart"}
     next_steps.show_next(command, **paths)

@@ -258,8 +258,9 @@ def test_the_start_says_what_is_loaded_where(server: Server, adapters: Path) -> 
 
 
 def test_the_address_leads_to_the_api_page(server: Server) -> None:
-    status, _, headers = server.request("GET", "/")
+    status, said, headers = server.request("GET", "/")
     assert (status, headers["Location"]) == (307, "/docs")
+    assert "open /docs in a browser" in str(said)  # what curl shows
 
 
 def test_the_api_page_lists_the_operations_takes_the_token_and_tries_them_out(
