@@ -167,6 +167,8 @@ def _convert(value: Any, schema: FieldSchema) -> Any:
             converted = checked.validate_python(value)
         except ValidationError:
             continue
+        if isinstance(value, float) and isinstance(converted, int):  # 1e2 of an integer
+            return converted
         return value if converted == value else converted  # 25 steps stay 25, not 25.0
     if not kinds:  # a class of Transformers or accelerate: its construction will check the value
         return value

@@ -9,6 +9,7 @@ import pytest
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import changed_fields, load_config, resolved_yaml, write_config
+from lora_hf.config.training_fields import FIXED, training_fields
 from lora_hf.errors import UserError
 
 
@@ -160,6 +161,7 @@ MISTAKES = [
     ("seeds: []", "x.yaml:1: seeds=[] is empty"),
     ("seeds: [3, 3]", "x.yaml:1: seeds=[3, 3] names a seed twice"),
     ("output_dir: ''", "x.yaml:1: output_dir='' is empty"),
+    ('output_dir: "a\\0b"', "x.yaml:1: output_dir='a\\x00b' holds the character \\0, which no path can have"),
     (
         "method: full\nmodel:\n  load_in_4bit: true",
         "x.yaml:3: model.load_in_4bit=true cannot be trained in full (method='full'): use "
@@ -402,6 +404,19 @@ def test_plain_text_is_not_taken_for_dates_octals_or_base_sixty() -> None:
 def test_the_run_directory_is_named_after_the_file() -> None:
     assert load("method: base").output_dir == "runs/x"
     assert load("output_dir: here").output_dir == "here"
+
+
+def test_a_whole_number_as_a_float_is_an_integer_where_training_takes_one() -> None:
+    """`1e2` is a float in YAML; Transformers would end in a traceback at the first step."""
+    fields = training_fields().items()
+    whole = {name for name, field in fields if {"type": "integer"} in field.get("anyOf", [])}
+    assert {"max_steps", "per_device_train_batch_size", "data_seed", "save_total_limit"} <= whole
+    for name in whole - {*FIXED}:
+        workers = "dataloader_num_workers: 1.0, " if name == "dataloader_prefetch_factor" else ""
+        found = load(f"training: {{{workers}{name}: 1.0}}").training[name]
+        assert repr(found) == "1", name
+    assert "is not an integer" in message("training: {max_steps: 1.5}")
+    assert repr(load("training: {num_train_epochs: 2}").training["num_train_epochs"]) == "2"
 
 
 def test_bf16_and_tf32_are_left_to_the_machine_that_runs() -> None:
