@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.mixed_batch import KeptStacks, MixedBatch
 from lora_hf.adapters.model_state import (
     adapter_configs,
@@ -15,10 +16,12 @@ from lora_hf.adapters.model_state import (
     refuse_merged,
     saved_modules,
 )
+from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.row_probe import probe_rows
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.errors import UserError
 
+Carrier = LoraLayer | SavedModule
 Names = str | Sequence[str] | Mapping[str, float]
 
 
@@ -67,6 +70,24 @@ def _weights(model: nn.Module, names: Names) -> dict[str, float]:
     return weights
 
 
+def carriers_of(model: nn.Module) -> list[Carrier]:
+    """Return the modules of a model that hold adapters: its adapted layers and those of `modules_to_save`."""
+    return [*lora_layers(model).values(), *saved_modules(model).values()]
+
+
+def adapters_in_use(carriers: Iterable[Carrier]) -> set[str]:
+    """Return the names of the adapters that take part in what these modules compute, unmerged."""
+    used: set[str] = set()
+    for carrier in carriers:
+        if not carrier.enabled:
+            continue
+        if isinstance(carrier, SavedModule):
+            used |= {carrier.active} - {None}  # type: ignore[arg-type]
+        elif not carrier.merged:
+            used |= {name for name, weight in carrier.active.items() if weight}
+    return used
+
+
 def check_trainable(model: nn.Module) -> None:
     """Refuse a training that would change nothing that the model computes.
 
@@ -77,8 +98,7 @@ def check_trainable(model: nn.Module) -> None:
     layers, names = lora_layers(model).values(), sorted(adapter_configs(model))
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     own = {name: {id(p) for m in modules_of(model, name).values() for p in m.parameters()} for name in names}
-    used = {name for layer in layers for name, weight in layer.active.items() if weight}
-    used |= {module.active for module in saved_modules(model).values() if module.active}
+    used = adapters_in_use(carriers_of(model))
     of_adapters = set().union(*own.values()) & trained
     without_effect = set().union(*(own[name] for name in names if name not in used)) & trained
     is_idle = bool(of_adapters) or (bool(names) and not trained)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainingArguments
 
-from lora_hf.adapters.active import check_trainable
+from lora_hf.adapters.active import adapters_in_use, carriers_of, check_trainable
 from lora_hf.adapters.attention_type import keep_attention_type
 from lora_hf.adapters.model_state import adapter_configs
 from lora_hf.adapters.wrappers import unwrapped
@@ -265,14 +265,21 @@ class LoraTrainer(ResumableTrainer):
 
         Raises:
             UserError: a token without an embedding, or a collator that pads on the left. On a GPU only the
-                first batch is checked, because each check waits for the device. Or a callback has added or
-                removed an adapter.
+                first batch is checked, because each check waits for the device. Or a callback has added,
+                removed, activated or disabled an adapter.
         """
         if (now := sorted(adapter_configs(self.model))) != self.adapters_at_start:
             raise UserError(
                 f"step {self.state.global_step + 1}: the model's adapters have changed during the training, "
                 f"from {self.adapters_at_start} to {now}, and the optimizer holds the weights of the first "
                 "ones: add and delete adapters before train() or after it"
+            )
+        if (used := sorted(adapters_in_use(self._carriers))) != self.used_at_start:
+            check_trainable(self.model)
+            raise UserError(
+                f"step {self.state.global_step + 1}: the adapters in use have changed during the training, "
+                f"from {self.used_at_start} to {used}, and the optimizer holds the weights of the "
+                "first ones: call set_adapter before train() or after it, or undo it before the next step"
             )
         if not self._has_begun or self.args.device.type == "cpu":
             check_tokens(unwrapped(self.model), inputs)
@@ -321,6 +328,8 @@ class LoraTrainer(ResumableTrainer):
         check_float16(self)
         check_trainable(self.model)
         self.adapters_at_start = sorted(adapter_configs(self.model))
+        self._carriers = carriers_of(self.model)
+        self.used_at_start = sorted(adapters_in_use(self._carriers))
         check_saved(self.model)
         warn_of_dtype(self.model)
         self.unused_layers = UnusedLayers(self.model)

@@ -150,8 +150,13 @@ def test_generation_and_rouge_run_at_each_evaluation(tmp_path: Path, caplog: Any
             r"from \['default'\] to \['b', 'default'\]",
         ),
         (merge_adapters, r"adapters \['default'\] are merged and cannot train"),
+        (
+            lambda model: set_adapter(model, "other"),
+            r"in use have changed .* from \['default'\] to \['other'\]",
+        ),
+        (lambda model: disable_adapters(model).__enter__(), "are disabled and cannot train"),
     ],
-    ids=["injected", "merged"],
+    ids=["injected", "merged", "another active", "disabled"],
 )
 def test_adapters_that_a_callback_changes_end_the_training(change: Any, says: str, tmp_path: Path) -> None:
     class Changes(TrainerCallback):
@@ -159,8 +164,29 @@ def test_adapters_that_a_callback_changes_end_the_training(change: Any, says: st
             if state.global_step == 2:
                 change(model)
 
+    model = adapted()
+    if "other" in says:
+        inject_adapters(model, LoraConfig(r=2), "other")
+        set_adapter(model, "default")
     with pytest.raises(UserError, match=says):
-        make_trainer(adapted(), arguments(tmp_path, max_steps=4), callbacks=[Changes()]).train()
+        make_trainer(model, arguments(tmp_path, max_steps=4), callbacks=[Changes()]).train()
+
+
+def test_a_callback_may_use_another_adapter_between_two_steps(tmp_path: Path) -> None:
+    def last_loss(change: Any) -> float:
+        class Looks(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kw: Any) -> None:
+                with disable_adapters(model):
+                    change(model, "other")
+                    change(model, "default")
+
+        model = inject_adapters(adapted(), LoraConfig(r=2), "other")
+        set_adapter(model, "default")
+        trainer = make_trainer(model, arguments(tmp_path, max_steps=3), callbacks=[Looks()])
+        trainer.train()
+        return losses(trainer)[-1]
+
+    assert last_loss(set_adapter) == last_loss(lambda *_: None)
 
 
 def test_trackers_named_by_report_to_get_the_losses(tmp_path: Path) -> None:
