@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from lora_hf.config.baselines import BottleneckSection, PromptTuningSection
 from lora_hf.config.lora import LoraSection
 from lora_hf.config.model import DENSE, EMBEDDED, ModelConfig, Source
-from lora_hf.config.sweep import SweepSection
+from lora_hf.config.sweep import SweepSection, fields_of
 from lora_hf.config.task import SUMMARIZATION, TASKS, Task, TaskName, embedded_retention, read_task, with_task
 from lora_hf.config.types import Count, Flag, Folder, Integer, Items, Number, Section, Seed, Text
 from lora_hf.data.prompts import prompt_template
@@ -353,7 +353,36 @@ class RunConfig(Section):
             raise PydanticCustomError("together", remedy, {"path": ("loraplus_lr_ratio",)})
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("together", "names a seed twice", {"path": ("seeds",)})
+        if self.sweep.trials:
+            self._check_search()
         return self
+
+    def _check_search(self) -> None:
+        """Refuse a search whose trials could not be judged; each is by its last evaluation."""
+        if self.seeds:
+            remedy = (
+                "has no effect on a search (sweep.trials), which trains each trial with one seed: set seed "
+                "instead, or remove sweep.trials to run every combination with each seed"
+            )
+            raise PydanticCustomError("together", remedy, {"path": ("seeds",)})
+        varied = {field for axis, values in self.sweep.space.items() for field in fields_of(axis, values)}
+        get = self.training.get
+        last = get("max_steps", -1)
+        for field, is_wrong, remedy in (
+            ("eval_strategy", get("eval_strategy", "no") == "no", "steps or epoch"),
+            ("prediction_loss_only", get("prediction_loss_only"), "false"),
+            (
+                "eval_steps",
+                get("eval_strategy") == "steps" and 0 < last < (get("eval_steps") or 0),
+                f"at most training.max_steps={last}",
+            ),
+        ):
+            if is_wrong and not {f"training.{field}", "training.max_steps"} & varied:
+                text = (
+                    f"judges each trial by the {self.task.main} of its last evaluation during the training, "
+                    f"and there is none: set training.{field} to {remedy}"
+                )
+                raise PydanticCustomError("together", text, {"path": ("sweep", "trials")})
 
     def listed_runs(self) -> dict[str, tuple[list[Any], str]]:
         """Return the fields that ask for several runs: what each lists, and the command that makes these."""

@@ -72,7 +72,7 @@ class SweepSection(Section):
             raise PydanticCustomError("together", remedy, {"path": SPACE})
         set_by: dict[str, str] = {}
         for axis, values in self.space.items():
-            for field in dict.fromkeys(_fields(axis, values)):
+            for field in dict.fromkeys(fields_of(axis, values)):
                 other = next((known for known in set_by if _overlap(known, field)), None)
                 if other is not None:
                     remedy = (
@@ -80,7 +80,7 @@ class SweepSection(Section):
                         "replaces the other and two runs are the same: set it on one of them"
                     )
                     raise PydanticCustomError("together", remedy, {"path": SPACE})
-            set_by |= dict.fromkeys(_fields(axis, values), axis)
+            set_by |= dict.fromkeys(fields_of(axis, values), axis)
         return self
 
 
@@ -90,7 +90,7 @@ def _flat(axis: str, values: Any) -> list[tuple[str, Any]]:
     return [(f"{axis}.{key}", v) for key, v in values.items()] if is_section else [(axis, values)]
 
 
-def _fields(axis: str, values: Any) -> list[str]:
+def fields_of(axis: str, values: Any) -> list[str]:
     """Return the fields that an axis sets."""
     return [field for of in values.values() for field in of] if isinstance(values, Mapping) else [axis]
 

@@ -23,6 +23,7 @@ from lora_hf.experiments.runner import (
 )
 from lora_hf.run_files import SWEEP
 from lora_hf.run_records import Comparison
+from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import RunDirectory
 from lora_hf.runs.start import report_unread
 
@@ -59,11 +60,6 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
             f"{config_file}: has no sweep.space; list the values of a field, such as lora: {{r: [4, 8]}}"
         )
     if config.sweep.trials:
-        if config.seeds:
-            raise UserError(
-                f"seeds={list(config.seeds)}: a search (sweep.trials) trains each trial with one seed; "
-                "set seed instead, or remove sweep.trials to run every combination with each seed"
-            )
         runs, points = _run_search(config, config_file, overrides)
     else:
         runs, points = plan_grid(config)
@@ -110,13 +106,14 @@ def _run_search(
 
     base = plan_base(config)
     check_root(base[0].config, (BASE, TRIAL), SWEEP)
-    stored = plan_trials(config, stored_points(config))
-    for run in stored:  # all of them before the base is run
-        RunDirectory(run.config).check()
-    run_each(config_file, overrides, base)
-    points = search(
-        config,
-        lambda name, point: run_each(config_file, overrides, plan_trials(config, {name: point})),
-        is_new=config.overwrite and not (stored and all_finished(stored)),
-    )
+    with run_lock(Path(config.output_dir)):  # another search here would add trials to the same database
+        stored = plan_trials(config, stored_points(config))
+        for run in stored:  # all of them before the base is run
+            RunDirectory(run.config).check()
+        run_each(config_file, overrides, base)
+        points = search(
+            config,
+            lambda name, point: run_each(config_file, overrides, plan_trials(config, {name: point})),
+            is_new=config.overwrite and not (stored and all_finished(stored)),
+        )
     return base + plan_trials(config, points), points

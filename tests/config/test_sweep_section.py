@@ -122,6 +122,7 @@ def test_a_range_of_fractions_for_a_whole_number_names_the_remedy(
 ) -> None:
     file = tmp_path / "s.yaml"
     text = "sweep:\n  trials: 2\n  space:\n    generation.num_beams: [1, 4]\n    {}: {{{}}}\n"
+    text += "training: {{eval_strategy: epoch}}\n"
     file.write_text(text.format(axis, ends))
     with pytest.raises(UserError) as error:
         load_config(file, is_study=True)
@@ -129,3 +130,27 @@ def test_a_range_of_fractions_for_a_whole_number_names_the_remedy(
     assert "add integer: true to the range" in str(error.value)
     file.write_text(text.format(axis, f"{ends}, integer: true"))
     assert load_config(file, is_study=True).sweep.trials == 2
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({}, "sweep.trials=2 judges each trial by the rouge1 of its last evaluation"),
+        ({}, "set training.eval_strategy to steps or epoch"),
+        (
+            {"eval_strategy": "epoch", "prediction_loss_only": True},
+            "set training.prediction_loss_only to",
+        ),
+        ({"eval_strategy": "steps", "eval_steps": 9, "max_steps": 8}, "to at most training.max_steps=8"),
+    ],
+)
+def test_a_search_without_the_score_that_judges_its_trials_is_refused(
+    training: dict[str, Any], expected: str
+) -> None:
+    """Otherwise the base and the first trial are trained before it is found."""
+    sweep = {"trials": 2, "space": {"lora.r": [2, 4]}}
+    with pytest.raises(UserError) as error:
+        load_config({"sweep": sweep, "training": training}, is_study=True)
+    assert expected in str(error.value)
+    by_axis = {"trials": 2, "space": {"training.eval_strategy": ["steps", "epoch"]}}
+    assert load_config({"sweep": by_axis}, is_study=True).sweep.trials == 2

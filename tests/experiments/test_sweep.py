@@ -1,6 +1,8 @@
 """Sweeps: the plateau by hand, a grid and a search as they are run, one that was killed, and the report."""
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,7 @@ def test_a_grid_is_run_reused_and_reported(
 
 def test_an_invalid_or_read_only_search_database_is_one_error(tmp_path: Path) -> None:
     fields = {"output_dir": str(tmp_path), "sweep": {"space": {"lora.r": [2, 4]}, "trials": 2}}
+    fields["training"] = {"eval_strategy": "epoch"}
     (tmp_path / "sweep.db").write_bytes(b"no store" * 1000)
     with pytest.raises(NotWritten, match="not a database.*sweep.db"):
         search(RunConfig.model_validate(fields), lambda name, point: None)
@@ -105,6 +108,7 @@ def test_a_repeated_resumed_or_extended_search_tries_the_same_values(
         space = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [2, 4]}
         sweep = {"space": space, "trials": trials}
         fields = {"output_dir": str(tmp_path / folder), "seed": seed, "sweep": sweep}
+        fields["training"] = {"eval_strategy": "epoch"}
 
         def run(name: str, point: Any) -> None:
             if name == killed_at:
@@ -177,6 +181,27 @@ def runs_of_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 SEARCH = ["sweep.space={training.learning_rate: {low: 1e-4, high: 1e-2, log: true}}", "sweep.trials=2"]
+
+
+def test_of_two_searches_in_one_folder_the_second_waits(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would make the database, and each would add its trials to it."""
+    held: list[str] = []
+
+    def is_held(*_: Any) -> None:
+        folder = os.open(config_file.parent / "run", os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
+        held.append("by the first")
+        raise RunFailed(1)
+
+    monkeypatch.setattr(sweeping, "run_each", is_held)
+    for _ in range(2):  # an error releases it
+        with pytest.raises(RunFailed):
+            sweeping.sweep(config_file, SEARCH)
+    assert len(held) == 2
 
 
 @pytest.mark.parametrize(
