@@ -3,14 +3,14 @@
 import errno
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import changed_fields
-from lora_hf.config.sweep import Point, Range
+from lora_hf.config.sweep import Point, Range, changes_of
 from lora_hf.errors import NotWritten, UserError
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.run_files import STORE, SWEEP, TRAINED
@@ -170,7 +170,8 @@ def _name(number: int) -> str:
 
 def _judged(config: RunConfig, number: int, point: Point, run: Run) -> float:
     run(_name(number), point)
-    return last_score(Path(config.output_dir) / _name(number), config.task.main)
+    training = {**config.training, **changes_of(config.sweep, point).get("training", {})}
+    return kept_score(Path(config.output_dir) / _name(number), config.task.main, training)
 
 
 def _suggest(trial: Any, axis: str, values: Any) -> Any:
@@ -183,10 +184,23 @@ def _suggest(trial: Any, axis: str, values: Any) -> Any:
     return trial.suggest_float(axis, values.low, values.high, log=values.log)
 
 
-def last_score(run: Path, name: str) -> float:
-    """Return the last value of a score on the validation split, by a run's log."""
-    log, key = (read_record(run / TRAINED) or {}).get("log", []), f"eval_{name}"
-    values = [entry[key] for entry in log if key in entry]
-    if not values:
+def kept_score(run: Path, name: str, training: Mapping[str, Any]) -> float:
+    """Return a score of the weights that a run keeps, on the validation split, by the run's log.
+
+    Args:
+        run: its folder.
+        name: of the score.
+        training: the run's section; with `load_best_model_at_end`, the best evaluation is that of the weights.
+
+    Raises:
+        UserError: the run has logged no such evaluation.
+    """
+    record, key = read_record(run / TRAINED) or {}, f"eval_{name}"
+    evaluations = [entry for entry in record.get("log", []) if key in entry]
+    if training.get("load_best_model_at_end"):
+        metric = str(training.get("metric_for_best_model") or "loss").removeprefix("eval_")
+        is_best = [entry.get(f"eval_{metric}") == record.get("best_metric") for entry in evaluations]
+        evaluations = [entry for entry, best in zip(evaluations, is_best, strict=True) if best][:1]
+    if not evaluations:
         raise UserError(f"{run} has no {key} in its log: set training.eval_strategy")
-    return float(values[-1])
+    return float(evaluations[-1][key])

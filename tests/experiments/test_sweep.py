@@ -19,7 +19,7 @@ from lora_hf.errors import NotWritten, RunFailed, UserError
 from lora_hf.evaluation.metrics import ScoreValues, Scoring
 from lora_hf.experiments import runner
 from lora_hf.experiments import sweep as sweeping
-from lora_hf.experiments.search import search
+from lora_hf.experiments.search import kept_score, search
 from lora_hf.experiments.summary import plateau, series_of
 from lora_hf.files import write_json
 from lora_hf.reporting.comparison_table import comparison_lines, last_loss
@@ -181,6 +181,19 @@ def runs_of_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 SEARCH = ["sweep.space={training.learning_rate: {low: 1e-4, high: 1e-2, log: true}}", "sweep.trials=2"]
+
+
+def test_a_trial_is_judged_by_the_weights_that_it_keeps(tmp_path: Path) -> None:
+    evaluations = [(3.0, 0.25), (2.0, 0.1), (4.0, 0.08)]
+    log = [{"loss": 5.0}, *({"eval_loss": loss, "eval_rouge1": score} for loss, score in evaluations)]
+    write_json(tmp_path / TRAINED, {"log": log, "best_metric": 0.25})
+    by_rouge = {"load_best_model_at_end": True, "metric_for_best_model": "rouge1"}
+    assert kept_score(tmp_path, "rouge1", by_rouge) == 0.25
+    assert kept_score(tmp_path, "rouge1", {"metric_for_best_model": "rouge1"}) == 0.08
+    write_json(tmp_path / TRAINED, {"log": log, "best_metric": 2.0})
+    assert kept_score(tmp_path, "rouge1", {"load_best_model_at_end": True}) == 0.1
+    with pytest.raises(UserError, match="no eval_rouge2 in its log: set training.eval_strategy"):
+        kept_score(tmp_path, "rouge2", {})
 
 
 def test_of_two_searches_in_one_folder_the_second_waits(
