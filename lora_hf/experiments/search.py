@@ -190,7 +190,7 @@ def kept_score(run: Path, name: str, training: Mapping[str, Any]) -> float:
     Args:
         run: its folder.
         name: of the score.
-        training: the run's section; with `load_best_model_at_end`, the best evaluation is that of the weights.
+        training: the section of the run; `load_best_model_at_end` keeps the weights of the best evaluation.
 
     Raises:
         UserError: the run has logged no such evaluation.
