@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from filelock import lock_descriptor
 
 from lora_hf.errors import NOT_JSON, NotWritten, UserError, first_line
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""The end of a message of Rust's standard library."""
 logger = logging.getLogger(__name__)
 
 PIECE = 4096  # bytes
@@ -265,9 +268,15 @@ def _take_place(beside: Path, place: Path) -> None:
 
 
 def _no_room(error: BaseException, beside: Path) -> OSError | None:
-    """Return the system's error that a library's exception hides, or None; found by writing 1 MiB."""
+    """Return the system's error that a library's exception hides, or None.
+
+    Libraries in Rust, such as safetensors, write its number into the text; of others it is found by writing
+    1 MiB.
+    """
     if not isinstance(error, Exception):
         return None
+    if number := OS_ERROR.search(str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
     probe = beside.with_name(f"{PARTIAL}probe")
     try:
         probe.write_bytes(bytes(2**20))

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from support.disks import full_disk, read_only
 from support.inputs import FEW
 from support.resuming import assert_equal, trainer_of
@@ -202,6 +204,16 @@ def test_a_disk_that_is_full_costs_no_checkpoint_and_with_room_it_goes_on(kib, t
         again = trainer_of(tmp_path / "disk")
         again.train(resume_from_checkpoint=str(last)) if last else again.train()
         assert_equal(again, whole_run)
+
+
+def test_weights_larger_than_the_disk_s_room_are_the_same_error(tmp_path):
+    """Safetensors has an exception of its own, and frees what it had written: there is room for a probe."""
+    with full_disk(tmp_path / "disk", 3000):
+        file = tmp_path / "disk" / "model.safetensors"
+        with pytest.raises(NotWritten) as caught, whole(file) as beside:
+            save_file({"weight": torch.zeros(2**21)}, beside)
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(file)
+        assert not list((tmp_path / "disk").iterdir())
 
 
 def test_small_files_on_a_full_disk_stay_as_they_were(tmp_path):
