@@ -8,6 +8,7 @@ like one inside a text (`</s>` in HTML) is text: it would end a summary where it
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ class Sources(NamedTuple):
     """Dialogues that are too long with the prompt."""
     long: int
     """Dialogues that are too long by themselves, end token included, whatever the prompt."""
+    lengths: list[int]
+    """Their lengths in the prompt before they are cut; a huge text counts as more than twice the limit."""
     unknown: Unknown
     """Unknown tokens of the dialogues, as far as they are not cut."""
     in_prompt: Unknown
@@ -75,6 +78,9 @@ class Truncation:
     sources: str = "dialogues"
     target: str = "summary"
     targets: str = "summaries"
+    source_lengths: Sequence[int] = ()
+    """Numbers of tokens before anything is cut, of rows; for a test split they are not kept."""
+    target_lengths: Sequence[int] = ()
 
     def in_words_of(self, task: Task) -> "Truncation":
         """Return the same with the task's words for the texts."""
@@ -107,7 +113,15 @@ class TokenizedDialogues(Dataset):
         self.target_lengths, self.added_end = targets.lengths, targets.added_end
         cut_targets = sum(length > limit for length in self.target_lengths)
         self.truncation = Truncation(
-            split, len(pairs), sources.cut, sources.long, config.max_source_length, cut_targets, limit
+            split,
+            len(pairs),
+            sources.cut,
+            sources.long,
+            config.max_source_length,
+            cut_targets,
+            limit,
+            source_lengths=sources.lengths,
+            target_lengths=targets.lengths,
         )
         self.unknown = UnknownTokens(split, sources.unknown, targets.unknown)
         self.unknown_in_prompt = sources.in_prompt
@@ -146,14 +160,16 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
         ids, with_special = _encode_texts(dialogues, tokenizer, template)
         after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
         tail = [*after, *frame(tokenizer).tail]
-        cut = [number for number, row in enumerate(ids) if len(row) > limit]
+        lengths = [len(row) for row in ids]
+        cut = [number for number, length in enumerate(lengths) if length > limit]
         for number in cut:
             ids[number] = ids[number][: limit - len(tail)] + tail
         alone = _encode([dialogues[number] for number in cut], tokenizer)
         around = template.split(PLACE)  # not as one text, in which T5 makes one token of unknown neighbors
         in_prompt = count_unknown(around, _encode(around, tokenizer), tokenizer)
         unknown = count_unknown(dialogues, ids, tokenizer, expected=in_prompt.unknown)
-    return Sources(ids, len(cut), sum(len(row) > limit for row in alone), unknown, in_prompt, with_special)
+    long = sum(len(row) > limit for row in alone)
+    return Sources(ids, len(cut), long, lengths, unknown, in_prompt, with_special)
 
 
 def source_lengths(dialogues: list[str], tokenizer: Any, config: DataConfig) -> list[int]:

@@ -34,6 +34,7 @@ from lora_hf.evaluation.writable import unwritable
 from lora_hf.files import is_writable
 from lora_hf.memory import free_memory
 from lora_hf.models.load import check_run_lengths
+from lora_hf.models.positions import positions_of
 from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import check_fit, count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Plan, Rows, needs_less, plan_step
@@ -49,6 +50,9 @@ from lora_hf.training.stored_base import check_stored_base
 
 CUT_SHARE = 0.05
 """Largest share of truncated rows; beyond it, training and scores no longer reflect the data."""
+FEW_CUT = 0.01
+"""Share of truncated rows with the lengths that are proposed."""
+Lengths = tuple[int | None, int | None]
 
 
 def fields(path: Path, overrides: list[str]) -> Findings:
@@ -212,13 +216,24 @@ def tokens(path: Path, fields: RunConfig, tokenizer: Any) -> Findings:
         for name, run in (runs_of(fields) or {"": fields}).items():
             with named(name), suppress(Unavailable):  # a variant's own base, which is reported by `targets`
                 check_run_lengths(run)
-        return (yield from tokens_cut(fields.data, tokenizer, scoring=Scoring.of_config(fields)))
+        scoring = Scoring.of_config(fields)
+        return (yield from tokens_cut(fields.data, tokenizer, scoring=scoring, most=_largest(fields)))
     except CannotTell as reason:  # memory can still be judged by the config's bounds
         yield unknown(f"not checked: {reason}")
     except UserError as error:
         for line in str(error).splitlines():
             yield fault(line, _remedy_of_data(line, path, fields.data.dataset_name))
     return None
+
+
+def _largest(fields: RunConfig) -> Lengths:
+    """Return the largest numbers of tokens of sources and targets; None for any, or what cannot be known."""
+    with suppress(Unavailable, UserError):
+        encoder, decoder = positions_of(settings_of(fields.model))
+        if encoder is not None and fields.method == "prompt_tuning":
+            encoder -= fields.prompt_tuning.num_virtual_tokens
+        return encoder, decoder
+    return None, None
 
 
 def _remedy_of_data(error: str, path: Path, name: str) -> str:
@@ -251,11 +266,12 @@ def tokens_cut(
     tokenizer: Any,
     splits: tuple[Split, ...] = SPLITS,
     scoring: Scoring | None = None,
+    most: Lengths = (None, None),
 ) -> Findings:
     """Yield findings on truncated rows, unknown tokens and shared dialogues; return the training token ids.
 
     Also on texts that are far from what the embedded model knows, and with the scoring of a config on
-    references that cannot be written.
+    references that cannot be written. Proposed lengths are at most those of `most`, as for `judge_cut`.
 
     Raises:
         CannotTell: the data has to be downloaded first.
@@ -272,8 +288,7 @@ def tokens_cut(
         else:
             held_out[split], origin, _ = load_split_and_origin(data, split)
             rows = held_rows(held_out[split], data, split, tokenizer)
-        longest = max(len(row["input_ids"]) for row in rows.rows)
-        yield judge_cut(rows.truncation.in_words_of(task), longest)
+        yield judge_cut(rows.truncation.in_words_of(task), most)
         if rows.with_special:
             words = f"{rows.with_special:,}", task.sources, task.targets
             yield ok(WITH_SPECIAL % (split, *words, tokenizer.eos_token))
@@ -322,13 +337,34 @@ def held_rows(
     return TokenizedDialogues(list(examples), tokenizer, data, split)
 
 
-def judge_cut(cut: Truncation, longest: int) -> Finding:
-    """Return the finding on a split: its longest input, and the number of truncated rows."""
+def judge_cut(cut: Truncation, most: Lengths = (None, None)) -> Finding:
+    """Return the finding on a split: its longest input, and the number of truncated rows.
+
+    Args:
+        cut: the split, with its lengths.
+        most: largest numbers of tokens of sources and targets that the model can take; None for any.
+    """
     if max(cut.cut_sources, cut.cut_targets or 0) <= CUT_SHARE * cut.n:
         if cut.cut_sources or cut.cut_targets:
             return notice(str(cut))
+        longest = max(cut.source_lengths)
         return ok(f"{cut.split}: {counted(cut.n, 'row')}, the longest {longest} tokens, none cut")
-    field = "max_source_length" if cut.cut_sources > CUT_SHARE * cut.n else "max_target_length"
-    return fault(
-        str(cut), f"raise data.{field}, or shorten the rows: what is cut is neither read nor learned"
+    sides = (
+        ("data.max_source_length", cut.max_source_length, cut.source_lengths, most[0]),
+        ("data.max_target_length", cut.max_target_length or 0, cut.target_lengths, most[1]),
     )
+    raised = []
+    for field, limit, lengths, largest in sides:
+        enough = _enough(lengths)
+        if largest is not None and limit < largest < enough:
+            raised.append(f"{field}={largest}, the most that the model can take")
+        elif enough > limit and (largest is None or enough <= largest):
+            raised.append(f"{field}={enough}")
+    remedy = f"set {' and '.join(raised)}, or shorten" if raised else "shorten"
+    return fault(str(cut), f"{remedy} the rows: a run begins all the same, and does not learn what is cut")
+
+
+def _enough(lengths: Sequence[int]) -> int:
+    """Return the smallest multiple of 8 tokens at which at most 1 % of the rows are cut."""
+    longest_kept = sorted(lengths)[-1 - int(FEW_CUT * len(lengths))]
+    return -(-longest_kept // 8) * 8

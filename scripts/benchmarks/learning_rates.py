@@ -17,7 +17,7 @@ from lora_hf.config import Method
 from lora_hf.config.load import load_config
 from lora_hf.errors import UserError
 from lora_hf.experiments.runner import run_process, words
-from lora_hf.experiments.search import last_score
+from lora_hf.experiments.search import kept_score
 from lora_hf.files import write_text
 
 RUNS: tuple[Method, ...] = ("full", "lora")
@@ -56,7 +56,7 @@ def learning_rate_grid(
             run = output / f"{name}-{rate:g}"
             own = [*words(changes), *words({"output_dir": str(run)}), *at_rate(changes, rate)]
             run_process([sys.executable, "-m", "lora_hf", "train", "--config", config_file, *overrides, *own])
-            scores[name][rate] = last_score(run, "rouge1")
+            scores[name][rate] = kept_score(run, "rouge1", {})
     write_text(output / "learning_rates.md", grid_markdown(scores))
     return scores
 

@@ -64,13 +64,37 @@ def test_merging_into_a_quantized_base_is_reported_and_not_a_fault() -> None:
     assert finding.state == "ok" and "2.0e-01" in finding.title and "--onto" in finding.title
 
 
+def cut_of(sources: list[int], targets: list[int]) -> Truncation:
+    cut = [sum(length > limit for length in of) for of, limit in ((sources, 512), (targets, 128))]
+    lengths = {"source_lengths": sources, "target_lengths": targets}
+    return Truncation("train", len(sources), cut[0], cut[0], 512, cut[1], 128, **lengths)
+
+
 @pytest.mark.parametrize(
-    ("sources", "targets", "state", "field"),
-    [(0, 0, "ok", ""), (5, 5, "ok", ""), (6, 0, "fault", "source"), (0, 6, "fault", "target")],
+    ("sources", "targets", "state", "remedy"),
+    [
+        (0, 0, "ok", ""),
+        (5, 5, "ok", ""),
+        (6, 0, "fault", "set data.max_source_length=904, or shorten the rows: a run begins all the"),
+        (0, 6, "fault", "set data.max_target_length=208, or"),
+        (6, 1, "fault", "set data.max_source_length=904, or"),  # one of a hundred is few
+        (6, 2, "fault", "set data.max_source_length=904 and data.max_target_length=208, or"),
+    ],
 )
-def test_more_than_a_twentieth_cut_is_a_fault_that_names_the_field(sources, targets, state, field) -> None:
-    finding = judge_cut(Truncation("train", 100, sources, sources, 512, targets, 128), longest=512)
-    assert finding.state == state and (f"data.max_{field}_length" in finding.remedy) == bool(field)
+def test_more_than_a_twentieth_cut_is_a_fault_that_gives_the_lengths(sources, targets, state, remedy) -> None:
+    cut = cut_of([900] * sources + [40] * (100 - sources), [201] * targets + [9] * (100 - targets))
+    finding = judge_cut(cut)
+    assert (
+        finding.state == state and finding.remedy.startswith(remedy) and bool(finding.remedy) == bool(remedy)
+    )
+
+
+def test_lengths_that_are_proposed_are_not_beyond_the_model_s() -> None:
+    cut = cut_of([900] * 9, [9] * 9)
+    assert judge_cut(cut, most=(600, None)).remedy.startswith(
+        "set data.max_source_length=600, the most that the model can take, or shorten"
+    )
+    assert judge_cut(cut, most=(512, None)).remedy.startswith("shorten the rows: a run begins all the same")
 
 
 def test_too_little_memory_is_a_fault() -> None:
