@@ -27,7 +27,7 @@ MERGE = (
     "Write a folder that Transformers loads without lora_hf",
     "lora-hf merge --adapter {mergeable} --output {merged}",
 )
-SERVE = ("Serve it over HTTP", "lora-hf serve --adapter mine={mergeable}")
+SERVE = ("Serve it over HTTP, under a name such as mine", "lora-hf serve --adapter mine={mergeable}")
 TRAIN = ("Train", "lora-hf {trainer} {source}")
 NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "init": (("Check the data and the settings", "lora-hf doctor {source}"), TRAIN),

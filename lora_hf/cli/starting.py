@@ -92,7 +92,7 @@ def init(
     names = _column_names(columns)
     given = _data_fields(fields)
     if data is not None:  # before the first question
-        check_new(_new_file(data, file))
+        _new_file(data, file)
         _check_there(data, fields)
     task = _choice("task", task, "summarization", tuple(TASKS), asks)
     place, target, names, found = _find_data(data, file, names, [f"task={task}", *fields], asks)
@@ -131,7 +131,6 @@ def _find_data(
     while True:
         place = data or _ask("Your texts (a file, a folder, or a name on the Hub)")
         target = _new_file(place, file)
-        check_new(target)
         try:
             return place, target, names, look(place, [*fields, *_column_fields(names)])
         except UserError as error:
@@ -141,7 +140,8 @@ def _find_data(
                 raise UserError(text) from error
             guesses: list[str | None] = [None, None]
             if isinstance(error, MissingColumn) and error.option in COLUMNS:
-                text = text.removeprefix(f"{_option(names)}: ") if names else _columns_of(error)
+                no_such = f"No column {error.name!r}: "
+                text = text.replace(f"{_option(names)}: ", no_such, 1) if names else _columns_of(error)
                 right = [name if name in error.present else None for name in names] or guesses  # these stay
                 others = iter([name for name in error.likely if name not in right])
                 guesses = [name or next(others, None) for name in right[:2]]
@@ -170,10 +170,20 @@ def _check_there(data: str, fields: Sequence[str]) -> None:
 
 
 def _new_file(data: str, file: Path | None) -> Path:
-    """Return the file that is written: the one that was named, or one named after the data."""
+    """Return the file that is written: the one that was named, or one named after the data.
+
+    Raises:
+        UserError: it is there already, or cannot be written.
+    """
     from lora_hf.config.starter import default_output
 
-    return file or Path(f"{Path(default_output(data)).name}.yaml")
+    target = file or Path(f"{Path(default_output(data)).name}.yaml")
+    if file is None and target.exists():
+        raise UserError(
+            f"{str(target)!r} exists, and nothing is overwritten: name another file by --output, or remove it"
+        )
+    check_new(target)
+    return target
 
 
 def _data_and_fields(data: str | None, words: Sequence[str]) -> tuple[str | None, list[str]]:

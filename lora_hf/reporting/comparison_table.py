@@ -77,6 +77,8 @@ def best_places(comparison: Comparison) -> set[Place]:
 
     def best_of_all(names: list[str], score: Score) -> list[int]:
         values = [score.sign * score_of(variants[name], score.name) for name in names]
+        if len({*values}) == 1:
+            return []  # none is better than another
         return [place for place, value in enumerate(values, start=1) if value == max(values)]
 
     scoring = scoring_of(comparison)

@@ -425,7 +425,8 @@ def _lengths(report: Report, axes: Axes) -> None:
     for name, counts in words.items():
         color = color_of(report.labels, name)
         histogram(counts, histtype="step", lw=1.6, color=color, label=report.labels[name])
-    axes.set_xlabel("words")
+    longest = max(map(max, [references, *words.values()]))
+    axes.set_xlabel(f"words; the last bin holds all up to {longest}" if longest > end else "words")
     axes.set_yticks([])
     axes.set_ylabel("share")
     _legend(axes)

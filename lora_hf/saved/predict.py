@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, Literal, cast, get_args
 
 from lora_hf.config import DataConfig
 from lora_hf.config.load import OF_THE_MODEL
-from lora_hf.data.input_file import read_file
+from lora_hf.data.input_file import FileText, read_file
 from lora_hf.data.parts import check_long
-from lora_hf.errors import UserError
+from lora_hf.errors import UserError, few
 from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter
 from lora_hf.saved.inference import load_source
 from lora_hf.saved.source import Source
 
+logger = logging.getLogger(__name__)
 PREDICTION = "prediction"
 """The column of what the model writes."""
 Format = Literal["jsonl", "csv", "text"]
@@ -74,6 +76,8 @@ def predict(
         raise UserError(
             f"--keep-columns: {file} has a column {PREDICTION!r} already, which would be replaced: rename it"
         )
+    if not keeps_columns:
+        _say_what_is_left_out(str(file), examples[0])
     model = replace(model, form=data.model_dump(include={*OF_THE_MODEL}, exclude_unset=True))
     settings = model.settings_with("generate", generation or {})
     loaded = load_source(model, settings, quantization, engine)
@@ -83,6 +87,13 @@ def predict(
         | {PREDICTION: prediction}
         for example, prediction in zip(examples, predictions, strict=True)
     ]
+
+
+def _say_what_is_left_out(file: str, first: FileText) -> None:
+    written = (first.id, first.dialogue)
+    if others := [name for name, value in first.row.items() if str(value) not in written]:
+        are = "column is" if len(others) == 1 else "columns are"
+        logger.info("%s: %s not written: %s (--keep-columns writes all)", file, are, few(others))
 
 
 def format_of(output: Path | None, given: str | None) -> Format:

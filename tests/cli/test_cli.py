@@ -349,13 +349,18 @@ def test_predict_can_keep_the_columns_of_the_file(trained, tmp_path, capsys, mis
     rows = [{"talk": turns, "tags": ["a"]}, {"talk": "A: Hi", "id": 3, "day": None}]
     (tmp_path / "talks.json").write_text(json.dumps(rows))
     given = ["--adapter", str(trained), "--dialogue-column", "talk"]
+    said = []
 
     def predicted(name: str, *more: str) -> str:
         assert cli.run(["predict", str(tmp_path / name), *given, *more], debug=False) == 0
-        return capsys.readouterr().out
+        out, err = capsys.readouterr()
+        said.append(err)
+        return out
 
     plain = [json.loads(line)["prediction"] for line in predicted("talks.csv").splitlines()]
+    assert "talks.csv: columns are not written: note, ticket (--keep-columns writes all)" in said[-1]
     found = csv.DictReader(predicted("talks.csv", "--keep-columns", "--format", "csv").splitlines())
+    assert "not written" not in said[-1]
     kept = [{"ticket": "7", "talk": "A: Hi", "note": ""}, {"ticket": "8", "talk": "A: Bye", "note": "x, y"}]
     assert list(found) == [row | {"prediction": text} for row, text in zip(kept, plain, strict=True)]
     plain = [json.loads(line)["prediction"] for line in predicted("talks.json").splitlines()]

@@ -64,7 +64,8 @@ def test_init_writes_a_config_and_says_how_the_data_is_split(capsys: pytest.Capt
     assert len(splits) == 3 and all(f"# {line}" in text for line in splits)
     assert "lora-hf doctor --config talks.yaml" in err and "lora-hf train --config talks.yaml" in err
     assert cli.run(["init", "--data", "talks.csv", "--columns", "text,gist"], debug=False) == 2
-    assert "'talks.yaml' is a file; nothing is overwritten" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "'talks.yaml' exists, and nothing is overwritten: name another file by --output" in error
 
 
 def test_long_names_in_a_starter_config_are_on_lines_of_their_own() -> None:
@@ -338,7 +339,7 @@ def test_init_asks_nothing_where_the_data_is_not_there_or_the_file_exists(
     assert cli.run(["init", data], debug=False) == 2
     says = {
         "talkz.csv": "Did you mean 'talks.csv'?",
-        "talks.csv": "'talks.yaml' is a file; nothing is overwrit",
+        "talks.csv": "'talks.yaml' exists, and nothing is overwritten",
     }
     assert says[data] in capsys.readouterr().err
 

@@ -52,9 +52,11 @@ def test_no_share_is_shown_if_full_fine_tuning_gained_nothing():
 def test_the_best_value_of_each_score_is_bold():
     comparison = make_comparison()
     for arm in comparison["arms"].values():
-        arm["rouge2"] = 0.1  # a tie
+        arm["rouge2"] = 0.1  # none is better than another
+        arm["rougeL"] = 0.3
+    comparison["arms"]["base"]["rougeL"] = 0.2
     best = best_places(comparison)
-    assert {(1, 2), (2, 1), (2, 2), (2, 3)} <= best and not {(1, 1), (1, 3)} & best
+    assert {(1, 2), (3, 2), (3, 3)} <= best and not {(1, 1), (1, 3), (2, 1), (2, 2), (2, 3), (3, 1)} & best
     text = comparison_markdown(comparison, "")
     assert "| ROUGE-1 | 0.200 [0.180, 0.230] | **0.400 [0.370, 0.420]** | 0.350 [0.320, 0.370] |" in text
     alone = make_comparison()
