@@ -109,6 +109,21 @@ def few_handlers():
             logger.propagate, logger.handlers = True, []
 
 
+@pytest.fixture(autouse=True, scope="session")
+def seeds_for_the_cpu():
+    """Where there is no other device, let `torch.manual_seed` seed the CPU alone.
+
+    For CUDA, XPU and MTIA it would keep each call, with the formatted stack, for the device's first use:
+    half a millisecond as deep as pytest calls a test, thousands of times.
+    """
+    torch = sys.modules.get("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (torch.cuda, torch.xpu, torch.mtia) if torch else ():
+            if not module.is_available():
+                patch.setattr(module, "_lazy_call", lambda call, **options: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def default_loggers():
     """Reset the package's loggers before each test.

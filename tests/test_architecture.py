@@ -69,11 +69,15 @@ NAMES = {module(file) for file in FILES}
 
 
 @cache
+def tree(file):
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(file, top_only=False):
     """Return the modules that a file imports, inside functions too unless `top_only`; ours by full name."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
     found = set()
-    for node in tree.body if top_only else ast.walk(tree):
+    for node in tree(file).body if top_only else ast.walk(tree(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -169,7 +173,7 @@ def test_texts_that_are_written_are_scored_and_reported_without_a_model_library(
 
 def test_only_the_commands_print():
     def prints(file):
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]
         return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
     assert {part(module(file)) for file in FILES if prints(file)} == {"cli"}

@@ -169,8 +169,15 @@ def test_only_commands_print_and_only_results_go_to_standard_output():
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             is_print = isinstance(node, ast.Name) and node.id == "print"
-            is_stream = isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.stdout"
-            is_console = isinstance(node, ast.Call) and ast.unparse(node.func) == "Console"
+            is_stream = (
+                isinstance(node, ast.Attribute)
+                and node.attr == "stdout"
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "sys"
+            )
+            is_console = (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console"
+            )
             is_error = is_console and any(word.arg == "stderr" for word in node.keywords)
             if is_print or is_stream or (is_console and not is_error):
                 found.append(file.relative_to(PACKAGE).parts[0])

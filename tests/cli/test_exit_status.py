@@ -214,6 +214,7 @@ def test_an_interrupt_while_a_config_is_written_is_one(monkeypatch, capsys):
 
 
 def test_a_place_that_is_not_writable_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lora_hf.planning.plan.activation_bytes", lambda *of, **options: 2**20)
     with full_disk(tmp_path / "disk", 64):
         config = tmp_path / "x.yaml"
         config.write_text(f"output_dir: {tmp_path}/disk/run\n")
@@ -223,7 +224,7 @@ def test_a_place_that_is_not_writable_is_refused_before_any_work(tmp_path, monke
             words = ["predict", str(tmp_path / "t.txt"), "--model", "embedded", "--output"]
             assert cli.run([*words, str(tmp_path / "disk" / "p.jsonl")], debug=False) == 2
             assert "cannot be written there; choose another place" in capsys.readouterr().err
-            assert cli.run(["doctor", "--config", str(config)], debug=False) == 1
+            assert cli.run(["doctor", "--config", str(config), *FEW], debug=False) == 1
             assert "disk/run' cannot be written" in capsys.readouterr().out.replace("\n", "")
 
 

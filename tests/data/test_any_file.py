@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.properties import broken, examples, values
+from support.selection import slow_except
 
 from lora_hf.config import DataConfig
 from lora_hf.data.hub_dataset import CSV_AS_TEXT, no_lost_cells
@@ -78,26 +79,35 @@ def test_every_format_gives_the_rows_that_were_written(tmp_path: Path, form: str
     assert read_rows(file) == rows
 
 
+@pytest.mark.parametrize("n", slow_except([40], [40, 200]))
 @pytest.mark.parametrize("form", ["jsonl", "json"])
-@examples(100)
-@given(rows=anything)
-def test_json_of_any_kind_is_read_or_refused(tmp_path: Path, form: str, rows: list[Any]) -> None:
+def test_json_of_any_kind_is_read_or_refused(tmp_path: Path, form: str, n: int) -> None:
     file = tmp_path / f"rows.{form}"
-    WRITERS[form](file, rows)
-    is_read_or_refused(file)
-    with suppress(UserError):
-        score_file(file, "summary", "dialogue")
+
+    @examples(n)
+    @given(rows=anything)
+    def holds(rows: list[Any]) -> None:
+        WRITERS[form](file, rows)
+        is_read_or_refused(file)
+        with suppress(UserError):
+            score_file(file, "summary", "dialogue")
+
+    holds()
 
 
+@pytest.mark.parametrize("n", slow_except([30], [30, 120]))
 @pytest.mark.parametrize("form", [*WRITERS, "txt"])
-@examples(60)
-@given(data=st.data())
-def test_a_broken_file_is_read_or_refused(tmp_path: Path, form: str, data: st.DataObject) -> None:
+def test_a_broken_file_is_read_or_refused(tmp_path: Path, form: str, n: int) -> None:
     whole, file = tmp_path / f"whole.{form}", tmp_path / f"rows.{form}"
-    if not whole.exists():
-        WRITERS.get(form, write_jsonl)(whole, WHOLE)
-    file.write_bytes(data.draw(broken(whole.read_bytes())))
-    is_read_or_refused(file)
+    WRITERS.get(form, write_jsonl)(whole, WHOLE)
+
+    @examples(n)
+    @given(data=broken(whole.read_bytes()))
+    def holds(data: bytes) -> None:
+        file.write_bytes(data)
+        is_read_or_refused(file)
+
+    holds()
 
 
 LIBRARY = (  # file, content, what is read or said here; whether options of `datasets` prevent the change

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ class Event:
 
 
 def _prepare_torch() -> None:
-    import bitsandbytes  # noqa: F401  # while there is no card: its kernels for CUDA need torch's CUDA build
+    with suppress(ImportError):  # checks that do not need it hide it
+        import bitsandbytes  # noqa: F401  # while there is no card: its kernels for CUDA need torch's CUDA build
     import torch
     import torch.nn.functional as F
     from torch import nn

@@ -1,6 +1,7 @@
 """What runs on GPUs, on emulated ones: devices and dtypes, and budgets of kernels, bytes and waits.
 
-All checks run once, in a process of their own (`checks.py`); no time is measured, and no value is computed.
+Each fixture runs its checks once, in a process of their own (`checks.py`); no time is measured, and no value
+is computed.
 """
 
 import json
@@ -45,13 +46,28 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return results_of(tmp_path_factory.mktemp("emulated"))
 
 
-@pytest.mark.parametrize(
-    ("adapters", "kernels", "gib"), [("lora", 1900, 24.0), ("qlora", 3300, 44.5), ("all_linear", 4177, 44.5)]
-)
-def test_a_step_stays_within_its_budget(adapters: str, kernels: int, gib: float, found: Any) -> None:
-    """FLAN-T5-base, bfloat16, 16 dialogues of 320 and 56 tokens; 3,106, 4,400 and 5,570 kernels at first."""
-    counted = found["budgets"][adapters]
-    assert counted["kernels"] <= kernels and counted["gib"] <= gib and not counted["waits"], counted
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return results_of(tmp_path_factory.mktemp("more"), "other_budgets", "methods", "replicas")
+
+
+def is_within(counted: Any, kernels: int, gib: float) -> bool:
+    return counted["kernels"] <= kernels and counted["gib"] <= gib and not counted["waits"]
+
+
+def test_a_step_stays_within_its_budget(found: Any) -> None:
+    """FLAN-T5-base, bfloat16, 16 dialogues of 320 and 56 tokens; 3,106 kernels at first."""
+    assert is_within(found["budget"], 1900, 24.0), found["budget"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("adapters", "kernels", "gib"), [("qlora", 3300, 44.5), ("all_linear", 4177, 44.5)])
+def test_a_step_of_a_4_bit_base_or_of_all_layers_stays_within_its_budget(
+    adapters: str, kernels: int, gib: float, more: Any
+) -> None:
+    """4,400 and 5,570 kernels at first."""
+    counted = more["other_budgets"][adapters]
+    assert is_within(counted, kernels, gib), counted
 
 
 def _planned(size: str, dtype: torch.dtype = torch.bfloat16, **fields: Any) -> int:
@@ -60,9 +76,14 @@ def _planned(size: str, dtype: torch.dtype = torch.bfloat16, **fields: Any) -> i
 
 
 def test_the_plan_for_a_gpu_is_within_15_percent_of_the_count(found: Any) -> None:
-    counts = {name: found["budgets"][name]["peak_gib"] for name in ("lora", "qlora")}
-    planned = _planned("base") / 2**30  # 4 bits change no activations
-    assert counts == pytest.approx(dict.fromkeys(counts, planned), rel=0.15)
+    assert found["budget"]["peak_gib"] == pytest.approx(_planned("base") / 2**30, rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_4_bit_base_is_within_15_percent_of_the_count(more: Any) -> None:
+    """4 bits change no activations."""
+    counted = more["other_budgets"]["qlora"]["peak_gib"]
+    assert counted == pytest.approx(_planned("base") / 2**30, rel=0.15)
 
 
 @pytest.mark.slow
@@ -102,9 +123,14 @@ def test_of_two_cards_a_process_uses_one_without_data_parallel(found: Any) -> No
     assert found["decisions"]["two cards"] == expected
 
 
-def test_each_method_and_each_dtype_run_with_gradients_on_the_card(found: Any) -> None:
-    wrong = {name: said for name, said in (found["methods"] | found["products"]).items() if said}
-    assert not wrong and len(found["methods"]) == 14, wrong
+def test_products_may_be_written_in_another_dtype(found: Any) -> None:
+    assert len(found["products"]) == 6 and not any(found["products"].values()), found["products"]
+
+
+@pytest.mark.slow
+def test_each_method_and_each_dtype_run_with_gradients_on_the_card(more: Any) -> None:
+    wrong = {name: said for name, said in more["methods"].items() if said}
+    assert not wrong and len(more["methods"]) == 14, wrong
 
 
 @pytest.mark.slow
@@ -113,8 +139,9 @@ def test_all_methods_run_in_all_dtypes_by_both_paths(tmp_path: Path) -> None:
     assert len(found) == 108 and not any(found.values()), found
 
 
-def test_a_replica_on_a_second_card_uses_nothing_of_the_first(found: Any) -> None:
-    assert set(found["replicas"].values()) == {""}, found["replicas"]
+@pytest.mark.slow
+def test_a_replica_on_a_second_card_uses_nothing_of_the_first(more: Any) -> None:
+    assert set(more["replicas"].values()) == {""}, more["replicas"]
 
 
 def test_faults_put_in_on_purpose_are_found(found: Any) -> None:
