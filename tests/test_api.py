@@ -337,6 +337,7 @@ def test_a_comparison_of_a_dict_can_be_repeated_by_its_file(tmp_path: Path) -> N
         lora_hf.compare(config | {"seed": 9})
 
 
+@pytest.mark.slow
 def test_the_python_of_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     example, script = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)

@@ -139,9 +139,16 @@ def test_a_checkpoint_during_training_is_restored_bit_for_bit(init: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("init", "rounds"), [("pissa", 1), ("pissa_niter_4", 1), ("olora", 1), ("loftq", 1), ("loftq", 4)]
+    ("use_dora", "init", "rounds"),
+    slow_except(
+        [(True, "pissa", 1), (False, "pissa_niter_4", 1), (False, "olora", 1), (False, "loftq", 4)],
+        [
+            (use_dora, *start)
+            for use_dora in (False, True)
+            for start in (("pissa", 1), ("pissa_niter_4", 1), ("olora", 1), ("loftq", 1), ("loftq", 4))
+        ],
+    ),
 )
-@pytest.mark.parametrize("use_dora", [False, True])
 def test_a_quantized_base_is_requantized_from_the_checkpoint(
     init: str, rounds: int, use_dora: bool, tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,8 +231,11 @@ def test_gaussian_initialization_does_not_read_the_checkpoint_s_weights() -> Non
     assert len(read) == 12  # q and v of six attentions
 
 
+PATTERN = {"use_rslora": True, "rank_pattern": {"v": 2}}
+
+
 @pytest.mark.parametrize("start", slow_except(["pissa"], ["pissa", "olora"]))
-@pytest.mark.parametrize("fields", [{}, {"use_rslora": True, "rank_pattern": {"v": 2}}])
+@pytest.mark.parametrize("fields", slow_except([PATTERN], [{}, PATTERN]))
 def test_quantized_and_dense_layers_together_are_saved_and_loaded(
     start: str, fields: dict, tmp_path: Path, batch: dict
 ) -> None:

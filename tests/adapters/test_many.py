@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from itertools import product
 from pathlib import Path
 from types import FrameType
 
@@ -9,6 +10,7 @@ import peft
 import pytest
 import torch
 from support.models import make_t5, randomize
+from support.selection import slow_except
 from torch import Tensor, nn
 
 from lora_hf import (
@@ -248,9 +250,13 @@ def test_a_switch_on_flan_t5_base_is_a_few_walks_over_its_modules() -> None:
     assert modules < calls < 40 * modules  # 34 to a module: 4 to 6 ms; the docs promise 10
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("copies", [1, 3])
-@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 0], [4, 2], [0, 3], [1]])
+@pytest.mark.parametrize(
+    ("kept", "copies", "frozen"),
+    slow_except(
+        [([0, 1, 2, 3, 4, 5], 3, False), ([5, 3, 1, 0], 1, True), ([4, 2], 3, True), ([0, 3], 1, False)],
+        product([[0, 1, 2, 3, 4, 5], [5, 3, 1, 0], [4, 2], [0, 3], [1]], (1, 3), (False, True)),
+    ),
+)
 def test_a_layer_adds_to_each_row_its_own_adapters_branch(
     crowd: nn.Module, frozen: bool, copies: int, kept: list[int]
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.models import make_t5, nf4_t5, randomize
 from support.packages import import_or_skip
+from support.selection import slow_except
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
@@ -78,7 +79,9 @@ def test_on_a_quantized_base_the_choice_must_be_made(batch: dict) -> None:
     assert torch.equal(logits(model, batch), unmerged)
 
 
-@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize(
+    "fields", slow_except([{"use_dora": True}], [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+)
 def test_merge_errors_equal_those_of_the_merged_models(fields: dict, batch: dict, tmp_path: Path) -> None:
     unmerged = logits(adapted(nf4_t5(), **fields), batch)
     model = adapted(nf4_t5(), **fields)

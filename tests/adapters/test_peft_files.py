@@ -1,6 +1,7 @@
 """PEFT's files as the world has them: names beyond the file, block indices, embeddings beside the adapter."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.families import EVERY, make_family
 from support.models import logits, make_bart, make_t5, randomize, untie_head
+from support.selection import slow_except
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
@@ -41,35 +43,36 @@ def edit(folder: Path, **fields: Any) -> dict[str, Any]:
     return raw
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"target_modules": ["q", "v", "wi", "q_proj", "v_proj"]},
-        {"rank_pattern": {"wi": 2, "q": 2}},
-        {"alpha_pattern": {"q_proj": 16}},
-        {"exclude_modules": ["lm_head_2"]},
-        {"modules_to_save": ["lm_head", "classifier"]},
-        {"modules_to_save": ["layer_norm"]},  # by the end of the name: final_layer_norm too
-        {"layers_to_transform": [0, 5]},
-        {"layers_to_transform": [0], "layers_pattern": "block"},
-        {"layers_to_transform": [1], "layers_pattern": ["blocks", "block"], "rank_pattern": {"q": 2}},
-        {"layers_to_transform": [1], "layers_pattern": []},
-        {"layers_to_transform": 1, "layers_pattern": ""},
-        {
-            "layers_to_transform": [0],
-            "layers_pattern": "block",
-            "target_modules": ["v", "decoder.block.1.layer.0.SelfAttention.q"],
-        },
-        {"layers_to_transform": [0], "target_modules": ["v", "decoder.block.1.layer.0.SelfAttention.q"]},
-        {"layers_to_transform": []},
-        {"layers_to_transform": [], "layers_pattern": "block"},
-        {"bias": "all"},
-        {"bias": "lora_only"},
-        {"ensure_weight_tying": True},
-        {"r": 64},
-    ],
-    ids=str,
-)
+MORE: list[dict[str, Any]] = [
+    {"target_modules": ["q", "v", "wi", "q_proj", "v_proj"]},
+    {"rank_pattern": {"wi": 2, "q": 2}},
+    {"modules_to_save": ["layer_norm"]},  # by the end of the name: final_layer_norm too
+    {"layers_to_transform": [0, 5]},
+    {"layers_to_transform": [1], "layers_pattern": ["blocks", "block"], "rank_pattern": {"q": 2}},
+    {"layers_to_transform": [0], "target_modules": ["v", "decoder.block.1.layer.0.SelfAttention.q"]},
+    {"layers_to_transform": []},
+    {"bias": "all"},
+    {"r": 64},
+]
+ALSO: list[dict[str, Any]] = [
+    {"alpha_pattern": {"q_proj": 16}},
+    {"exclude_modules": ["lm_head_2"]},
+    {"modules_to_save": ["lm_head", "classifier"]},
+    {"layers_to_transform": [0], "layers_pattern": "block"},
+    {"layers_to_transform": [1], "layers_pattern": []},
+    {"layers_to_transform": 1, "layers_pattern": ""},
+    {
+        "layers_to_transform": [0],
+        "layers_pattern": "block",
+        "target_modules": ["v", "decoder.block.1.layer.0.SelfAttention.q"],
+    },
+    {"layers_to_transform": [], "layers_pattern": "block"},
+    {"bias": "lora_only"},
+    {"ensure_weight_tying": True},
+]
+
+
+@pytest.mark.parametrize("fields", slow_except(MORE, [*MORE, *ALSO], versions=True))
 def test_a_config_that_says_more_than_the_file_holds_is_read_as_peft_reads_it(
     fields: dict, tmp_path: Path, batch: dict
 ) -> None:
@@ -172,7 +175,10 @@ def resized(folder: Path, rows: int | None, seed: int = 0) -> Any:
     return model
 
 
-sizes = pytest.mark.parametrize(("is_tied", "rows"), [(t, n) for t in (False, True) for n in (None, 90, 104)])
+sizes = pytest.mark.parametrize(
+    ("is_tied", "rows"),
+    slow_except([(False, 90), (True, 104)], product((False, True), (None, 90, 104)), versions=True),
+)
 
 
 @sizes
@@ -219,7 +225,7 @@ def test_rows_that_were_added_to_the_vocabulary_are_saved_with_the_adapter(
     torch.testing.assert_close(logits(reference, batch), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("family", slow_except(("T5", "Bart", "FSMT", "T5Gemma"), EVERY, versions=True))
 def test_rows_added_to_any_family_are_saved_with_the_adapter(family: str, tmp_path: Path) -> None:
     """T5Gemma's vocabulary is a field of its config's parts."""
     make_family(family).save_pretrained(tmp_path)

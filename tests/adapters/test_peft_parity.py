@@ -6,6 +6,7 @@ convolution, all built from configs. Where PEFT is wrong, a test says how.
 
 import inspect
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.models import make_t5, randomize
+from support.selection import slow_except
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -76,7 +78,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 both = pytest.mark.parametrize(
     ("kind", "method"),
-    [(k, m) for k in KINDS for m in VARIANTS if k != "vit" or m in ("lora", "rslora", "dora")],
+    slow_except(
+        [
+            *product(("t5",), VARIANTS),
+            ("gpt2", "lora"),
+            ("gpt2", "pissa"),
+            ("llama", "dora"),
+            ("vit", "dora"),
+        ],
+        [(k, m) for k in KINDS for m in VARIANTS if k != "vit" or m in ("lora", "rslora", "dora")],
+        versions=True,
+    ),
 )  # PEFT takes no start from a convolution's weight
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import MODELS, make_t5
 from support.new_weights import randomize
+from support.selection import slow_except
 from support.tiny_trainer import StopAt, arguments, losses, make_trainer
 
 from lora_hf import LoraConfig, inject_adapters
@@ -107,9 +109,19 @@ def test_layers_at_other_places_than_this_version_has_them_come_with_the_remedy(
     assert "\n" not in message
 
 
-@each
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(
+    ("baseline", "kind", "beams"),
+    slow_except(
+        [
+            ("bottleneck", "t5", 3),
+            ("bottleneck", "bart", 1),
+            ("prompt_tuning", "t5", 1),
+            ("prompt_tuning", "bart", 3),
+        ],
+        product(BASELINES, MODELS, (1, 3)),
+        versions=True,
+    ),
+)
 def test_generation_with_the_cache_is_generation_without(
     baseline: str, kind: str, beams: int, batch: dict
 ) -> None:
@@ -123,7 +135,7 @@ def test_generation_with_the_cache_is_generation_without(
     torch.testing.assert_close(with_cache.logits, without.logits, rtol=0, atol=1e-5)
 
 
-@each
+@pytest.mark.parametrize("baseline", slow_except(["bottleneck"], BASELINES, versions=True))
 def test_resuming_ends_bit_for_bit_where_an_unbroken_run_ends(baseline: str, tmp_path: Path) -> None:
     def trainer_of(folder: str, *callbacks: Any) -> Any:
         args = arguments(tmp_path / folder, max_steps=16, save_strategy="steps", save_steps=6)
@@ -154,7 +166,7 @@ def test_gradient_checkpointing_gives_the_same_losses(baseline: str, tmp_path: P
     torch.testing.assert_close(torch.tensor(runs[0]), torch.tensor(runs[1]), rtol=0, atol=1e-5)
 
 
-@each
+@pytest.mark.parametrize("baseline", slow_except(["bottleneck"], BASELINES, versions=True))
 def test_a_4_bit_base_trains(baseline: str, tmp_path: Path, batch: dict) -> None:
     from lora_hf.config import ModelConfig
     from lora_hf.models.load import load_model

@@ -54,7 +54,7 @@ def test_238_dialogues_of_dialogsum_are_too_long_and_the_prompt_makes_them_260(
     assert_cut(tokenized(t5_tokenizer, dialogsum_train, prompt=prompt), prompt, "12,460")
 
 
-@pytest.mark.parametrize("prompt", slow_except(["plain"], CUT))
+@pytest.mark.parametrize("prompt", slow_except([], CUT))
 def test_dialogues_that_are_cut_are_among_the_longest_by_characters(t5_tokenizer, dialogsum_train, prompt):
     """The same, of those that are cut unless their tokens have less than two and a half characters."""
     long = [x for x in dialogsum_train if len(x.dialogue) > 1280 or len(x.references[0]) > 320]

@@ -216,7 +216,22 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BREAK)
+ONE_OF_EACH_CHECK = [
+    "the weights are a pickle",
+    "another file's hash",
+    "no settings",
+    "a rank of text",
+    "a NaN",
+    "a store that is none",
+    "a base that is not there",
+    "a target that is none",
+    "a tensor missing",
+    "a prompt that is none",
+    "everything is cut",
+]
+
+
+@pytest.mark.parametrize("what", slow_except(ONE_OF_EACH_CHECK, BREAK))
 def test_what_is_broken_is_red_with_a_remedy_and_every_check_still_has_its_line(
     what: str, folder: Path
 ) -> None:
@@ -305,6 +320,7 @@ def test_a_quantized_base_is_checked_in_its_storage_format(store: str, tmp_path:
     assert config.storage in findings["storage"][0].title and "checkpoint" in findings["merging"][0].title
 
 
+@pytest.mark.slow
 def test_a_replicated_adapter_is_examined_and_its_base_left_as_it_was_between(tmp_path: Path) -> None:
     spans = {"encoder": [[0, 2], [0, 2]]}
     config = LoraConfig(r=4, lora_alpha=10, layer_replication=spans)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from support.families import EVERY, make_family
+from support.selection import slow_except
 
 from lora_hf.data.tokenize import Truncation
 from lora_hf.doctor.adapter_files import judge_zeros
@@ -155,7 +156,10 @@ def test_a_longt5_that_transformers_has_tied_is_green(tmp_path) -> None:
     assert [finding.state for finding in head(tmp_path)] == ["ok"]
 
 
-@pytest.mark.parametrize("family", sorted({*EVERY} - {"T5", "MT5", "UMT5"}))  # tied here by accident
+@pytest.mark.parametrize(  # the heads of three are tied here by accident
+    "family",
+    slow_except(("Bart", "LongT5", "FSMT", "BertGpt2", "T5Gemma"), sorted({*EVERY} - {"T5", "MT5", "UMT5"})),
+)
 def test_the_head_of_a_right_checkpoint_is_green_in_every_family(family, tmp_path) -> None:
     make_family(family).save_pretrained(tmp_path)
     assert [finding.state for finding in head(tmp_path)] == ["ok"]

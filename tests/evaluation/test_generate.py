@@ -82,8 +82,9 @@ def write(model: Any, **options: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("beams", "make"),
     slow_except(
-        [(1, make_umt5), (3, make_t5), (3, make_bart)],
+        [(1, make_umt5), (3, make_t5)],
         product((1, 3), (make_t5, make_mt5, make_umt5, make_bart)),
+        versions=True,
     ),
 )
 def test_the_same_tokens_whatever_the_batch(make: Any, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,7 @@ def test_the_model_s_own_configuration_is_followed() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"num_beams": 3, "use_cache": False}, "use_cache is off"),
+        pytest.param({"num_beams": 3, "use_cache": False}, "use_cache is off", marks=pytest.mark.slow),
         ({"use_cache": False}, "use_cache is off"),
         ({"decoder_input_ids": torch.tensor([[0, 5, 6]] * ROWS)}, "decoder_input_ids is given"),
     ],
@@ -345,7 +346,9 @@ def alone(model: nn.Module, name: str | None, **options: Any) -> list[str]:
         return write(model, batch_size=8, fast_paths=False, **options)
 
 
-@pytest.mark.parametrize("beams", slow_except([1], [1, 3]))
+@pytest.mark.slow
+@pytest.mark.versions
+@pytest.mark.parametrize("beams", [1, 3])
 def test_each_row_of_a_mixed_batch_is_what_its_adapter_alone_writes(
     beams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -310,7 +310,7 @@ def published():
     ("model", "rouge1", "rouge2", "rouge_l", "rouge_lsum", "best"),
     [
         pytest.param("original", 0.233278, 0.076052, 0.201543, 0.2110, 0.293, marks=pytest.mark.slow),
-        ("instruct", 0.421427, 0.180340, 0.338374, 0.3739, 0.494),
+        pytest.param("instruct", 0.421427, 0.180340, 0.338374, 0.3739, 0.494, marks=pytest.mark.slow),
         pytest.param("peft", 0.408132, 0.163454, 0.325120, 0.3607, 0.479, marks=pytest.mark.slow),
     ],
 )

@@ -14,6 +14,7 @@ from lora_hf.reporting.comparison_table import comparison_lines, comparison_note
 EMBEDDED = ["model.model_name_or_path=embedded", "model.revision=null", "data.dataset_name=embedded"]
 
 
+@pytest.mark.slow
 def test_the_report_stands_beside_the_published_figures_and_says_what_was_changed(
     tmp_path, capsys, runs_in_this_process, no_figures
 ):

@@ -174,6 +174,8 @@ class OneBlock(torch.nn.Module):
         return self.block(x)
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 def test_many_configurations_in_one_process_are_all_compiled() -> None:
     for graphs in range(1, 13):  # torch's own limit is 8
         model = OneBlock(1 + graphs)

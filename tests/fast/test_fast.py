@@ -351,7 +351,7 @@ def test_factors_are_cast_together_until_they_change(batch: dict, as_on_a_gpu: N
 
 
 @pytest.mark.parametrize("make", [make_t5, pytest.param(make_mt5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("rate", slow_except([0.1], [0.0, 0.1]))
+@pytest.mark.parametrize("rate", slow_except([0.0], [0.0, 0.1], versions=True))
 def test_a_whole_model_s_loss_and_gradients(make: Any, rate: float, batch: dict) -> None:
     """With dropout the masks differ, and so only the mean over many is held against the plain way's."""
     torch.manual_seed(0)

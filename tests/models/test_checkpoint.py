@@ -1,6 +1,7 @@
 """Weights of a base that are broken or do not fit its config.json: one error before they are loaded."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from support.broken_bases import (
 )
 from support.families import FAMILIES, make_family
 from support.models import CPU, MODELS, saved
+from support.selection import slow_except
 from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from lora_hf import UserError
@@ -36,10 +38,16 @@ from lora_hf.doctor.configs import targets
 from lora_hf.models import checkpoint
 from lora_hf.models.load import check_base, load_model
 
+TORCHAO = {"load_in_8bit": True, "quant_method": "torchao"}
 
-@pytest.mark.parametrize("kind", MODELS)
+
 @pytest.mark.parametrize(
-    "quantized", [{}, {"load_in_4bit": True}, {"load_in_8bit": True, "quant_method": "torchao"}]
+    ("quantized", "kind"),
+    slow_except(
+        [({}, "mt5"), ({"load_in_4bit": True}, "bart"), (TORCHAO, "t5")],
+        product(({}, {"load_in_4bit": True}, TORCHAO), MODELS),
+        versions=True,
+    ),
 )
 def test_missing_blocks_are_named_in_every_storage_format(kind: str, quantized: dict, tmp_path: Path) -> None:
     config = saved(tmp_path, kind).model_copy(update=quantized)
@@ -132,7 +140,7 @@ def test_a_checkpoint_is_checked_again_only_when_a_file_of_its_folder_has_change
 MARKS = ("version", "embed_positions._float_tensor")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(("T5", "Bart", "Marian"), FAMILIES, versions=True))
 def test_what_a_family_leaves_out_of_its_checkpoints_is_not_missing(family: str, tmp_path: Path) -> None:
     """Tied tensors and buffers: Marian's positions, BART's final_logits_bias, heads that are embeddings."""
     make_family(family).save_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 """Loading the base: dense and 4-bit, dtypes, the guarded head, fingerprints, clear errors."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from support.models import CPU, MODELS, T5_SHAPE, gradients_of, make_t5, randomize, saved
+from support.selection import slow_except
 from torch import nn
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -80,8 +82,10 @@ def test_full_fine_tuning_keeps_float32_master_weights_and_refuses_4_bits(tmp_pa
         load_model(config.model_copy(update={"load_in_4bit": True}), CPU, train_all=True)
 
 
-@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(
+    ("quant_type", "double"),
+    slow_except([("nf4", True)], product(("nf4", "fp4"), (False, True)), versions=True),
+)
 def test_a_4_bit_base_trains_saves_and_loads_on_a_cpu(
     quant_type: str, double: bool, tmp_path: Path, batch: dict
 ) -> None:

@@ -70,6 +70,7 @@ def test_scores_at_the_ends_and_intervals_that_miss_them_by_rounding_are_drawn(d
     assert len(bars) == 9 and {bar.get_height() for bar in bars} == {score}
 
 
+@pytest.mark.slow
 def test_drawing_does_not_ask_for_a_window_system():
     code = "import sys, lora_hf.reporting.figures; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

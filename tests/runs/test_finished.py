@@ -207,6 +207,7 @@ def test_a_finished_run_where_nothing_can_be_written_is_left_as_it_is(
     assert run.results() == RECORD and read_record(run / INPUTS) == HASHES
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_done_starts_no_process_and_writes_nothing(
     tmp_path: Path, runs_in_this_process: list[Any], no_figures: None
 ) -> None:

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from support.models import make_t5, randomize
+from support.selection import slow_except
 
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import read_dtypes
@@ -75,7 +76,9 @@ def test_a_command_reads_each_file_of_an_adapter_once(
     assert (read["lora_hf.json"], read["adapter_config.json"]) == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["predict", "merge", "evaluate", "doctor"])
+@pytest.mark.parametrize(
+    "name", slow_except(["predict", "evaluate"], ["predict", "merge", "evaluate", "doctor"])
+)
 def test_a_command_asks_the_hub_for_an_adapter_once(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def logits(model: Any) -> torch.Tensor:
         return model.cpu()(input_ids=ids, labels=ids[:, :9]).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", slow_except(["affine4"], STORES))
 def test_an_adapter_brings_its_base_as_it_was_stored(store: str, tmp_path: Path) -> None:
     saved = find_adapter(str(trained_on(store, tmp_path)))
@@ -63,6 +64,7 @@ def test_an_unknown_choice_is_refused_before_the_base_is_loaded(tmp_path: Path) 
         merge(str(trained_on("nf4", tmp_path / "adapter")), folder, "./no-such-base", "dequantised")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", slow_except(["nf4"], STORES))
 def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store: str, tmp_path: Path) -> None:
     adapter = trained_on(store, tmp_path / "adapter")
@@ -132,6 +134,7 @@ def test_a_manifest_that_says_no_store_is_named(tmp_path: Path) -> None:
             load_with_base(find_adapter(str(adapter)))
 
 
+@pytest.mark.slow
 def test_qalora_takes_its_groups_from_the_store_and_comes_back(tmp_path: Path) -> None:
     adapter = trained_on("affine4", tmp_path / "adapter", use_qalora=True)
     assert json.loads((adapter / "adapter_config.json").read_text())["qalora_group_size"] == 64
@@ -184,6 +187,7 @@ def test_a_base_that_is_quantized_to_other_values_is_noticed(
     assert "was trained on a base that was quantized to other values than this one" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_adapter_of_other_columns_is_merged_and_examined(tmp_path: Path) -> None:
     """Merging is measured on the package's own dialogues, whose columns are `dialogue` and `summary`."""
     extra = {"dialogue_column": "chat", "summary_column": "note.short", "id_column": "nr", "explode": "notes"}

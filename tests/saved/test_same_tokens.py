@@ -135,6 +135,7 @@ def test_scoring_a_saved_adapter_writes_the_same(trained: Trained) -> None:
     assert [row["prediction"] for row in rows] == trained.written
 
 
+@pytest.mark.slow
 def test_scoring_a_whole_model_in_the_place_of_the_config_s_base_writes_the_same(
     trained: Trained, merged: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_serving_writes_the_same(trained: Trained, caplog: pytest.LogCaptureFixt
     assert "'one' was trained for summaries of" in caplog.text and "--max-new-tokens 3 cuts" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_demo_writes_the_same(trained: Trained) -> None:
     with closing(DemoModels(trained.run)) as models:
         assert [models.summarize("run", one).summary for one in trained.dialogues] == trained.written
@@ -208,6 +210,7 @@ def test_a_merged_folder_says_how_it_is_used(trained: Trained, merged: Path) -> 
     assert str(merged.parent) not in readme
 
 
+@pytest.mark.slow
 def test_merging_takes_other_settings(trained: Trained, tmp_path: Path) -> None:
     words = ["merge", "--adapter", str(trained.run), "--output", str(tmp_path / "other")]
     assert cli.run([*words, "generation.num_beams=2", "generation.max_new_tokens=20"], debug=False) == 0
@@ -217,6 +220,7 @@ def test_merging_takes_other_settings(trained: Trained, tmp_path: Path) -> None:
         generation_fields(["generation.num_beams=2", "model.dtype=float32"])
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_whole_writes_the_same(base: Path, tmp_path: Path) -> None:
     trained = Trained(tmp_path, base, SEARCHED, "full")
     assert trained.evaluated[-1] == sorted(trained.written)

@@ -7,6 +7,7 @@ import torch
 from support.families import make_family
 from support.letters import letters
 from support.models import randomize
+from support.selection import slow_except
 
 import lora_hf
 from lora_hf import LoraConfig, inject_adapters, save_adapter
@@ -20,7 +21,7 @@ WRITTEN = {"prompt": "{dialogue}", "max_new_tokens": 6, "generation": {"min_new_
 TEXTS = ["Anna: Lunch?", "Ben: Yes, at noon.", "Cora: No, not today."]
 
 
-@pytest.mark.parametrize("family", ["LED", "FSMT"])
+@pytest.mark.parametrize("family", slow_except(["FSMT"], ["LED", "FSMT"]))
 def test_each_batch_is_of_one_adapter_and_writes_what_it_writes_alone(family: str, tmp_path: Path) -> None:
     base = ModelConfig(model_name_or_path=str(tmp_path / "base"))
     torch.manual_seed(0)

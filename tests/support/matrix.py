@@ -76,7 +76,7 @@ def not_tried() -> list[str]:
 HEAD = """# Models
 
 Every encoder-decoder for text in the list of Transformers (`AutoModelForSeq2SeqLM`), and what works with it.
-A tiny model of each family, with a tokenizer of its kind, takes every check in `make test-full`; three
+A tiny model of each family, with a tokenizer of its kind, takes every check in `make test-full`; two
 take the quick ones in `make test`. This page is made from what these tests require, by
 `python scripts/tools/models_page.py`. A cell that says ok is required to pass. The export of ByT5 and
 mBART-50 is that of T5 and mBART: they differ in the tokenizer alone, which a graph does not hold.

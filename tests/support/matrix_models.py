@@ -81,7 +81,7 @@ ROWS: dict[str, Row] = {
     "SeamlessM4T": Row("SeamlessM4T", seamless, ("eng", "deu")),
     "SeamlessM4T v2": Row("SeamlessM4Tv2", seamless, ("eng", "deu")),
 }
-FAST = ("T5", "BART", "T5Gemma")
+FAST = ("T5", "BART")
 """Rows of `make test`."""
 QUICK = ("load", "targets", "labels", "identity", "save", "merge", "greedy")
 """Their checks there; the others, and the other rows, are in `make test-full`."""

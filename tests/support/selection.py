@@ -6,16 +6,18 @@ from typing import Any
 import pytest
 
 
-def slow_except(fast: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+def slow_except(fast: Iterable[Any], values: Iterable[Any], versions: bool = False) -> list[Any]:
     """Mark all values slow but those in `fast`, of which one stands for each thing that can break by itself.
 
     Args:
         fast: values that `make test` runs.
         values: all rows; the parts of a tuple become several arguments.
+        versions: run the others in `make test-lowest` too.
     """
     rows, kept = list(values), list(fast)
     assert all(value in rows for value in kept), "a fast row is not a row of the test"
-    return [_row(row, [] if row in kept else [pytest.mark.slow]) for row in rows]
+    marks = [pytest.mark.slow, *([pytest.mark.versions] if versions else [])]
+    return [_row(row, [] if row in kept else marks) for row in rows]
 
 
 def _row(row: Any, marks: list[Any]) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from support.models import make_bart, make_t5
+from support.selection import slow_except
 from support.tiny_trainer import Rows, adapted, arguments, losses, make_trainer
 
 from lora_hf import LoraTrainer
@@ -44,7 +45,7 @@ def test_ddp_searches_no_unused_weights_where_all_are_used(
     assert args.ddp_find_unused_parameters is expected
 
 
-@pytest.mark.parametrize("trains_all", [False, True])
+@pytest.mark.parametrize("trains_all", slow_except([False], [False, True]))
 def test_evaluations_write_texts_without_the_autocast_of_training(trains_all: bool, tmp_path: Path) -> None:
     seen: list[tuple[bool, bool, bool]] = []
     model: Any = make_t5().requires_grad_(True) if trains_all else adapted()

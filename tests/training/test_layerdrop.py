@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from support.families import make_family
+from support.selection import slow_except
 from support.tiny_trainer import arguments, losses, make_trainer
 
 from lora_hf import LoraConfig, UserError, inject_adapters
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", slow_except([False], [False, True]))
 def test_a_step_whose_adapted_blocks_are_all_skipped_has_a_gradient_of_zero(
     checkpointing: bool, tmp_path: Path
 ) -> None:

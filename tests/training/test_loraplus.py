@@ -90,6 +90,8 @@ class Watch(TrainerCallback):
         self.seen.append([group["lr"] for group in kwargs["optimizer"].param_groups])
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 def test_the_schedule_and_a_resume_keep_the_ratio(tmp_path: Path) -> None:
     def trainer_of(folder: str, *callbacks: Any) -> Any:
         args = arguments(tmp_path / folder, max_steps=12, warmup_steps=4, save_strategy="steps", save_steps=6)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.selection import slow_except
 from support.tiny_trainer import Rows, StopAt, arguments, dropping, losses, make_trainer, shallow
 
 from lora_hf import LoraTrainer
@@ -42,7 +43,9 @@ def trained(trainer: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize(("make", "accumulation"), [(shallow, 2), (dropping, 1)])
+@pytest.mark.parametrize(
+    ("make", "accumulation"), slow_except([(dropping, 1)], [(shallow, 2), (dropping, 1)])
+)
 def test_micro_batches_take_the_same_steps_whenever_they_begin(
     make: Any, accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,6 +93,8 @@ def test_running_out_of_memory_in_the_second_batch_of_a_step_repeats_the_step(tm
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 def test_a_run_with_micro_batches_resumes_bit_for_bit(tmp_path: Path) -> None:
     def trainer_of(folder: str, kind: type, *callbacks: Any) -> Any:
         fields = {"save_strategy": "steps", "save_steps": 9, **MICRO_BATCHING}

@@ -27,6 +27,7 @@ from lora_hf.training.checkpoints import MANIFEST, last_checkpoint, set_aside
 from lora_hf.training.signals import Interrupted, StopOnSignal
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+SLOW = (pytest.mark.slow, pytest.mark.versions)
 WORSE = {"learning_rate": 3e-3, "lr_scheduler_type": "constant"}
 """Labels are random: what the rows for training teach makes each evaluation worse than the one before."""
 
@@ -57,6 +58,8 @@ def test_the_mean_loss_of_a_resumed_run_is_over_all_of_its_steps(tmp_path: Path)
     assert found == pytest.approx([whole.training_loss] * 3, rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 def test_worker_processes_change_no_step_before_or_after_a_resume(whole: LoraTrainer, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         trainer_of(tmp_path / "run", KillAt(4), dataloader_num_workers=2).train()
@@ -87,7 +90,7 @@ def test_an_evaluation_does_not_change_training(whole: LoraTrainer, tmp_path: Pa
 @pytest.mark.parametrize(
     ("family", "targets", "shape"),
     [
-        ("NllbMoe", ["q_proj", "v_proj"], {}),
+        pytest.param("NllbMoe", ["q_proj", "v_proj"], {}, marks=SLOW),
         ("SwitchTransformers", ["q", "v"], {}),
         (
             "BigBirdPegasus",
@@ -131,7 +134,7 @@ class SignalInEvaluation(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("step", [4, 10])
+@pytest.mark.parametrize("step", slow_except([4], [4, 10]))
 def test_an_interrupted_evaluation_is_repeated_after_resuming(step: int, tmp_path: Path) -> None:
     fields = EVALUATED | {"per_device_eval_batch_size": 2}
     unbroken = trainer_of(tmp_path / "whole", **fields)
