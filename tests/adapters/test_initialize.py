@@ -1,6 +1,7 @@
 """Starts that read the weight: what they leave behind, on disk too, and what holds on a quantized base."""
 
 import logging
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,13 @@ def test_loftq_on_a_layer_that_stays_dense_is_refused_with_what_would_quantize_i
     assert "load_in_" not in str(error.value)  # the base has one of several already
 
 
-@pytest.mark.parametrize("init", [i for i in INITS if i not in (True, "kaiming", "lookup", "loftq")])
-@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize(
+    ("init", "use_dora"),
+    slow_except(
+        [("gaussian", True), ("pissa", False), ("pissa", True), ("pissa_niter_4", True), ("olora", False)],
+        product([i for i in INITS if i not in (True, "kaiming", "lookup", "loftq")], (False, True)),
+    ),
+)
 def test_on_a_dense_base_the_file_is_plain_lora_and_no_svd_is_repeated(
     init: str, use_dora: bool, tmp_path: Path, batch: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

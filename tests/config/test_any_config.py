@@ -78,7 +78,9 @@ def test_a_damaged_config_is_accepted_or_refused(tmp_path: Path, n: int) -> None
     holds()
 
 
-@pytest.mark.parametrize("line", YAML_LINES)
+@pytest.mark.parametrize(  # the last is one of test_load_config.py's too
+    "line", [*YAML_LINES[:-1], pytest.param(YAML_LINES[-1], marks=pytest.mark.slow)]
+)
 def test_yaml_that_no_config_needs_is_accepted_or_refused(tmp_path: Path, line: str) -> None:
     lines = (SHIPPED / "quickstart.yaml").read_text().splitlines()
     text = "\n".join([*lines[:3], line, *lines[3:]])

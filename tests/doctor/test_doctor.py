@@ -310,7 +310,8 @@ def test_a_baseline_is_examined_without_what_is_lora_s_alone(tmp_path: Path) -> 
     assert states(found(tmp_path))["adapted"] == "fault"
 
 
-@pytest.mark.parametrize("store", slow_except(["load_in_4bit"], ["load_in_4bit", "load_in_8bit"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["load_in_4bit", "load_in_8bit"])
 def test_a_quantized_base_is_checked_in_its_storage_format(store: str, tmp_path: Path) -> None:
     config = ModelConfig(**{store: True})
     model = inject_adapters(load_model(config, pick_device()), LoraConfig(r=4, lora_alpha=10))

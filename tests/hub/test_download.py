@@ -401,8 +401,7 @@ def test_a_full_disk_during_a_download_is_no_mistake_of_the_user():
     [
         ("model", "/download/"),
         *(pytest.param("model", file, marks=pytest.mark.slow) for file in SETTINGS),
-        ("data", "train.csv"),
-        pytest.param("data", "test.csv", marks=pytest.mark.slow),
+        *(pytest.param("data", file, marks=pytest.mark.slow) for file in ("train.csv", "test.csv")),
     ],
 )
 def test_a_download_that_breaks_off_is_one_line_and_the_next_one_is_whole(hub, client, kind, cut):

@@ -28,7 +28,7 @@ from lora_hf.adapters.default_targets import stacks
 from lora_hf.adapters.model_state import lora_layers
 
 NEW_TOKENS = 6
-FAST = ("Whisper", "TrOCR")
+FAST = ("Whisper",)
 MARKS = {name: () if name in FAST else (pytest.mark.slow,) for name in OTHERS}
 each = pytest.mark.parametrize(
     "other", [pytest.param(other, id=name, marks=MARKS[name]) for name, other in OTHERS.items()]

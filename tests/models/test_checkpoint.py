@@ -173,7 +173,7 @@ def test_shards_and_the_head_of_another_task_are_no_fault(tmp_path: Path) -> Non
     torch.testing.assert_close(load_model(config, CPU).state_dict(), whole, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", slow_except([4], [4, 8], versions=True))
 def test_weights_that_are_stored_quantized_load_as_they_are_and_in_no_other_format(
     bits: int, tmp_path: Path
 ) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import EVERY, family_settings, make_family
+from support.families import EVERY, SIX, family_settings, make_family
 from support.letters import letters
 from support.multilingual import mbart
+from support.selection import slow_except
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
@@ -94,7 +95,7 @@ def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path:
     assert load_tokenizer(config).tgt_lang == "ro_RO"
 
 
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("family", slow_except((*SIX, "ProphetNet", "FSMT", "BertGpt2"), EVERY))
 def test_lengths_beyond_the_model_s_positions_are_one_error_before_loading(
     tmp_path: Path, family: str
 ) -> None:

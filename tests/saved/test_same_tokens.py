@@ -164,6 +164,7 @@ def test_generate_writes_the_same_and_its_settings_can_be_replaced(trained: Trai
     assert model.generate(trained.dialogues, **other) != trained.written
 
 
+@pytest.mark.slow
 def test_serving_writes_the_same(trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
     saved = find_adapter(str(trained.run))
     with closing(Service(Engine(base_config(saved), {"one": saved}), Limits())) as service:
