@@ -4,6 +4,7 @@ All mistakes are reported in one error, one per line, with the file's line or `c
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache
@@ -37,6 +38,8 @@ from lora_hf.config.yaml_reader import Document, read_document, read_value, writ
 from lora_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
+COMMENT = re.compile(r"(^|\s)#")
+"""What YAML takes for the beginning of a comment."""
 
 MAX_DEPTH = 50
 """Nesting of a dict config beyond which it is refused; fields need at most six levels."""
@@ -278,7 +281,12 @@ def _read_override(document: Document, override: str) -> tuple[KeyPath, Any] | N
 
 
 def _override_value(name: str, text: str) -> Any:
-    """Read a value as YAML; a text field takes it literally: a revision of digits, a prompt with a colon."""
+    """Read a value as YAML; a text field takes it literally: a revision of digits, a prompt with a colon.
+
+    A command line has no comments: a `#` belongs to the value.
+    """
+    if COMMENT.search(text) and not text.lstrip().startswith(("'", '"', "[", "{")):
+        return text.strip()
     is_text = _takes_only_text(section_fields().get(name))
     try:
         value = read_value(text)

@@ -32,6 +32,7 @@ OF_ONE_RUN = ("retention", "log", "steps", "train_loss", "best_metric")
 """Keys without a mean, beside the intervals; they stay with each run under `runs`."""
 MEANS = ("mean_words", "train_seconds", "eval_seconds", "peak_memory_mib")
 """Keys with a mean, beside the scores."""
+LONGEST_TRIVIAL = 10_000  # characters
 
 
 def summarize(
@@ -149,14 +150,17 @@ def trivial_scores(rows: Sequence[Prediction], scoring: Scoring | None = None) -
 
 
 def trivial_outputs(rows: Sequence[Prediction], task: Task) -> dict[str, list[str]]:
-    """Return the outputs of a task that need no model: one per row, by what they are."""
+    """Return the outputs of a task that need no model: one per row, by what they are.
+
+    Of a text longer than `LONGEST_TRIVIAL`, such as a book in one line, it is the beginning: ROUGE-L of a
+    whole one with its summary takes too long.
+    """
+    texts = [row["dialogue"][:LONGEST_TRIVIAL] for row in rows]
     if task.trivial == "first lines":
         lines = {"first line": 1, "first three lines": 3}
-        return {
-            name: ["\n".join(row["dialogue"].split("\n")[:n]) for row in rows] for name, n in lines.items()
-        }
+        return {name: ["\n".join(text.split("\n")[:n]) for text in texts] for name, n in lines.items()}
     if task.trivial == "source":
-        return {f"the {task.source} itself": [row["dialogue"] for row in rows]}
+        return {f"the {task.source} itself": texts}
     counts = Counter(reference for row in rows for reference in row["references"])
     return {f"most frequent {task.target}": [counts.most_common(1)[0][0]] * len(rows)}
 

@@ -115,6 +115,17 @@ def test_trivial_summaries_are_the_dialogues_first_lines():
     )  # 9 words, 5 of them right
 
 
+def test_a_book_in_one_line_has_trivial_scores_too() -> None:
+    """Of 60,000 words and a summary of 450, ROUGE-L would need too long."""
+    row = {
+        "id": "1",
+        "dialogue": "word and " * 30_000,
+        "references": ["it is so " * 150],
+        "prediction": "word",
+    }
+    assert trivial_scores([row])["first line"]["rougeL"] == 0  # type: ignore[list-item]
+
+
 def test_samples_put_the_arms_side_by_side():
     first, second = samples({name: runs[0] for name, runs in ROWS.items()})
     assert {key: first[key] for key in ("id", "reference", "base", "full", "lora")} == {
