@@ -50,7 +50,7 @@ from lora_hf.serving.service import Asked, Delta, Output, Service
 STATIC = "/docs/static"
 OPENAPI = "3.0.3"
 """The latest version that the packaged Swagger UI reads; FastAPI writes 3.1."""
-NO_OBJECT = 'body: not a JSON object; send one with "Content-Type: application/json", such as '
+NO_OBJECT = 'body: not a JSON object%s; send one with "Content-Type: application/json", such as %s'
 BODIES: dict[str, type[Message]] = {"/summarize": SummarizeRequest, "/v1/completions": CompletionRequest}
 """What is sent to a path; to others, a `LoadRequest`."""
 STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
@@ -294,13 +294,23 @@ async def _invalid_body(request: Request, error: Any) -> JSONResponse:
     """Respond with one line that names each wrong field, its value and what is accepted."""
     path, faults = request.url.path, error.errors()
     request.app.state.service.count_refused(path, 422)
-    if any(fault["type"] == "json_invalid" or fault["loc"] == ("body",) for fault in faults):
-        return _no_object(request)
+    for fault in faults:
+        if fault["type"] == "json_invalid":
+            return _no_object(request, f" ({_reason(fault)})")
+        if fault["loc"] == ("body",):
+            return _no_object(request)
     detail = wrong_fields(faults, BODIES.get(path, LoadRequest))
     return refusal(path, 422, detail, field=str(faults[0]["loc"][1]))
 
 
-def _no_object(request: Request) -> JSONResponse:
+def _reason(fault: Any) -> str:
+    """Return why a body is no JSON: a text that was pasted into it has line breaks as they are."""
+    text, place = fault["ctx"]["error"], f"at character {fault['loc'][1]}"
+    remedy = ": write a line break in a text as \\n" if "control character" in text else ""
+    return f"{text.removesuffix(' at')} {place}{remedy}"
+
+
+def _no_object(request: Request, reason: str = "") -> JSONResponse:
     path, encoding = request.url.path, request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         text = (
@@ -308,7 +318,7 @@ def _no_object(request: Request) -> JSONResponse:
         )
         return refusal(path, 422, text)
     example = '{"model": "base", "prompt": "..."}' if path.startswith(OPENAI) else '{"dialogue": "..."}'
-    return refusal(path, 422, NO_OBJECT + example)
+    return refusal(path, 422, NO_OBJECT % (reason, example))
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:

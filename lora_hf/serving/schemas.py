@@ -107,13 +107,14 @@ def wrong_fields(faults: Sequence[ErrorDetails], schema: type[Message]) -> str:
         schema: the expected body.
     """
     fields, texts, is_lost = list(schema.model_fields), [], False
+    missing = [str(fault["loc"][-1]) for fault in faults if fault["type"] == "missing"]
     for fault in faults:
         name = ".".join(map(str, fault["loc"][1:]))
         if fault["type"] == "missing":
             texts.append(f"{name} is missing and required")
             is_lost = True
         elif fault["type"] == "extra_forbidden":
-            hint = near_choice(name, fields)
+            hint = near_choice(name, missing or fields)  # one of another name is probably what is missing
             texts.append(f"unknown field {shown(name)} (value {_short(fault['input'])}){hint}")
             is_lost = is_lost or not hint
         else:

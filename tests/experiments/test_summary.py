@@ -117,13 +117,8 @@ def test_trivial_summaries_are_the_dialogues_first_lines():
 
 def test_a_book_in_one_line_has_trivial_scores_too() -> None:
     """Of 60,000 words and a summary of 450, ROUGE-L would need too long."""
-    row = {
-        "id": "1",
-        "dialogue": "word and " * 30_000,
-        "references": ["it is so " * 150],
-        "prediction": "word",
-    }
-    assert trivial_scores([row])["first line"]["rougeL"] == 0  # type: ignore[list-item]
+    book = row(0, "", "it is so " * 150, dialogue="word and " * 30_000)
+    assert trivial_scores([book])["first line"]["rougeL"] == 0
 
 
 def test_samples_put_the_arms_side_by_side():
