@@ -153,6 +153,7 @@ def test_a_checkpoint_during_training_is_restored_bit_for_bit(init: str, tmp_pat
             for use_dora in (False, True)
             for start in (("pissa", 1), ("pissa_niter_4", 1), ("olora", 1), ("loftq", 1), ("loftq", 4))
         ],
+        versions=True,
     ),
 )
 def test_a_quantized_base_is_requantized_from_the_checkpoint(

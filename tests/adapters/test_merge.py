@@ -80,7 +80,10 @@ def test_on_a_quantized_base_the_choice_must_be_made(batch: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", slow_except([{"use_dora": True}], [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+    "fields",
+    slow_except(
+        [{"use_dora": True}], [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}], versions=True
+    ),
 )
 def test_merge_errors_equal_those_of_the_merged_models(fields: dict, batch: dict, tmp_path: Path) -> None:
     unmerged = logits(adapted(nf4_t5(), **fields), batch)

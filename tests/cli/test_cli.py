@@ -284,6 +284,7 @@ def test_results_go_to_standard_output_and_the_rest_to_standard_error(
 
 
 @pytest.mark.slow
+@pytest.mark.versions
 def test_evaluate_repeats_the_scores_of_the_run_and_its_predictions(config, trained, tmp_path, capsys):
     words = ["evaluate", "--config", str(config), *FEW, "--json", "--output", str(tmp_path / "out")]
     assert cli.run([*words, "--adapter", str(trained / "adapter")], debug=False) == 0
@@ -412,6 +413,7 @@ def test_merge_writes_a_plain_model_of_the_same_logits(trained, tmp_path, mistak
     slow_except(
         [("bottleneck", 10 * (2 * 64 * 128 + 64 + 128))],
         [("bottleneck", 10 * (2 * 64 * 128 + 64 + 128)), ("prompt_tuning", 20 * 128)],
+        versions=True,
     ),
 )
 def test_a_baseline_is_trained_scored_and_used_again_like_an_adapter(

@@ -116,6 +116,7 @@ def test_plurals_of_the_words() -> None:
     slow_except(
         [("Classification", "")],
         [("Translation", "sacrebleu"), ("Question answering", ""), ("Classification", "")],
+        versions=True,
     ),
 )
 def test_the_examples_of_the_page_train_the_embedded_model(

@@ -95,7 +95,9 @@ def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path:
     assert load_tokenizer(config).tgt_lang == "ro_RO"
 
 
-@pytest.mark.parametrize("family", slow_except((*SIX, "ProphetNet", "FSMT", "BertGpt2"), EVERY))
+@pytest.mark.parametrize(
+    "family", slow_except((*SIX, "ProphetNet", "FSMT", "BertGpt2"), EVERY, versions=True)
+)
 def test_lengths_beyond_the_model_s_positions_are_one_error_before_loading(
     tmp_path: Path, family: str
 ) -> None:

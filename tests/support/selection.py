@@ -6,18 +6,21 @@ from typing import Any
 import pytest
 
 
-def slow_except(fast: Iterable[Any], values: Iterable[Any], versions: bool = False) -> list[Any]:
+def slow_except(
+    fast: Iterable[Any], values: Iterable[Any], versions: bool | Iterable[Any] = False
+) -> list[Any]:
     """Mark all values slow but those in `fast`, of which one stands for each thing that can break by itself.
 
     Args:
         fast: values that `make test` runs.
         values: all rows; the parts of a tuple become several arguments.
-        versions: run the others in `make test-lowest` too.
+        versions: those of the others that `make test-lowest` runs too; True for all.
     """
     rows, kept = list(values), list(fast)
-    assert all(value in rows for value in kept), "a fast row is not a row of the test"
-    marks = [pytest.mark.slow, *([pytest.mark.versions] if versions else [])]
-    return [_row(row, [] if row in kept else marks) for row in rows]
+    lowest = (rows if versions else []) if isinstance(versions, bool) else list(versions)
+    assert all(value in rows for value in (*kept, *lowest)), "a row that is named is not a row of the test"
+    marks = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.versions]
+    return [_row(row, [] if row in kept else marks[row in lowest]) for row in rows]
 
 
 def _row(row: Any, marks: list[Any]) -> Any:

@@ -103,7 +103,10 @@ def test_the_tokenizer_is_written_beside_the_adapter_and_loaded_with_it(tmp_path
         assert own("<turn>").input_ids[0] == len(tokenizer) - 1, name
 
 
-@pytest.mark.parametrize("save_steps", slow_except([4], [2, 4]))  # at each evaluation; at every second
+@pytest.mark.parametrize(
+    "save_steps",  # at each evaluation, and at every second one
+    slow_except([4], [2, 4], versions=True),
+)
 def test_the_best_checkpoint_s_adapter_is_in_the_model_at_the_end(
     save_steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def test_ddp_searches_no_unused_weights_where_all_are_used(
     assert args.ddp_find_unused_parameters is expected
 
 
-@pytest.mark.parametrize("trains_all", slow_except([False], [False, True]))
+@pytest.mark.parametrize("trains_all", slow_except([False], [False, True], versions=True))
 def test_evaluations_write_texts_without_the_autocast_of_training(trains_all: bool, tmp_path: Path) -> None:
     seen: list[tuple[bool, bool, bool]] = []
     model: Any = make_t5().requires_grad_(True) if trains_all else adapted()

@@ -11,7 +11,7 @@ from support.tiny_trainer import arguments, losses, make_trainer
 from lora_hf import LoraConfig, UserError, inject_adapters
 
 
-@pytest.mark.parametrize("checkpointing", slow_except([False], [False, True]))
+@pytest.mark.parametrize("checkpointing", slow_except([False], [False, True], versions=True))
 def test_a_step_whose_adapted_blocks_are_all_skipped_has_a_gradient_of_zero(
     checkpointing: bool, tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ def trained(trainer: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("make", "accumulation"), slow_except([(dropping, 1)], [(shallow, 2), (dropping, 1)])
+    ("make", "accumulation"), slow_except([(dropping, 1)], [(shallow, 2), (dropping, 1)], versions=True)
 )
 def test_micro_batches_take_the_same_steps_whenever_they_begin(
     make: Any, accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -134,7 +134,7 @@ class SignalInEvaluation(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("step", slow_except([4], [4, 10]))
+@pytest.mark.parametrize("step", slow_except([4], [4, 10], versions=True))
 def test_an_interrupted_evaluation_is_repeated_after_resuming(step: int, tmp_path: Path) -> None:
     fields = EVALUATED | {"per_device_eval_batch_size": 2}
     unbroken = trainer_of(tmp_path / "whole", **fields)

@@ -51,7 +51,8 @@ from lora_hf.data.collate import check_padding_side
 
 
 @pytest.mark.parametrize(
-    ("fast_paths", "kind"), slow_except([(True, "t5")], product((False, True), MODELS), versions=True)
+    ("fast_paths", "kind"),
+    slow_except([(True, "t5")], product((False, True), MODELS), versions=[(False, "bart")]),
 )
 def test_fifty_steps_follow_peft_with_seq2seq_trainer(kind: str, fast_paths: bool, tmp_path: Path) -> None:
     make, targets = MODELS[kind]

@@ -23,7 +23,7 @@ from lora_hf.evaluation.generate import generate_summaries
     slow_except(
         [(False, 0.1, True)],
         [(False, 0.0, False), (False, 0.1, True), (True, 0.0, True), (True, 0.1, False)],
-        versions=True,
+        versions=[(True, 0.0, True)],
     ),
 )
 def test_the_fast_paths_take_the_same_steps(
@@ -94,7 +94,7 @@ def test_a_model_without_fast_paths_says_so(tmp_path: Path, caplog: pytest.LogCa
     assert "fast path is off: they are written for t5, mt5, umt5, and this is bart" in caplog.text
 
 
-@pytest.mark.parametrize("beams", slow_except([2], [1, 2]))
+@pytest.mark.parametrize("beams", slow_except([2], [1, 2], versions=True))
 def test_the_validation_s_summaries_are_the_same_by_the_fast_paths(beams: int, tmp_path: Path) -> None:
     outputs = []
     for fast_paths in (False, True):
