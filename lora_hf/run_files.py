@@ -16,6 +16,8 @@ MODEL = "model"
 CHECKPOINTS = "checkpoints"
 TRAINED = "training.json"
 """Seconds, steps, losses and the Trainer's log; written when training is complete."""
+DIVERGED = "diverged.json"
+"""Why training could not go on: its numbers were not finite, or its gradients zero."""
 PREDICTIONS = "predictions.jsonl"
 RETENTION = "retention.jsonl"
 """Outputs on the tasks of `retention`, of the trained model and of its base."""
@@ -39,7 +41,7 @@ UNFINISHED = f"{PARTIAL}checkpoints"
 """Folder in which the next checkpoint is written, inside that of the checkpoints."""
 
 OWN = (
-    *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, TRAINED, PREDICTIONS, RETENTION, RESULTS),
+    *(CONFIG, INPUTS, ADAPTER, MODEL, CHECKPOINTS, DIVERGED, TRAINED, PREDICTIONS, RETENTION, RESULTS),
     *(REPORT + end for end in ENDS),
 )
 """Everything a run writes, in the order of writing."""

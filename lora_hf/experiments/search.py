@@ -11,9 +11,9 @@ from typing import Any
 from lora_hf.config import RunConfig
 from lora_hf.config.load import changed_fields
 from lora_hf.config.sweep import Point, Range, changes_of
-from lora_hf.errors import NotWritten, UserError
+from lora_hf.errors import NotWritten, RunFailed, UserError
 from lora_hf.evaluation.metrics import Scoring
-from lora_hf.run_files import STORE, SWEEP, TRAINED
+from lora_hf.run_files import DIVERGED, STORE, SWEEP, TRAINED
 from lora_hf.run_records import read_record
 
 TRIAL = "trial-"
@@ -32,10 +32,11 @@ def search(config: RunConfig, run: Run, is_new: bool = False) -> dict[str, Point
         is_new: forget the trials that the folder's database holds.
 
     Returns:
-        The point of each trial by name, in order.
+        The point of each trial by name, in order, but of those whose training has diverged.
 
     Raises:
-        UserError: Optuna is not installed, or the folder holds a search of another space.
+        UserError: Optuna is not installed, the folder holds a search of another space, or every trial has
+            diverged.
         NotWritten: the database cannot be written.
     """
     with _stored(config) as file:
@@ -65,7 +66,8 @@ def stored_points(config: RunConfig) -> dict[str, Point]:
                 f"output_dir={config.output_dir!r} holds a search of another space ({'; '.join(changed)}); "
                 "choose another output_dir, or add overwrite=true to start it anew"
             )
-        return {} if changed else {_name(trial.number): trial.user_attrs[SPACE] for trial in _begun(study)}
+        scored = [trial for trial in _begun(study) if trial.state.name != "FAIL"]
+        return {} if changed else {_name(trial.number): trial.user_attrs[SPACE] for trial in scored}
 
 
 @contextmanager
@@ -98,15 +100,19 @@ def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
         study.set_user_attr(SPACE, _space(config))
     sampler = optuna.samplers.TPESampler(seed=config.seed)
     proposing = optuna.create_study(sampler=sampler, direction=study.direction)
-    found: dict[str, Point] = {}
+    found: dict[str, Point | None] = {}
+    """The point of each trial, and None for one that has diverged."""
 
     def finish(trial: Any) -> None:
-        point = found[_name(trial.number)] = trial.user_attrs[SPACE]
-        score = _judged(config, trial.number, point, run)
+        point, score = trial.user_attrs[SPACE], None
+        if trial.state != TrialState.FAIL:
+            score = _judged(config, trial.number, point, run)
+        state = TrialState.FAIL if score is None else TrialState.COMPLETE
         if trial.state == TrialState.RUNNING:
-            study.tell(trial.number, score)
+            study.tell(trial.number, score, state=state)
+        found[_name(trial.number)] = None if score is None else point
         known = {"params": trial.params, "distributions": trial.distributions}
-        proposing.add_trial(create_trial(value=score, **known))
+        proposing.add_trial(create_trial(state=state, value=score, **known))
 
     def propose() -> tuple[Any, Point]:
         asked = proposing.ask()
@@ -126,7 +132,10 @@ def _searched(config: RunConfig, run: Run, study: Any) -> dict[str, Point]:
         finish(trial)
     if len(found) > (asked_for := config.sweep.trials or 0):
         logger.warning("sweep.trials=%d, and the folder holds %d: all of them count", asked_for, len(found))
-    return found
+    scored = {name: point for name, point in found.items() if point is not None}
+    if not scored:
+        raise UserError(f"all {len(found)} trials have diverged: narrow the ranges of sweep.space")
+    return scored
 
 
 def _study(config: RunConfig, file: Path) -> Any:
@@ -160,7 +169,7 @@ def _begun(study: Any) -> list[Any]:
     """Return the trials that have a point, in order."""
     from optuna.trial import TrialState
 
-    trials = study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING))
+    trials = study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING, TrialState.FAIL))
     return [trial for trial in trials if SPACE in trial.user_attrs]
 
 
@@ -168,10 +177,18 @@ def _name(number: int) -> str:
     return f"{TRIAL}{number:03}"
 
 
-def _judged(config: RunConfig, number: int, point: Point, run: Run) -> float:
-    run(_name(number), point)
+def _judged(config: RunConfig, number: int, point: Point, run: Run) -> float | None:
+    """Return the score of a trial, after its run; None if its training has diverged."""
+    name = _name(number)
+    try:
+        run(name, point)
+    except RunFailed:
+        if not (Path(config.output_dir) / name / DIVERGED).is_file():
+            raise
+        logger.warning("%s has diverged and counts as failed; the search goes on", name)
+        return None
     training = {**config.training, **changes_of(config.sweep, point).get("training", {})}
-    return kept_score(Path(config.output_dir) / _name(number), config.task.main, training)
+    return kept_score(Path(config.output_dir) / name, config.task.main, training)
 
 
 def _suggest(trial: Any, axis: str, values: Any) -> Any:

@@ -36,7 +36,7 @@ from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer, report_model
 from lora_hf.planning.fake_model import CHECKPOINTING, check_fit, outline, settings_of
-from lora_hf.run_files import ADAPTER, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
+from lora_hf.run_files import ADAPTER, DIVERGED, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
 from lora_hf.run_records import (
     Prediction,
     RetentionRow,
@@ -51,6 +51,7 @@ from lora_hf.runs.run_dir import MODEL_SETTINGS, UNCHANGED, RunDirectory, source
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_full_batches, check_training_settings, unfinished_warmup
+from lora_hf.training.nan_guard import Diverged
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.stored_base import check_base_of
 from lora_hf.training.train import Run, adapt, load_trained, train
@@ -149,8 +150,15 @@ def _train(run: Run) -> TrainingRecord:
         run.model = in_all_processes(lambda: load_trained(run.config, run.directory, run.model))
         return cast(TrainingRecord, known)
     in_all_processes(lambda: adapt(run))
-    trained = train(run)
+    diverged = run.directory / DIVERGED
+    try:
+        trained = train(run)
+    except Diverged as error:
+        text = str(error)
+        from_main(lambda: write_json(diverged, {"error": text}))
+        raise
     from_main(lambda: write_json(file, trained))
+    from_main(lambda: diverged.unlink(missing_ok=True))
     if is_sharded(run.model):
         unset_hf_deepspeed_config()  # or the next model would be loaded in parts too
         base = load_model(run.config.model, run.model.device, train_all=run.config.method == "full")

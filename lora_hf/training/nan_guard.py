@@ -43,6 +43,10 @@ def skips_blocks(model: nn.Module) -> bool:
     return any(getattr(module, "layerdrop", 0) for module in model.modules())
 
 
+class Diverged(AgreedError):
+    """After some steps, the numbers of a training allow no further one; other settings may do better."""
+
+
 class NanGuard:
     """Checks the numbers of one training.
 
@@ -150,10 +154,10 @@ class NanGuard:
         scaled = self._scaler() is not None
         for what, value in (("loss", loss), ("gradient norm", None if scaled else norm)):
             if value is not None and not isfinite(value):  # a scaler handles infinite gradients itself
-                raise AgreedError(f"step {step}: the {what} is {value}; {self._remedy(step)}")
+                raise self._error(f"step {step}: the {what} is {value}; {self._remedy(step)}")
         self._zeros = self._zeros + 1 if norm == 0 and loss > 0 else 0
         if self._zeros and not self._may_be_zero():
-            raise AgreedError(
+            raise self._error(
                 f"step {step}: all gradients are zero at a loss of {loss:.4g}; {self._why_zero()}"
             )
 
@@ -177,7 +181,11 @@ class NanGuard:
         step = self.trainer.state.global_step
         for name, value in metrics.items():
             if name.endswith("_loss") and not isfinite(value):
-                raise AgreedError(f"after step {step}: {name} is {value}; {self._remedy(step + 1)}")
+                raise self._error(f"after step {step}: {name} is {value}; {self._remedy(step + 1)}")
+
+    def _error(self, text: str) -> AgreedError:
+        """Return the error for numbers that no step could go on from: `Diverged` after a step of training."""
+        return (Diverged if self.trainer.state.global_step else AgreedError)(text)
 
     def _learning_rate(self) -> float:
         return max(float(group["lr"]) for group in self.trainer.optimizer.param_groups)

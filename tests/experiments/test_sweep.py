@@ -23,7 +23,7 @@ from lora_hf.experiments.search import kept_score, search
 from lora_hf.experiments.summary import plateau, series_of
 from lora_hf.files import write_json
 from lora_hf.reporting.comparison_table import comparison_lines, last_loss
-from lora_hf.run_files import CONFIG, RESULTS, ROUGE_NAMES, TRAINED
+from lora_hf.run_files import CONFIG, DIVERGED, RESULTS, ROUGE_NAMES, TRAINED
 from lora_hf.runs.run_dir import RunDirectory, sources_of
 
 MAIN = Scoring().main
@@ -182,6 +182,33 @@ def runs_of_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 SEARCH = ["sweep.space={training.learning_rate: {low: 1e-4, high: 1e-2, log: true}}", "sweep.trials=2"]
+
+
+def test_a_trial_that_diverges_counts_as_failed_and_is_not_run_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = {"training.learning_rate": {"low": 1e-4, "high": 1e3, "log": True}}
+    fields = {"sweep": {"space": space, "trials": 4}, "training": {"eval_strategy": "epoch"}}
+    ran: list[str] = []
+
+    def found(folder: str, diverging: tuple[str, ...], status: int = 2) -> dict[str, Any]:
+        def run(name: str, point: Any) -> None:
+            ran.append(name)
+            if name in diverging:
+                write_json(tmp_path / folder / name / DIVERGED, {"error": "step 3: the loss is nan"})
+                raise RunFailed(status)
+            write_json(tmp_path / folder / name / TRAINED, {"log": [{"eval_rouge1": 0.5}]})
+
+        return search(RunConfig.model_validate(fields | {"output_dir": str(tmp_path / folder)}), run)
+
+    trials = [f"trial-00{number}" for number in range(4)]
+    first = found("one", (trials[1],))
+    assert [*first] == [trials[0], *trials[2:]] and ran == trials
+    assert caplog.messages == ["trial-001 has diverged and counts as failed; the search goes on"]
+    ran.clear()
+    assert found("one", (trials[1],)) == first and ran == [trials[0], *trials[2:]]  # which are finished
+    with pytest.raises(UserError, match=r"all 4 trials have diverged: narrow the ranges of sweep\.space"):
+        found("all", tuple(trials))
 
 
 def test_a_trial_is_judged_by_the_weights_that_it_keeps(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The NaN guard: a number that goes wrong ends training at its step; the checkpoint before it resumes."""
 
+import json
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import TrainerCallback
 
 from lora_hf import LoraTrainer, cli, terminal
 from lora_hf.errors import UserError
-from lora_hf.training.nan_guard import NanGuard
+from lora_hf.training.nan_guard import Diverged, NanGuard
 from lora_hf.training.trainer import last_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 3}
@@ -225,8 +226,9 @@ def test_nan_in_the_base_is_named_as_the_cause(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_submodule("decoder.final_layer_norm").weight[3] = float("nan")
     said = r"step 1: the loss is nan; the base model itself holds NaN .*\(decoder.final_layer_norm.weight\)"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as found:
         make_trainer(model, arguments(tmp_path)).train()
+    assert not isinstance(found.value, Diverged)
 
 
 def test_gradients_that_are_all_zero_stop_training(tmp_path: Path) -> None:
@@ -343,6 +345,7 @@ def test_a_run_that_diverges_ends_with_one_line_and_its_checkpoint(tmp_path: Pat
     assert kept is not None and kept.name == "checkpoint-1" and errors[0].endswith(str(kept))
     assert all(t.isfinite().all() for t in load_file(kept / "adapter_model.safetensors").values())
     assert not (run / "adapter").exists() and not (run / "training.json").exists()
+    assert json.loads((run / "diverged.json").read_text())["error"] in errors[0]  # for a search
 
 
 def test_the_error_begins_on_a_new_line_after_a_progress_bar(
