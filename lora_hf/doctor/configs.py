@@ -282,22 +282,26 @@ def tokens_cut(
         raise CannotTell(f"{data.dataset_name} is {where}; a run downloads it first")
     train = load_train(data, tokenizer) if "train" in splits else None
     held_out: dict[str, Sequence[Example]] = {}
+    cut: list[Truncation] = []
+    others: list[Finding] = []
     for split in splits:
         if split == "train" and train:
             rows = train.rows
         else:
             held_out[split], origin, _ = load_split_and_origin(data, split)
             rows = held_rows(held_out[split], data, split, tokenizer)
-        yield judge_cut(rows.truncation.in_words_of(task), most)
+        cut.append(rows.truncation.in_words_of(task))
         if rows.with_special:
             words = f"{rows.with_special:,}", task.sources, task.targets
-            yield ok(WITH_SPECIAL % (split, *words, tokenizer.eos_token))
+            others.append(ok(WITH_SPECIAL % (split, *words, tokenizer.eos_token)))
         if rows.unknown:
-            yield judge_unknown(rows.unknown.in_words_of(task))
+            others.append(judge_unknown(rows.unknown.in_words_of(task)))
         if split == "test":
             texts = [example.dialogue for example in held_out[split]]
             few = few_scored(data, task, len(texts), origin)
-            yield from map(notice, filter(None, (few, far_data(texts, tokenizer, task.sources))))
+            others += map(notice, filter(None, (few, far_data(texts, tokenizer, task.sources))))
+    yield from judge_cut(cut, most)
+    yield from others
     if rows.unknown_in_prompt.unknown:
         yield fault(prompt_problem(data, rows.unknown_in_prompt), "change data.prompt")
     if rows.added_end is not None:
@@ -337,34 +341,42 @@ def held_rows(
     return TokenizedDialogues(list(examples), tokenizer, data, split)
 
 
-def judge_cut(cut: Truncation, most: Lengths = (None, None)) -> Finding:
-    """Return the finding on a split: its longest input, and the number of truncated rows.
+def judge_cut(splits: Sequence[Truncation], most: Lengths = (None, None)) -> Iterator[Finding]:
+    """Yield the findings on truncated rows: of each split where they are few, and one of all others.
 
     Args:
-        cut: the split, with its lengths.
+        splits: with their lengths.
         most: largest numbers of tokens of sources and targets that the model can take; None for any.
     """
-    if max(cut.cut_sources, cut.cut_targets or 0) <= CUT_SHARE * cut.n:
-        if cut.cut_sources or cut.cut_targets:
-            return notice(str(cut))
-        longest = max(cut.source_lengths)
-        return ok(f"{cut.split}: {counted(cut.n, 'row')}, the longest {longest} tokens, none cut")
-    sides = (
-        ("data.max_source_length", cut.max_source_length, cut.source_lengths, most[0]),
-        ("data.max_target_length", cut.max_target_length or 0, cut.target_lengths, most[1]),
-    )
-    raised = []
-    for field, limit, lengths, largest in sides:
-        enough = _enough(lengths)
+    faulty: list[Truncation] = []
+    for cut in splits:
+        if max(cut.cut_sources, cut.cut_targets or 0) > CUT_SHARE * cut.n:
+            faulty.append(cut)
+        elif cut.cut_sources or cut.cut_targets:
+            yield notice(str(cut))
+        else:
+            longest = max(cut.source_lengths, default=0)
+            yield ok(f"{cut.split}: {counted(cut.n, 'row')}, the longest {longest} tokens, none cut")
+    if not faulty:
+        return
+    limits, raised = faulty[0], []
+    for field, limit, lengths, largest in (
+        ("source", limits.max_source_length, [cut.source_lengths for cut in splits], most[0]),
+        ("target", limits.max_target_length or 0, [cut.target_lengths for cut in splits], most[1]),
+    ):
+        enough = max(map(_enough, lengths))
         if largest is not None and limit < largest < enough:
-            raised.append(f"{field}={largest}, the most that the model can take")
+            raised.append(f"data.max_{field}_length={largest}, the most that the model can take")
         elif enough > limit and (largest is None or enough <= largest):
-            raised.append(f"{field}={enough}")
+            raised.append(f"data.max_{field}_length={enough}")
     remedy = f"set {' and '.join(raised)}, or shorten" if raised else "shorten"
-    return fault(str(cut), f"{remedy} the rows: a run begins all the same, and does not learn what is cut")
+    text = f"{remedy} the rows: a run begins all the same, and does not learn what is cut"
+    yield fault("; ".join(map(str, faulty)), text)
 
 
 def _enough(lengths: Sequence[int]) -> int:
     """Return the smallest multiple of 8 tokens at which at most 1 % of the rows are cut."""
+    if not lengths:
+        return 0
     longest_kept = sorted(lengths)[-1 - int(FEW_CUT * len(lengths))]
     return -(-longest_kept // 8) * 8

@@ -84,18 +84,23 @@ def cut_of(sources: list[int], targets: list[int]) -> Truncation:
 )
 def test_more_than_a_twentieth_cut_is_a_fault_that_gives_the_lengths(sources, targets, state, remedy) -> None:
     cut = cut_of([900] * sources + [40] * (100 - sources), [201] * targets + [9] * (100 - targets))
-    finding = judge_cut(cut)
-    assert (
-        finding.state == state and finding.remedy.startswith(remedy) and bool(finding.remedy) == bool(remedy)
-    )
+    (found,) = judge_cut([cut])
+    assert found.state == state and found.remedy.startswith(remedy) and bool(found.remedy) == bool(remedy)
 
 
 def test_lengths_that_are_proposed_are_not_beyond_the_model_s() -> None:
     cut = cut_of([900] * 9, [9] * 9)
-    assert judge_cut(cut, most=(600, None)).remedy.startswith(
-        "set data.max_source_length=600, the most that the model can take, or shorten"
-    )
-    assert judge_cut(cut, most=(512, None)).remedy.startswith("shorten the rows: a run begins all the same")
+    (bounded,) = judge_cut([cut], most=(600, None))
+    assert bounded.remedy.startswith("set data.max_source_length=600, the most that the model can take, or")
+    (short,) = judge_cut([cut], most=(512, None))
+    assert short.remedy.startswith("shorten the rows: a run begins all the same")
+
+
+def test_one_finding_has_the_lengths_that_all_splits_need() -> None:
+    splits = [cut_of([900] * 9, [9] * 9), cut_of([700] * 9, [200] * 9), cut_of([9] * 9, [9] * 9)]
+    kept, found = judge_cut(splits)
+    assert kept.state == "ok" and found.title.count("train: 9 of 9 dialogues are cut") == 2
+    assert found.remedy.startswith("set data.max_source_length=904 and data.max_target_length=200, or")
 
 
 def test_too_little_memory_is_a_fault() -> None:
