@@ -243,8 +243,14 @@ def phrase_of(error: ErrorDetails) -> str:
 
 
 def _value_at(data: Any, path: KeyPath) -> Any:
-    for part in path:
-        data = data[part]
+    """Return what a config writes at a place, or else the default there."""
+    try:
+        for part in path:
+            data = data[part]
+    except KeyError:
+        data = RunConfig()
+        for part in path:
+            data = getattr(data, str(part))
     return data
 
 

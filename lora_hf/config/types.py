@@ -52,6 +52,10 @@ def _read_list(value: Any) -> Any:
 def _check_place(value: str) -> str:
     if "\0" in value:
         raise ValueError("holds the character \\0, which no path can have")
+    if re.match(r"\$\w|\$\{", value):
+        raise ValueError(
+            "begins with a variable, which a config does not expand: write the path (`~` is your home folder)"
+        )
     path = os.fsencode(value)
     if len(path) > LONGEST_PATH or max(map(len, path.split(b"/"))) > LONGEST_NAME:
         raise ValueError(

@@ -7,7 +7,7 @@ This module imports nothing heavy, because the config checks names against it.
 import re
 from collections.abc import Collection
 
-from lora_hf.errors import UserError, did_you_mean
+from lora_hf.errors import UserError, as_typed, did_you_mean
 
 PLACE = "{dialogue}"
 OTHER_PLACE = "{source}"
@@ -48,7 +48,7 @@ def prompt_template(name_or_template: str) -> str:
 
 
 def unfilled_prompt(prompt: str, columns: Collection[str]) -> str:
-    """Return what to say about names in braces that stay as they are; empty if there are none.
+    """Return what to say about a prompt with names in braces or `\\n`, which stay as they are; or nothing.
 
     Args:
         prompt: `data.prompt`.
@@ -66,6 +66,12 @@ def unfilled_prompt(prompt: str, columns: Collection[str]) -> str:
         raise UserError(
             f"data.prompt={prompt!r}: {{{found[0]}}} is a column, and a prompt is filled with {PLACE} alone. "
             f"To read several columns, write them in data.dialogue_column: {joined!r}"
+        )
+    if r"\n" in prompt:
+        quoted = as_typed(f'data.prompt="{prompt}"')
+        return (
+            f"data.prompt={prompt} holds a backslash and an n; for a line break, put the value into double "
+            f"quotes: {quoted}"
         )
     shown = ", ".join(f"{{{name}}}" for name in names)
     return f"data.prompt={prompt!r}: {shown} stays as it is; only {PLACE} is filled" if names else ""

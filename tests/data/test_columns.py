@@ -111,6 +111,11 @@ def test_nothing_is_guessed_between_two_or_against_the_config(tmp_path, row, fie
         ("delimiter=::", "is not one character, such as ';'"),
         ("validation_share=1.5", "must be below 1"),
         ("validation_share=0.95", "data.test_share=0.1 leave nothing for training"),
+        ("test_share=0.95", "data.validation_share=0.1 and data.test_share=0.95 leave nothing for training"),
+        (
+            "dataset_name=$HOME/a.csv",
+            "begins with a variable, which a config does not expand: write the path",
+        ),
         ("turn_template=said", "names no key of a turn in braces"),
         ("data_files={training: a.csv, train: b.csv}", "names a split twice"),
         ("data_files={all: a.csv}", "names the split 'all'; known are train, "),
