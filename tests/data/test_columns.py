@@ -10,6 +10,7 @@ import pytest
 
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import load_config
+from lora_hf.config.yaml_reader import read_value
 from lora_hf.data.columns import PLAIN, cell, joined
 from lora_hf.data.examples import fault_of
 from lora_hf.data.explode import exploded
@@ -565,6 +566,16 @@ def test_rows_under_their_numbers_are_rows(tmp_path):
 def test_a_prompt_with_a_place_that_is_not_filled_is_refused(prompt, says, tmp_path):
     with pytest.raises(UserError, match=says):
         load(tmp_path, [{"topic": "greeting", "dialogue": TALK, "summary": GIST}], prompt=prompt)
+
+
+def test_a_backslash_and_an_n_in_a_prompt_are_said(tmp_path, caplog):
+    rows = [{"dialogue": TALK, "summary": GIST}]
+    load(tmp_path, rows, prompt=r"Sum up:\n{dialogue}")
+    (says,) = caplog.messages
+    assert says.endswith(r"""put the value into double quotes: 'data.prompt="Sum up:\n{dialogue}"'""")
+    caplog.clear()
+    load(tmp_path, rows, prompt=read_value(r'"Sum up:\n{dialogue}"'))
+    assert caplog.messages == []
 
 
 def test_other_braces_of_a_prompt_are_said_and_stay(tmp_path, caplog):
