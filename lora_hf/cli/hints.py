@@ -15,6 +15,7 @@ OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 """By an option that the command lacks, the one that takes the same in this command."""
 SOURCES = ("--adapter", "--model", "--base")
 """Options that name a trained or base model."""
+DATA_OR_MODEL = ("--model", "--data")
 READ_ELSEWHERE = ("data.", "generation.")
 """Fields that commands without a config take."""
 CONFIG_EXAMPLE = "give a YAML file or the name of a shipped config, such as --config quickstart"
@@ -56,6 +57,10 @@ def explain(error: Any, words: list[str]) -> str:
             f"No such option: {option}; for another base model, write model.model_name_or_path={value}; a "
             f"merged, fully fine-tuned or exported model is given by --model {value}"
         )
+    if option in DATA_OR_MODEL and _takes_words(error) and not _has_config(words):
+        given = {name: _value_of(name, words) for name in DATA_OR_MODEL if _is_given(name, words)}
+        model, data = given.get("--model", "google/flan-t5-small"), given.get("--data", "DATA")
+        return f"No such option: {option}; write `{shlex.join(['lora-hf', words[0], model, data])}`"
     if option and _takes_fields(error):
         if field := field_of(option):
             value = _value_of(option, words)
@@ -124,6 +129,21 @@ def _takes_fields(error: Any) -> bool:
     command = getattr(getattr(error, "ctx", None), "command", None)
     names = {parameter.name for parameter in getattr(command, "params", ())}
     return "config" in names and bool(names & {"overrides", "words"})
+
+
+def _takes_words(error: Any) -> bool:
+    """Return whether a command takes a model and data as words, as `train` does."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    names = {parameter.name for parameter in getattr(command, "params", ())}
+    return {"config", "words", "columns"} <= names
+
+
+def _has_config(words: Sequence[str]) -> bool:
+    return _is_given("--config", words)
+
+
+def _is_given(option: str, words: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == option for word in words)
 
 
 def _takes_settings(error: Any) -> bool:

@@ -35,6 +35,10 @@ NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "doctor": (TRAIN, TRY),
     "train": (
         TRY,
+        (
+            "Write what it makes of each row of a file",
+            "lora-hf predict FILE --adapter {adapter} --keep-columns -o predictions.csv",
+        ),
         ("Write its report", "lora-hf report {run}"),
         MERGE,
         ("Compare it with the base model and full fine-tuning", "lora-hf compare {compared}"),

@@ -265,7 +265,8 @@ def merge(
     for way, error in errors.items():
         where = "" if way == "merged" else f" onto the {way} weights"
         print(f"merging{where} changes the logits of a sample by {error:.1e} (relative)")
-    print(f"{output}: the model with the adapter merged{f' onto the {onto} weights' if onto else ''}")
+    merged = f"the model with the adapter merged{f' onto the {onto} weights' if onto else ''}"
+    print(f"{output}: {merged}; its README.md has the code that loads it")
     config = Path(adapter) / CONFIG  # of a run: its test split is compared
     named = f" --config {shlex.quote(str(config))}" if config.is_file() else ""
     ct2, onnx = (

@@ -4,9 +4,10 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -30,6 +31,8 @@ METHODS = ("lora", "full", "bottleneck", "prompt_tuning")
 """Values of `method` that train."""
 COLUMNS = ("data.dialogue_column", "data.summary_column")
 """The fields that `--columns` sets."""
+ROWS_WITH_IDS = 10_000
+"""Rows that are looked at for a column that names them."""
 UNNAMED = re.compile(r"^data\.(?:dialogue|summary)_column='[^']*': ")
 """The beginning of an error on columns that nobody has named."""
 logger = logging.getLogger(__name__)
@@ -111,7 +114,7 @@ def init(
         file=str(target),
         rows=found.rows,
         notes=found.notes,
-        fields=given,
+        fields={**found.fields, **given},
     )
     load_config(read_value(text))  # a mistake in a value is an error here, not in the next command
     write_text(target, text)
@@ -282,6 +285,8 @@ class Look:
     """Training texts; None if the data would have to be downloaded."""
     notes: tuple[str, ...] = ()
     """The columns and the size of each split, one line each."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `data` that suit it: the column that names each row."""
 
 
 def look(data: str, overrides: Sequence[str] = ()) -> Look:
@@ -295,7 +300,8 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
         UserError: no such data, no such columns, rows without text, or a wrong override.
     """
     from lora_hf.config.load import load_config
-    from lora_hf.data.sources import is_remote
+    from lora_hf.data.columns import likely_id
+    from lora_hf.data.sources import is_remote, open_part
     from lora_hf.data.split_names import SPLITS
     from lora_hf.data.splits import load_split_and_origin
 
@@ -309,7 +315,13 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
         f"{split}: {config.task.counted(len(of.examples))}{_pairs(of.examples)}, {of.origin}"
         for split, of in splits.items()
     )
-    return Look(config.task, len(train.examples), (f"columns: {train.columns}", *sizes))
+    named: dict[str, Any] = {}
+    if "id_column" not in config.data.model_fields_set and not config.data.explode:
+        rows = islice(open_part(config.data, "train").rows, ROWS_WITH_IDS)
+        if name := likely_id(rows, train.columns):
+            named["id_column"] = name
+    columns = f"columns: {train.columns}{f', named by {name!r}' if named else ''}"
+    return Look(config.task, len(train.examples), (columns, *sizes), named)
 
 
 def _pairs(examples: "Sequence[Example]") -> str:
@@ -489,6 +501,7 @@ def source_of(
         file=f"{folder}.yaml",
         rows=found.rows,
         main=found.task.main,
+        fields=found.fields,
     )
     return replace(source, text=text)
 

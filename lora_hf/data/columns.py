@@ -45,6 +45,9 @@ QUESTIONS = ((WITH_CONTEXT, "answer"), (WITH_CONTEXT, "answers.text"))
 DEFAULTS = {(task.source_column, task.target_column) for task in TASKS.values()}
 """Names that a config has by its task, and which give way to the pairs above."""
 OTHER_IDS = ("fname",)
+NAMED_AS_ID = re.compile(r"(?i)(^|[^a-z])(id|key|no|nr|num|number|uuid|ticket|case|ref)($|[^a-z])|I[Dd]$")
+LIKE_ID = re.compile(r"(?!\d+[.,]\d+$)[^\s]{1,40}")
+"""What names a row: no fraction, which is a measured value."""
 SPEAKERS = ("speaker", "role", "name", "from", "user")
 TEXTS = ("text", "content", "utterance", "value", "message")
 ALIASES = {"speaker": SPEAKERS, "text": TEXTS}
@@ -350,6 +353,26 @@ def head_of(rows: Iterator[Row], config: DataConfig) -> list[Row]:
     if head and any(_is_empty(cell(head[0], name)) for name in named):
         head += islice(rows, HEAD - 1)
     return head
+
+
+def likely_id(rows: Iterable[Row], columns: Columns) -> str | None:
+    """Return a column that names each row, such as a ticket's number, where none is called `id` or `fname`.
+
+    Its values are all different, without spaces, and no fractions. It is the first column, or is called so.
+    """
+    rows = list(rows)
+    present = list(rows[0]) if rows else []
+    if len(rows) < 2 or {ID, *OTHER_IDS} & {*present}:
+        return None
+    read = {columns.dialogue, *columns.references, *BRACES.findall(columns.dialogue)}
+    for place, name in enumerate(present):
+        values = [str(row.get(name)) for row in rows]
+        is_named = place == 0 or NAMED_AS_ID.search(name) is not None
+        if name in read or not is_named or len({*values}) < len(values):
+            continue
+        if all(LIKE_ID.fullmatch(value) for value in values):
+            return name
+    return None
 
 
 def find_columns(

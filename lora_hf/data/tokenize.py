@@ -42,7 +42,7 @@ class Sources(NamedTuple):
     long: int
     """Dialogues that are too long by themselves, end token included, whatever the prompt."""
     lengths: list[int]
-    """Their lengths in the prompt before they are cut; a huge text counts as more than twice the limit."""
+    """Their lengths in the prompt before they are cut; those of huge texts by their beginnings."""
     unknown: Unknown
     """Unknown tokens of the dialogues, as far as they are not cut."""
     in_prompt: Unknown
@@ -156,11 +156,15 @@ def encode_sources(dialogues: list[str], tokenizer: Any, config: DataConfig) -> 
                 f"data.max_source_length={limit} leaves no room for text: the prompt alone has "
                 f"{prompt_length} tokens"
             )
-        dialogues = [_beginning(unix_lines(dialogue), limit, tokenizer) for dialogue in dialogues]
+        whole = list(map(unix_lines, dialogues))
+        dialogues = [_beginning(dialogue, limit, tokenizer) for dialogue in whole]
         ids, with_special = _encode_texts(dialogues, tokenizer, template)
         after = tokenizer(template.split(PLACE)[-1], add_special_tokens=False).input_ids
         tail = [*after, *frame(tokenizer).tail]
-        lengths = [len(row) for row in ids]
+        lengths = [
+            len(row) if len(part) == len(text) else round(len(row) * len(text) / len(part))
+            for row, part, text in zip(ids, dialogues, whole, strict=True)
+        ]
         cut = [number for number, length in enumerate(lengths) if length > limit]
         for number in cut:
             ids[number] = ids[number][: limit - len(tail)] + tail

@@ -191,7 +191,7 @@ def check_root(config: RunConfig, variants: tuple[str, ...], report: str) -> Non
         other = shlex.quote(f"output_dir={comparison_folder(root)}")
         raise UserError(
             f"output_dir={str(root)!r} holds {foreign[:5]} but no comparison; choose another output_dir, "
-            f"such as {other}, or add overwrite=true, which leaves these files as they are"
+            f"such as {other}, or add overwrite=true to write beside these files"
         )
 
 

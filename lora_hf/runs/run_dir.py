@@ -293,7 +293,7 @@ class RunDirectory:
                 )
             raise UserError(
                 f"output_dir={str(self.path)!r} holds {held[:5]} but no run; choose another output_dir, or "
-                "add overwrite=true, which leaves these files as they are"
+                "add overwrite=true to write beside these files"
             )
 
     def _refuse(self, changed: list[str]) -> None:

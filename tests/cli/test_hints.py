@@ -118,6 +118,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "train --config quickstart model.model_name_or_path=m.bin",
             "is a file: give the folder of the model",
         ),
+        ("train --data talks.csv", "; write `lora-hf train google/flan-t5-small talks.csv`"),
+        ("compare --data=talks.csv --model embedded", "; write `lora-hf compare embedded talks.csv`"),
         ("init --base a/b", "No such option: --base. Did you mean --model?"),
         ("merge --adapter runs/mine --model a/b", "No such option: --model. Did you mean --base?"),
         ("merge --model runs/mine -o new", "No such option: --model; write --adapter runs/mine"),

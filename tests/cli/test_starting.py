@@ -344,6 +344,33 @@ def test_init_asks_nothing_where_the_data_is_not_there_or_the_file_exists(
     assert says[data] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("columns", "first", "second", "named"),
+    [
+        ("Ticket,text,gist", "T-1", "T-2", "Ticket"),
+        ("text,gist,case_no", 11, 12, "case_no"),
+        ("text,gist,score", 11, 12, None),  # another number of each row
+        ("loss,text,gist", 0.5, 0.25, None),
+        ("team,text,gist", "a", "a", None),
+        ("title,text,gist", "Two words", "Other words", None),
+        ("id,text,gist", "T-1", "T-2", None),  # found without a field
+    ],
+)
+def test_a_column_that_names_each_row_is_written_into_the_config(
+    columns: str, first: object, second: object, named: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(n: int) -> str:
+        values = {"text": f"Ann: Is it {n}? Bob: Yes.", "gist": f"It is {n}."}
+        own = first if n == 0 else second if n == 1 else f"{second}{n}" if first != second else first
+        return ",".join(str(values.get(name, own)) for name in columns.split(","))
+
+    Path("mine.csv").write_text("\n".join([columns, *map(row, range(40))]))
+    _, err = ran(capsys, "init", "mine.csv", "--columns", "text,gist")
+    assert load_config("mine.yaml").data.id_column == (named or "id")
+    assert (f"columns: 'text' -> 'gist', named by {named!r}\n" in err) == bool(named)
+    assert ("# names each row in predictions and reports" in Path("mine.yaml").read_text()) == bool(named)
+
+
 def test_init_says_how_many_rows_the_texts_have(capsys: pytest.CaptureFixture[str]) -> None:
     """`doctor` and `plan` count rows; equal texts are one dialogue with several references."""
     rows = [f"Ann: Is it {n // 2}? Bob: Yes.,It is {n}." for n in range(40)]
