@@ -103,8 +103,9 @@ def save_model(
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, data: DataConfig) -> None:
-    """Write a tokenizer so that Transformers 4 reads it too, with the languages of the data.
+    """Write a tokenizer so that Transformers 4 reads it too, with the languages of the data and its length.
 
+    With a smaller `model_max_length`, such as T5's 512, Transformers would warn of errors that T5 lacks.
     Transformers 4 fails on a class and on a list of special tokens as 5 writes them. 5 reads both forms.
     """
     with in_languages(tokenizer, data):
@@ -112,6 +113,8 @@ def save_tokenizer(tokenizer: Any, folder: Path, data: DataConfig) -> None:
     settings = read_object(folder / TOKENIZER_CONFIG)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "model_max_length" in settings:
+        settings["model_max_length"] = max(settings["model_max_length"], data.max_source_length)
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     write_json(folder / TOKENIZER_CONFIG, settings)

@@ -121,6 +121,16 @@ def list_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize(("length", "written_length"), [(600, 600), (64, 512)])
+def test_a_text_of_the_length_of_the_training_is_read_without_a_warning(
+    length: int, written_length: int, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(ModelConfig())
+    assert tokenizer.model_max_length == 512
+    plain_folder.save_tokenizer(tokenizer, tmp_path, DataConfig(max_source_length=length))
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == written_length
+
+
 def test_a_tokenizer_is_written_in_the_words_that_transformers_4_reads(tmp_path: Path) -> None:
     """It knows no `TokenizersBackend`, and fails on a list of `extra_special_tokens`, as FLAN-T5's."""
     tokenizer = load_tokenizer(ModelConfig())
