@@ -3,7 +3,8 @@
 A config is a YAML file, the name of a shipped one, a `RunConfig`, or a dict with the fields of the YAML.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from lora_hf.arguments import check_list, check_place, check_texts
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config, resolved_yaml
 from lora_hf.errors import UserError
-from lora_hf.files import write_text
+from lora_hf.files import removed_if_fruitless, write_text
 from lora_hf.run_records import Comparison, Prediction, RunResult, Scores
 
 Config = str | Path | RunConfig | Mapping[str, Any]
@@ -54,7 +55,9 @@ def compare(config: Config, overrides: Sequence[str] | None = ()) -> Comparison:
     """
     from lora_hf.experiments.compare import compare as run
 
-    return cast(Comparison, run(_file_of(_checked_config(config)), _checked_overrides(overrides)))
+    words = _checked_overrides(overrides)
+    with _file_of(_checked_config(config), words) as file:
+        return cast(Comparison, run(file, words))
 
 
 def evaluate(
@@ -146,13 +149,27 @@ def _checked_overrides(overrides: Any) -> list[str]:
     return [] if overrides is None else check_texts("overrides", overrides)
 
 
-def _file_of(config: Config) -> str | Path:
-    """Return the config's file, written beside its output directory where it is in none."""
+@contextmanager
+def _file_of(config: Config, overrides: Sequence[str]) -> Iterator[str | Path]:
+    """Yield the config's file; where it is in none, it is written beside its output directory.
+
+    It is removed again if the block fails before anything is in that directory.
+
+    Raises:
+        UserError: a mistake in the config, or a file of this name holds another one.
+    """
     if isinstance(config, str | Path):
-        return config
-    run = load_config(config, is_done=lambda run: True)
-    text, file = resolved_yaml(config), Path(f"{run.output_dir}.yaml")
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise UserError(f"{file} exists and differs from this config: pass its path, or another output_dir")
-    write_text(file, text)
-    return file
+        yield config
+        return
+    folder = Path(load_config(config, overrides, is_done=lambda run: True).output_dir)
+    text, file = resolved_yaml(config), folder.with_name(f"{folder.name}.yaml")
+    if file.exists():
+        if file.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{file} exists and differs from this config: pass its path, or another output_dir"
+            )
+        yield file
+        return
+    with removed_if_fruitless(file, folder):
+        write_text(file, text)
+        yield file

@@ -185,6 +185,22 @@ def whole(place: Path, beside: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
+def removed_if_fruitless(file: Path, folder: Path) -> Iterator[None]:
+    """Remove a file that the block writes, if the block fails before anything new is in a folder."""
+
+    def names() -> set[str]:
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+    before = names()
+    try:
+        yield
+    except BaseException:
+        if names() == before:
+            file.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def whole_output(output: Path) -> Iterator[Path]:
     """Write a new folder or file of a command as `whole` does; another process with the same place waits.
 

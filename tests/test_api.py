@@ -22,6 +22,7 @@ from support.selection import slow_except
 import lora_hf
 from lora_hf import UserError
 from lora_hf.config.load import load_config
+from lora_hf.errors import RunFailed
 from lora_hf.models.load import ASSETS
 
 ROOT = Path(__file__).parents[1]
@@ -325,6 +326,25 @@ def test_scores_need_as_many_references_as_predictions() -> None:
         lora_hf.score(["a", "b"], ["a"])
     with pytest.raises(UserError, match="at least one reference"):
         lora_hf.score(["a"], [[]])
+
+
+def test_the_file_of_a_comparison_lies_beside_its_folder_and_stays_where_a_run_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: Path, words: list[str]) -> None:
+        begun = load_config(file, words).output_dir
+        if begun.endswith("begun"):
+            Path(begun, "base").mkdir(parents=True)
+        raise RunFailed(2)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lora_hf.experiments.compare.compare", fails)
+    for folder in ("wrong", "begun"):
+        with pytest.raises(RunFailed):
+            lora_hf.compare(SMALL, [f"output_dir={folder}"])
+    assert {path.name for path in tmp_path.iterdir()} == {"begun", "begun.yaml"}
+    with pytest.raises(RunFailed):
+        lora_hf.compare(SMALL | {"seed": 9}, ["output_dir=wrong"])
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from lora_hf.cli.hints import config_or_texts, is_file_of_texts
 from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import Columns, DataWords
 from lora_hf.errors import UserError, as_typed, counted, did_you_mean, in_words
-from lora_hf.files import check_new, write_text
+from lora_hf.files import check_new, removed_if_fruitless, write_text
 from lora_hf.run_files import COMPARISON, CONFIG, comparison_folder
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
         UserError: no such data, no such columns, rows without text, or a wrong override.
     """
     from lora_hf.config.load import load_config
-    from lora_hf.data.columns import likely_id
+    from lora_hf.data.columns import likely_id, names_rows
     from lora_hf.data.sources import is_remote, open_part
     from lora_hf.data.split_names import SPLITS
     from lora_hf.data.splits import load_split_and_origin
@@ -317,10 +317,12 @@ def look(data: str, overrides: Sequence[str] = ()) -> Look:
     )
     named: dict[str, Any] = {}
     if "id_column" not in config.data.model_fields_set and not config.data.explode:
-        rows = islice(open_part(config.data, "train").rows, ROWS_WITH_IDS)
-        if name := likely_id(rows, train.columns):
+        rows = {of: list(islice(open_part(config.data, of).rows, ROWS_WITH_IDS)) for of in SPLITS}
+        name = likely_id(rows["train"], train.columns)
+        if name is not None and all(names_rows(name, of) for of in rows.values()):
             named["id_column"] = name
-    columns = f"columns: {train.columns}{f', named by {name!r}' if named else ''}"
+    by = f", named by {named['id_column']!r}" if named else ""
+    columns = f"columns: {train.columns}{by}"
     return Look(config.task, len(train.examples), (columns, *sizes), named)
 
 
@@ -433,18 +435,9 @@ class Source:
             yield
             return
         folder = Path(load_config(self.config, self.overrides, is_done=lambda run: True).output_dir)
-        before = _names(folder)
-        self.write()
-        try:
+        with removed_if_fruitless(self.file, folder):
+            self.write()
             yield
-        except BaseException:
-            if _names(folder) == before:
-                self.file.unlink(missing_ok=True)
-            raise
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def source_of(

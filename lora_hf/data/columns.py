@@ -9,7 +9,7 @@ import ast
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -355,24 +355,24 @@ def head_of(rows: Iterator[Row], config: DataConfig) -> list[Row]:
     return head
 
 
-def likely_id(rows: Iterable[Row], columns: Columns) -> str | None:
+def likely_id(rows: Sequence[Row], columns: Columns) -> str | None:
     """Return a column that names each row, such as a ticket's number, where none is called `id` or `fname`.
 
-    Its values are all different, without spaces, and no fractions. It is the first column, or is called so.
+    It is the first column, or is called so; `names_rows` says what its values are.
     """
-    rows = list(rows)
     present = list(rows[0]) if rows else []
     if len(rows) < 2 or {ID, *OTHER_IDS} & {*present}:
         return None
     read = {columns.dialogue, *columns.references, *BRACES.findall(columns.dialogue)}
-    for place, name in enumerate(present):
-        values = [str(row.get(name)) for row in rows]
-        is_named = place == 0 or NAMED_AS_ID.search(name) is not None
-        if name in read or not is_named or len({*values}) < len(values):
-            continue
-        if all(LIKE_ID.fullmatch(value) for value in values):
-            return name
-    return None
+    named = [name for name in present if NAMED_AS_ID.search(name)]
+    likely = (name for name in (*present[:1], *named) if name not in read)
+    return next((name for name in likely if names_rows(name, rows)), None)
+
+
+def names_rows(name: str, rows: Sequence[Row]) -> bool:
+    """Return whether the values of a column are all different, without spaces, and no fractions."""
+    values = ["" if row.get(name) is None else str(row[name]) for row in rows]
+    return len({*values}) == len(values) and all(map(LIKE_ID.fullmatch, values))
 
 
 def find_columns(

@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -14,11 +14,10 @@ from typing import Any
 
 from lora_hf.config import DataConfig
 from lora_hf.data.columns import (
+    BRACES,
     DIALOGUE,
     HEAD,
-    ID,
     PLAIN,
-    SUMMARY,
     TO_SET,
     MissingColumn,
     Row,
@@ -39,9 +38,11 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class FileText(Example):
-    """A text of a file, with the columns that its row has there."""
+    """A text of a file, with its row as it is there."""
 
     row: Row = field(default_factory=dict, compare=False)
+    others: tuple[str, ...] = field(default=(), compare=False)
+    """Columns of the row that neither the text nor the id is read from."""
 
 
 def read_file(
@@ -87,15 +88,21 @@ def _read(
             f"{file}: cannot read files ending in {ending!r}; supported are {', '.join((*READERS, TEXT))}; "
             "if it is plain text, one text per line, add --lines"
         )
+    original: list[Row] = []
+
+    def kept(rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            original.append(dict(row))
+            yield row
+
     if is_lines or (ending == TEXT and file.is_file()):
         texts = read_lines(file, form) if is_lines else [read_text(file, form).strip()]
-        part, present = Part(iter([{DIALOGUE: text} for text in texts]), name), {DIALOGUE}
+        part = Part(kept([{DIALOGUE: text} for text in texts]), name)
         rows, columns = list(part.rows), PLAIN
     else:
         part = Part(read_source(file, form), name, files=(file,), form=form)
         head = list(islice(part.rows, HEAD))
-        present = {column for row in head for column in row}
-        part = replace(part, rows=chain(head, part.rows))
+        part = replace(part, rows=kept(chain(head, part.rows)))
         try:
             read_by = _as_trained(head, config, trained_by, part.name)
             found, columns = read_part(part, read_by, needs_references=False)
@@ -106,11 +113,12 @@ def _read(
             raise UserError(TO_SET.sub(_to_read, text)) from error
         rows, config = list(found), read_by
     columns = replace(columns, references=())
+    read = {columns.dialogue, columns.id, *BRACES.findall(columns.dialogue)}
+    rows_of = {id(row): own for row, own in zip(rows, original, strict=True)}
     checked = check_rows(rows, columns, config, part)
-    added = {DIALOGUE, SUMMARY, ID} - present  # by reading
     return [
-        FileText(text.id, text.dialogue, (), {name: row[name] for name in row if name not in added})
-        for text, row in zip(dialogues_of(checked), checked, strict=True)
+        FileText(text.id, text.dialogue, (), own, tuple(name for name in own if name not in read))
+        for text, own in zip(dialogues_of(checked), (rows_of[id(row)] for row in checked), strict=True)
     ]
 
 

@@ -4,14 +4,15 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from lora_hf.config import DataConfig
 from lora_hf.config.load import OF_THE_MODEL
-from lora_hf.data.input_file import FileText, read_file
+from lora_hf.data.input_file import read_file
 from lora_hf.data.parts import check_long
 from lora_hf.errors import UserError, few
 from lora_hf.saved.find_adapter import base_config, columns_of, find_adapter
@@ -19,6 +20,8 @@ from lora_hf.saved.inference import load_source
 from lora_hf.saved.source import Source
 
 logger = logging.getLogger(__name__)
+END = "\r\n\0"
+"""Written at the end of a row: where Python quotes its characters, a lone carriage return is quoted too."""
 PREDICTION = "prediction"
 """The column of what the model writes."""
 Format = Literal["jsonl", "csv", "text"]
@@ -77,7 +80,7 @@ def predict(
             f"--keep-columns: {file} has a column {PREDICTION!r} already, which would be replaced: rename it"
         )
     if not keeps_columns:
-        _say_what_is_left_out(str(file), examples[0])
+        _say_what_is_left_out(str(file), examples[0].others)
     model = replace(model, form=data.model_dump(include={*OF_THE_MODEL}, exclude_unset=True))
     settings = model.settings_with("generate", generation or {})
     loaded = load_source(model, settings, quantization, engine)
@@ -89,9 +92,8 @@ def predict(
     ]
 
 
-def _say_what_is_left_out(file: str, first: FileText) -> None:
-    written = (first.id, first.dialogue)
-    if others := [name for name, value in first.row.items() if str(value) not in written]:
+def _say_what_is_left_out(file: str, others: Sequence[str]) -> None:
+    if others:
         are = "column is" if len(others) == 1 else "columns are"
         logger.info("%s: %s not written: %s (--keep-columns writes all)", file, are, few(others))
 
@@ -120,15 +122,20 @@ def rendered(rows: list[dict[str, Any]], form: Format = "jsonl") -> str:
     file, is written as text.
     """
     if form == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        return "".join(json.dumps(_of_json(row), ensure_ascii=False, default=str) + "\n" for row in rows)
     if form == "text":  # the n-th line belongs to the n-th dialogue, whatever breaks a model writes
         return "".join(f"{' '.join(row[PREDICTION].split())}\n" for row in rows)
     columns = list(dict.fromkeys(name for row in rows for name in row if name != PREDICTION))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*columns, PREDICTION], lineterminator="\n")
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, [*columns, PREDICTION], lineterminator=END)
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return out.getvalue()
+    return out.getvalue().replace(END, "\n")
+
+
+def _of_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without the numbers that JSON lacks: null in the place of NaN and infinity."""
+    return {key: None if isinstance(v, float) and not isfinite(v) else v for key, v in row.items()}
 
 
 def _cell(value: Any) -> Any:

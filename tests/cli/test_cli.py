@@ -350,7 +350,8 @@ def test_predict_gives_each_row_a_summary_even_if_dialogues_are_equal(trained, t
 def test_predict_can_keep_the_columns_of_the_file(trained, tmp_path, capsys, mistake):
     turns = [{"speaker": "A", "text": "Bye"}]
     (tmp_path / "talks.csv").write_text('ticket,talk,note\n7,"A: Hi",\n8,"A: Bye","x, y"\n')
-    rows = [{"talk": turns, "tags": ["a"]}, {"talk": "A: Hi", "id": 3, "day": None}]
+    rows = [{"talk": turns, "dialogue": "x", "id": None}, {"talk": "A: Hi", "id": 3, "day": float("nan")}]
+    rows[0]["tags"] = ["a"]
     (tmp_path / "talks.json").write_text(json.dumps(rows))
     given = ["--adapter", str(trained), "--dialogue-column", "talk"]
     said = []
@@ -371,9 +372,13 @@ def test_predict_can_keep_the_columns_of_the_file(trained, tmp_path, capsys, mis
     lines = predicted("talks.json", "--keep-columns").splitlines()
     found_rows = [json.loads(line) for line in lines]
     assert [row.pop("prediction") for row in found_rows] == plain
-    assert found_rows == [rows[0] | {"id": 0}, rows[1]]
+    assert found_rows == [rows[0], rows[1] | {"day": None}]  # as in the file, whatever was read
     as_csv = list(csv.DictReader(predicted("talks.json", "--keep-columns", "--format", "csv").splitlines()))
     assert json.loads(as_csv[0]["talk"]) == turns and as_csv[0]["tags"] == '["a"]' and as_csv[0]["day"] == ""
+    (tmp_path / "cr.json").write_text(json.dumps([{"talk": "A: Hi\rB: Yes"}, {"talk": "A: Bye"}]))
+    (tmp_path / "cr.csv").write_text(predicted("cr.json", "--keep-columns", "--format", "csv"), newline="")
+    with (tmp_path / "cr.csv").open(newline="") as file:
+        assert [row["talk"] for row in csv.DictReader(file)] == ["A: Hi\rB: Yes", "A: Bye"]
     (tmp_path / "again.csv").write_text("talk,prediction\nA: Hi,x\n")
     error = mistake("predict", tmp_path / "again.csv", *given, "--keep-columns")
     assert "has a column 'prediction' already" in error

@@ -371,6 +371,19 @@ def test_a_column_that_names_each_row_is_written_into_the_config(
     assert ("# names each row in predictions and reports" in Path("mine.yaml").read_text()) == bool(named)
 
 
+@pytest.mark.parametrize("test_row", [{}, {"ticket": "T-1"}], ids=["without", "the same in all"])
+def test_a_column_that_does_not_name_the_rows_of_each_split_is_not_taken(
+    test_row: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("talks").mkdir()
+    for split, size in (("train", 12), ("validation", 4), ("test", 4)):
+        texts = [{"dialogue": f"Ann: {split} {n}?", "summary": f"{n}."} for n in range(size)]
+        rows = [(test_row if split == "test" else {"ticket": f"T-{n}"}) | row for n, row in enumerate(texts)]
+        Path(f"talks/{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ran(capsys, "init", "talks")
+    assert load_config("talks.yaml").data.id_column == "id"
+
+
 def test_init_says_how_many_rows_the_texts_have(capsys: pytest.CaptureFixture[str]) -> None:
     """`doctor` and `plan` count rows; equal texts are one dialogue with several references."""
     rows = [f"Ann: Is it {n // 2}? Bob: Yes.,It is {n}." for n in range(40)]

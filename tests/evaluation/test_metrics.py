@@ -344,6 +344,38 @@ def test_two_metrics_with_a_score_of_one_name_are_refused_and_one_named_twice_co
     assert score(["a b"], [["a c"]], metrics="rouge,rouge") == score(["a b"], [["a c"]])
 
 
+@pytest.mark.parametrize(
+    "name", ["loss", "steps", "seed", "mean_words", "n_examples", "own_best", "a_interval"]
+)
+def test_a_metric_with_the_name_of_another_entry_is_refused(name: str, tmp_path: Path) -> None:
+    """It would take the place of that entry, or that entry its own."""
+    file = tmp_path / f"{name}.py"
+    file.write_text("def per_example(predictions, references):\n    return [1.0] * len(predictions)\n")
+    with pytest.raises(
+        UserError, match=f"called '{name}' by its file, as another entry of results: rename it"
+    ):
+        score(["a"], [["a"]], metrics=[str(file)])
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("import sys; sys.exit(3)", "per_example failed: SystemExit: 3"),
+        ("return [1j] * len(predictions)", "it returned complex numbers"),
+    ],
+)
+def test_a_metric_that_ends_the_program_or_counts_with_i_is_one_error(
+    body: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f"def per_example(predictions, references):\n    {body}\n")
+    with pytest.raises(UserError, match=says):
+        score(["a"], [["a"]], metrics=[str(file)])
+    file.write_text("higher_is_better = 'no'\ndef per_example(predictions, references):\n    return [1.0]\n")
+    with pytest.raises(UserError, match="higher_is_better='no' must be True or False"):
+        score(["a"], [["a"]], metrics=[str(file)])
+
+
 def test_code_from_the_hubs_cache_and_unknown_names_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(own, "HF_HUB_CACHE", str(tmp_path))
     file = tmp_path / "models--a--b" / "mine.py"

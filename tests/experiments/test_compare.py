@@ -174,7 +174,7 @@ def test_a_folder_that_holds_something_else_than_a_comparison_is_refused(tmp_pat
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"holds \['thesis.tex'\] but no comparison") as refused:
         runner.check_root(arms[0].config, groups, "comparison")
-    assert f"such as output_dir={tmp_path}-compared, or add overwrite=true, which leaves" in str(
+    assert f"such as output_dir={tmp_path}-compared, or add overwrite=true to write beside" in str(
         refused.value
     )
     forced = comparing.plan_comparison(config_of(output_dir=str(tmp_path), overwrite=True))

@@ -26,7 +26,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from lora_hf.errors import UserError, first_line
 from lora_hf.evaluation.metrics.values import Measured, ScoreValues
+from lora_hf.run_files import ROUGE_NAMES
+from lora_hf.run_records import RunResult
 from lora_hf.scores import Score
+
+OF_EVALUATIONS = "loss words seconds runtime samples_per_second steps_per_second epoch step"
+TAKEN = {*RunResult.__annotations__, *OF_EVALUATIONS.split()} - {*ROUGE_NAMES}
+"""Names of other entries in results.json and in the log of a training."""
+TAKEN_ENDS = ("_interval", "_best")
 
 
 def own_score(path: str) -> Score:
@@ -35,8 +42,14 @@ def own_score(path: str) -> Score:
     label, scale = getattr(module, "label", None), getattr(module, "scale", 1)
     if scale not in (1, 100):
         raise _fault(path, f"scale={scale!r} must be 1 or 100")
-    is_higher = bool(getattr(module, "higher_is_better", True))
-    return Score(Path(path).stem, str(label or Path(path).stem), is_higher, scale)
+    is_higher, name = getattr(module, "higher_is_better", True), Path(path).stem
+    if not isinstance(is_higher, bool):
+        raise _fault(path, f"higher_is_better={is_higher!r} must be True or False")
+    if name in TAKEN or name.endswith(TAKEN_ENDS):
+        raise _fault(
+            path, f"the score is called {name!r} by its file, as another entry of results: rename it"
+        )
+    return Score(name, str(label or name), is_higher, scale)
 
 
 def own_metric(path: str) -> Callable[[list[str], list[list[str]], str | None], Measured]:
@@ -47,8 +60,10 @@ def own_metric(path: str) -> Callable[[list[str], list[list[str]], str | None], 
         try:
             # copies: other metrics score the same texts
             found: Any = module.per_example(list(predictions), [list(texts) for texts in references])
+            if np.iscomplexobj(np.asarray(found)):
+                raise TypeError("it returned complex numbers")
             statistics = np.asarray(found, dtype=np.float64)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _fault(path, f"per_example failed: {type(error).__name__}: {first_line(error)}") from error
         has_aggregate = hasattr(module, "aggregate")
         is_right = len(statistics.shape) == 1 + has_aggregate and len(statistics) == len(predictions)
@@ -79,7 +94,7 @@ def _aggregate_of(module: Any, path: str) -> Callable[..., np.ndarray]:
         try:
             with np.errstate(all="ignore"):  # what is not finite is an error below
                 scores = np.array([float(module.aggregate(row.copy())) for row in flat])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f"aggregate {what} failed: {type(error).__name__}: {first_line(error)}"
             raise _fault(path, reason) from error
         if not (is_finite := np.isfinite(scores)).all():
@@ -112,7 +127,7 @@ def _run(path: str, source: bytes) -> Any:
     module.__file__ = str(file)
     try:
         exec(compile(source, str(file), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _fault(path, f"{type(error).__name__}: {first_line(error)}") from error
     if not callable(getattr(module, "per_example", None)):
         raise _fault(path, "it has no function per_example(predictions, references)")
