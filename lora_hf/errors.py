@@ -85,7 +85,7 @@ class FaultFound(Exception):
     """A check found a fault and has reported it: the command ends with status 1."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of another library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

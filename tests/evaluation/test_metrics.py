@@ -352,7 +352,7 @@ def test_a_metric_with_the_name_of_another_entry_is_refused(name: str, tmp_path:
     file = tmp_path / f"{name}.py"
     file.write_text("def per_example(predictions, references):\n    return [1.0] * len(predictions)\n")
     with pytest.raises(
-        UserError, match=f"called '{name}' by its file, as another entry of results: rename it"
+        UserError, match=f"would be '{name}', which is another entry of results: rename the file"
     ):
         score(["a"], [["a"]], metrics=[str(file)])
 

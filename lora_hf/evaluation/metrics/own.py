@@ -46,9 +46,7 @@ def own_score(path: str) -> Score:
     if not isinstance(is_higher, bool):
         raise _fault(path, f"higher_is_better={is_higher!r} must be True or False")
     if name in TAKEN or name.endswith(TAKEN_ENDS):
-        raise _fault(
-            path, f"the score is called {name!r} by its file, as another entry of results: rename it"
-        )
+        raise _fault(path, f"its score would be {name!r}, which is another entry of results: rename the file")
     return Score(name, str(label or name), is_higher, scale)
 
 
