@@ -73,6 +73,10 @@ class WrittenModelDiffers(Exception):
         )
 
 
+class NotFinite(UserError):
+    """A model computes NaN or infinity: its weights are damaged, or its training has diverged."""
+
+
 class RunFailed(Exception):
     """A run in its own process ended with a status other than 0; it has reported the reason itself."""
 

@@ -16,7 +16,7 @@ from lora_hf.data.explode import exploded
 from lora_hf.data.folders import data_files_in, find_files, in_order, is_saved_dataset, split_of_file
 from lora_hf.data.hub_dataset import open_hub, with_label_names
 from lora_hf.data.opened import Form, endings
-from lora_hf.data.readers import BINARY, READERS, iterate_numbered, iterate_rows, parallel_to
+from lora_hf.data.readers import BINARY, READERS, REMEDIES, iterate_numbered, iterate_rows, parallel_to
 from lora_hf.data.remote import address_of, files_at, is_address
 from lora_hf.data.split_names import NAMES, SPLITS, Split
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
@@ -96,6 +96,7 @@ def open_part(config: DataConfig, split: Split) -> Part:
         form = Form.of(config)
         found = find_files(path, split, form)
         origin: Split = split if split in found else "train"
+        _check_readable(path, found)
         notes = [*_unused(path, found, form)] if split == "train" else []
         if any(file.parent != path or file.name.partition(".")[0] != origin for file in found[origin]):
             names = [file.relative_to(path).as_posix() for file in found[origin]]
@@ -103,6 +104,17 @@ def open_part(config: DataConfig, split: Split) -> Part:
             notes.append(f"{name} [{origin}]: {', '.join(names[:5])}{more}")
         return replace(_of_files(found, split, name, config), notes=tuple(notes))
     return _on_hub(config, split)
+
+
+def _check_readable(folder: Path, found: Mapping[Split, Sequence[Path]]) -> None:
+    """Refuse a split in a file that cannot be read; a share of train would take its place in silence."""
+    for file in sorted(folder.rglob("*")):
+        place, remedy = file.relative_to(folder), REMEDIES.get(endings(file)[0])
+        if remedy and file.is_file() and (split := split_of_file(place)) is not None and split not in found:
+            raise UserError(
+                f"{file} is named like the split {split}, and such files are not read{remedy}, or move it "
+                f"out of the folder: {split} is then a share of train"
+            )
 
 
 def _unused(folder: Path, found: Mapping[Split, Sequence[Path]], form: Form) -> Iterator[str]:

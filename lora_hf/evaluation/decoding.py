@@ -17,7 +17,7 @@ from transformers.generation import GenerationMode
 
 from lora_hf.adapters.active import shrinking_batch
 from lora_hf.adapters.default_targets import reads_text
-from lora_hf.errors import UserError
+from lora_hf.errors import NotFinite
 from lora_hf.fast.decoder import T5Decoder, can_step
 from lora_hf.fast.t5 import HAS_INTERFACE, shares_sources, why_not
 
@@ -111,7 +111,7 @@ class LargestScores(LogitsProcessor):
         """Refuse what was generated from scores that are not numbers: it would be empty or random text.
 
         Raises:
-            UserError: a largest score is NaN or infinite.
+            NotFinite: a largest score is NaN or infinite.
         """
         largest = torch.cat(self.steps) if self.steps else torch.zeros(1)
         self.steps.clear()
@@ -124,7 +124,7 @@ class LargestScores(LogitsProcessor):
                 remedy = (
                     "float16 has too small a range for this model: set model.dtype to bfloat16 or float32"
                 )
-            raise UserError(f"the model's scores of the next token are NaN or infinite: {remedy}")
+            raise NotFinite(f"the model's scores of the next token are NaN or infinite: {remedy}")
 
 
 class GrowingLayer(DynamicLayer):

@@ -5,7 +5,8 @@ or, once trained, at the scoring.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,8 @@ from lora_hf.adapters.inits import SHAPE_ONLY
 from lora_hf.adapters.model_state import model_state
 from lora_hf.config import RunConfig
 from lora_hf.data.prepare import load_data
-from lora_hf.distributed import all_gather, from_main, in_all_processes, is_sharded, world_size
+from lora_hf.distributed import all_gather, from_main, in_all_processes, is_main, is_sharded, world_size
+from lora_hf.errors import NotFinite
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.evaluation.predictions import write_predictions
@@ -135,12 +137,27 @@ def _make(run: Run) -> tuple[RunResult, list[Prediction]]:
             "trainable_parameters": 0,
             "total_parameters": total,
         }
-    else:
-        trained = _train(run)
-    scores, rows = score(run)
+    with _divergence_noted(run):
+        if run.config.method != "base":
+            trained = _train(run)
+        scores, rows = score(run)
     kept = retain(run, base_outputs)
     scores["peak_memory_mib"] = max(all_gather(round(peak_memory_mib(run.model.device), 1)))
     return from_main(lambda: _write(run, trained, scores, rows, kept)), rows
+
+
+@contextmanager
+def _divergence_noted(run: Run) -> Iterator[None]:
+    """Leave a file in the run if its training diverges in the block, for a search; remove an older one."""
+    file = run.directory / DIVERGED
+    try:
+        yield
+    except (Diverged, NotFinite) as error:
+        if is_main() and run.config.method != "base":  # others may not have met it
+            write_json(file, {"error": str(error)})
+        raise
+    if is_main():
+        file.unlink(missing_ok=True)
 
 
 def _train(run: Run) -> TrainingRecord:
@@ -150,15 +167,8 @@ def _train(run: Run) -> TrainingRecord:
         run.model = in_all_processes(lambda: load_trained(run.config, run.directory, run.model))
         return cast(TrainingRecord, known)
     in_all_processes(lambda: adapt(run))
-    diverged = run.directory / DIVERGED
-    try:
-        trained = train(run)
-    except Diverged as error:
-        text = str(error)
-        from_main(lambda: write_json(diverged, {"error": text}))
-        raise
+    trained = train(run)
     from_main(lambda: write_json(file, trained))
-    from_main(lambda: diverged.unlink(missing_ok=True))
     if is_sharded(run.model):
         unset_hf_deepspeed_config()  # or the next model would be loaded in parts too
         base = load_model(run.config.model, run.model.device, train_all=run.config.method == "full")

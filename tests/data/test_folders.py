@@ -28,6 +28,21 @@ def dialogues(folder, split, **fields):
     return {e.dialogue for e in load_split(DataConfig(dataset_name=str(folder), **fields), split)}
 
 
+@pytest.mark.parametrize("name", ["test.xlsx", "val.zip", "test.csv.zip", "test/rows.xls", "dev.pkl"])
+def test_a_split_in_a_file_that_cannot_be_read_is_refused_unless_it_is_there_too(name, tmp_path):
+    write(tmp_path, "train.jsonl")
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"x")
+    for split in SPLITS:
+        with pytest.raises(
+            UserError, match=rf"{file.name} is named like the split \w+, .*; (save|unpack|write)"
+        ):
+            dialogues(tmp_path, split)
+    write(tmp_path, "test.jsonl" if "test" in name else "validation.jsonl", rows=ROWS[:5])
+    assert len(dialogues(tmp_path, "train")) > 100
+
+
 @pytest.mark.parametrize(
     ("names", "train"),
     [

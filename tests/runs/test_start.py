@@ -1,12 +1,18 @@
 """Messages of `lora-hf train` and `lora_hf.train` before a run starts."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lora_hf import terminal
+from lora_hf.errors import NotFinite
 from lora_hf.experiments import compare
+from lora_hf.run_files import DIVERGED
 from lora_hf.runs import start
+from lora_hf.runs.run import _divergence_noted
 
 
 @pytest.mark.parametrize(
@@ -67,3 +73,20 @@ def test_a_typed_field_that_the_method_does_not_read_is_said(
     lines = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
     assert len(lines) == (named is not None)
     assert named is None or lines[0].startswith(named)
+
+
+def test_a_model_that_writes_nan_after_its_training_has_diverged(tmp_path: Path) -> None:
+    """As a loss of NaN during the training; a search then goes on."""
+    run: Any = SimpleNamespace(directory=tmp_path, config=SimpleNamespace(method="lora"))
+    with pytest.raises(NotFinite), _divergence_noted(run):
+        raise NotFinite("the model's scores of the next token are NaN")
+    assert json.loads((tmp_path / DIVERGED).read_text()) == {
+        "error": "the model's scores of the next token are NaN"
+    }
+    with _divergence_noted(run):
+        pass
+    assert not (tmp_path / DIVERGED).exists()
+    run.config.method = "base"
+    with pytest.raises(NotFinite), _divergence_noted(run):
+        raise NotFinite("damaged")
+    assert not (tmp_path / DIVERGED).exists()
