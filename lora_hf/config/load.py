@@ -38,6 +38,7 @@ from lora_hf.config.yaml_reader import Document, read_document, read_value, writ
 from lora_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
+CHARACTERS = ("data.delimiter", "data.escapechar")
 COMMENT = re.compile(r"(^|\s)#")
 """What YAML takes for the beginning of a comment."""
 
@@ -285,6 +286,8 @@ def _override_value(name: str, text: str) -> Any:
 
     A command line has no comments: a `#` belongs to the value.
     """
+    if name in CHARACTERS and len(text) == 1:
+        return text
     if COMMENT.search(text) and not text.lstrip().startswith(("'", '"', "[", "{")):
         return text.strip()
     is_text = _takes_only_text(section_fields().get(name))

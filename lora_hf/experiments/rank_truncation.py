@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from lora_hf import files
 from lora_hf.adapters import combine_adapters, delete_adapter, save_adapter, set_adapter, spectra
+from lora_hf.adapters.model_state import lora_layers
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import RunConfig
 from lora_hf.config.prediction import NEW_TOKENS
@@ -66,6 +69,7 @@ def truncate(
     scoring = Scoring.of_config(config)
     scoring.check()
     model, tokenizer = load_with_base(adapter, base)
+    _check_low_rank(model, adapter)
     manifest = adapter.manifest
     found = spectra(model, NAME)
     whole = max(len(values) for values in found.values())
@@ -111,6 +115,20 @@ def truncate(
         write_text(folder / TABLE, truncation_markdown(record))
         draw_truncation(record, folder / PICTURE)
         return record
+
+
+def _check_low_rank(model: nn.Module, adapter: SavedAdapter) -> None:
+    """Refuse what has no singular values to leave out, before anything is scored."""
+    methods = [layer.adapters[NAME] for layer in lora_layers(model).values() if NAME in layer.adapters]
+    others = {str(one.title) for one in methods if not one.is_low_rank or one.has_requantized_base}
+    kinds = [f"adapters of kind {sorted(others)}"] if others else []
+    if names := adapter.config.modules_to_save:
+        kinds.append(f"whole layers, modules_to_save={list(names)}")
+    if kinds:
+        raise UserError(
+            f"--adapter {adapter.source!r} holds {' and '.join(kinds)}: only products of two matrices on the "
+            "base as it is can be truncated; train one with a smaller lora.r"
+        )
 
 
 def _checked(ranks: Sequence[int] | None, whole: int) -> list[int]:

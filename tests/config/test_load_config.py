@@ -320,7 +320,7 @@ def test_an_override_can_correct_a_mistake_in_the_file() -> None:
         ("data.prompt=a=b {dialogue}", "data", "prompt", "a=b {dialogue}"),
         ("data.prompt=Sum up {dialogue} #tldr", "data", "prompt", "Sum up {dialogue} #tldr"),
         ("data.prompt=#Person1#: {dialogue}", "data", "prompt", "#Person1#: {dialogue}"),
-        ("data.delimiter=#", "data", "delimiter", "#"),
+        *((f"data.delimiter={one}", "data", "delimiter", one) for one in "#|~!> "),
         ("data.dataset_name=/My Files #3/a.csv", "data", "dataset_name", "/My Files #3/a.csv"),
         ("data.summary_column=[a, 'b #1']", "data", "summary_column", ("a", "b #1")),
         ("data={max_test_samples: 7}", "data", "max_test_samples", 7),

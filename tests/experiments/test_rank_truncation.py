@@ -3,17 +3,18 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.inputs import FEW
 from support.models import make_t5, randomize
 
-from lora_hf import LoraConfig, cli, combine_adapters, inject_adapters, load_adapter, spectra
+from lora_hf import LoraConfig, cli, combine_adapters, inject_adapters, load_adapter, save_adapter, spectra
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.config import ModelConfig
 from lora_hf.config.load import load_config
-from lora_hf.errors import NotWritten
+from lora_hf.errors import NotWritten, UserError
 from lora_hf.experiments.rank_truncation import truncate
 from lora_hf.models.load import load_model
 from lora_hf.reporting.rank_truncation import by_stack, truncation_lines
@@ -87,6 +88,31 @@ def test_cut_dialogues_and_settings_other_than_the_adapter_s_are_logged(
         truncate(find_adapter(str(trained)), tmp_path / "cut", config, [2])
     assert "test: 4 of 4 dialogues are cut at 64 tokens" in caplog.text
     assert "not the adapter's (data.max_source_length: 128 -> 64)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"use_dora": True}, r"holds adapters of kind \['DoRA'\]: only products of two matrices"),
+        (
+            {"modules_to_save": ["final_layer_norm"]},
+            r"holds whole layers, modules_to_save=\['final_layer_norm'\]",
+        ),
+    ],
+)
+def test_what_has_no_singular_values_to_leave_out_is_refused_before_scoring(
+    fields: dict[str, Any], says: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(ModelConfig(model_name_or_path="embedded"), torch.device("cpu"))
+    save_adapter(inject_adapters(model, LoraConfig(r=2, **fields)), tmp_path / "adapter")
+    monkeypatch.setattr("lora_hf.experiments.rank_truncation.score_model", lambda *_: pytest.fail("scores"))
+    with pytest.raises(UserError, match=says):
+        truncate(
+            find_adapter(str(tmp_path / "adapter")),
+            tmp_path / "cut",
+            load_config(trained / "config.yaml"),
+            None,
+        )
 
 
 def test_a_full_disk_leaves_no_partial_output(trained: Path, tmp_path: Path, monkeypatch) -> None:
