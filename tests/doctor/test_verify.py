@@ -49,7 +49,6 @@ def faults(run):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_same_run_in_another_process_writes_the_same_bytes(trained, warm_python, tmp_path):
     second = tmp_path / "second"
     done = warm_python.run(["-m", "lora_hf", *training(second)])
