@@ -13,6 +13,13 @@ AS_YAML = re.compile(r"\b([Ss]et|such as) (data\.\w+): (?:'([^']*)'|(\[[^\]]*\]|
 """A remedy as a config has it."""
 OTHER_OPTIONS = {"--base": "--model", "--model": "--base", "--out": "--output"}
 """By an option that the command lacks, the one that takes the same in this command."""
+OTHER_COMMANDS = {
+    **dict.fromkeys(("summarize", "generate", "infer", "inference"), "predict"),
+    **dict.fromkeys(("finetune", "fine-tune", "fit"), "train"),
+    **dict.fromkeys(("eval", "test"), "evaluate"),
+    **dict.fromkeys(("upload", "publish"), "push"),
+}
+"""Names of other tools for these commands."""
 SOURCES = ("--adapter", "--model", "--base")
 """Options that name a trained or base model."""
 DATA_OR_MODEL = ("--model", "--data")
@@ -78,6 +85,8 @@ def explain(error: Any, words: list[str]) -> str:
     if message.startswith("No such command") and words:
         if words[0] == "help":
             return f"{message} Write `lora-hf --help`, or `lora-hf COMMAND --help`."
+        if right := OTHER_COMMANDS.get(words[0]):
+            return f"{message.split(' Did you mean')[0]} Did you mean {right!r}?"
         if _is_config(words[0]):
             return f"{message} Did you mean `lora-hf train --config {words[0]}`?"
     if message.startswith("Got unexpected extra argument"):

@@ -118,6 +118,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "train --config quickstart model.model_name_or_path=m.bin",
             "is a file: give the folder of the model",
         ),
+        ("summarize talks.csv", "No such command 'summarize'. Did you mean 'predict'?"),
+        ("fine-tune --config quickstart", "No such command 'fine-tune'. Did you mean 'train'?"),
         ("train --data talks.csv", "; write `lora-hf train google/flan-t5-small talks.csv`"),
         ("compare --data=talks.csv --model embedded", "; write `lora-hf compare embedded talks.csv`"),
         ("init --base a/b", "No such option: --base. Did you mean --model?"),
