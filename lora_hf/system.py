@@ -9,9 +9,29 @@ from pathlib import Path
 import torch
 
 from lora_hf import __version__
-from lora_hf.errors import counted
+from lora_hf.errors import UserError, counted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_torch_state() -> None:
+    """Refuse what a caller has set in PyTorch that would change a run, and that no file of the run says.
+
+    Raises:
+        UserError: another default dtype or device, autocast, or no gradients.
+    """
+    cpu, gpu = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    states = {
+        f"the default dtype {torch.get_default_dtype()}": torch.get_default_dtype() != torch.float32,
+        "the default device meta": torch.get_default_device().type == "meta",
+        "torch.autocast": cpu or gpu,
+        "torch.no_grad": not torch.is_grad_enabled(),
+    }
+    if found := [name for name, is_set in states.items() if is_set]:
+        raise UserError(
+            f"a run inside {' and '.join(found)} would be another one, and no file of it would say so: set "
+            "it back before the call; training.bf16 and model.dtype choose the numbers of a run"
+        )
 
 
 def pick_device() -> torch.device:

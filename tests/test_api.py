@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -326,6 +327,33 @@ def test_scores_need_as_many_references_as_predictions() -> None:
         lora_hf.score(["a", "b"], ["a"])
     with pytest.raises(UserError, match="at least one reference"):
         lora_hf.score(["a"], [[]])
+
+
+def test_a_thread_trains_as_the_main_one(tmp_path: Path) -> None:
+    """Python sets handlers of signals in the main thread alone."""
+    found: list[Any] = []
+
+    def train() -> None:
+        found.append(lora_hf.train(SMALL, [f"output_dir={tmp_path / 'run'}", "training.max_steps=1"]))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert len(found) == 1 and (tmp_path / "run/adapter").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (lambda: torch.autocast("cpu", dtype=torch.bfloat16), "inside torch.autocast would be another one"),
+        (torch.no_grad, "inside torch.no_grad would"),
+        (lambda: torch.device("meta"), "inside the default device meta would"),
+    ],
+)
+def test_a_state_of_pytorch_that_would_change_a_run_is_refused(state: Any, says: str, tmp_path: Path) -> None:
+    with state(), pytest.raises(UserError, match=says):
+        lora_hf.train(SMALL, [f"output_dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_file_of_a_comparison_lies_beside_its_folder_and_stays_where_a_run_has_begun(

@@ -40,6 +40,9 @@ class Range(Section):
         if not self.low < self.high or (self.log and self.low <= 0):
             remedy = "holds an empty range: low must be below high, and above 0 with log: true"
             raise PydanticCustomError("together", remedy, {"path": SPACE})
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            remedy = f"draws whole numbers between {self.low:g} and {self.high:g}: give whole bounds"
+            raise PydanticCustomError("together", remedy, {"path": SPACE})
         return self
 
 

@@ -329,7 +329,7 @@ def _by_column(data: dict[str, Any]) -> list[Row]:
     ):
         return values
     if all(isinstance(v, dict) and len(v) > 1 and v.keys() == values[0].keys() for v in values):
-        columns = [list(value.values()) for value in values]
+        columns = [[value[key] for key in values[0]] for value in values]
     elif all(isinstance(v, list) and len(v) == len(values[0]) > 1 for v in values):
         columns = values
         if any(isinstance(cell, dict) for column in columns for cell in column):

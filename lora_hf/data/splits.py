@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
-from lora_hf.config.task import Task
+from lora_hf.config.task import SUMMARIZATION, Task
 from lora_hf.data.columns import (
     DIALOGUE,
+    HEAD,
     PLAIN,
     TURN,
     Columns,
@@ -145,12 +146,18 @@ def with_columns_of_training(config: DataConfig, task: Task, trained_by: Mapping
     """Return a config with the columns of a model's training, where its test split has them.
 
     Args:
-        config: its own columns, those that are not the task's default, are kept.
+        config: columns that it sets are kept.
         task: the config's.
         trained_by: fields of `data` that the model's training was read by.
     """
-    own = {name: field.default for name, field in DataConfig.model_fields.items()} | task.data_defaults({})
-    taken = {name: value for name, value in trained_by.items() if getattr(config, name) == own[name]}
+    filled = {} if task == SUMMARIZATION else task.data_defaults({})  # into the config, by its task
+    taken = {
+        name: value
+        for name, value in trained_by.items()
+        if name not in config.model_fields_set or (name in filled and getattr(config, name) == filled[name])
+    }
+    if (name := taken.get("id_column")) is not None and not _has_ids(config, name):
+        del taken["id_column"]
     changed = config.model_copy(update=taken)
     names = changed.summary_column
     columns = (changed.dialogue_column, *([names] if isinstance(names, str) else names))
@@ -204,6 +211,14 @@ def _columns_of(head: list[Row], part: Part, config: DataConfig, needs_reference
         train = open_part(config, "train")
         order, keeps_order = common_order(head_of(train.rows, config)), train.keeps_order
     return find_columns(head, config, part.name, needs_references, order if keeps_order else ())
+
+
+def _has_ids(config: DataConfig, name: str) -> bool:
+    """Return whether the test split has a column; ids are names alone, and rows have others without it."""
+    try:
+        return has_column(list(islice(open_part(config, "test").rows, HEAD)), name)
+    except UserError:  # reported by what reads the data
+        return False
 
 
 def _until(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:

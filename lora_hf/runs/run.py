@@ -51,7 +51,7 @@ from lora_hf.run_records import (
 from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import MODEL_SETTINGS, UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
-from lora_hf.system import device_name, peak_memory_mib, pick_device, versions
+from lora_hf.system import check_torch_state, device_name, peak_memory_mib, pick_device, versions
 from lora_hf.training.arguments import check_full_batches, check_training_settings, unfinished_warmup
 from lora_hf.training.nan_guard import Diverged
 from lora_hf.training.registry import ADDED_WEIGHTS
@@ -68,6 +68,7 @@ def execute(config: RunConfig) -> RunResult:
         UserError: a mistake in the config, the data, the model or the output directory, or a failed push.
         Interrupted: a signal asked to stop; a checkpoint is saved.
     """
+    check_torch_state()
     directory, sources = RunDirectory(config), sources_of(config)
     device = pick_device()
     this = in_all_processes(lambda: _load(config, directory, device))

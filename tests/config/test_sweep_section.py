@@ -54,6 +54,7 @@ def test_a_point_is_the_common_config_with_its_changes(tmp_path: Path) -> None:
         ("{lora: {r: []}}", "must give lora.r a list"),
         ("{scale: {a: 3}}", "must give scale a list"),
         ("{training: {learning_rate: {low: 1e-4, high: 1e-2}}}", "set sweep.trials"),
+        ("{lora.r: {low: 1.9, high: 8.5, integer: true}}", "between 1.9 and 8.5: give whole bounds"),
         ("{training: {learning_rate: {low: 1e-2, high: 1e-4}}}", "low must be below high"),
         ("{training: {learning_rate: {low: 0, high: 1, log: true}}}", "above 0 with log"),
         ("{output_dir: [a, b]}", "'output_dir' cannot vary"),

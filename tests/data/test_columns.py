@@ -17,6 +17,7 @@ from lora_hf.data.explode import exploded
 from lora_hf.data.hub_dataset import with_label_names
 from lora_hf.data.input_file import read_file
 from lora_hf.data.prepare import load_data
+from lora_hf.data.readers import read_rows
 from lora_hf.data.splits import iterate_split, load_split
 from lora_hf.errors import UserError
 from lora_hf.models.load import load_tokenizer
@@ -553,6 +554,14 @@ def test_rows_under_their_numbers_are_rows(tmp_path):
         (tmp_path / f"{split}.json").write_text(json.dumps({"0": INNER, "1": INNER | {"dialogue": "B: Yo"}}))
     found = load_split(DataConfig(dataset_name=str(tmp_path)), "train")
     assert [one.dialogue for one in found] == [TALK, "B: Yo"]
+
+
+def test_columns_of_json_are_joined_by_their_keys(tmp_path):
+    """Pandas may write the rows of two columns in another order."""
+    columns = {"dialogue": {"1": "A: One", "0": "A: Zero"}, "summary": {"0": "zero", "1": "one"}}
+    (tmp_path / "talks.json").write_text(json.dumps(columns))
+    rows = read_rows(tmp_path / "talks.json")
+    assert {(row["dialogue"], row["summary"]) for row in rows} == {("A: One", "one"), ("A: Zero", "zero")}
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,12 @@ def test_an_adapter_that_does_not_record_its_settings_has_no_others(
         ({"q": "A: Q?", "a": "Q.", "dialogue": "A: D?", "summary": "D."}, {}, ("A: Q?", "Q.")),
         ({"q": "A: Q?", "a": "Q.", "b": "B."}, {"summary_column": "b"}, ("A: Q?", "B.")),
         ({"dialogue": "A: D?", "summary": "D."}, {}, ("A: D?", "D.")),
+        (
+            {"q": "A: Q?", "a": "Q.", "dialogue": "A: D?", "summary": "D."},
+            {"dialogue_column": "dialogue", "summary_column": "summary"},  # the defaults, written out
+            ("A: D?", "D."),
+        ),
+        ({"q": "A: Q?", "a": "Q.", "ticket": "T-1"}, {}, ("A: Q?", "Q.")),
     ],
 )
 def test_an_adapter_is_scored_by_the_columns_of_its_training_where_the_data_has_them(
@@ -188,7 +194,7 @@ def test_an_adapter_is_scored_by_the_columns_of_its_training_where_the_data_has_
 ) -> None:
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     manifest = json.loads((folder / "lora_hf.json").read_text())
-    changed = manifest | {"dialogue_column": "q", "summary_column": "a"}
+    changed = manifest | {"dialogue_column": "q", "summary_column": "a", "id_column": "ticket"}
     (folder / "lora_hf.json").write_text(json.dumps(changed))
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(rows) + "\n")
@@ -196,6 +202,7 @@ def test_an_adapter_is_scored_by_the_columns_of_its_training_where_the_data_has_
     run = RunConfig.model_validate({**SCORED, "data": data})
     _, (row,) = evaluating.evaluate(run, find_adapter(str(folder)))
     assert (row["dialogue"], *row["references"]) == texts
+    assert row["id"] == rows.get("ticket", "0")  # an id is a name alone: data may lack that of the training
 
 
 @pytest.mark.parametrize(
