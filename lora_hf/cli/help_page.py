@@ -22,6 +22,7 @@ SECTIONS = {
     "training": "training",
     "fast": "training",
     "memory": "training",
+    "system": "training",
     "runs": "runs-and-folders",
     "run_records": "runs-and-folders",
     "experiments": "runs-and-folders",
