@@ -542,8 +542,10 @@ def _explode_hint(head: list[Row]) -> str:
         return [(name, first) for name, first in firsts if not {*SPEAKERS, *TEXTS} & {*first}]
 
     for name, item in (pair for row in head for pair in rows_in(row)):
-        inner = "".join(f", or {name}.{other} for the list inside it" for other, _ in rows_in(item)[:1])
-        return f" If each row holds several examples, set data.explode: {name}{inner}"
+        paths = (name, *(f"{name}.{other}" for other, _ in rows_in(item)[:1]))
+        outer, *inner = (path if path.isprintable() else repr(path) for path in paths)
+        more = "".join(f", or {path} for the list inside it" for path in inner)
+        return f" If each row holds several examples, set data.explode: {outer}{more}"
     return ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.properties import broken, examples, values
 from support.selection import slow_except
@@ -85,6 +85,7 @@ def test_json_of_any_kind_is_read_or_refused(tmp_path: Path, form: str, n: int) 
     file = tmp_path / f"rows.{form}"
 
     @examples(n)
+    @example(rows=[{"\x1e0": [{}]}])  # a name that breaks the line
     @given(rows=anything)
     def holds(rows: list[Any]) -> None:
         WRITERS[form](file, rows)
