@@ -185,7 +185,7 @@ def _judged(config: RunConfig, number: int, point: Point, run: Run) -> float | N
     except RunFailed:
         if not (Path(config.output_dir) / name / DIVERGED).is_file():
             raise
-        logger.warning("%s has diverged and counts as failed; the search goes on", name)
+        logger.warning("%s has diverged and counts as failed; the search continues", name)
         return None
     training = {**config.training, **changes_of(config.sweep, point).get("training", {})}
     return kept_score(Path(config.output_dir) / name, config.task.main, training)

@@ -304,7 +304,7 @@ async def _invalid_body(request: Request, error: Any) -> JSONResponse:
 
 
 def _reason(fault: Any) -> str:
-    """Return why a body is no JSON: a text that was pasted into it has line breaks as they are."""
+    """Return why a body is not JSON: a text that was pasted into it has line breaks as they are."""
     text, place = fault["ctx"]["error"], f"at character {fault['loc'][1]}"
     remedy = ": write a line break in a text as \\n" if "control character" in text else ""
     return f"{text.removesuffix(' at')} {place}{remedy}"

@@ -204,7 +204,7 @@ def test_a_trial_that_diverges_counts_as_failed_and_is_not_run_again(
     trials = [f"trial-00{number}" for number in range(4)]
     first = found("one", (trials[1],))
     assert [*first] == [trials[0], *trials[2:]] and ran == trials
-    assert caplog.messages == ["trial-001 has diverged and counts as failed; the search goes on"]
+    assert caplog.messages == ["trial-001 has diverged and counts as failed; the search continues"]
     ran.clear()
     assert found("one", (trials[1],)) == first and ran == [trials[0], *trials[2:]]  # which are finished
     with pytest.raises(UserError, match=r"all 4 trials have diverged: narrow the ranges of sweep\.space"):

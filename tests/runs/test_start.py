@@ -76,7 +76,7 @@ def test_a_typed_field_that_the_method_does_not_read_is_said(
 
 
 def test_a_model_that_writes_nan_after_its_training_has_diverged(tmp_path: Path) -> None:
-    """As a loss of NaN during the training; a search then goes on."""
+    """As a loss of NaN during the training; a search then continues."""
     run: Any = SimpleNamespace(directory=tmp_path, config=SimpleNamespace(method="lora"))
     with pytest.raises(NotFinite), _divergence_noted(run):
         raise NotFinite("the model's scores of the next token are NaN")
