@@ -7,7 +7,7 @@ reports, adapters and models that were written in the folder are no data.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
 from lora_hf.data.opened import SEEN, Form, endings
@@ -94,11 +94,11 @@ def _unreadable(folder: Path) -> str:
     return few(file.name for file in files)
 
 
-def data_files_in(folder: Path, form: Form = SEEN) -> Iterator[Path]:
+def data_files_in(folder: Path, form: Form = SEEN, read: Collection[str] = ()) -> Iterator[Path]:
     """Yield the files that can be read, and the folders of `save_to_disk`, in a folder and below it.
 
-    Of parallel files, these are the sources. What this package wrote there is left out: a run below its data
-    would otherwise change them.
+    Of parallel files, these are the sources. With `read`, they are the files with one of these endings. What
+    this package wrote there is left out: a run below its data would otherwise change them.
 
     Raises:
         UserError: a folder cannot be read.
@@ -107,7 +107,7 @@ def data_files_in(folder: Path, form: Form = SEEN) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}")
 
-    read = form.parallel[:1] or READERS
+    read = read or form.parallel[:1] or READERS
     for place, folders, names in os.walk(folder, onerror=refuse):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)

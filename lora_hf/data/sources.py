@@ -107,10 +107,14 @@ def open_part(config: DataConfig, split: Split) -> Part:
 
 
 def _check_readable(folder: Path, found: Mapping[Split, Sequence[Path]]) -> None:
-    """Refuse a split in a file that cannot be read; a share of train would take its place in silence."""
-    for file in sorted(folder.rglob("*")):
+    """Refuse a split in a file that cannot be read; a share of train would take its place in silence.
+
+    Raises:
+        UserError: a file is named like a split that no other file holds.
+    """
+    for file in sorted(data_files_in(folder, read=REMEDIES)):
         place, remedy = file.relative_to(folder), REMEDIES.get(endings(file)[0])
-        if remedy and file.is_file() and (split := split_of_file(place)) is not None and split not in found:
+        if remedy and (split := split_of_file(place)) is not None and split not in found:
             raise UserError(
                 f"{file} is named like the split {split}, and such files are not read{remedy}, or move it "
                 f"out of the folder: {split} is then a share of train"

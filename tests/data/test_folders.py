@@ -34,6 +34,9 @@ def test_a_split_in_a_file_that_cannot_be_read_is_refused_unless_it_is_there_too
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"x")
+    hidden = tmp_path / ".venv" / "validation" / "test.zip"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_bytes(b"x")
     for split in SPLITS:
         with pytest.raises(
             UserError, match=rf"{file.name} is named like the split \w+, .*; (save|unpack|write)"
