@@ -64,7 +64,7 @@ def explain(error: Any, words: list[str]) -> str:
             f"No such option: {option}; for another base model, write model.model_name_or_path={value}; a "
             f"merged, fully fine-tuned or exported model is given by --model {value}"
         )
-    if option in DATA_OR_MODEL and _takes_words(error) and not _has_config(words):
+    if option in DATA_OR_MODEL and _takes_words(error) and not _is_given("--config", words):
         given = {name: _value_of(name, words) for name in DATA_OR_MODEL if _is_given(name, words)}
         model, data = given.get("--model", "google/flan-t5-small"), given.get("--data", "DATA")
         return f"No such option: {option}; write `{shlex.join(['lora-hf', words[0], model, data])}`"
@@ -145,10 +145,6 @@ def _takes_words(error: Any) -> bool:
     command = getattr(getattr(error, "ctx", None), "command", None)
     names = {parameter.name for parameter in getattr(command, "params", ())}
     return {"config", "words", "columns"} <= names
-
-
-def _has_config(words: Sequence[str]) -> bool:
-    return _is_given("--config", words)
 
 
 def _is_given(option: str, words: Sequence[str]) -> bool:

@@ -366,18 +366,18 @@ class RunConfig(Section):
             )
             raise PydanticCustomError("together", remedy, {"path": ("seeds",)})
         varied = {field for axis, values in self.sweep.space.items() for field in fields_of(axis, values)}
-        get = self.training.get
-        last = get("max_steps", -1)
+        get, last = self.training.get, self.training.get("max_steps", -1)
+        is_late = get("eval_strategy") == "steps" and 0 < last < (get("eval_steps") or 0)
         for field, is_wrong, remedy in (
             ("eval_strategy", get("eval_strategy", "no") == "no", "steps or epoch"),
             ("prediction_loss_only", get("prediction_loss_only"), "false"),
             (
                 "eval_steps",
-                get("eval_strategy") == "steps" and 0 < last < (get("eval_steps") or 0),
+                is_late and "training.max_steps" not in varied,
                 f"at most training.max_steps={last}",
             ),
         ):
-            if is_wrong and not {f"training.{field}", "training.max_steps"} & varied:
+            if is_wrong and f"training.{field}" not in varied:
                 text = (
                     f"judges each trial by the {self.task.main} of its last evaluation during the training, "
                     f"and there is none: set training.{field} to {remedy}"

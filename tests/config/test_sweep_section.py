@@ -153,5 +153,8 @@ def test_a_search_without_the_score_that_judges_its_trials_is_refused(
     with pytest.raises(UserError) as error:
         load_config({"sweep": sweep, "training": training}, is_study=True)
     assert expected in str(error.value)
+    sweep["space"] = {"training.max_steps": [2, 4]}  # other steps are no evaluations
+    with pytest.raises(UserError, match="eval_strategy to steps or epoch"):
+        load_config({"sweep": sweep}, is_study=True)
     by_axis = {"trials": 2, "space": {"training.eval_strategy": ["steps", "epoch"]}}
     assert load_config({"sweep": by_axis}, is_study=True).sweep.trials == 2
