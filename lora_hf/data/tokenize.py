@@ -79,7 +79,7 @@ class Truncation:
     target: str = "summary"
     targets: str = "summaries"
     source_lengths: Sequence[int] = ()
-    """Numbers of tokens before anything is cut, of rows; for a test split they are not kept."""
+    """Numbers of tokens of each row before anything is cut, where they are kept: for `doctor`."""
     target_lengths: Sequence[int] = ()
 
     def in_words_of(self, task: Task) -> "Truncation":
