@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -29,6 +30,13 @@ input[role="combobox"] { padding-right: 2rem !important; text-overflow: ellipsis
 .cards mark { background: #fde68a; color: #1c2329; border-radius: 3px; padding: 0 .15em; }
 """
 """Of the summaries; the rest is Gradio's theme, light or dark as the reader's system."""
+
+
+@dataclass
+class Asked:
+    """What one visitor last asked about: summaries of another dialogue are no longer written."""
+
+    dialogue: str = ""
 
 
 def demo(root: Path, host: str, port: int) -> None:
@@ -90,24 +98,33 @@ def page(models: DemoModels, title: str) -> gr.Blocks:
         chosen = gr.CheckboxGroup(models.names, value=models.names, label="Models", elem_id="models")
         button = gr.Button("Summarize", variant="primary", elem_id="summarize")
         answers = gr.HTML(_note("Loading the page ..."), elem_id="answers")
-        inputs = [dialogue, reference, chosen]
+        asked = gr.State(Asked())  # one for each visitor, changed in place while summaries are written
+        inputs = [asked, dialogue, reference, chosen]
 
-        def summarize(text: str, reference: str, names: list[str]) -> Iterator[str]:
-            yield from _summarize(models, text, reference, names)
+        def summarize(asked: Asked, text: str, reference: str, names: list[str]) -> Iterator[str]:
+            asked.dialogue = text
+            for html in _summarize(models, text, reference, names):
+                if asked.dialogue != text:
+                    return
+                yield html
 
-        asked = [
-            blocks.load(summarize, inputs, answers, show_progress="hidden"),
-            button.click(summarize, inputs, answers, show_progress="hidden"),
-            chosen.input(summarize, inputs, answers, show_progress="hidden"),
-            sample.input(
-                lambda number: _sample(models, number), sample, [dialogue, reference], show_progress="hidden"
-            ).then(summarize, inputs, answers, show_progress="hidden"),
-        ]
+        def change(asked: Asked, text: str) -> tuple[None, str, str]:
+            asked.dialogue = text
+            return None, "", _note("The dialogue has changed: press Summarize.")
+
+        chose_sample = sample.input(
+            lambda number: _sample(models, number), sample, [dialogue, reference], show_progress="hidden"
+        )
+        for event in (blocks.load, button.click, chosen.input, chose_sample.then):
+            # always_last: what is asked while summaries are written is answered after them, not forgotten
+            event(summarize, inputs, answers, show_progress="hidden", trigger_mode="always_last")
         outdated = [sample, reference, answers]  # the reference belongs to another dialogue
-        changed = (None, "", _note("The dialogue has changed: press Summarize."))
-        dialogue.input(lambda: changed, None, outdated, show_progress="hidden", cancels=asked)
+        dialogue.input(change, [asked, dialogue], outdated, show_progress="hidden")
         dialogue.change(  # Gradio reports no input where the whole text is deleted
-            lambda text: gr.skip() if text else changed, dialogue, outdated, show_progress="hidden"
+            lambda asked, text: gr.skip() if text else change(asked, text),
+            [asked, dialogue],
+            outdated,
+            show_progress="hidden",
         )
     return blocks
 

@@ -1,13 +1,16 @@
 """The demo's page in a real browser: what it writes, and that it asks no other server for anything."""
 
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.browser import LOADED, errors_of, set_width
@@ -15,11 +18,12 @@ from support.inputs import FEW
 
 import lora_hf
 from lora_hf import cli
-from lora_hf.demo.models import DemoModels, find_runs
+from lora_hf.demo.models import DemoModels, Output, find_runs
 from lora_hf.errors import UserError
 from lora_hf.run_records import read_predictions
 from lora_hf.saved.export import export
 from lora_hf.saved.source import find_source
+from lora_hf.serving.server import listening
 
 CARDS = """return [...document.querySelectorAll("#answers section")]
   .map((card) => [card.id, card.querySelector(".summary").innerText])"""
@@ -108,6 +112,53 @@ def test_exported_models_are_shown_alone_and_beside_runs(tmp_path: Path) -> None
         DemoModels(folder)
 
 
+@dataclass
+class OneAtATime:
+    """In the place of `DemoModels`: a model writes its summary once the test has allowed it."""
+
+    names: list[str]
+    allowed: queue.Queue[None] = field(default_factory=queue.Queue)
+    written: list[tuple[str, str]] = field(default_factory=list)
+    samples: tuple[()] = ()
+    description: str = "two models"
+
+    def summarize(self, name: str, dialogue: str) -> Output:
+        self.allowed.get(timeout=60)
+        self.written.append((name, dialogue))
+        return Output(f"{name} of {dialogue}", 0.0, False)
+
+
+@pytest.mark.slow
+def test_summaries_of_a_dialogue_that_has_changed_are_not_written() -> None:
+    gradio_client = pytest.importorskip("gradio_client", reason="the package gradio is not installed")
+    import uvicorn
+
+    from lora_hf.demo.page import create_app
+
+    models = OneAtATime(["base", "lora"])
+    app = create_app(cast(DemoModels, models), "runs")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    with listening("127.0.0.1", 0) as listener:
+        listener.listen()
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            port = listener.getsockname()[1]
+            client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
+            job = client.submit("old", "", models.names, api_name="/summarize")
+            assert "writing ..." in next(job)
+            assert "has changed" in client.predict("new", api_name="/change")[2]
+            models.allowed.put(None)
+            job.result(60)
+            assert models.written == [("base", "old")] and "base of old" not in job.outputs()[-1]
+            for _ in models.names:
+                models.allowed.put(None)
+            assert "lora of new" in client.predict("new", "", models.names, api_name="/summarize")
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 @pytest.mark.slow
 def test_each_model_of_the_demo_repeats_the_summaries_of_its_run(comparison: Path) -> None:
     models = DemoModels(comparison)
@@ -186,6 +237,14 @@ def test_the_page_in_a_browser(browser: Any, address: str, comparison: Path) -> 
     first("#summarize").click()
     wait_for(summaries)
     assert not browser.find_elements("css selector", "#answers mark")  # nothing to compare with
+    for _ in range(3):  # faster than the page answers
+        first("#summarize").click()
+        box.send_keys("!")
+        first("#summarize").click()
+        pasted += "!"
+        with closing(DemoModels(comparison / "lora")) as alone:
+            summaries = {name: alone.summarize(name, pasted).summary for name in ("base", "lora")}
+        wait_for(summaries)
     from selenium.webdriver.common.keys import Keys
 
     box.send_keys(Keys.CONTROL, "a")
