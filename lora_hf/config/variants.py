@@ -113,7 +113,13 @@ def _at_axis(config: RunConfig, name: str, point: Point, mistake: Mistake) -> Mi
 
 
 def _merged(config: RunConfig, name: str) -> dict[str, Any]:
-    return laid_over(config.model_dump(mode="json"), config.variants[name])
+    changes = config.variants[name]
+    if isinstance(training := changes.get("training"), Mapping):
+        in_types = check_training(training, scores=config.task.score_names)[
+            0
+        ]  # of a sweep, they are as written
+        changes = {**changes, "training": {**training, **in_types}}
+    return laid_over(config.model_dump(mode="json"), changes)
 
 
 def _check(config: RunConfig, name: str) -> list[Mistake]:

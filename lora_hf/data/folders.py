@@ -63,6 +63,8 @@ def _must_hold(folder: Path, split: Split, candidates: list[Path], files: list[P
     remedy = ""
     if candidates:
         chosen = candidates[0].relative_to(folder).as_posix()
+        if all(SHARD.search(file.name) for file in candidates):  # of several formats
+            chosen = f"[{', '.join(file.relative_to(folder).as_posix() for file in candidates)}]"
         remedy = f". Rename them, or write data.data_files: {{{split}: {chosen}}}"
     kinds = (
         f"{split}.csv, {split}.jsonl, {split}.parquet, ..., or shards such as {split}-00000-of-00002.jsonl"

@@ -18,6 +18,7 @@ from lora_hf.data.columns import (
     DIALOGUE,
     HEAD,
     PLAIN,
+    SOURCES,
     TO_SET,
     MissingColumn,
     Row,
@@ -25,7 +26,7 @@ from lora_hf.data.columns import (
     has_column,
 )
 from lora_hf.data.examples import Example, check_rows, dialogues_of
-from lora_hf.data.opened import UTF_16, Form, endings
+from lora_hf.data.opened import DELIMITERS, UTF_16, Form, endings
 from lora_hf.data.readers import READERS, REMEDIES, TEXT, read_lines, read_text
 from lora_hf.data.remote import files_at, is_address
 from lora_hf.data.sources import Part, read_source
@@ -176,6 +177,19 @@ def _standard_input(is_lines: bool) -> Iterator[Path]:
         yield copy
 
 
+def _warn_of_columns(content: bytes) -> None:
+    """Say that a text is taken as one dialogue if it looks like a row of names with rows of cells below."""
+    header, _, rows = content.decode(errors="replace").partition("\n")
+    for delimiter in DELIMITERS if rows.strip() else ():
+        names = [name.strip(' \r"') for name in header.split(delimiter)]
+        if len(names) > 1 and not {*names}.isdisjoint(SOURCES):
+            logger.warning(
+                "standard input looks like rows with the columns %s, and is taken as one text: it can be "
+                "json, json lines or text; give the file's path for a prediction per row",
+                in_words(names),
+            )
+
+
 def _ending_of(content: bytes) -> str:
     """Return the ending of json, of json lines, or of text, which is all that is neither."""
     if content[:2] in UTF_16:
@@ -186,8 +200,14 @@ def _ending_of(content: bytes) -> str:
             rows = json.loads(begin)
         except NOT_JSON:
             return TEXT
-        return ".json" if rows and all(isinstance(row, dict) for row in rows) else TEXT
-    if not begin.startswith(b"{"):
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise UserError(
+                "standard input is a JSON list whose items are not objects: write each text as "
+                '{"dialogue": ...}, or one text per line with --lines; a text that is a list goes in a file'
+            )
+        return ".json"
+    if not re.match(rb'\{\s*["}]', begin):
+        _warn_of_columns(begin)
         return TEXT
     try:
         json.loads(begin.splitlines()[0])

@@ -319,15 +319,21 @@ def _field(data: Any, name: str, path: Path) -> Any:
 def _by_column(data: dict[str, Any]) -> list[Row]:
     """Return the rows of an object that holds columns, as pandas writes by default; else no rows.
 
-    An object whose keys are numbers holds rows, if their own keys are names (`orient="index"`).
+    An object holds rows under their names (`orient="index"`) if its keys are numbers and theirs are not, or
+    if it has more keys than they have, some of which all of them share. `orient="split"` is read too.
     """
     values = list(data.values())
     if len(values) < 2:
         return []
-    if all(map(str.isdecimal, data)) and all(
-        isinstance(v, dict) and not any(map(str.isdecimal, v)) for v in values
-    ):
-        return values
+    names, cells = data.get("columns"), data.get("data")
+    if isinstance(names, list) and isinstance(cells, list) and all(map(_is_cells_of(names), cells)):
+        return [dict(zip(names, row, strict=True)) for row in cells]
+    if all(isinstance(v, dict) for v in values) and not any(map(split_named, data)):
+        keys = list(dict.fromkeys(key for v in values for key in v))
+        is_numbered = all(map(str.isdecimal, data))
+        shared = [key for key in keys if all(key in v for v in values)]
+        if not any(map(str.isdecimal, keys)) and (is_numbered or (shared and len(data) > len(keys) > 1)):
+            return values
     if all(isinstance(v, dict) and len(v) > 1 and v.keys() == values[0].keys() for v in values):
         columns = [[value[key] for key in values[0]] for value in values]
     elif all(isinstance(v, list) and len(v) == len(values[0]) > 1 for v in values):
@@ -337,6 +343,10 @@ def _by_column(data: dict[str, Any]) -> list[Row]:
     else:
         return []
     return [dict(zip(data, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _is_cells_of(names: list[Any]) -> Callable[[Any], bool]:
+    return lambda row: isinstance(row, list) and len(row) == len(names)
 
 
 def _line_of(error: Exception) -> str:
@@ -501,4 +511,7 @@ REMEDIES = {
     ".pkl": "; write its rows as jsonl: a pickle may run code when it is read",
     ".zip": "; unpack it",
     ".tar": "; unpack it",
+    ".tgz": "; unpack it",
+    ".7z": "; unpack it",
+    ".rar": "; unpack it",
 }

@@ -8,6 +8,7 @@ bootstrap resamples examples.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lora_hf.evaluation.rouge import group_scores, rouge_per_pair
 from lora_hf.evaluation.words import choose_tokenizer
 from lora_hf.scores import Score
 
+logger = logging.getLogger(__name__)
 FileScores = dict[str, Any]
 PREDICTION, REFERENCES = "prediction", ("references", "reference")
 """Columns of a run's predictions.jsonl, which need not be named."""
@@ -189,6 +191,10 @@ def _table(
             rows = [row | {name: cell(row, name)} for row in rows]
     if endings(path)[0] in CSV:
         lists = [{n: list_in(row[n]) for n in given if isinstance(row.get(n), str)} for row in rows]
+        n_lists = sum(any(isinstance(cell, list) for cell in own.values()) for own in lists)
+        if n_lists:
+            text = "%s: lists in %s are read as several references of a row (%s of %s rows)"
+            logger.info(text, path, in_words(given), f"{n_lists:,}", f"{len(rows):,}")
         rows = [row | own for row, own in zip(rows, lists, strict=True)]
     return rows, prediction, given
 

@@ -27,7 +27,7 @@ from lora_hf.run_records import Comparison
 from lora_hf.runs.start import report_unread
 
 ORDER: tuple[Method, ...] = ("base", "lora", "full")
-"""LoRA runs first: a target that matches nothing is found before the hours of full fine-tuning."""
+"""LoRA runs before full fine-tuning: what fails when it trains or saves shows in the shorter run."""
 REFERENCES = ("base", "lora")
 """Variants of a study that the others are compared with: times with the base's, scores with plain LoRA's."""
 
@@ -87,7 +87,7 @@ def _experiment(
     config = load_config(config_file, overrides, is_study, lambda found: all_finished(plan(found)))
     runs = plan(config)
     report_unread(overrides, [run.config.method for run in runs])
-    run_all(config_file, overrides, runs, kind)
+    runs = run_all(config_file, overrides, runs, kind)
     made = origin(verb, config_file, overrides) | dict(known or {})
     return write_report(kind, Path(config.output_dir), folders_of(runs), made)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,9 +23,10 @@ from lora_hf import terminal
 from lora_hf.config import RunConfig
 from lora_hf.errors import RunFailed, UserError
 from lora_hf.evaluation.metrics import Scoring
+from lora_hf.experiments.report import KINDS
 from lora_hf.files import PARTIAL
 from lora_hf.reporting.tables import with_interval
-from lora_hf.run_files import ENDS, STORE, comparison_folder
+from lora_hf.run_files import DIVERGED, ENDS, STORE, comparison_folder
 from lora_hf.run_records import interval_of, read_result, score_of
 from lora_hf.runs.run_dir import RunDirectory, finished_result
 
@@ -88,24 +89,48 @@ def origin(verb: str, config_file: str | Path, overrides: Sequence[str]) -> dict
 
 def run_all(
     config_file: str | Path, overrides: Sequence[str], runs: Sequence[PlannedRun], report: str
-) -> None:
+) -> list[PlannedRun]:
     """Run what is not finished, one after the other, after checking that all folders are free or theirs.
+
+    A variant whose training diverges is left out, unless the report cannot be without it: with the seeds that
+    did not diverge alone it would look better than it is.
 
     Args:
         config_file, overrides: common to all runs.
         runs: in order.
         report: the name, without its ends, of the files that will be written beside the runs.
 
+    Returns:
+        The runs of the variants that are finished.
+
     Raises:
-        UserError: a folder that holds something else, a run with other inputs, or a package that is missing.
+        UserError: a folder that holds something else, a run with other inputs, a package that is missing, a
+            method that does not fit the model, or every run that trains has diverged.
         RunFailed: a run failed; finished ones are kept.
     """
     check_root(runs[0].config, tuple(run.variant for run in runs), report)
-    run_each(config_file, overrides, runs)
+    diverged = run_each(config_file, overrides, runs, KINDS[report].needs)
+    finished = [run for run in runs if run.variant not in diverged]
+    if diverged and all(run.config.method == "base" for run in finished):
+        raise UserError(f"all of {', '.join(diverged)} have diverged: lower training.learning_rate")
+    return finished
 
 
-def run_each(config_file: str | Path, overrides: Sequence[str], runs: Sequence[PlannedRun]) -> None:
-    """`run_all` without checking the folder above the runs."""
+def run_each(
+    config_file: str | Path,
+    overrides: Sequence[str],
+    runs: Sequence[PlannedRun],
+    needed: Collection[str] | None = None,
+) -> list[str]:
+    """`run_all` without checking the folder above the runs.
+
+    Args:
+        config_file, overrides, runs: as there.
+        needed: variants whose divergence is an error; None stands for all.
+
+    Returns:
+        The other variants that have diverged.
+    """
     if any(run.config.training.get("push_to_hub") for run in runs):
         raise UserError(
             "training.push_to_hub=true: an experiment has several runs, a repository holds one; remove it, "
@@ -119,6 +144,12 @@ def run_each(config_file: str | Path, overrides: Sequence[str], runs: Sequence[P
             STORAGE_FORMATS[run.config.model.storage].check_package()
     for run in runs:
         RunDirectory(run.config).check()
+    unfinished = [run.config for run in runs if run.name not in finished]
+    if len(unfinished) > 1:  # one alone finds it as early by itself
+        from lora_hf.runs.run import check_outlines  # here: it imports PyTorch
+
+        check_outlines(unfinished)
+    diverged: list[str] = []
     for number, run in enumerate(runs, start=1):
         if run.name in finished:
             logger.info("[%d/%d] %s: already finished with the same inputs", number, len(runs), run.name)
@@ -126,8 +157,17 @@ def run_each(config_file: str | Path, overrides: Sequence[str], runs: Sequence[P
             if number > 1:
                 terminal.line("")
             logger.info("[%d/%d] %s -> %s", number, len(runs), run.name, run.config.output_dir)
-            run_process(run_command(config_file, overrides, run))
+            note = Path(run.config.output_dir) / DIVERGED
+            note.unlink(missing_ok=True)  # of an earlier try, which may have had another end
+            try:
+                run_process(run_command(config_file, overrides, run))
+            except RunFailed:
+                if needed is None or run.variant in needed or not note.is_file():
+                    raise
+                logger.warning("%s has diverged: the report leaves %s out", run.name, run.variant)
+                diverged.append(run.variant)
         _report_score(run)
+    return list(dict.fromkeys(diverged))
 
 
 def _report_score(run: PlannedRun) -> None:

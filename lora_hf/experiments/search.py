@@ -20,7 +20,7 @@ TRIAL = "trial-"
 SPACE = "space"
 """User attribute of the stored study: its space; and of a trial: its point."""
 logger = logging.getLogger(__name__)
-Run = Callable[[str, Point], None]
+Run = Callable[[str, Point], object]
 
 
 def search(config: RunConfig, run: Run, is_new: bool = False) -> dict[str, Point]:

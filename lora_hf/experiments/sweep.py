@@ -63,7 +63,8 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
         runs, points = _run_search(config, config_file, overrides)
     else:
         runs, points = plan_grid(config)
-        run_all(config_file, overrides, runs, SWEEP)
+        runs = run_all(config_file, overrides, runs, SWEEP)
+        points = {run.variant: points[run.variant] for run in runs if run.variant in points}
     known = origin("sweep", config_file, overrides) | {"points": points}
     return write_report(SWEEP, Path(config.output_dir), folders_of(runs), known)
 
@@ -103,6 +104,7 @@ def _run_search(
     config: RunConfig, config_file: str | Path, overrides: Sequence[str]
 ) -> tuple[list[PlannedRun], dict[str, Point]]:
     from lora_hf.experiments.search import TRIAL, search, stored_points
+    from lora_hf.runs.run import check_outlines  # here: it imports PyTorch
 
     base = plan_base(config)
     check_root(base[0].config, (BASE, TRIAL), SWEEP)
@@ -110,6 +112,9 @@ def _run_search(
         stored = plan_trials(config, stored_points(config))
         for run in stored:  # all of them before the base is run
             RunDirectory(run.config).check()
+        if not (all_finished(base) or stored):
+            swept = with_grid(config)  # of ranges, both ends
+            check_outlines(with_variant(swept, name) for name in swept.variants)
         run_each(config_file, overrides, base)
         points = search(
             config,

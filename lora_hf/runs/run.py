@@ -5,7 +5,7 @@ or, once trained, at the scoring.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -95,7 +95,8 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_push(config)
     check_training_settings(config)
     check_base_of(config)
-    _check_outline(config)
+    if _asks_of_outline(config):
+        check_outlines([config])
     Scoring.of_config(config).check()
     tokenizer = load_tokenizer(config.model)
     check_run_lengths(config)
@@ -116,12 +117,29 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     return Run(config, directory.path, tokenizer, data, model, retention)
 
 
-def _check_outline(config: RunConfig) -> None:
-    """Check what the model's architecture has to support, where a config asks for it, without its weights."""
+OF_THE_LAYERS = ("optim_target_modules", *CHECKPOINTING)
+"""Fields of `training` that not every architecture fits."""
+
+
+def _asks_of_outline(config: RunConfig) -> bool:
+    """Return whether a config asks for what not every architecture has, beside targets."""
     lora = config.lora
     asks = [lora.init_lora_weights not in SHAPE_ONLY, lora.layer_replication, config.model.quantize_wo]
-    asks += map(config.training.get, ("optim_target_modules", *CHECKPOINTING))
-    if config.method != "base" and any(asks):
+    return any((*asks, *map(config.training.get, OF_THE_LAYERS)))
+
+
+def check_outlines(configs: Iterable[RunConfig]) -> None:
+    """Check what the model's architecture has to support for runs, without its weights.
+
+    Raises:
+        UserError: targets match no layer, or as `check_fit`.
+    """
+    distinct: dict[str, RunConfig] = {}
+    for config in configs:
+        if config.method != "base":
+            fields = config.model_dump(include={"method", "model", *ADDED_WEIGHTS})
+            distinct[repr((fields, *map(config.training.get, OF_THE_LAYERS)))] = config
+    for config in distinct.values():
         with outline(config, settings_of(config.model), torch.float32, is_run=False) as model:
             check_fit(config, model)
 

@@ -556,6 +556,25 @@ def test_rows_under_their_numbers_are_rows(tmp_path):
     assert [one.dialogue for one in found] == [TALK, "B: Yo"]
 
 
+ROW = {"dialogue": TALK, "summary": GIST}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {name: ROW for name in "abc"},
+        {"a": ROW, "b": ROW, "c": ROW, "d": ROW | {"topic": "greeting"}},
+        {"columns": [*ROW], "index": [0, 1, 2], "data": [[*ROW.values()]] * 3},
+    ],
+    ids=["index", "a row with a field more", "split"],
+)
+def test_rows_of_json_under_their_names_or_beside_their_columns_are_rows(content, tmp_path):
+    (tmp_path / "talks.json").write_text(json.dumps(content))
+    rows = read_rows(tmp_path / "talks.json")
+    assert len(rows) == len(content.get("index", content))
+    assert all(row["dialogue"] == TALK and row["summary"] == GIST for row in rows)
+
+
 def test_columns_of_json_are_joined_by_their_keys(tmp_path):
     """Pandas may write the rows of two columns in another order."""
     columns = {"dialogue": {"1": "A: One", "0": "A: Zero"}, "summary": {"0": "zero", "1": "one"}}

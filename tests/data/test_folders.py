@@ -75,6 +75,11 @@ def test_two_files_that_are_not_shards_are_not_guessed_between(tmp_path, names):
         (["a.xlsx"], "none of its files can be read: a.xlsx; save the sheet as csv (UTF-8)"),
         (["train.source", "train.target"], "set data.parallel_files: [source, target], source first"),
         (["notes.md"], "none of its files can be read: notes.md"),
+        (["talks.tgz"], "none of its files can be read: talks.tgz; unpack it"),
+        (
+            ["train-00000-of-00002.jsonl", "train-00001-of-00002.csv"],
+            "data.data_files: {train: [train-00000-of-00002.jsonl, train-00001-of-00002.csv]}",
+        ),
     ],
 )
 def test_a_folder_of_other_files_names_them_and_what_makes_rows_of_them(tmp_path, names, expected):

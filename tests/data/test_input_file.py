@@ -37,6 +37,7 @@ def test_every_file_that_trains_is_predicted_too_with_its_ids(shape, tmp_path):
         (b"A: Hi\nB: Bye\n", False, ["A: Hi\nB: Bye"]),
         (b"A: Hi\r\nB: Bye", True, ["A: Hi", "B: Bye"]),
         (b"[Ann] Hi", False, ["[Ann] Hi"]),
+        (b"{Ann}: Hi", False, ["{Ann}: Hi"]),
         (b'\xef\xbb\xbf{"dialogue": "A: Hi"}\n{"dialogue": "B"}\n', False, ["A: Hi", "B"]),
         (b'[{"article": "A: Hi"}]', False, ["A: Hi"]),
         (b'{\n "dialogue": "A: Hi"}', False, ["A: Hi"]),
@@ -61,6 +62,22 @@ def test_the_remedy_names_the_cause_in_a_file_that_is_nearly_readable(tmp_path, 
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=said):
         read_file(tmp_path / name, DataConfig())
+
+
+def test_rows_on_standard_input_that_are_taken_as_one_text_are_said(monkeypatch, caplog):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"id;dialogue\n1;A: Hi\n")))
+    assert len(read_file(STANDARD_INPUT, DataConfig())) == 1
+    (said,) = caplog.messages
+    assert "looks like rows with the columns id, dialogue, and is taken as one text" in said
+
+
+@pytest.mark.parametrize("content", [b'["A: Hi", "B"]', b"[]", b'[{"dialogue": "A"}, 3]'])
+def test_a_list_on_standard_input_holds_objects(monkeypatch, content):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    with pytest.raises(
+        UserError, match='items are not objects: write each text as {"dialogue": ...}, or one'
+    ):
+        read_file(STANDARD_INPUT, DataConfig())
 
 
 def test_an_error_of_standard_input_names_it(monkeypatch):

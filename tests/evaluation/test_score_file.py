@@ -110,6 +110,13 @@ def test_the_order_of_dialogues_and_repeated_runs_do_not_change_the_scores(tmp_p
     )
 
 
+def test_lists_in_csv_are_said_to_be_references(tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [{"made": "a", "human": '["a", "b"]'}, {"made": "a", "human": "a"}]
+    score_file(file := write(tmp_path, rows), "made", "human")
+    assert f"{file}: lists in human are read as several references of a row (1 of 2 rows)" in caplog.messages
+
+
 def test_numbers_count_as_the_text_they_look_like(tmp_path):
     rows = [{"made": 42, "human": "42 is the answer"}, {"made": "007", "human": 7}]
     scores = {

@@ -19,6 +19,7 @@ from lora_hf.errors import NotWritten, RunFailed, UserError
 from lora_hf.evaluation.metrics import ScoreValues, Scoring
 from lora_hf.experiments import runner
 from lora_hf.experiments import sweep as sweeping
+from lora_hf.experiments.compare import compare
 from lora_hf.experiments.search import kept_score, search
 from lora_hf.experiments.summary import plateau, series_of
 from lora_hf.files import write_json
@@ -182,6 +183,72 @@ def runs_of_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 SEARCH = ["sweep.space={training.learning_rate: {low: 1e-4, high: 1e-2, log: true}}", "sweep.trials=2"]
+
+
+GRID = ["sweep.space={training.learning_rate: ['1e-3', 1.0e-2, 1.0e-1]}"]
+
+
+def test_values_that_diverge_are_left_out_of_a_grid_and_tried_again(
+    config_file: Path,
+    runs_of_files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    diverging, run = ["0.01"], runner.run_process
+    status = 2
+
+    def run_process(command: list[str]) -> None:
+        config = load_config(command[5], command[6:])
+        if config.training["learning_rate"] in map(float, diverging) and config.method != "base":
+            RunDirectory(config).prepare({}, sources_of(config))
+            if status == 2:
+                write_json(Path(config.output_dir) / DIVERGED, {"error": "step 3: the loss is nan"})
+            raise RunFailed(status)
+        run(command)
+
+    monkeypatch.setattr(runner, "run_process", run_process)
+    record = sweeping.sweep(config_file, GRID)
+    assert [*record["points"]] == ["learning_rate-1e-3", "learning_rate-0_1"]
+    says = "learning_rate-0_01 has diverged: the report leaves learning_rate-0_01 out"
+    assert says in caplog.messages and runs_of_files == ["base", *record["points"]]
+    status = 1  # stopped by something else
+    with pytest.raises(RunFailed):
+        sweeping.sweep(config_file, GRID)
+    diverging.clear()
+    assert len(sweeping.sweep(config_file, GRID)["points"]) == 3 and runs_of_files[3:] == [
+        "learning_rate-0_01"
+    ]
+
+
+def test_a_grid_in_which_all_diverges_is_an_error(
+    config_file: Path, runs_of_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runner.run_process
+
+    def run_process(command: list[str]) -> None:
+        config = load_config(command[5], command[6:])
+        if config.method == "base":
+            return run(command)
+        write_json(Path(config.output_dir) / DIVERGED, {"error": "step 3: the loss is nan"})
+        raise RunFailed(2)
+
+    monkeypatch.setattr(runner, "run_process", run_process)
+    with pytest.raises(UserError, match="have diverged: lower training.learning_rate"):
+        sweeping.sweep(config_file, GRID)
+    with pytest.raises(RunFailed):  # a comparison needs each of its runs
+        compare(config_file, [f"output_dir={config_file.parent / 'compared'}"])
+
+
+@pytest.mark.parametrize("trials", [[], ["sweep.trials=2"]])
+def test_a_target_that_no_layer_has_is_found_before_the_first_run(
+    config_file: Path, runs_of_files: list[str], trials: list[str]
+) -> None:
+    axis = "sweep.space={lora.target_modules: [[q, v], [query]]}"
+    with pytest.raises(UserError, match=r"\['query'\] matched no layer"):
+        sweeping.sweep(config_file, [axis, *trials])
+    with pytest.raises(UserError, match=r"\['query'\] matched no layer"):
+        compare(config_file, ["lora.target_modules=[query]"])
+    assert not runs_of_files
 
 
 def test_a_trial_that_diverges_counts_as_failed_and_is_not_run_again(
