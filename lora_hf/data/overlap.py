@@ -1,11 +1,12 @@
 """Count the dialogues that are in more than one split, before a model trains on what it is scored on.
 
-Whitespace and case are ignored, and compatibility characters are equal (Unicode's NFKC): T5's tokenizer reads
-a line break as a space, and 47 of DialogSum's 500 validation dialogues repeat a training dialogue with other
-spaces. Dialogues are compared by hash, 8 bytes each, so that a split that is read during
-training is not held in memory.
+Whitespace, case and characters without a shape are ignored, and compatibility characters are equal (Unicode's
+NFKC): T5's tokenizer reads a line break as a space, and 47 of DialogSum's 500 validation dialogues repeat a
+training dialogue with other spaces. Dialogues are compared by hash, 8 bytes each, so that a split that is
+read during training is not held in memory.
 """
 
+import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
@@ -22,10 +23,13 @@ from lora_hf.errors import few
 MOST_SHARED = 0.01
 """Share of a split's dialogues from which on its scores no longer measure unseen dialogues."""
 REMEDY = "remove them from one of the splits: scores on text that was trained on are too high"
-SPACES = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
-"""The whitespace of ASCII as Python defines it; NFKC makes spaces of the others."""
-
-
+SPACES = bytes([*range(0x21), 0x7F])
+"""The whitespace and the control characters of ASCII; NFKC makes spaces of the other whitespace."""
+UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+"""Characters without a shape (Unicode's Default_Ignorable_Code_Point): T5's tokenizer drops most of them, and
+copies of a text may have them or not."""
 NONE_SHARED = "no %s is in more than one split"
 
 
@@ -63,8 +67,8 @@ def dialogue_key(dialogue: str) -> int:
 
 
 def plain_text(dialogue: str) -> bytes:
-    """Return a dialogue without whitespace and case, with compatibility characters made equal."""
-    text = dialogue if dialogue.isascii() else unicodedata.normalize("NFKC", dialogue)
+    """Return a dialogue without whitespace, case and characters that have no shape, and as NFKC has it."""
+    text = dialogue if dialogue.isascii() else UNSEEN.sub("", unicodedata.normalize("NFKC", dialogue))
     return text.casefold().encode().translate(None, SPACES)
 
 

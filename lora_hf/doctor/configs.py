@@ -44,7 +44,7 @@ from lora_hf.training.arguments import (
     check_dtype,
     check_full_batches,
     check_training_settings,
-    unfinished_warmup,
+    doubtful_schedule,
 )
 from lora_hf.training.stored_base import check_stored_base
 
@@ -175,7 +175,7 @@ def batches(fields: RunConfig, tokens: Rows | None) -> Findings:
     for name, run in runs_of(fields).items():
         with named(name):
             check_full_batches(run, tokens)
-        if short := unfinished_warmup(run, tokens):
+        if short := doubtful_schedule(run, tokens):
             yield fault(f"{name}{short[0]}", short[1])
     yield ok("the training split has enough rows for a full batch")
 

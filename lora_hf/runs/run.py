@@ -52,7 +52,7 @@ from lora_hf.runs.lock import run_lock
 from lora_hf.runs.run_dir import MODEL_SETTINGS, UNCHANGED, RunDirectory, sources_of
 from lora_hf.saved.push import check_push, push_run
 from lora_hf.system import check_torch_state, device_name, peak_memory_mib, pick_device, versions
-from lora_hf.training.arguments import check_full_batches, check_training_settings, unfinished_warmup
+from lora_hf.training.arguments import check_full_batches, check_training_settings, doubtful_schedule
 from lora_hf.training.nan_guard import Diverged
 from lora_hf.training.registry import ADDED_WEIGHTS
 from lora_hf.training.stored_base import check_base_of
@@ -108,7 +108,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
         logger.log(terminal.level_once(lost.text, logging.WARNING), "%s. Remedy: %s", lost.text, REMEDY)
     data.warnings.extend([lost.text] * lost.is_fault)
     check_full_batches(config, data.train)
-    if short := unfinished_warmup(config, data.train):
+    if short := doubtful_schedule(config, data.train):
         logger.warning("%s; %s", *short)
     retention = load_retention(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import GradientAccumulationPlugin
 from torch.utils.checkpoint import checkpoint
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from lora_hf.config import RunConfig
@@ -280,6 +281,18 @@ def check_accelerator(given: dict[str, Any] | str | None) -> None:
             f"training.accelerator_config={shown(given)}: there is no field {name!r}; its fields are "
             f"{', '.join(known)}.{did_you_mean(str(name), known)}"
         )
+    of_accumulation = held.get("gradient_accumulation_kwargs") or {}
+    if not isinstance(of_accumulation, Mapping) or "num_steps" in of_accumulation:
+        raise UserError(
+            f"training.accelerator_config={shown(given)}: instead of gradient_accumulation_kwargs, set "
+            "training.gradient_accumulation_steps"
+        )
+    try:
+        GradientAccumulationPlugin(**of_accumulation)
+    except TypeError as error:
+        raise UserError(
+            f"training.accelerator_config={shown(given)}: gradient_accumulation_kwargs: {first_line(error)}"
+        ) from error
 
 
 def check_checkpointing(training: Mapping[str, Any]) -> None:
@@ -354,24 +367,63 @@ def check_full_batches(config: RunConfig, rows: Sized) -> None:
             )
 
 
-def unfinished_warmup(config: RunConfig, rows: Sized) -> tuple[str, str] | None:
-    """Return what a run loses whose warm-up has as many steps as itself, and the remedy; None if it ends.
+def doubtful_schedule(config: RunConfig, rows: Sized) -> tuple[str, str] | None:
+    """Return how the learning rate of a run differs from what its config says, and the remedy; None if not.
 
-    `warmup_steps: 500` is copied with the rest of a script, and a small data set is trained in fewer steps.
+    `warmup_steps: 500` or `num_decay_steps: 1000` is copied with the rest of a script, and a small data set
+    is trained in fewer steps.
 
     Args:
         config: the run's.
         rows: the training split; the steps of one that is streamed from the Hub are unknown.
     """
-    given, steps = config.training.get("warmup_steps") or 0, steps_of(config.training, rows)
-    if config.method == "base" or not given or steps is None:
+    training = config.training
+    given, steps = training.get("warmup_steps") or 0, steps_of(training, rows)
+    if config.method == "base" or steps is None:
         return None
-    warmup = given if given >= 1 else math.ceil(steps * given)
-    if warmup < steps:
+    warmup = int(given) if given >= 1 else math.ceil(steps * given)
+    if given and warmup >= steps:
+        least = f"the learning rate only reaches {(steps - 1) / warmup:.0%} of training.learning_rate"
+        title = f"training.warmup_steps={given:g} is not below the run's {counted(steps, 'step')}: {least}"
+        return title, "lower it (0.1 is a tenth of the steps), or train longer"
+    rates = _rates(training, warmup, steps)
+    if not rates:
         return None
-    least = f"the learning rate only reaches {(steps - 1) / warmup:.0%} of training.learning_rate"
-    title = f"training.warmup_steps={given:g} is not below the run's {counted(steps, 'step')}: {least}"
-    return title, "lower it (0.1 is a tenth of the steps), or train longer"
+    field = "lr_scheduler_kwargs" if training.get("lr_scheduler_kwargs") else "lr_scheduler_type"
+    run = f"in the run's {counted(steps, 'step')} the learning rate"
+    title = f"training.{field}={shown(training.get(field))}: {run}"
+    if max(rates) < LEAST_PEAK:
+        return f"{title} only reaches {max(rates):.2g} of training.learning_rate", FITTING_STEPS
+    if max(rates) > MOST_PEAK:
+        least = "give a least rate below training.learning_rate"
+        return f"{title} rises to {max(rates):,.4g} times training.learning_rate", least
+    decays = training.get("lr_scheduler_type") == "warmup_stable_decay"
+    if decays and rates[-1] == 1 and (training.get("lr_scheduler_kwargs") or {}).get("min_lr_ratio") != 1:
+        return f"{title} does not decay", FITTING_STEPS
+    return None
+
+
+LEAST_PEAK, MOST_PEAK = 0.5, 1.001
+"""Largest rates of a run, as parts of its `learning_rate`, between which a schedule is as meant."""
+FITTING_STEPS = "give numbers of steps that fit into the run, or train longer"
+LOOKED_AT = 1000
+"""Steps of a run at which the rate is looked at, besides the first ones."""
+
+
+def _rates(training: Mapping[str, Any], warmup: int, steps: int) -> list[float]:
+    """Return the learning rate at steps of a run, as parts of the config's; none if it depends on losses."""
+    known = {field.name: field.default for field in fields(Seq2SeqTrainingArguments)}
+    rate = float(training.get("learning_rate", known["learning_rate"]))
+    schedule = get_scheduler(
+        training.get("lr_scheduler_type", known["lr_scheduler_type"]),
+        torch.optim.SGD([torch.zeros(1)], lr=rate),
+        warmup,
+        steps,
+        training.get("lr_scheduler_kwargs") or None,
+    )
+    spread = range(0, steps, max(1, steps // LOOKED_AT))
+    taken = sorted({*spread, *range(warmup, min(warmup + 2, steps)), steps - 1})
+    return [by_step(step) for by_step in getattr(schedule, "lr_lambdas", ())[:1] for step in taken]
 
 
 def check_dtype(dtype: torch.dtype) -> None:

@@ -96,6 +96,7 @@ def test_the_limits_of_a_run_decide_what_is_compared(
         ("A: Hi.\nB: Bye.", "a: hi.\nb: BYE.", True),
         ("A: Hi\u00a0Bob.", "A: Hi Bob.", True),
         ("A: ﬁne…", "A: fine...", True),  # compatibility characters
+        ("\ufeffA: Hi\u200e\x01", "A: Hi", True),  # T5's tokenizer drops them
         ("A: Hi.", "A: Hi!", False),
         ("A: Hi.", "B: Hi.", False),
     ],

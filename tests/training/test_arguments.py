@@ -58,6 +58,14 @@ LATE: dict[str, tuple[list[str], str]] = {
         ["gradient_checkpointing_kwargs=reentrant"],
         "training.gradient_checkpointing_kwargs='reentrant' must be a mapping",
     ),
+    "steps of accelerate": (
+        ["accelerator_config={gradient_accumulation_kwargs: {num_steps: 4}}"],
+        "instead of gradient_accumulation_kwargs, set training.gradient_accumulation_steps",
+    ),
+    "accumulation of accelerate, misspelled": (
+        ["accelerator_config={gradient_accumulation_kwargs: {step: 4}}"],
+        "unexpected keyword argument 'step'",
+    ),
     "liger": (["use_liger_kernel=true"], "training.use_liger_kernel=true would have no effect"),
     "lists of batches": (
         ["eval_do_concat_batches=false"],
@@ -303,7 +311,12 @@ def test_a_setting_that_this_machine_or_a_library_lacks_is_one_error(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"accelerator_config": {"split_batches": True, "gradient_accumulation_kwargs": {"num_steps": 2}}},
+        {
+            "accelerator_config": {
+                "split_batches": True,
+                "gradient_accumulation_kwargs": {"sync_each_batch": True},
+            }
+        },
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     ],
@@ -480,6 +493,29 @@ def test_a_warmup_that_does_not_end_within_the_run_is_a_warning_and_a_fault(
     findings = list(configs.batches(load_config({"training": training}), range(rows)))
     assert [finding.state for finding in findings] == ["fault"] * bool(expected) + ["ok"]
     assert expected in findings[0].title
+
+
+@pytest.mark.parametrize(
+    ("schedule", "given", "expected"),
+    [
+        ("warmup_stable_decay", {"num_decay_steps": 1000}, "only reaches 0.00025 of training.learning_rate"),
+        ("warmup_stable_decay", {"num_decay_steps": 5, "num_stable_steps": 20}, "does not decay"),
+        ("warmup_stable_decay", {"num_decay_steps": 5}, ""),
+        ("warmup_stable_decay", {"num_decay_steps": 5, "min_lr_ratio": 1.0}, ""),
+        ("cosine_with_min_lr", {"min_lr": 1.0}, "rises to .* times training.learning_rate"),
+        ("cosine_with_min_lr", {"min_lr_rate": 2}, "rises to 1.976 times training.learning_rate"),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.1}, ""),
+        *((name, {}, "") for name in ("linear", "cosine", "polynomial", "inverse_sqrt", "constant")),
+        *((name, {}, "") for name in ("cosine_with_restarts", "constant_with_warmup")),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_run_s_steps_is_a_warning_and_a_fault(
+    schedule: str, given: dict[str, float], expected: str
+) -> None:
+    training = {"max_steps": 10, "lr_scheduler_type": schedule, "lr_scheduler_kwargs": given}
+    findings = list(configs.batches(load_config({"training": training}), range(40)))
+    assert [finding.state for finding in findings] == ["fault"] * bool(expected) + ["ok"]
+    assert re.search(expected, findings[0].title)
 
 
 def test_a_run_warns_of_a_warmup_that_does_not_end(
