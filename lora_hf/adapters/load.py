@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def load_adapter(
             replicate_layers(model, config.layer_replication, is_saved=True)
         config = _config_of_file(model, saved)
         tensors = saved.read_weights(lambda shapes: _check_fit(model, config, shapes, saved))
-        tensors = {name: tensors[key] for key, name in _own_keys(model, tensors).items()}
+        tensors = {name: tensors[key] for key, name in _own_keys(model, tensors, saved).items()}
         if not saved.manifest:
             config, tensors = _without_uncalled(model, config, tensors, folder)
         beside = embedding_keys(model, tensors.keys() - expected_shapes(model, config).keys())
@@ -129,7 +129,7 @@ def _compare_codes(model: nn.Module, adapter_name: str, saved: SavedAdapter) -> 
 
 def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, saved: SavedAdapter) -> None:
     """Compare the names and shapes of a file with those that the model needs; errors as `load_adapter`."""
-    shapes = {name: shapes[key] for key, name in _own_keys(model, shapes).items()}
+    shapes = {name: shapes[key] for key, name in _own_keys(model, shapes, saved).items()}
     _refuse_copies_by_place(model, config, shapes, saved.folder)
     expected = expected_shapes(model, config)
     beside = embedding_keys(model, shapes.keys() - expected.keys())
@@ -158,18 +158,35 @@ def _check_fit(model: nn.Module, config: LoraConfig, shapes: Shapes, saved: Save
         ) from None
 
 
-def _own_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
+def _own_keys(model: nn.Module, keys: Iterable[str], saved: SavedAdapter) -> dict[str, str]:
     """Return `plain_keys`, without what PEFT adds where it saves embeddings beside `modules_to_save`.
 
     It then writes the wrapper of such a layer too: the original, and the trained copy for the second time.
+    Adapters of `_uncalled` embeddings are left out as well.
     """
     plain = plain_keys(model, keys)
     names = set(plain.values())
+    uncalled = _uncalled(model, saved, names)
     return {
         key: name
         for key, name in plain.items()
-        if not (_BESIDE.search(name) and _BESIDE.sub(".", name) in names)
+        if not (_BESIDE.search(name) and _BESIDE.sub(".", name) in names) and _layer_of(name) not in uncalled
     }
+
+
+def _uncalled(model: nn.Module, saved: SavedAdapter, keys: Collection[str]) -> set[str]:
+    """Return the embeddings with an adapter in PEFT's file at a place that the model never calls.
+
+    T5 calls `shared` in its stacks, under other names. In PEFT such an adapter changes no output.
+    """
+    if saved.manifest:
+        return set()
+    return {_layer_of(key) for key in keys if _PART.search(key)}.intersection(layers_in_stacks(model))
+
+
+def _layer_of(key: str) -> str:
+    """Return the layer of an adapter's tensor; other keys without PEFT's prefix."""
+    return _PART.split(key.removeprefix(PREFIX))[0]
 
 
 def _refuse_copies_by_place(model: nn.Module, config: LoraConfig, shapes: Shapes, folder: Path) -> None:
@@ -215,7 +232,11 @@ def _without_uncalled(
 
 
 def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
-    """Return the configuration of a saved adapter; of two ways to read it, the one that fits the file."""
+    """Return the configuration of a saved adapter; of two ways to read it, the one that fits the file.
+
+    Layers that `target_modules` matches are left out if PEFT gave them no adapter, or one without effect: those
+    that it copied as a whole, and embeddings that the model does not call at that place.
+    """
     config, keys = saved.config, plain_keys(model, saved.shapes).values()
     names = [name for name, _ in own_modules(model)]
     if config.modules_to_save:  # PEFT reads `layer_norm` as the end of `final_layer_norm` too
@@ -227,8 +248,24 @@ def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
             and any(key.startswith(f"{PREFIX}{name}.") for key in keys)
         ]
         config = replace(config, modules_to_save=(*config.modules_to_save, *more))
+    adapted_in_file = {_layer_of(key) for key in keys if _PART.search(key)}
+    copied = {
+        name
+        for name in names
+        if name_matches(config.modules_to_save, name)
+        and name_matches(config.target_modules, name)
+        and name not in adapted_in_file
+    }
+    if uncalled := _uncalled(model, saved, keys):
+        logger.warning(
+            "%s: its adapter of %s is left out: PEFT has it where the model does not call the embeddings, "
+            "without effect",
+            *(saved.folder, few(sorted(uncalled))),
+        )
+    if copied | uncalled:
+        config = _excluding(config, copied | uncalled)
     if config.layers_to_transform is not None:
-        in_file = {_PART.split(key.removeprefix(PREFIX))[0] for key in keys if _PART.search(key)}
+        in_file = {_layer_of(key) for key in keys if _PART.search(key)}
         every = find_targets(model, replace(config, layers_to_transform=None), strict=False)
         chosen = config.layers_to_transform
         whole = set(config.target_modules).intersection(every)  # full names are targets in any block
@@ -242,6 +279,14 @@ def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
         if in_file in (by_last | whole, by_block | whole) and in_file != by_block:
             config = replace(config, target_modules=tuple(sorted(in_file)), layers_to_transform=None)
     return config
+
+
+def _excluding(config: LoraConfig, names: Collection[str]) -> LoraConfig:
+    """Return the configuration without layers of these full names."""
+    old = config.exclude_modules
+    if isinstance(old, str):
+        return replace(config, exclude_modules="|".join([f"(?:{old})", *map(re.escape, sorted(names))]))
+    return replace(config, exclude_modules=(*old, *sorted(names)))
 
 
 class _SavedInit:

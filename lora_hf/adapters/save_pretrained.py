@@ -9,6 +9,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -73,30 +74,26 @@ class SavePretrained:
     def __reduce__(self) -> Any:
         return SavePretrained, (self.model,)
 
-    def __call__(
-        self,
-        save_directory: str | Path,
-        *args: Any,
-        state_dict: dict[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Save the plain model with the merged weights, as Transformers' method of this name does.
 
         Args:
             save_directory: target folder.
-            args, kwargs: the other arguments of that method.
-            state_dict: the model's, gathered by the caller; None takes it here.
+            args, kwargs: the other arguments of that method. A `state_dict` is the model's, gathered by the
+                caller.
 
         Raises:
             UserError: the plain model would not write what this one does; nothing is written.
         """
         model = self.model
         check_plain(model)
-        if state_dict is not None:
-            state_dict = plain_state(model, state_dict)
+        method = getattr(type(model), NAME)
+        given = signature(method).bind(model, save_directory, *args, **kwargs)
+        if (state := given.arguments.get("state_dict")) is not None:
+            given.arguments["state_dict"] = plain_state(model, state)
         keep_savable(model)
         with as_plain(model):
-            return getattr(type(model), NAME)(model, save_directory, *args, state_dict=state_dict, **kwargs)
+            return method(*given.args, **given.kwargs)
 
 
 def check_plain(model: nn.Module) -> None:

@@ -14,6 +14,8 @@ NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Schedules that Transformers makes without `warmup_steps`."""
 METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow `metric_for_best_model`."""
+LEAST_EPSILON = 1e-37
+"""Smallest `adam_epsilon` that float32 does not round to 0."""
 NO_SCHEDULE_FIELDS = ("constant", "constant_with_warmup")
 """Schedules that Transformers makes without `lr_scheduler_kwargs`."""
 TRIED_STEPS = 1000
@@ -157,6 +159,11 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "max_steps", "must be a number of steps, or -1 to train for num_train_epochs"
     if get("learning_rate") == 0:
         yield "learning_rate", "trains nothing: choose a rate above 0, or use method: base"
+    if get("adam_epsilon", 1) < LEAST_EPSILON:
+        yield (
+            "adam_epsilon",
+            "makes 0/0 of a gradient of 0, as A's is in the first step; the usual is 1e-8",
+        )
     if get("num_train_epochs") == 0 and get("max_steps", -1) < 1:
         yield "num_train_epochs", "trains nothing: set it above 0, or use method: base"
     delay, strategy, steps = get("eval_delay") or 0, get("eval_strategy", "no"), get("max_steps", -1)

@@ -39,6 +39,7 @@ from lora_hf.models.storage import STORAGE_FORMATS
 from lora_hf.planning.fake_model import check_fit, count_weights, outline, settings_of, targets_of
 from lora_hf.planning.plan import Plan, Rows, needs_less, plan_step
 from lora_hf.reporting.tables import ON_TOP, bytes_cell
+from lora_hf.saved.push import check_push
 from lora_hf.system import pick_device, resolve_dtype
 from lora_hf.training.arguments import (
     check_dtype,
@@ -118,6 +119,7 @@ def training(fields: RunConfig, dtype: None) -> Findings:
     for name, run in runs_of(fields).items():
         with named(name):
             arguments = check_training_settings(run)
+            check_push(run)
         trackers |= set((arguments.report_to if arguments else None) or ())
     yield ok(f"accepted by Transformers; metrics go to {', '.join(sorted(trackers)) or 'the log only'}")
 

@@ -315,6 +315,10 @@ def check_checkpointing(training: Mapping[str, Any]) -> None:
                 ) from error
 
 
+OF_PACKAGES = {"onnxrt": "onnxruntime", "openxla": "torch_xla", "tvm": "tvm"}
+"""Backends of `torch.compile` that PyTorch lists also where the module that they import is missing."""
+
+
 def check_compiler(backend: str | None) -> None:
     """Check that PyTorch has the backend of `torch_compile_backend`.
 
@@ -325,11 +329,13 @@ def check_compiler(backend: str | None) -> None:
     from torch._dynamo.exc import InvalidBackend
 
     try:
-        lookup_backend((backend or "inductor").lower())
+        lookup_backend(name := (backend or "inductor").lower())
+        if name in OF_PACKAGES and find_spec(OF_PACKAGES[name]) is None:
+            raise ImportError(OF_PACKAGES[name])
     except (InvalidBackend, ImportError) as error:
         raise UserError(
             f"training.torch_compile_backend={backend!r} is not installed; this PyTorch has "
-            f"{', '.join(list_backends())}"
+            f"{', '.join(one for one in list_backends() if find_spec(OF_PACKAGES.get(one, 'torch')))}"
         ) from error
 
 

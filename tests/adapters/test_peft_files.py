@@ -323,6 +323,29 @@ def test_a_copy_of_shared_is_read_as_peft_does_which_the_model_never_calls(make:
     assert torch.allclose(some_logits(load_adapter(make(), tmp_path)), theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [make_t5, untied_bart, make_bart])
+@pytest.mark.parametrize("targets", [["q", "q_proj", "shared"], r".*(q|q_proj|shared)"])
+def test_an_adapter_of_shared_is_read_as_peft_does_which_the_model_never_calls(
+    make: Any, targets: Any, tmp_path: Path
+) -> None:
+    theirs = by_peft(tmp_path / "peft", make, target_modules=targets)
+    ours = load_adapter(make(), tmp_path / "peft")
+    assert torch.allclose(some_logits(ours), theirs, atol=1e-5)
+    save_adapter(ours, tmp_path / "again")
+    for read in (load_adapter, peft.PeftModel.from_pretrained):
+        assert torch.allclose(some_logits(read(make(), tmp_path / "again")), theirs, atol=1e-5)
+
+
+def test_a_layer_that_peft_copied_as_a_whole_although_it_is_a_target_is_read_so(tmp_path: Path) -> None:
+    fields = {"target_modules": ["q", "lm_head"], "modules_to_save": ["lm_head"]}
+    theirs = by_peft(tmp_path / "peft", make_t5, **fields)
+    ours = load_adapter(make_t5(), tmp_path / "peft")
+    assert torch.allclose(some_logits(ours), theirs, atol=1e-5)
+    save_adapter(ours, tmp_path / "again")
+    for read in (load_adapter, peft.PeftModel.from_pretrained):
+        assert torch.allclose(some_logits(read(make_t5(), tmp_path / "again")), theirs, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [make_t5, untied_bart])
 def test_embeddings_that_an_adapter_trains_in_all_places_have_this_effect_in_peft_too(
     make: Any, tmp_path: Path

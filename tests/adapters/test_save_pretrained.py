@@ -107,8 +107,11 @@ def test_a_compiled_model_is_saved_as_the_plain_one(batch: dict, tmp_path: Path)
 def test_a_state_dict_that_the_caller_gathered_gets_plain_names(batch: dict, tmp_path: Path) -> None:
     model = adapted(modules_to_save=["lm_head"])
     merge_adapters(model)
-    model.save_pretrained(tmp_path, state_dict=model.state_dict())
-    assert torch.equal(logits(loaded(tmp_path), batch), logits(model, batch))
+    for number, (args, kwargs) in enumerate(
+        [((), {"state_dict": model.state_dict()}), ((True, model.state_dict()), {})]
+    ):
+        model.save_pretrained(folder := tmp_path / str(number), *args, **kwargs)
+        assert torch.equal(logits(loaded(folder), batch), logits(model, batch))
 
 
 def test_a_model_whose_adapters_are_not_merged_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

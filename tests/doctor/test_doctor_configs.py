@@ -89,6 +89,7 @@ def test_every_other_method_is_green_too(method: str) -> None:
             "training.report_to='nowhere': nowhere is not supported",
         ),
         (["training.report_to=[comet_ml]"], "training", "comet"),
+        (["training.push_to_hub=true"], "training", "training.push_to_hub=true needs training.hub_model_id"),
         (["model.model_name_or_path=./no/model"], "checkpoint", "no such folder"),
         (["lora.target_modules=[query]"], "targets", "['query'] matched no layer of embedded"),
         (["lora.r=200", "lora.init_lora_weights=pissa"], "targets", "lora.r=200 is above 128"),

@@ -286,6 +286,10 @@ def test_the_trainer_itself_refuses_what_it_would_not_use(tmp_path: Path) -> Non
             "'onnxrt' is not installed; .* inductor",
         ),
         (
+            {"torch_compile": True, "torch_compile_backend": "tvm"},
+            "'tvm' is not installed; this PyTorch has cudagraphs, inductor$",
+        ),
+        (
             {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"foo": 1}},
             "^training.gradient_checkpointing_kwargs={foo: 1}: torch.utils.checkpoint does not accept it",
         ),

@@ -259,6 +259,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"deepspeed": {}}, "deepspeed={} is empty: give"),
     ({"report_to": ["none", "tensorboard"]}, "=[none, tensorboard] names none or all beside"),
     ({"report_to": ["none"]}, ""),
+    ({"adam_epsilon": 0}, "adam_epsilon=0 makes 0/0 of a gradient of 0"),
     ({"learning_rate": 0}, "learning_rate=0 trains nothing: choose a rate above 0"),
     (
         {"lr_scheduler_kwargs": {"foo": 1}},
