@@ -234,8 +234,8 @@ def _without_uncalled(
 def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
     """Return the configuration of a saved adapter; of two ways to read it, the one that fits the file.
 
-    Layers that `target_modules` matches are left out if PEFT gave them no adapter, or one without effect: those
-    that it copied as a whole, and embeddings that the model does not call at that place.
+    Layers that `target_modules` matches are left out if PEFT gave them no adapter, or one without effect:
+    those that it copied as a whole, and embeddings that the model does not call at that place.
     """
     config, keys = saved.config, plain_keys(model, saved.shapes).values()
     names = [name for name, _ in own_modules(model)]

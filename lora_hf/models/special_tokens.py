@@ -4,6 +4,7 @@ A checkpoint names them in its tokenizer, in config.json or in generation_config
 of them: BERT's tokenizer has no end token, T5Gemma's config no decoder start.
 """
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from lora_hf.files import read_object
 from lora_hf.models.languages import languages
 
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
+logger = logging.getLogger(__name__)
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
@@ -91,16 +93,16 @@ def decoder_start(config: Any, generation: GenerationConfig, tokenizer: Any) -> 
 def complete_model(model: Any, folder: Path, name: str) -> None:
     """Write into a loaded model's configuration what it lacks and its tokenizer or its family says.
 
+    Where its tokenizer ends texts, and so labels, with another token than its configuration says, this one
+    counts as well, as in Transformers' Trainer: a trained model would otherwise not stop where its labels end.
+
     Args:
         model: as loaded, on any device.
         folder: the files of the model; without a tokenizer among them, the family alone is asked.
         name: the model as errors name it.
     """
     config, generation = model.config, model.generation_config
-    names = ("decoder_start_token_id", "pad_token_id", "eos_token_id")
-    if all(_first(field, config, generation) is not None for field in names):
-        return
-    tokenizer = None
+    tokenizer: Any = None
     if any((folder / file).is_file() for file in TOKENIZER):  # without them, Transformers makes an empty one
         with suppress(Exception):  # whatever ails a tokenizer is reported where it is loaded
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -110,6 +112,13 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
             setattr(config, field, getattr(tokenizer, field, None))
     if _first("decoder_start_token_id", config, generation) is None:
         config.decoder_start_token_id = decoder_start(config, generation, tokenizer)
+    own, known = getattr(tokenizer, "eos_token_id", None), generation.eos_token_id
+    known = config.eos_token_id if known is None else known
+    ids = known if isinstance(known, list) else [known]
+    if own is not None and known is not None and own not in ids:
+        generation.eos_token_id = [own, *ids]
+        text = "%s: its tokenizer ends texts with the token %d, its settings say eos_token_id=%s: each ends a text"
+        logger.warning(text, name, own, known)
 
 
 def _first(name: str, *settings: Any) -> int | None:

@@ -12,6 +12,7 @@ from support.letters import letters
 from support.multilingual import mbart
 from support.selection import slow_except
 from transformers import AutoTokenizer, ByT5Tokenizer
+from transformers.trainer_utils import align_special_tokens
 
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig
 from lora_hf.data.examples import Example
@@ -84,6 +85,21 @@ def test_a_model_gets_the_decoder_start_that_its_family_has_or_its_generation_se
     loss = model(input_ids=torch.tensor([[5, 6, 1]]), labels=torch.tensor([[7, 1]])).loss
     assert loss.isfinite()
     assert model.generate(torch.tensor([[5, 6, 1]]), max_new_tokens=2)[0, 0] == start
+
+
+@pytest.mark.parametrize(("given", "ends"), [(7, [1, 7]), ([7, 8], [1, 7, 8]), ([8, 1], [8, 1]), (1, 1)])
+def test_a_model_stops_at_the_end_of_its_tokenizer_s_labels_in_every_command(
+    tmp_path: Path, given: Any, ends: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As Transformers' Trainer arranges it: the run is scored so, and its adapter is used so."""
+    make_family("T5").save_pretrained(tmp_path)
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0}
+    config = folder_of(tmp_path, "T5", letters(), **ids, eos_token_id=given)
+    model = load_model(config, CPU)
+    assert model.generation_config.eos_token_id == ends
+    assert ("its tokenizer ends texts with the token 1" in caplog.text) == (given != ends)
+    align_special_tokens(model, load_tokenizer(config))
+    assert model.generation_config.eos_token_id == ends
 
 
 def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path: Path) -> None:
