@@ -94,7 +94,7 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
     """Write into a loaded model's configuration what it lacks and its tokenizer or its family says.
 
     Where its tokenizer ends texts, and so labels, with another token than its configuration says, this one
-    counts as well, as in Transformers' Trainer: a trained model would otherwise not stop where its labels end.
+    counts as well, as in Transformers' Trainer: a trained model would not stop where its labels end.
 
     Args:
         model: as loaded, on any device.
@@ -117,7 +117,7 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
     ids = known if isinstance(known, list) else [known]
     if own is not None and known is not None and own not in ids:
         generation.eos_token_id = [own, *ids]
-        text = "%s: its tokenizer ends texts with the token %d, its settings say eos_token_id=%s: each ends a text"
+        text = "%s: its tokenizer ends texts with the token %d, its config with %s: each ends what is written"
         logger.warning(text, name, own, known)
 
 

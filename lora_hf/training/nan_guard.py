@@ -11,6 +11,7 @@ optimizer itself skips a step whose numbers are bad, on the device, as it does u
 optimizer that cannot skip has its numbers read at once.
 """
 
+from collections.abc import Sized
 from functools import cached_property
 from math import isfinite
 from typing import Any
@@ -258,16 +259,28 @@ def _local(parameter: Any) -> Tensor:
     return shard.detach()
 
 
+NO_ROWS = "train_dataset has no rows, so nothing was trained: give a dataset with rows"
+
+
 def check_steps(trainer: Any) -> None:
     """Refuse to end a training that took no step.
 
     Raises:
-        UserError: there were no rows, or no batch was full.
+        UserError: no step was asked for, there were no rows, no batch was full, or a callback stopped it.
     """
     args, state = trainer.args, trainer.state
-    if state.max_steps and not state.global_step:
+    if not state.max_steps:
+        raise UserError(
+            f"max_steps={args.max_steps} and num_train_epochs={args.num_train_epochs:g} are no step, so "
+            "nothing was trained: raise one of them"
+        )
+    if not state.global_step:
+        rows = trainer.train_dataset
+        has_rows = isinstance(rows, Sized) and len(rows) >= args.train_batch_size
+        if has_rows and trainer.control.should_training_stop:
+            raise UserError("a callback stopped the training before its first step, so nothing was trained")
         if not args.dataloader_drop_last:
-            raise UserError("train_dataset has no rows, so nothing was trained: give a dataset with rows")
+            raise UserError(NO_ROWS)
         raise UserError(
             f"training.dataloader_drop_last={str(args.dataloader_drop_last).lower()}: no batch of "
             f"{args.train_batch_size} is full, so nothing was trained; set it to false, or choose a smaller "

@@ -1,6 +1,7 @@
 """Checks of the optimizer: its package, its settings, and the weights that it holds."""
 
 import copy
+import logging
 from dataclasses import fields
 from typing import Any
 
@@ -11,8 +12,10 @@ from transformers.trainer_utils import check_target_module_exists
 from transformers.utils import is_torchao_available
 
 from lora_hf.config.problems import shown
-from lora_hf.errors import UserError, first_line
+from lora_hf.errors import UserError, few, first_line
 from lora_hf.system import reveal
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER_FIELDS: dict[str, tuple[Any, Any]] = {
     "adam_beta1": (0.5, 0.6),
@@ -28,14 +31,25 @@ TRIED = (None, "0.25", "7", "true", "none")
 def check_given_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Refuse an optimizer that changes nothing: one made of the model's weights before they were frozen.
 
+    One that changes a part of what trains is a warning: it may be meant, or was made before an adapter came.
+
     Raises:
         UserError: it holds none of the trainable weights.
     """
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    if not any(id(weight) in held for weight in model.parameters() if weight.requires_grad):
+    trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    left = [name for name, weight in trainable.items() if id(weight) not in held]
+    kind = type(optimizer).__name__
+    if len(left) == len(trainable):
         raise UserError(
-            f"optimizers: the {type(optimizer).__name__} that was given holds none of the weights that "
-            "train; create it after inject_adapters"
+            f"optimizers: the {kind} that was given holds none of the weights that train; create it after "
+            "inject_adapters"
+        )
+    if left:
+        logger.warning(
+            "optimizers: the %s that was given leaves out %s of %s tensors that require gradients, which "
+            "stay as they are: %s. Create it after the last inject_adapters",
+            *(kind, f"{len(left):,}", f"{len(trainable):,}", few(left)),
         )
 
 

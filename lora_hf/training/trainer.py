@@ -51,6 +51,7 @@ from lora_hf.training.micro_batch import (
     MicroBatching,
 )
 from lora_hf.training.nan_guard import (
+    NO_ROWS,
     NanGuard,
     check_base_dtype,
     check_steps,
@@ -344,6 +345,10 @@ class LoraTrainer(ResumableTrainer):
             check_steps(self)
             check_weights(self)
             self.unused_layers.report()
+        except ValueError as error:
+            if "does not contain any data" not in str(error):  # of accelerate, about a stream
+                raise
+            raise UserError(NO_ROWS) from error
         except UserError as error:
             for callback in self.callback_handler.callbacks:
                 if bar := getattr(callback, "training_bar", None):

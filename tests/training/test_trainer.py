@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ from support.tiny_trainer import (
     tokenizer,
 )
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
@@ -515,10 +517,32 @@ def test_adapters_that_were_cast_to_bfloat16_come_with_a_warning(
     assert "small updates" not in caplog.text
 
 
-def test_a_dataset_without_rows_is_one_error_that_names_it(tmp_path: Path) -> None:
+class NoRows(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+@pytest.mark.parametrize("rows", [[], NoRows()], ids=["list", "stream"])
+def test_a_dataset_without_rows_is_one_error_that_names_it(rows: Any, tmp_path: Path) -> None:
     trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=1))
-    trainer.train_dataset = []
+    trainer.train_dataset = rows
     with pytest.raises(UserError, match="^train_dataset has no rows"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("fields", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}], ids=str)
+def test_a_training_without_steps_is_one_error(fields: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="are no step, so nothing was trained"):
+        make_trainer(adapted(), arguments(tmp_path, **fields)).train()
+
+
+def test_a_callback_that_stops_before_the_first_step_is_named(tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    trainer = make_trainer(adapted(), arguments(tmp_path, max_steps=2), callbacks=[Stop()])
+    with pytest.raises(UserError, match="^a callback stopped the training before its first step"):
         trainer.train()
 
 
@@ -590,3 +614,16 @@ def test_an_optimizer_made_before_the_adapters_is_one_error(tmp_path: Path) -> N
         trainer.train()
     made_after = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     make_trainer(model, arguments(tmp_path, max_steps=1), optimizers=(made_after, None)).train()
+
+
+def test_an_optimizer_that_leaves_out_weights_that_train_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = inject_adapters(make_t5(), LoraConfig(r=4))
+    made_before = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    make_trainer(model, arguments(tmp_path, max_steps=1), optimizers=(made_before, None)).train()
+    assert "leaves out" not in caplog.text
+    inject_adapters(model, LoraConfig(r=4, target_modules=["k"]), "second")
+    set_adapter(model, ["default", "second"])
+    make_trainer(model, arguments(tmp_path, max_steps=1), optimizers=(made_before, None)).train()
+    assert re.search(r"AdamW that was given leaves out 12 of 36 tensors .*\.second\.", caplog.text)
