@@ -103,7 +103,7 @@ def _checked(folder: str, model: str, state: tuple[Any, ...], is_in_parts: bool)
     if not bits and not is_in_parts:
         empty = load_checkpoint(folder, model, device_map="meta", ignore_mismatched_sizes=True)
         if settings.get("tie_word_embeddings") is False:
-            _check_head(empty, dtypes.keys(), model)
+            _check_untied(empty, dtypes.keys(), model)
         _check_dtypes(empty, dtypes, model)
     return bits
 
@@ -232,14 +232,27 @@ def _check_dtypes(empty: Any, dtypes: dict[str, str], model: str) -> None:
             )
 
 
-def _check_head(empty: Any, names: Collection[str], model: str) -> None:
-    """Require the head of a model whose config.json says that it is untied: T5's classes would tie it."""
-    head, prefix = empty.get_output_embeddings(), f"{empty.base_model_prefix}."
+def _check_untied(empty: Any, names: Collection[str], model: str) -> None:
+    """Require head and embeddings of a model whose config.json says that they are untied.
+
+    T5's classes would fill the one that is missing with the other.
+    """
+    head, embeddings = empty.get_output_embeddings(), empty.get_input_embeddings()
+    prefix = f"{empty.base_model_prefix}."
     names = {name.removeprefix(prefix) for name in names}  # T5's is `transformer`
     tied = empty._tied_weights_keys or {}
-    keys = [f"{name}.weight" for name, module in empty.named_modules() if module is head]
-    if missing := [key for key in keys if key in tied and key.removeprefix(prefix) not in names]:
-        raise UserError(
-            f"{model}: {MISFIT} 1 missing: {missing[0]}, although it is not tied to the embeddings "
-            f"(tie_word_embeddings: false): {AGAIN}"
-        )
+    places: dict[str, list[str]] = {"embeddings": [], "head": []}
+    for name, module in empty.named_modules(remove_duplicate=False):
+        if module is head:
+            places["head"].append(f"{name}.weight")
+        elif module is embeddings or f"{name}.weight" in tied:  # older files have them once for each stack
+            places["embeddings"].append(f"{name}.weight")
+    if not {*places["head"]}.intersection(tied):
+        return
+    for what, other in (("head", "embeddings"), ("embeddings", "head")):
+        keys = places[what]
+        if keys and names.isdisjoint(key.removeprefix(prefix) for key in keys):
+            raise UserError(
+                f"{model}: {MISFIT} 1 missing: {keys[0]}, although it is not tied to the {other} "
+                f"(tie_word_embeddings: false): {AGAIN}"
+            )

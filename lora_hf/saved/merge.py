@@ -88,7 +88,10 @@ def merge(
     set_language(model, tokenizer, settings.data)
     with out_of_memory_reported(lambda: f"merging {adapter}", SMALLER_MERGE):
         errors = merge_errors(model, sample_batch(model, tokenizer, saved))
-    if not STORAGE_FORMATS[base_config(saved, base).storage].is_plain:
+    stored = base_config(saved, base)
+    if (
+        stored.quantize_wo or not STORAGE_FORMATS[stored.storage].is_plain
+    ):  # Transformers keeps T5's `wo` dense
         errors.pop("requantized", None)
     check_choice(adapter, onto, errors)
     with out_of_memory_reported(lambda: f"merging {adapter}", SMALLER_MERGE):

@@ -70,6 +70,10 @@ BROKEN = {
         change_settings(vocab_size=90),
         r"2 of another shape: lm_head.weight is \(96, 32\).*set each vocab_size of 90 in config.json to 96$",
     ),
+    "no embeddings": (
+        without("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
+        "1 missing: shared.weight, although it is not tied to the head",
+    ),
     "no head": (without("lm_head"), "1 missing: lm_head.weight, although it is not tied"),
     "cut": (cut, "model.safetensors cannot be read, because it is incomplete or damaged; download"),
     "empty": (write(WEIGHTS, ""), "model.safetensors cannot be read, because it is incomplete or damaged"),

@@ -76,6 +76,14 @@ def test_without_a_choice_the_error_tells_each_way_and_nothing_is_written(store:
     assert not (tmp_path / "merged").exists()
 
 
+def test_layers_that_transformers_keeps_dense_are_not_offered_in_the_base_s_format(tmp_path: Path) -> None:
+    base = ModelConfig(load_in_4bit=True, quantize_wo=True)
+    adapter = trained_on(base, tmp_path / "adapter")
+    with pytest.raises(UserError, match="--onto checkpoint or dequantized .*relative error"):
+        merge(str(adapter), tmp_path / "merged", None, "requantized")
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.parametrize(
     ("store", "onto"),
     slow_except(
