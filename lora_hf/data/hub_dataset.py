@@ -10,7 +10,7 @@ import logging
 import re
 import warnings
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -123,7 +123,7 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
     name, revision = config.dataset_name, config.dataset_revision
     at = f" at data.dataset_revision={revision!r}" if revision else ""
     what = f"data.dataset_name={name!r}{at} [{split}] did not load"
-    commit, unreachable = find_dataset(name, revision, what, REMEDY)
+    commit, unreachable, held = find_dataset(name, revision, what, REMEDY)
     if unreachable is not None:
         # A copy that was prepared from other files or in another form would be other data.
         builder = None if _options(config) else _prepared(config, commit)
@@ -132,6 +132,7 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
                 raise unreachable
             logger.info("the Hub cannot be reached: %s is read from its local copy", name)
             return HubDataset(name, what, _split_names(builder), builder.as_dataset)
+    _check_named(config, held, what)
     with hub_errors(what, REMEDY), readable_files(what, name, config.dataset_config):
         options = _options(config)
         builder = load_dataset_builder(name, config.dataset_config, revision=revision, **options)
@@ -150,6 +151,22 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
         with no_lost_cells(what) if is_csv else nullcontext():
             builder.download_and_prepare()
         return HubDataset(name, what, _split_names(builder), builder.as_dataset)
+
+
+def _check_named(config: DataConfig, held: Collection[str], what: str) -> None:
+    """Check that a dataset has the files that a config names; `datasets` would look for a copy of another day.
+
+    Raises:
+        UserError: it has not. Patterns and addresses are not looked at.
+    """
+    given = config.data_files if isinstance(config.data_files, dict) else {"": config.data_files or ()}
+    names = [file for files in given.values() for file in ([files] if isinstance(files, str) else files)]
+    plain = [file for file in names if not re.search(r"[*?\[{]|://", file)]
+    if missing := [file for file in plain if held and PurePosixPath(file).as_posix() not in held]:
+        raise UserError(
+            f"{what}: data.data_files names {missing[0]}, and the dataset has no such file; it holds "
+            f"{few(sorted(file for file in held if file[0] != '.'))}.{did_you_mean(missing[0], held)}"
+        )
 
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -236,6 +253,11 @@ def readable_files(what: str, name: str, configuration: str | None = None) -> It
             remedy = DOWNLOAD.format(name, "")
             raise UserError(f"{what}: its splits are files of several formats: {remedy}") from error
         came_from = causes(error)
+        if any("git-lfs.github.com" in str(one) for one in came_from):
+            raise UserError(
+                f"{what}: a file is a Git LFS pointer, not the file itself: whoever uploaded the dataset has to "
+                "run `git lfs pull`, and upload it again"
+            ) from error
         if columns := next(filter(None, map(_other_columns, came_from)), ""):
             remedy = "set data.data_files to files that have the same columns"
             raise UserError(f"{what}: its files differ in their columns: {columns}; {remedy}") from error

@@ -110,8 +110,7 @@ def fetch_model(
         present = {file for file in names if "/" not in file and not file.startswith(".")}
         first = next((file for file in (SETTINGS, ADAPTER_SETTINGS, MANIFEST) if file in present), None)
         if first is None:
-            held = few(present) or "nothing"
-            raise UserError(f"{action}: the repository has no {SETTINGS}; it holds {held}")
+            raise UserError(f"{action}: the repository has no {SETTINGS}; it holds {_held(name, names)}")
         folder = _file(name, first, revision if download else str(info.sha), download).parent
         if first == SETTINGS:
             check(folder)
@@ -194,6 +193,18 @@ def _shards(folder: Path) -> set[str]:
         raise UserError(f"{folder / INDEX} is not an index of weights: {first_line(error)}") from error
 
 
+def of_folder(repository: str, folder: str) -> str:
+    """Return how to have what lies in a folder of a repository, which has no name of its own."""
+    return f"write `hf download {repository} --local-dir copy`, and give copy/{folder}"
+
+
+def _held(repository: str, names: list[str]) -> str:
+    """Return what a repository holds, and how to have a model that lies in a folder of it."""
+    if inside := sorted({file.rpartition("/")[0] for file in names if file.endswith(f"/{SETTINGS}")}):
+        return f"one in a folder: {of_folder(repository, inside[0])}"
+    return few(sorted(file for file in names if not file.startswith("."))) or "nothing"
+
+
 def _missing_weights(folder: Path) -> str:
     """Return the files of the weights that a local copy lacks; empty if it has all."""
     if (folder / SINGLE).is_file():
@@ -205,7 +216,7 @@ def _missing_weights(folder: Path) -> str:
 
 def find_dataset(
     name: str, revision: str | None, action: str, remedy: str
-) -> tuple[str | None, Exception | None]:
+) -> tuple[str | None, Exception | None, list[str]]:
     """Resolve the commit of a dataset by one request; `datasets` would retry for half a minute.
 
     Args:
@@ -213,8 +224,9 @@ def find_dataset(
         action, remedy: begin and end the error.
 
     Returns:
-        The commit, and the exception with which the Hub did not respond, or None. Without a response the
-        commit is that of an earlier download, or None if the revision was not downloaded before.
+        The commit, the exception with which the Hub did not respond, or None, and the names of the files.
+        Without a response the commit is that of an earlier download, or None if the revision was not downloaded
+        before, and no files are known.
 
     Raises:
         UserError: no such dataset or revision, or no access.
@@ -227,13 +239,13 @@ def find_dataset(
             info = HfApi().dataset_info(name, revision=revision, timeout=SECONDS)
             if info.gated:
                 HfApi().auth_check(name, repo_type="dataset")  # everybody may read the record, but no file
-            return info.sha, None
+            return info.sha, None, [file.rfilename for file in info.siblings or []]
         except Exception as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
             card = try_to_load_from_cache(name, "README.md", repo_type="dataset", revision=revision)
             if isinstance(card, str):
-                return Path(card).parent.name, error
+                return Path(card).parent.name, error, []
             if revision is not None and len(revision) != COMMIT:
                 raise  # which commit it was cannot be known
-            return revision, error
+            return revision, error, []

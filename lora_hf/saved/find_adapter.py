@@ -14,7 +14,7 @@ from lora_hf.config.load import load_config
 from lora_hf.config.model import DENSE, Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
-from lora_hf.hub.download import SETTINGS, fetch, public_info
+from lora_hf.hub.download import SETTINGS, fetch, of_folder, public_info
 from lora_hf.hub.names import ADDRESS, split_name
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
@@ -94,10 +94,7 @@ def _not_in_repository(name: str, commit: str) -> str:
         return f"has its weights only as a pickle, {PICKLE}, {CONVERT}"
     if below := sorted(file for file in held if file.endswith(f"/{CONFIG_NAME}")):
         folder = below[0].rpartition("/")[0]
-        return (
-            f"has its adapter in a folder: write `hf download {split_name(name)[0]} --local-dir copy`, and "
-            f"give copy/{folder}"
-        )
+        return f"has its adapter in a folder: {of_folder(split_name(name)[0], folder)}"
     if SETTINGS in held:
         return f"is that of a whole model and not of an adapter: {AS_MODEL}"
     return f"has no adapter ({CONFIG_NAME} and adapter_model.safetensors); it holds {here}"

@@ -233,7 +233,7 @@ def test_a_hub_dataset_is_asked_for_by_its_name_configuration_and_revision(monke
         return Builder(ROWS, commits.pop(0))
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
-    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None))
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None, []))
     named = config("some/dialogues", dataset_config="en", dataset_revision="abc")
     assert load_split(named, "validation") == GROUPED
     assert asked == [(("some/dialogues", "en"), {"revision": "abc"})]

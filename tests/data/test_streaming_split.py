@@ -160,7 +160,7 @@ def test_a_hub_dataset_is_streamed_and_needs_max_steps(tmp_path, tokenizer, monk
 
     builder = SimpleNamespace(hash="c" * 40, as_streaming_dataset=as_streaming_dataset)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: builder)
-    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None))
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None, []))
     monkeypatch.setattr("lora_hf.data.streaming.public_info", lambda *given: None)
     config = {"data": {"dataset_name": "somebody/talks", "streaming": True}, "output_dir": "x"}
     with pytest.raises(UserError, match=r"training.max_steps"):
@@ -186,7 +186,7 @@ def test_a_stream_that_ends_early_is_an_error(monkeypatch):
 
     builder = SimpleNamespace(hash="c" * 40, as_streaming_dataset=as_streaming_dataset)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: builder)
-    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None))
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: ("c" * 40, None, []))
     config = DataConfig(dataset_name="somebody/talks", streaming=True)
     with pytest.raises(UserError, match="somebody/talks.*did not load: the other side has gone"):
         load_split(config, "test")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from hub.fixtures import TOKEN
+from support.broken_bases import POINTER
 from support.inputs import FEW
 from support.selection import slow_except
 from support.tokenizer_files import tokenizer_files
@@ -68,6 +69,7 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
     seed("acme/pickle", **SETTINGS, **{"pytorch_model.bin": b"x"})
     seed("acme/mute", **{name: content for name, content in BASE.items() if "token" not in name})
     seed("acme/card", **{"README.md": BASE["README.md"]})
+    seed("acme/below", **{f"t5/{name}": content for name, content in BASE.items()})
     seed("acme/speech", **{**BASE, "config.json": b'{"model_type": "whisper"}'})
     seed("datasets/acme/talks", **dialogues())
     seed("datasets/acme/gated", gated=True, **dialogues())
@@ -115,7 +117,21 @@ def test_what_cannot_be_downloaded_is_one_line_with_the_remedy(hub, client):
         ("model", "mute", {}, None, "there is no tokenizer beside the model"),
         ("model", "card", {}, None, "the repository has no config.json; it holds README.md"),
         ("model", "speech", {}, None, "is not an encoder-decoder from text to text"),
+        (
+            "model",
+            "below",
+            {},
+            None,
+            "one in a folder: write `hf download acme/below --local-dir copy`, and give copy/t5",
+        ),
         ("data", "empty", {}, None, "doesn't contain any data files"),
+        (
+            "data",
+            "talks",
+            {"data_files": {"train": "train.csv", "test": "tests.csv"}},
+            None,
+            "names tests.csv, and the dataset has no such file; it holds README.md, test.csv, train.csv, ",
+        ),
     ]
     given = [(load(kind, name, **fields)[0], token) for kind, name, fields, token, _ in expected]
     for (kind, name, _, _, text), done in zip(expected, client.run(*given), strict=True):
@@ -185,7 +201,7 @@ def test_splits_of_the_hub_follow_the_rules_of_files(splits, sizes, streaming, m
         as_dataset=splits.get,
         as_streaming_dataset=lambda: splits,
     )
-    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (builder.hash, None))
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (builder.hash, None, []))
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *given, **fields: builder)
     config = DataConfig(dataset_name="acme/talks", streaming=streaming)
     if isinstance(sizes, str):
@@ -217,7 +233,7 @@ def read_from_folder(tmp_path, monkeypatch):
         builder.hash = commit
         return builder
 
-    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (commit, None))
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (commit, None, []))
     monkeypatch.setattr(datasets, "load_dataset_builder", of_folder)
 
 
@@ -270,6 +286,10 @@ def test_an_archive_of_the_hub_with_several_splits_is_not_read_as_one(
         (
             {"train.parquet": b"not parquet"},
             "train.parquet cannot be read: .*magic bytes.*; download it .*, mend the file, and give",
+        ),
+        (
+            {"train-1.csv": b"dialogue,summary\nA?,B.\n", "train-2.csv": POINTER.encode()},
+            "a file is a Git LFS pointer, not the file itself: whoever uploaded the dataset",
         ),
     ],
 )
@@ -355,7 +375,7 @@ def test_without_the_hub_a_copy_of_other_files_of_a_dataset_is_not_used(monkeypa
     commit = "c" * 40
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     gone = Unavailable("the Hub does not respond")
-    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (commit, gone))
+    monkeypatch.setattr("lora_hf.data.hub_dataset.find_dataset", lambda *given: (commit, gone, []))
     for name in ("default-3f2a", "default"):
         with pytest.raises(Unavailable, match="does not respond"):
             load_split(DataConfig(dataset_name="acme/talks"), "train")
