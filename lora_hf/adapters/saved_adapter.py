@@ -15,7 +15,7 @@ from lora_hf.adapters.checkpoint_io import (
     read_shapes,
     read_tensors,
 )
-from lora_hf.adapters.config import LoraConfig
+from lora_hf.adapters.config import LoraConfig, name_matches
 from lora_hf.adapters.peft_format import CONFIG_NAME, WEIGHTS_NAME, read_peft_config
 from lora_hf.errors import UserError, few
 from lora_hf.files import file_sha256, read_object
@@ -27,6 +27,8 @@ CONVERT = (
     "which can run code when it is read: load it with PEFT, and save it again (`save_pretrained` writes "
     "safetensors)"
 )
+HEAD = "lm_head"
+"""Name of the output head in the families whose head may be tied to the embeddings."""
 AGAIN = "save or download the adapter again, all of its files"
 
 
@@ -126,6 +128,14 @@ class SavedAdapter:
     def shapes(self) -> Shapes:
         """Tensor names and shapes, from the header of the weights' file."""
         return read_shapes(self.weights_file)
+
+    @cached_property
+    def has_head(self) -> bool:
+        """True if the adapter changes the output head, by factors or by a copy of its own."""
+        copies = name_matches(self.config.modules_to_save, HEAD)
+        if not (copies or name_matches(self.config.target_modules, HEAD)):
+            return False
+        return any(f".{HEAD}." in key and (copies or f".{HEAD}.lora_" in key) for key in self.shapes)
 
     @cached_property
     def is_intact(self) -> bool | None:

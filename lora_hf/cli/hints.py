@@ -17,11 +17,16 @@ OTHER_COMMANDS = {
     **dict.fromkeys(("summarize", "generate", "infer", "inference"), "predict"),
     **dict.fromkeys(("finetune", "fine-tune", "fit"), "train"),
     **dict.fromkeys(("eval", "test"), "evaluate"),
+    **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
+    **dict.fromkeys(("chat", "api"), "serve"),
+    **dict.fromkeys(("check", "validate"), "doctor"),
+    **dict.fromkeys(("convert", "onnx"), "export"),
     **dict.fromkeys(("upload", "publish"), "push"),
 }
 """Names of other tools for these commands."""
 SOURCES = ("--adapter", "--model", "--base")
 """Options that name a trained or base model."""
+DEVICES = ("--gpu", "--gpus", "--device", "--cuda", "--cuda-device")
 DATA_OR_MODEL = ("--model", "--data")
 READ_ELSEWHERE = ("data.", "generation.")
 """Fields that commands without a config take."""
@@ -72,6 +77,10 @@ def explain(error: Any, words: list[str]) -> str:
         if field := field_of(option):
             value = _value_of(option, words)
             return f"No such option: {option}; fields are written without dashes: {field}={value}"
+        if option in DEVICES:
+            return f"No such option: {option}; the first GPU is used, or that of CUDA_VISIBLE_DEVICES=1"
+        if option in SOURCES and (hint := _source_instead(option, error, words)):
+            return f"No such option: {option}{hint}"
         return message if _near_options(error) else f"{message}; {FIELD}"
     if option in SOURCES and (hint := _source_instead(option, error, words)):
         return f"No such option: {option}{hint}"
@@ -85,6 +94,8 @@ def explain(error: Any, words: list[str]) -> str:
     if message.startswith("No such command") and words:
         if words[0] == "help":
             return f"{message} Write `lora-hf --help`, or `lora-hf COMMAND --help`."
+        if words[0] == "version":
+            return f"{message.split(' Did you mean')[0]} Write `lora-hf --version`."
         if right := OTHER_COMMANDS.get(words[0]):
             return f"{message.split(' Did you mean')[0]} Did you mean {right!r}?"
         if _is_config(words[0]):
@@ -99,7 +110,7 @@ def _source_instead(option: str, error: Any, words: list[str]) -> str:
     """Return how the command takes the model named by an option that it lacks, or an empty text."""
     parameters = getattr(getattr(getattr(error, "ctx", None), "command", None), "params", ())
     metavars = {one.metavar for one in parameters if one.param_type_name == "argument"}
-    if metavars & {"MODEL", "RUN"}:
+    if metavars & {"MODEL", "RUN", "ADAPTER | KEY.SUB=VALUE"}:
         return f"; write the folder without an option: `lora-hf {words[0]} {_value_of(option, words)}`"
     is_missing = any("--adapter" in one.opts and one.required for one in parameters) and not any(
         word.partition("=")[0] == "--adapter" for word in words

@@ -87,6 +87,11 @@ OTHER_NAMES = {
     "test_file": "data.data_files",
     "cutoff_len": "data.max_source_length",
     "max_seq_length": "data.max_source_length",
+    "max_input_length": "data.max_source_length",
+    "max_source_len": "data.max_source_length",
+    "max_target_len": "data.max_target_length",
+    "max_output_length": "data.max_target_length",
+    "per_device_batch_size": "training.per_device_train_batch_size",
     "sequence_len": "data.max_source_length",
     "source_lang": "data.source_language",
     "target_lang": "data.target_language",
@@ -112,6 +117,7 @@ NO_FIELDS: dict[str, str] = {
     "trust_remote_code": "code of a repository is never run: remove it",
     "token": f"it {ELSEWHERE['hub_token']}",
     "cache_dir": "set the environment variable HF_HOME",
+    "packing": "rows are not joined, as an encoder would read one as part of another: remove it",
     "shuffle": "training rows are shuffled by `seed`: remove it",
 }
 """Fields of other tools that have no equivalent here, and the reason."""

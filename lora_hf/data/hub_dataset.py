@@ -154,7 +154,7 @@ def open_hub(config: DataConfig, split: str) -> HubDataset:
 
 
 def _check_named(config: DataConfig, held: Collection[str], what: str) -> None:
-    """Check that a dataset has the files that a config names; `datasets` would look for a copy of another day.
+    """Check that a dataset has the files that a config names; `datasets` would look for an earlier copy.
 
     Raises:
         UserError: it has not. Patterns and addresses are not looked at.
@@ -255,8 +255,8 @@ def readable_files(what: str, name: str, configuration: str | None = None) -> It
         came_from = causes(error)
         if any("git-lfs.github.com" in str(one) for one in came_from):
             raise UserError(
-                f"{what}: a file is a Git LFS pointer, not the file itself: whoever uploaded the dataset has to "
-                "run `git lfs pull`, and upload it again"
+                f"{what}: a file is a Git LFS pointer, not the file itself: whoever uploaded the dataset has "
+                "to run `git lfs pull`, and upload it again"
             ) from error
         if columns := next(filter(None, map(_other_columns, came_from)), ""):
             remedy = "set data.data_files to files that have the same columns"

@@ -225,8 +225,8 @@ def find_dataset(
 
     Returns:
         The commit, the exception with which the Hub did not respond, or None, and the names of the files.
-        Without a response the commit is that of an earlier download, or None if the revision was not downloaded
-        before, and no files are known.
+        Without a response the commit is that of an earlier download, or None if the revision was not
+        downloaded before, and no files are known.
 
     Raises:
         UserError: no such dataset or revision, or no access.

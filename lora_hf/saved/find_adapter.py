@@ -18,7 +18,7 @@ from lora_hf.hub.download import SETTINGS, fetch, of_folder, public_info
 from lora_hf.hub.names import ADDRESS, split_name
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
-from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED
+from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED, run_above
 from lora_hf.run_records import read_record, read_result
 from lora_hf.system import pick_device
 from lora_hf.training.registry import load_saved
@@ -122,7 +122,8 @@ def not_adapter(folder: Path) -> str:
             again = f"restore it, or delete {RESULTS} and {TRAINED} and rerun the command"
             return f"is a finished run without its folder {ADAPTER!r}: {again}"
         return "is a run that has not finished, and holds no adapter yet: rerun its command"
-    return ""
+    above = run_above(folder)
+    return f"is not an adapter folder{above}" if above else ""
 
 
 def _holder(file: Path) -> str:
@@ -231,7 +232,8 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     """Return the `model` section for an adapter's base, in the storage format and dtype of its training.
 
     A manifest that names no format means dense, one without a dtype means `auto`. The recorded revision
-    belongs to the recorded name, so it is not used for another `base`.
+    belongs to the recorded name, so it is not used for another `base`. The head of a base is untied if PEFT
+    adapted it, because PEFT leaves the embeddings as they are.
 
     Raises:
         UserError: the adapter's files cannot be read, name no base, or an unknown storage format.
@@ -239,11 +241,12 @@ def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:
     name, manifest = base or saved.base_model, saved.manifest
     if not name:
         raise UserError(f"{saved.folder} does not name its base model; give it with --base")
+    has_head = not manifest and saved.has_head
     revision = saved.base_revision if name == saved.base_model else None
     where: dict[str, Any] = {"model_name_or_path": name, "revision": revision}
     storage = manifest.get("base_store", {})
     try:
-        config = ModelConfig(**where, **storage)
+        config = ModelConfig(**where, **storage, **{"untie_head": True} if has_head else {})
     except (TypeError, UserError) as error:
         raise UserError(
             f"{saved.folder}: {CONFIG_NAME} and {MANIFEST_NAME} do not describe a base model: {where} with "

@@ -87,6 +87,7 @@ def serve(
 def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
     """Return the given base in the storage format of the first adapter's, or that adapter's own base.
 
+    Its head is untied if one of them needs it, which changes no output of the others.
     Adapters that record other revisions of it are reported, because only one can be loaded.
 
     Raises:
@@ -94,6 +95,8 @@ def base_for(adapters: list[SavedAdapter], base: str | None) -> ModelConfig:
     """
     if adapters:
         config = base_config(adapters[0], base)
+        if any(base_config(saved, base).untie_head for saved in adapters):
+            config = config.model_copy(update={"untie_head": True})
         for saved in adapters[1:]:
             revision = base_config(saved, base).revision
             if revision and config.revision and revision != config.revision:

@@ -120,6 +120,13 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         ("summarize talks.csv", "No such command 'summarize'. Did you mean 'predict'?"),
         ("fine-tune --config quickstart", "No such command 'fine-tune'. Did you mean 'train'?"),
+        ("tune --config quickstart", "No such command 'tune'. Did you mean 'sweep'?"),
+        ("version", "No such command 'version'. Write `lora-hf --version`."),
+        ("train --config quickstart --gpu 1", "the first GPU is used, or that of CUDA_VISIBLE_DEVICES=1"),
+        ("train --config quickstart data.max_input_length=3", "did you mean 'data.max_source_length'?"),
+        ("train --config quickstart training.packing=true", "rows are not joined"),
+        ("predict a.txt --adapter runs/mine/checkpoints", "give the run that it is in, 'runs/mine'"),
+        ("doctor --adapter runs/mine", "write the folder without an option: `lora-hf doctor runs/mine`"),
         ("train --data talks.csv", "; write `lora-hf train google/flan-t5-small talks.csv`"),
         ("compare --data=talks.csv --model embedded", "; write `lora-hf compare embedded talks.csv`"),
         ("init --base a/b", "No such option: --base. Did you mean --model?"),
@@ -143,6 +150,7 @@ def test_a_command_line_that_is_almost_right_is_answered_with_the_right_one(
     Path("run").mkdir()
     Path("m.bin").touch()
     Path("runs/mine/adapter").mkdir(parents=True)
+    Path("runs/mine/checkpoints").mkdir()
     Path("runs/mine/config.yaml").touch()
     assert hint in said(capsys, *line.split(" "))
     assert sorted(entry.name for entry in Path().iterdir()) == ["m.bin", "run", "runs"]

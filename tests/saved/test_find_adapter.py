@@ -10,8 +10,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from support.models import make_t5, randomize
+from support.letters import letters
+from support.models import make_bart, make_t5, randomize
 from support.selection import slow_except
+from transformers import AutoModelForSeq2SeqLM
 
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import read_dtypes
@@ -35,6 +37,7 @@ from lora_hf.saved.inference import InferenceModel, load
 from lora_hf.saved.merge import merge
 from lora_hf.saved.source import find_source
 from lora_hf.serving.engine import Engine, Job
+from lora_hf.serving.server import base_for
 from lora_hf.system import pick_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -46,6 +49,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     randomize(inject_adapters(model, LoraConfig(r=4, lora_alpha=10)))
     extra = {"prompt": "tldr", "max_source_length": 512, "max_new_tokens": 8}
     return save_adapter(model, tmp_path_factory.mktemp("saved"), extra=extra)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}], ids=str
+)
+def test_an_adapter_of_a_tied_head_that_peft_wrote_is_used_as_in_peft(
+    fields: dict[str, list[str]], tmp_path: Path
+) -> None:
+    base, ids = make_bart(), torch.arange(5, 15)[None]
+    base.save_pretrained(tmp_path / "base")
+    letters().save_pretrained(tmp_path / "base")
+    given = {"r": 2, "target_modules": ["q_proj"], "task_type": "SEQ_2_SEQ_LM"} | fields
+    theirs = peft.get_peft_model(base, peft.LoraConfig(**given))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+        theirs.save_pretrained(tmp_path / "adapter")
+        expected = theirs.eval()(input_ids=ids, labels=ids[:, :4]).logits
+    saved = find_adapter(str(tmp_path / "adapter"))
+    ours, _ = load_with_base(saved, str(tmp_path / "base"))
+    merge(str(tmp_path / "adapter"), tmp_path / "merged", str(tmp_path / "base"))
+    merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        for model in (ours, merged):
+            found = model.eval()(input_ids=ids, labels=ids[:, :4]).logits
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert base_for([saved], str(tmp_path / "base")).untie_head
 
 
 def command(name: str, adapter: str, tmp_path: Path) -> list[str]:
