@@ -193,10 +193,10 @@ def predict(
         raise UserError(f"give --adapter DIR, or --model DIR for {whole}")
     if output:
         check_new(output)
-    from lora_hf.config.load import OF_THE_MODEL, reading_fields
+    from lora_hf.config.load import OF_THE_MODEL, READING, reading_fields
 
     column = [] if dialogue_column is None else [f"data.dialogue_column={dialogue_column}"]
-    data, generation = reading_fields([*column, *(settings or [])], OF_THE_MODEL)
+    data, generation = reading_fields([*column, *(settings or [])], READING + OF_THE_MODEL)
     from lora_hf.saved import predict as saved
 
     known = saved.format_of(output, form)
@@ -401,11 +401,12 @@ def score(
 
     Two text files: [dim]lora-hf score predictions.txt --reference references.txt --metrics bleu,chrf[/dim]
     """
-    from lora_hf.config.load import reading_fields
+    from lora_hf.config.load import OF_FILES, reading_fields
     from lora_hf.data.opened import Form
     from lora_hf.evaluation.score_file import render_json, render_table, score_file
 
-    data, _ = reading_fields(settings or [])
+    columns = "; name its columns by --prediction, --reference and --group"
+    data, _ = reading_fields(settings or [], OF_FILES, ("data",), columns)
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     scores = score_file(file, prediction, reference, group, group_size, Form.of(data), names, language)
     print(render_json(scores) if as_json else render_table(scores, names))

@@ -114,21 +114,27 @@ def generation_fields(overrides: Sequence[str]) -> dict[str, Any]:
     return dict(document.data.get("generation", {}))
 
 
-READING = (
-    *("dialogue_column", "id_column", "turn_template", "on_bad_row"),
-    *("encoding", "delimiter", "escapechar", "column_names", "json_field", "explode"),
-)
-"""Fields of `data` that say how a file is read."""
+OF_FILES = ("encoding", "delimiter", "escapechar", "column_names", "json_field", "explode")
+"""Fields of `data` that say how the rows of a file are read."""
+READING = ("dialogue_column", "id_column", "turn_template", "on_bad_row", *OF_FILES)
+"""Fields of `data` that say how a file of dialogues is read."""
 OF_THE_MODEL = ("prompt", "source_language", "target_language")
 """Fields of `data` that say in which form a model reads a text."""
 
 
-def reading_fields(overrides: Sequence[str], more: tuple[str, ...] = ()) -> tuple[DataConfig, dict[str, Any]]:
+def reading_fields(
+    overrides: Sequence[str],
+    fields: tuple[str, ...] = READING,
+    sections: tuple[str, ...] = ("data", "generation"),
+    remedy: str = "",
+) -> tuple[DataConfig, dict[str, Any]]:
     """Return how a file is read, by `data.key=value` arguments, and the fields of `generation` among them.
 
     Args:
         overrides: the arguments.
-        more: further fields of `data` that may be set.
+        fields: those of `data` that may be set.
+        sections: `data`, and `generation` where its fields may be set.
+        remedy: what to write for other fields of `data`; the end of the message.
 
     Raises:
         UserError: an argument that is not of this form, a field that says something else, or a wrong value.
@@ -137,13 +143,15 @@ def reading_fields(overrides: Sequence[str], more: tuple[str, ...] = ()) -> tupl
     _override(document, overrides)
     mistakes, given = document.mistakes, document.data.get("data", {})
     if not mistakes:
-        if others := [key for key in document.data if key not in ("data", "generation")]:
-            meant = meant_by(others[0], ("data.", "generation.")) or "such as generation.num_beams=4"
-            raise UserError(f"{others[0]}: only fields of data and generation can be set here; {meant}")
-        if others := [key for key in given if key in DataConfig.model_fields and key not in READING + more]:
+        if others := [key for key in document.data if key not in sections]:
+            such = "generation.num_beams=4" if "generation" in sections else "data.encoding=cp1252"
+            meant = meant_by(others[0], tuple(f"{name}." for name in sections)) or f"such as {such}"
+            named = " and ".join(sections)
+            raise UserError(f"{others[0]}: only fields of {named} can be set here; {meant}")
+        if others := [key for key in given if key in DataConfig.model_fields and key not in fields]:
             raise UserError(
                 f"data.{others[0]}: only fields that say how a file is read can be set here: "
-                f"{', '.join(READING + more)}"
+                f"{', '.join(fields)}{remedy}"
             )
         try:
             data = RunConfig.model_validate({"data": given}).data

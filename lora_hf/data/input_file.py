@@ -29,12 +29,16 @@ from lora_hf.data.examples import Example, check_rows, dialogues_of
 from lora_hf.data.opened import DELIMITERS, UTF_16, Form, endings
 from lora_hf.data.readers import READERS, REMEDIES, TEXT, read_lines, read_text
 from lora_hf.data.remote import files_at, is_address
-from lora_hf.data.sources import Part, read_source
-from lora_hf.data.splits import read_part
+from lora_hf.data.sources import Part, check_form, read_source, refuse_columns
+from lora_hf.data.splits import read_part, report_template
 from lora_hf.errors import NOT_JSON, UserError, as_typed, in_words
 
 logger = logging.getLogger(__name__)
 STANDARD_INPUT = "-"
+OF_ROWS = ("dialogue_column", "id_column", "explode")
+"""Fields of `data` that name columns of the rows that texts are read from."""
+OPTIONS = {"dialogue_column": "--dialogue-column"}
+"""The option of `predict` for a field."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def read_file(
             does not set them and the file has the columns.
 
     Raises:
-        UserError: no such file or column, or a row without text.
+        UserError: no such file or column, a row without text, or a field of the config that the file is not
+            read by.
     """
     if is_address(str(file)):
         (file,) = files_at(str(file), "predict")[:1]
@@ -89,7 +94,7 @@ def _read(
             f"{file}: cannot read files ending in {ending!r}; supported are {', '.join((*READERS, TEXT))}; "
             "if it is plain text, one text per line, add --lines"
         )
-    original: list[Row] = []
+    given, original = config, list[Row]()
 
     def kept(rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
@@ -98,11 +103,16 @@ def _read(
 
     if is_lines or (ending == TEXT and file.is_file()):
         texts = read_lines(file, form) if is_lines else [read_text(file, form).strip()]
+        check_form(form, [file], is_text=True)
+        named = {field: getattr(given, field) for field in OF_ROWS if field in given.model_fields_set}
+        refuse_columns(name, {OPTIONS.get(field, f"data.{field}"): named[field] for field in named})
         part = Part(kept([{DIALOGUE: text} for text in texts]), name)
-        rows, columns = list(part.rows), PLAIN
+        rows, columns = list(part.rows), replace(PLAIN, turn_template=given.turn_template)
+        head = rows
     else:
         part = Part(read_source(file, form), name, files=(file,), form=form)
         head = list(islice(part.rows, HEAD))
+        check_form(form, [file])
         part = replace(part, rows=kept(chain(head, part.rows)))
         try:
             read_by = _as_trained(head, config, trained_by, part.name)
@@ -114,6 +124,8 @@ def _read(
             raise UserError(TO_SET.sub(_to_read, text)) from error
         rows, config = list(found), read_by
     columns = replace(columns, references=())
+    if "turn_template" in given.model_fields_set:
+        report_template(columns, head, name)
     read = {columns.dialogue, columns.id, *BRACES.findall(columns.dialogue)}
     rows_of = {id(row): own for row, own in zip(rows, original, strict=True)}
     checked = check_rows(rows, columns, config, part)

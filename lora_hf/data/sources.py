@@ -164,15 +164,48 @@ def _check_effect(config: DataConfig, present: Iterable[Split], files: Sequence[
         value = getattr(config, name)
         if own and value != DataConfig.model_fields[name].default:
             raise UserError(f"data.{name}={value} has no effect: the data has {own} of its own; remove it")
-    parallel = Form.of(config).parallel
+    if files is not None:
+        check_form(Form.of(config), files)
+
+
+def check_form(form: Form, files: Sequence[Path], is_text: bool = False) -> None:
+    """Refuse fields of a form by which none of the files is read.
+
+    Args:
+        form: as the user gave it.
+        files: all files that are read.
+        is_text: whether some of them are plain text, which has an encoding and no other field.
+
+    Raises:
+        UserError: such a field, with the remedy.
+    """
     for name, kinds in READ_BY.items():
-        value = getattr(config, name)
-        kinds = parallel if parallel and name in ("encoding", "parallel_files") else kinds
-        if files is None or value is None or any(endings(file)[0] in kinds for file in files):
+        value = getattr(form, name)
+        kinds = form.parallel if form.parallel and name in ("encoding", "parallel_files") else kinds
+        if value is None or (is_text and name == "encoding"):
             continue
-        raise UserError(
-            f"data.{name}={value!r} has no effect: none of the files ends in {', '.join(kinds)}; remove it"
-        )
+        if not any(endings(file)[0] in kinds for file in files):
+            raise UserError(
+                f"data.{name}={value!r} has no effect: none of the files ends in {', '.join(kinds)}; "
+                "remove it"
+            )
+
+
+def refuse_columns(place: str, given: Mapping[str, Any]) -> None:
+    """Refuse columns of a plain text.
+
+    Args:
+        place: the text, for errors.
+        given: the columns, by the field or option that names each; None is none.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                f"{name}={value!r} has no effect: {place} is plain text, which has no columns; remove it"
+            )
 
 
 def _of_files(

@@ -195,13 +195,16 @@ def read_part(
         if columns.is_numeric:
             text = "%s: %r holds numbers or true/false, which are read as text"
             logger.info(text, part.name, columns.references[0])
-        plain = replace(columns, turn_template=TURN)
-        if plain != columns and all(plain.read(row)[DIALOGUE] == columns.read(row)[DIALOGUE] for row in head):
-            text = (
-                "%s: data.turn_template=%r has no effect on the first row: its dialogue is text and not turns"
-            )
-            logger.warning(text, part.name, columns.turn_template)
+        report_template(columns, head, part.name)
     return map(columns.read, chain(head, part.rows)), columns
+
+
+def report_template(columns: Columns, head: Iterable[Row], name: str) -> None:
+    """Warn of a template of turns that changes none of the first rows; `name` is theirs, for messages."""
+    plain = replace(columns, turn_template=TURN)
+    if plain != columns and all(plain.read(row)[DIALOGUE] == columns.read(row)[DIALOGUE] for row in head):
+        text = "%s: data.turn_template=%r has no effect on the first row: its dialogue is text and not turns"
+        logger.warning(text, name, columns.turn_template)
 
 
 def _columns_of(head: list[Row], part: Part, config: DataConfig, needs_references: bool) -> Columns:

@@ -16,7 +16,7 @@ from typing import Any
 from lora_hf.data.columns import cell, list_in
 from lora_hf.data.opened import SEEN, Form, endings
 from lora_hf.data.readers import TEXT, Row, read_lines, read_rows
-from lora_hf.data.sources import CSV
+from lora_hf.data.sources import CSV, check_form, refuse_columns
 from lora_hf.errors import UserError, counted, did_you_mean, in_words
 from lora_hf.evaluation.metrics import Measured, Scoring, scoring_by
 from lora_hf.evaluation.metrics.rouge import from_dialogue_scores
@@ -50,7 +50,7 @@ def score_file(
             per line. None is `references` or `reference`.
         group: column that has the same value in all rows of an example; the rows need not be adjacent.
         group_size: number of adjacent rows per example. Without it or `group`, each row is one.
-        form: encoding and delimiter, where the files do not show them.
+        form: encoding, delimiter and so on, where the files do not show them.
         metrics: names of metrics, or paths of Python files.
         language: language of the references, a code such as `de`, if it is known.
 
@@ -61,8 +61,9 @@ def score_file(
         into words, or `bleu_signature`.
 
     Raises:
-        UserError: the file cannot be read, a column or cell is missing or not text, or `group_size` does not
-            divide the rows, or a metric is unknown or needs a package that is missing.
+        UserError: the file cannot be read, or not by a field of `form`, a column or cell is missing or not
+            text, or `group_size` does not divide the rows, or a metric is unknown or needs a package that is
+            missing.
     """
     scoring = scoring_by(metrics, language)
     if group is not None and group_size is not None:
@@ -149,6 +150,7 @@ def _table(
 ) -> tuple[list[Row], str, list[str]]:
     """Return the rows, and the names of the columns of predictions and references; lines become columns."""
     path = Path(path).expanduser()
+    given = [reference] if isinstance(reference, str) else list(reference or ())
     if endings(path)[0] == TEXT:
         if prediction is not None:
             remedy = "leave out --prediction"
@@ -158,14 +160,15 @@ def _table(
         rows: list[Row] = [{PREDICTION: line} for line in read_lines(path, form)]
         if not rows:
             raise UserError(f"{path} has no rows; give a file with one line for each text")
+        refuse_columns(str(path), {"data.explode": form.explode})
     else:
         rows = read_rows(path, form)
+    check_form(form, [path], any(endings(Path(name))[0] == TEXT for name in (str(path), *given)))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if prediction is None and PREDICTION not in columns:
         raise UserError(
             f"--prediction: {path} has no column {PREDICTION!r}; name the column: {in_words(columns)}"
         )
-    given = [reference] if isinstance(reference, str) else list(reference or ())
     given = given or [name for name in REFERENCES if name in columns][:1]
     if not given:
         raise UserError(

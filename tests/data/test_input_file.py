@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from support.shapes import COLUMN_SHAPES, FILES, FOLDERS
 
+from lora_hf import cli
 from lora_hf.config import DataConfig
-from lora_hf.config.load import OF_THE_MODEL, reading_fields
+from lora_hf.config.load import OF_THE_MODEL, READING, reading_fields
 from lora_hf.data.input_file import STANDARD_INPUT, read_file
 from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
@@ -71,6 +72,61 @@ def test_rows_on_standard_input_that_are_taken_as_one_text_are_said(monkeypatch,
     assert "looks like rows with the columns id, dialogue, and is taken as one text" in said
 
 
+JSONL, CSV, TEXT = '{"id": 1, "dialogue": "A: Hi"}\n', "id,dialogue\n1,A: Hi\n", "A: Hi\n"
+FORM = {
+    "encoding": "cp1252",
+    "delimiter": ";",
+    "escapechar": "X",
+    "column_names": ("a", "b"),
+    "json_field": "a",
+    "explode": "a",
+}
+COLUMNS = {"dialogue_column": "foo", "id_column": "foo", "explode": "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "unread"),
+    [
+        ("a.jsonl", JSONL, {"delimiter", "escapechar", "column_names", "json_field"}),
+        ("a.csv", CSV, {"json_field"}),
+        ("a.json", f"[{JSONL}]", {"delimiter", "escapechar", "column_names"}),
+        ("a.txt", TEXT, {"delimiter", "escapechar", "column_names", "json_field", *COLUMNS}),
+        ("a.log", TEXT, {"delimiter", "escapechar", "column_names", "json_field", *COLUMNS}),
+    ],
+)
+def test_a_field_that_nothing_in_the_file_is_read_by_is_refused(tmp_path, name, content, unread):
+    """They were accepted, and did nothing, where `train` refuses them."""
+    (tmp_path / name).write_text(content)
+    for field, value in (FORM | COLUMNS).items():
+        given, refused = DataConfig(**{field: value}), ""
+        try:
+            read_file(tmp_path / name, given, is_lines=name == "a.log")
+        except UserError as error:
+            refused = str(error)
+        option = "--dialogue-column" if field == "dialogue_column" else f"data.{field}"
+        assert (f"{option}={value!r} has no effect: " in refused) is (field in unread), (field, refused)
+    if {*COLUMNS} <= unread:  # those of the training are not
+        assert len(read_file(tmp_path / name, DataConfig(), name == "a.log", COLUMNS)) == 1
+
+
+def test_standard_input_is_named_where_a_column_of_a_text_is_given(monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"A: Hi")))
+    says = "^--dialogue-column='a' has no effect: standard input is plain text, which has no columns; remove"
+    with pytest.raises(UserError, match=says):
+        read_file(STANDARD_INPUT, DataConfig(dialogue_column="a"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", CSV), ("a.txt", TEXT)])
+def test_a_template_of_turns_that_does_nothing_is_said(tmp_path, name, content, caplog):
+    (tmp_path / name).write_text(content)
+    recorded = {"turn_template": "{speaker} - {text}"}
+    read_file(tmp_path / name, DataConfig(), trained_by=recorded)
+    assert not caplog.messages
+    read_file(tmp_path / name, DataConfig(**recorded))
+    (said,) = caplog.messages
+    assert "data.turn_template='{speaker} - {text}' has no effect on the first row" in said
+
+
 @pytest.mark.parametrize("content", [b'["A: Hi", "B"]', b"[]", b'[{"dialogue": "A"}, 3]'])
 def test_a_list_on_standard_input_holds_objects(monkeypatch, content):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
@@ -97,7 +153,7 @@ def test_rows_that_are_left_out_do_not_move_the_ids_of_the_others(tmp_path):
 def test_only_fields_that_say_how_a_file_is_read_can_be_set():
     data, generation = reading_fields(["data.encoding=cp949", "generation.num_beams=2"])
     assert (data.encoding, generation) == ("cp949", {"num_beams": 2})
-    assert reading_fields(["data.prompt=plain"], OF_THE_MODEL)[0].prompt == "plain"
+    assert reading_fields(["data.prompt=plain"], READING + OF_THE_MODEL)[0].prompt == "plain"
     for override, words in {
         "data.prompt=x": "only fields that say how a file is read can be set here",
         "data.encodin=x": "unknown key 'data.encodin' .*did you mean 'data.encoding'",
@@ -106,6 +162,22 @@ def test_only_fields_that_say_how_a_file_is_read_can_be_set():
     }.items():
         with pytest.raises(UserError, match=words):
             reading_fields([override])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.id_column=foo", "{fields}; name its columns by --prediction, --reference and --group"),
+        ("data.turn_template={text}", "{fields}"),
+        ("data.on_bad_row=skip", "{fields}"),
+        ("generation.num_beams=4", "only fields of data can be set here; such as data.encoding=cp1252"),
+    ],
+)
+def test_fields_that_score_does_not_read_are_refused(override, words, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('{"prediction": "a", "references": ["a"]}\n')
+    assert cli.run(["score", str(tmp_path / "p.jsonl"), override], False) == 2
+    fields = "can be set here: encoding, delimiter, escapechar, column_names, json_field, explode"
+    assert words.replace("{fields}", fields) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

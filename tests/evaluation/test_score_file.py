@@ -286,6 +286,40 @@ def test_the_form_of_a_file_is_given_as_in_a_config(tmp_path):
     assert score_file(file, "made", "human", form=Form("cp1252", "^"))["rouge1"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("name", "reference", "form", "unread"),
+    [
+        (
+            "a.jsonl",
+            None,
+            {"delimiter": ";"},
+            "data.delimiter=';' has no effect: none of the files ends in .csv",
+        ),
+        ("a.jsonl", None, {"column_names": ("a", "b")}, "data.column_names=('a', 'b') has no effect"),
+        ("a.jsonl", None, {"json_field": "a"}, "data.json_field='a' has no effect"),
+        ("a.jsonl", None, {"encoding": "cp1252"}, ""),
+        ("a.parquet", None, {"encoding": "cp1252"}, "data.encoding='cp1252' has no effect"),
+        ("a.parquet", "b.txt", {"encoding": "cp1252"}, ""),
+        ("b.txt", "b.txt", {"encoding": "cp1252"}, ""),
+        ("b.txt", "b.txt", {"escapechar": "X"}, "data.escapechar='X' has no effect"),
+        ("b.txt", "b.txt", {"explode": "a"}, "data.explode='a' has no effect: {} is plain text"),
+    ],
+)
+def test_a_field_that_nothing_in_the_files_is_read_by_is_refused(tmp_path, name, reference, form, unread):
+    """They were accepted, and did nothing, where `train` refuses them."""
+    row = {"prediction": "a", "references": ["a"]}
+    for ending in ("jsonl", "parquet"):
+        write(tmp_path, [row], ending, "a")
+    (tmp_path / "b.txt").write_text("a\n")
+    names = [str(tmp_path / reference)] if reference else None
+    refused = ""
+    try:
+        score_file(tmp_path / name, None, names, form=Form(**form))
+    except UserError as error:
+        refused = str(error)
+    assert unread.format(tmp_path / name) in refused and bool(refused) is bool(unread)
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match=r"row.csv: no such file. Did you mean '.*rows.csv'"):
