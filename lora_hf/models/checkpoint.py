@@ -26,8 +26,13 @@ from lora_hf.models.special_tokens import complete_model
 
 QUANTIZED = (".SCB", ".absmax", ".quant_map", ".quant_state")
 """Parts of the names of tensors that bitsandbytes saves beside a quantized weight."""
-FORM = {"return_dict": True, "is_encoder_decoder": True}
-"""Fields that are read as these, whatever config.json says: otherwise the first step or summary fails."""
+FORM = {
+    "return_dict": True,
+    "is_encoder_decoder": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+"""Fields that are read as these, whatever config.json says: otherwise a step, a summary or saving fails."""
 UNQUANTIZED = (
     "give the checkpoint before quantization "
     "(model.load_in_4bit or model.load_in_8bit quantizes it while it is loaded)"

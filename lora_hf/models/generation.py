@@ -45,6 +45,8 @@ def generation_config(
     if settings:
         check_tokens(model, settings)
     own = {name: getattr(model.generation_config, name, None) for name in NEEDED}
+    if own["bad_words_ids"] != [[own["pad_token_id"]]]:
+        own["bad_words_ids"] = None
     options = settings.options() if settings else {}
     length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     return TransformersConfig(**{k: v for k, v in own.items() if v is not None} | options | length)
@@ -129,7 +131,8 @@ def keep_needed(model: Any, name: str) -> TransformersConfig:
     brought: TransformersConfig = model.generation_config
     model.generation_config = generation_config(model)
     found = {k: v for k, v in brought.to_diff_dict().items() if not k.startswith("_")}
-    unused = {k: v for k, v in found.items() if k not in (*NEEDED, *IMMATERIAL) and v is not None}
+    kept = model.generation_config.to_dict()
+    unused = {k: v for k, v in found.items() if k not in IMMATERIAL and v is not None and v != kept.get(k)}
     if unused and name:
         listed = ", ".join(f"{key}={value!r}" for key, value in sorted(unused.items()))
         logger.info("%s brings generation settings that are not used: %s", name, listed)

@@ -122,6 +122,14 @@ def test_a_broken_base_is_one_error_with_the_remedy(
     assert_refused(saved(tmp_path), tmp_path, change, words, caplog)
 
 
+def test_a_base_that_asks_for_attentions_is_loaded_without_and_can_be_saved(tmp_path: Path) -> None:
+    """Transformers loads it with a kind of attention that returns none, and then refuses to save it."""
+    config = saved(tmp_path / "base")
+    change_settings(output_attentions=True, output_hidden_states=True)(tmp_path / "base")
+    load_model(config, torch.device("cpu")).save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).is_file()
+
+
 def test_a_checkpoint_is_checked_again_only_when_a_file_of_its_folder_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,16 @@ def test_what_a_family_needs_is_kept(needed: dict[str, Any], tmp_path: Path) -> 
     assert needed.get("forced_bos_token_id", tokens[1]) == tokens[1]
 
 
+def test_words_that_a_checkpoint_forbids_are_not_its_family_s_need(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="lora_hf")
+    given = FAMILY | {"bad_words_ids": [[14]]}
+    model = load_model(written_to(tmp_path, "generation_config.json", given), torch.device("cpu"))
+    assert model.generation_config.bad_words_ids is None
+    assert "generation settings that are not used: bad_words_ids=[[14]]" in caplog.text
+
+
 def test_a_model_s_needs_are_joined_with_the_settings_of_a_run() -> None:
     model: Any = make_t5()
     model.generation_config = TransformersConfig(decoder_start_token_id=0, forced_bos_token_id=7, num_beams=4)

@@ -70,7 +70,7 @@ def test_an_adapter_of_a_tied_head_that_peft_wrote_is_used_as_in_peft(
         expected = theirs.eval()(input_ids=ids, labels=ids[:, :4]).logits
     saved = find_adapter(str(tmp_path / "adapter"))
     ours, _ = load_with_base(saved, str(tmp_path / "base"))
-    merge(str(tmp_path / "adapter"), tmp_path / "merged", str(tmp_path / "base"))
+    merge(str(tmp_path / "adapter"), tmp_path / "merged", str(tmp_path / "base"), None)
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         for model in (ours, merged):
