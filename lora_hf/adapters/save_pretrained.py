@@ -24,7 +24,7 @@ from lora_hf.adapters.model_state import (
     replace_modules,
     saved_modules,
 )
-from lora_hf.adapters.wrappers import NotPlain, unwrapped
+from lora_hf.adapters.wrappers import NotPlain, is_wrapper, unwrapped, without_segments
 from lora_hf.errors import UserError
 
 NAME = "save_pretrained"
@@ -39,7 +39,7 @@ def guard_save_pretrained(model: nn.Module) -> None:
     for module in model.modules():
         if not hasattr(type(module), NAME):
             continue
-        is_plain = not any(isinstance(part, NotPlain) for part in module.modules())
+        is_plain = not any(isinstance(part, NotPlain) or is_wrapper(part) for part in module.modules())
         if module is model:  # an adapter may consist of embeddings alone
             is_plain = is_plain and not adapter_configs(model) and model_state(model).baseline is None
         if is_plain:
@@ -136,16 +136,27 @@ def check_plain(model: nn.Module) -> None:
 
 @contextmanager
 def as_plain(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model has its plain layers in the place of the wrappers."""
+    """Inside the block the model has its plain layers in the place of adapted, copied and compiled ones."""
+    wrapped = [
+        (owner, name, child)
+        for owner in model.modules()
+        if not is_wrapper(owner)
+        for name, child in owner._modules.items()
+        if child is not None and is_wrapper(child)
+    ]
     plain: dict[nn.Module, nn.Module] = {layer: layer.base_layer for layer in lora_layers(model).values()}
     for module in saved_modules(model).values():
         plain[module] = copy.deepcopy(module.used)
         plain[module].to(next(module.original.parameters()).dtype)
     try:
+        for owner, name, child in wrapped:
+            owner._modules[name] = unwrapped(child)
         replace_modules(model, {id(wrapper): layer for wrapper, layer in plain.items()})
         yield
     finally:
         replace_modules(model, {id(layer): wrapper for wrapper, layer in plain.items()})
+        for owner, name, child in wrapped:
+            owner._modules[name] = child
 
 
 def plain_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,7 +165,7 @@ def plain_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]
     for path, module in saved_modules(model).items():
         places[path] = f"{path}.copies.{module.active}." if module.active else f"{path}.original."
     renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in ((without_segments(name), tensor) for name, tensor in state.items()):
         layer = next((path for path in places if name.startswith(f"{path}.")), None)
         if layer is None:
             renamed[name] = tensor

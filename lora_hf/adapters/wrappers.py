@@ -41,6 +41,12 @@ def _attribute(kind: type) -> str | None:
     return next((WRAPPERS[name] for name in names if name in WRAPPERS), None)
 
 
+def is_wrapper(module: nn.Module) -> bool:
+    """Return whether a module is around another one, whose names it extends."""
+    kind: Any = type(module)
+    return _attribute(kind) is not None
+
+
 def unwrapped(module: T) -> T:
     """Return the module inside all wrappers; a module without wrappers is returned unchanged."""
     held: Any = module

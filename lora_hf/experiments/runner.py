@@ -146,9 +146,9 @@ def run_each(
         RunDirectory(run.config).check()
     unfinished = [run.config for run in runs if run.name not in finished]
     if len(unfinished) > 1:  # one alone finds it as early by itself
-        from lora_hf.runs.run import check_outlines  # here: it imports PyTorch
+        from lora_hf.runs.run import check_before_loading  # here: it imports PyTorch
 
-        check_outlines(unfinished)
+        check_before_loading(unfinished)
     diverged: list[str] = []
     for number, run in enumerate(runs, start=1):
         if run.name in finished:

@@ -104,7 +104,7 @@ def _run_search(
     config: RunConfig, config_file: str | Path, overrides: Sequence[str]
 ) -> tuple[list[PlannedRun], dict[str, Point]]:
     from lora_hf.experiments.search import TRIAL, search, stored_points
-    from lora_hf.runs.run import check_outlines  # here: it imports PyTorch
+    from lora_hf.runs.run import check_before_loading  # here: it imports PyTorch
 
     base = plan_base(config)
     check_root(base[0].config, (BASE, TRIAL), SWEEP)
@@ -114,7 +114,7 @@ def _run_search(
             RunDirectory(run.config).check()
         if not (all_finished(base) or stored):
             swept = with_grid(config)  # of ranges, both ends
-            check_outlines(with_variant(swept, name) for name in swept.variants)
+            check_before_loading(with_variant(swept, name) for name in swept.variants)
         run_each(config_file, overrides, base)
         points = search(
             config,

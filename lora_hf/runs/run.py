@@ -96,7 +96,7 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_training_settings(config)
     check_base_of(config)
     if _asks_of_outline(config):
-        check_outlines([config])
+        _check_outlines([config])
     Scoring.of_config(config).check()
     tokenizer = load_tokenizer(config.model)
     check_run_lengths(config)
@@ -128,7 +128,19 @@ def _asks_of_outline(config: RunConfig) -> bool:
     return any((*asks, *map(config.training.get, OF_THE_LAYERS)))
 
 
-def check_outlines(configs: Iterable[RunConfig]) -> None:
+def check_before_loading(configs: Iterable[RunConfig]) -> None:
+    """Check of planned runs, before the first one, what each would refuse before its model is loaded.
+
+    Raises:
+        UserError: as `check_training_settings`, targets match no layer, or as `check_fit`.
+    """
+    configs = list(configs)
+    for config in configs:
+        check_training_settings(config)
+    _check_outlines(configs)
+
+
+def _check_outlines(configs: Iterable[RunConfig]) -> None:
     """Check what the model's architecture has to support for runs, without its weights.
 
     Raises:

@@ -104,6 +104,26 @@ def test_a_compiled_model_is_saved_as_the_plain_one(batch: dict, tmp_path: Path)
     assert torch.equal(logits(loaded(tmp_path / "model"), batch), logits(model._orig_mod, batch))
 
 
+@pytest.mark.parametrize("merge", [merge_adapters, merge_and_unload])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_blocks_that_were_compiled_one_by_one_have_plain_names(
+    is_before: bool, merge: Any, batch: dict, tmp_path: Path
+) -> None:
+    def compiled(model: Any) -> Any:
+        model.encoder.block[1] = torch.compile(model.encoder.block[1], backend="eager")
+        return model
+
+    model = inject_adapters(compiled(make_t5()), LoraConfig(r=4)) if is_before else compiled(adapted())
+    randomize(model)
+    model = merge(model) or model
+    model.save_pretrained(tmp_path / "own", state_dict=model.state_dict())
+    model.save_pretrained(tmp_path / "model")
+    expected = logits(model, batch)
+    for folder in ("own", "model"):
+        assert torch.equal(logits(loaded(tmp_path / folder), batch), expected)
+    assert isinstance(model.encoder.block[1], torch._dynamo.OptimizedModule)
+
+
 def test_a_state_dict_that_the_caller_gathered_gets_plain_names(batch: dict, tmp_path: Path) -> None:
     model = adapted(modules_to_save=["lm_head"])
     merge_adapters(model)

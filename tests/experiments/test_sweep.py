@@ -240,7 +240,7 @@ def test_a_grid_in_which_all_diverges_is_an_error(
 
 
 @pytest.mark.parametrize("trials", [[], ["sweep.trials=2"]])
-def test_a_target_that_no_layer_has_is_found_before_the_first_run(
+def test_what_a_later_run_refuses_is_found_before_the_first_run(
     config_file: Path, runs_of_files: list[str], trials: list[str]
 ) -> None:
     axis = "sweep.space={lora.target_modules: [[q, v], [query]]}"
@@ -248,6 +248,11 @@ def test_a_target_that_no_layer_has_is_found_before_the_first_run(
         sweeping.sweep(config_file, [axis, *trials])
     with pytest.raises(UserError, match=r"\['query'\] matched no layer"):
         compare(config_file, ["lora.target_modules=[query]"])
+    axis = "sweep.space={training.optim: [adamw_torch, lomo]}"
+    with pytest.raises(UserError, match="training.optim='lomo'"):
+        sweeping.sweep(config_file, [axis, *trials])
+    with pytest.raises(UserError, match="training.optim='lomo'"):
+        compare(config_file, ["arms={full: {training: {optim: lomo}}}"])
     assert not runs_of_files
 
 
