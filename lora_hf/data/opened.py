@@ -160,6 +160,7 @@ CONTENTS = {
     b"\x28\xb5\x2f\xfd": "Zstandard data: add .zst to its name",
     b"PK\x03\x04": "a zip archive or an Excel sheet: unpack it, or save the sheet as csv (UTF-8)",
     b"\xd0\xcf\x11\xe0": "an Excel sheet: save it as csv (UTF-8)",
+    b"%PDF": "a PDF: copy its text to a .txt file, or its table to a csv (UTF-8)",
     b"PAR1": "a parquet file: rename it to .parquet",
 }
 """What a file of text is instead, by its first bytes."""

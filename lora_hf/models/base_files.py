@@ -167,10 +167,17 @@ def _wrong_values(settings: dict[str, Any]) -> list[str]:
     return wrong
 
 
+class DamagedTokenizer(UserError):
+    """The files of a tokenizer cannot be read."""
+
+
 @contextmanager
 def reading_tokenizer(folder: Path, model: str) -> Iterator[None]:
-    """Turn any exception of reading a tokenizer into a `UserError` that names its files."""
+    """Turn any exception of reading a tokenizer into a `DamagedTokenizer` that names its files."""
     try:
+        for pattern in TOKENIZER_FILES:
+            for file in folder.glob(pattern):
+                refuse_git_lfs_pointer(file)
         yield
     except (UserError, MemoryError):
         raise
@@ -184,7 +191,7 @@ def reading_tokenizer(folder: Path, model: str) -> Iterator[None]:
         )
         held = ", ".join(names) or "no file of a tokenizer"
         absent = "" if TOKENIZER_CONFIG in names else f", but no {TOKENIZER_CONFIG}, which names its class"
-        raise UserError(
+        raise DamagedTokenizer(
             f"{model}: its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)}). The "
             f"folder holds {held}{absent}: download the tokenizer's files again, or copy them from the model "
             "that this one was made from"

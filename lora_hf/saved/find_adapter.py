@@ -14,8 +14,10 @@ from lora_hf.config.load import load_config
 from lora_hf.config.model import DENSE, Dtype
 from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, RECORDED, PredictionSettings
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
+from lora_hf.files import refuse_git_lfs_pointer
 from lora_hf.hub.download import SETTINGS, fetch, of_folder, public_info
 from lora_hf.hub.names import ADDRESS, split_name
+from lora_hf.models.base_files import DamagedTokenizer
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED, run_above
@@ -203,8 +205,11 @@ def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any
     Args:
         saved: the adapter.
         base: its base.
-        tokenizer: that of the base, which is used with a warning where the adapter's cannot be read, or has
-            tokens for which the base has no embeddings.
+        tokenizer: that of the base, which is used with a warning where the adapter's has tokens for which the
+            base has no embeddings.
+
+    Raises:
+        UserError: its files cannot be read.
     """
     files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
     above = saved.folder.absolute().parent
@@ -212,8 +217,12 @@ def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any
     held_in = [place for place in places if any((place / file).is_file() for file in files)]
     if not held_in:
         return None
+    for file in files:
+        refuse_git_lfs_pointer(held_in[0] / file)
     try:
         own = load_tokenizer(base, held_in[0])
+    except DamagedTokenizer as error:
+        raise UserError(f"{error}; without these files, the tokenizer of the base is used") from error
     except UserError as error:
         logger.warning("the tokenizer in %s is not used, but that of the base: %s", held_in[0], error)
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from support.broken_bases import POINTER
 from support.letters import letters
 from support.models import make_bart, make_t5, randomize
 from support.selection import slow_except
@@ -382,6 +383,23 @@ def test_the_tokenizer_of_an_adapter_on_the_hub_is_downloaded_with_it(
 
     monkeypatch.setattr(finding, "fetch", fetched)
     assert "<turn>" in load("me/adapter").tokenizer_of("default").get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (POINTER, "tokenizer.json is a Git LFS pointer"),
+        ('{"added', "cannot be loaded .*; without these files"),
+    ],
+    ids=["pointer", "cut"],
+)
+def test_a_damaged_tokenizer_of_an_adapter_is_one_error(
+    content: str, says: str, with_tokenizer: Path, tmp_path: Path
+) -> None:
+    adapter = shutil.copytree(with_tokenizer, tmp_path / "adapter")
+    (adapter / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        load(adapter)
 
 
 @pytest.mark.parametrize("added", [["<turn>"], []], ids=["more tokens", "the base's tokenizer"])
