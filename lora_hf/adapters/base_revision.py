@@ -4,6 +4,7 @@ Transformers does not record it. Without it, an adapter of another revision than
 `main`, whose weights differ.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.module_names import own_modules
 from lora_hf.adapters.modules_to_save import SavedModule
-from lora_hf.files import hub_copies
+from lora_hf.errors import few
+from lora_hf.files import file_sha256, hub_copies
 
 COMPARED = 8
-"""Rows of each weight that are compared with the file's."""
+"""Rows of each weight that are compared with the file's first."""
+logger = logging.getLogger(__name__)
 
 
 def base_revision(model: nn.Module) -> str | None:
@@ -27,7 +30,8 @@ def base_revision(model: nn.Module) -> str | None:
         model: a Transformers model, with or without adapters; the commit is recorded in its config.
 
     Returns:
-        None for a model that is not from the Hub, or whose values are in no local copy.
+        None for a model that is not from the Hub, whose values are in no local copy, or, with a warning, in
+        several that differ in weights which cannot be compared: quantized or merged ones.
     """
     config, name = getattr(model, "config", None), getattr(model, "name_or_path", None)
     recorded: str | None = getattr(config, "_commit_hash", None)
@@ -38,15 +42,32 @@ def base_revision(model: nn.Module) -> str | None:
         f"{getattr(model, 'base_model_prefix', '')}."  # which a file may leave out, such as BART's `model`
     )
     weights |= {key.removeprefix(prefix): weight for key, weight in weights.items()}
-    found = next((folder.name for folder in hub_copies(name) if _holds(folder, weights)), None)
-    if found:
-        config._commit_hash = found
-    return found
+    fitting = [folder for folder in hub_copies(name) if _holds(folder, weights, COMPARED)]
+    if len(fitting) > 1:
+        fitting = [folder for folder in fitting if _holds(folder, weights, None)]
+    if len(fitting) > 1 and len({*map(_content, fitting)}) > 1:
+        logger.warning(
+            "%s: the local copies %s differ only in weights that are quantized or merged here, so that the "
+            "base's revision is not known and not recorded: load it by lora_hf.load_model, or unmerge first",
+            *(name, few(folder.name for folder in fitting)),
+        )
+        return None
+    if not fitting:
+        return None
+    config._commit_hash = fitting[0].name
+    return fitting[0].name
+
+
+def _content(folder: Path) -> tuple[str, ...]:
+    """Return the hashes of a folder's weights."""
+    return tuple(file_sha256(file) for file in sorted(folder.glob("*.safetensors")))
 
 
 def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the frozen Parameters of the base, under the names that they have without adapters."""
     for name, module in own_modules(model):
+        if isinstance(module, LoraLayer) and module.merged:
+            continue
         plain = module.base_layer if isinstance(module, LoraLayer) else module
         plain = plain.original if isinstance(plain, SavedModule) else plain
         for part, weight in plain.named_parameters(recurse=False):
@@ -54,8 +75,14 @@ def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{part}", weight.detach()
 
 
-def _holds(folder: Path, weights: dict[str, Tensor]) -> bool:
-    """Return whether the files of a folder have these values, as far as they have these names."""
+def _holds(folder: Path, weights: dict[str, Tensor], rows: int | None) -> bool:
+    """Return whether the files of a folder have these values, as far as they have these names.
+
+    Args:
+        folder: of a local copy.
+        weights: by name.
+        rows: how many of the first rows of each are compared; None compares all.
+    """
     compared = 0
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -64,7 +91,7 @@ def _holds(folder: Path, weights: dict[str, Tensor]) -> bool:
                     weight, held = weights.get(key), tensors.get_slice(key)
                     if weight is None or tuple(held.get_shape()) != tuple(weight.shape):
                         continue
-                    if not torch.equal(held[:COMPARED].to(weight.dtype), weight[:COMPARED].cpu()):
+                    if not torch.equal(held[:rows].to(weight.dtype), weight[:rows].cpu()):
                         return False
                     compared += 1
         except (OSError, SafetensorError):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -20,7 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lora_hf import LoraConfig, inject_adapters, load_adapter, save_adapter
+from lora_hf import LoraConfig, inject_adapters, load_adapter, merge_adapters, save_adapter
 from lora_hf.adapters.model_state import lora_layers, update_state
 from lora_hf.errors import UserError
 from lora_hf.files import checkpoint_fingerprint
@@ -355,9 +356,30 @@ def test_values_that_are_not_finite_numbers_are_refused(value: float | torch.dty
     assert {key: id(module) for key, module in model.named_modules()} == before
 
 
+def other_block(model: Any) -> None:
+    nn.init.zeros_(model.decoder.block[1].layer[2].DenseReluDense.wo.weight)
+
+
+def later_rows(model: Any) -> None:
+    """As where tokens were added, or trained."""
+    nn.init.zeros_(model.lm_head.weight[20:])
+
+
+def attention(model: Any) -> None:
+    nn.init.zeros_(model.encoder.block[0].layer[0].SelfAttention.q.weight)
+
+
 @pytest.mark.parametrize("revision", ["main", "v1"])
+@pytest.mark.parametrize(
+    ("change", "merges"), [(other_block, True), (later_rows, False), (attention, False), (attention, True)]
+)
 def test_the_commit_of_a_base_that_transformers_has_loaded_is_found_in_the_hub_s_cache(
-    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Any,
+    merges: bool,
+    revision: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Transformers does not record it, and without it, readers take main."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -366,16 +388,20 @@ def test_the_commit_of_a_base_that_transformers_has_loaded_is_found_in_the_hub_s
     for name, commit in commits.items():
         (repository / "refs" / name).write_text(commit)
         model = make_t5()
-        if name == "v1":  # the last block alone is another one
-            nn.init.zeros_(model.decoder.block[1].layer[2].DenseReluDense.wo.weight)
+        if name == "v1":  # which differs in one weight alone
+            change(model)
         model.save_pretrained(repository / "snapshots" / commit)
     model = T5ForConditionalGeneration.from_pretrained(repository / "snapshots" / commits[revision])
     model.name_or_path = "anna/t5"
     adapted = inject_adapters(model, LoraConfig(r=2, modules_to_save=["final_layer_norm"]))
     randomize(adapted)
+    if merges:
+        merge_adapters(adapted)
     save_adapter(adapted, tmp_path / "adapter")
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert written["revision"] == commits[revision]
+    is_known = not (merges and change is attention)
+    assert written.get("revision") == (commits[revision] if is_known else None)
+    assert ("revision is not known and not recorded" in caplog.text) == (not is_known)
     model.decoder.block[0].layer[2].DenseReluDense.wo.weight.data.add_(1)  # of no revision
     model.config._commit_hash = None
     save_adapter(adapted, tmp_path / "other")
