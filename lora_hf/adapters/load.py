@@ -166,12 +166,28 @@ def _own_keys(model: nn.Module, keys: Iterable[str], saved: SavedAdapter) -> dic
     """
     plain = plain_keys(model, keys)
     names = set(plain.values())
-    uncalled = _uncalled(model, saved, names)
-    return {
-        key: name
-        for key, name in plain.items()
-        if not (_BESIDE.search(name) and _BESIDE.sub(".", name) in names) and _layer_of(name) not in uncalled
+    uncalled, originals = _uncalled(model, saved, names), _originals(model, saved, names)
+    copies = {
+        f"{PREFIX}{layer}{part}.weight" for layer in originals.values() for part in ("", ".modules_to_save")
     }
+    return {
+        key: f"{PREFIX}{originals[name]}.weight" if name in originals else name
+        for key, name in plain.items()
+        if name not in copies
+        and not (_BESIDE.search(name) and name not in originals and _BESIDE.sub(".", name) in names)
+        and _layer_of(name) not in uncalled
+    }
+
+
+def _originals(model: nn.Module, saved: SavedAdapter, keys: Collection[str]) -> dict[str, str]:
+    """Return the keys of embeddings that PEFT's model calls beside an uncalled copy, each with its layer.
+
+    PEFT puts the copy at T5's `shared`, and the stacks keep the original, such as one with added rows.
+    """
+    if saved.manifest:
+        return {}
+    held = {f"{PREFIX}{name}.original_module.weight": name for name in layers_in_stacks(model)}
+    return {key: name for key, name in held.items() if key in keys}
 
 
 def _uncalled(model: nn.Module, saved: SavedAdapter, keys: Collection[str]) -> set[str]:
@@ -221,14 +237,22 @@ def _without_uncalled(
     """
     keys = {name: f"{PREFIX}{name}.weight" for name in layers_in_stacks(model)}
     unused = [n for n, key in keys.items() if key in tensors and name_matches(config.modules_to_save, n)]
-    for name in unused:
+    _warn_of_copies(unused, folder)
+    left = {key: tensor for key, tensor in tensors.items() if key not in {keys[name] for name in unused}}
+    return replace(config, modules_to_save=_without_entries(config.modules_to_save, unused)), left
+
+
+def _warn_of_copies(names: Iterable[str], folder: Path) -> None:
+    for name in names:
         logger.warning(
             "%s: its copy of %s is left out: PEFT has it beside the model's embeddings, without effect",
             *(folder, name),
         )
-    entries = [e for e in config.modules_to_save if not any(name_matches((e,), name) for name in unused)]
-    left = {key: tensor for key, tensor in tensors.items() if key not in {keys[name] for name in unused}}
-    return replace(config, modules_to_save=tuple(entries)), left
+
+
+def _without_entries(entries: tuple[str, ...], names: Collection[str]) -> tuple[str, ...]:
+    """Return the entries of `modules_to_save` that name none of these layers."""
+    return tuple(entry for entry in entries if not any(name_matches((entry,), name) for name in names))
 
 
 def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
@@ -248,6 +272,9 @@ def _config_of_file(model: nn.Module, saved: SavedAdapter) -> LoraConfig:
             and any(key.startswith(f"{PREFIX}{name}.") for key in keys)
         ]
         config = replace(config, modules_to_save=(*config.modules_to_save, *more))
+    if originals := {*_originals(model, saved, keys).values()}:
+        _warn_of_copies(originals, saved.folder)
+        config = replace(config, modules_to_save=_without_entries(config.modules_to_save, originals))
     adapted_in_file = {_layer_of(key) for key in keys if _PART.search(key)}
     copied = {
         name

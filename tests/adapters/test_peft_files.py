@@ -283,7 +283,9 @@ def test_one_weight_cannot_become_two(tmp_path: Path) -> None:
         load_adapter(resized(base, 104), tmp_path / "adapter")
 
 
-def by_peft(folder: Path, make: Any = make_t5, with_embeddings: bool = False, **fields: Any) -> Tensor:
+def by_peft(
+    folder: Path, make: Any = make_t5, with_embeddings: bool = False, first: int = 5, **fields: Any
+) -> Tensor:
     """Write an adapter of PEFT with random weights, and return its logits."""
     torch.manual_seed(0)
     config = peft.LoraConfig(**({"task_type": "SEQ_2_SEQ_LM", "r": 2, "target_modules": ["q"]} | fields))
@@ -292,11 +294,11 @@ def by_peft(folder: Path, make: Any = make_t5, with_embeddings: bool = False, **
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder, save_embedding_layers=with_embeddings)
-    return some_logits(model)
+    return some_logits(model, first)
 
 
-def some_logits(model: Any) -> Tensor:
-    ids = torch.arange(5, 15)[None]
+def some_logits(model: Any, first: int = 5) -> Tensor:
+    ids = torch.arange(first, min(first + 10, 104))[None]
     with torch.no_grad():
         return model.eval()(input_ids=ids, labels=ids[:, :4]).logits
 
@@ -305,6 +307,23 @@ def test_embeddings_that_peft_saves_beside_a_copy_of_the_head_are_read(tmp_path:
     theirs = by_peft(tmp_path, with_embeddings=True, modules_to_save=["lm_head"])
     assert any("original_module" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
     assert torch.allclose(some_logits(load_adapter(make_t5(), tmp_path)), theirs, atol=1e-5)
+
+
+def test_embeddings_that_peft_resized_beside_a_copy_of_them_are_read(tmp_path: Path) -> None:
+    """In PEFT the stacks call the original with its added rows, and nothing calls the copy."""
+
+    def wider() -> nn.Module:
+        model = make_t5()
+        model.resize_token_embeddings(104, mean_resizing=False)
+        return model
+
+    theirs = by_peft(tmp_path, wider, True, 95, modules_to_save=["shared", "lm_head"])
+    keys = load_file(tmp_path / "adapter_model.safetensors").keys()
+    assert "base_model.model.shared.original_module.weight" in keys
+    torch.manual_seed(7)  # other rows
+    assert torch.allclose(some_logits(load_adapter(wider(), tmp_path), 95), theirs, atol=1e-5)
+    with pytest.raises(UserError, match=r"resize it first, by model.resize_token_embeddings\(104\)"):
+        load_adapter(make_t5(), tmp_path)
 
 
 def untied_bart() -> nn.Module:
