@@ -83,7 +83,7 @@ def evaluate(
     config, overrides = _checked_config(config), _checked_overrides(overrides)
     saved = find_adapter(check_place("adapter", adapter), "adapter") if adapter is not None else None
     run = load_config(config, overrides)
-    report_unread(overrides, saved)
+    report_unread(overrides, saved, run)
     scores, rows = score_adapter(run, saved)
     return {**scores, "predictions": rows}
 

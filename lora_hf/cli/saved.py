@@ -110,7 +110,7 @@ def evaluate(
         if folder is None:
             raise UserError(missing_config("evaluate", overrides or []))
         run = load_config(folder / CONFIG, overrides or [], is_recorded=True)
-    report_unread(overrides or [], given)
+    report_unread(overrides or [], given, run)
     scores, rows = score_saved(run, given, quantization)
     if output:
         write_predictions(output / PREDICTIONS, rows)

@@ -1,7 +1,6 @@
 """Score a saved adapter, a whole model or the base model on the test split of a config."""
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from lora_hf.config.load import changed_fields
 from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
 from lora_hf.data.prepare import data_line, encode_test, load_data
 from lora_hf.data.prompts import prompt_template
-from lora_hf.data.splits import load_split, with_columns_of_training
-from lora_hf.errors import few
+from lora_hf.data.sources import is_on_hub, open_part
+from lora_hf.data.splits import load_split, scored_split, with_columns_of_training
+from lora_hf.errors import UserError, few
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.exporting.engines import open_exported
@@ -32,8 +32,12 @@ from lora_hf.system import device_name, pick_device
 from lora_hf.training.registry import load_saved
 
 logger = logging.getLogger(__name__)
-SCORING = ("task", "model", "data", "generation", "seed", "fast_paths")
+SCORING = ("task", "model", "data", "generation", "fast_paths")
 """Fields and sections of a config that scoring reads; the others say how a model is trained."""
+OF_OTHER_SPLITS = ("max_train_samples", "max_eval_samples", "max_target_length")
+"""Fields of `data` that scoring reads only where the length of outputs follows from the references."""
+SHARES = ("split_seed", "validation_share")
+"""Fields of `data` that scoring reads only where the test split is a share of other rows."""
 
 
 def evaluate(
@@ -55,7 +59,7 @@ def evaluate(
     Raises:
         UserError: a mistake in the config, the data or the model.
     """
-    source = Source(given.source, config.model, given) if isinstance(given, SavedAdapter) else given
+    source = _source(config, given)
     adapter = source.adapter if source else None
     if source and source.columns:
         data = with_columns_of_training(config.data, config.task, source.columns)
@@ -65,16 +69,15 @@ def evaluate(
     scoring = Scoring.of_config(config)
     scoring.check()
     base = as_recorded(config.model, adapter) if adapter else config.model
-    folder = Path(base.model_name_or_path).expanduser()
+    folder = _folder(base)
     is_exported = engine_of(folder) is not None
     check_engine(None, quantization, base)
     device = torch.device("cpu") if is_exported or quantization else pick_device()
     tokenizer = tokenizer_of(adapter, base) if adapter else load_tokenizer(base)
     if not is_exported:
         report_model(base, device)
-    recorded = adapter or (SavedAdapter(folder) if source or is_exported else None)
-    trained_with = recorded.manifest.get("max_new_tokens") if recorded else None
-    max_new_tokens = config.generation.max_new_tokens or trained_with
+    recorded = _recorded(config, source)
+    max_new_tokens = _length(config, recorded)
     check_lengths(
         *(base, config.data, config.generation, virtual_tokens_of(adapter) if adapter else 0),
         has_labels=not max_new_tokens,
@@ -119,7 +122,28 @@ def evaluate(
     return result, rows
 
 
-def report_unread(overrides: Sequence[str], given: SavedAdapter | Source | None) -> None:
+def _source(config: RunConfig, given: SavedAdapter | Source | None) -> Source | None:
+    return Source(given.source, config.model, given) if isinstance(given, SavedAdapter) else given
+
+
+def _recorded(config: RunConfig, source: Source | None) -> SavedAdapter | None:
+    """Return the folder whose manifest has the settings of the training; None for a plain base model."""
+    if source and source.adapter:
+        return source.adapter
+    folder = _folder(source.model if source else config.model)
+    return SavedAdapter(folder) if source or engine_of(folder) else None
+
+
+def _folder(model: ModelConfig) -> Path:
+    return Path(model.model_name_or_path).expanduser()
+
+
+def _length(config: RunConfig, recorded: SavedAdapter | None) -> int | None:
+    """Return the largest length of outputs; None if it follows from the references of the other splits."""
+    return config.generation.max_new_tokens or (recorded.manifest.get("max_new_tokens") if recorded else None)
+
+
+def report_unread(overrides: Sequence[str], given: SavedAdapter | Source | None, config: RunConfig) -> None:
     """Warn of fields on the command line that scoring does not read, such as the rank of a saved adapter.
 
     Those of a config file are not named: it is the one of the training.
@@ -127,12 +151,32 @@ def report_unread(overrides: Sequence[str], given: SavedAdapter | Source | None)
     Args:
         overrides: `key.sub=value`, already checked.
         given: as for `evaluate`.
+        config: with the overrides.
     """
-    is_whole = isinstance(given, Source) and not given.adapter
-    read = [name for name in SCORING if not (is_whole and name == "model")]
-    if unread := [one for one in overrides if re.split(r"[.=]", one)[0].strip() not in read]:
-        name = given.source if isinstance(given, SavedAdapter) else given.name if given else "the base model"
-        logger.warning("%s: no effect here, because %s is scored as it was saved", few(unread), name)
+    source = _source(config, given)
+    names = [one.partition("=")[0].strip() for one in overrides]
+    unread = {name for name in names if name.partition(".")[0] not in SCORING}
+    if source and not source.adapter:
+        unread |= {name for name in names if name.partition(".")[0] == "model"}
+    if engine_of(_folder(source.model if source else config.model)):
+        unread.add("fast_paths")
+    if _length(config, _recorded(config, source)):
+        fields = [*OF_OTHER_SPLITS, *([] if is_on_hub(config.data) else ["streaming"])]
+        if any(f"data.{field}" in names for field in SHARES) and not _is_share(config):
+            fields += SHARES
+        unread |= {f"data.{field}" for field in fields}
+    if typed := [one for one, name in zip(overrides, names, strict=True) if name in unread]:
+        shown = source.name if source else "the base model"
+        text = "%s: no effect here, because %s is scored as it was saved, on the test split"
+        logger.warning(text, few(typed), shown)
+
+
+def _is_share(config: RunConfig) -> bool:
+    """Return whether the rows that are scored are a share of a file with others."""
+    try:
+        return bool(open_part(config.data, scored_split(config.data, "test")).homes)
+    except UserError:  # reported by what reads the data
+        return True
 
 
 def _report_other_base(base: ModelConfig, adapter: SavedAdapter, commit: str | None) -> None:

@@ -21,7 +21,8 @@ from lora_hf.evaluation.rouge import ROUGE_NAMES
 from lora_hf.files import checkpoint_fingerprint
 
 ROOT = Path(__file__).parents[2]
-FEW_TEXTS = [word for word in FEW if word.startswith(("data.", "generation."))]
+OF_OTHER_SPLITS = ("data.max_train_samples", "data.max_eval_samples", "data.max_target_length")
+FEW_TEXTS = [w for w in FEW if w.startswith(("data.", "generation.")) and not w.startswith(OF_OTHER_SPLITS)]
 """The fields of `FEW` that have an effect where nothing trains; `evaluate` warns of others."""
 
 

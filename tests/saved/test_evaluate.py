@@ -19,10 +19,11 @@ from lora_hf.config.model import ASSETS
 from lora_hf.data.prepare import load_data
 from lora_hf.data.splits import load_split
 from lora_hf.errors import UserError
+from lora_hf.models.exported import MARKS
 from lora_hf.models.load import load_model, load_tokenizer
 from lora_hf.saved import evaluate as evaluating
 from lora_hf.saved.find_adapter import as_recorded, find_adapter
-from lora_hf.saved.source import find_source
+from lora_hf.saved.source import Source, find_source
 from lora_hf.system import pick_device
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40, "v2": "c" * 40}
@@ -210,7 +211,8 @@ def test_an_adapter_is_scored_by_the_columns_of_its_training_where_the_data_has_
     [
         (["lora.r=99", "generation.num_beams=2"], "lora.r=99: no effect here, because {} is scored"),
         (["lora={r: 99}", "training.max_steps=2"], "lora={{r: 99}}, training.max_steps=2: no effect here"),
-        (["model.dtype=float32", "data.max_test_samples=1", "seed=2"], ""),
+        (["seed=2", "data.max_target_length=3"], "data.max_target_length=3, seed=2: no effect here"),
+        (["model.dtype=float32", "data.max_test_samples=1"], ""),
     ],
 )
 def test_fields_that_the_saved_adapter_fixes_are_said_to_have_no_effect(
@@ -224,10 +226,18 @@ def test_fields_that_the_saved_adapter_fixes_are_said_to_have_no_effect(
 def test_a_whole_model_is_not_replaced_by_that_of_the_command_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    evaluating.report_unread(["model.load_in_4bit=true"], find_source("embedded"))
+    evaluating.report_unread(["model.load_in_4bit=true"], find_source("embedded"), RunConfig())
     assert (
         "model.load_in_4bit=true: no effect here, because embedded is scored as it was saved" in caplog.text
     )
+
+
+def test_an_exported_model_has_no_fast_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / MARKS["onnx"]).touch()
+    exported = Source("made", ModelConfig(model_name_or_path=str(tmp_path)))
+    evaluating.report_unread(["fast_paths=false", "data.max_eval_samples=3"], exported, RunConfig())
+    (said,) = caplog.messages
+    assert said.startswith("fast_paths=false: no effect here, because made is scored as it was saved")
 
 
 @pytest.mark.parametrize(
