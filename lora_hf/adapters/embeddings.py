@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_hf.adapters.backends.quantized import QuantizedLinear, QuantizedWeight
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.model_state import adapter_configs, model_state, update_state
 from lora_hf.adapters.module_names import own_modules
@@ -146,9 +147,16 @@ def put_embeddings(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path
     Raises:
         UserError: one weight of the base would become two, or other adapters use it.
     """
+    quantized = {id(m.weight): m for m in model.modules() if isinstance(m, QuantizedLinear)}
+    requantized: dict[int, QuantizedWeight] = {}
     new: dict[int, nn.Parameter] = {}
     sources: dict[int, str] = {}
     for key, weight in embedding_keys(model, sorted(tensors)).items():
+        if layer := quantized.get(id(weight)):
+            stored = layer.quantized.requantize(tensors[key].to(weight.device))
+            if not all(map(torch.equal, stored.tensors(), layer.quantized.tensors())):
+                requantized[id(weight)] = stored
+            continue
         tensor = tensors[key].to(weight.device, weight.dtype)
         if id(weight) in new and not torch.equal(new[id(weight)], tensor):
             raise UserError(
@@ -158,13 +166,15 @@ def put_embeddings(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path
         new[id(weight)], sources[id(weight)] = nn.Parameter(tensor, weight.requires_grad), key
     own = {id(p): p for p in model.parameters()}
     changed = {key: p for key, p in new.items() if not torch.equal(own[key], p)}
-    if not changed:
+    if not (changed or requantized):
         return
     if folder is not None and (others := sorted(adapter_configs(model))):
         raise UserError(
             f"the adapter {folder} has embeddings of its own, which would change those of {others}: load "
             "it on a base of its own"
         )
+    for number, stored in requantized.items():
+        quantized[number].put(stored)
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in changed:

@@ -65,6 +65,8 @@ class RowInt8(QuantizedWeight):
 class Int8Linear(QuantizedLinear):
     """A linear layer that multiplies few rows by integer kernels where no gradient is needed."""
 
+    whole_copies = "leave out the quantization, or merge the adapter and quantize the merged model"
+
     def __init__(self, quantized: RowInt8, bias: nn.Parameter | None) -> None:
         super().__init__(quantized, bias)
         self._packed: dict[int, tuple[list[Tensor], _Packed]] = {}  # by the number of layers

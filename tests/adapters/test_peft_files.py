@@ -20,6 +20,7 @@ from lora_hf.adapters.embeddings import embedding_tensors
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.model_state import lora_layers
 from lora_hf.adapters.save import adapter_state
+from lora_hf.fast.int8 import quantize_for_generation
 
 PLAIN = {"r": 4, "lora_alpha": 10, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"}
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's advice
@@ -324,6 +325,30 @@ def test_embeddings_that_peft_resized_beside_a_copy_of_them_are_read(tmp_path: P
     assert torch.allclose(some_logits(load_adapter(wider(), tmp_path), 95), theirs, atol=1e-5)
     with pytest.raises(UserError, match=r"resize it first, by model.resize_token_embeddings\(104\)"):
         load_adapter(make_t5(), tmp_path)
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_head_beside_an_adapter_is_quantized_where_the_base_s_is(scale: int, tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        model = make_t5()
+        model.lm_head.weight.data.mul_(scale)  # 1: as the base has it
+        return model
+
+    theirs = by_peft(tmp_path, make, True)
+    model = make_t5()
+    quantize_for_generation(model)
+    found = some_logits(load_adapter(model, tmp_path))
+    assert (found - theirs).norm() < 0.05 * theirs.norm()
+
+
+def test_a_copy_of_a_layer_in_int8_for_generation_is_refused_with_what_works(
+    tmp_path: Path,
+) -> None:
+    by_peft(tmp_path, modules_to_save=["lm_head"])
+    model = make_t5()
+    quantize_for_generation(model)
+    with pytest.raises(UserError, match="lm_head is quantized, .*; leave out the quantization, or merge the"):
+        load_adapter(model, tmp_path)
 
 
 def untied_bart() -> nn.Module:

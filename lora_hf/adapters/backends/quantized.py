@@ -92,6 +92,9 @@ class _Product(torch.autograd.Function):
 class QuantizedLinear(NotPlain):
     """A frozen linear layer: `weight` holds the codes, and every other tensor is a buffer."""
 
+    whole_copies = "keep it dense or leave it out"
+    """What to do where an adapter has a whole copy of such a layer."""
+
     def __init__(self, quantized: QuantizedWeight, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.kind = type(quantized)
@@ -106,6 +109,13 @@ class QuantizedLinear(NotPlain):
     def quantized(self) -> QuantizedWeight:
         """The weight in its storage format."""
         return self.kind(self.weight, *(getattr(self, name) for name in self.buffer_names))
+
+    def put(self, stored: QuantizedWeight) -> None:
+        """Replace the weight by another one in the same format."""
+        codes = stored.codes
+        self.weight = codes if isinstance(codes, nn.Parameter) else frozen(codes)
+        for name in self.buffer_names:
+            setattr(self, name, getattr(stored, name))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b (..., out) in the dtype of x, for x (..., in)."""
@@ -147,10 +157,7 @@ class Quantized(Backend):
         return quantized
 
     def _put(self, stored: QuantizedWeight) -> None:
-        codes = stored.codes
-        self.layer.weight = codes if isinstance(codes, nn.Parameter) else frozen(codes)
-        for name in self.layer.buffer_names:
-            setattr(self.layer, name, getattr(stored, name))
+        self.layer.put(stored)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         return self._get().dequantize(dtype)
