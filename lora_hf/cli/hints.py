@@ -58,9 +58,9 @@ def explain(error: Any, words: list[str]) -> str:
     """
     message: str = error.format_message() or "no command given"
     option = getattr(error, "option_name", None)
-    if option and _takes_settings(error):
+    if option and (taken := _settings_taken(error)):
         field = field_of(option)
-        if field and field.startswith(READ_ELSEWHERE):
+        if field and field.startswith(taken):
             value = _value_of(option, words)
             return f"No such option: {option}; write {field}={value}, without dashes"
     if option == "--base" and "--model" in _options(error) and _takes_fields(error):
@@ -162,10 +162,11 @@ def _is_given(option: str, words: Sequence[str]) -> bool:
     return any(word.partition("=")[0] == option for word in words)
 
 
-def _takes_settings(error: Any) -> bool:
-    """Return whether a command without a config takes fields of `data` or `generation`, as `predict` does."""
+def _settings_taken(error: Any) -> tuple[str, ...]:
+    """Return the sections of which a command without a config takes fields, as `predict` those of `data.`."""
     command = getattr(getattr(error, "ctx", None), "command", None)
-    return "settings" in {parameter.name for parameter in getattr(command, "params", ())}
+    taken = next((one.metavar or "" for one in getattr(command, "params", ()) if one.name == "settings"), "")
+    return tuple(one for one in READ_ELSEWHERE if one in taken or "SECTION." in taken)
 
 
 def repeated_options(command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -121,6 +121,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("summarize talks.csv", "No such command 'summarize'. Did you mean 'predict'?"),
         ("fine-tune --config quickstart", "No such command 'fine-tune'. Did you mean 'train'?"),
         ("tune --config quickstart", "No such command 'tune'. Did you mean 'sweep'?"),
+        ("score a.csv --num-beams 4", "No such option: --num-beams"),
         ("version", "No such command 'version'. Write `lora-hf --version`."),
         ("train --config quickstart --gpu 1", "the first GPU is used, or that of CUDA_VISIBLE_DEVICES=1"),
         ("train --config quickstart data.max_input_length=3", "did you mean 'data.max_source_length'?"),
