@@ -9,7 +9,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -326,13 +326,19 @@ def _by_column(data: dict[str, Any]) -> list[Row]:
     if len(values) < 2:
         return []
     names, cells = data.get("columns"), data.get("data")
-    if isinstance(names, list) and isinstance(cells, list) and all(map(_is_cells_of(names), cells)):
+    if (
+        isinstance(names, list)
+        and isinstance(cells, list)
+        and all(isinstance(name, str) for name in names)
+        and all(map(_is_cells_of(names), cells))
+    ):
         return [dict(zip(names, row, strict=True)) for row in cells]
     if all(isinstance(v, dict) for v in values) and not any(map(split_named, data)):
         keys = list(dict.fromkeys(key for v in values for key in v))
         is_numbered = all(map(str.isdecimal, data))
         shared = [key for key in keys if all(key in v for v in values)]
-        if not any(map(str.isdecimal, keys)) and (is_numbered or (shared and len(data) > len(keys) > 1)):
+        is_named = shared and len(data) > len(keys) > 1 and not _has_texts(data)
+        if not any(map(str.isdecimal, keys)) and (is_numbered or is_named):
             return values
     if all(isinstance(v, dict) and len(v) > 1 and v.keys() == values[0].keys() for v in values):
         columns = [[value[key] for key in values[0]] for value in values]
@@ -343,6 +349,13 @@ def _by_column(data: dict[str, Any]) -> list[Row]:
     else:
         return []
     return [dict(zip(data, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _has_texts(names: Iterable[str]) -> bool:
+    """Return whether names are those of columns with texts, and so not of rows."""
+    from lora_hf.data.columns import PAIRS  # here: it imports this module
+
+    return not {name for pair in PAIRS for name in pair}.isdisjoint(names)
 
 
 def _is_cells_of(names: list[Any]) -> Callable[[Any], bool]:

@@ -254,9 +254,13 @@ def _check_untied(empty: Any, names: Collection[str], model: str) -> None:
             places["embeddings"].append(f"{name}.weight")
     if not {*places["head"]}.intersection(tied):
         return
+    ends = {name.split(".")[-2] for name in names if name.endswith(".weight")}
     for what, other in (("head", "embeddings"), ("embeddings", "head")):
         keys = places[what]
-        if keys and names.isdisjoint(key.removeprefix(prefix) for key in keys):
+        is_missing = names.isdisjoint(key.removeprefix(prefix) for key in keys)
+        if what == "embeddings":  # T5Gemma2's are written with another path before their name
+            is_missing = ends.isdisjoint(key.split(".")[-2] for key in keys)
+        if keys and is_missing:
             raise UserError(
                 f"{model}: {MISFIT} 1 missing: {keys[0]}, although it is not tied to the {other} "
                 f"(tie_word_embeddings: false): {AGAIN}"

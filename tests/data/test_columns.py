@@ -575,6 +575,16 @@ def test_rows_of_json_under_their_names_or_beside_their_columns_are_rows(content
     assert all(row["dialogue"] == TALK and row["summary"] == GIST for row in rows)
 
 
+def test_columns_of_json_with_named_rows_stay_columns(tmp_path):
+    content = {name: {"first": text, "second": text} for name, text in {"topic": "greeting", **ROW}.items()}
+    (tmp_path / "talks.json").write_text(json.dumps(content))
+    rows = read_rows(tmp_path / "talks.json")
+    assert rows == [{"topic": "greeting", **ROW}] * 2
+    (tmp_path / "nested.json").write_text(json.dumps({"columns": [["a", "b"]], "data": [["x"]]}))
+    with pytest.raises(UserError, match="must be an object such as .*, and is a list"):
+        read_rows(tmp_path / "nested.json")
+
+
 def test_columns_of_json_are_joined_by_their_keys(tmp_path):
     """Pandas may write the rows of two columns in another order."""
     columns = {"dialogue": {"1": "A: One", "0": "A: Zero"}, "summary": {"0": "zero", "1": "one"}}

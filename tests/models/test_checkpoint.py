@@ -122,6 +122,14 @@ def test_a_broken_base_is_one_error_with_the_remedy(
     assert_refused(saved(tmp_path), tmp_path, change, words, caplog)
 
 
+def test_an_untied_base_whose_embeddings_are_saved_under_another_path_is_read(tmp_path: Path) -> None:
+    model = make_family("T5Gemma2", tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    config = ModelConfig(model_name_or_path=str(tmp_path))
+    loaded = load_model(config, torch.device("cpu"))
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
 def test_a_base_that_asks_for_attentions_is_loaded_without_and_can_be_saved(tmp_path: Path) -> None:
     """Transformers loads it with a kind of attention that returns none, and then refuses to save it."""
     config = saved(tmp_path / "base")
