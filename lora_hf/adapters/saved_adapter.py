@@ -27,8 +27,8 @@ CONVERT = (
     "which can run code when it is read: load it with PEFT, and save it again (`save_pretrained` writes "
     "safetensors)"
 )
-HEAD = "lm_head"
-"""Name of the output head in the families whose head may be tied to the embeddings."""
+HEADS = ("lm_head", "lm_head.out_proj")
+"""Names of the output head in the families whose head may be tied to the embeddings; T5Gemma's is inside."""
 AGAIN = "save or download the adapter again, all of its files"
 
 
@@ -132,10 +132,11 @@ class SavedAdapter:
     @cached_property
     def has_head(self) -> bool:
         """True if the adapter changes the output head, by factors or by a copy of its own."""
-        copies = name_matches(self.config.modules_to_save, HEAD)
-        if not (copies or name_matches(self.config.target_modules, HEAD)):
+        copies = any(name_matches(self.config.modules_to_save, name) for name in HEADS)
+        if not (copies or any(name_matches(self.config.target_modules, name) for name in HEADS)):
             return False
-        return any(f".{HEAD}." in key and (copies or f".{HEAD}.lora_" in key) for key in self.shapes)
+        of_head = [key for key in self.shapes if f".{HEADS[0]}." in key]
+        return bool(of_head) and (copies or any(".lora_" in key for key in of_head))
 
     @cached_property
     def is_intact(self) -> bool | None:

@@ -159,7 +159,7 @@ def _pair_mistakes(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "max_steps", "must be a number of steps, or -1 to train for num_train_epochs"
     if get("learning_rate") == 0:
         yield "learning_rate", "trains nothing: choose a rate above 0, or use method: base"
-    if get("adam_epsilon", 1) < LEAST_EPSILON:
+    if get("adam_epsilon", 1) < LEAST_EPSILON and "adam" in str(get("optim", "adamw_torch")).lower():
         yield (
             "adam_epsilon",
             "makes 0/0 of a gradient of 0, as A's is in the first step; the usual is 1e-8",

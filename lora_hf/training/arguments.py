@@ -392,10 +392,12 @@ def doubtful_schedule(config: RunConfig, rows: Sized) -> tuple[str, str] | None:
         least = f"the learning rate only reaches {(steps - 1) / warmup:.0%} of training.learning_rate"
         title = f"training.warmup_steps={given:g} is not below the run's {counted(steps, 'step')}: {least}"
         return title, "lower it (0.1 is a tenth of the steps), or train longer"
-    rates = _rates(training, warmup, steps)
+    given = training.get("lr_scheduler_kwargs") or {}
+    settings = json.loads(given) if isinstance(given, str) else given
+    rates = _rates(training, settings, warmup, steps)
     if not rates:
         return None
-    field = "lr_scheduler_kwargs" if training.get("lr_scheduler_kwargs") else "lr_scheduler_type"
+    field = "lr_scheduler_kwargs" if settings else "lr_scheduler_type"
     run = f"in the run's {counted(steps, 'step')} the learning rate"
     title = f"training.{field}={shown(training.get(field))}: {run}"
     if max(rates) < LEAST_PEAK:
@@ -404,7 +406,7 @@ def doubtful_schedule(config: RunConfig, rows: Sized) -> tuple[str, str] | None:
         least = "give a least rate below training.learning_rate"
         return f"{title} rises to {max(rates):,.4g} times training.learning_rate", least
     decays = training.get("lr_scheduler_type") == "warmup_stable_decay"
-    if decays and rates[-1] == 1 and (training.get("lr_scheduler_kwargs") or {}).get("min_lr_ratio") != 1:
+    if decays and rates[-1] == 1 and settings.get("min_lr_ratio") != 1:
         return f"{title} does not decay", FITTING_STEPS
     return None
 
@@ -416,7 +418,7 @@ LOOKED_AT = 1000
 """Steps of a run at which the rate is looked at, besides the first ones."""
 
 
-def _rates(training: Mapping[str, Any], warmup: int, steps: int) -> list[float]:
+def _rates(training: Mapping[str, Any], settings: dict[str, Any], warmup: int, steps: int) -> list[float]:
     """Return the learning rate at steps of a run, as parts of the config's; none if it depends on losses."""
     known = {field.name: field.default for field in fields(Seq2SeqTrainingArguments)}
     rate = float(training.get("learning_rate", known["learning_rate"]))
@@ -425,7 +427,7 @@ def _rates(training: Mapping[str, Any], warmup: int, steps: int) -> list[float]:
         torch.optim.SGD([torch.zeros(1)], lr=rate),
         warmup,
         steps,
-        training.get("lr_scheduler_kwargs") or None,
+        settings or None,
     )
     spread = range(0, steps, max(1, steps // LOOKED_AT))
     taken = sorted({*spread, *range(warmup, min(warmup + 2, steps)), steps - 1})

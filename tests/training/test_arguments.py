@@ -509,12 +509,13 @@ def test_a_warmup_that_does_not_end_within_the_run_is_a_warning_and_a_fault(
         ("cosine_with_min_lr", {"min_lr": 1.0}, "rises to .* times training.learning_rate"),
         ("cosine_with_min_lr", {"min_lr_rate": 2}, "rises to 1.976 times training.learning_rate"),
         ("cosine_with_min_lr", {"min_lr_rate": 0.1}, ""),
+        ("cosine_with_min_lr", '{"min_lr_rate": 0.1}', ""),
         *((name, {}, "") for name in ("linear", "cosine", "polynomial", "inverse_sqrt", "constant")),
         *((name, {}, "") for name in ("cosine_with_restarts", "constant_with_warmup")),
     ],
 )
 def test_a_schedule_that_does_not_fit_the_run_s_steps_is_a_warning_and_a_fault(
-    schedule: str, given: dict[str, float], expected: str
+    schedule: str, given: dict[str, float] | str, expected: str
 ) -> None:
     training = {"max_steps": 10, "lr_scheduler_type": schedule, "lr_scheduler_kwargs": given}
     findings = list(configs.batches(load_config({"training": training}), range(40)))
