@@ -6,6 +6,7 @@ Transformers does not record it. Without it, an adapter of another revision than
 
 import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def base_revision(model: nn.Module) -> str | None:
     return fitting[0].name
 
 
+@lru_cache
 def _content(folder: Path) -> tuple[str, ...]:
     """Return the hashes of a folder's weights."""
     return tuple(file_sha256(file) for file in sorted(folder.glob("*.safetensors")))

@@ -105,6 +105,7 @@ def page(models: DemoModels, title: str) -> gr.Blocks:
             asked.dialogue = text
             for html in _summarize(models, text, reference, names):
                 if asked.dialogue != text:
+                    yield gr.skip()  # at the end, Gradio shows what came last once more
                     return
                 yield html
 

@@ -151,6 +151,8 @@ def run_each(
         check_before_loading(unfinished)
     diverged: list[str] = []
     for number, run in enumerate(runs, start=1):
+        if run.variant in diverged:  # with another seed
+            continue
         if run.name in finished:
             logger.info("[%d/%d] %s: already finished with the same inputs", number, len(runs), run.name)
         else:

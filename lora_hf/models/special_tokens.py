@@ -102,6 +102,11 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
         name: the model as errors name it.
     """
     config, generation = model.config, model.generation_config
+    names = ("decoder_start_token_id", "pad_token_id", "eos_token_id")
+    is_complete = all(_first(field, config, generation) is not None for field in names)
+    is_outline = model.device.type == "meta"  # of a model that is loaded next
+    if is_complete and is_outline:
+        return
     tokenizer: Any = None
     if any((folder / file).is_file() for file in TOKENIZER):  # without them, Transformers makes an empty one
         with suppress(Exception):  # whatever ails a tokenizer is reported where it is loaded
@@ -118,7 +123,7 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
     if own is not None and known is not None and own not in ids:
         generation.eos_token_id = [own, *ids]
         text = "%s: its tokenizer ends texts with the token %d, its config with %s: each ends what is written"
-        if model.device.type != "meta":  # an outline of the model that is loaded next
+        if not is_outline:
             logger.warning(text, name, own, known)
 
 

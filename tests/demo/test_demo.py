@@ -150,7 +150,8 @@ def test_summaries_of_a_dialogue_that_has_changed_are_not_written() -> None:
             assert "has changed" in client.predict("new", api_name="/change")[2]
             models.allowed.put(None)
             job.result(60)
-            assert models.written == [("base", "old")] and "base of old" not in job.outputs()[-1]
+            assert models.written == [("base", "old")]
+            assert "writing" not in str(job.outputs()[-1])  # the note stays
             for _ in models.names:
                 models.allowed.put(None)
             assert "lora of new" in client.predict("new", "", models.names, api_name="/summarize")

@@ -218,6 +218,11 @@ def test_values_that_diverge_are_left_out_of_a_grid_and_tried_again(
     assert len(sweeping.sweep(config_file, GRID)["points"]) == 3 and runs_of_files[3:] == [
         "learning_rate-0_01"
     ]
+    status, runs_of_files[:] = 2, []
+    diverging.append("0.01")
+    sweeping.sweep(config_file, [*GRID, "seeds=[1, 2]", f"output_dir={config_file.parent / 'seeds'}"])
+    kept = ("learning_rate-1e-3", "learning_rate-0_1")
+    assert runs_of_files == ["base", *(f"{name}{seed}" for name in kept for seed in ("", "-seed-2"))]
 
 
 def test_a_grid_in_which_all_diverges_is_an_error(
