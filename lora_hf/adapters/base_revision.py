@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lora_hf.adapters.backends.bitsandbytes import quantized_dtype
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.module_names import own_modules
 from lora_hf.adapters.modules_to_save import SavedModule
@@ -73,7 +74,8 @@ def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         plain = module.base_layer if isinstance(module, LoraLayer) else module
         plain = plain.original if isinstance(plain, SavedModule) else plain
         for part, weight in plain.named_parameters(recurse=False):
-            if weight.is_floating_point() and not weight.is_meta and weight.ndim and not weight.requires_grad:
+            is_value = weight.is_floating_point() and quantized_dtype(weight) is None
+            if is_value and not weight.is_meta and weight.ndim and not weight.requires_grad:
                 yield f"{name}.{part}", weight.detach()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend, backend_for, is_supported, is_transposed
-from lora_hf.adapters.backends.bitsandbytes import keep_savable
+from lora_hf.adapters.backends.bitsandbytes import keep_savable, quantized_dtype
 from lora_hf.adapters.inject import Model, base_weights_of
 from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.layer import LoraLayer
@@ -186,7 +186,8 @@ def _merged_modules(
     """Return `id` -> plain layer, for each wrapper and each quantized layer that becomes dense."""
     to_dense = onto in TO_DENSE
     source = base_weights_of(model, base_weights) if onto == "checkpoint" else None
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), None)
+    frozen = (p for p in model.parameters() if not p.requires_grad and quantized_dtype(p) is None)
+    dtype = next((p.dtype for p in frozen if p.is_floating_point()), None)
     plain: dict[int, nn.Module] = {}
     for name, layer in lora_layers(model).items():
         if to_dense and layer.base.is_quantized:

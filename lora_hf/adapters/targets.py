@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from lora_hf.adapters.backends import is_linear, is_supported, type_name
+from lora_hf.adapters.backends.bitsandbytes import quantized_dtype
 from lora_hf.adapters.backends.quantized import QuantizedLinear
 from lora_hf.adapters.computed_weights import refuse_computed_weight
 from lora_hf.adapters.config import ALL_LINEAR, AUTO, LoraConfig, name_matches, pattern_matches
@@ -177,7 +178,7 @@ def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Mod
 
 def _check_copyable(model: nn.Module, name: str, module: nn.Module) -> None:
     refuse_computed_weight("modules_to_save", name, module)
-    if any(not p.is_floating_point() for p in module.parameters()):
+    if any(not p.is_floating_point() or quantized_dtype(p) for p in module.parameters()):
         kinds = (part.whole_copies for part in module.modules() if isinstance(part, QuantizedLinear))
         raise UserError(
             f"modules_to_save: {name} is quantized, which a whole copy of it cannot be; "

@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_hf.adapters.checkpoint_io import read_shapes
 from lora_hf.config import ModelConfig
 from lora_hf.data.tokenize import missing_tokens
-from lora_hf.doctor.check import Findings, fault, ok
+from lora_hf.doctor.check import Findings, fault, notice, ok
 from lora_hf.families import family_of
 from lora_hf.files import read_object
 from lora_hf.hub.download import SETTINGS
@@ -26,7 +26,7 @@ def checkpoint(storage: ModelConfig) -> Findings:
     It reads names, shapes and dtypes; and every value as loading does, of up to `VALUES_READ` bytes.
     """
     folder = Path(find_base(storage, "weights", download=False)[0])
-    check_base(storage, str(folder))
+    as_stored = check_base(storage, str(folder))
     files = checkpoint_files(folder)
     tensors = [key for file in files for key in read_shapes(file)]
     size = sum(file.stat().st_size for file in files)
@@ -37,6 +37,8 @@ def checkpoint(storage: ModelConfig) -> Findings:
         note = "their values are checked when a run loads them"
     found = f"{storage.model_name_or_path}: {len(tensors)} tensors, {bytes_cell(size)}"
     yield ok("; ".join(filter(None, (found, note))))
+    if as_stored and as_stored.note:
+        yield notice(as_stored.note)
     return folder
 
 

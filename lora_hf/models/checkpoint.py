@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from lora_hf.adapters.checkpoint_io import DAMAGED, list_differences, read_dtypes
+from lora_hf.adapters.checkpoint_io import DAMAGED, list_differences, read_dtypes, read_shapes
 from lora_hf.errors import UserError
 from lora_hf.files import file_state, read_object
 from lora_hf.hub.download import INDEX, SINGLE, no_weights
@@ -194,6 +194,20 @@ def _check_wrapped(missing: Collection[str], unexpected: Collection[str], model:
             f"{model}: {MISFIT} it was saved with adapters in it, as {min(inside)!r} shows. Load it where it "
             "was saved, merge the adapters (`merge_and_unload`) and save it again"
         )
+
+
+def packed_weights(files: Iterable[Path]) -> set[str]:
+    """Return the weights of safetensors files that bitsandbytes quantized, by the tensors beside them.
+
+    4 bits are bytes in any dtype, such as bfloat16 (`bnb_4bit_quant_storage`, for FSDP).
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    names = {name for file in files for name in read_shapes(file)}
+    return {
+        name for name in names if f"{name}.quant_map" in names or f"{name.removesuffix('weight')}SCB" in names
+    }
 
 
 def stored_bits(settings: dict[str, Any], model: str) -> int | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer
@@ -27,7 +27,7 @@ from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.peft_format import CONFIG_NAME
 from lora_hf.config import DataConfig, GenerationConfig, ModelConfig, RunConfig
 from lora_hf.config.model import ASSETS, EMBEDDED, NAME_FIELD, Dtype
-from lora_hf.errors import UserError, first_line, is_windows_path, path_hint
+from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.families import family_of
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import SETTINGS, Part, fetch_model
@@ -42,13 +42,14 @@ from lora_hf.models.base_files import (
     settings_hash,
 )
 from lora_hf.models.base_weights import CheckpointWeights
-from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files
+from lora_hf.models.checkpoint import check_checkpoint, checkpoint_files, packed_weights
 from lora_hf.models.exported import engine_of, exported_config, refuse_exported
 from lora_hf.models.generation import keep_needed
 from lora_hf.models.head import KEEPS_HEAD, guard_ties, lost_head, untie_head
 from lora_hf.models.positions import check_positions, keep_position_tables
 from lora_hf.models.special_tokens import complete_tokenizer
 from lora_hf.models.storage import STORAGE_FORMATS
+from lora_hf.models.storage.bitsandbytes import check_stored, keeps_dense, load_stored
 from lora_hf.models.weight_values import check_values, file_tensors
 from lora_hf.run_files import ADAPTER, MODEL
 from lora_hf.run_files import CONFIG as RUN_CONFIG
@@ -265,15 +266,21 @@ def load_model(
     device = pick_device() if device is None else _device(device)
     dtype = torch.float32 if train_all else resolve_dtype(config.dtype, device)
     folder, commit = find_base(config, "weights")
-    stored_bits = check_base(config, folder)
+    stored = check_base(config, folder)
     if train_all:
-        check_trainable(config, stored_bits)
+        check_trainable(config, stored and stored.bits)
+    if stored and stored.note:
+        logger.warning("%s", stored.note)
     loading = out_of_memory_reported(lambda: f"loading {config.as_written}", SMALLER_MODEL)
     with _as_user_error(config), quiet(), loading:
-        model = STORAGE_FORMATS[config.storage].load(folder, config, device, {"dtype": dtype})
+        options = {"dtype": dtype}
+        if stored:
+            model = load_stored(folder, config, device, options, stored.has_kept)
+        else:
+            model = STORAGE_FORMATS[config.storage].load(folder, config, device, options)
     files = checkpoint_files(Path(folder))
     # Quantized layers hide what they were made from, so the files are read once more.
-    is_quantized = config.is_quantized or stored_bits
+    is_quantized = config.is_quantized or stored is not None
     tensors = file_tensors(files) if is_quantized else sorted(_values(model))
     if note := check_values(tensors, config.as_written, family_of(model).beside):
         logger.warning("%s", note)
@@ -292,7 +299,7 @@ def load_model(
     update_state(model, base_fingerprint=checkpoint_fingerprint(files) if files else None)
     if config.model_name_or_path != EMBEDDED and commit is None:  # what a commit holds never changes
         update_state(model, base_settings=settings_hash(Path(folder)))
-    if files and config.is_quantized and not stored_bits:
+    if files and config.is_quantized and not stored:
         transposed = [name for name, module in model.named_modules() if is_transposed(module)]
         conversions = getattr(model, "_weight_conversions", None) or ()
         renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
@@ -318,14 +325,30 @@ def stored_dtype(config: ModelConfig) -> Dtype:
         UserError: the model cannot be found or read.
     """
     sizes: Counter[str] = Counter()
-    for file in checkpoint_files(Path(find_base(config, "weights")[0])):
+    files = checkpoint_files(Path(find_base(config, "weights")[0]))
+    packed = packed_weights(files)
+    for file in files:
         shapes = read_shapes(file)
         for name, dtype in read_dtypes(file).items():
-            sizes[dtype] += prod(shapes[name])
+            if name in packed:  # bytes, in whatever dtype
+                sizes["U8"] += prod(shapes[name]) * int(dtype.lstrip("BFIU")) // 8
+            else:
+                sizes[dtype] += prod(shapes[name])
     return STORED_DTYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "auto")
 
 
-def check_base(config: ModelConfig, folder: str) -> int | None:
+class StoredBase(NamedTuple):
+    """What a base is whose weights are stored quantized by bitsandbytes."""
+
+    bits: int
+    """4 or 8."""
+    has_kept: bool
+    """Whether the layers that Transformers leaves dense, T5's `wo`, are quantized too."""
+    note: str
+    """Result of `check_stored`."""
+
+
+def check_base(config: ModelConfig, folder: str) -> StoredBase | None:
     """Check the base model's checkpoint without loading its weights, as `check_checkpoint` does.
 
     Args:
@@ -333,21 +356,27 @@ def check_base(config: ModelConfig, folder: str) -> int | None:
         folder: its files.
 
     Returns:
-        The number of bits if the weights are stored quantized, or None.
+        How the weights are stored if they are quantized, or None.
 
     Raises:
-        UserError: the model cannot be read, its weights do not fit its config.json, or they are stored in
-            another format than the one that `config` asks for.
+        UserError: the model cannot be read, its weights do not fit its config.json, or they are stored
+            otherwise than `config` asks for.
     """
     with building(folder, config.as_written), quiet():
-        stored_bits = check_checkpoint(folder, config.as_written)
-    stored = {4: ("nf4", "fp4"), 8: ("int8",)}.get(stored_bits or 0)
-    if stored and config.is_quantized and config.storage not in stored:
+        bits = check_checkpoint(folder, config.as_written)
+    if bits is None:
+        return None
+    note = check_stored(config, read_object(Path(folder) / SETTINGS))
+    kept = keeps_dense(read_config(folder, config.as_written))
+    packed = packed_weights(checkpoint_files(Path(folder)))
+    has_kept = any(not kept.isdisjoint(name.split(".")) for name in packed)
+    if kept and config.is_quantized and config.quantize_wo and not has_kept:
         raise UserError(
-            f"{config.as_written}: its weights are stored in {stored_bits} bits already, by bitsandbytes; "
-            "leave out model.load_in_4bit, model.load_in_8bit and model.quant_method"
+            f"model.quantize_wo=true cannot be combined with {config.as_written}: its weights are stored in "
+            f"{bits} bits already, with the layers {few(sorted(kept))} dense, and only a checkpoint before "
+            "quantization is quantized while it is loaded: remove model.quantize_wo, or give that checkpoint"
         )
-    return stored_bits
+    return StoredBase(bits, has_kept, note)
 
 
 def check_trainable(config: ModelConfig, stored_bits: int | None) -> None:
@@ -355,7 +384,7 @@ def check_trainable(config: ModelConfig, stored_bits: int | None) -> None:
 
     Args:
         config: the model.
-        stored_bits: the result of `check_base`.
+        stored_bits: in which the weights are stored, or None.
 
     Raises:
         UserError: they are.

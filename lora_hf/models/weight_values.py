@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_hf.adapters.checkpoint_io import DAMAGED
 from lora_hf.errors import UserError, few
 from lora_hf.models.base_files import AGAIN
+from lora_hf.models.checkpoint import packed_weights
 
 OUTPUTS = ("o", "wo", "out_proj", "fc2", "o_proj", "down_proj")
 """Names of the projections that attention and feed-forward layers end in, in all families."""
@@ -25,16 +26,19 @@ ADDED = (
 
 
 def file_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of safetensors files one at a time, on the CPU.
+    """Yield the names and tensors of safetensors files one at a time, on the CPU; packed weights as bytes.
 
     Raises:
         UserError: a file cannot be read.
     """
+    files = list(files)
+    packed = packed_weights(files)
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in sorted(tensors.keys()):
-                    yield name, tensors.get_tensor(name)
+                    tensor = tensors.get_tensor(name)
+                    yield name, tensor.view(torch.uint8) if name in packed else tensor
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} {DAMAGED}: {error}") from error
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_hf.adapters.backends.bitsandbytes import quantized_dtype
 from lora_hf.adapters.weight_readers import casts_to_weight
 from lora_hf.distributed import AgreedError, add_up
 from lora_hf.errors import UserError, few
@@ -250,7 +251,10 @@ def not_finite(model: nn.Module, trainable: bool) -> list[str]:
     return [
         name
         for name, p in model.named_parameters()
-        if p.requires_grad is trainable and p.is_floating_point() and not _local(p).isfinite().all()
+        if p.requires_grad is trainable
+        and p.is_floating_point()
+        and quantized_dtype(p) is None
+        and not _local(p).isfinite().all()
     ]
 
 
@@ -321,20 +325,12 @@ def check_base_dtype(model: Any) -> None:
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor):
             continue
-        if (expected := quantized_dtype(weight)) not in (None, weight.dtype):
+        expected = quantized_dtype(weight)
+        if expected not in (None, weight.dtype):
             remedy = (
                 "load the model again and do not cast it: use `dtype=` of from_pretrained, or model.dtype"
             )
             raise UserError(f"{name}: quantized weights of {expected} were cast to {weight.dtype}; {remedy}")
-        if overflows and weight.dtype == torch.float16:
+        if overflows and weight.dtype == torch.float16 and expected is None:
             remedy = "load the base in bfloat16 or float32 (model.dtype, or `dtype=` of from_pretrained)"
             raise UserError(f"{name} is in float16, in which this family overflows to NaN; {remedy}")
-
-
-def quantized_dtype(weight: Any) -> torch.dtype | None:
-    """Return the dtype in which bitsandbytes stored a quantized weight; None for any other weight."""
-    if getattr(weight, "quant_state", None) is not None:
-        storage: torch.dtype = weight.quant_storage
-        return storage
-    is_int8 = getattr(weight, "SCB", None) is not None and not getattr(weight, "has_fp16_weights", False)
-    return torch.int8 if is_int8 else None

@@ -1,4 +1,4 @@
-"""Check that a run's method and initialization suit a base whose files are quantized already."""
+"""Check that a run's method, initialization and format suit a base whose files are quantized already."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from lora_hf.files import read_object
 from lora_hf.hub.download import SETTINGS
 from lora_hf.models.checkpoint import stored_bits
 from lora_hf.models.load import check_trainable, find_base
+from lora_hf.models.storage.bitsandbytes import check_stored
 
 
 def check_base_of(config: RunConfig) -> None:
@@ -31,10 +32,12 @@ def check_stored_base(config: RunConfig, settings: dict[str, Any]) -> None:
         settings: contents of the base's config.json.
 
     Raises:
-        UserError: the weights are stored in 4 or 8 bits, and all of them would train, or the adapters'
-            initialization reads them as they were before (PiSSA, OLoRA, LoftQ).
+        UserError: the weights are stored in 4 or 8 bits, and all of them would train, the adapters'
+            initialization reads them as they were before (PiSSA, OLoRA, LoftQ), or `model:` asks for
+            another storage format.
     """
     bits = stored_bits(settings, config.model.as_written)
+    check_stored(config.model, settings)
     if config.method == "full":
         check_trainable(config.model, bits)
     init = config.lora.init_lora_weights

@@ -53,6 +53,18 @@ def _is_reversible(conversion: Any) -> bool:
     return True
 
 
+def quantized_dtype(weight: Any) -> torch.dtype | None:
+    """Return the dtype in which bitsandbytes stored a quantized weight; None for any other weight.
+
+    4 bits are bytes, also in a floating-point dtype (`bnb_4bit_quant_storage`, for FSDP).
+    """
+    if getattr(weight, "quant_state", None) is not None:
+        storage: torch.dtype = weight.quant_storage
+        return storage
+    is_int8 = getattr(weight, "SCB", None) is not None and not getattr(weight, "has_fp16_weights", False)
+    return torch.int8 if is_int8 else None
+
+
 class Linear4bit(Backend):
     """A `bitsandbytes.nn.Linear4bit`, whose packed weight (n, 1) represents W (out, in)."""
 

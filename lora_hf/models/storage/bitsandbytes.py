@@ -15,11 +15,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lora_hf.adapters.backends.bitsandbytes import quantized_dtype
 from lora_hf.adapters.weight_readers import casts_to_weight
 from lora_hf.config import ModelConfig
+from lora_hf.config.model import NAME_FIELD
+from lora_hf.config.problems import shown
 from lora_hf.errors import UserError
 from lora_hf.families import INT8, family_of
-from lora_hf.models.checkpoint import load_checkpoint
+from lora_hf.models.checkpoint import load_checkpoint, stored_bits
 from lora_hf.models.storage.base import StorageFormat
 from lora_hf.system import resolve_dtype
 
@@ -102,6 +105,96 @@ def has_cast_input(architecture: PretrainedConfig) -> bool:
         model: Any = AutoModelForSeq2SeqLM.from_config(architecture, trust_remote_code=False)
     kept = set(model._keep_in_fp32_modules or ())
     return any(set(casts_to_weight(module)) - kept for module in model.modules())
+
+
+STORED = {
+    "bnb_4bit_quant_type": "fp4",
+    "bnb_4bit_use_double_quant": False,
+    "bnb_4bit_compute_dtype": "float32",
+}
+"""Fields that 4-bit weights are stored with -> their values where config.json does not have them."""
+
+
+def check_stored(config: ModelConfig, settings: dict[str, Any]) -> str:
+    """Check that a base is not asked for in another format than the one in which its files store it.
+
+    A field that has its default counts as not given, because configs are recorded in full. What an adapter
+    records of its base is not refused, because nobody can change it.
+
+    Args:
+        config: the model and its storage format.
+        settings: contents of the base's config.json.
+
+    Returns:
+        A sentence about fields that are not those of the stored weights; empty without such fields, if the
+        weights are dense, or if `config` asks for no format.
+
+    Raises:
+        UserError: the format or a field of it differs; as `stored_bits`.
+    """
+    bits = stored_bits(settings, config.as_written)
+    if bits is None or not config.is_quantized:
+        return ""
+    if config.storage not in {4: ("nf4", "fp4"), 8: ("int8",)}[bits]:
+        raise UserError(
+            f"{config.as_written}: its weights are stored in {bits} bits already, by bitsandbytes; "
+            "leave out model.load_in_4bit, model.load_in_8bit and model.quant_method"
+        )
+    stored = settings["quantization_config"]
+    held = {name: stored.get(name) or value for name, value in STORED.items()} if bits == 4 else {}
+    held = {name: str(x).removeprefix("torch.") if "dtype" in name else x for name, x in held.items()}
+    other = {name: value for name, value in held.items() if getattr(config, name) not in (value, "auto")}
+    for name, value in other.items():
+        asked = getattr(config, name)
+        if asked != ModelConfig.model_fields[name].default and config.name_field == NAME_FIELD:
+            raise UserError(
+                f"model.{name}={shown(asked)} has no effect on {config.as_written}, whose weights are stored "
+                f"with {shown(value)} already: remove model.{name}, or give the checkpoint before "
+                "quantization"
+            )
+    if not other:
+        return ""
+    fields = ", ".join(f"{name}={shown(value)}" for name, value in other.items())
+    return (
+        f"{config.as_written}: its weights are stored in {bits} bits already and are used as they are, with "
+        f"{fields}; model.load_in_{bits}bit=true changes nothing"
+    )
+
+
+def load_stored(
+    name: str, config: ModelConfig, device: torch.device, options: dict[str, Any], has_kept: bool
+) -> Any:
+    """Load a model whose files are quantized by bitsandbytes, as `StorageFormat.load` does.
+
+    Args:
+        name: the folder of the model.
+        config: the model, for errors.
+        device: where the model goes.
+        options: keyword arguments of `from_pretrained`.
+        has_kept: whether the layers that Transformers leaves dense are quantized in the files.
+
+    Returns:
+        The model. A weight to whose dtype activations are cast is in int8, in the same bits.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    architecture = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    with nothing_kept_dense(architecture) if has_kept else nullcontext():
+        model = load_checkpoint(name, config.as_written, **options, device_map={"": device})
+    for module in model.modules():
+        for child in casts_to_weight(module):
+            weight = getattr(module, child).weight
+            if quantized_dtype(weight) not in (None, torch.int8):
+                weight.data = weight.data.view(torch.int8).reshape(-1, 1)
+                weight.quant_storage = torch.int8
+    return model
+
+
+def keeps_dense(architecture: PretrainedConfig) -> set[str]:
+    """Return the names of layers that Transformers leaves dense in an architecture: T5's `wo`."""
+    model_class: Any = MODEL_CLASSES.get(type(architecture), PreTrainedModel)
+    return set(model_class._keep_in_fp32_modules or ())
 
 
 @contextmanager
