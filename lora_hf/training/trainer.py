@@ -345,10 +345,6 @@ class LoraTrainer(ResumableTrainer):
             check_steps(self)
             check_weights(self)
             self.unused_layers.report()
-        except ValueError as error:
-            if "does not contain any data" not in str(error):  # of accelerate, about a stream
-                raise
-            raise UserError(NO_ROWS) from error
         except UserError as error:
             for callback in self.callback_handler.callbacks:
                 if bar := getattr(callback, "training_bar", None):
@@ -358,6 +354,10 @@ class LoraTrainer(ResumableTrainer):
                 raise
             outcome = f"the last good checkpoint is kept: {kept}" if kept else "no checkpoint to resume from"
             raise type(error)(f"{error}; {outcome}") from error
+        except ValueError as error:
+            if "does not contain any data" not in str(error):  # of accelerate, about a stream
+                raise
+            raise UserError(NO_ROWS) from error
         finally:
             self.has_fast_loss = self.has_buckets = False
             self.nan_guard.end()
