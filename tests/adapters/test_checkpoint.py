@@ -392,7 +392,7 @@ def test_the_commit_of_a_base_that_transformers_has_loaded_is_found_in_the_hub_s
             change(model)
         model.save_pretrained(repository / "snapshots" / commit)
     model = T5ForConditionalGeneration.from_pretrained(repository / "snapshots" / commits[revision])
-    model.name_or_path = "anna/t5"
+    model.name_or_path, model.config._commit_hash = "anna/t5", None  # some versions know it by the folder
     adapted = inject_adapters(model, LoraConfig(r=2, modules_to_save=["final_layer_norm"]))
     randomize(adapted)
     if merges:

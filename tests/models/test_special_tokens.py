@@ -99,7 +99,8 @@ def test_a_model_stops_at_the_end_of_its_tokenizer_s_labels_in_every_command(
     assert model.generation_config.eos_token_id == ends
     assert ("its tokenizer ends texts with the token 1" in caplog.text) == (given != ends)
     align_special_tokens(model, load_tokenizer(config))
-    assert model.generation_config.eos_token_id == ends
+    aligned = model.generation_config.eos_token_id
+    assert aligned in (ends, [ends])  # one alone is a list in some versions
 
 
 def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path: Path) -> None:
