@@ -114,10 +114,8 @@ def _at_axis(config: RunConfig, name: str, point: Point, mistake: Mistake) -> Mi
 
 def _merged(config: RunConfig, name: str) -> dict[str, Any]:
     changes = config.variants[name]
-    if isinstance(training := changes.get("training"), Mapping):
-        in_types = check_training(training, scores=config.task.score_names)[
-            0
-        ]  # of a sweep, they are as written
+    if isinstance(training := changes.get("training"), Mapping):  # of a sweep, its values are as written
+        in_types, _ = check_training(training, scores=config.task.score_names)
         changes = {**changes, "training": {**training, **in_types}}
     return laid_over(config.model_dump(mode="json"), changes)
 
