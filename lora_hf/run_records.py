@@ -207,6 +207,8 @@ class Comparison(TypedDict, total=False):
     samples: list[dict[str, str]]
     published: Published
     """In a comparison by `reproduce`."""
+    diverged: list[str]
+    """Variants that are left out, because their training diverged; absent if there are none."""
     data_warnings: list[str]
     """Faults of the data, by the runs; absent if there are none."""
     gains: Gains

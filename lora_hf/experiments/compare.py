@@ -18,6 +18,7 @@ from lora_hf.experiments.runner import (
     all_finished,
     check_sections,
     folders_of,
+    left_out,
     origin,
     plan_variant,
     run_all,
@@ -87,8 +88,8 @@ def _experiment(
     config = load_config(config_file, overrides, is_study, lambda found: all_finished(plan(found)))
     runs = plan(config)
     report_unread(overrides, [run.config.method for run in runs])
-    runs = run_all(config_file, overrides, runs, kind)
-    made = origin(verb, config_file, overrides) | dict(known or {})
+    planned, runs = runs, run_all(config_file, overrides, runs, kind)
+    made = origin(verb, config_file, overrides) | left_out(planned, runs) | dict(known or {})
     return write_report(kind, Path(config.output_dir), folders_of(runs), made)
 
 

@@ -106,7 +106,7 @@ def report(root: Path) -> list[Path]:
     known = {
         "command": old.get("command", ""),
         "working_directory": str(working_directory(folders[needed[0]][0])),
-    } | {key: old[key] for key in ("working_directory", "points", "published") if key in old}
+    } | {key: old[key] for key in ("working_directory", "points", "published", "diverged") if key in old}
     return _write(kind, root, {name: folders[name] for name in needed}, known)[1]
 
 
@@ -249,6 +249,8 @@ def _write(
     comparison = summarize(kind, results, rows, by_example, known.get("points"), scoring, retention, further)
     if "published" in known:
         comparison["published"] = known["published"]
+    if known.get("diverged"):
+        comparison["diverged"] = known["diverged"]
     comparison["command"] = known["command"]
     comparison["working_directory"] = known["working_directory"]
     warned = [line for of in results.values() for result in of for line in result.get("data_warnings", [])]

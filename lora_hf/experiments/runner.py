@@ -275,6 +275,13 @@ def run_process(command: list[str]) -> None:
         raise RunFailed(status)
 
 
+def left_out(planned: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
+    """Return the entry of a report, `diverged`, on variants that `run_all` has left out; empty if none."""
+    kept = {run.variant for run in runs}
+    names = list(dict.fromkeys(run.variant for run in planned if run.variant not in kept))
+    return {"diverged": names} if names else {}
+
+
 def folders_of(runs: Sequence[PlannedRun]) -> dict[str, list[Path]]:
     """Return the folders of the runs of each variant."""
     folders: dict[str, list[Path]] = {run.variant: [] for run in runs}

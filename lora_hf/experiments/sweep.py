@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from lora_hf.config import RunConfig
 from lora_hf.config.load import load_config
@@ -16,6 +17,7 @@ from lora_hf.experiments.runner import (
     check_root,
     check_sections,
     folders_of,
+    left_out,
     origin,
     plan_variant,
     run_all,
@@ -59,13 +61,15 @@ def sweep(config_file: str | Path, overrides: Sequence[str] = ()) -> Comparison:
         raise UserError(
             f"{config_file}: has no sweep.space; list the values of a field, such as lora: {{r: [4, 8]}}"
         )
+    known: dict[str, Any] = {}
     if config.sweep.trials:
         runs, points = _run_search(config, config_file, overrides)
     else:
         runs, points = plan_grid(config)
-        runs = run_all(config_file, overrides, runs, SWEEP)
+        planned, runs = runs, run_all(config_file, overrides, runs, SWEEP)
         points = {run.variant: points[run.variant] for run in runs if run.variant in points}
-    known = origin("sweep", config_file, overrides) | {"points": points}
+        known = left_out(planned, runs)
+    known |= origin("sweep", config_file, overrides) | {"points": points}
     return write_report(SWEEP, Path(config.output_dir), folders_of(runs), known)
 
 

@@ -310,6 +310,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
             f"longer {task.targets} take longer. scripts/benchmarks/generation_time.py compares equal work.",
         ]
     notes += retention_notes(comparison)
+    if left := comparison.get("diverged"):
+        notes.insert(0, f"Left out, because the training diverged: {', '.join(left)}.")
     notes += [f"Data: {warning}." for warning in comparison.get("data_warnings", [])]
     return [*notes, f"{reference['base_model']} in {reference['dtype']} on {reference['device']}."]
 

@@ -209,6 +209,7 @@ def test_values_that_diverge_are_left_out_of_a_grid_and_tried_again(
     monkeypatch.setattr(runner, "run_process", run_process)
     record = sweeping.sweep(config_file, GRID)
     assert [*record["points"]] == ["learning_rate-1e-3", "learning_rate-0_1"]
+    assert record["diverged"] == ["learning_rate-0_01"]
     says = "learning_rate-0_01 has diverged: the report leaves learning_rate-0_01 out"
     assert says in caplog.messages and runs_of_files == ["base", *record["points"]]
     status = 1  # stopped by something else

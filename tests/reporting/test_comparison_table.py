@@ -90,6 +90,11 @@ def test_notes_say_what_is_wrong_with_the_data():
     assert "Data: 47 dialogues of validation are also in train." in comparison_notes(warned)
 
 
+def test_the_notes_begin_with_what_was_left_out() -> None:
+    notes = comparison_notes(make_comparison() | {"diverged": ["r-64"]})
+    assert notes[0] == "Left out, because the training diverged: r-64."
+
+
 def test_markdown_has_one_row_a_line_and_as_many_cells_in_each():
     text = comparison_markdown(make_comparison(), "Base, full fine-tuning and LoRA")
     rows = [line for line in text.split("\n") if line.startswith("|")]
