@@ -51,7 +51,8 @@ class ModelConfig(Section):
     revision: Text | None = None
     """Commit, tag or branch on the Hub; a commit makes the run repeatable."""
     dtype: Dtype = "auto"
-    """Data type of the frozen weights. `auto`: bfloat16 on CUDA 8.0 and later, float32 elsewhere."""
+    """Data type of the frozen weights. `auto`: bfloat16 on CUDA 8.0 and later, float32 elsewhere; what is
+    dense in a checkpoint that is quantized already keeps that of its files."""
     load_in_4bit: Flag = False
     """Store the base in 4 bits (QLoRA, arXiv:2305.14314): a quarter of the memory, a slower step."""
     load_in_8bit: Flag = False

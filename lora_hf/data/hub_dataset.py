@@ -21,10 +21,16 @@ from lora_hf.config import DataConfig
 from lora_hf.config.model import EMBEDDED
 from lora_hf.data.folders import split_of_file
 from lora_hf.errors import NOT_JSON, UserError, did_you_mean, few, first_line
+from lora_hf.files import GIT_LFS
 from lora_hf.hub.download import find_dataset
 from lora_hf.hub.errors import AGAIN, causes, hub_errors, is_connection_lost
 
 logger = logging.getLogger(__name__)
+
+IS_POINTER = (
+    "a file is a Git LFS pointer, not the file itself: whoever uploaded the dataset has to run "
+    "`git lfs pull`, and upload it again"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class HubDataset:
                     row = next(rows, None)
                 if row is None:
                     return
+                if any(name.startswith(GIT_LFS.decode()) for name in row):  # a csv of which it is the header
+                    raise UserError(f"{self.what}: {IS_POINTER}")
                 yield row
 
 
@@ -254,10 +262,7 @@ def readable_files(what: str, name: str, configuration: str | None = None) -> It
             raise UserError(f"{what}: its splits are files of several formats: {remedy}") from error
         came_from = causes(error)
         if any("git-lfs.github.com" in str(one) for one in came_from):
-            raise UserError(
-                f"{what}: a file is a Git LFS pointer, not the file itself: whoever uploaded the dataset has "
-                "to run `git lfs pull`, and upload it again"
-            ) from error
+            raise UserError(f"{what}: {IS_POINTER}") from error
         if columns := next(filter(None, map(_other_columns, came_from)), ""):
             remedy = "set data.data_files to files that have the same columns"
             raise UserError(f"{what}: its files differ in their columns: {columns}; {remedy}") from error

@@ -252,6 +252,11 @@ def _read_json(path: Path, form: Form) -> Numbered:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             if error.lineno > 1 and error.doc.lstrip().partition("\n")[0].strip() == "{":
                 raise UserError(f"{path}{_line_of(error)}: not json: {ONE_AFTER_ANOTHER}") from error
+            if form.json_field is not None:
+                raise UserError(
+                    f"data.json_field={form.json_field!r}: {path} has a json object on each line, and all of "
+                    "them are rows: remove it"
+                ) from error
             yield from _read_jsonl(path, form)
             return
         remedy = _comma_before(error)

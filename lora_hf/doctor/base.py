@@ -53,7 +53,9 @@ def tokenizer(storage: ModelConfig, checkpoint: Path) -> Findings:
 
 def stored(formats: Iterable[str]) -> str:
     """Return how a base's weights are stored, in words, from keys of `STORAGE_FORMATS`."""
-    return " or ".join("not quantized" if name == "dense" else f"quantized to {name}" for name in formats)
+    return " or ".join(
+        "as its files store it" if name == "dense" else f"quantized to {name}" for name in formats
+    )
 
 
 def head(checkpoint: Path) -> Findings:

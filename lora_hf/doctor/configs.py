@@ -75,6 +75,13 @@ def runs_of(config: RunConfig) -> dict[str, RunConfig]:
     return {name: run for name, run in runs.items() if run.method != "base"}
 
 
+def compared_runs(config: RunConfig) -> dict[str, RunConfig]:
+    """Return `runs_of`, and those of `compare` whose `training` the config changes in `arms`."""
+    arms = [method for method, own in config.arms.items() if own.training and method != "base"]
+    own = {f"arms.{m}: ": config.for_run(m, config.seed, config.output_dir) for m in arms}
+    return runs_of(config) | own
+
+
 @contextmanager
 def named(run: str) -> Iterator[None]:
     """Put a variant's name before the message of a `UserError`."""
@@ -116,7 +123,7 @@ def dtype(fields: RunConfig) -> Findings:
 def training(fields: RunConfig, dtype: None) -> Findings:
     """Check that this machine can train with `training:`: packages, processes, optimizer, trackers."""
     trackers: set[str] = set()
-    for name, run in runs_of(fields).items():
+    for name, run in compared_runs(fields).items():
         with named(name):
             arguments = check_training_settings(run)
             check_push(run)
@@ -174,7 +181,7 @@ def batches(fields: RunConfig, tokens: Rows | None) -> Findings:
     """Check that the training split fills a batch, and that its steps are more than those of the warm-up."""
     if tokens is None:
         raise CannotTell("the number of training rows is unknown", "tokens")
-    for name, run in runs_of(fields).items():
+    for name, run in compared_runs(fields).items():
         with named(name):
             check_full_batches(run, tokens)
         if short := doubtful_schedule(run, tokens):

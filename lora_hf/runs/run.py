@@ -37,6 +37,7 @@ from lora_hf.evaluation.writable import REMEDY, unwritable
 from lora_hf.files import file_sha256, folder_sha256, write_json
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_run_lengths, load_model, load_tokenizer, report_model
+from lora_hf.models.storage.bitsandbytes import storage_of
 from lora_hf.planning.fake_model import CHECKPOINTING, check_fit, outline, settings_of
 from lora_hf.run_files import ADAPTER, DIVERGED, MODEL, PREDICTIONS, RESULTS, RETENTION, TRAINED
 from lora_hf.run_records import (
@@ -258,7 +259,7 @@ def _write(
         "base_settings": model_state(run.model).base_settings,
         "data_fingerprint": data.fingerprint,
         "dtype": str(run.model.dtype).removeprefix("torch."),
-        "storage": config.model.storage,
+        "storage": storage_of(run.model, config.model),
         "device": device_name(run.model.device),
         "processes": world_size(),
         "versions": versions(),

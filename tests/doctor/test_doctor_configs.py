@@ -60,7 +60,7 @@ def states(findings: dict[str, list[Finding]]) -> dict[str, str]:
 def test_every_check_of_a_shipped_config_is_green() -> None:
     findings = found()
     assert states(findings) == dict.fromkeys(CONFIG, "ok")
-    assert findings["storage"][0].title == "embedded, not quantized"
+    assert findings["storage"][0].title == "embedded, as its files store it"
     assert findings["head"][0].title == "the output layer is the one that was trained"
     assert findings["batches"][0].title == "the training split has enough rows for a full batch"
     assert findings["retention"][0].title == "the config has no other tasks to score"
@@ -90,6 +90,8 @@ def test_every_other_method_is_green_too(method: str) -> None:
         ),
         (["training.report_to=[comet_ml]"], "training", "comet"),
         (["training.push_to_hub=true"], "training", "training.push_to_hub=true needs training.hub_model_id"),
+        (["arms.full.training.report_to=nowhere"], "training", "arms.full: training.report_to='nowhere'"),
+        (["arms.full.training.warmup_steps=9999"], "batches", "arms.full: training.warmup_steps=9999 is not"),
         (["model.model_name_or_path=./no/model"], "checkpoint", "no such folder"),
         (["lora.target_modules=[query]"], "targets", "['query'] matched no layer of embedded"),
         (["lora.r=200", "lora.init_lora_weights=pissa"], "targets", "lora.r=200 is above 128"),

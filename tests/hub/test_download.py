@@ -298,13 +298,16 @@ def test_files_of_the_hub_that_are_not_read_say_what_to_do(files, says, streamin
         load_split(DataConfig(dataset_name="acme/talks", streaming=streaming), "train")
 
 
-def test_a_git_lfs_pointer_in_a_dataset_of_the_hub_is_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize("pointers", [["train-2.csv"], ["train-1.csv", "train-2.csv"]])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_git_lfs_pointer_in_a_dataset_of_the_hub_is_named(pointers, streaming, monkeypatch, tmp_path):
     read_from_folder(tmp_path, monkeypatch)
     (tmp_path / "talks").mkdir()
     (tmp_path / "talks/train-1.csv").write_text("dialogue,summary\nA?,B.\n")
-    (tmp_path / "talks/train-2.csv").write_text(POINTER)
+    for name in pointers:
+        (tmp_path / "talks" / name).write_text(POINTER)
     with pytest.raises(UserError, match="a file is a Git LFS pointer, not the file itself: whoever uploaded"):
-        load_split(DataConfig(dataset_name="acme/talks"), "train")
+        load_split(DataConfig(dataset_name="acme/talks", streaming=streaming), "train")
 
 
 @pytest.mark.parametrize(

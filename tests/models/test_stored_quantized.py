@@ -20,6 +20,7 @@ from lora_hf.config import ModelConfig, RunConfig
 from lora_hf.doctor.base import checkpoint
 from lora_hf.doctor.configs import targets
 from lora_hf.models.load import load_model, stored_dtype
+from lora_hf.models.storage.bitsandbytes import storage_of
 from lora_hf.training.nan_guard import check_base_dtype, not_finite
 from lora_hf.training.stored_base import check_base_of
 
@@ -126,6 +127,27 @@ def test_settings_that_the_stored_weights_have_and_defaults_are_fine(
     )
     assert words in caplog.text
     assert [finding.title for finding in checkpoint(config) if finding.is_notice] == [words]
+
+
+@pytest.mark.parametrize(("bits", "storage"), [(4, "fp4"), (8, "int8")])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_dense_parts_are_in_the_dtype_that_is_asked_for(
+    bits: int, storage: str, dtype: str, tmp_path: Path, batch: dict
+) -> None:
+    """`from_pretrained` leaves them in the dtype of the files, whatever its `dtype` says."""
+    name = store(tmp_path, **{f"load_in_{b}bit": b == bits for b in (4, 8)}).model_name_or_path
+    auto = load_model(ModelConfig(model_name_or_path=name), CPU)
+    config = ModelConfig(model_name_or_path=name, dtype=dtype)
+    model, wanted = load_model(config, CPU), getattr(torch, dtype)
+    assert auto.dtype == torch.float32 and storage_of(auto, config) == storage_of(model, config) == storage
+    quantized = {n for n, p in auto.named_parameters() if not p.is_floating_point()}
+    for path, weight in model.named_parameters():
+        if path in quantized:
+            assert torch.equal(weight, auto.get_parameter(path))
+        else:
+            stays = dtype == "float16" and ".wo." in path
+            assert weight.dtype == (torch.float32 if stays else wanted), path
+    assert torch.allclose(logits(model, batch), logits(auto, batch), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

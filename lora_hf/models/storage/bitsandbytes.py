@@ -174,7 +174,8 @@ def load_stored(
         has_kept: whether the layers that Transformers leaves dense are quantized in the files.
 
     Returns:
-        The model. A weight to whose dtype activations are cast is in int8, in the same bits.
+        The model, its dense parts in the dtype of `options` if `config` names one, else in that of the files.
+        A weight to whose dtype activations are cast is in int8, in the same bits.
 
     Raises:
         UserError: as `load_checkpoint`.
@@ -188,7 +189,37 @@ def load_stored(
             if quantized_dtype(weight) not in (None, torch.int8):
                 weight.data = weight.data.view(torch.int8).reshape(-1, 1)
                 weight.quant_storage = torch.int8
+    if config.dtype != "auto":
+        _cast_dense(model, options["dtype"])
     return model
+
+
+def _cast_dense(model: Any, dtype: torch.dtype) -> None:
+    """Cast what is not quantized, which Transformers leaves in the dtype of the files.
+
+    As it does with a dense checkpoint, T5's `wo` stays in float32 where the others are in float16.
+    """
+    kept = set(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    for name, weight in model.named_parameters():
+        if (
+            weight.is_floating_point()
+            and quantized_dtype(weight) is None
+            and kept.isdisjoint(name.split("."))
+        ):
+            weight.data = weight.data.to(dtype)
+
+
+def storage_of(model: Any, config: ModelConfig) -> str:
+    """Return the storage format of a loaded model: a key of `STORAGE_FORMATS`.
+
+    Args:
+        model: as `load_model` returns it.
+        config: what it was loaded by, which asks for nothing where the files are quantized already.
+    """
+    stored = getattr(model.config, "quantization_config", None)
+    if config.is_quantized or stored is None:
+        return config.storage
+    return "int8" if stored.load_in_8bit else str(stored.bnb_4bit_quant_type)
 
 
 def keeps_dense(architecture: PretrainedConfig) -> set[str]:
