@@ -164,6 +164,8 @@ CONTENTS = {
     b"PAR1": "a parquet file: rename it to .parquet",
 }
 """What a file of text is instead, by its first bytes."""
+TAR_MARK = slice(257, 262)
+"""Bytes of a tar archive, after it is decompressed, that say `ustar`."""
 TEXT_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 
 
@@ -175,6 +177,10 @@ def _refuse_other_content(path: Path) -> None:
         for mark, content in CONTENTS.items():
             if raw.startswith(mark):
                 raise UserError(f"{path} is {content}")
+    if ending in TEXT_ENDINGS:
+        with open_bytes(path) as stream:
+            if stream.read(TAR_MARK.stop)[TAR_MARK] == b"ustar":
+                raise UserError(f"{path} is a tar archive: unpack it, and give the folder or a file in it")
     begin = raw.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if begin.startswith(PAGE):
         raise UserError(

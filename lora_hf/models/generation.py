@@ -13,6 +13,7 @@ from transformers import GenerationConfig as TransformersConfig
 from lora_hf.adapters.embeddings import embedding_rows
 from lora_hf.config import GenerationConfig
 from lora_hf.errors import UserError, first_line
+from lora_hf.families import family_of
 from lora_hf.models.exported import ExportedModel
 
 NEEDED = (
@@ -136,4 +137,11 @@ def keep_needed(model: Any, name: str) -> TransformersConfig:
     if unused and name:
         listed = ", ".join(f"{key}={value!r}" for key, value in sorted(unused.items()))
         logger.info("%s brings generation settings that are not used: %s", name, listed)
+    first = model.generation_config.forced_bos_token_id
+    if name and first is not None and all(row[0] == "text" for row in family_of(model).labels):
+        logger.info(
+            "%s brings forced_bos_token_id=%d: every text that is written begins with this token, which no "
+            "row of labels does; generation.forced_bos_token_id replaces it",
+            *(name, first),
+        )
     return brought

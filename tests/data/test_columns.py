@@ -551,7 +551,9 @@ def test_texts_inside_of_objects_are_found_by_the_remedy(content, remedy, fields
 def test_a_field_of_rows_that_are_lines_is_refused(tmp_path):
     """`datasets` reads json lines under the name .json too, and they have no field of which to take rows."""
     (tmp_path / "train.json").write_text(2 * f"{json.dumps(INNER)}\n")
-    with pytest.raises(UserError, match=r"data.json_field='data': .*train.json has a json object on each line"):
+    with pytest.raises(
+        UserError, match=r"data.json_field='data': .*train.json has a json object on each line"
+    ):
         load_split(DataConfig(dataset_name=str(tmp_path), json_field="data"), "train")
 
 

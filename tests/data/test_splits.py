@@ -304,6 +304,7 @@ SAID = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
         ("u.csv", CSV.encode("utf-16-le"), {}, "set data.encoding: utf-16-le"),
         ("u.jsonl", json.dumps(ONE).encode("utf-16-be"), {}, "set data.encoding: utf-16-be"),
         ("z.csv", gzip.compress(CSV.encode(), mtime=0), {}, "is gzip data: add .gz to its name"),
+        ("t.csv.gz", gzip.compress(bytes(257) + b"ustar", mtime=0), {}, "is a tar archive: unpack"),
         ("x.csv", b"PK\x03\x04" + bytes(range(256)), {}, "an Excel sheet: unpack it, or save"),
         ("p.jsonl", b"PAR1\x00", {}, "is a parquet file: rename it to .parquet"),
         ("a.jsonl", json.dumps([ONE]), {}, "and is a list; if the file is one JSON list, rename it to .json"),

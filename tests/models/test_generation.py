@@ -62,6 +62,15 @@ def test_what_a_family_needs_is_kept(needed: dict[str, Any], tmp_path: Path) -> 
     assert needed.get("forced_bos_token_id", tokens[1]) == tokens[1]
 
 
+def test_a_first_token_that_the_family_does_not_know_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="lora_hf")
+    model = make_t5()
+    model.generation_config.forced_bos_token_id = 40
+    keep_needed(model, "a/b")
+    assert model.generation_config.forced_bos_token_id == 40
+    assert "a/b brings forced_bos_token_id=40: every text that is written begins with this" in caplog.text
+
+
 def test_words_that_a_checkpoint_forbids_are_not_its_family_s_need(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
