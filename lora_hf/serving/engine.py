@@ -260,9 +260,10 @@ class Engine(InferenceModel):
         try:
             with adapter_rows(self.model, [*self.names, name, None]):
                 pass
-        except UserError:
+        except UserError as error:
             if self._mixes:
-                logger.info("%s mixes the rows of a batch: each batch is of one adapter", self.name)
+                why = str(error).partition("; ")[0]  # what follows is a remedy for Python
+                logger.info("each batch is of one adapter: %r cannot share one: %s", name, why)
             self._mixes = False
 
     @contextmanager
