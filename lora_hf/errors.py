@@ -153,5 +153,6 @@ def path_hint(name: str) -> str:
             found = missing.with_name(near) / path.relative_to(missing)
             if found.exists():
                 return f" Did you mean {str(found)!r}?"
-    is_relative = name.startswith(".") or (path.suffix[1:].isalpha() and not path.is_absolute())
+    is_file = path.suffix[1:].isalpha() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+    is_relative = name.startswith(".") or (is_file and not path.is_absolute() and not name.startswith("~"))
     return f" The path begins at the current folder, {str(Path.cwd())!r}." if is_relative else ""

@@ -94,6 +94,13 @@ def inject_adapters(
     with rolled_back_on_error(model):
         _inject(unwrapped(model), config, adapter_name, base_weights, initialize)
     keep_attention_type(unwrapped(model))
+    if model_state(model).is_merged:
+        logger.warning(
+            "the model holds a merged adapter, which the files of its base do not: write it by "
+            "model.save_pretrained(FOLDER). Adapter %r is for that model: its files will name no base, so "
+            "give FOLDER as the base when it is loaded",
+            adapter_name,
+        )
     return model
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class KeptWeights:
@@ -47,6 +50,19 @@ class KeptWeights:
     def clear(self) -> None:
         """Drop all results."""
         self._results.clear()
+
+
+def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Count a step of any optimizer as a change of what it trains.
+
+    Fused kernels, which the Trainer's default optimizer has, and those of bitsandbytes write without it.
+    """
+    if not torch.compiler.is_compiling():
+        for group in optimizer.param_groups:
+            increment_version([one for one in group["params"] if not one.is_inference()])
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class _Seen:

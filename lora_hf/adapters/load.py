@@ -467,10 +467,15 @@ def check_base(model: nn.Module, saved: SavedAdapter) -> None:
     """Refuse an adapter that was trained on another checkpoint than the model's.
 
     Raises:
-        UserError: both fingerprints are known and differ.
+        UserError: both fingerprints are known and differ, or the adapter's base held a merged adapter.
     """
-    folder, manifest = saved.folder, saved.manifest
-    trained_on, here = manifest.get("base_fingerprint"), model_state(model).base_fingerprint
+    folder, manifest, state = saved.folder, saved.manifest, model_state(model)
+    trained_on, here = manifest.get("base_fingerprint"), None if state.is_merged else state.base_fingerprint
+    if here and here == manifest.get("base_before_merging"):
+        raise UserError(
+            f"the adapter {folder} was trained on {model.name_or_path} with another adapter merged into its "
+            "weights: give the folder to which that model was saved, or merge the other adapter first"
+        )
     if not trained_on or not here:
         logger.info("%s: the base it was trained on is not recorded; names and shapes are checked", folder)
     elif trained_on != here:

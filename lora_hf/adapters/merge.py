@@ -129,7 +129,8 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
     for module in saved_modules(model).values():
         plain[id(module)] = module.plain
     replace_modules(model, plain)
-    update_state(model, adapters={})
+    # The weights before quantization are those without what is merged now.
+    update_state(model, adapters={}, is_merged=True, base_weights=None)
     if model_state(model).replication:
         unshare_layers(model)
     if onto in TO_DENSE:
@@ -237,7 +238,6 @@ def _dense(base: Backend, weight: Tensor, dtype: torch.dtype | None) -> nn.Modul
 
 def _forget_quantization(model: Any) -> None:
     """Remove what marks a model as quantized, for which Transformers would refuse to save or move it."""
-    update_state(model, base_weights=None)
     for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
             delattr(model, name)

@@ -112,7 +112,8 @@ def save_adapter(
     write_weights(adapter_state(model, adapter_name), folder / WEIGHTS_NAME)
     if initial := initial_factors(model, adapter_name):
         write_weights(initial, folder / INITIALIZATION_NAME)
-    base_model = getattr(model, "name_or_path", None) or None
+    state = model_state(model)
+    base_model = None if state.is_merged else getattr(model, "name_or_path", None) or None
     is_seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     # PEFT's wrapper for this type passes `input_ids`, which a model of sound or images does not take, and
     # needs a model that generates, which `T5Model` and a classifier are not.
@@ -122,16 +123,18 @@ def save_adapter(
     targets = target_names(model, adapter_name)
     written = replace(written_config(model, adapter_name), layers_to_transform=None)
     written = replace(written, modules_to_save=saved_names(model, adapter_name))
-    revision = base_revision(model)
+    revision = None if state.is_merged else base_revision(model)
     write_json(folder / CONFIG_NAME, peft_config(written, base_model, revision, task_type, targets))
     manifest = {
-        "base_fingerprint": model_state(model).base_fingerprint,
+        "base_fingerprint": None if state.is_merged else state.base_fingerprint,
         "base_model_name_or_path": base_model,
         "base_model_revision": revision,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
-    if settings := model_state(model).base_settings:
-        manifest["base_settings"] = settings
+    if state.is_merged:
+        manifest["base_before_merging"] = state.base_fingerprint
+    elif state.base_settings:
+        manifest["base_settings"] = state.base_settings
     if trained_in_stacks(model, adapter_name):
         manifest["modules_to_save"] = list(config.modules_to_save)
     if config.init_lora_weights == "loftq" or initial:

@@ -85,7 +85,7 @@ def iterate_numbered(path: Path, form: Form = SEEN) -> Iterator[tuple[int | None
         raise UserError(f"{path} is a folder; give a file ({', '.join(READERS)})")
     if not path.exists():
         hint = path_hint(str(path))
-        if not hint and reader is None and " " in path.name:
+        if "Did you mean" not in hint and reader is None and " " in path.name:
             hint = " Give a file; one dialogue by itself may be in a .txt file."
         raise UserError(f"{path}: no such file.{hint}")
     if reader is None:

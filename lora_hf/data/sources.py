@@ -20,7 +20,7 @@ from lora_hf.data.readers import BINARY, READERS, REMEDIES, iterate_numbered, it
 from lora_hf.data.remote import address_of, files_at, is_address
 from lora_hf.data.split_names import NAMES, SPLITS, Split
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
-from lora_hf.hub.names import refuse_address
+from lora_hf.hub.names import is_hub_name, refuse_address
 
 logger = logging.getLogger(__name__)
 
@@ -238,13 +238,8 @@ def _on_hub(config: DataConfig, split: Split) -> Part:
     name = config.dataset_name
     refuse_address(name, "data.dataset_name", "data.dataset_revision")
     path = Path(name).expanduser()
-    is_path = (
-        path.is_absolute()
-        or bool(config.parallel_files)
-        or name.startswith((".", "~"))
-        or is_windows_path(name)
-    )
-    if is_path or endings(path)[0] in READERS or len(path.parts) > 2:
+    is_path = bool(config.parallel_files) or not is_hub_name(name) or is_windows_path(name)
+    if is_path or endings(path)[0] in READERS:
         if set(name) & PATTERN:
             raise UserError(
                 f"data.dataset_name={name!r} is not one file or folder; give a pattern as "
@@ -332,8 +327,7 @@ def is_remote(config: DataConfig) -> bool:
     lists = list(given.values()) if isinstance(given, dict) else [given]
     texts = [text for one in lists for text in ([one] if isinstance(one, str) else one)]
     name = config.dataset_name
-    is_name = is_on_hub(config) and name.count("/") <= 1 and not name.startswith((".", "~", "/"))
-    is_name = is_name and endings(Path(name))[0] not in READERS
+    is_name = is_on_hub(config) and is_hub_name(name) and endings(Path(name))[0] not in READERS
     return is_name or is_address(name) or any(map(is_address, texts))
 
 

@@ -31,7 +31,7 @@ from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hin
 from lora_hf.families import family_of
 from lora_hf.files import checkpoint_fingerprint, read_object
 from lora_hf.hub.download import SETTINGS, Part, fetch_model
-from lora_hf.hub.names import refuse_address
+from lora_hf.hub.names import is_hub_name, refuse_address
 from lora_hf.memory import SMALLER_MODEL, out_of_memory_reported
 from lora_hf.models.base_files import (
     building,
@@ -91,8 +91,7 @@ def locate(name_or_path: str, field: str = NAME_FIELD) -> str:
             "commands that take MODEL DATA, the model comes before the data"
         )
     refuse_address(name_or_path, field, "model.revision" if field == NAME_FIELD else "")
-    is_path = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1
-    if is_path or is_windows_path(name_or_path):
+    if not is_hub_name(name_or_path) or is_windows_path(name_or_path):
         hint = path_hint(name_or_path) + _base_hint(field)
         raise UserError(f"{field}={name_or_path!r}: no such folder.{hint}".removesuffix("."))
     return name_or_path

@@ -9,8 +9,8 @@ import torch
 
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
 from lora_hf.adapters.saved_adapter import SavedAdapter
-from lora_hf.config import ModelConfig, RunConfig
-from lora_hf.config.load import changed_fields
+from lora_hf.config import DataConfig, ModelConfig, RunConfig
+from lora_hf.config.load import changed_fields, load_config
 from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
 from lora_hf.data.prepare import data_line, encode_test, load_data
 from lora_hf.data.prompts import prompt_template
@@ -24,8 +24,9 @@ from lora_hf.fast.int8 import quantize_for_generation
 from lora_hf.models.exported import engine_of
 from lora_hf.models.languages import set_language
 from lora_hf.models.load import check_lengths, load_model, load_tokenizer, report_model
+from lora_hf.run_files import CONFIG
 from lora_hf.run_records import Prediction, RunResult
-from lora_hf.saved.find_adapter import as_recorded, tokenizer_of, virtual_tokens_of
+from lora_hf.saved.find_adapter import as_recorded, run_directory, tokenizer_of, virtual_tokens_of
 from lora_hf.saved.inference import check_engine
 from lora_hf.saved.source import Source
 from lora_hf.system import device_name, pick_device
@@ -38,6 +39,8 @@ OF_OTHER_SPLITS = ("max_train_samples", "max_eval_samples", "max_target_length")
 """Fields of `data` that scoring reads only where the length of outputs follows from the references."""
 SHARES = ("split_seed", "validation_share")
 """Fields of `data` that scoring reads only where the test split is a share of other rows."""
+DIVISION = (*SHARES, "test_share")
+"""Fields of `data` that say which rows of a file are in which split."""
 
 
 def evaluate(
@@ -96,6 +99,7 @@ def evaluate(
         load_saved(model, adapter)
     if recorded:
         report_other_settings(config, recorded, "adapter" if adapter else "model")
+        report_other_division(config, recorded)
     if max_new_tokens:
         test = load_split(config.data, "test")
         logger.info("%s", data_line(config, {"test": len(test)}, {}))
@@ -201,6 +205,37 @@ def _report_other_base(base: ModelConfig, adapter: SavedAdapter, commit: str | N
             recorded,
             base.model_name_or_path,
         )
+
+
+def report_other_division(config: RunConfig, trained_model: SavedAdapter) -> None:
+    """Warn where the config divides the rows of the training otherwise than the model's run did.
+
+    Args:
+        config: whose test split is scored.
+        trained_model: the folder of an adapter or a whole model; what is in no run has no record of it.
+    """
+    run = run_directory(trained_model)
+    if run is None or not _is_share(config):
+        return
+    try:
+        trained = load_config(run / CONFIG, is_recorded=True).data
+    except UserError:  # `settings_of` logs it
+        return
+    used = config.data
+    is_same = Path(trained.dataset_name).resolve() == Path(used.dataset_name).resolve()
+    sections = ({"data": {name: getattr(data, name) for name in DIVISION}} for data in (trained, used))
+    if is_same and (changed := changed_fields(*sections)):
+        logger.warning(
+            "the rows of %s are not divided as in the run (%s), so that test dialogues are among those that "
+            "the model was trained on, and the scores are too high; set %s",
+            *(used.dataset_name, "; ".join(changed), _as_fields(trained, used)),
+        )
+
+
+def _as_fields(trained: DataConfig, used: DataConfig) -> str:
+    """Return the fields, as on the command line, that give the division of the training."""
+    pairs = ((name, getattr(trained, name)) for name in DIVISION)
+    return " ".join(f"data.{name}={value}" for name, value in pairs if value != getattr(used, name))
 
 
 def report_other_settings(config: RunConfig, trained_model: SavedAdapter, kind: str = "adapter") -> None:

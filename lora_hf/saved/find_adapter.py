@@ -16,8 +16,9 @@ from lora_hf.config.prediction import COLUMN_FIELDS, NEW_TOKENS, PROMPT_FIELDS, 
 from lora_hf.errors import UserError, few, first_line, is_windows_path, path_hint
 from lora_hf.files import refuse_git_lfs_pointer
 from lora_hf.hub.download import SETTINGS, fetch, of_folder, public_info
-from lora_hf.hub.names import ADDRESS, split_name
+from lora_hf.hub.names import ADDRESS, is_hub_name, split_name
 from lora_hf.models.base_files import DamagedTokenizer
+from lora_hf.models.languages import target_vocabulary
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED, run_above
@@ -64,8 +65,8 @@ def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -
     if address := ADDRESS.match(name):
         pinned = f"@{address['revision']}" if address["revision"] else ""
         raise UserError(f"{option} {name!r} is not a name on the Hub: write {address['name']}{pinned}")
-    is_path = name.startswith((".", "~", "/")) or is_windows_path(name)
-    if name.partition("@")[0].count("/") != 1 or is_path:
+    repository = name.partition("@")[0]
+    if repository.count("/") != 1 or not is_hub_name(repository) or is_windows_path(name):
         raise UserError(f"{option} {name!r}: no such folder.{path_hint(name)}".removesuffix("."))
     hint = path_hint(name).strip(" .")
     near = f" ({hint[0].lower()}{hint[1:]})" if hint else ""
@@ -195,7 +196,7 @@ def tokenizer_of(saved: SavedAdapter, base: ModelConfig) -> Any:
 
 
 def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any:
-    """Return the tokenizer beside an adapter if its tokens are others than the base's; else None.
+    """Return the tokenizer beside an adapter if it reads texts otherwise than the base's; else None.
 
     It is in the adapter's folder, or in the one above: trainers write it once, there, and adapters that are
     not named `default` into subfolders. Scripts that add tokens save it beside PEFT's files, and PEFT, vLLM
@@ -227,14 +228,28 @@ def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any
         logger.warning("the tokenizer in %s is not used, but that of the base: %s", held_in[0], error)
         return None
     known, held = tokenizer.get_vocab(), own.get_vocab()
-    if held == known:
-        return None
     others = [token for token, number in held.items() if known.get(token) != number]
-    logger.info(
-        "%s has a tokenizer of its own, which is used; its tokens are not those of the base's (%s)",
-        *(held_in[0], few(map(repr, others)) or f"{len(known) - len(held)} fewer"),
-    )
+    if held != known:
+        more = few(map(repr, others)) or f"{len(known) - len(held)} fewer"
+        how = f"its tokens are not those of the base's ({more})"
+    elif _readings(own) != _readings(tokenizer):
+        how = "it has the tokens of the base's, and divides texts otherwise or has other languages"
+    else:
+        return None
+    logger.info("%s has a tokenizer of its own, which is used; %s", held_in[0], how)
     return own
+
+
+PROBE = "Anna: I'm HERE  at 10:30 (café), 你好 🙂\n#Person1#: no\tÉtÉ "
+"""A text in which it shows what tokenizers do otherwise with the same tokens: case, accents, spaces."""
+
+
+def _readings(tokenizer: Any) -> list[Any]:
+    """Return what a tokenizer makes of a text as a source and as a target, and of its tokens as a text."""
+    with target_vocabulary(tokenizer):
+        target = tokenizer(text_target=PROBE).input_ids
+    source = tokenizer(PROBE).input_ids
+    return [source, target, tokenizer.decode(source), tokenizer.decode(target, skip_special_tokens=True)]
 
 
 def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:

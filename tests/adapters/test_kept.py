@@ -40,6 +40,16 @@ def test_a_result_is_kept_until_a_tensor_or_the_setting_changes() -> None:
     assert "layer" not in kept
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_of_an_optimizer_is_a_change(fused: bool) -> None:
+    """torch's fused kernels, the Trainer's default, do not count their own."""
+    weight, kept = nn.Parameter(torch.ones(2)), KeptWeights()
+    assert kept.of("layer", [weight], weight.sum).item() == 2
+    weight.grad = torch.ones(2)
+    torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0, fused=fused).step()
+    assert kept.of("layer", [weight], weight.sum).item() == pytest.approx(1, abs=1e-6)
+
+
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is merged and packed, in order."""

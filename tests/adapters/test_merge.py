@@ -1,5 +1,6 @@
 """Merging: on a dense base it is the unmerged model; on a quantized one a choice, each with its error."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from lora_hf import (
     LoraConfig,
     disable_adapters,
     inject_adapters,
+    load_adapter,
     merge_adapters,
     merge_and_unload,
     merge_errors,
     replicate_layers,
+    save_adapter,
     set_adapter,
     unmerge_adapters,
 )
 from lora_hf.adapters.backends.quantized import QuantizedLinear
 from lora_hf.adapters.model_state import lora_layers, update_state
+from lora_hf.config import ModelConfig
 from lora_hf.errors import UserError
+from lora_hf.models.load import load_model
 from lora_hf.models.storage.hqq import AffineWeight
 
 
@@ -209,6 +214,42 @@ def test_a_quantized_model_needs_onto_even_if_the_adapted_layers_are_dense(batch
     assert merge_errors(model, batch).keys() == {"checkpoint", "dequantized", "requantized"}
     merge_and_unload(model, "dequantized")
     assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+
+
+def test_an_adapter_on_a_merged_base_is_not_taken_for_one_of_the_base(
+    tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    def base() -> Any:
+        model = make_t5()
+        model.name_or_path = "anna/base"
+        update_state(model, base_fingerprint="b" * 16, base_settings="s" * 16)
+        return model
+
+    model = merge_and_unload(adapted(base()))
+    model.save_pretrained(tmp_path / "merged")
+    assert "holds a merged adapter" not in caplog.text
+    adapted(model, r=2)
+    assert "files will name no base, so give FOLDER" in caplog.text
+    expected = logits(model, batch)
+    saved = save_adapter(model, tmp_path / "second")
+    for file in ("adapter_config.json", "lora_hf.json"):
+        assert json.loads((saved / file).read_text())["base_model_name_or_path"] is None
+    with pytest.raises(UserError, match="anna/base with another adapter merged into its weights: give the"):
+        load_adapter(base(), saved)
+    merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "merged")), torch.device("cpu"))
+    assert torch.allclose(logits(load_adapter(merged, saved), batch), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "loftq"])
+def test_weights_before_quantization_are_not_those_of_a_merged_base(init: str) -> None:
+    model = nf4_t5()
+    update_state(model, base_weights=make_t5().get_parameter)
+    merge_and_unload(adapted(model), onto="requantized")
+    with pytest.raises(UserError, match="base_weights"):
+        inject_adapters(model, LoraConfig(r=2, init_lora_weights=init))
+    adapted(model)
+    with pytest.raises(UserError, match="onto='checkpoint' needs the weights before quantization"):
+        merge_and_unload(model, onto="checkpoint")
 
 
 def test_weights_that_cannot_be_read_leave_the_model_unmerged(batch: dict) -> None:

@@ -542,6 +542,7 @@ def test_a_next_command_keeps_the_options_that_it_needs(
     monkeypatch.setattr("lora_hf.cli.checking._report", lambda *_, **__: True)
     pushing = ["push", "--adapter", "runs/a", "--repo-id", "user/name", "--revision", "dev"]
     chosen = ["--private", "--base-model", "user/base", "--license", "mit", "--samples", "0", "--overwrite"]
+    (folder / "my base").mkdir()
     for name in ("ada", "run/adapter"):
         (folder / name).mkdir(parents=True)
         (folder / name / "adapter_config.json").write_text(json.dumps(PEFT))

@@ -196,7 +196,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(name):
         load_split(config(name), "train")
     where = (
         f". The path begins at the current folder, {str(Path.cwd())!r}"
-        if name in ("./none", "rows.jsonl")
+        if name in ("./none", "rows.jsonl", "some/deep/folder")
         else ""
     )
     assert str(error.value) == f"data.dataset_name='{name}': no such file or folder{where}"
@@ -338,6 +338,10 @@ def test_a_file_that_cannot_be_used_is_one_line_with_the_remedy(tmp_path, name, 
 
 def test_a_missing_file_is_not_taken_for_a_dataset_of_the_hub():
     assert not is_remote(config("questions.jsonl")) and is_remote(config("questions"))
+    for name in ("talks/", "my talks", "a/b/c"):
+        assert not is_remote(config(name))
+        with pytest.raises(UserError, match=f"'{name}': no such file or folder. The path begins at"):
+            load_split(config(name), "train")
 
 
 def test_rows_that_are_copies_of_one_text_are_said_to_be(tmp_path):

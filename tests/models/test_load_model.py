@@ -168,6 +168,8 @@ def test_the_embedded_model_and_its_tokenizer_load_by_name() -> None:
     [
         ("./nowhere", r"model.model_name_or_path='./nowhere': no such folder"),
         ("/a/b/c", "no such folder"),
+        ("base/", "'base/': no such folder. The path begins at the current folder"),
+        ("my base", "'my base': no such folder. The path begins at the current folder"),
         ("nobody/nothing", "'nobody/nothing' cannot be loaded.*'embedded', a toy, needs neither"),
     ],
 )

@@ -169,6 +169,33 @@ def test_settings_other_than_those_of_training_are_logged(
     assert [text for text in caplog.messages if "not the adapter's" in text] == [line] * bool(expected)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"split_seed": 7}, ""),
+        ({}, "(data.split_seed: 7 -> 0)"),
+        ({"test_share": 0.5}, "set data.split_seed=7 data.test_share=0.1"),
+        ({"dataset_name": "other.jsonl"}, ""),
+    ],
+)
+def test_rows_that_are_divided_otherwise_than_in_the_run_are_said_to_be(
+    given: dict[str, Any], says: str, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Most of the test dialogues of another division are among those of the training."""
+    rows = "".join(json.dumps({"dialogue": f"A: {n}?", "summary": f"{n}."}) + "\n" for n in range(60))
+    for name in ("talks.jsonl", "other.jsonl"):
+        (tmp_path / name).write_text(rows)
+    shutil.copytree(adapter, tmp_path / "run/adapter")
+    (tmp_path / "run/config.yaml").write_text(
+        f"data: {{dataset_name: '{tmp_path}/talks.jsonl', split_seed: 7}}\noutput_dir: run\n"
+    )
+    name = tmp_path / given.get("dataset_name", "talks.jsonl")
+    data = {"max_test_samples": 1, **given, "dataset_name": str(name)}
+    lora_hf.evaluate({"data": data, "generation": {"max_new_tokens": 2}}, tmp_path / "run")
+    found = [text for text in caplog.messages if "not divided as in the run" in text]
+    assert len(found) == bool(says) and all(says in text for text in found)
+
+
 def test_an_adapter_that_does_not_record_its_settings_has_no_others(
     on_hub: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

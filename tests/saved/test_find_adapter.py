@@ -11,10 +11,13 @@ import peft
 import pytest
 import torch
 from support.broken_bases import POINTER
+from support.families import make_family
 from support.letters import letters
 from support.models import make_bart, make_t5, randomize
+from support.multilingual import nllb
 from support.selection import slow_except
-from transformers import AutoModelForSeq2SeqLM
+from tokenizers import normalizers
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lora_hf import LoraConfig, cli, inject_adapters, save_adapter
 from lora_hf.adapters.checkpoint_io import read_dtypes
@@ -33,6 +36,7 @@ from lora_hf.saved.find_adapter import (
     find_adapter,
     load_with_base,
     settings_of,
+    tokenizer_of,
 )
 from lora_hf.saved.inference import InferenceModel, load
 from lora_hf.saved.merge import merge
@@ -157,6 +161,7 @@ def test_a_saved_adapter_says_where_it_came_from_and_what_it_holds(
     ("name", "says"),
     [
         ("runs/talk", "there is no such folder here (did you mean 'runs/talks'?), and from the Hub"),
+        ("my runs/x", "no such folder. The path begins at the current folder, '{here}'"),
         ("runs/x.yaml", "here (the path begins at the current folder, '{here}'), and from the Hub"),
     ],
 )
@@ -358,6 +363,35 @@ def test_an_adapter_s_own_tokenizer_divides_its_texts(with_tokenizer: Path, tmp_
     assert engine.batch_key(jobs[0]) != engine.batch_key(jobs[1])
     assert len(engine.generate_batch(jobs[:1])) == 1
     engine.close()
+
+
+def test_a_tokenizer_of_the_same_tokens_that_divides_texts_otherwise_is_used(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one of uncased data, which writes every text in small letters first."""
+    adapter = shutil.copytree(folder, tmp_path / "adapter")
+    tokenizer = load_tokenizer(ModelConfig())
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save_pretrained(adapter)
+    with caplog.at_level("INFO", logger="lora_hf"):
+        own = load(adapter).tokenizer_of("default")
+    assert own("HERE").input_ids == own("here").input_ids != load_tokenizer(ModelConfig())("HERE").input_ids
+    assert "it has the tokens of the base's, and divides texts otherwise" in caplog.text
+
+
+def test_the_languages_of_the_tokenizer_beside_an_adapter_are_those_of_its_texts(tmp_path: Path) -> None:
+    """Scripts for NLLB give them to `AutoTokenizer.from_pretrained`, which saves them."""
+    base = nllb()
+    make_family("M2M100", vocab_size=len(base)).save_pretrained(tmp_path / "base")
+    base.save_pretrained(tmp_path / "base")
+    config = ModelConfig(model_name_or_path=str(tmp_path / "base"))
+    save_adapter(inject_adapters(load_model(config, pick_device()), LoraConfig(r=2)), tmp_path / "adapter")
+    own = AutoTokenizer.from_pretrained(tmp_path / "base", src_lang="ron_Latn", tgt_lang="deu_Latn")
+    own.save_pretrained(tmp_path / "adapter")
+    found = tokenizer_of(SavedAdapter.at(tmp_path / "adapter"), config)
+    for kind in ("text", "text_target"):
+        assert found(**{kind: "a bad cab"}).input_ids == own(**{kind: "a bad cab"}).input_ids
+    assert found("a").input_ids != load_tokenizer(config)("a").input_ids
 
 
 def test_the_tokenizer_above_a_named_adapter_is_its_own(with_tokenizer: Path, tmp_path: Path) -> None:
