@@ -99,7 +99,6 @@ def evaluate(
         load_saved(model, adapter)
     if recorded:
         report_other_settings(config, recorded, "adapter" if adapter else "model")
-        report_other_division(config, recorded)
     if max_new_tokens:
         test = load_split(config.data, "test")
         logger.info("%s", data_line(config, {"test": len(test)}, {}))
@@ -207,7 +206,7 @@ def _report_other_base(base: ModelConfig, adapter: SavedAdapter, commit: str | N
         )
 
 
-def report_other_division(config: RunConfig, trained_model: SavedAdapter) -> None:
+def _report_other_division(config: RunConfig, trained_model: SavedAdapter) -> None:
     """Warn where the config divides the rows of the training otherwise than the model's run did.
 
     Args:
@@ -239,9 +238,9 @@ def _as_fields(trained: DataConfig, used: DataConfig) -> str:
 
 
 def report_other_settings(config: RunConfig, trained_model: SavedAdapter, kind: str = "adapter") -> None:
-    """Log where the config's prompt, lengths and generation settings are not those of the model's training.
+    """Log where prompt, lengths, generation settings and division of rows are not those of the training.
 
-    Settings that the manifest does not record are not compared.
+    Settings that the manifest does not record are not compared, and the division only with the run's.
 
     Args:
         config: whose settings are used.
@@ -270,3 +269,4 @@ def report_other_settings(config: RunConfig, trained_model: SavedAdapter, kind: 
 
     if changed := changed_fields(compared(trained), compared(used)):
         logger.warning("the config's settings are used, not the %s's (%s)", kind, "; ".join(changed))
+    _report_other_division(config, trained_model)
