@@ -15,6 +15,7 @@ from lora_hf.adapters.model_state import (
     modules_of,
     refuse_merged,
     saved_modules,
+    warn_of_embeddings,
 )
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.row_probe import probe_rows
@@ -124,7 +125,18 @@ def check_trainable(model: nn.Module) -> None:
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Within the block the model computes as its base does, even if adapters are merged into it."""
+    """Within the block the model computes as its base does, even if adapters are merged into it.
+
+    Embeddings that an adapter's file has put in the place of the base's stay, with a warning.
+    """
+    warn_of_embeddings(model)
+    with adapters_off(model):
+        yield
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within the block no adapter counts: `disable_adapters` without its warning."""
     layers = list(lora_layers(model).values())
     saved = list(saved_modules(model).values())
     state = [(layer, layer.merged, layer.enabled) for layer in layers]

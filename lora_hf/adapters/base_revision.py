@@ -6,8 +6,12 @@ Transformers does not record it. Without it, an adapter of another revision than
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,7 +48,8 @@ def base_revision(model: nn.Module) -> str | None:
         f"{getattr(model, 'base_model_prefix', '')}."  # which a file may leave out, such as BART's `model`
     )
     weights |= {key.removeprefix(prefix): weight for key, weight in weights.items()}
-    fitting = [folder for folder in hub_copies(name) if _holds(folder, weights, COMPARED)]
+    copies = hub_copies(name)
+    fitting = [folder for folder in copies if _holds(folder, weights, COMPARED)]
     if len(fitting) > 1:
         fitting = [folder for folder in fitting if _holds(folder, weights, None)]
     if len(fitting) > 1 and len({*map(_content, fitting)}) > 1:
@@ -55,6 +60,12 @@ def base_revision(model: nn.Module) -> str | None:
         )
         return None
     if not fitting:
+        if copies:
+            logger.warning(
+                "%s: no local copy of it (%s) has all of this model's weights, so that the base's revision "
+                "is not recorded, and `main` is loaded with the adapter",
+                *(name, few(folder.name for folder in copies)),
+            )
         return None
     config._commit_hash = fitting[0].name
     return fitting[0].name
@@ -63,7 +74,23 @@ def base_revision(model: nn.Module) -> str | None:
 @lru_cache
 def _content(folder: Path) -> tuple[str, ...]:
     """Return the hashes of a folder's weights."""
-    return tuple(file_sha256(file) for file in sorted(folder.glob("*.safetensors")))
+    return tuple(file_sha256(file) for file in _weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that Transformers reads weights from: pickles where there is nothing else."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+@contextmanager
+def _tensors_in(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield what can be sliced to the tensors of a file, by name; nothing else is read of it."""
+    if file.suffix == ".bin":
+        mapped = is_zipfile(file)  # the format before PyTorch 1.6 is not
+        yield torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+        return
+    with safe_open(file, framework="pt") as tensors:
+        yield {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
 
 
 def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -79,6 +106,12 @@ def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{part}", weight.detach()
 
 
+def _are_equal(held: Tensor, weight: Tensor) -> bool:
+    """Return whether a weight is that of a file, also after a cast to half precision and back."""
+    rounded = (held, *(held.to(dtype) for dtype in (torch.bfloat16, torch.float16)))
+    return any(torch.equal(one.to(weight.dtype), weight) for one in rounded)
+
+
 def _holds(folder: Path, weights: dict[str, Tensor], rows: int | None) -> bool:
     """Return whether the files of a folder have these values, as far as they have these names.
 
@@ -88,16 +121,17 @@ def _holds(folder: Path, weights: dict[str, Tensor], rows: int | None) -> bool:
         rows: how many of the first rows of each are compared; None compares all.
     """
     compared = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weight_files(folder):
         try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118
-                    weight, held = weights.get(key), tensors.get_slice(key)
-                    if weight is None or tuple(held.get_shape()) != tuple(weight.shape):
+            with _tensors_in(file) as tensors:
+                for key, held in tensors.items():
+                    shape = held.shape if isinstance(held, Tensor) else held.get_shape()
+                    weight = weights.get(key)
+                    if weight is None or tuple(shape) != tuple(weight.shape):
                         continue
-                    if not torch.equal(held[:rows].to(weight.dtype), weight[:rows].cpu()):
+                    if not _are_equal(held[:rows], weight[:rows].cpu()):
                         return False
                     compared += 1
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, RuntimeError, UnpicklingError):
             return False
     return compared > 0

@@ -32,6 +32,7 @@ from lora_hf.adapters.model_state import (
     replace_modules,
     saved_modules,
     update_state,
+    warn_of_embeddings,
 )
 from lora_hf.adapters.module_names import identity
 from lora_hf.adapters.modules_to_save import SavedModule
@@ -205,6 +206,8 @@ def put_in_place(model: nn.Module, wrappers: Mapping[int, nn.Module]) -> None:
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Remove an adapter; a layer without adapters becomes the plain layer again.
 
+    Embeddings that an adapter's file has put in the place of the base's stay, with a warning.
+
     Raises:
         UserError: the model has no such adapter.
         RuntimeError: adapters are merged into the weights.
@@ -212,6 +215,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     if name not in adapter_configs(model):
         raise UserError(f"no adapter {name!r} to delete; the model has {sorted(adapter_configs(model))}")
     refuse_merged(model)
+    warn_of_embeddings(model)
     for layer in lora_layers(model).values():
         layer.remove(name)
     for module in saved_modules(model).values():

@@ -100,6 +100,11 @@ def load_adapter(
         if not saved.manifest:
             config, tensors = _without_uncalled(model, config, tensors, folder)
         beside = embedding_keys(model, tensors.keys() - expected_shapes(model, config).keys())
+        if model_state(model).has_own_embeddings and not beside:
+            raise UserError(
+                f"the adapter {folder} was trained on the embeddings of the base, which those of another "
+                "adapter have replaced: load it on a base of its own"
+            )
         put_embeddings(model, {key: tensors.pop(key) for key in beside}, folder)
         check_formats(model, saved, config)
         initialize = _SavedInit(folder, config, base_weights_of(model, base_weights))
@@ -432,6 +437,11 @@ def expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int
         for part, shape in method.peft_shapes(config.at(path), base).items():
             shapes[f"{PREFIX}{path}.{part}"] = shape
     for path, module in find_saved(model, config, strict=False).items():
+        if found := next((part for part in module.modules() if isinstance(part, LoraLayer)), None):
+            raise UserError(
+                f"modules_to_save: {path} has an adapter on it already ({', '.join(found.adapters)}), and a "
+                "copy of it has no place there: load the adapter with the copy on a base of its own"
+            )
         for part, tensor in getattr(module, "original", module).state_dict().items():
             shapes[f"{PREFIX}{path}.{part}"] = tuple(tensor.shape)
     return shapes

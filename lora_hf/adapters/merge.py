@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_hf.adapters.backends import Backend, backend_for, is_supported, is_transposed
 from lora_hf.adapters.backends.bitsandbytes import keep_savable, quantized_dtype
+from lora_hf.adapters.computed_weights import refuse_computed_weight
 from lora_hf.adapters.inject import Model, base_weights_of
 from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.layer import LoraLayer
@@ -65,8 +66,15 @@ def merge_adapters(model: nn.Module, onto: str | None = None) -> None:
         )
     if onto is None and (lossy := _lossy(model)):
         raise UserError(_choice_needed(lossy, "'requantized'"))
+    _refuse_computed(model)
     for layer in lora_layers(model).values():
         layer.merge(layer.active)
+
+
+def _refuse_computed(model: nn.Module) -> None:
+    """Refuse layers whose weight has been pruned or parametrized since they got adapters."""
+    for name, layer in lora_layers(model).items():
+        refuse_computed_weight("merging", f"{name}.base_layer", layer.base_layer)
 
 
 def unmerge_adapters(model: nn.Module) -> None:
@@ -105,7 +113,14 @@ def merging_bytes(model: nn.Module, kept: KeptWeights | None = None) -> int:
 def _merged_exactly(model: nn.Module) -> list[LoraLayer]:
     layers = [] if model_state(model).replication else list(lora_layers(model).values())
     free = [layer for layer in layers if layer.enabled and not layer.merged and layer.mixed_batch is None]
-    return [layer for layer in free if not layer.base.is_quantized and layer.methods(layer.active)]
+    plain = [layer for layer in free if _has_own_weight(layer.base.layer)]
+    return [layer for layer in plain if not layer.base.is_quantized and layer.methods(layer.active)]
+
+
+def _has_own_weight(layer: nn.Module) -> bool:
+    """Return whether a layer computes what its weight says: not if pruned, parametrized or with hooks."""
+    is_plain = isinstance(layer._parameters.get("weight"), nn.Parameter)
+    return is_plain and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWeights | None = None) -> Model:
@@ -143,6 +158,7 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
 def _check_mergeable(model: nn.Module) -> None:
     """Raise if weights are offloaded, or if no adapter is active: merging would only drop the others."""
     refuse_offloaded(model)
+    _refuse_computed(model)
     known = sorted(adapter_configs(model))
     copies = any(module.active for module in saved_modules(model).values())
     if not copies and not any(layer.methods(layer.active) for layer in lora_layers(model).values()):

@@ -1,5 +1,6 @@
 """The record that this package keeps on a model, in one attribute; and a model's adapted layers."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.adapters.wrappers import named_modules, unwrapped
 from lora_hf.errors import UserError
 
+logger = logging.getLogger(__name__)
 PEFT_TUNERS = ("peft.tuners.", "peft.peft_model")
 """Modules that define PEFT's layers and models."""
 BaseWeights = Callable[[str], Tensor]
@@ -68,6 +70,15 @@ def model_state(model: nn.Module) -> ModelState:
 def update_state(model: nn.Module, **changes: Any) -> None:
     """Replace fields of the model's state."""
     unwrapped(model).lora_hf_state = replace(model_state(model), **changes)  # type: ignore[assignment]
+
+
+def warn_of_embeddings(model: nn.Module) -> None:
+    """Warn that a model without its adapters is not its base, because it has embeddings of an adapter."""
+    if model_state(model).has_own_embeddings:
+        logger.warning(
+            "the embeddings stay those of an adapter's file, so that the model without adapters is not its "
+            "base: load the base again for that"
+        )
 
 
 def adapter_configs(model: nn.Module) -> Mapping[str, LoraConfig]:
@@ -161,14 +172,21 @@ def refuse_offloaded(model: nn.Module) -> None:
     Raises:
         UserError: it does, by `device_map`, `offload_folder`, `cpu_offload` or `disk_offload`.
     """
+    if (name := offloaded_part(model)) is not None:
+        raise UserError(
+            f"accelerate keeps weights of {name or 'the model'} on the CPU or the disk (device_map, "
+            "offload_folder, cpu_offload) and fetches them while the model runs, but adapters need them "
+            "in place: load the model onto one device, with quantized weights if it does not fit"
+        )
+
+
+def offloaded_part(model: nn.Module) -> str | None:
+    """Return the path of the first module of which accelerate fetches weights; None if there is none."""
     for name, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
         if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
-            raise UserError(
-                f"accelerate keeps weights of {name or 'the model'} on the CPU or the disk (device_map, "
-                "offload_folder, cpu_offload) and fetches them while the model runs, but adapters need them "
-                "in place: load the model onto one device, with quantized weights if it does not fit"
-            )
+            return name
+    return None
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

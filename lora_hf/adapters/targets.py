@@ -153,7 +153,13 @@ def _check_all_used(model: nn.Module, config: LoraConfig, everything: list[str],
 
 
 def _check_carries(owners: Owners, config: LoraConfig, name: str, module: nn.Module) -> None:
-    if isinstance(module, SavedModule) or _is_saved(config, [name]):
+    if isinstance(module, SavedModule) and not _is_saved(config, [name]):
+        raise UserError(
+            f"target_modules: {name} is copied by another adapter's modules_to_save "
+            f"({', '.join(module.copies)}): put this adapter on a base of its own",
+            "target_modules",
+        )
+    if _is_saved(config, [name]):
         raise UserError(
             f"target_modules: {name} is also in modules_to_save; remove it from one of them", "target_modules"
         )

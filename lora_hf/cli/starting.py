@@ -17,8 +17,10 @@ from lora_hf import terminal
 from lora_hf.cli.hints import config_or_texts, is_file_of_texts
 from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import Columns, DataWords
-from lora_hf.errors import UserError, as_typed, counted, did_you_mean, in_words
+from lora_hf.config.model import EMBEDDED
+from lora_hf.errors import UserError, as_typed, counted, did_you_mean, in_words, path_hint
 from lora_hf.files import check_new, removed_if_fruitless, write_text
+from lora_hf.hub.names import is_hub_name
 from lora_hf.run_files import COMPARISON, CONFIG, comparison_folder
 
 if TYPE_CHECKING:
@@ -102,8 +104,7 @@ def init(
     known = "Base model (a name on the Hub, a folder, or embedded, a toy)"
     model = model or (_model(known) if asks else MODEL)
     method = _choice("method", method, "lora", METHODS, asks)
-    if is_file_of_texts(model):
-        raise UserError(f"--model {model!r} is a file of texts and not a model: give texts by --data")
+    _check_model(model)
     text = starter_config(
         place,
         model,
@@ -122,6 +123,26 @@ def init(
         logger.info(note)
     print(target)
     show_next("init", source=f"--config {shlex.quote(str(target))}")
+
+
+def _check_model(model: str) -> None:
+    """Refuse what can be no base model, without loading anything of it.
+
+    Raises:
+        UserError: a file of texts, a path that is not there, or a folder without config.json.
+    """
+    if is_file_of_texts(model):
+        raise UserError(f"--model {model!r} is a file of texts and not a model: give texts by --data")
+    folder = Path(model).expanduser()
+    if model == EMBEDDED or (folder / "config.json").is_file():
+        return
+    if folder.is_dir():
+        raise UserError(
+            f"--model {model!r} holds no model: it has no config.json; give the folder of a base model, or "
+            "its name on the Hub"
+        )
+    if not is_hub_name(model):
+        raise UserError(f"--model {model!r}: no such folder.{path_hint(model)}".removesuffix("."))
 
 
 def _find_data(

@@ -172,7 +172,10 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (dict, list, tuple)):
         plain = list(value) if isinstance(value, tuple) else value
-        text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False).strip()
+        try:
+            text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False).strip()
+        except yaml.YAMLError:  # it holds an object, such as a logits processor
+            text = repr(value)
     else:
         text = repr(value)
     text = TOKEN.sub("hf_***", text)

@@ -110,6 +110,7 @@ def _read(
         rows, columns = list(part.rows), replace(PLAIN, turn_template=given.turn_template)
         head = rows
     else:
+        form = _exploded_as_trained(file, form, trained_by)
         part = Part(read_source(file, form), name, files=(file,), form=form)
         head = list(islice(part.rows, HEAD))
         check_form(form, [file])
@@ -133,6 +134,17 @@ def _read(
         FileText(text.id, text.dialogue, (), own, tuple(name for name in own if name not in read))
         for text, own in zip(dialogues_of(checked), (rows_of[id(row)] for row in checked), strict=True)
     ]
+
+
+def _exploded_as_trained(file: Path, form: Form, trained_by: Mapping[str, Any]) -> Form:
+    """Return the form with the `explode` of training, where the file has that list and the form has none."""
+    path = trained_by.get("explode")
+    if not path or form.explode:
+        return form
+    if not has_column(list(islice(read_source(file, form), HEAD)), path.partition(".")[0]):
+        return form
+    logger.info("%s: each item of %r is a text, as in training (data.explode)", file, path)
+    return replace(form, explode=path)
 
 
 def _as_trained(head: list[Row], config: DataConfig, trained_by: Mapping[str, Any], name: str) -> DataConfig:

@@ -73,6 +73,8 @@ class DemoModels:
         length = next((x for folder, _ in runs.values() if (x := _length(folder))), NEW_TOKENS)
         as_trained = PredictionSettings.of_run(first, length)
         shared = Engine(first.model, adapters, as_trained)
+        if shared.base_problem:
+            raise UserError(f"the base cannot be shown: {shared.base_problem}")
         self._engines[BASE] = shared
         for name, (folder, config) in runs.items():
             if name in adapters:

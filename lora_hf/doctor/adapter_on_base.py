@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_hf.adapters import LoraConfig, disable_adapters, merge_errors
+from lora_hf.adapters import LoraConfig, merge_errors
+from lora_hf.adapters.active import adapters_off
 from lora_hf.adapters.model_state import lora_layers, model_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig, RunConfig
@@ -108,7 +109,7 @@ def effect(settings: LoraConfig | None, adapted: Adapted, dtype: None) -> Findin
     model, batch = adapted
     with torch.no_grad():
         with_it = model(**batch).logits.float()
-        with disable_adapters(model):
+        with adapters_off(model):
             without = model(**batch).logits.float()
     yield judge_effect(((with_it - without).norm() / without.norm()).item())
 

@@ -1,7 +1,7 @@
 """Generate summaries: sources sorted into batches of similar length, results in the original order."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import NoneType
@@ -16,6 +16,7 @@ from lora_hf.adapters.active import adapter_rows, shrinking_batch
 from lora_hf.adapters.kept import KeptWeights
 from lora_hf.adapters.merge import merged_where_exact, merging_bytes
 from lora_hf.adapters.mixed_batch import KeptStacks
+from lora_hf.adapters.model_state import adapter_configs, offloaded_part, refuse_offloaded
 from lora_hf.arguments import shown
 from lora_hf.errors import UserError, counted
 from lora_hf.evaluation.decoding import LargestScores, decoding_for, effective_config, greedy
@@ -91,7 +92,8 @@ def generate_summaries(
         One text per source, in the order of `sources`.
 
     Raises:
-        UserError: an argument is not of this form, or memory runs out.
+        UserError: an argument is not of this form, an option draws tokens or asks for another result, the
+            model has adapters and accelerate keeps weights of it elsewhere, or memory runs out.
     """
     sources = _checked_sources(sources, model)
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(sources)
@@ -103,7 +105,14 @@ def generate_summaries(
         return _by_engine(
             *(model, tokenizer, sources, limits, batch_size, batch_tokens, on_batch, observer, options)
         )
+    _check_options(options)
     model.eval()
+    device = model.device
+    if offloaded_part(model) is not None:
+        if adapter_configs(model):
+            refuse_offloaded(model)
+        fast_paths = False  # they need the weights in place
+        device = torch.device(getattr(getattr(model, "_hf_hook", None), "execution_device", None) or "cpu")
     searched = options | {"do_sample": False}
     config = effective_config(model, searched)
     n = config.num_beams or 1
@@ -117,7 +126,7 @@ def generate_summaries(
     reported = out_of_memory_reported(lambda: f"writing {counted(len(sources), 'text')}", SMALLER_GENERATION)
     with reported, numbers_kept(model), fast, torch.inference_mode():
         for rows in _batches([len(ids) * n for ids in sources], batch_size, batch_tokens):
-            inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, model.device)
+            inputs = padded([sources[i] for i in rows], tokenizer.pad_token_id, device)
             chosen = adapter_rows(model, [adapters[i] for i in rows], True, stacks) if adapters else None
             own = [limits[i] for i in rows]
             decode_batch = decoding
@@ -138,6 +147,22 @@ def generate_summaries(
                 texts[i] = text.strip()
             on_batch(len(rows))
     return texts
+
+
+SAMPLING = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff"),
+)
+"""Keywords of `generate` that draw tokens."""
+OTHER_RESULTS = ("num_return_sequences", "return_dict_in_generate", "streamer")
+"""Keywords of `generate` with which it returns something else than one row of tokens for each source."""
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in (*SAMPLING, *OTHER_RESULTS):
+        if options.get(name) not in (None, False, *([1] if name == "num_return_sequences" else [])):
+            why = "texts are written without drawing" if name in SAMPLING else "one text is returned for each"
+            raise UserError(f"{name}={shown(options[name])}: {why}; use the model's own `generate` for that")
 
 
 def _checked_sources(sources: Any, model: Any) -> list[list[int]]:

@@ -97,7 +97,8 @@ def complete_tokens(model: Any, name: str) -> None:
 def _why_labels_do_not_shift(model: Any) -> str:
     """Return why the decoder's inputs cannot be made from labels, as training does; empty if they can."""
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    text = int(model.generation_config.pad_token_id == 0)  # FSMT looks for the last token beside padding
+    pads = {getattr(holder, "pad_token_id", None) for holder in (model.config, model.generation_config)}
+    text = min({0, 1, 2} - pads)  # FSMT looks for the last token beside padding
     try:
         if shift:
             shift(labels=torch.full((1, 2), text))

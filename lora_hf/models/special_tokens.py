@@ -94,7 +94,8 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
     """Write into a loaded model's configuration what it lacks and its tokenizer or its family says.
 
     Where its tokenizer ends texts, and so labels, with another token than its configuration says, this one
-    counts as well, as in Transformers' Trainer: a trained model would not stop where its labels end.
+    counts as well, as in Transformers' Trainer: a trained model would not stop where its labels end. Its
+    tokenizer's padding token is the one that fills rows of a batch.
 
     Args:
         model: as loaded, on any device.
@@ -117,6 +118,8 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
             setattr(config, field, getattr(tokenizer, field, None))
     if _first("decoder_start_token_id", config, generation) is None:
         config.decoder_start_token_id = decoder_start(config, generation, tokenizer)
+    if (pad := getattr(tokenizer, "pad_token_id", None)) is not None:
+        generation.pad_token_id = pad  # fills the rows of texts that have ended, and must not be decoded
     own, known = getattr(tokenizer, "eos_token_id", None), generation.eos_token_id
     known = config.eos_token_id if known is None else known
     ids = known if isinstance(known, list) else [known]

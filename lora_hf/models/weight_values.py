@@ -19,6 +19,8 @@ from lora_hf.models.checkpoint import packed_weights
 OUTPUTS = ("o", "wo", "out_proj", "fc2", "o_proj", "down_proj")
 """Names of the projections that attention and feed-forward layers end in, in all families."""
 ZEROS = "all zeros, as after an incomplete download or copy"
+LAST_ROWS = 0.05
+"""Share of a matrix's rows that may be zeros up to its end, as where a vocabulary was padded."""
 ADDED = (
     "as in blocks that were added and not trained yet; if none were added, the download was incomplete: "
     + AGAIN
@@ -59,12 +61,14 @@ def check_values(tensors: Iterable[tuple[str, Tensor]], model: str, beside: Coll
         beside: names of modules beside the language model, as `Family.beside` lists them.
 
     Returns:
-        A sentence that names the output projections of zeros; empty if there are none.
+        Sentences that name the output projections of zeros, and the matrices of which more than `LAST_ROWS`
+        are zeros up to the end, as in a file whose end was never written; empty if there are none.
 
     Raises:
         UserError: a tensor has NaN or infinite values, or another matrix is all zeros.
     """
     outputs: dict[str, bool] = {}
+    doubts: list[str] = []
     for name, tensor in tensors:
         if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
             continue
@@ -88,9 +92,20 @@ def check_values(tensors: Iterable[tuple[str, Tensor]], model: str, beside: Coll
             outputs[name] = is_zero
         elif is_zero:
             raise UserError(f"{model}: {name} {tuple(tensor.shape)} is {ZEROS}: {AGAIN}")
+        if not is_zero and (rows := _zero_rows_at_end(values)) > LAST_ROWS * len(values):
+            doubts.append(f"{model}: the last {rows} of {len(values)} rows of {name} are {ZEROS}: {AGAIN}")
     zeros = [name for name, is_zero in outputs.items() if is_zero]
     if 2 * len(zeros) > len(outputs):
         raise UserError(
             f"{model}: {len(zeros)} of {len(outputs)} output projections are {ZEROS}: {few(zeros)}; {AGAIN}"
         )
-    return f"{model}: {len(zeros)} output projections are all zeros ({few(zeros)}), {ADDED}" if zeros else ""
+    if zeros:
+        doubts.append(f"{model}: {len(zeros)} output projections are all zeros ({few(zeros)}), {ADDED}")
+    return "; ".join(doubts)
+
+
+def _zero_rows_at_end(values: Tensor) -> int:
+    if values[-1].any():
+        return 0
+    kept = values.flatten(1).any(1).nonzero()
+    return len(values) - 1 - int(kept[-1])

@@ -77,7 +77,8 @@ def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -
     )
     fetched = fetch(name, (*ADAPTER_FILES, *[SETTINGS] * or_model), action)
     is_model = or_model and (fetched / SETTINGS).is_file() and not (fetched / CONFIG_NAME).is_file()
-    has_weights = is_model or any(fetched.glob("*.safetensors"))
+    # The local copy may hold the weights of a model too, if that was used before.
+    has_weights = is_model or any(fetched.glob("adapter_*.safetensors")) or any(fetched.glob("lora_hf*"))
     if not has_weights and (problem := _not_in_repository(name, fetched.name)):
         raise UserError(f"{option} {name!r}: the repository {problem}")
     return SavedAdapter(fetched, name, revision=fetched.name)
@@ -321,8 +322,9 @@ def warn_of_other_storage(base: ModelConfig, saved: SavedAdapter) -> None:
 
 
 def _storage(config: ModelConfig) -> dict[str, Any]:
-    """Return the fields that say how the weights are stored, beside their dtype."""
-    return {name: value for name, value in config.storage_fields().items() if name != "dtype"}
+    """Return the fields that say how the weights are stored; neither dtype nor an untied head is one."""
+    fields = config.storage_fields()
+    return {name: value for name, value in fields.items() if name not in ("dtype", "untie_head")}
 
 
 def _in_words(config: ModelConfig) -> str:

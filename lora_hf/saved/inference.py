@@ -96,6 +96,7 @@ class InferenceModel:
         model: the Transformers model, with the adapters; or an exported one, which takes none.
         tokenizer: its tokenizer; `tokenizer_of` is that of an adapter.
         adapters: the settings of each adapter by name, and of the base model under None.
+        base_problem: why the model cannot write as its base does, because an adapter has changed it; or None.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class InferenceModel:
         self._is_int8 = quantization is not None and not is_converted
         self._kept = KeptWeights() if self.model.device == CPU else None  # a GPU's memory is for batches
         self._first: str | None = None
-        self._alone: SavedAdapter | None = None  # an adapter that changes the base for all others
+        self.base_problem: str | None = None
 
     @property
     def description(self) -> str:
@@ -199,8 +200,8 @@ class InferenceModel:
         problem = not_shareable(saved)
         if self._converted and problem:
             raise UserError(f"engine='ctranslate2': {saved.folder} {_not_mergeable(saved)}")
-        if self.names and (problem or self._alone):
-            raise UserError(problem or not_shareable(self._alone))  # type: ignore[arg-type]
+        if self.names and (problem or self.base_problem):
+            raise UserError(problem or self.base_problem or "")
         settings, recorded = settings or settings_of(saved), base_config(saved, self.name).dtype
         warn_of_unscored(run_directory(saved))
         own = own_tokenizer(saved, self._base, self.tokenizer)
@@ -219,7 +220,9 @@ class InferenceModel:
             )
         self._keep_tokenizer(name, own)
         self.adapters[name] = settings
-        self._alone = saved if problem else None
+        if model_state(self.model).has_own_embeddings:
+            problem = f"{saved.folder} has embeddings of its own, which have replaced those of the base"
+        self.base_problem = problem
         self._first = self._first or name
 
     def _keep_tokenizer(self, name: str, own: Any) -> None:
@@ -347,12 +350,12 @@ class InferenceModel:
     @contextmanager
     def _only(self, name: str | None, start: Mapping[str, int]) -> Iterator[Any]:
         """Yield a model that is the base with this adapter alone; `start` is that of its language."""
+        if name is None and self.base_problem:
+            raise UserError(f"adapter={BASE!r}: {self.base_problem}")
         if self._converted:
             yield self._converted.of(name, start)
             return
         if name is None and self.names:
-            if self._alone:
-                raise UserError(f"adapter={BASE!r}: {not_shareable(self._alone)}")
             with disable_adapters(self.model):
                 yield self.model
             return

@@ -128,7 +128,7 @@ class Engine(InferenceModel):
                     super().add_adapter(saved, name)
             for settings in self.adapters.values():
                 self._options(settings)
-            for each in [*self.names, None]:
+            for each in [*self.names, *([] if self.base_problem else [None])]:
                 self._convert(each)
             if self._converted and len(self.adapters) > self._converted.most:
                 logger.warning(

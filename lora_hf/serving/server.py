@@ -74,8 +74,9 @@ def serve(
             logger.info("loaded %s", service.engine.description)
             app, grace = create_app(service, token), math.ceil(limits.timeout) + SPARE
             if found:
-                text = 'requests choose one of %s by "adapter"; without it, the base model answers'
-                logger.info(text, ", ".join(map(repr, found)))
+                without = model.base_problem or "without it, the base model answers"
+                text = 'requests choose one of %s by "adapter"; %s'
+                logger.info(text, ", ".join(map(repr, found)), without)
             if token:
                 logger.info("requests need the token in %s", TOKEN)
             most = limits.max_queue + limits.max_batch + OTHERS

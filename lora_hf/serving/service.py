@@ -209,6 +209,9 @@ class Service:
             asked = replace(asked, adapter=None)
         loop, engine = asyncio.get_running_loop(), self.engine
         long = "cut" if asked.truncate else self.limits.long
+        if asked.adapter is None and engine.base_problem:
+            detail = f"the base does not answer, because {engine.base_problem}; name an adapter"
+            raise RequestError(422, detail, field=asked.adapter_field)
         while True:
             if asked.adapter not in engine.adapters:
                 raise self._unknown(str(asked.adapter), asked.adapter_field)

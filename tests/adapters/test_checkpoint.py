@@ -365,17 +365,26 @@ def later_rows(model: Any) -> None:
     nn.init.zeros_(model.lm_head.weight[20:])
 
 
+def as_pickles(folder: Path) -> None:
+    """Write the weights as most repositories of before 2023 have them."""
+    (file,) = folder.glob("*.safetensors")
+    torch.save(load_file(file), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    file.unlink()
+
+
 def attention(model: Any) -> None:
     nn.init.zeros_(model.encoder.block[0].layer[0].SelfAttention.q.weight)
 
 
 @pytest.mark.parametrize("revision", ["main", "v1"])
+@pytest.mark.parametrize("is_pickle", [False, True])
 @pytest.mark.parametrize(
     ("change", "merges"), [(other_block, True), (later_rows, False), (attention, False), (attention, True)]
 )
 def test_the_commit_of_a_base_that_transformers_has_loaded_is_found_in_the_hub_s_cache(
     change: Any,
     merges: bool,
+    is_pickle: bool,
     revision: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -392,6 +401,8 @@ def test_the_commit_of_a_base_that_transformers_has_loaded_is_found_in_the_hub_s
             change(model)
         model.save_pretrained(repository / "snapshots" / commit)
     model = T5ForConditionalGeneration.from_pretrained(repository / "snapshots" / commits[revision])
+    if is_pickle:
+        as_pickles(repository / "snapshots" / commits["v1"])
     model.name_or_path, model.config._commit_hash = "anna/t5", None  # some versions know it by the folder
     adapted = inject_adapters(model, LoraConfig(r=2, modules_to_save=["final_layer_norm"]))
     randomize(adapted)
@@ -405,4 +416,5 @@ def test_the_commit_of_a_base_that_transformers_has_loaded_is_found_in_the_hub_s
     model.decoder.block[0].layer[2].DenseReluDense.wo.weight.data.add_(1)  # of no revision
     model.config._commit_hash = None
     save_adapter(adapted, tmp_path / "other")
+    assert "has all of this model's weights, so that the base's revision is not recorded" in caplog.text
     assert "revision" not in json.loads((tmp_path / "other" / "adapter_config.json").read_text())

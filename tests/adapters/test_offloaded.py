@@ -41,6 +41,11 @@ def on_the_cpu(model: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
+def with_buffers(model: nn.Module, folder: Path) -> nn.Module:
+    cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)
+    return model
+
+
 def on_the_disk(model: nn.Module, folder: Path) -> nn.Module:
     disk_offload(model, str(folder / "offloaded"), execution_device=torch.device("cpu"))
     return model
@@ -73,7 +78,7 @@ def test_a_base_that_is_offloaded_is_refused_and_left_as_it_was(
     assert torch.equal(logits(base, batch), before)
 
 
-@pytest.mark.parametrize("offload", [on_the_cpu, on_the_disk])
+@pytest.mark.parametrize("offload", [on_the_cpu, with_buffers, on_the_disk])
 def test_adapters_that_are_offloaded_are_neither_used_nor_merged_nor_saved(
     offload: Callable[[nn.Module, Path], nn.Module], tmp_path: Path, batch: dict
 ) -> None:

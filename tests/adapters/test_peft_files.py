@@ -15,7 +15,16 @@ from support.selection import slow_except
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
-from lora_hf import LoraConfig, UserError, inject_adapters, load_adapter, save_adapter, set_adapter
+from lora_hf import (
+    LoraConfig,
+    UserError,
+    delete_adapter,
+    disable_adapters,
+    inject_adapters,
+    load_adapter,
+    save_adapter,
+    set_adapter,
+)
 from lora_hf.adapters.embeddings import embedding_tensors
 from lora_hf.adapters.load import put_adapter_state
 from lora_hf.adapters.model_state import lora_layers
@@ -296,6 +305,42 @@ def by_peft(
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder, save_embedding_layers=with_embeddings)
     return some_logits(model, first)
+
+
+def test_a_layer_with_an_adapter_is_not_one_to_copy_and_the_reverse(tmp_path: Path) -> None:
+    by_peft(tmp_path / "low", target_modules=["q", "lm_head"])
+    by_peft(tmp_path / "copy", modules_to_save=["lm_head"])
+    model = load_adapter(make_t5(), tmp_path / "low", "low")
+    with pytest.raises(UserError, match=r"modules_to_save: lm_head has an adapter on it already \(low\)"):
+        load_adapter(model, tmp_path / "copy", "copy")
+    model = load_adapter(make_t5(), tmp_path / "copy", "copy")
+    with pytest.raises(UserError, match=r"lm_head is copied by another adapter's modules_to_save \(copy\)"):
+        load_adapter(model, tmp_path / "low", "low")
+
+
+def test_an_adapter_does_not_get_the_embeddings_of_the_one_before_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def make() -> Any:
+        model = make_t5()
+        model.get_input_embeddings().weight.data += 0.5
+        return model
+
+    by_peft(tmp_path / "own", make, with_embeddings=True)
+    by_peft(tmp_path / "plain")
+    model = load_adapter(make_t5(), tmp_path / "own", "own")
+    assert not caplog.text
+    with pytest.raises(UserError, match="those of another adapter have replaced: load it on a base of its"):
+        load_adapter(model, tmp_path / "plain", "plain")
+    load_adapter(model, tmp_path / "own", "again")
+    with disable_adapters(model):
+        assert "the model without adapters is not its base" in caplog.text
+    caplog.clear()
+    for name in ("own", "again"):
+        delete_adapter(model, name)
+        assert "the model without adapters is not its base" in caplog.text
+    with pytest.raises(UserError, match="those of another adapter have replaced"):
+        load_adapter(model, tmp_path / "plain", "plain")
 
 
 def some_logits(model: Any, first: int = 5) -> Tensor:

@@ -285,6 +285,10 @@ def test_a_file_of_texts_in_the_place_of_the_model_is_called_so(
     given = ["init", "--data", "talks.csv", "--columns", "text,gist", "--yes", "--model", name]
     assert cli.run(given, debug=False) == 2
     assert f"--model '{name}' is a file of texts and not a model: give" in capsys.readouterr().err
+    Path("models").mkdir()
+    for model, says in (("./no", "no such folder"), ("models", "holds no model: it has no config.json")):
+        assert cli.run([*given[:-1], model], debug=False) == 2
+        assert f"--model '{model}'" in (error := capsys.readouterr().err) and says in error
     assert not Path("talks.yaml").exists()
 
 

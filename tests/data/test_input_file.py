@@ -65,6 +65,17 @@ def test_the_remedy_names_the_cause_in_a_file_that_is_nearly_readable(tmp_path, 
         read_file(tmp_path / name, DataConfig())
 
 
+def test_a_row_of_several_texts_is_divided_as_in_training(tmp_path):
+    trained = {"explode": "qas", "dialogue_column": "{qas.q} {doc}"}
+    row = {"doc": "A: Hi", "qas": [{"q": "Who?"}, {"q": "When?"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    found = read_file(tmp_path / "a.jsonl", DataConfig(), trained_by=trained)
+    assert [text.dialogue for text in found] == ["Who? A: Hi", "When? A: Hi"]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"dialogue": "A: Hi"}))  # another shape
+    (text,) = read_file(tmp_path / "b.jsonl", DataConfig(), trained_by=trained)
+    assert text.dialogue == "A: Hi"
+
+
 def test_rows_on_standard_input_that_are_taken_as_one_text_are_said(monkeypatch, caplog):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"id;dialogue\n1;A: Hi\n")))
     assert len(read_file(STANDARD_INPUT, DataConfig())) == 1

@@ -8,12 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from support.models import TOKENS, make_bart, make_mt5, make_t5, make_umt5, randomize, untie_head
 from support.selection import slow_except
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from transformers import GenerationConfig, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
-from lora_hf import LoraConfig, UserError, disable_adapters, inject_adapters, merge_adapters, set_adapter
+from lora_hf import (
+    LoraConfig,
+    UserError,
+    disable_adapters,
+    inject_adapters,
+    merge_adapters,
+    merge_and_unload,
+    set_adapter,
+)
 from lora_hf.adapters.layer import LoraLayer
 from lora_hf.adapters.merge import merged_where_exact
 from lora_hf.baselines.prompt_tuning import add_prompt
@@ -163,6 +173,42 @@ def test_generation_options_that_transformers_refuses_are_refused(options: dict[
     for fast_paths in (False, True):
         with pytest.raises(ValueError):
             write(adapted(make_t5), fast_paths=fast_paths, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "temperature": 5.0},
+        {"top_p": 0.5},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"return_dict_in_generate": True},
+    ],
+)
+def test_options_that_draw_or_return_something_else_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(options))}=.*: use the model's own `generate`|for that"):
+        write(adapted(make_t5), **options)
+
+
+def test_a_model_whose_weights_accelerate_fetches_is_used_as_it_is_or_refused() -> None:
+    plain = write(make_t5())
+    assert write(cpu_offload(make_t5(), execution_device=torch.device("cpu"))) == plain
+    model = cpu_offload(adapted(make_t5), execution_device=torch.device("cpu"))
+    with pytest.raises(UserError, match="accelerate keeps weights of .*adapters need them"):
+        write(model)
+
+
+def test_layers_that_do_not_compute_what_their_weight_says_are_not_merged() -> None:
+    model = adapted(make_t5)
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    prune.l1_unstructured(layers[0].base_layer, "weight", 0.5)
+    parametrize.register_parametrization(layers[1].base_layer, "weight", nn.Dropout(0.0))
+    layers[2].base_layer.register_forward_hook(lambda module, args, output: 0 * output)
+    assert write(model) == write(model, fast_paths=False)
+    with merged_where_exact(model):
+        assert [bool(layer.merged) for layer in layers[:4]] == [False] * 3 + [True]
+    for merge in (merge_adapters, merge_and_unload):
+        with pytest.raises(UserError, match=r"merging: .*base_layer is pruned: .*prune.remove"):
+            merge(model)
 
 
 def test_prompt_tuning_whose_encoder_puts_positions_before_the_text() -> None:

@@ -103,6 +103,15 @@ def test_a_model_stops_at_the_end_of_its_tokenizer_s_labels_in_every_command(
     assert aligned in (ends, [ends])  # one alone is a list in some versions
 
 
+def test_texts_that_have_ended_are_filled_with_the_padding_of_the_tokenizer(tmp_path: Path) -> None:
+    """As Transformers' Trainer arranges it; the checkpoint's would be read as a token of the text."""
+    make_family("T5").save_pretrained(tmp_path)
+    ids = {"decoder_start_token_id": 0, "eos_token_id": 1}
+    config = folder_of(tmp_path, "T5", letters(), **ids, pad_token_id=7)
+    tokenizer, model = load_tokenizer(config), load_model(config, CPU)
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id != 7
+
+
 def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path: Path) -> None:
     tokenizer = mbart()
     config = folder_of(tmp_path, "MBart", tokenizer)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.broken_bases import as_integers, assert_refused, error_of, spoil, zero_second_half, zeros
 from support.families import FAMILIES, make_family
 from support.models import CPU, saved
@@ -67,6 +68,21 @@ def test_zeros_in_the_outputs_of_added_blocks_are_a_warning_that_names_them(
     words = "3 output projections are all zeros .decoder.block.1.layer.0.SelfAttention.o.weight, .*were added"
     assert re.search(words, caplog.text)
     assert re.search(words, next(checkpoint(config)).title)
+
+
+@pytest.mark.parametrize(("rows", "is_told"), [(2, False), (20, True)])
+def test_zeros_at_the_end_of_a_matrix_are_a_warning_that_names_it(
+    rows: int, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that a download reserved and did not fill; a vocabulary is padded by a few rows."""
+    config, file = saved(tmp_path), tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    whole = len(tensors["shared.weight"])
+    tensors["shared.weight"][-rows:] = 0
+    save_file(tensors, file, {"format": "pt"})
+    load_model(config, CPU)
+    words = f"the last {rows} of {whole} rows of shared.weight are all zeros, as after an incomplete download"
+    assert (words in caplog.text) == (words in next(checkpoint(config)).title) == is_told
 
 
 @pytest.mark.parametrize("quantized", [{"load_in_4bit": True}, {"load_in_8bit": True}])

@@ -43,7 +43,10 @@ class Lora(Method):
         self.lora_B = nn.Parameter(factors.lora_B.to(base.device, torch.float32, copy=True))
         subtracted = factors.subtracted or (None, None)
         for name, factor in zip(("offset_A", "offset_B"), subtracted, strict=True):
-            self.register_buffer(name, None if factor is None else factor.to(base.device), persistent=False)
+            if factor is None:  # accelerate's offloading fails on a buffer of None
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, factor.to(base.device), persistent=False)
 
     @property
     def base_offset(self) -> Factors | None:
