@@ -172,9 +172,7 @@ class ModelList(Message):
 
 def models(service: Service) -> ModelList:
     """Return the base and the adapters of a server."""
-    return ModelList(
-        data=[ModelInfo(id=name, created=service.started) for name in [BASE, *service.engine.names]]
-    )
+    return ModelList(data=[ModelInfo(id=name, created=service.started) for name in service.models()])
 
 
 def _usage(outputs: Sequence[Output]) -> Usage:

@@ -280,11 +280,15 @@ class Service:
         return settings.changed("request", changes)
 
     def _unknown(self, name: str, field: str = "adapter") -> RequestError:
-        names = list(dict.fromkeys([BASE, *self.engine.names]))
+        names = self.models()
         *others, last = names
         loaded = f"the loaded ones are {', '.join(others)} and {last}" if others else f"only {last} is loaded"
         detail = f"no {field} is named {name!r}; {loaded}.{did_you_mean(name, names)}"
         return RequestError(404, detail, field=field)
+
+    def models(self) -> list[str]:
+        """Return the names that a request may give: the base, if no adapter has changed it, and adapters."""
+        return list(dict.fromkeys([*([] if self.engine.base_problem else [BASE]), *self.engine.names]))
 
     def model(self, name: str) -> str | None:
         """Return the adapter that a client of OpenAI's API means by a model's name; None is the base.

@@ -175,6 +175,9 @@ def test_whole_and_exported_models_are_found_by_name(hub, client, tmp_path):
     assert done[0].out == done[1].out and done[2].out == done[3].out == done[4].out != "\n"
     assert "'acme/part' was exported, but the repository has no model.bin and no encod" in done[5].error
     assert hub.count("GET", "notes.bin") == 0
+    merge = ["merge", "--adapter", "acme/whole", "-o", tmp_path / "out"]  # whose weights are downloaded now
+    (refused,) = client.run((merge, None))
+    assert "'acme/whole': the repository is that of a whole model and not of an adapter" in refused.error
 
 
 ROWS = [{"dialogue": f"A: Number {n}?", "summary": f"{n}."} for n in range(60)]

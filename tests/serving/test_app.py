@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.models import CPU
 from support.server_process import DIALOGUES, EXTRA, save_adapters
 
+from lora_hf import LoraConfig, inject_adapters, save_adapter
 from lora_hf.adapters import mixed_batch
 from lora_hf.adapters.checkpoint_io import MANIFEST_NAME
+from lora_hf.adapters.model_state import update_state
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import ModelConfig
 from lora_hf.data.parts import divided
 from lora_hf.errors import UserError
+from lora_hf.models.load import load_model
 from lora_hf.serving import bearer
 from lora_hf.serving.app import create_app
 from lora_hf.serving.engine import Engine, Job, Written
@@ -55,6 +59,28 @@ def client(service: Service) -> Iterator[TestClient]:
 def locked(service: Service) -> Iterator[TestClient]:
     with TestClient(create_app(service, TOKEN)) as client:
         yield client
+
+
+@pytest.mark.parametrize("order", [["own", "a"], ["a", "own"]])
+def test_an_adapter_with_embeddings_of_its_own_is_served_alone_and_without_the_base(
+    order: list[str], folder: Path, tmp_path: Path
+) -> None:
+    model = load_model(ModelConfig(), CPU)
+    model.get_input_embeddings().weight.data *= 1.5
+    update_state(inject_adapters(model, LoraConfig(r=2)), has_own_embeddings=True)
+    saved = {
+        "own": SavedAdapter(save_adapter(model, tmp_path, extra=EXTRA), "own"),
+        "a": SavedAdapter(folder / "a", "a"),
+    }
+    with pytest.raises(UserError, match="has embeddings of its own, which (have replaced|would change)"):
+        Engine(ModelConfig(), {name: saved[name] for name in order})
+    engine = Engine(ModelConfig(), {"own": saved["own"]})
+    with closing(Service(engine, Limits(max_wait=0))) as service, TestClient(create_app(service)) as client:
+        assert summary(client, DIALOGUES[0], "own")
+        for body in ({}, {"adapter": "base"}):
+            response = client.post("/summarize", json={"dialogue": DIALOGUES[0], **body})
+            assert response.status_code == 422 and "the base does not answer, because" in response.text
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["own"]
 
 
 @pytest.fixture
