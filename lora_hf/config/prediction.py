@@ -27,7 +27,7 @@ RECORDED = {"prompt", "max_source_length", "max_new_tokens", "generation"}
 """Entries that every manifest of the present version has."""
 BEAM_FIELDS = ("length_penalty", "early_stopping")
 """Fields of `generation` that mean something with several beams only."""
-AGAIN = "save or download the adapter again"
+AGAIN = "correct it there, or save or download the adapter again"
 SPEED_FIELDS = {"batch_size", "batch_tokens"}
 """Fields of `generation` that do not shape a summary."""
 

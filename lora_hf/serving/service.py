@@ -16,7 +16,7 @@ from lora_hf.adapters.layer import check_adapter_name
 from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config.prediction import PredictionSettings
 from lora_hf.data.parts import Division
-from lora_hf.errors import OutOfMemory, UserError, did_you_mean
+from lora_hf.errors import OutOfMemory, UserError, did_you_mean, path_hint
 from lora_hf.models.positions import positions_of
 from lora_hf.run_files import ADAPTER
 from lora_hf.saved.inference import BASE
@@ -357,6 +357,9 @@ class Service:
             raise RequestError(403, f"path: {path!r} is not below the server's folder of adapters")
         if folder.is_file():
             raise RequestError(422, f"path: {path!r} is a file; give the folder of the adapter or of its run")
+        if not folder.is_dir():
+            near = path_hint(str(root / path)).replace(f"{root}/", "")
+            raise RequestError(422, f"path: no such folder {path!r} in the server's folder of adapters.{near}")
         return folder
 
     async def unload(self, name: str) -> None:

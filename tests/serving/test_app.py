@@ -377,6 +377,9 @@ def test_stacks_are_kept_until_an_adapter_comes_or_goes(
     engine._stacks.clear()
     layers = batch("a", "b")
     assert layers > 0 and batch("b", "a", "a") == 0
+    missing = client.post("/adapters", json={"name": "new", "path": "dorra"})
+    assert missing.status_code == 422 and "no such folder 'dorra'" in missing.text
+    assert "Did you mean 'dora'?" in missing.text
     assert client.post("/adapters", json={"name": "new", "path": "dora"}).status_code == 201
     assert batch("a", "b") == layers
     assert client.delete("/adapters/new").status_code == 204
