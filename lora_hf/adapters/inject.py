@@ -95,11 +95,11 @@ def inject_adapters(
     with rolled_back_on_error(model):
         _inject(unwrapped(model), config, adapter_name, base_weights, initialize)
     keep_attention_type(unwrapped(model))
-    if model_state(model).is_merged:
+    if model_state(model).is_changed:
         logger.warning(
-            "the model holds a merged adapter, which the files of its base do not: write it by "
-            "model.save_pretrained(FOLDER). Adapter %r is for that model: its files will name no base, so "
-            "give FOLDER as the base when it is loaded",
+            "the model's weights are not those of its base's files any more: they were trained, or hold a "
+            "merged adapter. Write it by model.save_pretrained(FOLDER). Adapter %r is for that model: its "
+            "files will name no base, so give FOLDER as the base when it is loaded",
             adapter_name,
         )
     return model

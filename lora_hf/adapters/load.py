@@ -92,6 +92,11 @@ def load_adapter(
             folder / min(others),
         )
     with rolled_back_on_error(model):
+        if model_state(model).replication and not config.layer_replication:
+            raise UserError(
+                f"the adapter {folder} was trained on the layers of the base, which another adapter has "
+                "replicated: load it on a base of its own"
+            )
         if config.layer_replication:
             replicate_layers(model, config.layer_replication, is_saved=True)
         config = _config_of_file(model, saved)
@@ -477,14 +482,14 @@ def check_base(model: nn.Module, saved: SavedAdapter) -> None:
     """Refuse an adapter that was trained on another checkpoint than the model's.
 
     Raises:
-        UserError: both fingerprints are known and differ, or the adapter's base held a merged adapter.
+        UserError: both fingerprints are known and differ, or the adapter's base was changed before it.
     """
     folder, manifest, state = saved.folder, saved.manifest, model_state(model)
-    trained_on, here = manifest.get("base_fingerprint"), None if state.is_merged else state.base_fingerprint
-    if here and here == manifest.get("base_before_merging"):
+    trained_on, here = manifest.get("base_fingerprint"), None if state.is_changed else state.base_fingerprint
+    if here and here == manifest.get("base_before_change"):
         raise UserError(
-            f"the adapter {folder} was trained on {model.name_or_path} with another adapter merged into its "
-            "weights: give the folder to which that model was saved, or merge the other adapter first"
+            f"the adapter {folder} was trained on {model.name_or_path} after its weights had been trained, "
+            "or an adapter merged into them: give the folder to which that model was saved"
         )
     if not trained_on or not here:
         logger.info("%s: the base it was trained on is not recorded; names and shapes are checked", folder)

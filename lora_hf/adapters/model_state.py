@@ -45,8 +45,8 @@ class ModelState:
     baseline: BaselineState | None = None
     has_own_embeddings: bool = False
     """An adapter's file has replaced the embeddings of the base; see `adapters.embeddings`."""
-    is_merged: bool = False
-    """Adapters are merged into its weights for good, so that the files of its base hold other ones."""
+    is_changed: bool = False
+    """Its weights were trained, or adapters are merged into them for good: its base's files hold others."""
     base_fingerprint: str | None = None
     """Hash of the checkpoint, or None if the model was not loaded from files."""
     base_settings: str | None = None

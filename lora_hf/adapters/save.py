@@ -113,7 +113,7 @@ def save_adapter(
     if initial := initial_factors(model, adapter_name):
         write_weights(initial, folder / INITIALIZATION_NAME)
     state = model_state(model)
-    base_model = None if state.is_merged else getattr(model, "name_or_path", None) or None
+    base_model = None if state.is_changed else getattr(model, "name_or_path", None) or None
     is_seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     # PEFT's wrapper for this type passes `input_ids`, which a model of sound or images does not take, and
     # needs a model that generates, which `T5Model` and a classifier are not.
@@ -123,16 +123,16 @@ def save_adapter(
     targets = target_names(model, adapter_name)
     written = replace(written_config(model, adapter_name), layers_to_transform=None)
     written = replace(written, modules_to_save=saved_names(model, adapter_name))
-    revision = None if state.is_merged else base_revision(model)
+    revision = None if state.is_changed else base_revision(model)
     write_json(folder / CONFIG_NAME, peft_config(written, base_model, revision, task_type, targets))
     manifest = {
-        "base_fingerprint": None if state.is_merged else state.base_fingerprint,
+        "base_fingerprint": None if state.is_changed else state.base_fingerprint,
         "base_model_name_or_path": base_model,
         "base_model_revision": revision,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
-    if state.is_merged:
-        manifest["base_before_merging"] = state.base_fingerprint
+    if state.is_changed:
+        manifest["base_before_change"] = state.base_fingerprint
     elif state.base_settings:
         manifest["base_settings"] = state.base_settings
     if trained_in_stacks(model, adapter_name):

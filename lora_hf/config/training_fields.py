@@ -120,7 +120,7 @@ _NO_DEVICE_CHOICE = "remove it: the device is chosen by PyTorch, or use use_cpu:
 _NO_BACKEND = "remove it: bf16: true needs no backend"
 DROPPED: dict[str, str] = {
     "adafactor": "use optim: adafactor",
-    "dispatch_batches": "use accelerator_config: {dispatch_batches: ...}",
+    "dispatch_batches": "remove it: each process reads its own batches",
     "fp16_backend": _NO_BACKEND,
     "fp16_opt_level": _NO_BACKEND,
     "fsdp_min_num_params": "use fsdp_config: {min_num_params: ...}",
@@ -140,7 +140,7 @@ DROPPED: dict[str, str] = {
     "ray_scope": "remove it: searches are in the section sweep",
     "save_safetensors": "remove it: weights are always saved as safetensors",
     "sharded_ddp": "use deepspeed or fsdp",
-    "split_batches": "use accelerator_config: {split_batches: ...}",
+    "split_batches": "set per_device_train_batch_size to the rows that each process takes",
     "torchdynamo": "use torch_compile_backend",
     "tpu_metrics_debug": "use debug: tpu_metrics_debug",
     "tpu_num_cores": "remove it",

@@ -30,7 +30,7 @@ from lora_hf.models.languages import set_language
 from lora_hf.reporting.rank_truncation import draw_truncation, truncation_markdown
 from lora_hf.run_files import TRUNCATION
 from lora_hf.run_records import PairedRecord, RankResult, TruncationRecord
-from lora_hf.saved.evaluate import report_other_settings
+from lora_hf.saved.evaluate import report_other_settings, report_trained_on
 from lora_hf.saved.find_adapter import load_with_base
 from lora_hf.scores import Score
 from lora_hf.training.registry import saved_method
@@ -76,6 +76,7 @@ def truncate(
     smaller = _checked(ranks, whole)
     test = load_split(config.data, "test")
     report_other_settings(config, adapter)
+    report_trained_on(config, adapter, test)
     sources, _ = encode_test(test, tokenizer, config.data, config.task)
     set_language(model, tokenizer, config.data)
     length = config.generation.max_new_tokens or manifest.get("max_new_tokens", NEW_TOKENS)

@@ -12,11 +12,14 @@ from lora_hf.adapters.saved_adapter import SavedAdapter
 from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import changed_fields, load_config
 from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
+from lora_hf.data import overlap
+from lora_hf.data.examples import Example
+from lora_hf.data.overlap import dialogue_keys, shared_dialogues
 from lora_hf.data.prepare import data_line, encode_test, load_data
 from lora_hf.data.prompts import prompt_template
-from lora_hf.data.sources import is_on_hub, open_part
+from lora_hf.data.sources import is_on_hub, is_remote, open_part
 from lora_hf.data.splits import load_split, scored_split, with_columns_of_training
-from lora_hf.errors import UserError, few
+from lora_hf.errors import UserError, as_typed, few
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
 from lora_hf.exporting.engines import open_exported
@@ -39,8 +42,9 @@ OF_OTHER_SPLITS = ("max_train_samples", "max_eval_samples", "max_target_length")
 """Fields of `data` that scoring reads only where the length of outputs follows from the references."""
 SHARES = ("split_seed", "validation_share")
 """Fields of `data` that scoring reads only where the test split is a share of other rows."""
-DIVISION = (*SHARES, "test_share")
+DIVISION = ("dataset_name", *SHARES, "test_share")
 """Fields of `data` that say which rows of a file are in which split."""
+OF_RUN = "train of its run"
 
 
 def evaluate(
@@ -107,6 +111,8 @@ def evaluate(
         loaded = load_data(config, tokenizer)
         test, sources, max_new_tokens = loaded.test, loaded.test_sources, loaded.max_new_tokens
         warnings = loaded.warnings
+    if recorded:
+        warnings = list(dict.fromkeys([*warnings, *report_trained_on(config, recorded, test)]))
     set_language(model, tokenizer, config.data)
     scores, rows = score_model(
         config.generation, model, tokenizer, test, sources, max_new_tokens, config.fast_paths, scoring
@@ -206,41 +212,48 @@ def _report_other_base(base: ModelConfig, adapter: SavedAdapter, commit: str | N
         )
 
 
-def _report_other_division(config: RunConfig, trained_model: SavedAdapter) -> None:
-    """Warn where the config divides the rows of the training otherwise than the model's run did.
+def report_trained_on(config: RunConfig, trained_model: SavedAdapter, test: Sequence[Example]) -> list[str]:
+    """Warn of test dialogues that the model was trained on, such as those of another division of the rows.
 
     Args:
         config: whose test split is scored.
-        trained_model: the folder of an adapter or a whole model; what is in no run has no record of it.
+        trained_model: the folder of an adapter or a whole model. The training split is read as its run's
+            config has it, if it is on this machine; what is in no run has no record of it.
+        test: the test split.
+
+    Returns:
+        What was found, without the remedy.
     """
     run = run_directory(trained_model)
-    if run is None or not _is_share(config):
-        return
+    if run is None:
+        return []
     try:
         trained = load_config(run / CONFIG, is_recorded=True).data
-    except UserError:  # `settings_of` logs it
-        return
-    used = config.data
-    is_same = Path(trained.dataset_name).resolve() == Path(used.dataset_name).resolve()
-    sections = ({"data": {name: getattr(data, name) for name in DIVISION}} for data in (trained, used))
-    if is_same and (changed := changed_fields(*sections)):
-        logger.warning(
-            "the rows of %s are not divided as in the run (%s), so that test dialogues are among those that "
-            "the model was trained on, and the scores are too high; set %s",
-            *(used.dataset_name, "; ".join(changed), _as_fields(trained, used)),
-        )
+        if is_remote(trained):
+            return []
+        train = dialogue_keys(example.dialogue for example in load_split(trained, "train"))
+    except UserError:  # `settings_of` logs it; or the data is not there any more
+        return []
+    found = [shared.in_words_of(config.task) for shared in shared_dialogues(train, OF_RUN, {"test": test})]
+    warnings = [str(shared) for shared in found if shared.is_fault]
+    for text in warnings:
+        logger.warning("%s. Remedy: %s", text, _remedy(trained, config.data))
+    return warnings
 
 
-def _as_fields(trained: DataConfig, used: DataConfig) -> str:
-    """Return the fields, as on the command line, that give the division of the training."""
-    pairs = ((name, getattr(trained, name)) for name in DIVISION)
-    return " ".join(f"data.{name}={value}" for name, value in pairs if value != getattr(used, name))
+def _remedy(trained: DataConfig, used: DataConfig) -> str:
+    """Return what keeps the rows of the training out of the test split."""
+    other = [name for name in DIVISION if getattr(trained, name) != getattr(used, name)]
+    if not other:
+        return overlap.REMEDY
+    fields = " ".join(as_typed(f"data.{name}={getattr(trained, name)}") for name in other)
+    return f"divide the rows as the run did, by {fields}"
 
 
 def report_other_settings(config: RunConfig, trained_model: SavedAdapter, kind: str = "adapter") -> None:
-    """Log where prompt, lengths, generation settings and division of rows are not those of the training.
+    """Log where the config's prompt, lengths and generation settings are not those of the model's training.
 
-    Settings that the manifest does not record are not compared, and the division only with the run's.
+    Settings that the manifest does not record are not compared.
 
     Args:
         config: whose settings are used.
@@ -269,4 +282,3 @@ def report_other_settings(config: RunConfig, trained_model: SavedAdapter, kind: 
 
     if changed := changed_fields(compared(trained), compared(used)):
         logger.warning("the config's settings are used, not the %s's (%s)", kind, "; ".join(changed))
-    _report_other_division(config, trained_model)

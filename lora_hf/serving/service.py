@@ -359,7 +359,9 @@ class Service:
             raise RequestError(422, f"path: {path!r} is a file; give the folder of the adapter or of its run")
         if not folder.is_dir():
             near = path_hint(str(root / path)).replace(f"{root}/", "")
-            raise RequestError(422, f"path: no such folder {path!r} in the server's folder of adapters.{near}")
+            raise RequestError(
+                422, f"path: no such folder {path!r} in the server's folder of adapters.{near}"
+            )
         return folder
 
     async def unload(self, name: str) -> None:

@@ -170,6 +170,11 @@ def check_training_settings(config: RunConfig) -> Seq2SeqTrainingArguments | Non
         raise UserError("training.fsdp and training.deepspeed cannot be used together: remove one of them")
     if training.get("deepspeed") and not find_spec("deepspeed"):
         raise UserError("training.deepspeed needs the package deepspeed: pip install 'lora_hf[deepspeed]'")
+    if training.get("ddp_backend") and world_size() == 1:
+        raise UserError(
+            f"training.ddp_backend={shown(training['ddp_backend'])} is for several processes, and this is "
+            "one: start them by `torchrun --nproc_per_node N -m lora_hf train ...`, or remove it"
+        )
     if training.get("ddp_backend") in CUDA_BACKENDS and pick_device().type != "cuda":
         raise UserError(
             f"training.ddp_backend={shown(training['ddp_backend'])} needs a GPU, and this machine has none: "
@@ -264,6 +269,14 @@ def check_environment(config: RunConfig) -> None:
             )
 
 
+OF_ONE_READER = ("split_batches", "dispatch_batches")
+"""Fields of `accelerator_config` by which one process reads the rows of all."""
+OWN_BATCHES = (
+    "{}: true cannot be used, because each process reads its own rows: remove it, and set "
+    "per_device_train_batch_size to the rows that each process takes at a step"
+)
+
+
 def check_accelerator(given: dict[str, Any] | str | None) -> None:
     """Check the fields of `accelerator_config`, a mapping, its JSON text or the path of a JSON file.
 
@@ -281,6 +294,9 @@ def check_accelerator(given: dict[str, Any] | str | None) -> None:
             f"training.accelerator_config={shown(given)}: there is no field {name!r}; its fields are "
             f"{', '.join(known)}.{did_you_mean(str(name), known)}"
         )
+    for name in OF_ONE_READER:
+        if held.get(name):
+            raise UserError(f"training.accelerator_config={shown(given)}: {OWN_BATCHES.format(name)}")
     of_accumulation = held.get("gradient_accumulation_kwargs") or {}
     if not isinstance(of_accumulation, Mapping) or "num_steps" in of_accumulation:
         raise UserError(

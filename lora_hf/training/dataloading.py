@@ -10,7 +10,7 @@ from transformers import Seq2SeqTrainer
 from lora_hf.data.sampler import EpochSampler
 from lora_hf.data.streaming import StreamedDialogues
 from lora_hf.errors import UserError
-from lora_hf.training.arguments import check_streaming
+from lora_hf.training.arguments import OF_ONE_READER, OWN_BATCHES, check_streaming
 
 
 class OrderedTrainer(Seq2SeqTrainer):
@@ -54,6 +54,10 @@ class OrderedTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the Trainer's own, except that accelerate must not divide again what the sampler divides."""
+        settings = self.args.accelerator_config
+        for name in OF_ONE_READER if self.args.world_size > 1 else ():
+            if getattr(settings, name, False):
+                raise UserError(f"accelerator_config: {OWN_BATCHES.format(name)}", "accelerator_config")
         if isinstance(self.train_dataset, StreamedDialogues):
             return self._streaming_loader(self.train_dataset)
         if self.args.dataloader_num_workers:  # forked; tokenizers would warn of it although workers only pad

@@ -67,8 +67,9 @@ class ResumableTrainer(OrderedTrainer):
         if reason:
             optim = str(getattr(self.args.optim, "value", self.args.optim))
             raise UserError(
-                f"{checkpoint} was saved with another optimizer than {optim=} ({reason}); "
-                "resume with the same optim and optimizer settings, or train from the beginning",
+                f"{checkpoint} was saved with another optimizer than {optim=}, or with other weights that "
+                f"train ({reason}); resume with the same optim, optimizer settings and active adapters, or "
+                "train from the beginning",
                 "optim",
             )
         for name, key in (("learning_rate", "initial_lr"), ("weight_decay", "weight_decay")):

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainingArguments
 
 from lora_hf.adapters.active import adapters_in_use, carriers_of, check_trainable
 from lora_hf.adapters.attention_type import keep_attention_type
-from lora_hf.adapters.model_state import adapter_configs
+from lora_hf.adapters.model_state import adapter_configs, update_state
 from lora_hf.adapters.wrappers import unwrapped
 from lora_hf.config.training_fields import FIXED
 from lora_hf.data.collate import check_padding_side, check_tokens, warn_of_padded_labels, with_decoder_inputs
@@ -361,6 +362,8 @@ class LoraTrainer(ResumableTrainer):
         finally:
             self.has_fast_loss = self.has_buckets = False
             self.nan_guard.end()
+            if added_weights(self.model) is None and self.state.global_step:
+                update_state(self.model, is_changed=True, base_weights=None)
         return output
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -478,6 +481,18 @@ class LoraTrainer(ResumableTrainer):
                     tokenizer.save_pretrained(folder)
         else:
             super()._save(output_dir, state_dict)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the Trainer's model card; the metadata of adapters say what they are, as PEFT's do."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero() and adapter_configs(self.model):
+            file = Path(str(self.args.output_dir)) / "README.md"
+            card = ModelCard.load(file)
+            card.data.library_name = "peft"
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), "lora"]))
+            if card.data.base_model:
+                card.data.base_model_relation = "adapter"
+            card.save(file)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if added := added_weights(self.model):

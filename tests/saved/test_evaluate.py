@@ -173,27 +173,30 @@ def test_settings_other_than_those_of_training_are_logged(
     ("given", "says"),
     [
         ({"split_seed": 7}, ""),
-        ({}, "(data.split_seed: 7 -> 0)"),
-        ({"test_share": 0.5}, "set data.split_seed=7 data.test_share=0.1"),
+        ({}, "divide the rows as the run did, by data.split_seed=7"),
+        ({"test_share": 0.5}, "by data.split_seed=7 data.test_share=0.1"),
+        ({"dataset_name": "copy.jsonl", "split_seed": 7, "test_share": 0.3}, "jsonl data.test_share=0.1"),
         ({"dataset_name": "other.jsonl"}, ""),
     ],
 )
-def test_rows_that_are_divided_otherwise_than_in_the_run_are_said_to_be(
+def test_test_dialogues_that_the_run_was_trained_on_are_said(
     given: dict[str, Any], says: str, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Most of the test dialogues of another division are among those of the training."""
-    rows = "".join(json.dumps({"dialogue": f"A: {n}?", "summary": f"{n}."}) + "\n" for n in range(60))
-    for name in ("talks.jsonl", "other.jsonl"):
-        (tmp_path / name).write_text(rows)
+    for name in ("talks", "copy", "other"):
+        rows = [{"dialogue": f"A: {n}?", "summary": "Z."} for n in range(60)]
+        rows = [row | {"dialogue": f"{row['dialogue']} {name}"} if name == "other" else row for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copytree(adapter, tmp_path / "run/adapter")
     (tmp_path / "run/config.yaml").write_text(
         f"data: {{dataset_name: '{tmp_path}/talks.jsonl', split_seed: 7}}\noutput_dir: run\n"
     )
     name = tmp_path / given.get("dataset_name", "talks.jsonl")
-    data = {"max_test_samples": 1, **given, "dataset_name": str(name)}
-    lora_hf.evaluate({"data": data, "generation": {"max_new_tokens": 2}}, tmp_path / "run")
-    found = [text for text in caplog.messages if "not divided as in the run" in text]
-    assert len(found) == bool(says) and all(says in text for text in found)
+    data = {**given, "dataset_name": str(name)}
+    result = lora_hf.evaluate({"data": data, "generation": {"max_new_tokens": 2}}, tmp_path / "run")
+    found = [text for text in caplog.messages if "are also in train of its run" in text]
+    assert len(found) == bool(says) and all(text.endswith(says) for text in found)
+    assert len(result["data_warnings"]) == len(found)
 
 
 def test_an_adapter_that_does_not_record_its_settings_has_no_others(

@@ -276,7 +276,9 @@ def test_the_trainer_itself_refuses_what_it_would_not_use(tmp_path: Path) -> Non
             "there is no field 'split_batch'.*Did you mean 'split_b",
         ),
         ({"accelerator_config": '{"foo": 1}'}, "there is no field 'foo'"),
-        ({"ddp_backend": "nccl"}, "^training.ddp_backend='nccl' needs a GPU"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches: true cannot be used, because each"),
+        ({"accelerator_config": '{"dispatch_batches": true}'}, "dispatch_batches: true cannot be used"),
+        ({"ddp_backend": "gloo"}, "^training.ddp_backend='gloo' is for several processes, and this is one"),
         (
             {"torch_compile_backend": "tensorrt"},
             "^training.torch_compile_backend='tensorrt' is not installed",
@@ -307,6 +309,8 @@ def test_a_setting_that_this_machine_or_a_library_lacks_is_one_error(
     settings: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lora_hf.training.arguments.pick_device", lambda: torch.device("cpu"))
+    if settings.get("ddp_backend") == "nccl":
+        monkeypatch.setattr("lora_hf.training.arguments.world_size", lambda: 2)
     with pytest.raises(UserError, match=says) as raised:
         check_training_settings(load_config({"training": settings}))
     assert "\n" not in str(raised.value)
@@ -317,7 +321,7 @@ def test_a_setting_that_this_machine_or_a_library_lacks_is_one_error(
     [
         {
             "accelerator_config": {
-                "split_batches": True,
+                "even_batches": True,
                 "gradient_accumulation_kwargs": {"sync_each_batch": True},
             }
         },

@@ -1,6 +1,7 @@
 """LoraTrainer: the same losses as PEFT with Seq2SeqTrainer, right at any accumulation."""
 
 import inspect
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support.models import MODELS, TOKENS, make_t5
 from support.selection import slow_except
@@ -48,6 +50,7 @@ from lora_hf import (
     save_adapter,
     set_adapter,
 )
+from lora_hf.adapters.model_state import update_state
 from lora_hf.baselines.bottleneck import add_bottlenecks
 from lora_hf.data.collate import check_padding_side
 
@@ -576,6 +579,27 @@ def test_disabled_adapters_are_not_trained(tmp_path: Path) -> None:
         trainer.train()
     trainer.train()
     assert len(losses(trainer)) == 10
+
+
+def test_the_card_of_an_adapter_says_that_it_is_one(tmp_path: Path) -> None:
+    """`push_to_hub` writes it; the Hub offers to load what it names."""
+    make_trainer(adapted(), arguments(tmp_path)).create_model_card(finetuned_from="anna/base")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "anna/base", "adapter")
+    assert "lora" in data.tags
+
+
+def test_an_adapter_on_a_model_that_was_trained_whole_is_not_one_of_its_base(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_t5()
+    model.name_or_path = "anna/base"
+    update_state(model, base_fingerprint="b" * 16)
+    make_trainer(model, arguments(tmp_path, max_steps=1)).train()
+    inject_adapters(model, LoraConfig(r=2))
+    assert "not those of its base's files any more" in caplog.text
+    manifest = json.loads((save_adapter(model, tmp_path) / "lora_hf.json").read_text())
+    assert manifest["base_fingerprint"] is manifest["base_model_name_or_path"] is None
 
 
 def test_of_two_adapters_the_active_one_trains_alone(tmp_path: Path) -> None:
