@@ -48,11 +48,19 @@ class RunData:
     """Column of the sources where they are a language of `translation` that no field names."""
 
 
-def load_data(config: RunConfig, tokenizer: Any) -> RunData:
+def load_data(
+    config: RunConfig, tokenizer: Any, beside: Mapping[str, Sequence[Example]] | None = None
+) -> RunData:
     """Load, check and tokenize all splits, and log what is truncated, unknown or in several splits.
 
     Every run reads all splits, even of the base model: the length of summaries is chosen from the training
     and validation references, and must be the same in all runs.
+
+    Args:
+        config: the run.
+        tokenizer: the base's.
+        beside: what else the model is scored on, by name, such as the tasks of `retention`: texts of it that
+            are training texts too are logged.
 
     Raises:
         UserError: as `load_split`, or summaries must be longer than they may be.
@@ -89,6 +97,9 @@ def load_data(config: RunConfig, tokenizer: Any) -> RunData:
     if SCORED_ON_VALIDATION in warnings:
         del held_out["test"]  # the same dialogues
     warnings += _log_shared(task, train.shared_with(held_out))
+    for name, texts in (beside or {}).items():
+        if shared := train.shared_with({name: texts}):
+            warnings += _log_shared(task, shared)
     lengths = train_rows.target_lengths + validation_rows.target_lengths
     chosen = generation_length(lengths, config.data.max_target_length)
     max_new_tokens = config.generation.max_new_tokens or chosen

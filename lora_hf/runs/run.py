@@ -102,7 +102,8 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     tokenizer = load_tokenizer(config.model)
     check_run_lengths(config)
     report_model(config.model, device, train_all=config.method == "full")
-    data = load_data(config, tokenizer)
+    retention = load_retention(config, tokenizer)
+    data = load_data(config, tokenizer, {f"retention {task.name}": task.test for task in retention})
     references = [example.references for example in data.test]
     lost = unwritable(Scoring.of_config(config), references, tokenizer, config.data)
     if lost.text:
@@ -111,7 +112,6 @@ def _load(config: RunConfig, directory: RunDirectory, device: torch.device) -> R
     check_full_batches(config, data.train)
     if short := doubtful_schedule(config, data.train):
         logger.warning("%s; %s", *short)
-    retention = load_retention(config, tokenizer)
     model = load_model(config.model, device, train_all=config.method == "full")
     if config.method in ADDED_WEIGHTS:
         ADDED_WEIGHTS[config.method].check(config, model)  # a typo must not clear the directory

@@ -250,7 +250,7 @@ def _readings(tokenizer: Any) -> list[Any]:
     with target_vocabulary(tokenizer):
         target = tokenizer(text_target=PROBE).input_ids
     source = tokenizer(PROBE).input_ids
-    return [source, target, tokenizer.decode(source), tokenizer.decode(target, skip_special_tokens=True)]
+    return [source, target, tokenizer.decode(target, skip_special_tokens=True)]
 
 
 def base_config(saved: SavedAdapter, base: str | None = None) -> ModelConfig:

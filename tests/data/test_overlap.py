@@ -81,6 +81,17 @@ def test_the_results_of_a_run_keep_the_warning(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "results.json").read_text())["data_warnings"] == [warning]
 
 
+def test_texts_of_a_retention_task_that_are_trained_on_are_said(tmp_path: Path) -> None:
+    train = dialogues(0, 8)
+    folder = write(tmp_path / "d", train=train, validation=dialogues(100, 2), test=dialogues(200, 2))
+    write(tmp_path / "kept", test=train[:2])
+    task = {"task": "summarization", "data": {"dataset_name": str(tmp_path / "kept")}}
+    run = {"method": "base", "output_dir": str(tmp_path / "run"), "generation": {"max_new_tokens": 3}}
+    run |= {"retention": {"before": task}, "data": {"dataset_name": str(folder)}}
+    (warning,) = lora_hf.train(run)["data_warnings"]
+    assert warning.startswith("2 of 2 retention before dialogues (100.0%) are also in train")
+
+
 def test_the_limits_of_a_run_decide_what_is_compared(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
