@@ -17,10 +17,8 @@ from lora_hf import terminal
 from lora_hf.cli.hints import config_or_texts, is_file_of_texts
 from lora_hf.cli.next_steps import show_next
 from lora_hf.cli.options import Columns, DataWords
-from lora_hf.config.model import EMBEDDED
 from lora_hf.errors import UserError, as_typed, counted, did_you_mean, in_words, path_hint
 from lora_hf.files import check_new, removed_if_fruitless, write_text
-from lora_hf.hub.names import is_hub_name
 from lora_hf.run_files import COMPARISON, CONFIG, comparison_folder
 
 if TYPE_CHECKING:
@@ -131,6 +129,9 @@ def _check_model(model: str) -> None:
     Raises:
         UserError: a file of texts, a path that is not there, or a folder without config.json.
     """
+    from lora_hf.config.model import EMBEDDED
+    from lora_hf.hub.names import is_hub_name
+
     if is_file_of_texts(model):
         raise UserError(f"--model {model!r} is a file of texts and not a model: give texts by --data")
     folder = Path(model).expanduser()
