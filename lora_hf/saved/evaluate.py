@@ -13,12 +13,13 @@ from lora_hf.config import DataConfig, ModelConfig, RunConfig
 from lora_hf.config.load import changed_fields, load_config
 from lora_hf.config.prediction import PROMPT_FIELDS, PredictionSettings
 from lora_hf.data import overlap
+from lora_hf.data.columns import DIALOGUE
 from lora_hf.data.examples import Example
 from lora_hf.data.overlap import dialogue_keys, shared_dialogues
 from lora_hf.data.prepare import data_line, encode_test, load_data
 from lora_hf.data.prompts import prompt_template
 from lora_hf.data.sources import is_on_hub, is_remote, open_part
-from lora_hf.data.splits import load_split, scored_split, with_columns_of_training
+from lora_hf.data.splits import iterate_split, load_split, scored_split, with_columns_of_training
 from lora_hf.errors import UserError, as_typed, few
 from lora_hf.evaluation.evaluate import score_model
 from lora_hf.evaluation.metrics import Scoring
@@ -231,7 +232,7 @@ def report_trained_on(config: RunConfig, trained_model: SavedAdapter, test: Sequ
         trained = load_config(run / CONFIG, is_recorded=True).data
         if is_remote(trained):
             return []
-        train = dialogue_keys(example.dialogue for example in load_split(trained, "train"))
+        train = dialogue_keys(row[DIALOGUE] for row in iterate_split(trained, "train"))
     except UserError:  # `settings_of` logs it; or the data is not there any more
         return []
     found = [shared.in_words_of(config.task) for shared in shared_dialogues(train, OF_RUN, {"test": test})]

@@ -78,7 +78,7 @@ def find_adapter(name: str, option: str = "--adapter", or_model: bool = False) -
     fetched = fetch(name, (*ADAPTER_FILES, *[SETTINGS] * or_model), action)
     is_model = or_model and (fetched / SETTINGS).is_file() and not (fetched / CONFIG_NAME).is_file()
     # The local copy may hold the weights of a model too, if that was used before.
-    has_weights = is_model or any(fetched.glob("adapter_*.safetensors")) or any(fetched.glob("lora_hf*"))
+    has_weights = is_model or any(fetched.glob("adapter_*.safetensors"))
     if not has_weights and (problem := _not_in_repository(name, fetched.name)):
         raise UserError(f"{option} {name!r}: the repository {problem}")
     return SavedAdapter(fetched, name, revision=fetched.name)
