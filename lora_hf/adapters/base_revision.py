@@ -61,14 +61,14 @@ def base_revision(model: nn.Module) -> str | None:
         return None
     if not fitting:
         if copies:
-            _warn_of_none(name, few(folder.name for folder in copies))
+            _warn_of_none(name, few(folder.name for folder in copies), id(model))
         return None
     config._commit_hash = fitting[0].name
     return fitting[0].name
 
 
-@lru_cache  # each checkpoint comes here
-def _warn_of_none(name: str, copies: str) -> None:
+@lru_cache  # once for a model: each checkpoint comes here
+def _warn_of_none(name: str, copies: str, of: int) -> None:
     logger.warning(
         "%s: no local copy of it (%s) has all of this model's weights, so that the base's revision is not "
         "recorded, and `main` is loaded with the adapter",
