@@ -14,8 +14,8 @@ from lora_hf.errors import Unavailable, UserError, first_line
 
 State = Literal["ok", "fault", "unknown"]
 
-INSTALL = re.compile(r":? \(?(pip install '[^']+')\)?$")
-"""End of an error about a missing package, which is its remedy whatever was checked."""
+OWN_REMEDY = re.compile(r":? \(?(pip install '[^']+')\)?$|: (resize it first, .+)$")
+"""End of an error about a missing package, or about another vocabulary: its remedy whatever was checked."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _one(name: str, check: Check, values: dict[str, Any]) -> Iterator[Finding]:
         yield unknown(f"not checked: {reason}", getattr(reason, "cause", ""))
     except UserError as error:
         for line in str(error).splitlines():
-            installed = INSTALL.search(line)
-            yield fault(line[: installed.start()], installed[1]) if installed else fault(line, check.remedy)
+            own = OWN_REMEDY.search(line)
+            yield fault(line[: own.start()], own[1] or own[2]) if own else fault(line, check.remedy)
     except Exception as error:  # a defect of the check itself: report it, and run the others
         yield unknown(f"not checked: the check failed with {type(error).__name__}: {first_line(error)}")
