@@ -551,6 +551,7 @@ def _model(question: str) -> str:
     while True:
         name = _ask(question, MODEL)
         try:
+            _check_model(name)
             load_config({"model": {"model_name_or_path": name}}, is_done=lambda run: True)
         except UserError as error:
             typer.echo(str(error).removeprefix("config: "), err=True)

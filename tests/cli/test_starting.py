@@ -311,7 +311,7 @@ def test_the_columns_that_an_error_proposes_are_texts(
 def test_init_asks_for_what_the_options_do_not_say(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed = "classify classification nowhere.csv talks.csv text gits text gist embeded embedded loora lora"
+    typed = "classify classification nowhere.csv talks.csv text gits text gist embeded ./no embedded loora lora"
     answers = iter(typed.split())
     asked: dict[str, str | None] = {}
 
@@ -328,6 +328,7 @@ def test_init_asks_for_what_the_options_do_not_say(
     found = {"Column of the input, the text": "text", "Column of the target, the label": "gist"}
     assert asked.items() >= found.items() and "--columns" not in err
     assert "'classify' is not one of" in err and "'loora' is not one of" in err
+    assert "--model './no': no such folder" in err
     assert "Did you mean 'embedded'?" in err and "Did you mean 'gist'?" in err
     assert "no such file" in err and "talks.csv has the columns id, text, gist" in err
     assert next(answers, None) is None and out == "mine.yaml\n"
