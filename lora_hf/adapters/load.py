@@ -491,7 +491,13 @@ def check_base(model: nn.Module, saved: SavedAdapter) -> None:
             f"the adapter {folder} was trained on {model.name_or_path} after its weights had been trained, "
             "or an adapter merged into them: give the folder to which that model was saved"
         )
-    if not trained_on or not here:
+    if trained_on and state.is_changed and trained_on == state.base_fingerprint:
+        logger.warning(
+            "the adapter %s was trained on the base, and the model's weights were changed since: they were "
+            "trained, or hold a merged adapter, to which this one is added",
+            folder,
+        )
+    elif not trained_on or not here:
         logger.info("%s: the base it was trained on is not recorded; names and shapes are checked", folder)
     elif trained_on != here:
         raise UserError(

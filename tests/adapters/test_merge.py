@@ -234,6 +234,11 @@ def test_an_adapter_on_a_merged_base_is_not_taken_for_one_of_the_base(
     saved = save_adapter(model, tmp_path / "second")
     for file in ("adapter_config.json", "lora_hf.json"):
         assert json.loads((saved / file).read_text())["base_model_name_or_path"] is None
+    first = save_adapter(adapted(base()), tmp_path / "first")
+    merged_again = merge_and_unload(load_adapter(base(), first))
+    assert "to which this one is added" not in caplog.text
+    load_adapter(merged_again, first)
+    assert "to which this one is added" in caplog.text
     with pytest.raises(UserError, match="anna/base after its weights had been trained, or an adapter merged"):
         load_adapter(base(), saved)
     merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "merged")), torch.device("cpu"))

@@ -311,8 +311,8 @@ def test_the_columns_that_an_error_proposes_are_texts(
 def test_init_asks_for_what_the_options_do_not_say(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed = "classify classification nowhere.csv talks.csv text gits text gist embeded ./no embedded loora lora"
-    answers = iter(typed.split())
+    typed = "classify classification nowhere.csv talks.csv text gits text gist"
+    answers = iter([*typed.split(), "embeded", "./no", "embedded", "loora", "lora"])
     asked: dict[str, str | None] = {}
 
     def prompt(question: str, default: str | None = None, err: bool = False) -> str:
