@@ -95,7 +95,7 @@ def inject_adapters(
     with rolled_back_on_error(model):
         _inject(unwrapped(model), config, adapter_name, base_weights, initialize)
     keep_attention_type(unwrapped(model))
-    if model_state(model).is_changed:
+    if model_state(model).is_changed and initialize is None:  # a new one
         logger.warning(
             "the model's weights are not those of its base's files any more: they were trained, or hold a "
             "merged adapter. Write it by model.save_pretrained(FOLDER). Adapter %r is for that model: its "

@@ -55,11 +55,13 @@ class KeptWeights:
 def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Count a step of any optimizer as a change of what it trains.
 
-    Fused kernels, which the Trainer's default optimizer has, and those of bitsandbytes write without it.
+    Fused kernels, which the Trainer's default optimizer has, and those of bitsandbytes write without it. A
+    step leaves weights without a gradient as they are.
     """
     if not torch.compiler.is_compiling():
         for group in optimizer.param_groups:
-            increment_version([one for one in group["params"] if not one.is_inference()])
+            trained = (one for one in group["params"] if one.grad is not None)
+            increment_version([one for one in trained if not one.is_inference()])
 
 
 register_optimizer_step_post_hook(_count_step)

@@ -485,13 +485,13 @@ def check_base(model: nn.Module, saved: SavedAdapter) -> None:
         UserError: both fingerprints are known and differ, or the adapter's base was changed before it.
     """
     folder, manifest, state = saved.folder, saved.manifest, model_state(model)
-    trained_on, here = manifest.get("base_fingerprint"), None if state.is_changed else state.base_fingerprint
-    if here and here == manifest.get("base_before_change"):
+    trained_on, here = manifest.get("base_fingerprint"), state.base_fingerprint
+    if here and here == manifest.get("base_before_change") and not state.is_changed:
         raise UserError(
             f"the adapter {folder} was trained on {model.name_or_path} after its weights had been trained, "
             "or an adapter merged into them: give the folder to which that model was saved"
         )
-    if trained_on and state.is_changed and trained_on == state.base_fingerprint:
+    if trained_on and trained_on == here and state.is_changed:
         logger.warning(
             "the adapter %s was trained on the base, and the model's weights were changed since: they were "
             "trained, or hold a merged adapter, to which this one is added",

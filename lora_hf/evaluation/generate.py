@@ -101,11 +101,11 @@ def generate_summaries(
     for name, values in (("max_new_tokens", limits), ("adapters", adapters)):
         if values is not None and len(values) != len(sources):
             raise UserError(f"{name}: {len(values)} values for {len(sources)} sources; give one for each")
+    _check_options(options)
     if isinstance(model, ExportedModel):
         return _by_engine(
             *(model, tokenizer, sources, limits, batch_size, batch_tokens, on_batch, observer, options)
         )
-    _check_options(options)
     model.eval()
     device = model.device
     if offloaded_part(model) is not None:
@@ -149,20 +149,33 @@ def generate_summaries(
     return texts
 
 
-SAMPLING = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
-    *("epsilon_cutoff", "eta_cutoff"),
-)
-"""Keywords of `generate` that draw tokens."""
-OTHER_RESULTS = ("num_return_sequences", "return_dict_in_generate", "streamer")
+SAMPLING: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False,),
+    "temperature": (1,),
+    "top_k": (0, 50),
+    "top_p": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+}
+"""Keywords of `generate` that draw tokens -> their values without effect, beside None."""
+OTHER_RESULTS: dict[str, tuple[Any, ...]] = {
+    "num_return_sequences": (1,),
+    "return_dict_in_generate": (False,),
+    "streamer": (),
+}
 """Keywords of `generate` with which it returns something else than one row of tokens for each source."""
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    for name in (*SAMPLING, *OTHER_RESULTS):
-        if options.get(name) not in (None, False, *([1] if name == "num_return_sequences" else [])):
+    given = options.get("generation_config")
+    asked = options if given is None else given.to_diff_dict() | options
+    for name, neutral in (SAMPLING | OTHER_RESULTS).items():
+        if asked.get(name) not in (None, *neutral):
             why = "texts are written without drawing" if name in SAMPLING else "one text is returned for each"
-            raise UserError(f"{name}={shown(options[name])}: {why}; use the model's own `generate` for that")
+            remedy = "remove it, or call the model's own `generate`"
+            raise UserError(f"{name}={shown(asked[name])}: {why}: {remedy}")
 
 
 def _checked_sources(sources: Any, model: Any) -> list[list[int]]:

@@ -60,7 +60,8 @@ def in_languages(tokenizer: Any, data: DataConfig) -> Iterator[None]:
     try:
         if data.target_language:
             tokenizer.tgt_lang = data.target_language.strip("_")
-        tokenizer.src_lang = (data.source_language or tokenizer.src_lang).strip("_")
+        if source := data.source_language or tokenizer.src_lang:  # PLBart's has none of its own
+            tokenizer.src_lang = source.strip("_")
         if tokenizer.tgt_lang is None and hasattr(tokenizer, "lang_code_to_token"):
             tokenizer.tgt_lang = tokenizer.src_lang  # M2M100 has no labels without a language
         yield

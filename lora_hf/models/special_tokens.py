@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
+from lora_hf.adapters.embeddings import embedding_rows
 from lora_hf.errors import UserError
 from lora_hf.families import UNKNOWN, family_of
 from lora_hf.files import read_object
@@ -118,7 +119,8 @@ def complete_model(model: Any, folder: Path, name: str) -> None:
             setattr(config, field, getattr(tokenizer, field, None))
     if _first("decoder_start_token_id", config, generation) is None:
         config.decoder_start_token_id = decoder_start(config, generation, tokenizer)
-    if (pad := getattr(tokenizer, "pad_token_id", None)) is not None:
+    pad, rows = getattr(tokenizer, "pad_token_id", None), embedding_rows(model)
+    if pad is not None and (rows is None or pad < rows):  # else the tokenizer does not fit, and is named
         generation.pad_token_id = pad  # fills the rows of texts that have ended, and must not be decoded
     own, known = getattr(tokenizer, "eos_token_id", None), generation.eos_token_id
     known = config.eos_token_id if known is None else known

@@ -18,7 +18,7 @@ from lora_hf.files import refuse_git_lfs_pointer
 from lora_hf.hub.download import SETTINGS, fetch, of_folder, public_info
 from lora_hf.hub.names import ADDRESS, is_hub_name, split_name
 from lora_hf.models.base_files import DamagedTokenizer
-from lora_hf.models.languages import target_vocabulary
+from lora_hf.models.languages import in_languages, target_vocabulary
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED, run_above
@@ -247,9 +247,10 @@ PROBE = "Anna: I'm HERE  at 10:30 (café), 你好 🙂\n#Person1#: no\tÉtÉ "
 
 def _readings(tokenizer: Any) -> list[Any]:
     """Return what a tokenizer makes of a text as a source and as a target, and of its tokens as a text."""
-    with target_vocabulary(tokenizer):
-        target = tokenizer(text_target=PROBE).input_ids
-    source = tokenizer(PROBE).input_ids
+    with in_languages(tokenizer, DataConfig()):
+        source = tokenizer(PROBE).input_ids
+        with target_vocabulary(tokenizer):
+            target = tokenizer(text_target=PROBE).input_ids
     return [source, target, tokenizer.decode(target, skip_special_tokens=True)]
 
 

@@ -484,9 +484,14 @@ class LoraTrainer(ResumableTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's model card; the metadata of adapters say what they are, as PEFT's do."""
+        file = Path(str(self.args.output_dir)) / "README.md"
+        names = self.is_world_process_zero() and bool(adapter_configs(self.model))
+        if names and file.is_file():  # for a card of PEFT's, the Trainer calls a method of PEFT's models
+            card = ModelCard.load(file)
+            card.data.library_name = None
+            card.save(file)
         super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero() and adapter_configs(self.model):
-            file = Path(str(self.args.output_dir)) / "README.md"
+        if names:
             card = ModelCard.load(file)
             card.data.library_name = "peft"
             card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), "lora"]))

@@ -45,8 +45,9 @@ def test_a_step_of_an_optimizer_is_a_change(fused: bool) -> None:
     """torch's fused kernels, the Trainer's default, do not count their own."""
     weight, kept = nn.Parameter(torch.ones(2)), KeptWeights()
     assert kept.of("layer", [weight], weight.sum).item() == 2
-    weight.grad = torch.ones(2)
-    torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0, fused=fused).step()
+    weight.grad, other = torch.ones(2), nn.Parameter(torch.ones(2))
+    torch.optim.AdamW([weight, other], lr=0.5, weight_decay=0.0, fused=fused).step()
+    assert other._version == 0  # a graph that is kept needs it
     assert kept.of("layer", [weight], weight.sum).item() == pytest.approx(1, abs=1e-6)
 
 

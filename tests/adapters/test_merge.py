@@ -237,8 +237,13 @@ def test_an_adapter_on_a_merged_base_is_not_taken_for_one_of_the_base(
     first = save_adapter(adapted(base()), tmp_path / "first")
     merged_again = merge_and_unload(load_adapter(base(), first))
     assert "to which this one is added" not in caplog.text
+    caplog.clear()
     load_adapter(merged_again, first)
-    assert "to which this one is added" in caplog.text
+    assert "to which this one is added" in caplog.text and "files will name no base" not in caplog.text
+    other = base()
+    update_state(other, base_fingerprint="c" * 16)
+    with pytest.raises(UserError, match="was trained on anna/base .fingerprint b"):
+        load_adapter(merge_and_unload(adapted(other)), first)
     with pytest.raises(UserError, match="anna/base after its weights had been trained, or an adapter merged"):
         load_adapter(base(), saved)
     merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "merged")), torch.device("cpu"))

@@ -185,8 +185,12 @@ def test_generation_options_that_transformers_refuses_are_refused(options: dict[
     ],
 )
 def test_options_that_draw_or_return_something_else_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(options))}=.*: use the model's own `generate`|for that"):
-        write(adapted(make_t5), **options)
+    model, given = adapted(make_t5), GenerationConfig(**options)
+    for asked in (options, {"generation_config": given}):
+        with pytest.raises(UserError, match=f"{next(iter(options))}=.*: remove it, or call the model's own"):
+            write(model, **asked)
+    neutral = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_return_sequences": 1}
+    assert write(model, **neutral) == write(model)
 
 
 def test_a_model_whose_weights_accelerate_fetches_is_used_as_it_is_or_refused() -> None:

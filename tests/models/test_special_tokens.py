@@ -110,6 +110,12 @@ def test_texts_that_have_ended_are_filled_with_the_padding_of_the_tokenizer(tmp_
     config = folder_of(tmp_path, "T5", letters(), **ids, pad_token_id=7)
     tokenizer, model = load_tokenizer(config), load_model(config, CPU)
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id != 7
+    tokenizer.add_tokens([f"<{number}>" for number in range(len(model.shared.weight))])
+    tokenizer.add_special_tokens({"pad_token": "<beyond>"})
+    tokenizer.save_pretrained(tmp_path)
+    assert load_model(config, CPU).generation_config.pad_token_id == 7
+    with pytest.raises(UserError, match="tokens, but the model has embeddings for"):
+        load_tokenizer(config)
 
 
 def test_a_checkpoint_that_writes_one_language_says_that_of_the_labels(tmp_path: Path) -> None:

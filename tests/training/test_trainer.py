@@ -583,7 +583,9 @@ def test_disabled_adapters_are_not_trained(tmp_path: Path) -> None:
 
 def test_the_card_of_an_adapter_says_that_it_is_one(tmp_path: Path) -> None:
     """`push_to_hub` writes it; the Hub offers to load what it names."""
-    make_trainer(adapted(), arguments(tmp_path)).create_model_card(finetuned_from="anna/base")
+    trainer = make_trainer(adapted(), arguments(tmp_path))
+    for _ in range(2):
+        trainer.create_model_card(finetuned_from="anna/base")
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "anna/base", "adapter")
     assert "lora" in data.tags
