@@ -5,7 +5,7 @@ Transformers does not record it. Without it, an adapter of another revision than
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +92,9 @@ def _tensors_in(file: Path) -> Iterator[dict[str, Any]]:
     """Yield what can be sliced to the tensors of a file, by name; nothing else is read of it."""
     if file.suffix == ".bin":
         mapped = is_zipfile(file)  # the format before PyTorch 1.6 is not
-        yield torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+        held = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+        entries = held.items() if isinstance(held, Mapping) else ()  # some hold a version, or a list
+        yield {key: one for key, one in entries if isinstance(one, Tensor)}
         return
     with safe_open(file, framework="pt") as tensors:
         yield {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -253,10 +254,7 @@ def _read_json(path: Path, form: Form) -> Numbered:
             if error.lineno > 1 and error.doc.lstrip().partition("\n")[0].strip() == "{":
                 raise UserError(f"{path}{_line_of(error)}: not json: {ONE_AFTER_ANOTHER}") from error
             if form.json_field is not None:
-                raise UserError(
-                    f"data.json_field={form.json_field!r}: {path} has a json object on each line, and all of "
-                    "them are rows: remove it"
-                ) from error
+                _warn_of_field(form.json_field, path)
             yield from _read_jsonl(path, form)
             return
         remedy = _comma_before(error)
@@ -264,6 +262,14 @@ def _read_json(path: Path, form: Form) -> Numbered:
     for number, row in enumerate(_rows_in(data, path, form), start=1):
         _require_object(row, f"{path}, item {number}")
         yield None, row
+
+
+@lru_cache  # a file is read for each split
+def _warn_of_field(field: str, path: Path) -> None:
+    text = (
+        "data.json_field=%r has no effect on %s, which has a json object on each line: all of them are rows"
+    )
+    logger.warning(text, field, path)
 
 
 ROWS_KEYS = ("data", "rows", "examples", "records")

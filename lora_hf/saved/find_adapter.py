@@ -18,7 +18,7 @@ from lora_hf.files import refuse_git_lfs_pointer
 from lora_hf.hub.download import SETTINGS, fetch, of_folder, public_info
 from lora_hf.hub.names import ADDRESS, is_hub_name, split_name
 from lora_hf.models.base_files import DamagedTokenizer
-from lora_hf.models.languages import in_languages, target_vocabulary
+from lora_hf.models.languages import in_languages, languages, target_vocabulary
 from lora_hf.models.load import load_model, load_tokenizer, model_config
 from lora_hf.models.positions import check_positions, within_positions
 from lora_hf.run_files import ADAPTER, CHECKPOINTS, CONFIG, MODEL, RESULTS, TRAINED, run_above
@@ -233,7 +233,7 @@ def own_tokenizer(saved: SavedAdapter, base: ModelConfig, tokenizer: Any) -> Any
     if held != known:
         more = few(map(repr, others)) or f"{len(known) - len(held)} fewer"
         how = f"its tokens are not those of the base's ({more})"
-    elif _readings(own) != _readings(tokenizer):
+    elif _readings(own, spoken := _spoken(saved, own, tokenizer)) != _readings(tokenizer, spoken):
         how = "it has the tokens of the base's, and divides texts otherwise or has other languages"
     else:
         return None
@@ -245,9 +245,16 @@ PROBE = "Anna: I'm HERE  at 10:30 (café), 你好 🙂\n#Person1#: no\tÉtÉ "
 """A text in which it shows what tokenizers do otherwise with the same tokens: case, accents, spaces."""
 
 
-def _readings(tokenizer: Any) -> list[Any]:
+def _spoken(saved: SavedAdapter, *tokenizers: Any) -> DataConfig:
+    """Return the languages that an adapter records, as far as all tokenizers know them."""
+    known = set[str].intersection(*({*languages(tokenizer)} for tokenizer in tokenizers))
+    given = {field: saved.manifest.get(field) for field in ("source_language", "target_language")}
+    return DataConfig(**{field: code for field, code in given.items() if code in known})
+
+
+def _readings(tokenizer: Any, spoken: DataConfig) -> list[Any]:
     """Return what a tokenizer makes of a text as a source and as a target, and of its tokens as a text."""
-    with in_languages(tokenizer, DataConfig()):
+    with in_languages(tokenizer, spoken):
         source = tokenizer(PROBE).input_ids
         with target_vocabulary(tokenizer):
             target = tokenizer(text_target=PROBE).input_ids

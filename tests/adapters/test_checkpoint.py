@@ -368,7 +368,8 @@ def later_rows(model: Any) -> None:
 def as_pickles(folder: Path) -> None:
     """Write the weights as most repositories of before 2023 have them."""
     (file,) = folder.glob("*.safetensors")
-    torch.save(load_file(file), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    held = load_file(file) | {"version": 3, "more": [1]}
+    torch.save(held, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     file.unlink()
 
 

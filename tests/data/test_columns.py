@@ -548,13 +548,14 @@ def test_texts_inside_of_objects_are_found_by_the_remedy(content, remedy, fields
     assert (example.dialogue, example.references) == (TALK, (GIST,))
 
 
-def test_a_field_of_rows_that_are_lines_is_refused(tmp_path):
+def test_a_field_of_rows_that_are_lines_is_said_to_have_no_effect(tmp_path, caplog):
     """`datasets` reads json lines under the name .json too, and they have no field of which to take rows."""
     (tmp_path / "train.json").write_text(2 * f"{json.dumps(INNER)}\n")
-    with pytest.raises(
-        UserError, match=r"data.json_field='data': .*train.json has a json object on each line"
-    ):
-        load_split(DataConfig(dataset_name=str(tmp_path), json_field="data"), "train")
+    (tmp_path / "test.json").write_text(json.dumps({"data": [INNER]}))
+    config = DataConfig(dataset_name=str(tmp_path), json_field="data")
+    (row,) = load_split(config, "train")
+    assert row.references == (GIST, GIST) and len(load_split(config, "test")) == 1
+    assert caplog.text.count("data.json_field='data' has no effect on ") == 1
 
 
 def test_rows_under_their_numbers_are_rows(tmp_path):

@@ -35,6 +35,7 @@ from lora_hf.saved.find_adapter import (
     config_of_run,
     find_adapter,
     load_with_base,
+    own_tokenizer,
     settings_of,
     tokenizer_of,
 )
@@ -392,6 +393,10 @@ def test_the_languages_of_the_tokenizer_beside_an_adapter_are_those_of_its_texts
     for kind in ("text", "text_target"):
         assert found(**{kind: "a bad cab"}).input_ids == own(**{kind: "a bad cab"}).input_ids
     assert found("a").input_ids != load_tokenizer(config)("a").input_ids
+    manifest = tmp_path / "adapter/lora_hf.json"  # what an adapter records is set whichever tokenizer is used
+    recorded = {"source_language": "ron_Latn", "target_language": "deu_Latn"}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | recorded))
+    assert own_tokenizer(SavedAdapter.at(tmp_path / "adapter"), config, load_tokenizer(config)) is None
 
 
 def test_the_tokenizer_above_a_named_adapter_is_its_own(with_tokenizer: Path, tmp_path: Path) -> None:
