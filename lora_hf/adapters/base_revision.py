@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lora_hf.adapters.backends.bitsandbytes import quantized_dtype
 from lora_hf.adapters.layer import LoraLayer
+from lora_hf.adapters.model_state import is_news
 from lora_hf.adapters.module_names import own_modules
 from lora_hf.adapters.modules_to_save import SavedModule
 from lora_hf.errors import few
@@ -60,20 +61,15 @@ def base_revision(model: nn.Module) -> str | None:
         )
         return None
     if not fitting:
-        if copies:
-            _warn_of_none(name, few(folder.name for folder in copies), id(model))
+        if copies and is_news(model, "revision"):  # each checkpoint comes here
+            logger.warning(
+                "%s: no local copy of it (%s) has all of this model's weights, so that the base's revision "
+                "is not recorded, and `main` is loaded with the adapter",
+                *(name, few(folder.name for folder in copies)),
+            )
         return None
     config._commit_hash = fitting[0].name
     return fitting[0].name
-
-
-@lru_cache  # once for a model: each checkpoint comes here
-def _warn_of_none(name: str, copies: str, of: int) -> None:
-    logger.warning(
-        "%s: no local copy of it (%s) has all of this model's weights, so that the base's revision is not "
-        "recorded, and `main` is loaded with the adapter",
-        *(name, copies),
-    )
 
 
 @lru_cache

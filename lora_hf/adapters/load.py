@@ -18,7 +18,14 @@ from lora_hf.adapters.checkpoint_io import (
     read_tensors,
 )
 from lora_hf.adapters.config import LoraConfig, name_matches
-from lora_hf.adapters.embeddings import check_rows, embedding_keys, embedding_tensors, put_embeddings
+from lora_hf.adapters.embeddings import (
+    WHOLE,
+    check_rows,
+    embedding_keys,
+    embedding_layers,
+    embedding_tensors,
+    put_embeddings,
+)
 from lora_hf.adapters.functional import lora_scaling
 from lora_hf.adapters.initialize import LayerInit, initialize_layer, requantized_base, zero_init
 from lora_hf.adapters.inject import base_weights_of, inject_adapters
@@ -104,8 +111,10 @@ def load_adapter(
         tensors = {name: tensors[key] for key, name in _own_keys(model, tensors, saved).items()}
         if not saved.manifest:
             config, tensors = _without_uncalled(model, config, tensors, folder)
-        beside = embedding_keys(model, tensors.keys() - expected_shapes(model, config).keys())
-        if model_state(model).has_own_embeddings and not beside:
+        expected = expected_shapes(model, config).keys()
+        beside = embedding_keys(model, tensors.keys() - expected)
+        copies = {f"{PREFIX}{name}{WHOLE}" for name in embedding_layers(model)} <= expected
+        if model_state(model).has_own_embeddings and not beside and not copies:
             raise UserError(
                 f"the adapter {folder} was trained on the embeddings of the base, which those of another "
                 "adapter have replaced: load it on a base of its own"

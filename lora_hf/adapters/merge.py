@@ -144,8 +144,8 @@ def merge_and_unload(model: Model, onto: str | None = None, base_weights: BaseWe
     for module in saved_modules(model).values():
         plain[id(module)] = module.plain
     replace_modules(model, plain)
-    # The weights before quantization do not hold what is merged now.
-    update_state(model, adapters={}, is_changed=True, base_weights=None)
+    # The weights before quantization do not hold what is merged now; embeddings are the model's own.
+    update_state(model, adapters={}, is_changed=True, base_weights=None, has_own_embeddings=False)
     if model_state(model).replication:
         unshare_layers(model)
     if onto in TO_DENSE:

@@ -57,6 +57,8 @@ class ModelState:
     """Modes and sets of adapted layers in which rows can have adapters of their own; see `row_probe`."""
     keeps_apart: bool = False
     """Weights that its class may tie are apart, so Transformers warns when it loads them; see `head`."""
+    told: frozenset[str] = frozenset()
+    """What was warned of and is not repeated at each call."""
     checkpoint_generation: Any = None
     """The generation settings that the checkpoint brought; see `models.generation`."""
 
@@ -74,11 +76,18 @@ def update_state(model: nn.Module, **changes: Any) -> None:
 
 def warn_of_embeddings(model: nn.Module) -> None:
     """Warn that a model without its adapters is not its base, because it has embeddings of an adapter."""
-    if model_state(model).has_own_embeddings:
+    if model_state(model).has_own_embeddings and is_news(model, "embeddings"):
         logger.warning(
             "the embeddings stay those of an adapter's file, so that the model without adapters is not its "
             "base: load the base again for that"
         )
+
+
+def is_news(model: nn.Module, topic: str) -> bool:
+    """Return whether a warning comes for the first time on a model, and record it."""
+    told = model_state(model).told
+    update_state(model, told=told | {topic})
+    return topic not in told
 
 
 def adapter_configs(model: nn.Module) -> Mapping[str, LoraConfig]:

@@ -92,7 +92,7 @@ def check_values(tensors: Iterable[tuple[str, Tensor]], model: str, beside: Coll
             outputs[name] = is_zero
         elif is_zero:
             raise UserError(f"{model}: {name} {tuple(tensor.shape)} is {ZEROS}: {AGAIN}")
-        if not is_zero and (rows := _zero_rows_at_end(values)) > LAST_ROWS * len(values):
+        if not is_zero and (rows := _zero_rows_at_end(values)) > max(1, LAST_ROWS * len(values)):
             doubts.append(f"{model}: the last {rows} of {len(values)} rows of {name} are {ZEROS}: {AGAIN}")
     zeros = [name for name, is_zero in outputs.items() if is_zero]
     if 2 * len(zeros) > len(outputs):

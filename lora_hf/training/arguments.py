@@ -295,7 +295,7 @@ def check_accelerator(given: dict[str, Any] | str | None) -> None:
             f"{', '.join(known)}.{did_you_mean(str(name), known)}"
         )
     for name in OF_ONE_READER:
-        if held.get(name):
+        if held.get(name) and world_size() > 1:  # one process reads all rows anyway
             raise UserError(f"training.accelerator_config={shown(given)}: {OWN_BATCHES.format(name)}")
     of_accumulation = held.get("gradient_accumulation_kwargs") or {}
     if not isinstance(of_accumulation, Mapping) or "num_steps" in of_accumulation:

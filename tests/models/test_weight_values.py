@@ -70,7 +70,7 @@ def test_zeros_in_the_outputs_of_added_blocks_are_a_warning_that_names_them(
     assert re.search(words, next(checkpoint(config)).title)
 
 
-@pytest.mark.parametrize(("rows", "is_told"), [(2, False), (20, True)])
+@pytest.mark.parametrize(("rows", "is_told"), [(1, False), (2, False), (20, True)])
 def test_zeros_at_the_end_of_a_matrix_are_a_warning_that_names_it(
     rows: int, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
