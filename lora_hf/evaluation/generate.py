@@ -107,12 +107,8 @@ def generate_summaries(
             *(model, tokenizer, sources, limits, batch_size, batch_tokens, on_batch, observer, options)
         )
     model.eval()
-    device = model.device
-    if offloaded_part(model) is not None:
-        if adapter_configs(model):
-            refuse_offloaded(model)
-        fast_paths = False  # they need the weights in place
-        device = torch.device(getattr(getattr(model, "_hf_hook", None), "execution_device", None) or "cpu")
+    is_offloaded, device = _place(model)
+    fast_paths = fast_paths and not is_offloaded  # they need the weights in place
     searched = options | {"do_sample": False}
     config = effective_config(model, searched)
     n = config.num_beams or 1
@@ -147,6 +143,19 @@ def generate_summaries(
                 texts[i] = text.strip()
             on_batch(len(rows))
     return texts
+
+
+def _place(model: Any) -> tuple[bool, torch.device]:
+    """Return whether accelerate fetches weights of a model while it runs, and the device of its inputs.
+
+    Raises:
+        UserError: it does, and the model has adapters, which need theirs in place.
+    """
+    if offloaded_part(model) is None:
+        return False, model.device
+    if adapter_configs(model):
+        refuse_offloaded(model)
+    return True, torch.device(getattr(getattr(model, "_hf_hook", None), "execution_device", None) or "cpu")
 
 
 SAMPLING: dict[str, tuple[Any, ...]] = {
