@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from lora_hf import LoraConfig, inject_adapters, load_adapter, merge_adapters, save_adapter
+from lora_hf.adapters.base_revision import _are_equal
 from lora_hf.adapters.model_state import lora_layers, update_state
 from lora_hf.errors import UserError
 from lora_hf.files import checkpoint_fingerprint
@@ -375,6 +376,13 @@ def as_pickles(folder: Path) -> None:
 
 def attention(model: Any) -> None:
     nn.init.zeros_(model.encoder.block[0].layer[0].SelfAttention.q.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_is_that_of_a_file_after_a_cast_to_half_precision_and_back(dtype: torch.dtype) -> None:
+    held = torch.randn(4, 4)
+    assert _are_equal(held, held) and _are_equal(held, held.to(dtype).float())
+    assert not _are_equal(held, held.to(dtype).float() + 0.1)
 
 
 @pytest.mark.parametrize("revision", ["main", "v1"])

@@ -1,5 +1,7 @@
 """Layers that cannot be replicated are refused by name, and the model stays unchanged."""
 
+from pathlib import Path
+
 import pytest
 from support.deeper_models import build
 from support.families import make_family
@@ -8,6 +10,8 @@ from torch import nn
 from lora_hf import (
     LoraConfig,
     inject_adapters,
+    load_adapter,
+    save_adapter,
 )
 from lora_hf.adapters.layer_replication import replicate_layers
 from lora_hf.errors import UserError
@@ -94,3 +98,10 @@ def test_peft_s_own_replication_does_not_support_t5() -> None:
     config = peft.LoraConfig(target_modules=["q"], layer_replication=[(0, 2), (1, 3)])
     with pytest.raises(ValueError, match="Could not locate the layers attribute"):
         peft.get_peft_model(build("t5", 3, 3), config)
+
+
+def test_an_adapter_of_the_plain_layers_is_not_loaded_on_replicated_ones(tmp_path: Path) -> None:
+    plain = save_adapter(inject_adapters(make_family("T5"), LoraConfig(r=2)), tmp_path)
+    model = replicate_layers(make_family("T5"), {"encoder": [[0, 2], [0, 2]]})
+    with pytest.raises(UserError, match="which another adapter has replicated: load it on a base of its own"):
+        load_adapter(model, plain)
